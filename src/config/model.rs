@@ -1,0 +1,599 @@
+//! The shape of `guardian.toml`. Every field has a comment here that becomes its description in the exported schema.
+
+use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
+use schemars::JsonSchema;
+use secrecy::SecretString;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything Guardian is told. Paths are relative to the folder of the file.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which environment's users, grants and audit rows this instance works with.
+    #[serde(default = "default_environment")]
+    pub environment: EnvironmentName,
+    /// Where the journal, generated keys and the embedded database live. One instance a folder.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    pub listen: Listen,
+    /// Metrics and health.
+    #[serde(default)]
+    pub admin: AdminListen,
+    #[serde(default)]
+    pub store: StoreConfig,
+    #[serde(default)]
+    pub issuers: Vec<IssuerConfig>,
+    #[serde(default)]
+    pub keys: KeysConfig,
+    #[serde(default)]
+    pub members: MembersConfig,
+    #[serde(default)]
+    pub servers: Vec<ServerConfig>,
+    #[serde(default)]
+    pub policies: PoliciesConfig,
+    #[serde(default)]
+    pub grants: GrantsConfig,
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    #[serde(default)]
+    pub journal: JournalConfig,
+    #[serde(default)]
+    pub sessions: SessionsConfig,
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// A length of time written `250ms`, `5s`, `10m`, `24h`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// A secret: written `${VAR}` in the file, or read from the file that the sibling key `…_file` names. Never printed.
+pub type Secret = SecretString;
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// Address of the data listener.
+    pub address: SocketAddr,
+    /// How clients reach it, without a path: `https://mcp.example.com`. Resource identifiers and challenges are made of it.
+    pub public_url: String,
+    /// Further values of `Host` that are this instance; the one of `public_url` always is.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Values of `Origin` that browsers may send. None by default.
+    #[serde(default)]
+    pub origins: Vec<String>,
+    pub tls: TlsConfig,
+    #[serde(default)]
+    pub limits: ConnectionLimits,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificate chain, PEM, leaf first.
+    pub certificate_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
+    /// Client certificates are verified against these CAs, PEM.
+    #[serde(default)]
+    pub client_ca_file: Option<PathBuf>,
+    #[serde(default)]
+    pub client_certificates: ClientCertificates,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCertificates {
+    #[default]
+    Off,
+    /// A certificate may be the credential; without one a token or key is.
+    Optional,
+    /// No connection without one.
+    Required,
+}
+
+/// Every stage of a connection has a bound.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConnectionLimits {
+    pub max_connections: usize,
+    /// From one address (IPv4) or /64 (IPv6).
+    pub max_connections_per_address: usize,
+    pub handshake_timeout: Span,
+    /// For the head of a request; also how long a connection may stay idle before the next.
+    pub header_timeout: Span,
+    /// For the whole body of a request.
+    pub body_timeout: Span,
+    /// How long an h2 peer may leave a ping unanswered.
+    pub idle_timeout: Span,
+    /// The longest life of one answer, streams included.
+    pub total_timeout: Span,
+    /// How long running calls may take to finish after SIGTERM.
+    pub drain_timeout: Span,
+    pub max_header_bytes: usize,
+    pub max_body_bytes: usize,
+    /// h2 streams at once on one connection.
+    pub max_streams: u32,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminListen {
+    /// `/livez`, `/readyz`, `/health`, `/metrics`, in clear text: keep it on loopback or a private network.
+    pub metrics_address: SocketAddr,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    #[default]
+    Sqlite,
+    Postgres,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    pub kind: StoreKind,
+    /// SQLite: the database file, `guardian.db` in the data folder by default.
+    pub file: Option<PathBuf>,
+    /// Postgres: URL of the proxy's own least-privileged login, on the direct (not pooled) endpoint.
+    #[schemars(with = "Option<String>")]
+    pub url: Option<Secret>,
+    pub url_file: Option<PathBuf>,
+    /// Postgres: URL of a login that may administer (`grant`, `key`, `user`, `server`) and read the audit. Used by commands, never by `serve`.
+    #[schemars(with = "Option<String>")]
+    pub admin_url: Option<Secret>,
+    pub admin_url_file: Option<PathBuf>,
+    /// PEM file of the CA that signed the database's certificate, if it is not a public one.
+    pub ca_file: Option<PathBuf>,
+    pub max_connections: u32,
+    pub connect_timeout: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IssuerKind {
+    Oidc,
+    Supabase,
+    CloudflareAccess,
+}
+
+/// JWS algorithms; one issuer uses one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+pub enum SigningAlgorithm {
+    ES256,
+    ES384,
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    EdDSA,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// Short name; policies write users as `Guardian::User::"<alias>|<subject>"`.
+    pub alias: IssuerAlias,
+    pub kind: IssuerKind,
+    /// The exact `iss`. `user_identities` holds this one.
+    pub issuer: Issuer,
+    /// Further values of `iss` that mean the same issuer (a custom domain).
+    #[serde(default)]
+    pub also_accept: Vec<Issuer>,
+    /// Where its public keys are; by default `<issuer>/.well-known/jwks.json` (Supabase) or `<issuer>/cdn-cgi/access/certs`
+    /// (Cloudflare Access). `oidc` names one, or a file.
+    #[serde(default)]
+    pub jwks_url: Option<String>,
+    #[serde(default)]
+    pub jwks_file: Option<PathBuf>,
+    /// CA of the JWKS URL, if it is not a public one.
+    #[serde(default)]
+    pub jwks_ca_file: Option<PathBuf>,
+    /// Allowed algorithms; never taken from the token. By default ES256 and RS256 (RS256 alone for Cloudflare Access).
+    #[serde(default)]
+    pub algorithms: Vec<SigningAlgorithm>,
+    /// Values of `aud` of which the token must hold one. By default Guardian's resource URL of the server called;
+    /// `authenticated` for Supabase.
+    #[serde(default)]
+    pub audiences: Vec<String>,
+    /// If given, `client_id` (or `azp`) must be one of these.
+    #[serde(default)]
+    pub client_ids: Vec<ClientId>,
+    /// If given, the claim that names environments (dotted: `app_metadata.environments`) must hold this instance's.
+    #[serde(default)]
+    pub environment_claim: Option<String>,
+    /// A claim (dotted) whose strings become roles beside `users.roles`. Never one the user can write, such as `user_metadata`.
+    #[serde(default)]
+    pub roles_claim: Option<String>,
+    /// A claim (dotted) that becomes `principal.tenant`.
+    #[serde(default)]
+    pub tenant_claim: Option<String>,
+    /// Accept Supabase anonymous sign-ins.
+    #[serde(default)]
+    pub allow_anonymous: bool,
+    /// Clock difference tolerated in `exp`, `nbf` and `iat`.
+    #[serde(default = "default_skew")]
+    pub skew: Span,
+    /// How long a fetched key set is used before it is fetched again.
+    #[serde(default = "default_jwks_refresh")]
+    pub jwks_refresh: Span,
+    /// How long the last good key set serves when the URL cannot be reached.
+    #[serde(default = "default_jwks_keep")]
+    pub jwks_keep: Span,
+    /// The least time between two fetches caused by an unknown key id.
+    #[serde(default = "default_jwks_refetch")]
+    pub jwks_refetch: Span,
+}
+
+/// Guardian API keys.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// File with one pepper a line, `version:base64` of 32 bytes; the highest version makes new keys. By default `pepper` in the data folder.
+    pub pepper_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MembersConfig {
+    /// Enrol whoever an issuer proves on the first call. They still need a grant. Off: only enrolled people exist.
+    pub just_in_time: bool,
+    /// Roles of somebody enrolled that way.
+    pub just_in_time_roles: Vec<RoleName>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PinMode {
+    /// A tool seen for the first time is pinned as it is; a later change is refused until pinned again.
+    #[default]
+    FirstUse,
+    /// Nothing is callable before `guardian server pin`.
+    Strict,
+}
+
+/// How a policy's refusal looks to the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Denials {
+    /// A JSON-RPC error with reason, policies and remedy.
+    #[default]
+    Error,
+    /// A tool result with `isError`, which models read as feedback.
+    ToolResult,
+    /// As if the tool did not exist.
+    UnknownTool,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Clients reach it at `/mcp/<name>`.
+    pub name: ServerName,
+    /// Its Streamable HTTP endpoint.
+    pub url: String,
+    /// Its CA, PEM, if it is not a public one.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The credential Guardian presents to it. The caller's own is never sent.
+    #[serde(default)]
+    pub credential: Option<UpstreamCredential>,
+    #[serde(default)]
+    pub pin: PinMode,
+    #[serde(default)]
+    pub denials: Denials,
+    /// Scopes a tool needs instead of the scope of its own name.
+    #[serde(default)]
+    pub tool_scopes: BTreeMap<String, Vec<String>>,
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Span,
+    /// Until the head of the answer.
+    #[serde(default = "default_first_byte_timeout")]
+    pub first_byte_timeout: Span,
+    /// Between two pieces of the answer.
+    #[serde(default = "default_upstream_idle")]
+    pub idle_timeout: Span,
+    /// Largest answer that is not a stream.
+    #[serde(default = "default_answer_bytes")]
+    pub max_answer_bytes: usize,
+    /// Calls to it at once, over all callers.
+    #[serde(default = "default_server_concurrency")]
+    pub max_concurrency: usize,
+    /// How often its tool list is fetched anew.
+    #[serde(default = "default_catalogue_refresh")]
+    pub catalogue_refresh: Span,
+    /// Allow an address on loopback or a private network.
+    #[serde(default)]
+    pub allow_private_address: bool,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamCredential {
+    /// Header to send it in.
+    #[serde(default = "default_credential_header")]
+    pub header: String,
+    /// The whole header value, such as `Bearer ${GITHUB_TOKEN}`.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub value: Option<Secret>,
+    /// A file that holds it.
+    #[serde(default)]
+    pub value_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoliciesConfig {
+    /// Folder of `.cedar` files.
+    pub dir: PathBuf,
+    /// Start although no policy permits anything.
+    pub deny_all: bool,
+    /// IANA-free fixed offset of the working day, such as `+01:00`, for `context.hour` and `context.weekday`.
+    pub utc_offset: String,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrantsConfig {
+    /// No call is decided on knowledge older than this.
+    pub max_staleness: Span,
+    /// From this age on the knowledge is confirmed in the background.
+    pub confirm_after: Span,
+    /// How long a call may wait for a confirmation.
+    pub confirm_timeout: Span,
+    /// Members held in memory; more refuse to load.
+    pub max_members: usize,
+}
+
+/// `rate` calls every `per`, at most `burst` at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    pub rate: u32,
+    pub per: Span,
+    /// By default the rate.
+    #[serde(default)]
+    pub burst: Option<u32>,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// For each principal.
+    pub per_principal: Option<Rate>,
+    /// For each principal on each tool.
+    pub per_tool: Option<Rate>,
+    /// For each server, over all callers.
+    pub per_server: Option<Rate>,
+    /// Single tools, `"<server>/<tool>"`, over `per_tool`.
+    pub tools: BTreeMap<String, Rate>,
+    /// Single servers, over `per_server`.
+    pub servers: BTreeMap<ServerName, Rate>,
+    /// Calls of one principal at once.
+    pub max_concurrency_per_principal: usize,
+    /// Counters held; a new key past this is refused.
+    pub max_keys: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordArguments {
+    /// Only their digest.
+    #[default]
+    Digest,
+    /// With the values of `redact` replaced.
+    Redacted,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// `journal` in the data folder by default.
+    pub dir: Option<PathBuf>,
+    /// Unshipped records may take this much; calls are refused from 95 % on.
+    pub max_bytes: u64,
+    pub segment_bytes: u64,
+    /// A disk that takes longer for one sync is treated as broken.
+    pub sync_timeout: Span,
+    pub arguments: RecordArguments,
+    /// Argument names, at any depth, whose values never reach a record.
+    pub redact: Vec<String>,
+    /// Allow a folder that does not survive a restart of the machine (tmpfs, overlay).
+    pub allow_volatile: bool,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionsConfig {
+    /// File with one key a line, `version:base64` of 32 bytes, that seals session ids; replicas share it. By default `session.keys` in the data folder.
+    pub key_file: Option<PathBuf>,
+    /// How long a session may live.
+    pub lifetime: Span,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,neural_guardian::gate=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+macro_rules! defaults {
+    ($($type:ident { $($field:ident: $value:expr,)* })*) => {$(
+        impl Default for $type {
+            fn default() -> Self {
+                Self { $($field: $value,)* }
+            }
+        }
+    )*};
+}
+
+defaults! {
+    ConnectionLimits {
+        max_connections: 10_000,
+        max_connections_per_address: 512,
+        handshake_timeout: secs(10),
+        header_timeout: secs(30),
+        body_timeout: secs(30),
+        idle_timeout: secs(60),
+        total_timeout: secs(3_600),
+        drain_timeout: secs(30),
+        max_header_bytes: 32 * 1024,
+        max_body_bytes: 4 * 1024 * 1024,
+        max_streams: 128,
+    }
+    AdminListen { metrics_address: SocketAddr::from(([127, 0, 0, 1], 9090)), }
+    StoreConfig {
+        kind: StoreKind::Sqlite,
+        file: None,
+        url: None,
+        url_file: None,
+        admin_url: None,
+        admin_url_file: None,
+        ca_file: None,
+        max_connections: 5,
+        connect_timeout: secs(10),
+    }
+    KeysConfig { pepper_file: None, }
+    PoliciesConfig { dir: PathBuf::from("policies"), deny_all: false, utc_offset: "+00:00".to_owned(), }
+    GrantsConfig {
+        max_staleness: secs(5),
+        confirm_after: secs(1),
+        confirm_timeout: Span(Duration::from_millis(800)),
+        max_members: 1_000_000,
+    }
+    LimitsConfig {
+        per_principal: Some(Rate { rate: 1_200, per: secs(60), burst: Some(200) }),
+        per_tool: None,
+        per_server: None,
+        tools: BTreeMap::new(),
+        servers: BTreeMap::new(),
+        max_concurrency_per_principal: 64,
+        max_keys: 100_000,
+    }
+    JournalConfig {
+        dir: None,
+        max_bytes: 10 * 1024 * 1024 * 1024,
+        segment_bytes: 64 * 1024 * 1024,
+        sync_timeout: secs(2),
+        arguments: RecordArguments::Digest,
+        redact: Vec::new(),
+        allow_volatile: false,
+    }
+    SessionsConfig { key_file: None, lifetime: secs(24 * 3_600), }
+    LogConfig { level: "info".to_owned(), format: LogFormat::Auto, }
+}
+
+const fn secs(secs: u64) -> Span {
+    Span(Duration::from_secs(secs))
+}
+
+fn default_environment() -> EnvironmentName {
+    EnvironmentName::parse("default").expect("a literal that is an environment name")
+}
+
+fn default_data_dir() -> PathBuf {
+    PathBuf::from("data")
+}
+
+fn default_skew() -> Span {
+    secs(30)
+}
+
+fn default_jwks_refresh() -> Span {
+    secs(600)
+}
+
+fn default_jwks_keep() -> Span {
+    secs(3_600)
+}
+
+fn default_jwks_refetch() -> Span {
+    secs(30)
+}
+
+fn default_connect_timeout() -> Span {
+    secs(5)
+}
+
+fn default_first_byte_timeout() -> Span {
+    secs(120)
+}
+
+fn default_upstream_idle() -> Span {
+    secs(300)
+}
+
+fn default_answer_bytes() -> usize {
+    64 * 1024 * 1024
+}
+
+fn default_server_concurrency() -> usize {
+    256
+}
+
+fn default_catalogue_refresh() -> Span {
+    secs(60)
+}
+
+fn default_credential_header() -> String {
+    "authorization".to_owned()
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        Self::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "`{text}` is not a length of time such as `250ms`, `5s`, `10m`, `24h` or `7d`"
+            ))
+        })
+    }
+}
+
+impl Span {
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let number: u64 = text[..digits].parse().ok()?;
+        let millis = match &text[digits..] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        number.checked_mul(millis).map(|millis| Self(Duration::from_millis(millis)))
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$", "description": "A length of time: 250ms, 5s, 10m, 24h, 7d." })
+    }
+}

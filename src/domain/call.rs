@@ -1,0 +1,150 @@
+//! One judged message: the value that travels the request path. What was judged is what is sent.
+
+use super::{ServerName, ToolName};
+use bytes::Bytes;
+use std::fmt;
+use uuid::Uuid;
+
+/// Names one message in logs, records and answers (UUIDv7, made by the app's clock).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub Uuid);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Legacy: handshake and sessions, to 2025-11-25. Modern: stateless with `_meta`, from 2026-07-28.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Era {
+    Legacy,
+    Modern,
+}
+
+/// The revisions spoken here; an unknown one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProtocolVersion {
+    V20241105,
+    V20250326,
+    V20250618,
+    V20251125,
+    V20260728,
+}
+
+impl ProtocolVersion {
+    pub const ALL: [ProtocolVersion; 5] = [
+        Self::V20241105,
+        Self::V20250326,
+        Self::V20250618,
+        Self::V20251125,
+        Self::V20260728,
+    ];
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|version| version.as_str() == text)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V20241105 => "2024-11-05",
+            Self::V20250326 => "2025-03-26",
+            Self::V20250618 => "2025-06-18",
+            Self::V20251125 => "2025-11-25",
+            Self::V20260728 => "2026-07-28",
+        }
+    }
+
+    pub const fn era(self) -> Era {
+        match self {
+            Self::V20260728 => Era::Modern,
+            _ => Era::Legacy,
+        }
+    }
+}
+
+/// The JSON-RPC id of a request as its exact text, quotes included.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct MessageId(Bytes);
+
+impl MessageId {
+    /// `text` is a JSON string or integer, as the strict reader found it.
+    pub fn from_json(text: Bytes) -> Self {
+        Self(text)
+    }
+
+    pub fn as_json(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("null")
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_json())
+    }
+}
+
+/// What a message asks for. Everything that carries authority has a variant; the rest is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Method {
+    Initialize,
+    Ping,
+    Discover,
+    ToolsList,
+    ToolsCall,
+    /// `notifications/…` a client may send: initialized, cancelled, progress, roots/list_changed.
+    Notification,
+    /// GET: the server's stream of a legacy session.
+    OpenStream,
+    /// DELETE: end of a legacy session.
+    EndSession,
+}
+
+impl Method {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Method::Initialize => "initialize",
+            Method::Ping => "ping",
+            Method::Discover => "server/discover",
+            Method::ToolsList => "tools/list",
+            Method::ToolsCall => "tools/call",
+            Method::Notification => "notifications",
+            Method::OpenStream => "GET",
+            Method::EndSession => "DELETE",
+        }
+    }
+}
+
+/// What is acted upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Server,
+    Tool(ToolName),
+}
+
+/// A message parsed once; the body is the exact bytes that were judged and that are sent.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub request: RequestId,
+    pub server: ServerName,
+    pub era: Era,
+    pub version: Option<ProtocolVersion>,
+    pub method: Method,
+    pub target: Target,
+    /// `None` for notifications, GET and DELETE.
+    pub id: Option<MessageId>,
+    pub body: Bytes,
+    /// `params.arguments` inside `body`; `None` if absent.
+    pub arguments: Option<Bytes>,
+}
+
+impl Call {
+    pub fn tool(&self) -> Option<&ToolName> {
+        match &self.target {
+            Target::Tool(name) => Some(name),
+            Target::Server => None,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the store holds of a user: identities, keys, grants. Read whole, replaced whole.
+
+use super::{ClientId, GrantId, Issuer, KeyId, PrincipalKind, RoleName, Scope, ServerName, Subject, Timestamp, UserId};
+use std::collections::BTreeSet;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberStatus {
+    Active,
+    Disabled,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantStatus {
+    Idle,
+    Verified,
+    Revoked,
+}
+
+/// A set of whole strings. `*` covers every scope; nothing else is ever a pattern.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Scopes(BTreeSet<Scope>);
+
+impl Scopes {
+    pub fn covers(&self, scope: &Scope) -> bool {
+        self.0.contains(scope) || self.0.contains("*")
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Scope> {
+        self.0.iter()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        Self(scopes.into_iter().collect())
+    }
+}
+
+/// A row of `mcp_authorizations`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Grant {
+    pub id: GrantId,
+    pub server: ServerName,
+    /// `None`: any OAuth client of this user.
+    pub client: Option<ClientId>,
+    pub status: GrantStatus,
+    pub scopes: Scopes,
+    pub expires_at: Option<Timestamp>,
+    pub version: i64,
+}
+
+/// A row of `api_keys`. The hash is the HMAC-SHA-256 of the secret under the pepper of that version.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    pub id: KeyId,
+    pub name: String,
+    pub hash: [u8; 32],
+    pub pepper_version: i32,
+    /// Empty: everything its owner's grants allow.
+    pub scopes: Scopes,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiKey")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A user or service account of this environment with everything that hangs on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub id: UserId,
+    pub kind: PrincipalKind,
+    pub email: Option<String>,
+    pub display_name: Option<String>,
+    pub roles: Vec<RoleName>,
+    pub status: MemberStatus,
+    pub identities: Vec<(Issuer, Subject)>,
+    pub keys: Vec<ApiKey>,
+    pub grants: Vec<Grant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevocationKind {
+    Subject,
+    Session,
+    Client,
+    Jti,
+}
+
+/// Tokens of the named thing issued before `issued_before` are refused until `expires_at`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    pub issuer: Issuer,
+    pub kind: RevocationKind,
+    pub value: String,
+    pub issued_before: Timestamp,
+    pub expires_at: Timestamp,
+}

@@ -1,0 +1,85 @@
+//! Who a verified credential names. Enrolment and grants are another matter: see `Member`.
+
+use super::{ClientId, Digest, Issuer, IssuerAlias, KeyId, RoleName, Scopes, Subject, Timestamp};
+use std::fmt;
+use std::sync::Arc;
+
+/// How the caller proved who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthMethod {
+    Jwt,
+    Key,
+    Certificate,
+}
+
+impl AuthMethod {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            AuthMethod::Jwt => "jwt",
+            AuthMethod::Key => "key",
+            AuthMethod::Certificate => "certificate",
+        }
+    }
+}
+
+/// A person or a program; the Cedar entity type follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrincipalKind {
+    User,
+    Service,
+}
+
+/// The first 16 hex digits of the credential's SHA-256: enough to correlate, nothing to replay.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 8]);
+
+impl Fingerprint {
+    pub fn of(credential: &Digest) -> Self {
+        let mut head = [0; 8];
+        head.copy_from_slice(&credential.as_bytes()[..8]);
+        Self(head)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A proved caller. (issuer, subject) names it; a bare subject never does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    pub kind: PrincipalKind,
+    /// Exact issuer as `user_identities` holds it. Keys: `guardian`. Certificates: `certificate`.
+    pub issuer: Issuer,
+    /// Its short name in the configuration; for keys and certificates the same words as above.
+    pub alias: IssuerAlias,
+    pub subject: Subject,
+    pub method: AuthMethod,
+    pub fingerprint: Fingerprint,
+    pub client: Option<ClientId>,
+    /// `session_id` / `sid` of the token, for revocations.
+    pub token_session: Option<Arc<str>>,
+    /// `jti` of the token, for revocations.
+    pub token_id: Option<Arc<str>>,
+    pub email: Option<Arc<str>>,
+    pub tenant: Option<Arc<str>>,
+    /// `aal` or `acr`.
+    pub assurance: Option<Arc<str>>,
+    /// Roles that a configured claim of the token carries, beside those of `users.roles`.
+    pub roles: Vec<RoleName>,
+    /// The API key used, and the scopes it narrows its owner's grants to (`None`: no narrowing).
+    pub key: Option<KeyId>,
+    pub key_scopes: Option<Scopes>,
+    pub issued_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+}

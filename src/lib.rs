@@ -1,0 +1,4 @@
+//! Neural Guardian.
+
+pub mod config;
+pub mod domain;

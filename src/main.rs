@@ -1,0 +1,3 @@
+//! The `guardian` binary: reads the command line and hands over.
+
+fn main() {}
