@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,18 +26,21 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const CONNECTIONS: usize = 32;
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .expect("no provider was installed before");
     match arguments.iter().position(|argument| argument == "--passthrough") {
-        Some(at) => passthrough(&arguments[at + 1], &arguments[at + 2], Path::new(&arguments[at + 3])),
+        Some(at) => {
+            passthrough(&arguments[at + 1], &arguments[at + 2], Path::new(&arguments[at + 3]));
+            ExitCode::SUCCESS
+        }
         None => compare(&arguments),
     }
 }
 
-fn compare(arguments: &[String]) {
+fn compare(arguments: &[String]) -> ExitCode {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let limit = arguments
         .iter()
@@ -88,8 +91,9 @@ fn compare(arguments: &[String]) {
     drop((guardian, bare));
     if let Some(limit) = limit.filter(|limit| ratio > *limit) {
         eprintln!("the path costs {ratio:.2} times a passthrough, more than {limit}");
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 /// CPU microseconds of process `pid` per call, and calls per second.

@@ -42,6 +42,9 @@ pub enum Grant {
         /// Only for tokens issued to this OAuth client.
         #[arg(long, value_name = "ID")]
         client: Option<ClientId>,
+        /// Prepare it only: it permits nothing until it is added again without this.
+        #[arg(long)]
+        idle: bool,
         #[command(flatten)]
         format: Format,
     },
@@ -83,6 +86,7 @@ impl Grant {
                 scopes,
                 expires,
                 client,
+                idle,
                 format,
             } => {
                 let owner = admin.user(user).await?;
@@ -93,12 +97,14 @@ impl Grant {
                     client: client.clone(),
                     scopes: scopes.iter().cloned().collect(),
                     expires_at: *expires,
+                    idle: *idle,
                 };
                 let id = admin.store.add_grant(env, &grant).await?;
+                let word = if *idle { "may, once it is verified," } else { "may" };
                 let until = expires.map_or(String::new(), |expires| format!(" until {}", at(expires)));
                 format.done(
                     &json!({ "id": id, "user": grant.user, "server": server, "client": client, "scopes": scopes, "expires_at": expires.map(at) }),
-                    format_args!("{} may use {} on `{server}`{until}", clean(user), comma(scopes)),
+                    format_args!("{} {word} use {} on `{server}`{until}", clean(user), comma(scopes)),
                 )
             }
             Grant::Revoke {

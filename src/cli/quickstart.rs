@@ -203,6 +203,7 @@ impl Place {
             client: None,
             scopes,
             expires_at: None,
+            idle: false,
         };
         store.add_grant(environment, &grant).await?;
         self.demo_key(&store, config, &user, app::now()).await

@@ -30,7 +30,6 @@ pub(super) struct KeySource {
     pub flight: Mutex<Option<watch::Receiver<()>>>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one for each issuer")]
 pub(super) enum Place {
     Url(Client, http::Uri),
     File(PathBuf),

@@ -299,6 +299,7 @@ impl Place {
             client: None,
             scopes: Scopes::from_iter([Scope::parse("read").unwrap()]),
             expires_at: None,
+            idle: false,
         };
         self.admin.add_grant(&env(), &grant).await.unwrap();
     }

@@ -3,6 +3,7 @@
 mod config;
 mod decide;
 mod demo;
+mod grants;
 mod identity;
 mod limits;
 mod mcp;
