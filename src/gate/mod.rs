@@ -194,6 +194,7 @@ impl Gate {
             permit.basis(),
             self.parts.redaction.apply(trail.arguments.as_deref()),
         );
+                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
         let ticket = ticket(generation, &caller, &decision);
         let cleared = self.record(permit, decision, trail).await?;
         if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
@@ -277,7 +278,7 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
-                tool: trail.tool.as_deref(),
+                unseen: trail.unseen,
             },
         )
     }
@@ -557,6 +558,12 @@ fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
 }
 
 /// The id of a stranger's message, so that the challenge answers it. Nothing else of the body is believed.
+/// Whether this caller's list of tools has the one called.
+fn shown(call: &Call, facts: &Facts<'_>) -> bool {
+    let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
+    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
+}
+
 fn id_of(verb: Verb, body: Bytes) -> Option<crate::domain::MessageId> {
     if verb != Verb::Post {
         return None;
