@@ -4,6 +4,7 @@
 //! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
 //! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
 
+mod bodies;
 mod caller;
 mod metadata;
 mod noise;
@@ -30,9 +31,10 @@ use crate::journal::{Cleared, Journal};
 use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp::{self, Heads, Message};
 use crate::telemetry::Metrics;
-use crate::transport::{self, Body, BodyProblem, Peer};
+use crate::transport::{Body, BodyProblem, Peer};
 use crate::upstream::{Failed, ForwardHeads, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
+use bodies::{Bodies, Unread};
 use bytes::Bytes;
 use caller::Caller;
 use http::{Request, Response, StatusCode, request};
@@ -76,6 +78,7 @@ pub struct GateParts {
 /// The request path of one instance.
 pub struct Gate {
     parts: GateParts,
+    bodies: Bodies,
     noise: Noise,
     streams: Arc<Streams>,
     draining: AtomicBool,
@@ -91,6 +94,7 @@ impl Gate {
             noise: Noise::default(),
             streams: Arc::default(),
             draining: AtomicBool::new(false),
+            bodies: Bodies::new(parts.site.max_body),
         }
     }
 
@@ -141,7 +145,8 @@ impl Gate {
         } else {
             self.parts.site.max_body.min(STRANGERS_BODY)
         };
-        let body = transport::read_body(body, most, self.parts.site.body_timeout).await;
+        let who = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
+        let body = self.bodies.read(body, most, self.parts.site.body_timeout, who).await;
         let principal = match proved {
             Ok(principal) => principal,
             Err(reason) => {
@@ -534,11 +539,17 @@ fn ticket(generation: u64, caller: &Caller, decision: &Decision) -> Ticket {
     }
 }
 
-fn unread(problem: BodyProblem) -> Refusal {
-    match problem {
-        BodyProblem::TooLarge => Reason::BodyTooLarge.into(),
-        BodyProblem::TooSlow => Reason::BodyTooSlow.into(),
-        BodyProblem::Broken | BodyProblem::Trailers => Refusal::with_detail(Reason::BadFraming, problem.to_string()),
+fn unread(unread: Unread) -> Refusal {
+    match unread {
+        Unread::NoRoom => Refusal {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Refusal::with_detail(Reason::TooManyInFlight, "too many messages are still on their way")
+        },
+        Unread::Problem(BodyProblem::TooLarge) => Reason::BodyTooLarge.into(),
+        Unread::Problem(BodyProblem::TooSlow) => Reason::BodyTooSlow.into(),
+        Unread::Problem(problem @ (BodyProblem::Broken | BodyProblem::Trailers)) => {
+            Refusal::with_detail(Reason::BadFraming, problem.to_string())
+        }
     }
 }
 
