@@ -27,7 +27,7 @@ use crate::domain::{
     Timestamp,
 };
 use crate::grants::{Grants, Ticket};
-use crate::journal::{Cleared, Journal};
+use crate::journal::{Cleared, Journal, State};
 use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp::{self, Heads, Message};
 use crate::telemetry::Metrics;
@@ -86,6 +86,10 @@ pub struct Gate {
 
 /// Largest body that is read for the id of a message whose sender is not known.
 const STRANGERS_BODY: usize = 64 * 1024;
+/// Streams of one caller at once: each is a connection to its server, for as long as an answer may take.
+const MOST_STREAMS: usize = 64;
+/// A credential is looked at again if the message took longer than this to arrive.
+const SLOW: Duration = Duration::from_secs(1);
 
 impl Gate {
     pub fn new(parts: GateParts) -> Self {
@@ -313,15 +317,20 @@ impl Gate {
             })
     }
 
-    /// Cuts open streams whose authorisation is gone; the app calls it after each change and once a second.
-    pub fn recheck_streams(&self) {
-        let cut = self.streams.recheck(&self.parts.grants, (self.parts.clock.now)());
+    /// Cuts open streams whose authorisation is gone; the app calls it once a second. While nobody calls, nobody else asks
+    /// what has changed, so this does. What cannot be confirmed any more does not go on.
+    pub async fn recheck_streams(&self) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let fresh = self.parts.grants.fresh().await.is_ok();
+        let cut = self.streams.recheck(&self.parts.grants, fresh, (self.parts.clock.now)());
         if cut > 0 {
             tracing::info!(streams = cut, "cut: their authorisation is gone");
         }
     }
 
-    /// Puts what was only counted on record; the app calls it once a second.
+    /// Puts what was only counted on record; the app calls it once a second. While nothing can be recorded, it is kept.
     pub async fn record_noise(&self) {
         for event in self.noise.drain(&self.parts.environment, (self.parts.clock.now)()) {
             if let Err(sealed) = self.parts.journal.append(event).await {
@@ -337,6 +346,9 @@ impl Gate {
             Err(stale) => {
                 let why = stale.why.as_deref().unwrap_or_default();
                 tracing::warn!(%stale, why, "the knowledge of grants is too old to decide upon");
+        if matches!(self.parts.journal.state(), State::Sealed(_)) {
+            return;
+        }
                 (self.parts.grants.view(), false)
             }
         };
@@ -370,6 +382,10 @@ impl Gate {
         &self,
         head: &request::Parts,
         server: Option<ServerName>,
+            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+            }),
         upstreams: &Upstreams,
     ) -> Result<Response<Body>, Refusal> {
         if head.method != http::Method::GET {
