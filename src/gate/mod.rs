@@ -94,11 +94,11 @@ const SLOW: Duration = Duration::from_secs(1);
 impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
+            bodies: Bodies::new(parts.site.max_body),
             parts,
             noise: Noise::default(),
             streams: Arc::default(),
             draining: AtomicBool::new(false),
-            bodies: Bodies::new(parts.site.max_body),
         }
     }
 
@@ -139,11 +139,7 @@ impl Gate {
         };
         let verb = site::verb(head)?;
         trail.server = Some(server.clone());
-        let proved = self
-            .parts
-            .callers
-            .prove(&head.headers, peer, &self.parts.site.resource(&server), trail.at)
-            .await;
+        let proved = self.prove(head, peer, &server, trail.at).await;
         let most = if proved.is_ok() {
             self.parts.site.max_body
         } else {
@@ -159,6 +155,13 @@ impl Gate {
             }
         };
         trail.principal = Some(principal.clone());
+        // What is judged is judged as of now: a message may take half a minute to arrive, and much can end in that.
+        let upstreams = self.parts.upstreams.load_full();
+        let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
+        let principal = match trail.at.since(asked) < SLOW {
+            true => principal,
+            false => self.prove(head, peer, &server, trail.at).await?,
+        };
         if self.draining.load(Ordering::Relaxed) {
             return Err(Reason::Draining.into());
         }
@@ -191,6 +194,7 @@ impl Gate {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refused) => {
                 trail.basis = Some(refused.basis);
+                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
                 return Err(refused.refusal);
             }
         };
@@ -203,7 +207,6 @@ impl Gate {
             permit.basis(),
             self.parts.redaction.apply(trail.arguments.as_deref()),
         );
-                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
         let ticket = ticket(generation, &caller, &decision);
         let cleared = self.record(permit, decision, trail).await?;
         if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
@@ -235,6 +238,17 @@ impl Gate {
                 ticket,
             },
         )
+    }
+
+    async fn prove(
+        &self,
+        head: &request::Parts,
+        peer: &Peer,
+        server: &ServerName,
+        now: Timestamp,
+    ) -> Result<Arc<Principal>, Reason> {
+        let audience = self.parts.site.resource(server);
+        self.parts.callers.prove(&head.headers, peer, &audience, now).await
     }
 
     /// Durable before anything is sent; if it cannot be written, nothing is.
@@ -332,6 +346,9 @@ impl Gate {
 
     /// Puts what was only counted on record; the app calls it once a second. While nothing can be recorded, it is kept.
     pub async fn record_noise(&self) {
+        if matches!(self.parts.journal.state(), State::Sealed(_)) {
+            return;
+        }
         for event in self.noise.drain(&self.parts.environment, (self.parts.clock.now)()) {
             if let Err(sealed) = self.parts.journal.append(event).await {
                 tracing::warn!(%sealed, "counted refusals cannot be recorded");
@@ -346,9 +363,6 @@ impl Gate {
             Err(stale) => {
                 let why = stale.why.as_deref().unwrap_or_default();
                 tracing::warn!(%stale, why, "the knowledge of grants is too old to decide upon");
-        if matches!(self.parts.journal.state(), State::Sealed(_)) {
-            return;
-        }
                 (self.parts.grants.view(), false)
             }
         };
@@ -368,6 +382,10 @@ impl Gate {
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession => Ok(None),
+            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+            }),
             Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
                 let admission = self
                     .parts
@@ -382,10 +400,6 @@ impl Gate {
         &self,
         head: &request::Parts,
         server: Option<ServerName>,
-            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
-                retry_after: Some(Duration::from_secs(1)),
-                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
-            }),
         upstreams: &Upstreams,
     ) -> Result<Response<Body>, Refusal> {
         if head.method != http::Method::GET {
@@ -448,7 +462,7 @@ fn read(
         Message::Request(request) => {
             trail.id = Some(request.id.clone());
             trail.said_method = Some(fit_for_a_record(&request.method));
-            trail.trace = request.trace().map(str::to_owned);
+            trail.trace = request.trace().map(fit_for_a_record);
             let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
             trail.era = era;
             let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
@@ -544,6 +558,12 @@ fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
     }
 }
 
+/// Whether this caller's list of tools has the one called.
+fn shown(call: &Call, facts: &Facts<'_>) -> bool {
+    let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
+    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
+}
+
 /// What the decision stands on, for the looks after it.
 fn ticket(generation: u64, caller: &Caller, decision: &Decision) -> Ticket {
     let member = caller.member.as_ref().map(|member| member.id.clone());
@@ -585,12 +605,6 @@ fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
 }
 
 /// The id of a stranger's message, so that the challenge answers it. Nothing else of the body is believed.
-/// Whether this caller's list of tools has the one called.
-fn shown(call: &Call, facts: &Facts<'_>) -> bool {
-    let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
-    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
-}
-
 fn id_of(verb: Verb, body: Bytes) -> Option<crate::domain::MessageId> {
     if verb != Verb::Post {
         return None;
@@ -602,7 +616,7 @@ fn id_of(verb: Verb, body: Bytes) -> Option<crate::domain::MessageId> {
     }
 }
 
-/// Method names are the caller's words: cut, and without control characters.
+/// Method names and trace ids are the caller's words: cut, and without control characters.
 fn fit_for_a_record(method: &str) -> String {
     method
         .chars()
