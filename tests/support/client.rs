@@ -23,6 +23,7 @@ pub struct Client {
     pub headers: HeaderMap,
     next_id: AtomicU64,
     connection: Mutex<Option<Connection>>,
+    connections: AtomicU64,
 }
 
 /// What came back for one message.
@@ -46,6 +47,7 @@ impl Client {
             headers: HeaderMap::new(),
             next_id: AtomicU64::new(1),
             connection: Mutex::default(),
+            connections: AtomicU64::new(0),
         }
     }
 
@@ -145,11 +147,24 @@ impl Client {
         let mut slot = self.connection.lock().await;
         let mut connection = match slot.take().filter(|connection| !connection.is_closed()) {
             Some(connection) => connection,
-            None => soon("a connection", self.address.connect()).await?,
+            None => {
+                self.connections.fetch_add(1, Ordering::Relaxed);
+                soon("a connection", self.address.connect()).await?
+            }
         };
         let reply = soon("the head of an answer", connection.send(request)).await?;
         *slot = Some(connection);
         Ok(reply)
+    }
+
+    /// A message that needs no session; `Err` if nobody answers.
+    pub async fn send_ping(&self) -> io::Result<Answer> {
+        self.try_post(&self.request("ping", json!({}))).await
+    }
+
+    /// Whether the first connection did not last.
+    pub fn reconnected(&self) -> bool {
+        self.connections.load(Ordering::Relaxed) > 1
     }
 
     /// What every POST of this client carries.

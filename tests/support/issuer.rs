@@ -97,7 +97,7 @@ impl Issuer {
                     .unwrap()
             })
         });
-        let port = serve(Some(server_tls(&authority.server(), None)), answer).await;
+        let port = serve(0, Some(server_tls(&authority.server(), None)), answer).await;
         format!("https://localhost:{port}/jwks.json")
     }
 }

@@ -17,9 +17,9 @@ use tokio_rustls::TlsAcceptor;
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 pub type Answering = Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send + Sync>;
 
-/// Listens until the test ends; gives the port.
-pub async fn serve(tls: Option<Arc<rustls::ServerConfig>>, answer: Answering) -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+/// Listens until the test ends, on any port if it is 0; gives the port.
+pub async fn serve(port: u16, tls: Option<Arc<rustls::ServerConfig>>, answer: Answering) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

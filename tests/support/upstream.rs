@@ -74,18 +74,23 @@ struct State {
 
 impl Upstream {
     pub async fn start() -> Upstream {
-        Self::begin(Eras::Both, None).await
+        Self::begin(Eras::Both, None, 0).await
+    }
+
+    /// On this port rather than on any.
+    pub async fn on(port: u16) -> Upstream {
+        Self::begin(Eras::Both, None, port).await
     }
 
     pub async fn legacy() -> Upstream {
-        Self::begin(Eras::Legacy, None).await
+        Self::begin(Eras::Legacy, None, 0).await
     }
 
     pub async fn with_tls(authority: &Authority) -> Upstream {
-        Self::begin(Eras::Both, Some(authority)).await
+        Self::begin(Eras::Both, Some(authority), 0).await
     }
 
-    async fn begin(eras: Eras, authority: Option<&Authority>) -> Upstream {
+    async fn begin(eras: Eras, authority: Option<&Authority>, port: u16) -> Upstream {
         let state = Arc::new(State {
             eras,
             received: Mutex::default(),
@@ -100,7 +105,7 @@ impl Upstream {
         let answer: Answering = Arc::new(move |request| Box::pin(shared.clone().answer(request)));
         let tls = authority.map(|authority| server_tls(&authority.server(), None));
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let port = serve(tls, answer).await;
+        let port = serve(port, tls, answer).await;
         Upstream {
             url: format!("{scheme}://localhost:{port}/mcp"),
             state,

@@ -7,11 +7,7 @@ use std::time::{Duration, Instant};
 pub const LONGEST: Duration = Duration::from_secs(30);
 
 /// Looks again and again until there is something to see.
-pub async fn eventually<T, L, F>(what: &str, mut look: L) -> T
-where
-    L: FnMut() -> F,
-    F: Future<Output = Option<T>>,
-{
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + LONGEST;
     loop {
         if let Some(seen) = look().await {
