@@ -129,7 +129,9 @@ on_both_stores! {
 async fn database_down_then_up_ships_everything_once() {
     let mut world = World::new(Engine::Postgres).await;
     let (files, key) = ana_reads_files(&mut world).await;
-    world.set("grants.max_staleness", "'60s'").set("grants.confirm_after", "'30s'");
+    world
+        .set("grants.max_staleness", "'60s'")
+        .set("grants.confirm_after", "'30s'");
     world.start().await;
     let client = world.connected("files", &key).await;
     let database = world.database.as_ref().unwrap();
@@ -137,7 +139,13 @@ async fn database_down_then_up_ships_everything_once() {
     client.call("echo", json!({ "text": "before" })).await.text();
     database.go_down().await;
     for number in 0..20 {
-        assert_eq!(client.call("echo", json!({ "text": format!("during {number}") })).await.verdict(), "allowed");
+        assert_eq!(
+            client
+                .call("echo", json!({ "text": format!("during {number}") }))
+                .await
+                .verdict(),
+            "allowed"
+        );
     }
     database.come_back().await;
     client.call("echo", json!({ "text": "after" })).await.text();
@@ -154,7 +162,9 @@ async fn database_down_then_up_ships_everything_once() {
 async fn with_the_database_gone_calls_stop_at_the_bound() {
     let mut world = World::new(Engine::Postgres).await;
     let (files, key) = ana_reads_files(&mut world).await;
-    world.set("grants.max_staleness", "'1s'").set("grants.confirm_after", "'500ms'");
+    world
+        .set("grants.max_staleness", "'1s'")
+        .set("grants.confirm_after", "'500ms'");
     world.start().await;
     let client = world.connected("files", &key).await;
     world.database.as_ref().unwrap().go_down().await;
@@ -165,7 +175,10 @@ async fn with_the_database_gone_calls_stop_at_the_bound() {
     })
     .await;
     let reached = files.calls().len();
-    assert_eq!(client.call("echo", json!({ "text": "hi" })).await.verdict(), "503 stale_authorization");
+    assert_eq!(
+        client.call("echo", json!({ "text": "hi" })).await.verdict(),
+        "503 stale_authorization"
+    );
     assert_eq!(files.calls().len(), reached);
     world.database.as_ref().unwrap().come_back().await;
     crate::support::wait::eventually("calls to be allowed again", async || {
@@ -187,12 +200,18 @@ async fn call_until_cut(client: Client, name: String) {
 
 /// Everything in the journal's folder that looks like a record.
 fn journal(folder: &Path) -> Vec<String> {
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file());
     let bytes: Vec<u8> = files.flat_map(|file| std::fs::read(file).unwrap()).collect();
     let text = String::from_utf8_lossy(&bytes).into_owned();
     text.split(r#"{"v":1,"#).skip(1).map(str::to_owned).collect()
 }
 
 fn permits(folder: &Path) -> Vec<String> {
-    journal(folder).into_iter().filter(|record| record.contains(r#""decision":"allow""#)).collect()
+    journal(folder)
+        .into_iter()
+        .filter(|record| record.contains(r#""decision":"allow""#))
+        .collect()
 }

@@ -1,12 +1,12 @@
 //! Starting, reloading, draining, stopping.
 
+use crate::ana_reads_files;
 use crate::support::client::Client;
 use crate::support::http::Protocol;
 use crate::support::on_both_stores;
 use crate::support::upstream::Fault;
 use crate::support::wait::eventually;
 use crate::support::world::World;
-use crate::ana_reads_files;
 use serde_json::json;
 
 on_both_stores! {

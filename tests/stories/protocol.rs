@@ -92,7 +92,9 @@ on_both_stores! {
             headers.insert("mcp-method", HeaderValue::from_static("tools/call"));
             headers.insert("mcp-name", HeaderValue::from_static("echo"));
             headers.remove(name);
-            values.iter().for_each(|value| drop(headers.append(name, HeaderValue::from_static(value))));
+            for value in values {
+                headers.append(name, HeaderValue::from_static(value));
+            }
             let reply = client.send("POST", headers, message.to_string().into()).await.unwrap();
             crate::support::client::Answer::read(reply).await.unwrap()
         };

@@ -258,7 +258,9 @@ impl World {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_guardian"));
         let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GUARDIAN"));
-        ours.for_each(|(name, _)| drop(command.env_remove(name)));
+        for (name, _) in ours {
+            command.env_remove(name);
+        }
         command.env("NO_COLOR", "1").env("TZ", "UTC").current_dir(self.folder.path());
         command.arg("-c").arg(self.file("guardian.toml"));
         command
