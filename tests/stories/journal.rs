@@ -58,7 +58,7 @@ on_both_stores! {
         for row in &rows {
             let arguments: Value = serde_json::from_str(row["args"].as_str().unwrap()).unwrap();
             *records.entry(arguments["text"].as_str().unwrap().to_owned()).or_default() += 1;
-            assert!(row["ending"].is_string(), "a permit without an outcome: {row}");
+            assert!(row["outcome"]["ending"].is_string(), "a permit without an outcome: {row}");
         }
         for call in files.calls() {
             let marker = call.arguments()["text"].as_str().unwrap();
@@ -86,7 +86,7 @@ on_both_stores! {
         ended(Some(Fault::Garbage)).await;
         world.shipped().await;
 
-        let endings: Vec<Value> = world.audit("--tool echo").iter().map(|row| row["ending"].clone()).collect();
+        let endings: Vec<Value> = world.audit("--tool echo").iter().map(|row| row["outcome"]["ending"].clone()).collect();
         assert_eq!(endings, ["done", "done", "done", "failed", "failed"]);
     }
 
@@ -104,7 +104,7 @@ on_both_stores! {
         world.shipped().await;
         let rows = world.audit("--tool echo");
         assert_eq!(rows.len(), 1, "{rows:?}");
-        assert_eq!((&rows[0]["decision"], &rows[0]["ending"]), (&json!("allow"), &json!("unknown")));
+        assert_eq!((&rows[0]["decision"], &rows[0]["outcome"]["ending"]), (&json!("allow"), &json!("unknown")));
     }
 
     async fn strangers_are_counted_and_not_recorded_one_by_one(world: World) {

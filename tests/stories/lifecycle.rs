@@ -34,7 +34,7 @@ on_both_stores! {
         world.shipped().await;
         let rows = world.audit("--tool echo");
         assert_eq!(rows.len(), 1, "{rows:?}");
-        assert_eq!(rows[0]["ending"], "done");
+        assert_eq!(rows[0]["outcome"]["ending"], "done");
     }
 
     async fn a_second_sigterm_stops_at_once(world: World) {
@@ -57,7 +57,7 @@ on_both_stores! {
         world.shipped().await;
         let rows = world.audit("--tool echo");
         assert_eq!(rows.len(), 1, "{rows:?}");
-        assert!(rows[0]["ending"].is_string(), "{rows:?}");
+        assert!(rows[0]["outcome"]["ending"].is_string(), "{rows:?}");
     }
 
     async fn a_new_certificate_is_served_without_dropping_a_connection(world: World) {

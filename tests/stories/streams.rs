@@ -53,7 +53,7 @@ on_both_stores! {
         assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&request["id"], &json!("upstream_broken")));
         assert_eq!(stream.event().await.unwrap(), None);
         world.shipped().await;
-        assert_eq!(world.audit("--tool echo")[0]["ending"], "failed");
+        assert_eq!(world.audit("--tool echo")[0]["outcome"]["ending"], "failed");
     }
 
     async fn a_client_that_goes_away_is_on_record(world: World) {
@@ -70,7 +70,7 @@ on_both_stores! {
         crate::support::wait::eventually("the outcome", async || {
             files.step();
             let rows = world.audit("--tool slow");
-            rows.first().and_then(|row| row["ending"].as_str().map(str::to_owned)).map(|ending| assert_eq!(ending, "client_closed"))
+            rows.first().and_then(|row| row["outcome"]["ending"].as_str().map(str::to_owned)).map(|ending| assert_eq!(ending, "client_closed"))
         })
         .await;
     }

@@ -22,7 +22,7 @@ on_both_stores! {
         assert_eq!(rows.len(), 1, "{rows:?}");
         assert_eq!(rows[0]["decision"], "allow");
         assert_eq!(rows[0]["policies"], json!(["readers-read"]));
-        assert_eq!(rows[0]["ending"], "done");
+        assert_eq!(rows[0]["outcome"]["ending"], "done");
     }
 
     async fn a_call_beyond_its_scopes_never_leaves(world: World) {
