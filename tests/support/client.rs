@@ -145,7 +145,12 @@ impl Client {
         let host = HeaderValue::from_str(&format!("localhost:{}", self.address.port)).unwrap();
         request.headers_mut().entry("host").or_insert(host);
         let mut slot = self.connection.lock().await;
-        let mut connection = match slot.take().filter(|connection| !connection.is_closed()) {
+        let mut kept = slot.take();
+        let usable = match &mut kept {
+            Some(connection) => soon("the answer before to be read", connection.is_usable()).await,
+            None => false,
+        };
+        let mut connection = match kept.filter(|_| usable) {
             Some(connection) => connection,
             None => {
                 self.connections.fetch_add(1, Ordering::Relaxed);

@@ -150,10 +150,11 @@ impl Connection {
         })
     }
 
-    pub fn is_closed(&self) -> bool {
+    /// Waits until the request before is done with; false if the connection has ended.
+    pub async fn is_usable(&mut self) -> bool {
         match self {
-            Connection::Http1(sender) => sender.is_closed(),
-            Connection::Http2(sender) => sender.is_closed(),
+            Connection::Http1(sender) => sender.ready().await.is_ok(),
+            Connection::Http2(sender) => sender.ready().await.is_ok(),
         }
     }
 }

@@ -508,3 +508,48 @@ impl http_body::Body for Channel {
         self.get_mut().0.poll_recv(context).map_ok(Frame::data)
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_recorder_answers_both_eras_over_tls_and_remembers_every_byte() {
+    use super::client::Client;
+    use super::http::{Address, Protocol};
+    let authority = Authority::new("recorder");
+    let upstream = Upstream::with_tls(&authority).await;
+    let port = upstream
+        .url
+        .trim_end_matches("/mcp")
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let client = || Client::new(Address::tls(port, &authority, None, Protocol::Http1), "any").bearer("canary");
+
+    let mut legacy = client();
+    assert_eq!(legacy.call("echo", json!({ "text": "a" })).await.status, 404);
+    assert!(legacy.handshake().await.is_result());
+    assert_eq!(legacy.list().await.len(), 7);
+    assert_eq!(legacy.call("add", json!({ "a": 1, "b": 2 })).await.text(), "3");
+    let modern = client().modern();
+    assert_eq!(modern.call("echo", json!({ "text": "b" })).await.text(), "b");
+    upstream.fault("echo", Fault::Stream);
+    assert_eq!(modern.call("echo", json!({ "text": "c" })).await.text(), "c");
+    upstream.fault("echo", Fault::Break);
+    let call = modern.request("tools/call", json!({ "name": "echo", "arguments": {} }));
+    assert!(modern.try_post(&call).await.is_err());
+    let slow = modern.request("tools/call", json!({ "name": "slow", "arguments": { "events": 1 } }));
+    let mut stream = modern.open(&slow).await.unwrap();
+    for part in ["progress", "1 events"] {
+        upstream.step();
+        assert!(stream.event().await.unwrap().unwrap().contains(part));
+    }
+    assert_eq!(stream.event().await.unwrap(), None);
+
+    assert_eq!(upstream.calls().len(), 6);
+    assert!(
+        upstream
+            .received()
+            .iter()
+            .all(|request| request.everything().contains("Bearer canary"))
+    );
+}
