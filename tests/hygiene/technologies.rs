@@ -26,7 +26,7 @@ const IMPURE: &[&str] = &["tokio", "async", "await", "SystemTime", "Instant", "e
 
 #[test]
 fn a_technology_is_named_in_its_own_room() {
-    let findings = sources().iter().flat_map(|source| strangers(source)).collect();
+    let findings = sources().iter().flat_map(strangers).collect();
     hold(
         "Ask the room that owns the technology for what you need (HOMES in tests/hygiene/technologies.rs).",
         findings,
