@@ -42,7 +42,12 @@ impl Source {
 
     pub fn new(file: String, text: String) -> Source {
         let code = blank(&text);
-        let tests = test_lines(&code);
+        // `mod tests;` of a room is a file of its own where it is long.
+        let only_tests = file.starts_with("src/") && (file.ends_with("/tests.rs") || file.contains("/tests/"));
+        let tests = match only_tests {
+            true => vec![true; code.lines().count()],
+            false => test_lines(&code),
+        };
         Source { file, text, code, tests }
     }
 
