@@ -5,6 +5,7 @@ use crate::support::client::Client;
 use crate::support::on_both_stores;
 use crate::support::stores::Engine;
 use crate::support::upstream::Fault;
+use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -169,7 +170,7 @@ async fn with_the_database_gone_calls_stop_at_the_bound() {
     let client = world.connected("files", &key).await;
     world.database.as_ref().unwrap().go_down().await;
 
-    crate::support::wait::eventually("a call to be refused as stale", async || {
+    eventually("a call to be refused as stale", async || {
         let answer = client.call("echo", json!({ "text": "hi" })).await;
         (answer.verdict() == "503 stale_authorization").then_some(())
     })
@@ -181,10 +182,58 @@ async fn with_the_database_gone_calls_stop_at_the_bound() {
     );
     assert_eq!(files.calls().len(), reached);
     world.database.as_ref().unwrap().come_back().await;
-    crate::support::wait::eventually("calls to be allowed again", async || {
+    eventually("calls to be allowed again", async || {
         client.call("echo", json!({ "text": "hi" })).await.is_result().then_some(())
     })
     .await;
+}
+
+/// A spool that is full takes no permit, and what cannot be recorded is not sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_cannot_write_refuses_every_call() {
+    let mut world = World::new(Engine::Postgres).await;
+    let (files, key) = ana_reads_files(&mut world).await;
+    world
+        .set("grants.max_staleness", "'60s'")
+        .set("grants.confirm_after", "'30s'");
+    world
+        .set("journal.max_bytes", "2097152")
+        .set("journal.segment_bytes", "262144");
+    world.set("limits.per_principal", "{ rate = 100000, per = '1s' }");
+    world.start().await;
+    let client = world.connected("files", &key).await;
+    let database = world.database.as_ref().unwrap();
+
+    database.go_down().await;
+    let refused =
+        async || (client.call("echo", json!({ "text": "hi" })).await.verdict() == "503 audit_unavailable").then_some(());
+    eventually("the spool to be full", async || {
+        let many = (0..100).map(|_| refused());
+        let mut full = None;
+        for call in many {
+            full = full.or(call.await);
+        }
+        full
+    })
+    .await;
+    let reached = files.calls().len();
+    for _ in 0..5 {
+        assert_eq!(
+            client.call("echo", json!({ "text": "hi" })).await.verdict(),
+            "503 audit_unavailable"
+        );
+    }
+    assert_eq!(files.calls().len(), reached);
+    assert_eq!(world.ready().await, Some(503));
+
+    database.come_back().await;
+    eventually("calls to be recorded again", async || {
+        client.call("echo", json!({ "text": "hi" })).await.is_result().then_some(())
+    })
+    .await;
+    world.shipped().await;
+    let allowed = "SELECT count(*) FROM guardian.audit_trail WHERE tool = 'echo' AND decision = 'allow'";
+    assert_eq!(database.count(allowed).await, i64::try_from(files.calls().len()).unwrap());
 }
 
 async fn call_until_cut(client: Client, name: String) {

@@ -7,6 +7,7 @@
 mod support;
 
 mod errors;
+mod identity;
 mod isolation;
 mod journal;
 mod lifecycle;
@@ -37,6 +38,7 @@ async fn ana(world: &mut World) -> String {
 
 /// The text of the stories, so that a table may name one and be held to it.
 const STORIES: &[&str] = &[
+    include_str!("identity.rs"),
     include_str!("isolation.rs"),
     include_str!("journal.rs"),
     include_str!("lifecycle.rs"),

@@ -229,4 +229,62 @@ on_both_stores! {
         let arrived: Vec<Received> = files.calls();
         assert_eq!(String::from_utf8_lossy(&arrived[0].body), body);
     }
+
+    async fn a_refusal_by_policy_is_told_as_the_operator_wants_it(world: World) {
+        let files = Upstream::start().await;
+        for (name, denials) in [("files", "tool_result"), ("hidden", "unknown_tool")] {
+            world.server(name, &files.url, &format!("denials = '{denials}'"));
+        }
+        world.person("eve", &[]).await;
+        world.grant("eve", "files", "*");
+        world.grant("eve", "hidden", "*");
+        let key = world.key("eve");
+        world.start().await;
+
+        let told = world.connected("files", &key).await.call("echo", json!({ "text": "hi" })).await;
+        assert_eq!((told.status, &told.message["result"]["isError"]), (200, &json!(true)), "{told:?}");
+        let hidden = world.connected("hidden", &key).await;
+        let forbidden = hidden.call("echo", json!({ "text": "hi" })).await;
+        let unknown = hidden.call("ehco", json!({ "text": "hi" })).await;
+        assert_eq!(forbidden.verdict(), "200 unknown_tool");
+        assert_eq!((unknown.verdict(), &unknown.message["error"]["code"]), (forbidden.verdict(), &forbidden.message["error"]["code"]));
+        assert_eq!(files.calls().len(), 0);
+    }
+
+    async fn a_session_ends_when_its_owner_ends_it(world: World) {
+        let (files, key) = ana_reads_files(&mut world).await;
+        world.start().await;
+        let client = world.connected("files", &key).await;
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+
+        let note = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": 7 } });
+        let noted = client.post(&note).await;
+        assert_eq!((noted.status, noted.body.as_str()), (202, ""));
+        let mut headers = client.base_headers();
+        headers.remove("content-type");
+        headers.insert("accept", HeaderValue::from_static("text/event-stream"));
+        assert_eq!(client.send("GET", headers.clone(), Bytes::new()).await.unwrap().status, 405, "the server has no such stream");
+        assert_eq!(client.send("DELETE", headers, Bytes::new()).await.unwrap().status, 200);
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.status, 404);
+        assert!(files.received().iter().any(|request| request.verb == "DELETE"));
+    }
+
+    async fn the_only_server_is_reached_without_its_name(world: World) {
+        let (_files, key) = ana_reads_files(&mut world).await;
+        world.start().await;
+        let mut client = world.client("files").bearer(&key);
+        client.path = "/mcp".into();
+        assert!(client.handshake().await.is_result());
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+    }
+
+    async fn a_listed_web_origin_is_served(world: World) {
+        let (_files, key) = ana_reads_files(&mut world).await;
+        world.set("listen.origins", "['https://console.example.test']");
+        world.start().await;
+        let from = async |origin: &str| world.client("files").bearer(&key).with("origin", origin).handshake().await.verdict();
+        assert_eq!(from("https://console.example.test").await, "allowed");
+        assert_eq!(from("https://console.example.test.evil.test").await, "403 wrong_origin");
+        assert_eq!(from("null").await, "403 wrong_origin");
+    }
 }
