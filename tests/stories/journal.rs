@@ -154,7 +154,7 @@ async fn database_down_then_up_ships_everything_once() {
 
     let rows = world.audit("--tool echo");
     assert_eq!((rows.len(), files.calls().len()), (22, 22));
-    let double = "SELECT count(*) - count(DISTINCT (incarnation, seq)) FROM guardian.audit_trail";
+    let double = "SELECT count(*) - count(DISTINCT (incarnation, seq)) FROM guardian.audit_trail WHERE bytes IS NOT NULL";
     assert_eq!(database.count(double).await, 0);
 }
 
@@ -232,7 +232,7 @@ async fn a_journal_that_cannot_write_refuses_every_call() {
     })
     .await;
     world.shipped().await;
-    let allowed = "SELECT count(*) FROM guardian.audit_trail WHERE tool = 'echo' AND decision = 'allow'";
+    let allowed = "SELECT count(*) FROM guardian.audit_trail WHERE tool_name = 'echo' AND decision = 'allow'";
     assert_eq!(database.count(allowed).await, i64::try_from(files.calls().len()).unwrap());
 }
 

@@ -1,6 +1,7 @@
 //! A revocation binds every later call within `grants.max_staleness`.
 
 use crate::ana_reads_files;
+use crate::support::issuer::Issuer;
 use crate::support::on_both_stores;
 use crate::support::wait::eventually;
 use crate::support::world::World;
@@ -56,6 +57,32 @@ on_both_stores! {
         .await;
 
         assert_eq!(late(&world, revoked).await, [] as [Value; 0]);
+    }
+
+    /// An issuer's word that everything it gave out before is void, as an operator writes it into the store.
+    async fn tokens_issued_before_a_revocation_are_refused(world: World) {
+        let (files, _) = ana_reads_files(&mut world).await;
+        let issuer = Issuer::es256("https://id.example.test");
+        world.folder.write("jwks.json", &issuer.key_set().to_string());
+        world.issuer("id", &issuer.iss, "kind = 'oidc'\njwks_file = 'jwks.json'");
+        world.link("ana", &issuer.iss, "ana");
+        world.link("ana", &issuer.iss, "ana-too");
+        world.start().await;
+        let token = |subject: &str| issuer.token(subject, &world.resource("files"));
+        let client = world.connected("files", &token("ana")).await;
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+
+        let row = format!("('default', '{}', 'subject', 'ana')", issuer.iss);
+        world.sql(&format!("INSERT INTO {{t}}revocations (environment, issuer, kind, value) VALUES {row}")).await;
+        eventually("the token to be refused", async || {
+            let answer = client.call("echo", json!({ "text": "hi" })).await;
+            (answer.verdict() == "401 credential_revoked").then_some(())
+        })
+        .await;
+        let reached = files.calls().len();
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.verdict(), "401 credential_revoked");
+        assert_eq!(files.calls().len(), reached);
+        assert_eq!(world.connected("files", &token("ana-too")).await.call("echo", json!({ "text": "hi" })).await.text(), "hi");
     }
 }
 

@@ -5,7 +5,7 @@ use super::client::Client;
 use super::folder::Folder;
 use super::http::{Address, Protocol};
 use super::ports::free_port;
-use super::stores::{Database, Engine};
+use super::stores::{Database, Engine, execute_in_file};
 use super::wait::eventually;
 use serde_json::Value;
 use std::fs::File;
@@ -156,7 +156,7 @@ impl World {
             None => drop(self.guardian("db migrate").ok()),
             Some(database) => {
                 database.alone(|| self.guardian("db migrate").ok()).await;
-                self.guardian(&format!("db bind {} --environment default", database.proxy()))
+                self.guardian(&format!("db bind {} --environment default", database.proxy))
                     .ok();
             }
         }
@@ -219,6 +219,14 @@ impl World {
             (unshipped == 0.0).then_some(())
         })
         .await;
+    }
+
+    /// Runs SQL in the store as its owner; `{t}` stands before the names of tables.
+    pub async fn sql(&self, text: &str) {
+        match &self.database {
+            None => execute_in_file(&self.file("data/guardian.db"), &text.replace("{t}", "")).await,
+            Some(database) => database.execute(&text.replace("{t}", "guardian.")).await,
+        }
     }
 
     // ---- the process
