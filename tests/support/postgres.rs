@@ -19,6 +19,7 @@ pub struct Database {
     pub name: String,
     admin: PgConnectOptions,
     logins: Vec<String>,
+    siblings: Vec<String>,
     /// Last: it must outlive what the others do when they are dropped.
     cluster: Option<Cluster>,
 }
@@ -40,6 +41,15 @@ impl Database {
         Self::made_on(cluster.options(), Some(cluster)).await
     }
 
+    /// URL of another empty database on the same cluster.
+    pub async fn sibling(&mut self) -> String {
+        let name = format!("guardian_{}", Uuid::new_v4().simple());
+        self.execute(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))
+            .await;
+        self.siblings.push(name.clone());
+        self.admin.clone().database(&name).to_url_lossy().to_string()
+    }
+
     async fn made_on(server: PgConnectOptions, cluster: Option<Cluster>) -> Self {
         let name = format!("guardian_{}", Uuid::new_v4().simple());
         let mut connection = server.connect().await.expect("the test cluster answers");
@@ -53,6 +63,7 @@ impl Database {
             admin: server.database(&name),
             name,
             logins: Vec::new(),
+            siblings: Vec::new(),
             cluster,
         }
     }

@@ -1,0 +1,94 @@
+//! What is wrong with a policy file, where, and what would help. Printing in colour is the command's concern.
+
+use std::fmt;
+
+/// One thing to repair, or, among warnings, to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub file: Option<String>,
+    /// From 1.
+    pub line: Option<usize>,
+    /// From 1, in characters.
+    pub column: Option<usize>,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+impl Problem {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            file: None,
+            line: None,
+            column: None,
+            message: message.into(),
+            help: None,
+        }
+    }
+
+    /// At byte `offset` of `text`, the content of `file`.
+    pub(super) fn at(file: &str, text: &str, offset: usize, message: impl Into<String>) -> Self {
+        let before = text.get(..offset).unwrap_or(text);
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        Self {
+            file: Some(file.to_owned()),
+            line: Some(before.matches('\n').count() + 1),
+            column: Some(line.chars().count() + 1),
+            ..Self::new(message)
+        }
+    }
+
+    pub(super) fn help(self, help: impl Into<String>) -> Self {
+        Self {
+            help: Some(help.into()),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{file}:")?;
+        }
+        if let (Some(line), Some(column)) = (self.line, self.column) {
+            write!(f, "{line}:{column}:")?;
+        }
+        if self.file.is_some() {
+            write!(f, " ")?;
+        }
+        write!(f, "{}", self.message)?;
+        match &self.help {
+            Some(help) => write!(f, " ({help})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The name that `given` was probably meant to be.
+pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = given.chars().count().div_ceil(3);
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(given, name), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_counted_in_lines_and_characters() {
+        let problem = Problem::at("a.cedar", "één\ntwö x", 11, "wrong").help("right");
+        assert_eq!(problem.to_string(), "a.cedar:2:5: wrong (right)");
+        assert_eq!(Problem::new("wrong").to_string(), "wrong");
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        assert_eq!(nearest("pth", ["path", "content"]), Some("path"));
+        assert_eq!(nearest("sql", ["path", "content"]), None);
+    }
+}

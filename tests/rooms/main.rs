@@ -1,0 +1,13 @@
+//! Each room through its public face, with real parts: databases, files, sockets, clocks.
+
+mod config;
+mod decide;
+mod demo;
+mod identity;
+mod limits;
+mod mcp;
+#[path = "../support/postgres.rs"]
+mod postgres;
+mod store;
+mod transport;
+mod upstream;
