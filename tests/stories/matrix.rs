@@ -190,7 +190,7 @@ impl Scene {
         ] {
             world.link("reader", &issuer.iss, subject);
         }
-        world.link("reader", "certificate", "spiffe://example.test/reader");
+        world.link("reader", "certificate", "uri:spiffe://example.test/reader");
         world.start().await;
         let client = world.client("files").bearer(self.key("expired"));
         eventually("a key to expire", async || {
