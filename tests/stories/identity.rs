@@ -93,7 +93,7 @@ on_both_stores! {
         world.link("ana", "certificate", "uri:spiffe://example.test/ana");
         world.start().await;
         let presenting = |authority: &Authority| {
-            let pair = authority.client("ana", "spiffe://example.test/ana");
+            let pair = authority.client("ana", &["spiffe://example.test/ana"]);
             Client::new(Address::tls(world.port, &world.authority, Some(&pair), Protocol::Http1), "files")
         };
 
