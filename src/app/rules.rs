@@ -8,7 +8,7 @@ use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
 use crate::journal::Journal;
 use crate::store::{RegistryRow, Store};
 use crate::telemetry::Metrics;
-use crate::upstream::{Offer, RawTool, Upstreams, assemble, known_servers};
+use crate::upstream::{Offer, RawTool, Upstreams, assemble};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
@@ -194,7 +194,7 @@ pub async fn compile(config: &Config, store: &Store, registry: &[RegistryRow]) -
         .catalogue(&config.environment)
         .await
         .context("cannot read the pinned tools")?;
-    let catalogue = assemble(&known_servers(&config.servers, registry), registry, stored);
+    let catalogue = assemble(&config.servers, registry, &stored);
     Snapshot::compile(&sources, &catalogue, &settings(config)).map_err(|problems| anyhow::anyhow!(sentences(&problems)))
 }
 
@@ -206,22 +206,25 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
-/// Reads every `.cedar` file of the folder, in order of their names.
-pub fn read_policies(dir: &Path) -> Result<Vec<PolicySource>> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read the policy folder `{}`", dir.display()))?;
+/// Reads every `.cedar` file of the folder, in order of their names; or the one file that `path` is.
+pub fn read_policies(path: &Path) -> Result<Vec<PolicySource>> {
+    if path.is_file() {
+        return Ok(vec![read_policy(path)?]);
+    }
+    let entries = std::fs::read_dir(path).with_context(|| format!("cannot read the policy folder `{}`", path.display()))?;
     let mut files: Vec<_> = entries
         .collect::<Result<Vec<_>, _>>()?
         .into_iter()
         .map(|entry| entry.path())
         .collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "cedar"));
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "cedar"));
     files.sort();
     anyhow::ensure!(
         files.len() <= MOST_FILES,
         "the policy folder `{}` has more than {MOST_FILES} files",
-        dir.display()
+        path.display()
     );
-    files.iter().map(|path| read_policy(path)).collect()
+    files.iter().map(|file| read_policy(file)).collect()
 }
 
 fn read_policy(path: &Path) -> Result<PolicySource> {

@@ -4,13 +4,15 @@ use super::catalogue;
 use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
-use super::policy;
+use crate::app::rules::{read_policies, settings};
 use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity};
+use crate::decide::Snapshot;
 use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
 use crate::store::{Store, StoreError};
 use crate::transport::{self, Client, ClientError, ClientSettings};
 use crate::upstream::LeftOut;
+use crate::upstream::assemble;
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
@@ -176,14 +178,14 @@ async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Re
     let env = &config.environment;
     findings.refuse(store.self_check(env).await?);
     let (registry, stored) = (store.list_servers(env).await?, store.catalogue(env).await?);
-    Ok(catalogue::assemble(&config.servers, &registry, &stored))
+    Ok(assemble(&config.servers, &registry, &stored))
 }
 
 fn policies(config: &Config, catalogue: &Catalogue, findings: &mut Findings) {
     findings.look("policies", shown(&config.policies.dir));
-    match policy::read(&config.policies.dir) {
-        Err(message) => findings.refuse([message]),
-        Ok(sources) => match policy::compile(&sources, catalogue, config) {
+    match read_policies(&config.policies.dir) {
+        Err(error) => findings.refuse([format!("{error:#}")]),
+        Ok(sources) => match Snapshot::compile(&sources, catalogue, &settings(config)) {
             Ok(snapshot) => findings.warn(snapshot.warnings().iter().map(ToString::to_string)),
             Err(problems) => findings.refuse(problems),
         },

@@ -5,7 +5,9 @@ use super::context::{Admin, ConfigFile, now};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, line};
 use super::policy;
+use crate::app::rules::settings;
 use crate::config::Config;
+use crate::decide::Snapshot;
 use crate::decide::{Basis, Enrolment, Facts, Subject, Verdict, View, decide};
 use crate::domain::{
     AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, Member, MemberStatus, Method, Principal,
@@ -58,9 +60,9 @@ impl Explain {
         let directory = store.directory(&config.environment).await?;
         let member = directory.members.into_iter().find(|member| member.id == id);
         let member = member.ok_or_else(|| Failure::failed(format_args!("`{}` is gone", clean(&self.user))))?;
-        let sources = policy::read(self.policies.as_ref().unwrap_or(&config.policies.dir)).map_err(Failure::usage)?;
+        let sources = policy::sources(self.policies.as_ref().unwrap_or(&config.policies.dir))?;
         let catalogue = policy::catalogue_of(store, config).await?;
-        let snapshot = match policy::compile(&sources, &catalogue, config) {
+        let snapshot = match Snapshot::compile(&sources, &catalogue, &settings(config)) {
             Ok(snapshot) => snapshot,
             Err(problems) => return policy::refuse(&problems, &sources),
         };

@@ -6,7 +6,7 @@ mod catalogue;
 mod check;
 mod context;
 mod db;
-mod demo;
+pub mod demo;
 mod embedded;
 mod explain;
 mod failure;

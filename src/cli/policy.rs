@@ -1,14 +1,15 @@
 //! `guardian policy`: whether the policies hold together with the tools, and what they are checked against.
 
-use super::catalogue::assemble;
-use super::context::{self, ConfigFile, Login, shown};
+use super::context::{self, ConfigFile, Login};
 use super::explain::Explain;
 use super::failure::{self, Failure};
 use super::output::{Format, json, line, note};
+use crate::app::rules::{read_policies, settings};
 use crate::config::Config;
-use crate::decide::{PolicySource, Problem, Settings, Snapshot};
+use crate::decide::{PolicySource, Problem, Snapshot};
 use crate::domain::Catalogue;
 use crate::store::Store;
+use crate::upstream::assemble;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report, SourceOffset};
 use serde_json::json as value;
 use std::io::IsTerminal;
@@ -40,14 +41,18 @@ impl Policy {
             Policy::Check { path, format } => {
                 let config = file.load()?;
                 let catalogue = catalogue(&config).await?;
-                let sources = read(path.as_ref().unwrap_or(&config.policies.dir)).map_err(Failure::usage)?;
-                report(&compile(&sources, &catalogue, &config), &sources, *format)
+                let sources = sources(path.as_ref().unwrap_or(&config.policies.dir))?;
+                report(
+                    &Snapshot::compile(&sources, &catalogue, &settings(&config)),
+                    &sources,
+                    *format,
+                )
             }
             Policy::Schema {} => {
                 let mut config = file.load()?;
                 let catalogue = catalogue(&config).await?;
                 config.policies.deny_all = true;
-                match compile(&[], &catalogue, &config) {
+                match Snapshot::compile(&[], &catalogue, &settings(&config)) {
                     Ok(snapshot) => line(snapshot.cedar_schema().trim_end()),
                     Err(problems) => refuse(&problems, &[]),
                 }
@@ -70,36 +75,8 @@ pub async fn catalogue_of(store: &Store, config: &Config) -> Result<Catalogue, F
     Ok(assemble(&config.servers, &registry, &stored))
 }
 
-pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, config: &Config) -> Result<Snapshot, Vec<Problem>> {
-    let settings = Settings {
-        deny_all: config.policies.deny_all,
-        utc_offset_minutes: config.policies.utc_offset_minutes().unwrap_or(0),
-        environment: config.environment.clone(),
-    };
-    Snapshot::compile(sources, catalogue, &settings)
-}
-
-/// The `.cedar` files of a folder by name, or one file.
-pub fn read(path: &Path) -> Result<Vec<PolicySource>, String> {
-    let cannot = |path: &Path, error: std::io::Error| format!("cannot read policies from `{}`: {error}", shown(path));
-    let mut files = vec![path.to_owned()];
-    if path.is_dir() {
-        let entries = std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        files = entries
-            .map_err(|error| cannot(path, error))?
-            .iter()
-            .map(std::fs::DirEntry::path)
-            .collect();
-        files.retain(|file| file.extension().is_some_and(|ending| ending == "cedar"));
-        files.sort();
-    }
-    files
-        .iter()
-        .map(|file| {
-            let text = std::fs::read_to_string(file).map_err(|error| cannot(file, error))?;
-            Ok(PolicySource { file: shown(file), text })
-        })
-        .collect()
+pub fn sources(path: &Path) -> Result<Vec<PolicySource>, Failure> {
+    read_policies(path).map_err(|error| Failure::usage(format_args!("{error:#}")))
 }
 
 fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 
 use super::audit::as_table;
 use super::failure::Failure;
-use super::output::table;
+use super::output::{line, table};
 use super::{demo, embedded};
 use crate::app::{self, Running};
 use crate::config::{self, Config, Variables};
@@ -56,19 +56,19 @@ impl Quickstart {
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        Ok(runtime.block_on(self.show())?)
+        runtime.block_on(self.show())
     }
 
-    async fn show(&self) -> Result<()> {
+    async fn show(&self) -> Result<(), Failure> {
         let began = Instant::now();
         transport::install_provider();
         let place = Place::prepare(self)?;
         let demo = match &self.upstream {
-            None => Some(demo::start(&place.dir.join("scratch")).await?),
+            None => Some(demo::start(&place.dir.join("scratch")).await.map_err(anyhow::Error::from)?),
             Some(_) => None,
         };
         let config = place.configure(self, demo.as_ref())?;
-        telemetry::start(&config.log, std::io::stderr().is_terminal())?;
+        telemetry::start(&config.log, std::io::stderr().is_terminal()).map_err(Failure::usage)?;
         let server = config
             .servers
             .first()
@@ -83,21 +83,27 @@ impl Quickstart {
             server: &server,
             key: &key,
         };
-        println!(
+        line(format_args!(
             "Neural Guardian is serving on {} ({:.1} s after the start).\n",
             guest.url(),
             began.elapsed().as_secs_f64()
-        );
+        ))?;
         match &self.upstream {
             None => guest.show_three_verdicts(&running.store, &environment).await?,
             Some(_) => guest.show_tools().await?,
         }
-        guest.print_snippets(&running, self.upstream.is_some());
-        if self.once {
-            return running.stop(std::future::pending()).await;
+        guest.print_snippets(&running, self.upstream.is_some())?;
+        match self.once {
+            true => running.stop(std::future::pending()).await?,
+            false => {
+                line(format_args!("\nServing until ctrl-c."))?;
+                running.until_stopped().await?;
+            }
         }
-        println!("\nServing until ctrl-c.");
-        running.until_stopped().await
+        if let Some(demo) = demo {
+            demo.stop().await;
+        }
+        Ok(())
     }
 }
 
@@ -125,11 +131,7 @@ impl Place {
         let (name, url, credential) = match (demo, &arguments.upstream) {
             (Some(demo), _) => {
                 private_file(&self.dir.join("demo.credential"), demo.credential.expose_secret())?;
-                (
-                    "demo",
-                    format!("http://{}/mcp", demo.address),
-                    "credential = { value_file = \"demo.credential\" }\n",
-                )
+                ("demo", demo.url(), "credential = { value_file = \"demo.credential\" }\n")
             }
             (None, Some(url)) => ("upstream", url.clone(), ""),
             (None, None) => unreachable!("either there is an upstream or the demo runs"),
@@ -260,36 +262,44 @@ impl Guest<'_> {
         format!("https://localhost:{}/mcp/{}", self.address.port(), self.server)
     }
 
-    async fn show_three_verdicts(&self, store: &Store, environment: &EnvironmentName) -> Result<()> {
+    async fn show_three_verdicts(&self, store: &Store, environment: &EnvironmentName) -> Result<(), Failure> {
         let began = app::now();
         let mut rows = Vec::new();
         for (tool, arguments, _) in CALLS {
             let answer = self
                 .call(
                     "tools/call",
-                    json!({ "name": tool, "arguments": serde_json::from_str::<Value>(arguments)? }),
+                    json!({ "name": tool, "arguments": serde_json::from_str::<Value>(arguments).expect("a literal that is JSON") }),
                 )
                 .await?;
             let (verdict, heard) = verdict(&answer);
             rows.push(vec![format!("{tool} {arguments}"), verdict, heard]);
         }
-        println!("Three calls, made just now over TLS with the demo user's key:\n");
-        println!("{}\n", table(&["call", "verdict", "what the client hears"], rows.into_iter()));
-        println!("The same three in the audit trail (`{}`):\n", self.audit_command());
-        println!("{}", self.audit(store, environment, began).await?);
+        line(format_args!(
+            "Three calls, made just now over TLS with the demo user's key:\n"
+        ))?;
+        line(format_args!(
+            "{}\n",
+            table(&["call", "verdict", "what the client hears"], rows.into_iter())
+        ))?;
+        line(format_args!(
+            "The same three in the audit trail (`{}`):\n",
+            self.audit_command()
+        ))?;
+        line(format_args!("{}", self.audit(store, environment, began).await?))?;
         Ok(())
     }
 
-    async fn show_tools(&self) -> Result<()> {
+    async fn show_tools(&self) -> Result<(), Failure> {
         let answer = self.call("tools/list", json!({})).await?;
         let tools = answer["result"]["tools"].as_array().cloned().unwrap_or_default();
         let names: Vec<_> = tools.iter().filter_map(|tool| tool["name"].as_str()).collect();
         match names.is_empty() {
-            true => println!(
+            true => line(format_args!(
                 "The server lists no tool that the demo user may call: {}\n",
                 verdict(&answer).1
-            ),
-            false => println!("Tools the demo user may call: {}\n", names.join(", ")),
+            ))?,
+            false => line(format_args!("Tools the demo user may call: {}\n", names.join(", ")))?,
         }
         Ok(())
     }
@@ -347,24 +357,28 @@ impl Guest<'_> {
         )
     }
 
-    fn print_snippets(&self, running: &Running, upstream: bool) {
+    fn print_snippets(&self, running: &Running, upstream: bool) -> Result<(), Failure> {
         let (url, key, server) = (self.url(), self.key, self.server);
         let ca = shown(&self.place.dir.join("certs/ca.pem"));
         let full_ca = self.place.dir.join("certs/ca.pem").display().to_string();
-        println!("\nClaude Code:\n  export NODE_EXTRA_CA_CERTS={full_ca}");
-        println!("  claude mcp add --transport http {server} {url} --header \"Authorization: Bearer {key}\"");
-        println!("\nCursor (.cursor/mcp.json):\n  {}", cursor(server, &url, key));
-        println!("\nVS Code (.vscode/mcp.json):\n  {}", vscode(server, &url, key));
-        println!("  Both need the development CA: start them with NODE_EXTRA_CA_CERTS={full_ca}");
+        line(format_args!("\nClaude Code:\n  export NODE_EXTRA_CA_CERTS={full_ca}"))?;
+        line(format_args!(
+            "  claude mcp add --transport http {server} {url} --header \"Authorization: Bearer {key}\""
+        ))?;
+        line(format_args!("\nCursor (.cursor/mcp.json):\n  {}", cursor(server, &url, key)))?;
+        line(format_args!("\nVS Code (.vscode/mcp.json):\n  {}", vscode(server, &url, key)))?;
+        line(format_args!(
+            "  Both need the development CA: start them with NODE_EXTRA_CA_CERTS={full_ca}"
+        ))?;
         if !upstream {
-            println!("\ncurl:");
+            line(format_args!("\ncurl:"))?;
             for (tool, arguments, why) in CALLS {
-                println!("  # {why}\n  {}", curl(&ca, key, &url, tool, arguments));
+                line(format_args!("  # {why}\n  {}", curl(&ca, key, &url, tool, arguments)))?;
             }
         }
-        println!("\nAudit:   {}", self.audit_command());
-        println!("Health:  curl http://{}/health", running.metrics_address);
-        println!("Config:  {}", shown(&self.place.dir.join("guardian.toml")));
+        line(format_args!("\nAudit:   {}", self.audit_command()))?;
+        line(format_args!("Health:  curl http://{}/health", running.metrics_address))?;
+        line(format_args!("Config:  {}", shown(&self.place.dir.join("guardian.toml"))))
     }
 }
 

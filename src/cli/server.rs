@@ -1,6 +1,6 @@
 //! `guardian server`: the MCP servers, their tools, and which definitions of tools are approved.
 
-use super::catalogue::{self, scopes, standing};
+use super::catalogue;
 use super::context::{self, Admin, ConfigFile, Login, shown};
 use super::failure::{self, Failure};
 use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
@@ -8,6 +8,7 @@ use crate::config::PinMode;
 use crate::domain::{Annotations, BadName, Digest, Scope, ServerName, Standing, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use crate::upstream::RawTool;
+use crate::upstream::{scopes_of, standing};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -282,7 +283,7 @@ async fn catalog(admin: &Admin, name: &ServerName, changes: bool, format: Format
     let mut tools: Vec<Tool> = stored
         .iter()
         .filter(|tool| tool.server == *name)
-        .map(|tool| tool_of(tool, scopes(name, &tool.tool, configured, &registry)))
+        .map(|tool| tool_of(tool, scopes_of(name, &tool.tool, configured, &registry)))
         .collect();
     let waiting = tools.iter().any(|tool| waits(tool.standing));
     if changes {

@@ -111,12 +111,12 @@ impl Keeper {
         if self.loaded_at.elapsed() < RELOAD_AFTER {
             match timeout(ANSWER_WITHIN, self.source.catch_up(&self.anchor)).await {
                 Ok(Ok(CatchUp::Since(delta))) => return Ok(Answer::Since(delta)),
-                Ok(Ok(CatchUp::Reload)) => {
-                    tracing::warn!(
-                        seq = self.anchor.seq,
-                        "the change feed cannot be followed from here (a restore, a failover, or very many changes): loading all anew"
-                    );
-                }
+                // An empty feed has no anchor to go on from.
+                Ok(Ok(CatchUp::Reload)) if self.anchor == Anchor::default() => {}
+                Ok(Ok(CatchUp::Reload)) => tracing::warn!(
+                    seq = self.anchor.seq,
+                    "the change feed cannot be followed from here (a restore, a failover, or very many changes): loading all anew"
+                ),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(Fault::NoAnswer),
             }

@@ -10,6 +10,8 @@ mod keeper;
 mod lease;
 mod misses;
 mod revocations;
+#[cfg(test)]
+mod script;
 mod source;
 #[cfg(test)]
 mod tests;

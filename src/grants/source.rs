@@ -9,7 +9,7 @@ pub(super) enum Source {
         environment: EnvironmentName,
     },
     #[cfg(test)]
-    Script(super::tests::Script),
+    Script(super::script::Script),
 }
 
 impl Source {

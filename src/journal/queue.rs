@@ -14,10 +14,8 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 const GROUP_RECORDS: usize = 256;
 const GROUP_BYTES: usize = 1024 * 1024;
 
-/// While many wait, syncs begin this far apart for each who waited for the last one, up to the greatest gap: a sync that
-/// few share is dear, and with few waiting begins at once.
-const GAP_EACH: Duration = Duration::from_micros(100);
-const GREATEST_GAP: Duration = Duration::from_millis(1);
+/// While records keep coming, syncs begin at least this far apart; the first after a pause begins at once.
+const GAP: Duration = Duration::from_millis(1);
 /// Records nobody waits for may lie this long to ride along with the next that somebody does.
 const LAZY: Duration = Duration::from_millis(5);
 
@@ -59,8 +57,6 @@ struct Inner {
     records: usize,
     bytes: usize,
     awaited: usize,
-    /// How many waited for the batch before.
-    shared_by: u32,
     /// Room of everything queued or being written.
     room: u64,
     rest: Rest,
@@ -105,7 +101,6 @@ impl Queue {
     /// The next batch for the writing thread; `None` when closed and empty. `last` is when the sync before it began.
     pub fn next(&self, last: Instant) -> Option<Batch> {
         let mut inner = locked(&self.inner);
-        let gap = GREATEST_GAP.min(GAP_EACH * inner.shared_by);
         let mut lazy_until = None;
         loop {
             let full = inner.batches.front().is_some_and(Batch::is_full);
@@ -113,7 +108,7 @@ impl Queue {
                 break;
             }
             let (rest, until) = match (inner.awaited, inner.records) {
-                (1.., _) => (Rest::Gap, Some(last + gap)),
+                (1.., _) => (Rest::Gap, Some(last + GAP)),
                 (0, 1..) => (Rest::Lazy, Some(*lazy_until.get_or_insert_with(|| Instant::now() + LAZY))),
                 (0, 0) => (Rest::Idle, None),
             };
@@ -211,9 +206,7 @@ impl Inner {
         let batch = self.batches.pop_front()?;
         self.records -= batch.entries.len();
         self.bytes -= batch.bytes;
-        let awaited = batch.entries.iter().filter(|entry| entry.awaited).count();
-        self.awaited -= awaited;
-        self.shared_by = awaited as u32;
+        self.awaited -= batch.entries.iter().filter(|entry| entry.awaited).count();
         Some(batch)
     }
 

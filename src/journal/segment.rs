@@ -6,7 +6,7 @@ use super::scan::{Segment, segment_name};
 use std::io;
 
 /// Zeros are written this far ahead, so that most syncs find their blocks allocated and the file's size unchanged.
-const AHEAD: usize = 256 * 1024;
+const AHEAD: usize = 1024 * 1024;
 static ZEROS: [u8; AHEAD] = [0; AHEAD];
 
 pub(super) struct Active {

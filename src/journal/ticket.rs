@@ -138,21 +138,10 @@ impl Drop for Ticket {
 
 /// Waits for the record of a permit. Dropped before it is told, the permit is closed as never sent.
 pub(super) struct Opening {
-    waiter: Waiter,
-    shared: Arc<Shared>,
-    request: RequestId,
-    told: bool,
-}
-
-impl Opening {
-    pub fn new(waiter: Waiter, shared: Arc<Shared>, request: RequestId) -> Self {
-        Self {
-            waiter,
-            shared,
-            request,
-            told: false,
-        }
-    }
+    pub waiter: Waiter,
+    pub shared: Arc<Shared>,
+    pub request: RequestId,
+    pub told: bool,
 }
 
 impl Future for Opening {

@@ -253,7 +253,7 @@ mod tests {
         metrics.refused(Reason::MissingScope, took);
         metrics.unauthenticated(Reason::BadSignature);
         metrics.audit_unshipped(7);
-        metrics.connection_refused("per_address");
+        metrics.connections_refused("per_address", 1);
         metrics.policy_reload_failed();
         metrics.grants_age(Duration::from_millis(1_500));
         let held = metrics.request_started();

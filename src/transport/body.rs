@@ -88,7 +88,10 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     let Some(frame) = body.frame().await else { return Ok(None) };
-    let bytes = frame.map_err(|_| BodyProblem::Broken)?.into_data().unwrap_or_default();
+    let bytes = frame
+        .map_err(|_| BodyProblem::Broken)?
+        .into_data()
+        .map_err(|_| BodyProblem::Trailers)?;
     match bytes.len() > room {
         true => Err(BodyProblem::TooLarge),
         false => Ok(Some(bytes)),

@@ -12,6 +12,7 @@ use crate::mcp::{self, AnswerKind, answer_kind, readdress};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 /// What goes into the head beside what the call itself says. Nothing of it is copied from the caller unseen.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +68,11 @@ impl Upstream {
         outcome.status = Some(response.status());
         let success = response.status().is_success();
         let read = match (success, media(response.headers()), &call.id, call.method) {
-            (true, Media::Events, Some(id), Method::Initialize) => self.opened_by_stream(response, call, id, &mut outcome).await,
+            (true, Media::Events, Some(id), Method::Initialize) => {
+                let opened = self.opened_by_stream(response, call, id, &mut outcome);
+                let late = |_| Err(Failed::late("the server took too long to open a session"));
+                timeout(self.patience.first_byte, opened).await.unwrap_or_else(late)
+            }
             (true, Media::Events, Some(_), _) | (true, Media::Events, None, Method::OpenStream) => {
                 return Ok(Answer::Stream(self.frames(response, call, outcome)));
             }
@@ -98,7 +103,7 @@ impl Upstream {
         outcome: &mut Open,
     ) -> Result<Answer, Failed> {
         let status = response.status();
-        let session = session_of(response.headers());
+        let opening = Some(session_of(response.headers()));
         let mut frames = self.frames(response, call, Open::new(None));
         while let Some(piece) = frames.next().await {
             let piece = piece?;
@@ -108,7 +113,7 @@ impl Upstream {
                 continue;
             };
             outcome.bytes = body.len() as u64;
-            return whole_answer(status, body, kind, id, (call.method, session), outcome);
+            return whole_answer(status, body, kind, id, opening, outcome);
         }
         Err(Failed::broken("the server ended its stream before it answered"))
     }
@@ -122,7 +127,7 @@ impl Upstream {
         if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT {
             return Err(Failed::broken("the server took the request without answering it").with_status(status));
         }
-        let session = session_of(response.headers());
+        let opening = (call.method == Method::Initialize).then(|| session_of(response.headers()));
         let json = media(response.headers()) == Media::Json;
         if status.is_success() && !json {
             return Err(Failed::broken("the server's answer is neither JSON nor an event stream").with_status(status));
@@ -139,22 +144,22 @@ impl Upstream {
         if !status.is_success() && !matches!(kind, AnswerKind::Error { .. }) {
             return refused(status, outcome);
         }
-        whole_answer(status, body, kind, id, (call.method, session), outcome)
+        whole_answer(status, body, kind, id, opening, outcome)
     }
 }
 
-/// The answer in one piece, and for `initialize` what it opened.
+/// The answer in one piece, and what it opened where it answers an `initialize`.
 fn whole_answer(
     status: StatusCode,
     body: Bytes,
     kind: AnswerKind,
     id: &MessageId,
-    (method, session): (Method, SessionField),
+    opening: Option<SessionField>,
     outcome: &mut Open,
 ) -> Result<Answer, Failed> {
     let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
-    let opened = match method {
-        Method::Initialize if !is_error => Some(opened(&body, session)?),
+    let opened = match opening {
+        Some(session) if !is_error => Some(opened(&body, session)?),
         _ => None,
     };
     outcome.done(Some(is_error));

@@ -6,7 +6,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -126,21 +126,18 @@ impl Drop for Database {
         if self.cluster.is_some() {
             return;
         }
-        let (name, logins, admin) = (
-            self.name.clone(),
-            self.logins.clone(),
-            self.admin.clone().database("postgres"),
-        );
+        let databases: Vec<String> = self.siblings.drain(..).chain([self.name.clone()]).collect();
+        let (logins, admin) = (std::mem::take(&mut self.logins), self.admin.clone().database("postgres"));
         let cleaning = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime starts");
-            runtime.block_on(async move {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime starts").block_on(async move {
                 let mut connection = admin.connect().await.expect("the test cluster answers");
-                run(&mut connection, format!("DROP DATABASE {name} WITH (FORCE)")).await;
+                for database in databases {
+                    run(&mut connection, format!("DROP DATABASE {database} WITH (FORCE)")).await;
+                }
                 for login in logins {
-                    run(&mut connection, format!("DROP ROLE {login}")).await;
+                    // a login that made the group roles is their grantor from PostgreSQL 16 on, and stays
+                    let _ = connection.execute(AssertSqlSafe(format!("DROP ROLE {login}"))).await;
                 }
             });
         });
@@ -264,6 +261,28 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(10));
         }
         false
+    }
+
+    /// Starts it anew with further settings, and with these lines before all others of `pg_hba.conf`.
+    pub fn reconfigure(&mut self, settings: &str, hba: &str) {
+        self.stop();
+        let configuration = self.data().join("postgresql.conf");
+        let rules = self.data().join("pg_hba.conf");
+        let before = fs::read_to_string(&configuration).expect("the configuration can be read");
+        fs::write(&configuration, format!("{before}\n{settings}\n")).expect("the configuration can be written");
+        let before = fs::read_to_string(&rules).expect("the rules can be read");
+        fs::write(&rules, format!("{hba}\n{before}")).expect("the rules can be written");
+        self.run();
+    }
+
+    /// Puts a file that only the server may read into its data folder.
+    pub fn put(&self, name: &str, text: &str) {
+        let file = self.data().join(name);
+        fs::write(&file, text).expect("a file can be written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its mode can be set");
+        if let Some((uid, gid)) = postgres_user() {
+            chown(&file, Some(uid), Some(gid)).expect("root gives the file away");
+        }
     }
 
     /// Stops it at once, as a crash would.

@@ -70,7 +70,15 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
     if message.method == "initialize" {
         return initialize(server, &message);
     }
-    let session = match session(server, headers, message.id.as_ref()) {
+    // A single call by hand needs no session: nothing here depends on one.
+    let session = match headers.contains_key(SESSION_HEADER) || message.id.is_none() {
+        true => session(server, headers, message.id.as_ref()),
+        false => Ok(Session {
+            version: VERSIONS[VERSIONS.len() - 1],
+            end: server.stop.child_token(),
+        }),
+    };
+    let session = match session {
         Ok(session) => session,
         Err(refusal) => return *refusal,
     };

@@ -26,6 +26,7 @@ async fn a_changed_certificate_serves_the_next_connection_and_a_bad_one_never() 
     assert!(!server.tls.reload().unwrap(), "the same files again");
     dev_certificates(&server.dir, &["other.example".to_owned()], now()).unwrap();
     assert!(server.tls.reload().unwrap());
+    assert!(!server.tls.reload().unwrap(), "taken up once");
     assert_ne!(leaf().await.1, old);
     assert!(
         ask(&mut old_connection, GET_AND_CLOSE).await.contains("hello"),

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, config, initialize, legacy, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server, answer, json, write};
-use neural_guardian::config::ServerConfig;
+use neural_guardian::config::{ServerConfig, Span};
 use neural_guardian::domain::{Ending, Method, ProtocolVersion, Reason};
 use neural_guardian::mcp::AnswerKind;
 use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Opened, Upstream, UpstreamSessionId};
@@ -272,7 +272,11 @@ async fn a_server_that_says_nothing_is_given_up_on() {
             }
         })
         .await;
-        let rig = Rig::impatient(&server.url);
+        let rig = Rig::with(ServerConfig {
+            first_byte_timeout: Span(Duration::from_millis(500)),
+            idle_timeout: Span(Duration::from_millis(100)),
+            ..config(&server.url)
+        });
         let failed = rig.forward(tool_call()).await.err().unwrap();
         assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
         assert!(failed.may_have_run);
@@ -293,11 +297,7 @@ async fn an_answer_in_drops_is_given_up_on_too() {
         }
     })
     .await;
-    let short = neural_guardian::config::Span(Duration::from_millis(40));
-    let rig = Rig::with(ServerConfig {
-        idle_timeout: short,
-        ..config(&server.url)
-    });
+    let rig = Rig::impatient(&server.url, Duration::from_millis(40));
     let failed = rig.forward(tool_call()).await.err().unwrap();
     assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
 }

@@ -24,15 +24,15 @@ pub struct Rig {
     snapshot: Snapshot,
 }
 
-/// Short bounds: every wait of a test ends by one of them.
+/// Every wait of a test ends by one of these bounds; where none should be met they are long.
 pub fn config(url: &str) -> ServerConfig {
     let mut config: ServerConfig = serde_json::from_value(serde_json::json!({
         "name": "files",
         "url": url,
         "credential": { "value": "Bearer upstream-secret" },
-        "connect_timeout": "2s",
-        "first_byte_timeout": "2s",
-        "idle_timeout": "2s",
+        "connect_timeout": "20s",
+        "first_byte_timeout": "20s",
+        "idle_timeout": "20s",
         "max_answer_bytes": 65536,
         "allow_private_address": true,
     }))
@@ -46,11 +46,10 @@ impl Rig {
         Self::with(config(url))
     }
 
-    pub fn impatient(url: &str) -> Self {
-        let short = Span(Duration::from_millis(150));
+    /// Waits this long between two pieces of an answer.
+    pub fn impatient(url: &str, idle: Duration) -> Self {
         Self::with(ServerConfig {
-            first_byte_timeout: short,
-            idle_timeout: short,
+            idle_timeout: Span(idle),
             ..config(url)
         })
     }

@@ -200,7 +200,7 @@ async fn a_modern_server_may_not_ask_the_client() {
 async fn a_stream_that_falls_silent_is_given_up_on() {
     for begun in [": hello\n\n", "data: {\"jsonrpc\":"] {
         let (server, say, closed) = told().await;
-        let rig = Rig::impatient(&server.url);
+        let rig = Rig::impatient(&server.url, std::time::Duration::from_millis(100));
         let frames = frames(&rig, tool_call()).await;
         say.send(begun).unwrap();
         let (_, failed) = drain(frames).await;
