@@ -15,10 +15,9 @@ use super::slice::RuleIndex;
 use super::snapshot::Draft;
 use super::{Problem, arguments};
 use crate::domain::{Catalogue, ServerName, Standing};
-use cedar_policy::{Effect, EntityUid, PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator};
+use cedar_policy::{Effect, EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
 use miette::Diagnostic;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::str::FromStr;
 
 /// What was found, and which rules each tool has.
 #[derive(Default)]
@@ -196,7 +195,6 @@ impl Check<'_> {
     }
 
     /// Nothing if the tool is known, a warning if its server has not shown any tool yet.
-    #[expect(clippy::type_complexity, reason = "read in one place, just above")]
     fn unknown_tool(&self, id: &str, or_group: bool) -> Option<Result<String, (String, Option<String>)>> {
         if self.known.by_id.contains_key(id) {
             return None;
@@ -431,8 +429,7 @@ impl Check<'_> {
             }
         }
         declared.push(action);
-        let text = schema::text(groups, &declared);
-        let schema = match Schema::from_str(&text) {
+        let schema = match schema::schema(groups, &declared) {
             Ok(schema) => schema,
             Err(error) => {
                 let problem = |rule: &usize| self.rules[*rule].problem(format!("the schema of a tool is not usable: {error}"));

@@ -84,7 +84,7 @@ async fn a_bit_flipped_in_the_last_batch_costs_that_batch_alone() {
     let [.., begin, end] = batches(&bytes)[..] else {
         panic!("batches were expected")
     };
-    for bit in begin * 8..end * 8 {
+    for bit in (begin * 8..end * 8).step_by(3) {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         let (found, error) = read(&with(&disk, name, &flipped));
@@ -99,7 +99,7 @@ async fn a_bit_flipped_before_the_last_batch_is_damage_that_is_named_and_not_rep
     let name = &segment_names(&disk)[0];
     let bytes = contents(&disk, name);
     let at = batches(&bytes);
-    for bit in 0..at[3] * 8 {
+    for bit in (0..at[3] * 8).step_by(5) {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         let flipped = with(&disk, name, &flipped);
