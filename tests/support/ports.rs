@@ -1,23 +1,34 @@
-//! Ports that no other test running now will pick: each test process has a range of its own below the ephemeral ones.
+//! Ports that no other test running on this machine will pick: each is held by a locked file until its process ends.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Mutex;
 
+/// Below the ports that the system gives to connections.
 const FIRST: u16 = 10_000;
-const RANGE: u16 = 150;
+const COUNT: u16 = 9_000;
 
-/// A port on loopback that is free now.
+/// A port on loopback that is free now and stays this process's own.
 pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let tries = std::iter::repeat_with(|| FIRST + slot() * RANGE + NEXT.fetch_add(1, Ordering::Relaxed) % RANGE);
-    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    tries.take(usize::from(RANGE)).find(free).expect("one of 150 ports is free")
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let mut held = HELD.lock().unwrap();
+    // Any start will do; different ones keep processes out of each other's way.
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).expect("less than 9,000");
+    for offset in 0..COUNT {
+        let port = FIRST + (start + offset) % COUNT;
+        if let Some(lock) = hold(port) {
+            held.push(lock);
+            return port;
+        }
+    }
+    panic!("no port is free between {FIRST} and {}", FIRST + COUNT);
 }
 
-/// The number of this process among the tests running at once; without nextest all tests share one process.
-fn slot() -> u16 {
-    let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok();
-    slot.and_then(|text| text.parse().ok()).unwrap_or(0) % 60
+fn hold(port: u16) -> Option<File> {
+    let lock = File::create(std::env::temp_dir().join(format!("guardian-port-{port}.lock"))).ok()?;
+    lock.try_lock().ok()?;
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
+    Some(lock)
 }
 
 #[test]
