@@ -1,4 +1,5 @@
 //! Neural Guardian.
 
 pub mod config;
+pub mod decide;
 pub mod domain;

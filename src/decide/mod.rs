@@ -1,0 +1,51 @@
+//! Judges one call: the only room that knows Cedar. A pure function of its facts.
+//!
+//! It reads no clock, file or socket and logs nothing: it returns a [`Permit`], which only [`decide`] can make,
+//! or a refusal with its reasons. What is slow is done once, in [`Snapshot::compile`].
+
+mod facts;
+mod judge;
+mod problem;
+mod snapshot;
+mod standing;
+mod subject;
+mod verdict;
+
+pub use facts::{Enrolment, Facts, View};
+pub use problem::Problem;
+pub use snapshot::{CompiledTool, PolicySource, Settings, Snapshot};
+pub use subject::Subject;
+pub use verdict::{Basis, Permit, Refused, Verdict};
+
+use crate::domain::{Call, Method, Reason, Refusal, ServerName};
+
+/// Judges a call in the order of the standing, the scope, the arguments, the policies; the first refusal wins.
+pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
+    let mut basis = Basis::new(facts.snapshot);
+    match judged(&call, facts, &mut basis) {
+        Ok(()) => Verdict::Permit(Permit::new(call, basis)),
+        Err(refusal) => Verdict::Refuse(Box::new(Refused { call, refusal, basis })),
+    }
+}
+
+/// Whether some call of this tool by this caller could be permitted now. Says yes when in doubt: it never hides a
+/// tool that can be called.
+pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>) -> bool {
+    let Ok(held) = standing::held(server, facts) else {
+        return false;
+    };
+    standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
+}
+
+fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Refusal> {
+    let held = standing::held(&call.server, facts)?;
+    basis.hold(&held, facts);
+    if call.method != Method::ToolsCall {
+        return Ok(());
+    }
+    let tool = call.tool().ok_or(Reason::UnknownTool)?;
+    let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTool)?;
+    standing::tool_may_be_called(tool, &held)?;
+    let arguments = tool.arguments(call.arguments.as_deref())?;
+    judge::judge(tool, &arguments, &held, facts, basis)
+}

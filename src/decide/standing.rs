@@ -1,0 +1,96 @@
+//! What is checked before any policy: enrolment, server, freshness, grant, tool, scope. Plain comparisons, no Cedar.
+
+use super::{CompiledTool, Enrolment, Facts};
+use crate::domain::{
+    Grant, GrantStatus, Member, MemberStatus, Principal, Reason, Refusal, Scope, ServerName, Standing, Timestamp,
+};
+
+/// A usable grant, and the scopes it gives this caller.
+pub(super) struct Held<'a> {
+    pub grant: &'a Grant,
+    pub scopes: Vec<&'a Scope>,
+}
+
+/// The grant with which this caller may speak to this server at all.
+pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a>, Refusal> {
+    let member = match facts.enrolment {
+        Enrolment::Absent => return Err(Reason::NotEnrolled.into()),
+        Enrolment::Disabled => return Err(Reason::MemberDisabled.into()),
+        Enrolment::Active(member) => member,
+    };
+    if member.status != MemberStatus::Active {
+        return Err(Reason::MemberDisabled.into());
+    }
+    match facts.snapshot.server_enabled(server) {
+        None => return Err(Reason::UnknownServer.into()),
+        Some(false) => return Err(Reason::ServerDisabled.into()),
+        Some(true) => {}
+    }
+    if !facts.view.fresh {
+        return Err(Reason::StaleAuthorization.into());
+    }
+    let grant = grant(member, server, facts.principal).ok_or(Reason::NoGrant)?;
+    usable(grant, facts.now)?;
+    Ok(Held {
+        grant,
+        scopes: scopes(grant, facts.principal),
+    })
+}
+
+/// Whether the tool is offered as it was pinned and the scopes held cover it.
+pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result<(), Refusal> {
+    match tool.entry().standing {
+        Standing::Pinned => {}
+        Standing::Changed => return Err(Reason::DefinitionChanged.into()),
+        Standing::Unapproved => return Err(Reason::ToolNotApproved.into()),
+        Standing::Gone => {
+            return Err(Refusal::with_detail(
+                Reason::UnknownTool,
+                "the server no longer offers this tool",
+            ));
+        }
+    }
+    match tool.needs().iter().all(|needed| held.covers(needed)) {
+        true => Ok(()),
+        false => Err(Refusal {
+            scopes: tool.needs().to_vec(),
+            ..Refusal::new(Reason::MissingScope)
+        }),
+    }
+}
+
+impl Held<'_> {
+    fn covers(&self, needed: &Scope) -> bool {
+        self.scopes.iter().any(|held| *held == needed || held.as_str() == "*")
+    }
+}
+
+/// A grant for the very client goes before one for any client, even if only to refuse.
+fn grant<'a>(member: &'a Member, server: &ServerName, principal: &Principal) -> Option<&'a Grant> {
+    let of_server = || member.grants.iter().filter(|grant| grant.server == *server);
+    of_server()
+        .find(|grant| grant.client.is_some() && grant.client == principal.client)
+        .or_else(|| of_server().find(|grant| grant.client.is_none()))
+}
+
+fn usable(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
+    match grant.status {
+        GrantStatus::Idle => Err(Reason::GrantIdle),
+        GrantStatus::Revoked => Err(Reason::GrantRevoked),
+        GrantStatus::Verified if grant.expires_at.is_some_and(|end| end <= now) => Err(Reason::GrantExpired),
+        GrantStatus::Verified => Ok(()),
+    }
+}
+
+/// The grant's scopes; with a key that names scopes, those that both cover.
+fn scopes<'a>(grant: &'a Grant, principal: &'a Principal) -> Vec<&'a Scope> {
+    let Some(key) = principal.key_scopes.as_ref().filter(|scopes| !scopes.is_empty()) else {
+        return grant.scopes.iter().collect();
+    };
+    let narrowed = grant.scopes.iter().filter(|scope| key.covers(scope));
+    let named = key.iter().filter(|scope| grant.scopes.covers(scope));
+    let mut both: Vec<_> = narrowed.chain(named).collect();
+    both.sort();
+    both.dedup();
+    both
+}
