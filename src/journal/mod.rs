@@ -21,6 +21,11 @@ mod walk;
 mod watermark;
 mod writer;
 
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod tests;
+
 pub use error::{Damage, JournalError, Sealed, State};
 pub use shipper::Shipper;
 pub use ticket::{Cleared, Closing, Ticket};
@@ -110,34 +115,31 @@ impl Journal {
         Ok(seq)
     }
 
-    /// Records a permit and keeps room for its outcome. The record names the call that was permitted, whatever
-    /// `decision` says; what comes back can be sent.
+    /// Records a permit and keeps room for its outcome. The record names what was permitted and why, whatever
+    /// `decision` says of that; what comes back can be sent.
     pub async fn open(&self, permit: Permit, mut decision: Decision) -> Result<Cleared, (Call, Sealed)> {
-        let shared = &self.0.shared;
-        let began = shared.observer.get().map(|observe| (observe, Instant::now()));
         let (call, basis) = permit.into_parts();
-        let request = call.request;
-        decision.request = request;
+        decision.request = call.request;
         decision.decision = Decided::Allow;
         decision.server = Some(call.server.clone());
-        decision.tool = call.tool().map(ToString::to_string);
         decision.method = call.method.as_str().to_owned();
+        decision.tool = call.tool().map(ToString::to_string);
         decision.policies = basis.policies;
         decision.scopes = basis.scopes;
         decision.grant = basis.grant;
         decision.policy_set = basis.policy_set;
         decision.catalogue = basis.catalogue;
+        self.clear(call, decision).await
+    }
+
+    async fn clear(&self, call: Call, decision: Decision) -> Result<Cleared, (Call, Sealed)> {
+        let shared = &self.0.shared;
+        let began = shared.observer.get().map(|observe| (observe, Instant::now()));
         let waiter = match shared.append(&Event::Decision(Box::new(decision))) {
             Ok(waiter) => waiter,
             Err(sealed) => return Err((call, sealed)),
         };
-        let opening = Opening {
-            waiter,
-            shared: shared.clone(),
-            request,
-            told: false,
-        };
-        match opening.await {
+        match Opening::new(waiter, shared.clone(), call.request).await {
             Ok(seq) => {
                 if let Some((observe, began)) = began {
                     observe(began.elapsed());

@@ -14,8 +14,10 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 const GROUP_RECORDS: usize = 256;
 const GROUP_BYTES: usize = 1024 * 1024;
 
-/// While records keep coming, syncs begin at least this far apart; the first after a pause begins at once.
-const GAP: Duration = Duration::from_millis(1);
+/// While many wait, syncs begin this far apart for each who waited for the last one, up to the greatest gap: a sync that
+/// few share is dear, and with few waiting begins at once.
+const GAP_EACH: Duration = Duration::from_micros(100);
+const GREATEST_GAP: Duration = Duration::from_millis(1);
 /// Records nobody waits for may lie this long to ride along with the next that somebody does.
 const LAZY: Duration = Duration::from_millis(5);
 
@@ -57,6 +59,8 @@ struct Inner {
     records: usize,
     bytes: usize,
     awaited: usize,
+    /// How many waited for the batch before.
+    shared_by: u32,
     /// Room of everything queued or being written.
     room: u64,
     rest: Rest,
@@ -101,6 +105,7 @@ impl Queue {
     /// The next batch for the writing thread; `None` when closed and empty. `last` is when the sync before it began.
     pub fn next(&self, last: Instant) -> Option<Batch> {
         let mut inner = locked(&self.inner);
+        let gap = GREATEST_GAP.min(GAP_EACH * inner.shared_by);
         let mut lazy_until = None;
         loop {
             let full = inner.batches.front().is_some_and(Batch::is_full);
@@ -108,7 +113,7 @@ impl Queue {
                 break;
             }
             let (rest, until) = match (inner.awaited, inner.records) {
-                (1.., _) => (Rest::Gap, Some(last + GAP)),
+                (1.., _) => (Rest::Gap, Some(last + gap)),
                 (0, 1..) => (Rest::Lazy, Some(*lazy_until.get_or_insert_with(|| Instant::now() + LAZY))),
                 (0, 0) => (Rest::Idle, None),
             };
@@ -134,23 +139,23 @@ impl Queue {
         }
     }
 
-    /// Fails everybody who waits in line. What nobody waits for stays.
-    pub fn fail(&self, reason: &Sealed) {
+    /// Fails everybody who waits in line. What nobody waits for stays, behind `kept` of a batch that was not written.
+    pub fn fail(&self, reason: &Sealed, kept: Vec<Entry>) {
         let mut inner = locked(&self.inner);
         let batches = std::mem::take(&mut inner.batches);
-        let groups: Vec<_> = batches.iter().map(|batch| batch.group.clone()).collect();
-        inner.rebuild(batches.into_iter().flat_map(|batch| batch.entries));
+        let (groups, entries): (Vec<_>, Vec<_>) = batches.into_iter().map(|batch| (batch.group, batch.entries)).unzip();
+        (inner.records, inner.bytes, inner.awaited) = (0, 0, 0);
+        for entry in kept.into_iter().chain(entries.into_iter().flatten()) {
+            // `put` counts the room of what stays once more.
+            inner.room -= entry.room;
+            if !entry.awaited {
+                inner.put(entry);
+            }
+        }
         drop(inner);
         for group in groups {
             group.finish(Err(reason.clone()));
         }
-    }
-
-    /// Puts what nobody waits for back in front, after a batch could not be written.
-    pub fn put_back(&self, entries: Vec<Entry>) {
-        let mut inner = locked(&self.inner);
-        let behind = std::mem::take(&mut inner.batches);
-        inner.rebuild(entries.into_iter().chain(behind.into_iter().flat_map(|batch| batch.entries)));
     }
 
     /// Gives back room: of entries that are on disk and counted there, or of a permit that is closed.
@@ -206,20 +211,10 @@ impl Inner {
         let batch = self.batches.pop_front()?;
         self.records -= batch.entries.len();
         self.bytes -= batch.bytes;
-        self.awaited -= batch.entries.iter().filter(|entry| entry.awaited).count();
+        let awaited = batch.entries.iter().filter(|entry| entry.awaited).count();
+        self.awaited -= awaited;
+        self.shared_by = awaited as u32;
         Some(batch)
-    }
-
-    /// Queues anew those that nobody waits for; the room of the others is free again.
-    fn rebuild(&mut self, entries: impl Iterator<Item = Entry>) {
-        (self.records, self.bytes, self.awaited) = (0, 0, 0);
-        for entry in entries {
-            // `put` counts the room of what stays once more.
-            self.room -= entry.room;
-            if !entry.awaited {
-                self.put(entry);
-            }
-        }
     }
 
     fn wakes(&mut self) -> bool {

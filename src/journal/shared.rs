@@ -205,7 +205,7 @@ impl Shared {
         drop(working);
         tracing::error!("the journal's disk does not answer; the journal is sealed while that lasts");
         group.finish(Err(Sealed::Hung));
-        self.queue.fail(&Sealed::Hung);
+        self.queue.fail(&Sealed::Hung, Vec::new());
     }
 
     /// The writing thread is done.

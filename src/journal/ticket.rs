@@ -138,10 +138,21 @@ impl Drop for Ticket {
 
 /// Waits for the record of a permit. Dropped before it is told, the permit is closed as never sent.
 pub(super) struct Opening {
-    pub waiter: Waiter,
-    pub shared: Arc<Shared>,
-    pub request: RequestId,
-    pub told: bool,
+    waiter: Waiter,
+    shared: Arc<Shared>,
+    request: RequestId,
+    told: bool,
+}
+
+impl Opening {
+    pub fn new(waiter: Waiter, shared: Arc<Shared>, request: RequestId) -> Self {
+        Self {
+            waiter,
+            shared,
+            request,
+            told: false,
+        }
+    }
 }
 
 impl Future for Opening {

@@ -149,7 +149,7 @@ impl Writer {
 
     /// Brings the encoded batch to disk, into a fresh segment if the present one is full or fails.
     fn put(&mut self, before: &Chain) -> io::Result<()> {
-        let fits = |active: &mut Active| active.has_room(self.bytes.len(), self.segment_bytes);
+        let fits = |active: &mut Active| active.has_room(self.bytes.len());
         if let Some(mut active) = self.active.take_if(|active| fits(active)) {
             match self.append_to(&mut active, before) {
                 Ok(()) => {
@@ -202,7 +202,7 @@ impl Writer {
             supersedes: self.poisoned,
             open: self.open.iter().copied().collect(),
         };
-        let (active, segment) = Active::create(&*self.disk, header)?;
+        let (active, segment) = Active::create(&*self.disk, header, self.segment_bytes)?;
         self.shared.spool.add(segment);
         Ok(active)
     }
@@ -253,8 +253,7 @@ impl Writer {
         let (failed, kept): (Vec<_>, Vec<_>) = batch.entries.into_iter().partition(|entry| entry.awaited);
         self.shared.refused.fetch_add(failed.len() as u64, Ordering::Relaxed);
         self.shared.queue.release(failed.iter().map(|entry| entry.room).sum());
-        self.shared.queue.put_back(kept);
-        self.shared.queue.fail(&reason);
+        self.shared.queue.fail(&reason, kept);
     }
 
     /// Tries again and again to write that the journal was sealed; false if it closes before that is on disk.
@@ -297,7 +296,7 @@ impl Drop for LastWords {
         if let Some((_, group)) = working {
             group.finish(Err(Sealed::Stopped));
         }
-        shared.queue.fail(&Sealed::Stopped);
+        shared.queue.fail(&Sealed::Stopped, Vec::new());
         shared.end();
     }
 }

@@ -1,0 +1,149 @@
+//! A power cut at every operation of a busy run: whatever was acknowledged is there, and the chain holds.
+
+use super::super::simulated::{Fate, Simulated};
+use super::super::{Closing, Journal};
+use super::{Dice, allow, call, note, open, open_with, outcomes, read, records, settings};
+use crate::domain::{Ending, SealedRecord};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Notes one after the other and at once, permits with and without an end, over several segments. Ends early when
+/// the disk is gone.
+async fn busy(journal: &Journal) {
+    for round in 0..3 {
+        for step in 0..4 {
+            if journal.append(note(&"x".repeat(200 * step))).await.is_err() {
+                return;
+            }
+        }
+        let at_once = (0..6).map(|number| journal.clear(call(round * 100 + number), allow(round * 100 + number)));
+        let mut cleared = Vec::new();
+        for opened in join_all(at_once.collect()).await {
+            let Ok(opened) = opened else { return };
+            cleared.push(opened.into_sending().1);
+        }
+        cleared.drain(..3).for_each(|ticket| ticket.close(Closing::of(Ending::Done)));
+        cleared.into_iter().for_each(std::mem::forget);
+    }
+}
+
+async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none()
+                && let std::task::Poll::Ready(ready) = future.as_mut().poll(context)
+            {
+                *output = Some(ready);
+            }
+        }
+        match outputs.iter().all(Option::is_some) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
+}
+
+/// From this operation on nothing reaches the disk. Tells how many there were.
+fn gone_after(disk: &Simulated, operations: usize) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    disk.script(move |_, _| match counted.fetch_add(1, Ordering::SeqCst) {
+        number if number < operations => Fate::Works,
+        _ => Fate::Fails(io::ErrorKind::Other),
+    });
+    count
+}
+
+/// Runs until the disk is gone after so many operations. The records that were durable by then.
+async fn run_until_gone(disk: &Simulated, operations: usize) -> (BTreeMap<(String, u64), SealedRecord>, usize) {
+    let count = gone_after(disk, operations);
+    let Ok((journal, _)) = open_with(disk, &settings()) else {
+        return (BTreeMap::new(), count.load(Ordering::SeqCst));
+    };
+    busy(&journal).await;
+    let durable = journal.0.shared.spool.durable.load(Ordering::SeqCst);
+    let incarnation = journal.incarnation();
+    drop(journal);
+    let acknowledged = read(disk)
+        .0
+        .into_iter()
+        .filter(|record| record.incarnation == incarnation && record.seq < durable);
+    let acknowledged: BTreeMap<_, _> = acknowledged
+        .map(|record| ((record.incarnation.to_string(), record.seq), record))
+        .collect();
+    assert_eq!(acknowledged.len() as u64, durable);
+    (acknowledged, count.load(Ordering::SeqCst))
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_operation_loses_nothing_that_was_acknowledged() {
+    let mut operations = 0;
+    loop {
+        let disk = Simulated::new();
+        // A first life, so that there is a past to recover.
+        let (journal, _) = open(&disk);
+        journal.append(note("earlier")).await.unwrap();
+        drop(journal);
+        let before = records(&disk);
+        let (acknowledged, total) = run_until_gone(&disk, operations).await;
+        assert_eq!(disk.broken_rules(), Vec::<String>::new(), "after {operations} operations");
+        for seed in 0..6 {
+            let mut dice = Dice(seed * 7_919 + operations as u64);
+            let odds = [0, 100, 50, 90, 10, 97][seed as usize];
+            let after = disk.crash(|| dice.roll() % 100 < odds);
+            survives(
+                &after,
+                &before,
+                &acknowledged,
+                &format!("after {operations} operations, seed {seed}"),
+            );
+        }
+        if total <= operations {
+            break;
+        }
+        operations += 1;
+    }
+    assert!(
+        operations > 40,
+        "the run was too short to prove anything: {operations} operations"
+    );
+}
+
+fn survives(disk: &Simulated, before: &[SealedRecord], acknowledged: &BTreeMap<(String, u64), SealedRecord>, when: &str) {
+    let (journal, recovered) = open_with(disk, &settings()).unwrap_or_else(|error| panic!("{when}: {error}"));
+    drop(journal);
+    let found = records(disk);
+    assert_eq!(&found[..before.len()], before, "{when}");
+    let by_key: BTreeMap<_, _> = found
+        .iter()
+        .map(|record| ((record.incarnation.to_string(), record.seq), record))
+        .collect();
+    assert_eq!(by_key.len(), found.len(), "{when}: a record is there twice");
+    for (key, record) in acknowledged {
+        assert_eq!(by_key.get(key), Some(&record), "{when}");
+    }
+    let unknown = outcomes(disk)
+        .iter()
+        .filter(|outcome| outcome.ending == Ending::Unknown)
+        .count();
+    assert_eq!(unknown, recovered.unknown, "{when}");
+}
+
+#[tokio::test]
+async fn a_killed_process_leaves_every_written_record() {
+    let disk = Simulated::new();
+    let (journal, _) = open(&disk);
+    busy(&journal).await;
+    drop(journal);
+    let before = records(&disk);
+    let (_, recovered) = open(&disk.reboot());
+    assert_eq!((recovered.cut, recovered.unknown), (0, 9));
+    let last = before.last().unwrap();
+    assert_eq!(recovered.after, Some((last.incarnation, last.seq, last.head)));
+}

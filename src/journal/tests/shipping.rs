@@ -1,0 +1,1 @@
+//! From the spool to the database: everything, in order, once, whatever the database does.
