@@ -19,6 +19,7 @@ pub struct Database {
     pub name: String,
     admin: PgConnectOptions,
     logins: Vec<String>,
+    siblings: Vec<String>,
     /// Last: it must outlive what the others do when they are dropped.
     cluster: Option<Cluster>,
 }
@@ -40,12 +41,13 @@ impl Database {
         Self::made_on(cluster.options(), Some(cluster)).await
     }
 
-    /// Another empty database on the same cluster; gone with it.
-    pub async fn sibling(&self) -> PgConnectOptions {
+    /// URL of another empty database on the same cluster.
+    pub async fn sibling(&mut self) -> String {
         let name = format!("guardian_{}", Uuid::new_v4().simple());
         self.execute(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))
             .await;
-        self.admin.clone().database(&name)
+        self.siblings.push(name.clone());
+        self.admin.clone().database(&name).to_url_lossy().to_string()
     }
 
     async fn made_on(server: PgConnectOptions, cluster: Option<Cluster>) -> Self {
@@ -61,6 +63,7 @@ impl Database {
             admin: server.database(&name),
             name,
             logins: Vec::new(),
+            siblings: Vec::new(),
             cluster,
         }
     }
@@ -123,21 +126,18 @@ impl Drop for Database {
         if self.cluster.is_some() {
             return;
         }
-        let (name, logins, admin) = (
-            self.name.clone(),
-            self.logins.clone(),
-            self.admin.clone().database("postgres"),
-        );
+        let databases: Vec<String> = self.siblings.drain(..).chain([self.name.clone()]).collect();
+        let (logins, admin) = (std::mem::take(&mut self.logins), self.admin.clone().database("postgres"));
         let cleaning = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime starts");
-            runtime.block_on(async move {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime starts").block_on(async move {
                 let mut connection = admin.connect().await.expect("the test cluster answers");
-                run(&mut connection, format!("DROP DATABASE {name} WITH (FORCE)")).await;
+                for database in databases {
+                    run(&mut connection, format!("DROP DATABASE {database} WITH (FORCE)")).await;
+                }
                 for login in logins {
-                    run(&mut connection, format!("DROP ROLE {login}")).await;
+                    // a login that made the group roles is their grantor from PostgreSQL 16 on, and stays
+                    let _ = connection.execute(AssertSqlSafe(format!("DROP ROLE {login}"))).await;
                 }
             });
         });
