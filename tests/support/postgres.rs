@@ -6,7 +6,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -261,6 +261,28 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(10));
         }
         false
+    }
+
+    /// Starts it anew with further settings, and with these lines before all others of `pg_hba.conf`.
+    pub fn reconfigure(&mut self, settings: &str, hba: &str) {
+        self.stop();
+        let configuration = self.data().join("postgresql.conf");
+        let rules = self.data().join("pg_hba.conf");
+        let before = fs::read_to_string(&configuration).expect("the configuration can be read");
+        fs::write(&configuration, format!("{before}\n{settings}\n")).expect("the configuration can be written");
+        let before = fs::read_to_string(&rules).expect("the rules can be read");
+        fs::write(&rules, format!("{hba}\n{before}")).expect("the rules can be written");
+        self.run();
+    }
+
+    /// Puts a file that only the server may read into its data folder.
+    pub fn put(&self, name: &str, text: &str) {
+        let file = self.data().join(name);
+        fs::write(&file, text).expect("a file can be written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its mode can be set");
+        if let Some((uid, gid)) = postgres_user() {
+            chown(&file, Some(uid), Some(gid)).expect("root gives the file away");
+        }
     }
 
     /// Stops it at once, as a crash would.

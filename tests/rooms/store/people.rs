@@ -236,6 +236,22 @@ on_both! {
     }
 }
 
+#[tokio::test]
+async fn a_grant_without_end_may_say_so_in_the_way_of_postgres() {
+    let world = &World::postgres().await;
+    let user = world.user("alice@example.com").await;
+    world.grant(&user, "files", &["read"]).await;
+    for (written, end) in [("infinity", i64::MAX), ("-infinity", -i64::MAX)] {
+        world
+            .by_hand(&format!("UPDATE schema.mcp_authorizations SET expires_at = '{written}'"))
+            .await;
+        assert_eq!(
+            world.sees(&user).await.grants[0].expires_at,
+            Some(Timestamp::from_micros(end))
+        );
+    }
+}
+
 /// Whoever reads the feed while many write it must end up with what is there: no change may slip in below a position read.
 #[tokio::test]
 async fn a_reader_of_the_feed_misses_nothing_while_many_write() {
@@ -351,7 +367,7 @@ async fn alice(world: &World) -> Member {
     }
 }
 
-fn new_user(email: &str) -> NewUser {
+pub fn new_user(email: &str) -> NewUser {
     NewUser {
         id: None,
         kind: PrincipalKind::User,

@@ -82,11 +82,18 @@ impl World {
 
     /// Statements past the store, by whoever owns the database: `schema.` stands for the engine's prefix.
     pub async fn by_hand(&self, sql: &str) {
-        let done = match &self.place {
+        self.try_by_hand(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    pub async fn try_by_hand(&self, sql: &str) -> Result<u64, sqlx::Error> {
+        match &self.place {
             Place::Sqlite(folder) => raw_sqlite(&folder.file(), &sql.replace("schema.", "")).await,
             Place::Postgres(server) => raw_postgres(&server.database.url(), &sql.replace("schema.", "guardian.")).await,
-        };
-        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+    }
+
+    pub fn is_postgres(&self) -> bool {
+        matches!(self.place, Place::Postgres(_))
     }
 
     pub async fn user(&self, email: &str) -> UserId {
@@ -167,7 +174,7 @@ pub fn key(id: &str) -> ApiKey {
         pepper_version: 3,
         scopes: [parse("read_file")].into_iter().collect(),
         created_at: at("2026-11-20T10:00:00.123456Z"),
-        expires_at: Some(at("2027-11-20T10:00:00Z")),
+        expires_at: Some(at("9000-11-20T10:00:00.000001Z")),
         revoked_at: None,
     }
 }
