@@ -357,7 +357,7 @@ pub struct AuditSpan {
 impl Store {
     pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
         let sql = filter.compose();
-        let rows = self.read().await?.fetch(&sql, &sql.args).await?;
+        let rows = self.once(&sql, &sql.args).await?;
         rows.iter().map(AuditRow::of).collect()
     }
 

@@ -24,6 +24,13 @@ const TRIGGERS: Sql = Sql {
              WHERE NOT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND name = wanted.value)",
 };
 
+/// What makes a commit survive a loss of power, and the triggers and references hold.
+const PRAGMAS: &[(Sql, &str, i64)] = &[
+    (Sql::same("PRAGMA synchronous"), "synchronous", 2),
+    (Sql::same("PRAGMA foreign_keys"), "foreign_keys", 1),
+    (Sql::same("PRAGMA recursive_triggers"), "recursive_triggers", 1),
+];
+
 impl Store {
     /// Reasons not to serve this environment, as the proxy's own login; none is good.
     pub async fn self_check(&self, env: &EnvironmentName) -> Result<Vec<String>, StoreError> {
@@ -68,11 +75,20 @@ impl Store {
 
 async fn check_file(store: &Store, engine: &SqliteEngine) -> Result<Vec<String>, StoreError> {
     let mut problems = Vec::new();
-    let made = store.once(&Sql::same("PRAGMA journal_mode"), args![]).await?;
-    for row in &made {
+    // on the connection that writes
+    let mut tx = store.write().await?;
+    for row in tx.fetch(&Sql::same("PRAGMA journal_mode"), args![]).await? {
         let mode: String = row.get("journal_mode")?;
         if mode != "wal" {
             problems.push(format!("{} is in journal mode `{mode}`, not `wal`", engine.place));
+        }
+    }
+    for (pragma, name, wanted) in PRAGMAS {
+        for row in tx.fetch(pragma, args![]).await? {
+            let is: i64 = row.get(name)?;
+            if is != *wanted {
+                problems.push(format!("{} is used with {name} = {is}, not {wanted}", engine.place));
+            }
         }
     }
     let feeds = ["grant", "key", "user", "identity", "registry", "revocation", "catalogue"];
@@ -82,7 +98,7 @@ async fn check_file(store: &Store, engine: &SqliteEngine) -> Result<Vec<String>,
             .iter()
             .flat_map(|feed| ["i", "u", "d"].map(|op| format!("feed_{feed}_{op}"))),
     );
-    for row in store.once(&TRIGGERS, args![serde_json::json!(wanted).to_string()]).await? {
+    for row in tx.fetch(&TRIGGERS, args![serde_json::json!(wanted).to_string()]).await? {
         problems.push(format!("trigger `{}` is missing", row.get::<String>("name")?));
     }
     Ok(problems)

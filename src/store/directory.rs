@@ -139,12 +139,14 @@ impl Store {
             Some(head) => anchor_of(&head)?,
             None => Anchor::default(),
         };
-        Ok(Directory {
+        let directory = Directory {
             anchor,
             members: read_members(&mut tx, env, None).await?,
             revocations: read_revocations(&mut tx, env).await?,
             registry: read_registry(&mut tx, env).await?,
-        })
+        };
+        tx.commit().await?;
+        Ok(directory)
     }
 
     /// What was committed since `from`, read in one transaction; to learn that nothing was takes one statement.
@@ -179,7 +181,9 @@ impl Store {
             None => Ok(CatchUp::Reload),
             Some(changed) => {
                 let anchor = anchor_of(changes.last().unwrap_or(first))?;
-                Ok(CatchUp::Since(changed.read(&mut tx, env, anchor).await?))
+                let delta = changed.read(&mut tx, env, anchor).await?;
+                tx.commit().await?;
+                Ok(CatchUp::Since(delta))
             }
         }
     }
@@ -187,7 +191,9 @@ impl Store {
     /// One member with everything that hangs on it.
     pub async fn member(&self, env: &EnvironmentName, user: &UserId) -> Result<Option<Member>, StoreError> {
         let mut tx = self.read().await?;
-        read_member(&mut tx, env, user).await
+        let member = read_member(&mut tx, env, user).await?;
+        tx.commit().await?;
+        Ok(member)
     }
 }
 

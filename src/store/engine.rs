@@ -220,7 +220,7 @@ enum On {
 }
 
 impl PostgresEngine {
-    pub(super) async fn once(&self, sql: &Sql, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         let rows = postgres_query(sql, args).fetch_all(&self.pool).await;
         let rows = rows.map_err(|error| StoreError::of(error, &self.place))?;
         Ok(rows.into_iter().map(Row::Postgres).collect())
@@ -236,7 +236,7 @@ impl PostgresEngine {
 }
 
 impl SqliteEngine {
-    pub(super) async fn once(&self, sql: &Sql, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         let rows = sqlite_query(sql, args).fetch_all(&self.readers).await;
         let rows = rows.map_err(|error| StoreError::of(error, &self.place))?;
         Ok(rows.into_iter().map(Row::Sqlite).collect())

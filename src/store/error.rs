@@ -21,7 +21,7 @@ pub enum StoreError {
     NotMigrated(String),
     #[error("{place} is at schema version {found}, this program knows {known}: it needs a newer guardian")]
     NewerSchema { place: String, found: i64, known: i64 },
-    #[error("the login of {place} may not do this: {what}")]
+    #[error("this login may not do this in {place}: {what}")]
     Permission { place: String, what: String },
     /// Locked, overloaded, shutting down: the same again may succeed.
     #[error("{place} cannot do this now: {why}")]
@@ -182,7 +182,7 @@ fn of_sqlite(code: &str, message: &str, at: String) -> StoreError {
         (19, 787) => StoreError::NotFound("row that this refers to".to_owned()),
         (19, 1555 | 2067) => StoreError::Conflict(format!("it exists already ({what})")),
         (19, 1811) => StoreError::Permission { place: at, what },
-        (18 | 19 | 20, _) => StoreError::Unstorable { place: at, what },
+        (18..=20, _) => StoreError::Unstorable { place: at, what },
         (1, _) if message.starts_with("no such table") || message.starts_with("no such column") => StoreError::NotMigrated(at),
         _ => StoreError::Broken {
             place: at,
@@ -199,5 +199,87 @@ fn plain(error: &std::io::Error) -> String {
         ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "the connection broke off".to_owned(),
         ErrorKind::TimedOut => "no answer in time".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_its_meaning() {
+        let postgres = Place::Postgres {
+            host: "h:5432".into(),
+            database: "d".into(),
+            user: "u".into(),
+        };
+        for (code, transient, text) in [
+            (
+                "28P01",
+                false,
+                "the Postgres database `d` at `h:5432` refuses the login `u`: wrong password, or it may not connect",
+            ),
+            (
+                "57P01",
+                true,
+                "the Postgres database `d` at `h:5432` cannot do this now: words",
+            ),
+            (
+                "53300",
+                true,
+                "the Postgres database `d` at `h:5432` cannot do this now: words",
+            ),
+            (
+                "40P01",
+                true,
+                "the Postgres database `d` at `h:5432` cannot do this now: words",
+            ),
+            ("08006", true, "cannot reach the Postgres database `d` at `h:5432`: words"),
+            (
+                "22021",
+                false,
+                "the Postgres database `d` at `h:5432` cannot hold these values: words",
+            ),
+            (
+                "23514",
+                false,
+                "the Postgres database `d` at `h:5432` cannot hold these values: words",
+            ),
+            (
+                "54000",
+                false,
+                "the Postgres database `d` at `h:5432` cannot hold these values: words",
+            ),
+            (
+                "25006",
+                false,
+                "this login may not do this in the Postgres database `d` at `h:5432`: the database is read-only (a standby?)",
+            ),
+            ("XX000", false, "the Postgres database `d` at `h:5432` failed: words (XX000)"),
+        ] {
+            let error = of_postgres(code, "words", &postgres);
+            assert_eq!(
+                (error.to_string().as_str(), error.is_transient()),
+                (text, transient),
+                "{code}"
+            );
+        }
+        for (code, transient, text) in [
+            ("5", true, "the file cannot do this now: another process holds it locked"),
+            ("517", true, "the file cannot do this now: another process holds it locked"),
+            ("13", true, "the file cannot do this now: words"),
+            ("2570", true, "the file cannot do this now: words"),
+            ("8", false, "this login may not do this in the file: the file is read-only"),
+            ("275", false, "the file cannot hold these values: words"),
+            ("26", false, "the file failed: the file is damaged or not an SQLite database"),
+            ("1", false, "the file failed: words (1)"),
+        ] {
+            let error = of_sqlite(code, "words", "the file".to_owned());
+            assert_eq!(
+                (error.to_string().as_str(), error.is_transient()),
+                (text, transient),
+                "{code}"
+            );
+        }
     }
 }

@@ -105,7 +105,7 @@ impl Store {
     }
 
     async fn applied(&self) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
-        let rows = match self.read().await?.fetch(&APPLIED, args![]).await {
+        let rows = match self.once(&APPLIED, args![]).await {
             Err(StoreError::NotMigrated(_)) => return Ok(Vec::new()),
             rows => rows?,
         };

@@ -31,7 +31,7 @@ pub use registry::RegistryRow;
 pub use ship::Shipped;
 
 use crate::domain::Timestamp;
-use engine::{Arg, Place, Row, Sql, Tx};
+use engine::{Arg, Place, Row, Statement, Tx};
 use serde::Serializer;
 
 /// A connected store. Clones share their connections.
@@ -98,7 +98,7 @@ impl Store {
     }
 
     /// One statement that is its own snapshot.
-    async fn once(&self, sql: &Sql, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+    async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         match self {
             Store::Postgres(engine) => engine.once(sql, args).await,
             Store::Sqlite(engine) => engine.once(sql, args).await,

@@ -94,6 +94,7 @@ impl Store {
         for row in tx.fetch(&LIST, args![env.as_str()]).await? {
             users.extend(user_of(&row, &mut identities)?);
         }
+        tx.commit().await?;
         Ok(users)
     }
 

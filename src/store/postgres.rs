@@ -64,23 +64,24 @@ async fn try_once(options: &PgConnectOptions, place: &Place, timeout: Duration) 
 
 /// Reads the URL. No error text holds a piece of it, since a badly escaped password may be in any piece.
 fn parse(url: &str, ca_file: Option<&Path>) -> Result<(PgConnectOptions, Vec<String>), StoreError> {
-    let bad = |text: &str| StoreError::Configuration(format!("the store's URL {text}"));
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(bad("does not begin with `postgres://`"));
+    const UNREADABLE: &str = "cannot be read: it is `postgres://user:password@host:port/database`, with special characters in \
+                              the password as %XX";
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    let rest = rest.ok_or_else(|| bad("does not begin with `postgres://`"))?;
+    // an `@` after the host: what stands before it is the tail of a password that holds a `/`, `?` or `#`
+    if rest.split_once(['/', '?', '#']).is_some_and(|(_, tail)| tail.contains('@')) {
+        return Err(bad(UNREADABLE));
     }
     let (base, query) = url.split_once('?').unwrap_or((url, ""));
     let query = Query::read(query)?;
-    let options = PgConnectOptions::from_str(&query.rebuild(base));
-    let options = options.map_err(|_| {
-        bad("cannot be read: it is `postgres://user:password@host:port/database`, with special characters in the password as %XX")
-    })?;
+    let options = PgConnectOptions::from_str(&query.rebuild(base)).map_err(|_| bad(UNREADABLE))?;
     let mut warnings = Vec::new();
     let mut options = direct(options, &mut warnings);
     let local = is_local(&options);
     if !query.names_sslmode {
         options = options.ssl_mode(if local { PgSslMode::Prefer } else { PgSslMode::VerifyFull });
     } else if !local && !matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
-        warnings.push("the store's URL asks for TLS without checking who answers: use sslmode=verify-full".to_owned());
+        warnings.push("the store's URL does not make sure who answers: use sslmode=verify-full".to_owned());
     }
     if let Some(file) = ca_file {
         let pem = std::fs::read(file).map_err(|error| {
@@ -94,6 +95,10 @@ fn parse(url: &str, ca_file: Option<&Path>) -> Result<(PgConnectOptions, Vec<Str
         ));
     }
     Ok((options.application_name("guardian"), warnings))
+}
+
+fn bad(text: &str) -> StoreError {
+    StoreError::Configuration(format!("the store's URL {text}"))
 }
 
 /// The part after `?`.
@@ -126,6 +131,7 @@ impl Query {
             "application_name",
             "options",
         ];
+        const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
         const MEANT_FOR_OTHERS: &[&str] = &[
             "channel_binding",
             "connect_timeout",
@@ -147,14 +153,14 @@ impl Query {
         let mut names_sslmode = false;
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let key = pair.split_once('=').map_or(pair, |(key, _)| key);
+            let (known, value) = (UNDERSTOOD.contains(&key), pair.split_once('=').map_or("", |(_, value)| value));
             match key {
-                _ if UNDERSTOOD.contains(&key) => kept.push(pair),
-                _ if MEANT_FOR_OTHERS.contains(&key) => continue,
-                _ => {
-                    let text = "the store's URL has a parameter that is not known here; `?` and `&` inside a password are \
-                                written %3F and %26";
-                    return Err(StoreError::Configuration(text.to_owned()));
+                "sslmode" | "ssl-mode" if !SSL_MODES.contains(&value) => {
+                    return Err(bad(&format!("has an `sslmode` that is none of {}", SSL_MODES.join(", "))));
                 }
+                _ if known => kept.push(pair),
+                _ if MEANT_FOR_OTHERS.contains(&key) => {}
+                _ => return Err(bad("has a parameter that is not known here")),
             }
             names_sslmode |= matches!(key, "sslmode" | "ssl-mode");
         }
@@ -189,7 +195,7 @@ fn direct(options: PgConnectOptions, warnings: &mut Vec<String>) -> PgConnectOpt
 }
 
 fn is_local(options: &PgConnectOptions) -> bool {
-    let host = options.get_host();
+    let host = options.get_host().trim_start_matches('[').trim_end_matches(']');
     options.get_socket().is_some() || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
@@ -204,5 +210,58 @@ fn place_of(options: &PgConnectOptions) -> Place {
         host: format!("{host}:{}", options.get_port()),
         database,
         user,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(url: &str) -> (String, Vec<String>) {
+        let (options, warnings) = parse(url, None).unwrap();
+        (format!("{:?}", options.get_ssl_mode()), warnings)
+    }
+
+    #[test]
+    fn tls_is_verified_unless_the_url_or_the_place_says_otherwise() {
+        for (url, expected) in [
+            ("postgres://u:p@db.example/d", "VerifyFull"),
+            ("postgres://u:p@db.example/d?channel_binding=require", "VerifyFull"),
+            ("postgres://u:p@db.example/d?sslmode=verify-full", "VerifyFull"),
+            ("postgres://u:p@localhost.example/d", "VerifyFull"),
+            ("postgres://u:p@localhost/d", "Prefer"),
+            ("postgres://u:p@127.0.0.1/d", "Prefer"),
+            ("postgres://u:p@[::1]/d", "Prefer"),
+            ("postgres://u:p@%2Fvar%2Frun/d", "Prefer"),
+            ("postgres://u:p@x/d?host=/var/run", "Prefer"),
+            ("postgres://u:p@localhost/d?sslmode=require", "Require"),
+        ] {
+            assert_eq!(mode(url), (expected.to_owned(), Vec::new()), "{url}");
+        }
+        let said = vec!["the store's URL does not make sure who answers: use sslmode=verify-full".to_owned()];
+        assert_eq!(
+            mode("postgres://u:p@db.example/d?sslmode=require"),
+            ("Require".to_owned(), said.clone())
+        );
+        assert_eq!(
+            mode("postgres://u:p@db.example/d?sslmode=disable"),
+            ("Disable".to_owned(), said)
+        );
+    }
+
+    #[test]
+    fn a_pooled_host_is_replaced_by_the_direct_one() {
+        let host = |url: &str| {
+            let (options, warnings) = parse(url, None).unwrap();
+            (options.get_host().to_owned(), warnings)
+        };
+        let said = "the store's URL names a pooled host: using the direct one, `ep-dark-sea-1.eu-central-1.aws.neon.tech`";
+        assert_eq!(
+            host("postgres://u:p@ep-dark-sea-1-pooler.eu-central-1.aws.neon.tech/d?sslmode=verify-full"),
+            ("ep-dark-sea-1.eu-central-1.aws.neon.tech".to_owned(), vec![said.to_owned()])
+        );
+        for own in ["my-pooler.example", "ep-pool-pooler"] {
+            assert_eq!(host(&format!("postgres://u:p@{own}/d")), (own.to_owned(), Vec::new()));
+        }
     }
 }

@@ -48,7 +48,10 @@ impl Store {
     }
 
     pub async fn list_servers(&self, env: &EnvironmentName) -> Result<Vec<RegistryRow>, StoreError> {
-        read_registry(&mut self.read().await?, env).await
+        let mut tx = self.read().await?;
+        let servers = read_registry(&mut tx, env).await?;
+        tx.commit().await?;
+        Ok(servers)
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Shipped {
 const LONGEST: usize = 2_048;
 
 const INSERT: Sql = Sql {
-    // a record that names no environment belongs to the one this login is bound to
+    // a record that names no environment belongs to the one this login is bound to; on SQLite to that of its journal
     postgres: "INSERT INTO audit_trail (incarnation, seq, occurred_at, environment, kind, request_id, decision, reason, user_id,
                  issuer, subject, auth_method, client_id, key_id, server_name, method, tool_name, policies, policy_set, grant_seq,
                  grant_age_ms, source_ip, ending, status, latency_us, bytes, leaf, head)
@@ -40,7 +40,7 @@ const INSERT: Sql = Sql {
     sqlite: "INSERT INTO audit_trail (incarnation, seq, occurred_at, environment, kind, request_id, decision, reason, user_id,
                issuer, subject, auth_method, client_id, key_id, server_name, method, tool_name, policies, policy_set, grant_seq,
                grant_age_ms, source_ip, ending, status, latency_us, bytes, leaf, head)
-             VALUES ($1, $2, $3, coalesce($4, 'unknown'), $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+             VALUES ($1, $2, $3, coalesce($4, (SELECT environment FROM audit_trail WHERE incarnation = $1 ORDER BY seq LIMIT 1), 'unknown'), $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
                $20, $21, $22, $23, $24, $25, $26, $27, $28)
              ON CONFLICT (incarnation, seq) DO NOTHING",
 };
@@ -52,7 +52,10 @@ impl Store {
         if records.is_empty() {
             return Ok(Shipped::default());
         }
-        let rows: Vec<Columns> = records.iter().map(Columns::of).collect();
+        let mut rows: Vec<Columns> = records.iter().map(Columns::of).collect();
+        let environment = rows.iter().find_map(|row| row.environment.clone());
+        rows.iter_mut()
+            .for_each(|row| row.environment = row.environment.take().or_else(|| environment.clone()));
         let mut tx = self.write().await?;
         let shipped = match insert(&mut tx, &rows).await {
             Err(StoreError::Unstorable { .. }) => one_by_one(&mut tx, &rows).await?,
