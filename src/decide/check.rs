@@ -89,12 +89,19 @@ pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     check.groups();
     check.tools();
     check.impossible();
-    check
-        .found
-        .problems
-        .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    check.found.problems.dedup();
+    check.found.problems = one_a_place(check.found.problems);
+    check.found.warnings.dedup();
     check.found
+}
+
+/// The same mistake is found for users and for services, and for every tool.
+fn one_a_place(mut problems: Vec<Problem>) -> Vec<Problem> {
+    fn place(problem: &Problem) -> (&Option<String>, Option<usize>, Option<usize>) {
+        (&problem.file, problem.line, problem.column)
+    }
+    problems.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.message.cmp(&a.message)));
+    problems.dedup_by(|a, b| place(a) == place(b));
+    problems
 }
 
 struct Check<'a> {
@@ -148,6 +155,12 @@ impl Check<'_> {
                     self.unsound.insert(index);
                 }
             }
+        }
+        for unknown in &rule.unknown {
+            let mut problem = rule.problem_at_attribute(&unknown.name, format!("`{}` has no `{}`", unknown.of, unknown.name));
+            problem.help = unknown.near.map(|near| format!("did you mean `{near}`?"));
+            self.found.problems.push(problem);
+            self.unsound.insert(index);
         }
         if let ActionScope::Is(group) = &rule.action
             && self.known.is_group(group)
@@ -222,6 +235,7 @@ impl Check<'_> {
                 continue;
             };
             let near = absent.iter().find_map(|absent| absent.near.clone());
+            let is_slip = |near: &String| strsim::damerau_levenshtein(near, &mention.path[mention.path.len() - 1]) == 1;
             let Some(first) = absent.into_iter().min_by_key(|absent| absent.hole.is_none()) else {
                 continue;
             };
@@ -242,7 +256,7 @@ impl Check<'_> {
                     self.found.problems.push(problem);
                     self.unsound.insert(index);
                 }
-                false if near.is_some() => self.found.warnings.push(problem),
+                false if near.as_ref().is_some_and(is_slip) => self.found.warnings.push(problem),
                 false => {}
             }
         }

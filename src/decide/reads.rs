@@ -1,5 +1,6 @@
 //! What a policy looks at: which parts of the context, and which arguments by name. When in doubt, everything.
 
+use super::problem::nearest;
 use super::shape::Shape;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, Template, UnaryOp, Var};
 use std::collections::BTreeSet;
@@ -48,6 +49,9 @@ impl Fact {
     }
 }
 
+/// What a caller may have; `schema.rs` declares the same.
+pub(super) const PRINCIPAL: [&str; 6] = ["assurance", "client", "email", "environment", "method", "tenant"];
+
 /// An argument that a policy names: `context.input.filter.owner` is `["filter", "owner"]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mention {
@@ -93,11 +97,12 @@ impl Reads {
     }
 }
 
-/// What a policy reads, and every argument it names.
-pub(super) fn of(policy: &Template) -> (Reads, Vec<Mention>) {
+/// What a policy reads, every argument it names, and what it asks `principal` or `context` for that neither ever has.
+pub(super) fn of(policy: &Template) -> (Reads, Vec<Mention>, Vec<Unknown>) {
     let mut reader = Reader {
         reads: Reads::none(),
         mentions: Vec::new(),
+        unknown: Vec::new(),
     };
     for clause in policy.clauses() {
         let (Clause::When(condition) | Clause::Unless(condition)) = clause;
@@ -106,12 +111,21 @@ pub(super) fn of(policy: &Template) -> (Reads, Vec<Mention>) {
     let mut mentions = reader.mentions;
     mentions.sort();
     mentions.dedup();
-    (reader.reads, mentions)
+    (reader.reads, mentions, reader.unknown)
+}
+
+/// An attribute that does not exist. Cedar remarks only on reading one, not on asking with `has`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unknown {
+    pub of: &'static str,
+    pub name: String,
+    pub near: Option<&'static str>,
 }
 
 struct Reader {
     reads: Reads,
     mentions: Vec<Mention>,
+    unknown: Vec<Unknown>,
 }
 
 impl Reader {
@@ -126,6 +140,7 @@ impl Reader {
                     path.extend(attrs.iter().map(|attr| attr.as_str()));
                     self.mention(&path, false, None);
                 }
+                None if **expr == Expr::Var(Var::Principal) => self.principal(&attrs.head),
                 None => self.read(expr, None),
             },
             Expr::GetAttr { expr, .. } | Expr::Is { expr, in_expr: None, .. } => self.read(expr, None),
@@ -170,12 +185,24 @@ impl Reader {
             return self.everything();
         };
         let Some(fact) = Fact::ALL.into_iter().find(|fact| fact.name() == *first) else {
-            return;
+            return self.unknown("context", first, &Fact::ALL.map(Fact::name));
         };
         self.reads.facts |= fact as u8;
         if fact == Fact::Input {
             self.argument(rest, value, shape);
         }
+    }
+
+    fn principal(&mut self, name: &str) {
+        if !PRINCIPAL.contains(&name) {
+            self.unknown("principal", name, &PRINCIPAL);
+        }
+    }
+
+    fn unknown(&mut self, of: &'static str, name: &str, known: &[&'static str]) {
+        let near = nearest(name, known.iter().copied());
+        let name = name.to_owned();
+        self.unknown.push(Unknown { of, name, near });
     }
 
     fn argument(&mut self, path: &[&str], value: bool, shape: Option<Shape>) {
@@ -276,13 +303,13 @@ mod tests {
     use super::*;
     use cedar_policy::Policy;
 
-    fn read(condition: &str) -> (Reads, Vec<Mention>) {
+    fn read(condition: &str) -> (Reads, Vec<Mention>, Vec<Unknown>) {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         of(Policy::parse(None, text).unwrap().to_pst().unwrap().body())
     }
 
     fn names(condition: &str) -> Vec<String> {
-        let (_, mentions) = read(condition);
+        let (_, mentions, _) = read(condition);
         mentions
             .iter()
             .map(|mention| {
@@ -317,10 +344,10 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_read() {
-        let (reads, mentions) = read(r#"principal.environment == "x" && context.hour < 3"#);
+        let (reads, mentions, _) = read(r#"principal.environment == "x" && context.hour < 3"#);
         assert!(reads.fact(Fact::Hour) && !reads.fact(Fact::Input) && !reads.fact(Fact::Now));
         assert!(mentions.is_empty());
-        let (reads, _) = read(r#"context.input has a && context has session"#);
+        let (reads, ..) = read(r#"context.input has a && context has session"#);
         assert!(reads.fact(Fact::Input) && reads.fact(Fact::Session) && !reads.fact(Fact::Scopes));
         assert_eq!(reads.names().unwrap().len(), 1);
     }
@@ -332,7 +359,7 @@ mod tests {
             "(if true then context else context).hour < 3",
             "{ a: context }.a.hour < 3",
         ] {
-            let (reads, mentions) = read(condition);
+            let (reads, mentions, _) = read(condition);
             assert!(Fact::ALL.into_iter().all(|fact| reads.fact(fact)), "{condition}");
             assert_eq!(reads.names(), None);
             assert!(
@@ -340,7 +367,7 @@ mod tests {
                 "{condition}"
             );
         }
-        let (reads, _) = read(r#"context.input == { path: "x" }"#);
+        let (reads, ..) = read(r#"context.input == { path: "x" }"#);
         assert_eq!(reads.names(), None);
         assert!(!reads.fact(Fact::Hour));
     }

@@ -1,7 +1,7 @@
 //! Reads policy files into rules: one policy each, with its name, its notes, whom and what it is for, what it reads.
 //! Whether the names in it exist is not checked here; see `check.rs`.
 
-use super::reads::{self, Mention, Reads};
+use super::reads::{self, Mention, Reads, Unknown};
 use super::{PolicySource, Problem, text};
 use crate::domain::{PolicyId, PrincipalKind};
 use cedar_policy::{
@@ -26,6 +26,7 @@ pub(super) struct Rule {
     pub resource: ResourceScope,
     pub reads: Reads,
     pub mentions: Vec<Mention>,
+    pub unknown: Vec<Unknown>,
     pub source: Arc<PolicySource>,
     pub span: Range<usize>,
 }
@@ -192,7 +193,7 @@ impl Reader {
         };
 
         let name = cedar_policy::PolicyId::new(self.rules.len().to_string());
-        let (reads, mentions) = match policy.to_pst() {
+        let (reads, mentions, unknown) = match policy.to_pst() {
             Ok(tree) => reads::of(tree.body()),
             Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
         };
@@ -207,6 +208,7 @@ impl Reader {
             resource: resource(policy.resource_constraint()),
             reads,
             mentions,
+            unknown,
             source: source.clone(),
             span,
             id,

@@ -1,0 +1,4 @@
+//! `decide`: what compiles and what is told of what does not, and what is decided, held against a model.
+
+mod compile;
+mod world;

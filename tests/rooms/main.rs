@@ -1,0 +1,3 @@
+//! Rooms from the outside: what each promises, by its public functions alone.
+
+mod decide;
