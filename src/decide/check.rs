@@ -15,7 +15,7 @@ use super::slice::RuleIndex;
 use super::snapshot::Draft;
 use super::{Problem, arguments};
 use crate::domain::{Catalogue, ServerName, Standing};
-use cedar_policy::{EntityUid, PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator};
+use cedar_policy::{Effect, EntityUid, PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator};
 use miette::Diagnostic;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::str::FromStr;
@@ -29,11 +29,14 @@ pub(super) struct Checked {
     pub fits: Vec<Fit>,
 }
 
-/// The rules of one tool, and those among them that cannot be judged for it.
+/// The rules of one tool, and what of them cannot be judged for it.
 #[derive(Default)]
 pub(super) struct Fit {
     pub rules: Vec<RuleIndex>,
+    /// Rules that are wrong for the tool whatever a call carries.
     pub unjudgeable: BTreeSet<RuleIndex>,
+    /// Rules that are wrong for the tool if a call carries what they mention there.
+    pub conflicts: BTreeSet<(RuleIndex, usize)>,
 }
 
 /// The names that exist.
@@ -42,6 +45,12 @@ pub(super) struct Known<'a> {
     by_id: HashMap<&'a str, &'a Draft>,
     /// Each server with whether any of its tools is known.
     servers: BTreeMap<&'a str, bool>,
+}
+
+impl Fit {
+    fn is_settled(&self, rule: RuleIndex) -> bool {
+        self.unjudgeable.contains(&rule) || self.conflicts.iter().any(|(other, _)| *other == rule)
+    }
 }
 
 impl<'a> Known<'a> {
@@ -325,23 +334,62 @@ impl Check<'_> {
                     self.found.problems.push(finding.problem);
                     continue;
                 }
-                let fit = &mut self.found.fits[position];
-                if fit.unjudgeable.insert(number(finding.rule)) {
-                    let effect = match rule.effect {
-                        cedar_policy::Effect::Permit => "it does not count for it",
-                        cedar_policy::Effect::Forbid => "every call of it is refused where the policy could apply",
-                    };
-                    let message = format!(
-                        "{}; so tool `{}` cannot be judged by it: {effect}",
-                        finding.problem.message, draft.place.id
-                    );
-                    self.found.warnings.push(Problem {
-                        message,
-                        ..finding.problem
-                    });
+                let index = finding.rule;
+                if !self.found.fits[position].is_settled(number(index)) {
+                    self.settle(position, finding);
                 }
             }
         }
+    }
+
+    /// A policy for a group is wrong for one tool of it: because of arguments in another type, or altogether.
+    fn settle(&mut self, position: usize, finding: Finding) {
+        let draft = &self.known.drafts[position];
+        let rule = &self.rules[finding.rule];
+        let (supposed, _) = supposed(&rule.mentions);
+        let mentions = rule.mentions.iter().enumerate();
+        let conflicts: Vec<(usize, &Mention)> = mentions
+            .filter(|(_, mention)| conflict(draft.arguments.fields(), &supposed, &mention.path))
+            .collect();
+        let mut without = draft.arguments.fields().clone();
+        conflicts.iter().for_each(|(_, mention)| hide(&mut without, &mention.path));
+        let action = Action {
+            input: Some(&without),
+            ..draft.action()
+        };
+        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).is_empty();
+
+        let fit = &mut self.found.fits[position];
+        let which = match settled {
+            true => {
+                fit.conflicts
+                    .extend(conflicts.iter().map(|(mention, _)| (number(finding.rule), *mention)));
+                let names: BTreeSet<String> = conflicts
+                    .iter()
+                    .map(|(_, mention)| format!("`{}`", mention.path.join(".")))
+                    .collect();
+                format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
+            }
+            false => {
+                fit.unjudgeable.insert(number(finding.rule));
+                "at all".to_owned()
+            }
+        };
+        let effect = match rule.effect {
+            Effect::Permit => "the permit then does not count",
+            Effect::Forbid => "they are then refused",
+        };
+        let tool = &draft.place.id;
+        let message = format!(
+            "{}: it cannot judge calls of tool `{tool}` {which}, {effect}",
+            finding.problem.message
+        );
+        let help = Some("the tool has the argument in another type than the policy takes it for".to_owned());
+        self.found.warnings.push(Problem {
+            message,
+            help,
+            ..finding.problem
+        });
     }
 
     /// Whether the rule could be typed otherwise for this tool than for any tool.
@@ -480,7 +528,7 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
         fitting.dedup();
         Fit {
             rules: fitting,
-            unjudgeable: BTreeSet::new(),
+            ..Fit::default()
         }
     };
     known.drafts.iter().map(fit).collect()
@@ -520,6 +568,33 @@ fn supposed(mentions: &[Mention]) -> (Fields, bool) {
     }
     guess(&mut fields, &mut guessed);
     (fields, guessed)
+}
+
+/// Whether a tool has the argument at `path` in another type than supposed.
+fn conflict(fields: &Fields, supposed: &Fields, path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else {
+        return false;
+    };
+    let shape = |fields: &Fields| fields.get(first).and_then(|field| field.shape.clone().ok());
+    match (shape(fields), shape(supposed), rest) {
+        (Some(Shape::Record(fields)), Some(Shape::Record(supposed)), rest) if !rest.is_empty() => {
+            conflict(&fields, &supposed, rest)
+        }
+        (Some(shape), Some(supposed), _) => shape != supposed,
+        _ => false,
+    }
+}
+
+/// Makes a hole of the argument at `path`, as deep as the tool has it.
+fn hide(fields: &mut Fields, path: &[String]) {
+    let Some((first, rest)) = path.split_first() else {
+        return;
+    };
+    match fields.get_mut(first).map(|field| &mut field.shape) {
+        Some(Ok(Shape::Record(inner))) if !rest.is_empty() => hide(inner, rest),
+        Some(shape) => *shape = Err(NOT_SHOWN),
+        None => {}
+    }
 }
 
 const NOT_SHOWN: &str = "";

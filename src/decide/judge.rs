@@ -104,17 +104,18 @@ impl<'a> Case<'a> {
         if let Some(first) = forbids.min_by_key(|spot| (spot.rule, spot.mention)) {
             return Err(self.unseen(first));
         }
-        let outcome = self.evaluate(|slice| &slice.slice.enforced)?;
+        let mut outcome = self.evaluate(|slice| &slice.slice.enforced)?;
+        let is_blind = |rule: &RuleIndex| blind.iter().any(|spot| spot.rule == *rule);
+        outcome.errors.retain(|(rule, _)| !is_blind(rule));
         if !outcome.errors.is_empty() {
             return Err(self.unjudged(outcome.errors.into_iter()));
         }
         if !outcome.forbids.is_empty() {
             return Err(self.forbidden(&outcome.forbids));
         }
-        let mut permits = outcome.permits;
-        permits.retain(|rule| !blind.iter().any(|spot| spot.rule == *rule));
-        match permits.is_empty() {
-            false => Ok(permits),
+        outcome.permits.retain(|rule| !is_blind(rule));
+        match outcome.permits.is_empty() {
+            false => Ok(outcome.permits),
             true => Err(Reason::NoPolicyPermits.into()),
         }
     }
@@ -139,7 +140,11 @@ impl<'a> Case<'a> {
         let turned = match verdict {
             Ok(_) => {
                 let outcome = self.evaluate(|slice| &slice.slice.shadow).unwrap_or_default();
-                let failed = outcome.errors.into_iter().map(|(rule, _)| rule);
+                let failed = outcome
+                    .errors
+                    .into_iter()
+                    .map(|(rule, _)| rule)
+                    .filter(|rule| !is_blind(rule));
                 let unseen = blind.iter().map(|spot| spot.rule);
                 let unseen = unseen.filter(|rule| self.is_shadow(*rule) && self.effect(*rule) == Effect::Forbid);
                 outcome.forbids.into_iter().chain(failed).chain(unseen).collect()

@@ -4,10 +4,12 @@
 //! tool has no `path` of such a type, the answer is no, whatever the call carries. So a call that does carry what a
 //! policy asks for and cannot see is not judged by that policy: a forbid then refuses, a permit does not count.
 
+use super::reads::Mention;
 use super::rule::Rule;
 use super::shape::{Field, Fields, Shape};
-use super::slice::{Library, RuleIndex};
+use super::slice::RuleIndex;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// A policy that may not see an argument it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub(super) struct Spot {
     pub rule: RuleIndex,
     /// Place in the rule's mentions.
     pub mention: usize,
+    /// The tool has the argument in another type than the policy takes it for.
+    pub conflict: bool,
 }
 
 /// Why a policy cannot see an argument that a call carries.
@@ -26,20 +30,37 @@ pub(super) enum Unseen {
     Untyped,
 }
 
-/// The mentions of these rules that are not visible for sure.
-pub(super) fn spots(library: &Library, rules: impl Iterator<Item = RuleIndex>, fields: &Fields) -> Vec<Spot> {
-    let of_rule = |rule: RuleIndex| {
-        let mentions = library.rule(rule).mentions.iter().enumerate();
-        let dark = mentions.filter(|(_, mention)| !certain(fields, &mention.path, mention.value));
-        dark.map(move |(mention, _)| Spot { rule, mention })
+/// The mentions of a rule that are not visible for sure.
+pub(super) fn spots(index: RuleIndex, rule: &Rule, fields: &Fields, conflicts: &BTreeSet<(RuleIndex, usize)>) -> Vec<Spot> {
+    let spot = |(mention, named): (usize, &Mention)| {
+        let conflict = conflicts.contains(&(index, mention));
+        let spot = Spot {
+            rule: index,
+            mention,
+            conflict,
+        };
+        (conflict || !certain(fields, &named.path, named.value)).then_some(spot)
     };
-    rules.flat_map(of_rule).collect()
+    rule.mentions.iter().enumerate().filter_map(spot).collect()
 }
 
 /// Whether the call carries, at this spot, what the policy cannot see.
 pub(super) fn hidden(spot: &Spot, rule: &Rule, fields: &Fields, arguments: &Map<String, Value>) -> Option<Unseen> {
     let mention = &rule.mentions[spot.mention];
-    unseen(fields, &mention.path, mention.value, arguments)
+    match spot.conflict {
+        true => carried(&mention.path, arguments).then_some(Unseen::Untyped),
+        false => unseen(fields, &mention.path, mention.value, arguments),
+    }
+}
+
+fn carried(path: &[String], arguments: &Map<String, Value>) -> bool {
+    let Some((first, rest)) = path.split_first() else {
+        return true;
+    };
+    let value = rest
+        .iter()
+        .try_fold(arguments.get(first), |value, name| Some(value?.get(name)));
+    value.flatten().is_some_and(|value| !value.is_null())
 }
 
 /// Whether everything at `path` is visible whatever a call carries.

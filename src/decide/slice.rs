@@ -5,6 +5,7 @@
 //! cannot match never changes a verdict; a property test holds this against the whole set.
 
 use super::Subject;
+use super::check::Fit;
 use super::reads::Reads;
 use super::rule::{PrincipalScope, Rule};
 use super::shape::Fields;
@@ -60,6 +61,7 @@ pub(super) struct Index {
     personal: HashMap<EntityUid, Arc<ToolSlice>>,
     kept: RwLock<HashMap<Key, Arc<ToolSlice>>>,
     broken: BTreeSet<RuleIndex>,
+    conflicts: BTreeSet<(RuleIndex, usize)>,
     fields: Fields,
 }
 
@@ -148,19 +150,20 @@ impl Part {
 impl Index {
     /// Files the rules that can apply to a tool. Of those that cannot be judged for it, a permit does not count, and
     /// a forbid refuses.
-    pub fn new(library: &Library, rules: &[RuleIndex], unjudgeable: &BTreeSet<RuleIndex>, fields: &Fields) -> Self {
+    pub fn new(library: &Library, fit: Fit, fields: &Fields) -> Self {
         let mut index = Self {
             filed: Vec::new(),
             roles: HashMap::new(),
             personal: HashMap::new(),
             kept: RwLock::default(),
-            broken: unjudgeable.clone(),
+            broken: fit.unjudgeable,
+            conflicts: fit.conflicts,
             fields: fields.clone(),
         };
         let mut personal: HashMap<EntityUid, Vec<RuleIndex>> = HashMap::new();
-        for number in rules {
+        for number in &fit.rules {
             let rule = library.rule(*number);
-            if rule.effect == Effect::Permit && unjudgeable.contains(number) {
+            if rule.effect == Effect::Permit && index.broken.contains(number) {
                 continue;
             }
             let (kind, role) = match &rule.principal {
@@ -238,10 +241,11 @@ impl Index {
 
     fn tool_slice(&self, library: &Library, rules: Vec<RuleIndex>) -> ToolSlice {
         let enforced = |index: &RuleIndex| !library.rule(*index).shadow;
+        let spots = |index: &RuleIndex| sight::spots(*index, library.rule(*index), &self.fields, &self.conflicts);
         let (broken, judged): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| self.broken.contains(rule));
         ToolSlice {
             broken: broken.into_iter().filter(enforced).collect(),
-            spots: sight::spots(library, judged.iter().copied(), &self.fields),
+            spots: judged.iter().flat_map(spots).collect(),
             slice: library.slice(judged),
         }
     }

@@ -71,7 +71,7 @@ impl Snapshot {
         let library = Library::new(rules);
         let mut servers: HashMap<ServerName, Server> = catalogue.servers.iter().map(empty_server).collect();
         for (draft, fit) in drafts.into_iter().zip(checked.fits) {
-            let index = Index::new(&library, &fit.rules, &fit.unjudgeable, draft.arguments.fields());
+            let index = Index::new(&library, fit, draft.arguments.fields());
             let server = servers
                 .get_mut(&draft.place.server)
                 .expect("drafts are made of the catalogue");

@@ -1,4 +1,5 @@
 //! `decide`: what compiles and what is told of what does not, and what is decided, held against a model.
 
 mod compile;
+mod starter;
 mod world;
