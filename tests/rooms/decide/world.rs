@@ -102,7 +102,7 @@ pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<Proble
 }
 
 /// Everything a decision depends on, to be changed by the test.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct World {
     pub now: Timestamp,
     pub source_ip: IpAddr,
