@@ -15,10 +15,9 @@ use super::slice::RuleIndex;
 use super::snapshot::Draft;
 use super::{Problem, arguments};
 use crate::domain::{Catalogue, ServerName, Standing};
-use cedar_policy::{Effect, EntityUid, PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator};
+use cedar_policy::{Effect, EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
 use miette::Diagnostic;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::str::FromStr;
 
 /// What was found, and which rules each tool has.
 #[derive(Default)]
@@ -431,8 +430,7 @@ impl Check<'_> {
             }
         }
         declared.push(action);
-        let text = schema::text(groups, &declared);
-        let schema = match Schema::from_str(&text) {
+        let schema = match schema::schema(groups, &declared) {
             Ok(schema) => schema,
             Err(error) => {
                 let problem = |rule: &usize| self.rules[*rule].problem(format!("the schema of a tool is not usable: {error}"));

@@ -1,7 +1,11 @@
-//! Writes the Cedar schema of a catalogue: one action a tool, typed by its arguments. Text, because people read it too.
+//! Writes the Cedar schema of a catalogue: one action a tool, typed by its arguments. Once as text, for people, and
+//! once as JSON, which Cedar reads twenty times faster; a test holds that both say the same.
 
-use super::shape::{Fields, Shape};
+use super::reads::PRINCIPAL;
+use super::shape::{Field, Fields, Shape};
 use crate::domain::{ServerName, Standing, ToolEntry};
+use cedar_policy::{Schema, SchemaError};
+use serde_json::{Map, Value, json};
 use std::fmt::{self, Write};
 
 /// A tool as the schema declares it.
@@ -54,6 +58,28 @@ pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Act
     text.push_str("}\n");
     text
 }
+
+/// The same as a schema.
+pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Result<Schema, SchemaError> {
+    Schema::from_json_value(json(groups, actions))
+}
+
+fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Value {
+    let mut all: Map<String, Value> = groups.into_iter().map(|group| (group.to_owned(), json!({}))).collect();
+    all.extend(actions.iter().map(|action| (action.id.to_owned(), action.json())));
+    let text = |name: &str| (name.to_owned(), json!({ "type": "String", "required": ALWAYS.contains(&name) }));
+    let caller = json!({
+        "memberOfTypes": ["Role"],
+        "shape": { "type": "Record", "attributes": PRINCIPAL.map(text).into_iter().collect::<Map<_, _>>() },
+    });
+    json!({ "Guardian": {
+        "entityTypes": { "Role": {}, "Server": {}, "Tool": { "memberOfTypes": ["Server"] }, "User": caller, "Service": caller },
+        "actions": all,
+    } })
+}
+
+/// What every caller has.
+const ALWAYS: [&str; 2] = ["environment", "method"];
 
 const HEAD: &str = "\
 namespace Guardian {
@@ -114,6 +140,50 @@ impl Action<'_> {
     }
 }
 
+impl Action<'_> {
+    fn json(&self) -> Value {
+        let groups: Vec<Value> = self.groups.iter().map(|group| json!({ "id": group })).collect();
+        let mut action = json!({ "memberOf": groups });
+        if let Some(input) = self.input {
+            let context = json!({
+                "input": json_record(input),
+                "scopes": { "type": "Set", "element": { "type": "String" } },
+                "source_ip": { "type": "Extension", "name": "ipaddr" },
+                "now": { "type": "Extension", "name": "datetime" },
+                "hour": { "type": "Long" },
+                "weekday": { "type": "Long" },
+                "session": { "type": "String", "required": false },
+            });
+            action["appliesTo"] = json!({
+                "principalTypes": ["User", "Service"],
+                "resourceTypes": ["Tool"],
+                "context": { "type": "Record", "attributes": context },
+            });
+        }
+        action
+    }
+}
+
+fn json_record(fields: &Fields) -> Value {
+    let attribute = |(name, field): (&String, &Field)| {
+        let mut shape = json_shape(field.shape.as_ref().ok()?);
+        shape["required"] = json!(field.required);
+        Some((name.clone(), shape))
+    };
+    json!({ "type": "Record", "attributes": fields.iter().filter_map(attribute).collect::<Map<_, _>>() })
+}
+
+fn json_shape(shape: &Shape) -> Value {
+    match shape {
+        Shape::String => json!({ "type": "String" }),
+        Shape::Long => json!({ "type": "Long" }),
+        Shape::Bool => json!({ "type": "Boolean" }),
+        Shape::Decimal => json!({ "type": "Extension", "name": "decimal" }),
+        Shape::Set(element) => json!({ "type": "Set", "element": json_shape(element) }),
+        Shape::Record(fields) => json_record(fields),
+    }
+}
+
 fn write_fields(fields: &Fields, indent: usize, text: &mut String) -> fmt::Result {
     let visible = || {
         fields
@@ -170,18 +240,53 @@ impl fmt::Display for Quoted<'_> {
 mod tests {
     use super::super::shape::arguments;
     use super::*;
-    use cedar_policy::Schema;
-    use serde_json::json;
-    use std::str::FromStr;
+    use cedar_policy::SchemaFragment;
 
-    fn one(id: &str, schema: serde_json::Value) -> String {
+    /// The text, once it is known to be the same as the JSON.
+    fn one(id: &str, schema: Value) -> String {
         let fields = arguments(&schema);
-        let action = Action {
+        let actions = [Action {
             id,
             groups: vec!["call_tool", "s"],
             input: Some(&fields),
-        };
-        text(["call_tool", "s"], &[action])
+        }];
+        let text = text(["call_tool", "s"], &actions);
+        let of_text = SchemaFragment::from_cedarschema_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")).0;
+        let of_json = SchemaFragment::from_json_value(json(["call_tool", "s"], &actions)).unwrap();
+        assert_eq!(plain(of_text.to_json_value().unwrap()), plain(of_json.to_json_value().unwrap()));
+        self::schema(["call_tool", "s"], &actions).unwrap();
+        text
+    }
+
+    /// Without what means nothing: defaults, and the two ways to write a type.
+    fn plain(value: Value) -> Value {
+        match value {
+            Value::Object(members) => {
+                let is_type = |members: &Map<String, Value>| members.get("type").is_some_and(|name| name == "EntityOrCommon");
+                let mut members = members;
+                if is_type(&members) {
+                    let name = members.remove("name").unwrap();
+                    let name = name.as_str().unwrap().trim_start_matches("__cedar::");
+                    let extension = matches!(name, "ipaddr" | "datetime" | "decimal");
+                    if extension {
+                        members.insert("type".to_owned(), json!("Extension"));
+                        members.insert("name".to_owned(), json!(name));
+                    } else {
+                        members.insert("type".to_owned(), json!(if name == "Bool" { "Boolean" } else { name }));
+                    }
+                }
+                let is_default = |name: &str, value: &Value| match name {
+                    "required" => *value == json!(true),
+                    "annotations" => true,
+                    "appliesTo" => *value == json!({}),
+                    _ => value.is_null() || *value == json!([]),
+                };
+                let plain = members.into_iter().map(|(name, value)| (name, plain(value)));
+                Value::Object(plain.filter(|(name, value)| !is_default(name, value)).collect())
+            }
+            Value::Array(elements) => elements.into_iter().map(plain).collect(),
+            other => other,
+        }
     }
 
     #[test]
@@ -226,7 +331,6 @@ mod tests {
 }
 "#
         );
-        Schema::from_str(&text).unwrap();
     }
 
     #[test]
@@ -249,8 +353,7 @@ mod tests {
             "*",
             "Guardian::Tool",
         ] {
-            let text = one("s/t", json!({ "properties": { name: { "type": "string" } } }));
-            Schema::from_str(&text).unwrap_or_else(|error| panic!("{name:?}: {error}"));
+            one("s/t", json!({ "properties": { name: { "type": "string" } } }));
         }
     }
 }
