@@ -1,19 +1,323 @@
-//! Cedar's part of a decision.
+//! Cedar's part of a decision: the policies that can apply, held against the facts that they read.
+//!
+//! Cedar skips a policy that errs, even a forbid. Here errors are looked at first, and any of them refuses.
 
+use super::reads::{Fact, Reads};
+use super::sight::{Spot, Unseen};
+use super::slice::{Library, Part, RuleIndex, ToolSlice};
 use super::standing::Held;
-use super::{Basis, CompiledTool, Facts};
-use crate::domain::{Reason, Refusal};
+use super::{Basis, CompiledTool, Facts, arguments, sight, when};
+use crate::domain::{PolicyId, Reason, Refusal};
+use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Effect, EvaluationError, Request, RestrictedExpression};
+use serde_json::{Map, Value};
+use std::sync::{Arc, LazyLock};
 
+static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
+
+/// Permits, with the policies that do, or says why not.
 pub(super) fn judge(
-    _tool: &CompiledTool,
-    _arguments: &serde_json::Value,
-    _held: &Held<'_>,
-    _facts: &Facts<'_>,
-    _basis: &mut Basis,
+    tool: &CompiledTool,
+    arguments: &Map<String, Value>,
+    held: &Held<'_>,
+    facts: &Facts<'_>,
+    basis: &mut Basis,
 ) -> Result<(), Refusal> {
-    Err(Reason::NoPolicyPermits.into())
+    let case = Case::new(tool, Some(arguments), held, facts);
+    let verdict = case.verdict();
+    basis.shadow = case.shadow(&verdict);
+    match verdict {
+        Ok(permits) => {
+            basis.policies = case.names(&permits);
+            Ok(())
+        }
+        Err(refusal) => {
+            basis.policies = refusal.policies.clone();
+            Err(refusal)
+        }
+    }
 }
 
-pub(super) fn could_permit(_tool: &CompiledTool, _held: &Held<'_>, _facts: &Facts<'_>) -> bool {
-    true
+/// Judges by the policies that read no argument: whether some arguments could be permitted.
+pub(super) fn could_permit(tool: &CompiledTool, held: &Held<'_>, facts: &Facts<'_>) -> bool {
+    if tool.arguments().unusable().is_some() {
+        return false;
+    }
+    let case = Case::new(tool, None, held, facts);
+    if case.slices().any(|slice| !slice.broken.is_empty()) {
+        return false;
+    }
+    let Ok(outcome) = case.evaluate(|slice| &slice.slice.steady) else {
+        return false;
+    };
+    let open = || case.slices().any(|slice| slice.slice.some_permit_reads_input);
+    outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
+}
+
+/// One call before the policies that can apply to it.
+struct Case<'a> {
+    tool: &'a CompiledTool,
+    /// `None`: only what reads no argument is asked.
+    arguments: Option<&'a Map<String, Value>>,
+    held: &'a Held<'a>,
+    facts: &'a Facts<'a>,
+    library: &'a Library,
+    general: Arc<ToolSlice>,
+    personal: Option<&'a Arc<ToolSlice>>,
+}
+
+/// Which policies are satisfied, and which could not be judged. With a forbid, Cedar does not tell of permits.
+#[derive(Default)]
+struct Outcome {
+    permits: Vec<RuleIndex>,
+    forbids: Vec<RuleIndex>,
+    errors: Vec<(RuleIndex, &'static str)>,
+}
+
+impl<'a> Case<'a> {
+    fn new(tool: &'a CompiledTool, arguments: Option<&'a Map<String, Value>>, held: &'a Held<'a>, facts: &'a Facts<'a>) -> Self {
+        let library = facts.snapshot.library();
+        Self {
+            tool,
+            arguments,
+            held,
+            facts,
+            library,
+            general: tool.index().general(library, facts.subject),
+            personal: tool.index().personal(facts.subject),
+        }
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &ToolSlice> {
+        std::iter::once(&self.general).chain(self.personal).map(Arc::as_ref)
+    }
+
+    /// The permits that let the call pass, or the refusal.
+    fn verdict(&self) -> Result<Vec<RuleIndex>, Refusal> {
+        let broken: Vec<RuleIndex> = self.slices().flat_map(|slice| slice.broken.iter().copied()).collect();
+        if !broken.is_empty() {
+            return Err(self.unjudged(broken.into_iter().map(|rule| (rule, "it cannot be judged for this tool"))));
+        }
+        let blind = self.blind();
+        let forbids = blind
+            .iter()
+            .filter(|spot| self.effect(spot.rule) == Effect::Forbid && !self.is_shadow(spot.rule));
+        if let Some(first) = forbids.min_by_key(|spot| (spot.rule, spot.mention)) {
+            return Err(self.unseen(first));
+        }
+        let mut outcome = self.evaluate(|slice| &slice.slice.enforced)?;
+        let is_blind = |rule: &RuleIndex| blind.iter().any(|spot| spot.rule == *rule);
+        outcome.errors.retain(|(rule, _)| !is_blind(rule));
+        if !outcome.errors.is_empty() {
+            return Err(self.unjudged(outcome.errors.into_iter()));
+        }
+        if !outcome.forbids.is_empty() {
+            return Err(self.forbidden(&outcome.forbids));
+        }
+        outcome.permits.retain(|rule| !is_blind(rule));
+        match outcome.permits.is_empty() {
+            false => Ok(outcome.permits),
+            true => Err(Reason::NoPolicyPermits.into()),
+        }
+    }
+
+    /// Where a policy asks for an argument that the call carries and the policy cannot see.
+    fn blind(&self) -> Vec<&Spot> {
+        let Some(arguments) = self.arguments else {
+            return Vec::new();
+        };
+        let fields = self.tool.arguments().fields();
+        let hidden = |spot: &&Spot| sight::hidden(spot, self.library.rule(spot.rule), fields, arguments).is_some();
+        self.slices().flat_map(|slice| &slice.spots).filter(hidden).collect()
+    }
+
+    /// Shadow policies of which each alone would have turned `verdict` around.
+    fn shadow(&self, verdict: &Result<Vec<RuleIndex>, Refusal>) -> Vec<PolicyId> {
+        if self.slices().all(|slice| slice.slice.shadow.rules.is_empty()) {
+            return Vec::new();
+        }
+        let blind = self.blind();
+        let is_blind = |rule: &RuleIndex| blind.iter().any(|spot| spot.rule == *rule);
+        let turned = match verdict {
+            Ok(_) => {
+                let outcome = self.evaluate(|slice| &slice.slice.shadow).unwrap_or_default();
+                let failed = outcome
+                    .errors
+                    .into_iter()
+                    .map(|(rule, _)| rule)
+                    .filter(|rule| !is_blind(rule));
+                let unseen = blind.iter().map(|spot| spot.rule);
+                let unseen = unseen.filter(|rule| self.is_shadow(*rule) && self.effect(*rule) == Effect::Forbid);
+                outcome.forbids.into_iter().chain(failed).chain(unseen).collect()
+            }
+            Err(refusal) if refusal.reason == Reason::NoPolicyPermits => {
+                let outcome = self.evaluate(|slice| &slice.slice.shadow_permits).unwrap_or_default();
+                outcome.permits.into_iter().filter(|rule| !is_blind(rule)).collect()
+            }
+            Err(_) => Vec::new(),
+        };
+        self.names(&turned)
+    }
+
+    /// Asks Cedar about one part of each slice.
+    fn evaluate(&self, part: impl Fn(&ToolSlice) -> &Part) -> Result<Outcome, Refusal> {
+        let parts = || self.slices().map(&part).filter(|part| !part.rules.is_empty());
+        let mut outcome = Outcome::default();
+        let mut reads: Option<Reads> = None;
+        for part in parts() {
+            match &mut reads {
+                None => reads = Some(part.reads.clone()),
+                Some(reads) => reads.add(&part.reads),
+            }
+        }
+        let Some(reads) = reads else {
+            return Ok(outcome);
+        };
+        let place = self.tool.place();
+        let principal = self.facts.subject.uid().clone();
+        let context = self.context(&reads)?;
+        let request = Request::new(principal, place.action.clone(), place.resource.clone(), context, None)
+            .expect("nothing is checked without a schema");
+        let placed = self.facts.subject.at(place);
+        for part in parts() {
+            outcome.add(&AUTHORIZER.is_authorized(&request, &part.set, placed.entities()));
+        }
+        Ok(outcome)
+    }
+
+    /// Those facts that are read, and no others.
+    fn context(&self, reads: &Reads) -> Result<Context, Refusal> {
+        let facts = self.facts;
+        let mut pairs: Vec<(String, RestrictedExpression)> = Vec::new();
+        let mut add = |fact: Fact, value| pairs.push((fact.name().to_owned(), value));
+        if let (true, Some(members)) = (reads.fact(Fact::Input), self.arguments) {
+            let fields = self.tool.arguments().fields();
+            add(Fact::Input, arguments::input(members, fields, reads.names())?);
+        }
+        if reads.fact(Fact::Scopes) {
+            let scopes = self.held.scopes.iter();
+            let scopes = scopes.map(|scope| RestrictedExpression::new_string(scope.as_str().to_owned()));
+            add(Fact::Scopes, RestrictedExpression::new_set(scopes));
+        }
+        if reads.fact(Fact::SourceIp) {
+            add(
+                Fact::SourceIp,
+                RestrictedExpression::new_ip(facts.source_ip.to_canonical().to_string()),
+            );
+        }
+        if reads.fact(Fact::Now) {
+            add(Fact::Now, RestrictedExpression::new_datetime(when::datetime(facts.now)));
+        }
+        let offset = facts.snapshot.utc_offset_minutes();
+        if reads.fact(Fact::Hour) {
+            add(Fact::Hour, RestrictedExpression::new_long(when::hour(facts.now, offset)));
+        }
+        if reads.fact(Fact::Weekday) {
+            add(
+                Fact::Weekday,
+                RestrictedExpression::new_long(when::weekday(facts.now, offset)),
+            );
+        }
+        if let (true, Some(session)) = (reads.fact(Fact::Session), facts.session) {
+            add(Fact::Session, RestrictedExpression::new_string(session.to_owned()));
+        }
+        Context::from_pairs(pairs).map_err(|_| Refusal {
+            errors: vec!["the context of the call could not be built".to_owned()],
+            ..Refusal::new(Reason::PolicyError)
+        })
+    }
+
+    fn forbidden(&self, forbids: &[RuleIndex]) -> Refusal {
+        let rules = || forbids.iter().map(|index| self.library.rule(*index));
+        Refusal {
+            policies: self.names(forbids),
+            said: rules().find_map(|rule| rule.said.clone()),
+            remedy: rules().find_map(|rule| rule.remedy.clone()),
+            ..Refusal::new(Reason::ForbiddenByPolicy)
+        }
+    }
+
+    fn unjudged(&self, errors: impl Iterator<Item = (RuleIndex, &'static str)>) -> Refusal {
+        let (rules, errors): (Vec<RuleIndex>, Vec<String>) = errors
+            .map(|(rule, why)| (rule, format!("policy `{}`: {why}", self.library.rule(rule).id)))
+            .unzip();
+        Refusal {
+            policies: self.names(&rules),
+            errors,
+            ..Refusal::new(Reason::PolicyError)
+        }
+    }
+
+    /// The caller can do something about an argument that the tool does not declare, the operator about the others.
+    fn unseen(&self, spot: &Spot) -> Refusal {
+        let rule = self.library.rule(spot.rule);
+        let argument = rule.mentions[spot.mention].path.join(".");
+        let fields = self.tool.arguments().fields();
+        let why = self
+            .arguments
+            .and_then(|arguments| sight::hidden(spot, rule, fields, arguments));
+        match why {
+            Some(Unseen::Undeclared) => Refusal {
+                policies: vec![rule.id.clone()],
+                ..Refusal::with_detail(
+                    Reason::InvalidArguments,
+                    format!("argument `{argument}` is not one of this tool, and policies ask for it"),
+                )
+            },
+            Some(Unseen::Untyped) | None => Refusal {
+                detail: Some(format!("argument `{argument}` has no type that policies can read")),
+                ..self.unjudged([(spot.rule, "it asks for an argument that has no type that policies can read")].into_iter())
+            },
+        }
+    }
+
+    fn effect(&self, rule: RuleIndex) -> Effect {
+        self.library.rule(rule).effect
+    }
+
+    fn is_shadow(&self, rule: RuleIndex) -> bool {
+        self.library.rule(rule).shadow
+    }
+
+    fn names(&self, rules: &[RuleIndex]) -> Vec<PolicyId> {
+        let mut rules = rules.to_vec();
+        rules.sort_unstable();
+        rules.dedup();
+        rules.into_iter().map(|rule| self.library.rule(rule).id.clone()).collect()
+    }
+}
+
+impl Outcome {
+    fn add(&mut self, response: &cedar_policy::Response) {
+        let satisfied = response.diagnostics().reason().map(number);
+        match response.decision() {
+            Decision::Allow => self.permits.extend(satisfied),
+            Decision::Deny => self.forbids.extend(satisfied),
+        }
+        for AuthorizationError::PolicyEvaluationError(error) in response.diagnostics().errors() {
+            self.errors.push((number(error.policy_id()), kind_of(error.inner())));
+        }
+        self.forbids.sort_unstable();
+        self.errors.sort_unstable();
+    }
+}
+
+fn number(id: &cedar_policy::PolicyId) -> RuleIndex {
+    let id: &str = id.as_ref();
+    id.parse().expect("policies are numbered when they are read")
+}
+
+/// What went wrong, without the values it went wrong with: they may be secret.
+fn kind_of(error: &EvaluationError) -> &'static str {
+    match error {
+        EvaluationError::EntityDoesNotExist(_) => "it reads an attribute of an entity that is not known",
+        EvaluationError::EntityAttrDoesNotExist(_) => "it reads an attribute that the entity does not have",
+        EvaluationError::RecordAttrDoesNotExist(_) => "it reads an attribute that the record does not have",
+        EvaluationError::FailedExtensionFunctionLookup(_) => "it calls a function that does not exist",
+        EvaluationError::TypeError(_) => "it meets a value of the wrong type",
+        EvaluationError::WrongNumArguments(_) => "it calls a function with the wrong number of arguments",
+        EvaluationError::IntegerOverflow(_) => "its arithmetic overflows",
+        EvaluationError::FailedExtensionFunctionExecution(_) => "a function it calls does not accept the value",
+        EvaluationError::RecursionLimit(_) => "it is nested too deeply",
+        _ => "it cannot be evaluated",
+    }
 }

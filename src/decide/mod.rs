@@ -3,18 +3,31 @@
 //! It reads no clock, file or socket and logs nothing: it returns a [`Permit`], which only [`decide`] can make,
 //! or a refusal with its reasons. What is slow is done once, in [`Snapshot::compile`].
 
+mod arguments;
+mod check;
+mod effort;
 mod facts;
 mod judge;
 mod problem;
+mod reads;
+mod rule;
+mod schema;
+mod shape;
+mod sight;
+mod slice;
 mod snapshot;
 mod standing;
 mod subject;
+mod text;
+mod tool;
 mod verdict;
+mod when;
 
 pub use facts::{Enrolment, Facts, View};
 pub use problem::Problem;
-pub use snapshot::{CompiledTool, PolicySource, Settings, Snapshot};
+pub use snapshot::{PolicySource, Settings, Snapshot};
 pub use subject::Subject;
+pub use tool::CompiledTool;
 pub use verdict::{Basis, Permit, Refused, Verdict};
 
 use crate::domain::{Call, Method, Reason, Refusal, ServerName};
@@ -46,6 +59,6 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Refus
     let tool = call.tool().ok_or(Reason::UnknownTool)?;
     let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTool)?;
     standing::tool_may_be_called(tool, &held)?;
-    let arguments = tool.arguments(call.arguments.as_deref())?;
+    let arguments = tool.read(call.arguments.as_deref())?;
     judge::judge(tool, &arguments, &held, facts, basis)
 }

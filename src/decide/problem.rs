@@ -63,3 +63,32 @@ impl fmt::Display for Problem {
         }
     }
 }
+
+/// The name that `given` was probably meant to be.
+pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = given.chars().count().div_ceil(3);
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(given, name), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_counted_in_lines_and_characters() {
+        let problem = Problem::at("a.cedar", "één\ntwö x", 11, "wrong").help("right");
+        assert_eq!(problem.to_string(), "a.cedar:2:5: wrong (right)");
+        assert_eq!(Problem::new("wrong").to_string(), "wrong");
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        assert_eq!(nearest("pth", ["path", "content"]), Some("path"));
+        assert_eq!(nearest("sql", ["path", "content"]), None);
+    }
+}

@@ -1,9 +1,13 @@
 //! Policies and catalogue compiled together: one immutable value, swapped whole.
 
-use super::Problem;
-use crate::domain::{Catalogue, Digest, EnvironmentName, Reason, Refusal, Scope, ServerName, Sha256, ToolEntry, ToolName};
-use serde_json::Value;
-use std::collections::HashMap;
+use super::arguments::Arguments;
+use super::rule::{self, Rule};
+use super::slice::{Index, Library};
+use super::tool::{CompiledTool, Place};
+use super::{Problem, check, schema, shape};
+use crate::domain::{Catalogue, Digest, EnvironmentName, ServerName, Sha256, ToolEntry, ToolName};
+use cedar_policy::Effect;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// One policy file as it was read.
@@ -26,35 +30,68 @@ pub struct Settings {
 pub struct Snapshot {
     policy_set: Digest,
     catalogue: Digest,
-    policies: usize,
+    settings: Settings,
     schema: String,
     warnings: Vec<Problem>,
+    library: Library,
     servers: HashMap<ServerName, Server>,
 }
 
 struct Server {
     enabled: bool,
-    tools: HashMap<ToolName, Arc<CompiledTool>>,
+    tools: HashMap<ToolName, CompiledTool>,
 }
 
-/// A tool with everything that is made of its definition once.
-pub struct CompiledTool {
-    entry: ToolEntry,
-    needs: Vec<Scope>,
+/// A tool on its way to being compiled.
+pub(super) struct Draft {
+    pub entry: ToolEntry,
+    pub arguments: Arguments,
+    pub place: Arc<Place>,
 }
 
 impl Snapshot {
-    pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, _settings: &Settings) -> Result<Snapshot, Vec<Problem>> {
+    /// All problems of all files together, or a snapshot.
+    pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, settings: &Settings) -> Result<Snapshot, Vec<Problem>> {
+        let (rules, mut problems) = rule::read(sources);
+        problems.extend(reserved_names(catalogue));
+        let drafts = drafts(catalogue);
+        let known = check::Known::new(catalogue, &drafts);
+        let checked = check::check(&rules, &known);
+        problems.extend(checked.problems);
+        if problems.is_empty() && !settings.deny_all && !rules.iter().any(permits) {
+            let problem = Problem::new("no policy permits anything");
+            problems.push(problem.help("add a permit, or set `policies.deny_all = true`"));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut warnings = checked.warnings;
+        warnings.extend(drafts.iter().flat_map(blanks));
+        let schema = schema(catalogue, &drafts);
+        let library = Library::new(rules);
+        let mut servers: HashMap<ServerName, Server> = catalogue.servers.iter().map(empty_server).collect();
+        for (draft, fit) in drafts.into_iter().zip(checked.fits) {
+            let index = Index::new(&library, fit, draft.arguments.fields());
+            let server = servers
+                .get_mut(&draft.place.server)
+                .expect("drafts are made of the catalogue");
+            let name = draft.entry.name.clone();
+            server
+                .tools
+                .insert(name, CompiledTool::new(draft.entry, draft.arguments, draft.place, index));
+        }
         Ok(Self {
-            policy_set: digest(sources),
+            policy_set: digest(sources, settings),
             catalogue: catalogue.digest(),
-            policies: sources.len(),
-            schema: String::new(),
-            warnings: Vec::new(),
-            servers: HashMap::new(),
+            settings: settings.clone(),
+            schema,
+            warnings,
+            library,
+            servers,
         })
     }
 
+    /// Names the policies: their files and texts, and the settings that change what they mean.
     pub fn policy_set(&self) -> Digest {
         self.policy_set
     }
@@ -63,9 +100,9 @@ impl Snapshot {
         self.catalogue
     }
 
-    /// How many there are, shadow policies included.
+    /// How many policies there are, shadow policies included.
     pub fn policies(&self) -> usize {
-        self.policies
+        self.library.rules().len()
     }
 
     /// The schema that policies are checked against, in Cedar's own notation.
@@ -74,7 +111,7 @@ impl Snapshot {
     }
 
     pub fn tool(&self, server: &ServerName, tool: &str) -> Option<&CompiledTool> {
-        self.servers.get(server)?.tools.get(tool).map(Arc::as_ref)
+        self.servers.get(server)?.tools.get(tool)
     }
 
     /// What does not stop this set, but should be known.
@@ -85,28 +122,92 @@ impl Snapshot {
     pub(super) fn server_enabled(&self, server: &ServerName) -> Option<bool> {
         self.servers.get(server).map(|server| server.enabled)
     }
-}
 
-impl CompiledTool {
-    pub fn entry(&self) -> &ToolEntry {
-        &self.entry
+    pub(super) fn library(&self) -> &Library {
+        &self.library
     }
 
-    pub(super) fn needs(&self) -> &[Scope] {
-        &self.needs
-    }
-
-    pub(super) fn arguments(&self, _text: Option<&[u8]>) -> Result<Value, Refusal> {
-        Err(Reason::InvalidArguments.into())
+    pub(super) fn utc_offset_minutes(&self) -> i32 {
+        self.settings.utc_offset_minutes
     }
 }
 
-fn digest(sources: &[PolicySource]) -> Digest {
-    sources
+fn permits(rule: &Rule) -> bool {
+    rule.effect == Effect::Permit && !rule.shadow
+}
+
+fn drafts(catalogue: &Catalogue) -> Vec<Draft> {
+    let tools = catalogue
+        .servers
         .iter()
-        .fold(Sha256::new(), |hash, source| {
-            hash.update(Digest::of(source.file.as_bytes()).as_bytes())
-                .update(Digest::of(source.text.as_bytes()).as_bytes())
+        .flat_map(|(server, entry)| entry.tools.values().map(move |tool| (server, tool)));
+    tools
+        .map(|(server, entry)| Draft {
+            arguments: Arguments::compile(&entry.input_schema),
+            place: Arc::new(Place::new(server, entry)),
+            entry: entry.clone(),
+        })
+        .collect()
+}
+
+fn empty_server((name, entry): (&ServerName, &crate::domain::ServerEntry)) -> (ServerName, Server) {
+    let server = Server {
+        enabled: entry.enabled,
+        tools: HashMap::new(),
+    };
+    (name.clone(), server)
+}
+
+fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = Problem> {
+    let taken = catalogue
+        .servers
+        .keys()
+        .filter(|name| schema::RESERVED.contains(&name.as_str()));
+    taken.map(|name| {
+        Problem::new(format!("server `{name}` has the name of an action that policies know"))
+            .help("give the server another name in the configuration")
+    })
+}
+
+/// What policies cannot see of a tool.
+fn blanks(draft: &Draft) -> Vec<Problem> {
+    let tool = &draft.place.id;
+    if let Some(why) = draft.arguments.unusable() {
+        return vec![Problem::new(format!("every call of tool `{tool}` is refused: {why}"))];
+    }
+    let holes = shape::holes(draft.arguments.fields()).into_iter();
+    holes
+        .map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")))
+        .collect()
+}
+
+fn schema(catalogue: &Catalogue, drafts: &[Draft]) -> String {
+    let groups = schema::GROUPS
+        .into_iter()
+        .chain(catalogue.servers.keys().map(ServerName::as_str));
+    let actions: Vec<schema::Action<'_>> = drafts.iter().map(Draft::action).collect();
+    schema::text(groups, &actions)
+}
+
+impl Draft {
+    pub fn action(&self) -> schema::Action<'_> {
+        schema::Action {
+            id: &self.place.id,
+            groups: self.place.groups.iter().map(String::as_str).collect(),
+            input: Some(self.arguments.fields()),
+        }
+    }
+}
+
+/// Of the files in the order of their names, whatever the order they were read in.
+fn digest(sources: &[PolicySource], settings: &Settings) -> Digest {
+    let offset = settings.utc_offset_minutes.to_string();
+    let by_name: BTreeMap<(&str, &str), ()> = sources.iter().map(|source| ((&*source.file, &*source.text), ())).collect();
+    by_name
+        .keys()
+        .fold(Sha256::new().update(offset.as_bytes()), |hash, (file, text)| {
+            hash.update(Digest::of(file.as_bytes()).as_bytes())
+                .update(Digest::of(text.as_bytes()).as_bytes())
         })
         .finish()
 }

@@ -1,6 +1,8 @@
 //! The Cedar side of a caller, built once per verified credential and version of the member.
 
+use super::tool::Place;
 use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName};
+use arc_swap::ArcSwapOption;
 use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,67 +15,41 @@ struct Inner {
     uid: EntityUid,
     kind: PrincipalKind,
     roles: BTreeSet<RoleName>,
-    entities: Entities,
+    entity: Entity,
+    /// The caller among the tools it used last. Only saves building them again.
+    placed: ArcSwapOption<Placed>,
 }
+
+/// A caller and some tools, as Cedar's hierarchy.
+pub(super) struct Placed {
+    entities: Entities,
+    places: Vec<Arc<Place>>,
+}
+
+/// Tools kept beside a caller; past it they are forgotten.
+const MAX_PLACES: usize = 32;
 
 impl Subject {
     /// Roles are those of the member and those of the credential together.
     pub fn new(principal: &Principal, member: Option<&Member>, environment: &EnvironmentName) -> Self {
-        let roles: BTreeSet<RoleName> = member
-            .iter()
-            .flat_map(|member| &member.roles)
-            .chain(&principal.roles)
-            .cloned()
-            .collect();
+        let of_member = member.iter().flat_map(|member| &member.roles);
+        let roles: BTreeSet<RoleName> = of_member.chain(&principal.roles).cloned().collect();
         let kind = match principal.kind {
             PrincipalKind::User => "Guardian::User",
             PrincipalKind::Service => "Guardian::Service",
         };
         let uid = uid(kind, &format!("{}|{}", principal.alias, principal.subject));
-        let parents: HashSet<EntityUid> = roles.iter().map(|role| uid_of_role(role)).collect();
+        let in_roles: HashSet<EntityUid> = roles.iter().map(|role| self::uid("Guardian::Role", role.as_str())).collect();
         let attributes = attributes(principal, member, environment);
-        let entity = Entity::new(uid.clone(), attributes, parents).expect("strings are values");
-        let entities = Entities::from_entities([entity], None).expect("one entity has no duplicate and no cycle");
         Self(Arc::new(Inner {
+            entity: Entity::new(uid.clone(), attributes, in_roles).expect("texts are values"),
             uid,
             kind: principal.kind,
             roles,
-            entities,
+            placed: ArcSwapOption::empty(),
         }))
     }
-}
 
-fn attributes(
-    principal: &Principal,
-    member: Option<&Member>,
-    environment: &EnvironmentName,
-) -> HashMap<String, RestrictedExpression> {
-    let email = member
-        .and_then(|member| member.email.as_deref())
-        .or(principal.email.as_deref());
-    [
-        ("email", email),
-        ("tenant", principal.tenant.as_deref()),
-        ("environment", Some(environment.as_str())),
-        ("method", Some(principal.method.as_str())),
-        ("assurance", principal.assurance.as_deref()),
-        ("client", principal.client.as_ref().map(|client| client.as_str())),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| Some((name.to_owned(), RestrictedExpression::new_string(value?.to_owned()))))
-    .collect()
-}
-
-fn uid_of_role(role: &RoleName) -> EntityUid {
-    uid("Guardian::Role", role.as_str())
-}
-
-pub(super) fn uid(kind: &'static str, id: &str) -> EntityUid {
-    let kind: EntityTypeName = kind.parse().expect("a literal that is a type name");
-    EntityUid::from_type_name_and_id(kind, EntityId::new(id))
-}
-
-impl Subject {
     pub(super) fn uid(&self) -> &EntityUid {
         &self.0.uid
     }
@@ -86,7 +62,65 @@ impl Subject {
         &self.0.roles
     }
 
-    pub(super) fn entities(&self) -> &Entities {
-        &self.0.entities
+    /// The caller with a tool.
+    pub(super) fn at(&self, place: &Arc<Place>) -> Arc<Placed> {
+        let placed = self.0.placed.load();
+        if let Some(placed) = placed.as_ref().filter(|placed| placed.holds(place)) {
+            return placed.clone();
+        }
+        let mut places = match placed.as_ref() {
+            Some(placed) if placed.places.len() < MAX_PLACES => placed.places.clone(),
+            _ => Vec::new(),
+        };
+        // the same tool of an older snapshot
+        places.retain(|other| other.action != place.action);
+        places.push(place.clone());
+        let entities = places
+            .iter()
+            .flat_map(|place| place.entities.clone())
+            .chain([self.0.entity.clone()]);
+        let placed = Arc::new(Placed {
+            entities: Entities::from_entities(entities, None).expect("roles, groups and servers are in nothing"),
+            places,
+        });
+        self.0.placed.store(Some(placed.clone()));
+        placed
     }
+}
+
+impl Placed {
+    pub fn entities(&self) -> &Entities {
+        &self.entities
+    }
+
+    fn holds(&self, place: &Arc<Place>) -> bool {
+        self.places.iter().any(|other| Arc::ptr_eq(other, place))
+    }
+}
+
+fn attributes(
+    principal: &Principal,
+    member: Option<&Member>,
+    environment: &EnvironmentName,
+) -> HashMap<String, RestrictedExpression> {
+    let email = member
+        .and_then(|member| member.email.as_deref())
+        .or(principal.email.as_deref());
+    let texts = [
+        ("assurance", principal.assurance.as_deref()),
+        ("client", principal.client.as_ref().map(|client| client.as_str())),
+        ("email", email),
+        ("environment", Some(environment.as_str())),
+        ("method", Some(principal.method.as_str())),
+        ("tenant", principal.tenant.as_deref()),
+    ];
+    let present = texts.into_iter().filter_map(|(name, text)| Some((name, text?)));
+    present
+        .map(|(name, text)| (name.to_owned(), RestrictedExpression::new_string(text.to_owned())))
+        .collect()
+}
+
+pub(super) fn uid(kind: &'static str, id: &str) -> EntityUid {
+    let kind: EntityTypeName = kind.parse().expect("a literal that is a type name");
+    EntityUid::from_type_name_and_id(kind, EntityId::new(id))
 }

@@ -224,8 +224,11 @@ impl Writer {
         }
         let spool = &shared.spool;
         spool.bytes.fetch_add((self.bytes.len() - BATCH) as u64, Ordering::Relaxed);
-        spool.records.fetch_add(self.chain.next - before.next, Ordering::Relaxed);
         spool.durable.store(self.chain.next, Ordering::Release);
+        spool.records.fetch_add(self.chain.next - before.next, Ordering::SeqCst);
+        if shared.shipper_waits.swap(false, Ordering::SeqCst) {
+            shared.shipper.notify_one();
+        }
         shared.queue.release(released);
     }
 
@@ -238,9 +241,6 @@ impl Writer {
             if let Mark::Opens(request) = batch.entries[index].mark {
                 self.shared.close_unsent(request, "nobody waited for the permit any more");
             }
-        }
-        if self.shared.shipper_waits.swap(false, Ordering::AcqRel) {
-            self.shared.shipper.notify_one();
         }
         self.shared.unseal_if_hung();
     }

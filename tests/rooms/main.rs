@@ -1,5 +1,7 @@
-//! Tests of single rooms with real parts: databases, files, sockets.
+//! Rooms from the outside: what each promises, by its public functions alone, with real databases, files and sockets.
 
+mod decide;
+mod journal;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod store;

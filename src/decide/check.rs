@@ -1,0 +1,660 @@
+//! Holds policies against the catalogue: the names in them exist, and they are typed rightly for every tool that they
+//! can apply to. All problems are found at once.
+//!
+//! A policy that names a tool must be right for that tool. A policy for a group must be right for tools yet to come:
+//! it is held against a tool that has every argument it mentions, each optional and of the type its use shows. If a
+//! tool of the group then has such an argument in another type, that is the tool's doing: the policy cannot be judged
+//! for it (a forbid refuses its calls, a permit does not count), which is a warning.
+
+use super::problem::nearest;
+use super::reads::Mention;
+use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule};
+use super::schema::{self, Action};
+use super::shape::{Field, Fields, Shape};
+use super::slice::RuleIndex;
+use super::snapshot::Draft;
+use super::{Problem, arguments};
+use crate::domain::{Catalogue, ServerName, Standing};
+use cedar_policy::{Effect, EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
+use miette::Diagnostic;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What was found, and which rules each tool has.
+#[derive(Default)]
+pub(super) struct Checked {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+    /// In the order of the drafts.
+    pub fits: Vec<Fit>,
+}
+
+/// The rules of one tool, and what of them cannot be judged for it.
+#[derive(Default)]
+pub(super) struct Fit {
+    pub rules: Vec<RuleIndex>,
+    /// Rules that are wrong for the tool whatever a call carries.
+    pub unjudgeable: BTreeSet<RuleIndex>,
+    /// Rules that are wrong for the tool if a call carries what they mention there.
+    pub conflicts: BTreeSet<(RuleIndex, usize)>,
+}
+
+/// The names that exist.
+pub(super) struct Known<'a> {
+    drafts: &'a [Draft],
+    by_id: HashMap<&'a str, &'a Draft>,
+    /// Each server with whether any of its tools is known.
+    servers: BTreeMap<&'a str, bool>,
+}
+
+impl Fit {
+    fn is_settled(&self, rule: RuleIndex) -> bool {
+        self.unjudgeable.contains(&rule) || self.conflicts.iter().any(|(other, _)| *other == rule)
+    }
+}
+
+impl<'a> Known<'a> {
+    pub fn new(catalogue: &'a Catalogue, drafts: &'a [Draft]) -> Self {
+        let servers = catalogue.servers.iter();
+        Self {
+            drafts,
+            by_id: drafts.iter().map(|draft| (draft.place.id.as_str(), draft)).collect(),
+            servers: servers
+                .map(|(name, entry)| (ServerName::as_str(name), !entry.tools.is_empty()))
+                .collect(),
+        }
+    }
+
+    fn is_group(&self, id: &str) -> bool {
+        schema::GROUPS.contains(&id) || self.servers.contains_key(id)
+    }
+
+    fn groups(&self) -> impl Iterator<Item = &str> {
+        schema::GROUPS.into_iter().chain(self.servers.keys().copied())
+    }
+
+    fn tools(&self) -> impl Iterator<Item = &str> {
+        self.drafts.iter().map(|draft| draft.place.id.as_str())
+    }
+}
+
+pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
+    let mut check = Check {
+        rules,
+        known,
+        found: Checked::default(),
+        literals: rules.iter().map(literals).collect(),
+        unsound: BTreeSet::new(),
+        possible: vec![false; rules.len()],
+        seen: vec![false; rules.len()],
+    };
+    for index in 0..rules.len() {
+        check.names(index);
+    }
+    check.found.fits = fits(rules, known);
+    for index in 0..rules.len() {
+        check.arguments(index);
+    }
+    check.groups();
+    check.tools();
+    check.impossible();
+    check.found.problems = one_a_place(check.found.problems);
+    check.found.warnings.dedup();
+    check.found
+}
+
+/// The same mistake is found for users and for services, and for every tool.
+fn one_a_place(mut problems: Vec<Problem>) -> Vec<Problem> {
+    fn place(problem: &Problem) -> (&Option<String>, Option<usize>, Option<usize>) {
+        (&problem.file, problem.line, problem.column)
+    }
+    problems.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.message.cmp(&a.message)));
+    problems.dedup_by(|a, b| place(a) == place(b));
+    problems
+}
+
+struct Check<'a> {
+    rules: &'a [Rule],
+    known: &'a Known<'a>,
+    found: Checked,
+    /// The actions, tools and servers that each rule names anywhere.
+    literals: Vec<Vec<EntityUid>>,
+    /// Rules of which enough is said already.
+    unsound: BTreeSet<usize>,
+    /// Whether some kind of call could satisfy each rule, and whether it was looked at.
+    possible: Vec<bool>,
+    seen: Vec<bool>,
+}
+
+/// What Cedar says of one rule.
+struct Finding {
+    rule: usize,
+    problem: Problem,
+    /// An argument is read without asking first whether it is there.
+    unguarded: bool,
+}
+
+impl Check<'_> {
+    /// Every action, tool and server exists, and the scope can match something.
+    fn names(&mut self, index: usize) {
+        let rule = &self.rules[index];
+        for uid in self.literals[index].clone() {
+            let id = uid.id().unescaped();
+            let unknown = match uid.type_name().basename() {
+                "Action" if !self.known.is_group(id) => self.unknown_tool(id, true),
+                "Tool" => self.unknown_tool(id, false),
+                "Server" if !self.known.servers.contains_key(id) => {
+                    let near = nearest(id, self.known.servers.keys().copied());
+                    Some(Err((
+                        format!("there is no server `{}`", arguments::cut(id)),
+                        near.map(str::to_owned),
+                    )))
+                }
+                _ => None,
+            };
+            match unknown {
+                None => {}
+                Some(Ok(warning)) => self.found.warnings.push(rule.problem_at_entity(id, warning)),
+                Some(Err((message, near))) => {
+                    let problem = rule.problem_at_entity(id, message);
+                    self.found.problems.push(match near {
+                        Some(near) => problem.help(format!("did you mean `{near}`?")),
+                        None => problem,
+                    });
+                    self.unsound.insert(index);
+                }
+            }
+        }
+        for unknown in &rule.unknown {
+            let mut problem = rule.problem_at_attribute(&unknown.name, format!("`{}` has no `{}`", unknown.of, unknown.name));
+            problem.help = unknown.near.map(|near| format!("did you mean `{near}`?"));
+            self.found.problems.push(problem);
+            self.unsound.insert(index);
+        }
+        if let ActionScope::Is(group) = &rule.action
+            && self.known.is_group(group)
+        {
+            let problem = rule.problem_at_entity(group, format!("`{group}` is a group of actions, which no action equals"));
+            self.found
+                .problems
+                .push(problem.help("write `action in` instead of `action ==`"));
+            self.unsound.insert(index);
+        }
+        if rule.principal == PrincipalScope::Nobody {
+            let problem = rule.problem("no caller can be the principal of its scope");
+            let help = "callers are `Guardian::User` or `Guardian::Service`, in `Guardian::Role`";
+            self.found.problems.push(problem.help(help));
+            self.unsound.insert(index);
+        }
+        if rule.resource == ResourceScope::Nothing {
+            let problem = rule.problem("no tool can be the resource of its scope");
+            self.found
+                .problems
+                .push(problem.help("tools are `Guardian::Tool`, in `Guardian::Server`"));
+            self.unsound.insert(index);
+        }
+    }
+
+    /// Nothing if the tool is known, a warning if its server has not shown any tool yet.
+    #[expect(clippy::type_complexity, reason = "read in one place, just above")]
+    fn unknown_tool(&self, id: &str, or_group: bool) -> Option<Result<String, (String, Option<String>)>> {
+        if self.known.by_id.contains_key(id) {
+            return None;
+        }
+        let server = id.split_once('/').map(|(server, _)| server);
+        if let Some(false) = server.and_then(|server| self.known.servers.get(server)) {
+            return Some(Ok(format!(
+                "the tools of server `{}` are not known yet: not checked",
+                server.unwrap_or_default()
+            )));
+        }
+        let groups = self.known.groups().filter(|_| or_group);
+        let near = nearest(id, self.known.tools().chain(groups)).map(str::to_owned);
+        let near = near.or_else(|| {
+            let (server, tool) = id.split_once('/')?;
+            let of_server = self.known.tools().filter_map(|id| id.strip_prefix(server)?.strip_prefix('/'));
+            nearest(tool, of_server).map(|tool| format!("{server}/{tool}"))
+        });
+        let kind = if or_group { "action" } else { "tool" };
+        Some(Err((format!("there is no {kind} `{}`", arguments::cut(id)), near)))
+    }
+
+    /// Every argument of a policy that names tools is one of them; in a group, a name that is nearly one is remarked on.
+    fn arguments(&mut self, index: usize) {
+        let rule = &self.rules[index];
+        if self.unsound.contains(&index) {
+            return;
+        }
+        let fits = self.found.fits.iter().zip(self.known.drafts);
+        let tools: Vec<&Draft> = fits
+            .filter(|(fit, draft)| {
+                fit.rules.contains(&number(index)) && (!rule.names_tools_only() || rule.names_tool(&draft.place.id))
+            })
+            .map(|(_, draft)| draft)
+            .collect();
+        if tools.is_empty() {
+            return;
+        }
+        for mention in &rule.mentions {
+            let absent: Option<Vec<Absent>> = tools
+                .iter()
+                .map(|tool| absent(tool.arguments.fields(), &mention.path))
+                .collect();
+            let Some(absent) = absent else {
+                continue;
+            };
+            let near = absent.iter().find_map(|absent| absent.near.clone());
+            let is_slip = |near: &String| strsim::damerau_levenshtein(near, &mention.path[mention.path.len() - 1]) == 1;
+            let Some(first) = absent.into_iter().min_by_key(|absent| absent.hole.is_none()) else {
+                continue;
+            };
+            let name = &first.name;
+            let of = match tools.as_slice() {
+                [tool] => format!("tool `{}`", tool.place.id),
+                _ => "any of its tools".to_owned(),
+            };
+            let message = match first.hole {
+                Some(why) => format!("argument `{name}` of {of} cannot be read by policies: {why}"),
+                None if tools.len() == 1 => format!("{of} has no argument `{name}`"),
+                None => format!("no argument of {of} is called `{name}`"),
+            };
+            let mut problem = rule.problem_at_attribute(first.name.rsplit('.').next().unwrap_or(name), message);
+            problem.help = near.as_ref().map(|near| format!("did you mean `{near}`?"));
+            match rule.names_tools_only() {
+                true => {
+                    self.found.problems.push(problem);
+                    self.unsound.insert(index);
+                }
+                false if near.as_ref().is_some_and(is_slip) => self.found.warnings.push(problem),
+                false => {}
+            }
+        }
+    }
+
+    /// Policies that are not only for tools they name, against a tool with all that they mention.
+    fn groups(&mut self) {
+        let mut alike: HashMap<(Fields, BTreeSet<String>), Vec<usize>> = HashMap::new();
+        for (index, rule) in self.rules.iter().enumerate() {
+            if !rule.names_tools_only() && !self.unsound.contains(&index) {
+                let actions = actions(&self.literals[index]);
+                alike.entry((supposed(&rule.mentions).0, actions)).or_default().push(index);
+            }
+        }
+        for ((fields, actions), indices) in alike {
+            let groups = actions.iter().map(String::as_str).filter(|id| !id.contains('/'));
+            let any_tool = Action {
+                id: "any tool",
+                groups: schema::GROUPS
+                    .into_iter()
+                    .chain(groups)
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect(),
+                input: Some(&fields),
+            };
+            for finding in self.validate(any_tool, &indices) {
+                let index = finding.rule;
+                if !finding.unguarded && self.holds_for_some_tool(index) {
+                    continue;
+                }
+                self.found.problems.push(finding.problem);
+                self.unsound.insert(index);
+            }
+        }
+    }
+
+    /// When a type had to be guessed, a tool for which the policy is right shows that it can be.
+    fn holds_for_some_tool(&mut self, index: usize) -> bool {
+        let (supposed, guessed) = supposed(&self.rules[index].mentions);
+        if !guessed {
+            return false;
+        }
+        let has_any = |draft: &&Draft| supposed.keys().any(|name| draft.arguments.fields().contains_key(name));
+        let fits = self.known.drafts.iter().zip(&self.found.fits);
+        let tools = fits
+            .filter(|(_, fit)| fit.rules.contains(&number(index)))
+            .map(|(draft, _)| draft);
+        let tools: Vec<&Draft> = tools.filter(has_any).collect();
+        tools
+            .into_iter()
+            .any(|draft| self.validate(draft.action(), &[index]).is_empty())
+    }
+
+    /// Every policy against every tool that it can apply to.
+    fn tools(&mut self) {
+        for (position, draft) in self.known.drafts.iter().enumerate() {
+            let indices: Vec<usize> = self.found.fits[position].rules.iter().map(|rule| *rule as usize).collect();
+            let indices: Vec<usize> = indices.into_iter().filter(|index| self.differs(*index, draft)).collect();
+            if indices.is_empty() {
+                continue;
+            }
+            for finding in self.validate(draft.action(), &indices) {
+                let rule = &self.rules[finding.rule];
+                if rule.names_tool(&draft.place.id) && draft.entry.standing != Standing::Unapproved {
+                    self.found.problems.push(finding.problem);
+                    continue;
+                }
+                let index = finding.rule;
+                if !self.found.fits[position].is_settled(number(index)) {
+                    self.settle(position, finding);
+                }
+            }
+        }
+    }
+
+    /// A policy for a group is wrong for one tool of it: because of arguments in another type, or altogether.
+    fn settle(&mut self, position: usize, finding: Finding) {
+        let draft = &self.known.drafts[position];
+        let rule = &self.rules[finding.rule];
+        let (supposed, _) = supposed(&rule.mentions);
+        let mentions = rule.mentions.iter().enumerate();
+        let conflicts: Vec<(usize, &Mention)> = mentions
+            .filter(|(_, mention)| conflict(draft.arguments.fields(), &supposed, &mention.path))
+            .collect();
+        let mut without = draft.arguments.fields().clone();
+        conflicts.iter().for_each(|(_, mention)| hide(&mut without, &mention.path));
+        let action = Action {
+            input: Some(&without),
+            ..draft.action()
+        };
+        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).is_empty();
+
+        let fit = &mut self.found.fits[position];
+        let which = match settled {
+            true => {
+                fit.conflicts
+                    .extend(conflicts.iter().map(|(mention, _)| (number(finding.rule), *mention)));
+                let names: BTreeSet<String> = conflicts
+                    .iter()
+                    .map(|(_, mention)| format!("`{}`", mention.path.join(".")))
+                    .collect();
+                format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
+            }
+            false => {
+                fit.unjudgeable.insert(number(finding.rule));
+                "at all".to_owned()
+            }
+        };
+        let effect = match rule.effect {
+            Effect::Permit => "the permit then does not count",
+            Effect::Forbid => "they are then refused",
+        };
+        let tool = &draft.place.id;
+        let message = format!(
+            "{}: it cannot judge calls of tool `{tool}` {which}, {effect}",
+            finding.problem.message
+        );
+        let help = Some("the tool has the argument in another type than the policy takes it for".to_owned());
+        self.found.warnings.push(Problem {
+            message,
+            help,
+            ..finding.problem
+        });
+    }
+
+    /// Whether the rule could be typed otherwise for this tool than for any tool.
+    fn differs(&self, index: usize, draft: &Draft) -> bool {
+        let rule = &self.rules[index];
+        if self.unsound.contains(&index) {
+            return false;
+        }
+        let in_scope = |id: &String| match &rule.action {
+            ActionScope::Any => false,
+            ActionScope::Is(other) => id == other,
+            ActionScope::In(ids) => ids.contains(id),
+        };
+        rule.reads_input() || rule.names_tool(&draft.place.id) || !actions(&self.literals[index]).iter().all(in_scope)
+    }
+
+    /// Asks Cedar about some rules for one action.
+    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Vec<Finding> {
+        let named: BTreeSet<String> = indices.iter().flat_map(|index| actions(&self.literals[*index])).collect();
+        let mut declared: Vec<Action<'_>> = Vec::new();
+        let mut groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(action.groups.iter().copied()).collect();
+        for id in named.iter().filter(|id| **id != action.id) {
+            match (self.known.by_id.get(id.as_str()), id.contains('/')) {
+                (Some(draft), _) => {
+                    groups.extend(draft.place.groups.iter().map(String::as_str));
+                    declared.push(Action {
+                        input: None,
+                        ..draft.action()
+                    });
+                }
+                (None, true) => declared.push(Action {
+                    id,
+                    groups: Vec::new(),
+                    input: None,
+                }),
+                (None, false) => {
+                    groups.insert(id);
+                }
+            }
+        }
+        declared.push(action);
+        let schema = match schema::schema(groups, &declared) {
+            Ok(schema) => schema,
+            Err(error) => {
+                let problem = |rule: &usize| self.rules[*rule].problem(format!("the schema of a tool is not usable: {error}"));
+                let finding = |rule: &usize| Finding {
+                    rule: *rule,
+                    problem: problem(rule),
+                    unguarded: true,
+                };
+                return indices.iter().map(finding).collect();
+            }
+        };
+        let policies = indices.iter().map(|index| self.rules[*index].policy.clone());
+        let set = PolicySet::from_policies(policies).expect("each rule has a number of its own");
+        let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
+        let mut impossible = BTreeSet::new();
+        for warning in result.validation_warnings() {
+            let index = place(warning.policy_id());
+            match warning {
+                ValidationWarning::ImpossiblePolicy(_) => {
+                    impossible.insert(index);
+                }
+                ValidationWarning::InvalidActionApplication(_) => {}
+                other if !self.seen[index] => {
+                    let problem = self.rules[index].problem(message(other, index));
+                    self.found.warnings.push(problem);
+                }
+                _ => {}
+            }
+        }
+        for index in indices {
+            self.seen[*index] = true;
+            self.possible[*index] |= !impossible.contains(index);
+        }
+        result.validation_errors().map(|error| self.finding(error)).collect()
+    }
+
+    fn finding(&self, error: &ValidationError) -> Finding {
+        let index = place(error.policy_id());
+        let rule = &self.rules[index];
+        let offset = error
+            .labels()
+            .and_then(|mut labels| labels.next())
+            .map(|label| label.offset());
+        let mut problem = rule.problem_at(offset.unwrap_or(rule.span.start), message(error, index));
+        problem.help = error.help().map(|help| help.to_string());
+        Finding {
+            rule: index,
+            problem,
+            unguarded: matches!(error, ValidationError::UnsafeOptionalAttributeAccess(_)),
+        }
+    }
+
+    fn impossible(&mut self) {
+        for (index, rule) in self.rules.iter().enumerate() {
+            if self.seen[index] && !self.possible[index] && !self.unsound.contains(&index) {
+                self.found
+                    .warnings
+                    .push(rule.problem("its conditions can never hold: it has no effect"));
+            }
+        }
+    }
+}
+
+/// Which rules can apply to which tools, by action and resource.
+fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
+    let mut by_action: HashMap<&str, Vec<RuleIndex>> = HashMap::new();
+    let mut anywhere = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        let ids: &[String] = match &rule.action {
+            ActionScope::Any => &[],
+            ActionScope::Is(id) => std::slice::from_ref(id),
+            ActionScope::In(ids) => ids,
+        };
+        match rule.action {
+            ActionScope::Any => anywhere.push(number(index)),
+            _ => ids.iter().for_each(|id| by_action.entry(id).or_default().push(number(index))),
+        }
+    }
+    let fit = |draft: &Draft| {
+        let place = &draft.place;
+        let ids = place.groups.iter().chain([&place.id]);
+        let by_name = ids.filter_map(|id| by_action.get(id.as_str())).flatten();
+        let mut fitting: Vec<RuleIndex> = by_name.chain(&anywhere).copied().collect();
+        fitting.retain(|index| match &rules[*index as usize].resource {
+            ResourceScope::Any => true,
+            ResourceScope::Tool(id) => *id == place.id,
+            ResourceScope::Server(server) => server == place.server.as_str(),
+            ResourceScope::Nothing => false,
+        });
+        // `==` a group equals none of its actions
+        fitting.retain(|index| !matches!(&rules[*index as usize].action, ActionScope::Is(id) if *id != place.id));
+        fitting.sort_unstable();
+        fitting.dedup();
+        Fit {
+            rules: fitting,
+            ..Fit::default()
+        }
+    };
+    known.drafts.iter().map(fit).collect()
+}
+
+/// An argument that a tool does not have, or not in a type that policies can read.
+struct Absent {
+    name: String,
+    hole: Option<&'static str>,
+    near: Option<String>,
+}
+
+fn absent(fields: &Fields, path: &[String]) -> Option<Absent> {
+    let mut fields = fields;
+    for (depth, name) in path.iter().enumerate() {
+        let absent = |hole, near: Option<&str>| Absent {
+            name: path[..=depth].join("."),
+            hole,
+            near: near.map(str::to_owned),
+        };
+        match fields.get(name).map(|field| &field.shape) {
+            Some(Ok(Shape::Record(inner))) => fields = inner,
+            Some(Ok(_)) => return None,
+            Some(Err(why)) => return Some(absent(Some(*why), None)),
+            None => return Some(absent(None, nearest(name, fields.keys().map(String::as_str)))),
+        }
+    }
+    None
+}
+
+/// A tool that has all these arguments, each optional and of the type that its use shows; and whether a type was guessed.
+fn supposed(mentions: &[Mention]) -> (Fields, bool) {
+    let mut fields = Fields::new();
+    let mut guessed = false;
+    for mention in mentions {
+        suppose(&mut fields, &mention.path, mention.shape.as_ref());
+    }
+    guess(&mut fields, &mut guessed);
+    (fields, guessed)
+}
+
+/// Whether a tool has the argument at `path` in another type than supposed.
+fn conflict(fields: &Fields, supposed: &Fields, path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else {
+        return false;
+    };
+    let shape = |fields: &Fields| fields.get(first).and_then(|field| field.shape.clone().ok());
+    match (shape(fields), shape(supposed), rest) {
+        (Some(Shape::Record(fields)), Some(Shape::Record(supposed)), rest) if !rest.is_empty() => {
+            conflict(&fields, &supposed, rest)
+        }
+        (Some(shape), Some(supposed), _) => shape != supposed,
+        _ => false,
+    }
+}
+
+/// Makes a hole of the argument at `path`, as deep as the tool has it.
+fn hide(fields: &mut Fields, path: &[String]) {
+    let Some((first, rest)) = path.split_first() else {
+        return;
+    };
+    match fields.get_mut(first).map(|field| &mut field.shape) {
+        Some(Ok(Shape::Record(inner))) if !rest.is_empty() => hide(inner, rest),
+        Some(shape) => *shape = Err(NOT_SHOWN),
+        None => {}
+    }
+}
+
+const NOT_SHOWN: &str = "";
+
+fn suppose(fields: &mut Fields, path: &[String], shape: Option<&Shape>) {
+    let Some((first, rest)) = path.split_first() else {
+        return;
+    };
+    let field = fields.entry(first.clone()).or_insert(Field {
+        required: false,
+        shape: Err(NOT_SHOWN),
+    });
+    match (&mut field.shape, rest, shape) {
+        (Ok(Shape::Record(inner)), rest, shape) => suppose(inner, rest, shape),
+        (seen, [], Some(shape)) if seen.is_err() => *seen = Ok(shape.clone()),
+        (_, [], _) => {}
+        (seen, rest, shape) => {
+            let mut inner = Fields::new();
+            suppose(&mut inner, rest, shape);
+            *seen = Ok(Shape::Record(inner));
+        }
+    }
+}
+
+fn guess(fields: &mut Fields, guessed: &mut bool) {
+    for field in fields.values_mut() {
+        match &mut field.shape {
+            Ok(Shape::Record(inner)) => guess(inner, guessed),
+            Ok(_) => {}
+            unseen => {
+                *unseen = Ok(Shape::String);
+                *guessed = true;
+            }
+        }
+    }
+}
+
+fn literals(rule: &Rule) -> Vec<EntityUid> {
+    let ours = |uid: &EntityUid| uid.type_name().namespace() == "Guardian";
+    rule.policy.entity_literals().into_iter().filter(ours).collect()
+}
+
+fn actions(literals: &[EntityUid]) -> BTreeSet<String> {
+    let actions = literals.iter().filter(|uid| uid.type_name().basename() == "Action");
+    actions.map(|uid| uid.id().unescaped().to_owned()).collect()
+}
+
+fn number(index: usize) -> RuleIndex {
+    RuleIndex::try_from(index).expect("fewer policies than would fit into memory")
+}
+
+fn place(id: &cedar_policy::PolicyId) -> usize {
+    let id: &str = id.as_ref();
+    id.parse().expect("policies are numbered when they are read")
+}
+
+/// Cedar's words without its name for the policy.
+fn message(error: &dyn std::fmt::Display, index: usize) -> String {
+    let text = error.to_string();
+    let prefix = format!("for policy `{index}`");
+    match text.strip_prefix(&prefix) {
+        Some(rest) => rest.trim_start_matches([',', ':', ' ']).to_owned(),
+        None => text,
+    }
+}

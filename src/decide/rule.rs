@@ -1,0 +1,379 @@
+//! Reads policy files into rules: one policy each, with its name, its notes, whom and what it is for, what it reads.
+//! Whether the names in it exist is not checked here; see `check.rs`.
+
+use super::reads::{self, Mention, Reads, Unknown};
+use super::{PolicySource, Problem, text};
+use crate::domain::{PolicyId, PrincipalKind};
+use cedar_policy::{
+    ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
+};
+use miette::Diagnostic;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One policy. Its place in the list is its name inside Cedar; `id` is its name for people.
+pub(super) struct Rule {
+    pub id: PolicyId,
+    pub policy: Policy,
+    pub effect: Effect,
+    /// `@mode("shadow")`: watched, not obeyed.
+    pub shadow: bool,
+    pub said: Option<String>,
+    pub remedy: Option<String>,
+    pub principal: PrincipalScope,
+    pub action: ActionScope,
+    pub resource: ResourceScope,
+    pub reads: Reads,
+    pub mentions: Vec<Mention>,
+    pub unknown: Vec<Unknown>,
+    pub source: Arc<PolicySource>,
+    pub span: Range<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum PrincipalScope {
+    Any,
+    Kind(PrincipalKind),
+    Role(Option<PrincipalKind>, String),
+    One(EntityUid),
+    /// Of a type that no caller is.
+    Nobody,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ActionScope {
+    Any,
+    /// `==`: this very action.
+    Is(String),
+    /// `in`: these actions and whatever is in these groups.
+    In(Vec<String>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ResourceScope {
+    Any,
+    Tool(String),
+    Server(String),
+    /// Of a type that no tool is.
+    Nothing,
+}
+
+impl Rule {
+    /// A problem at the beginning of this policy.
+    pub fn problem(&self, message: impl AsRef<str>) -> Problem {
+        self.problem_at(self.span.start, message)
+    }
+
+    pub fn problem_at(&self, offset: usize, message: impl AsRef<str>) -> Problem {
+        let message = format!("policy `{}`: {}", self.id, message.as_ref());
+        Problem::at(&self.source.file, &self.source.text, offset, message)
+    }
+
+    /// A problem where an attribute called `name` is first written.
+    pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> Problem {
+        let at = text::attribute(&self.source.text, &self.span, name);
+        self.problem_at(at.unwrap_or(self.span.start), message)
+    }
+
+    /// A problem where the entity `id` is first written.
+    pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> Problem {
+        let at = text::entity(&self.source.text, &self.span, id);
+        self.problem_at(at.unwrap_or(self.span.start), message)
+    }
+
+    pub fn reads_input(&self) -> bool {
+        self.reads.fact(reads::Fact::Input)
+    }
+
+    /// Whether the scope names `tool` (`<server>/<tool>`) itself, not only a group or server it is in.
+    pub fn names_tool(&self, tool: &str) -> bool {
+        let by_action = match &self.action {
+            ActionScope::Any => false,
+            ActionScope::Is(id) => id == tool,
+            ActionScope::In(ids) => ids.iter().any(|id| id == tool),
+        };
+        by_action || matches!(&self.resource, ResourceScope::Tool(id) if id == tool)
+    }
+
+    /// Whether the scope holds only tools that it names.
+    pub fn names_tools_only(&self) -> bool {
+        let is_tool = |id: &String| id.contains('/');
+        let by_action = match &self.action {
+            ActionScope::Any => false,
+            ActionScope::Is(id) => is_tool(id),
+            ActionScope::In(ids) => ids.iter().all(is_tool),
+        };
+        by_action || matches!(self.resource, ResourceScope::Tool(_))
+    }
+}
+
+/// All rules of all files, in order, and every problem found on the way.
+pub(super) fn read(sources: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
+    let mut reader = Reader::default();
+    for source in sources {
+        reader.file(Arc::new(source.clone()));
+    }
+    (reader.rules, reader.problems)
+}
+
+#[derive(Default)]
+struct Reader {
+    rules: Vec<Rule>,
+    problems: Vec<Problem>,
+    /// Where each name was first given.
+    names: HashMap<PolicyId, String>,
+}
+
+impl Reader {
+    fn file(&mut self, source: Arc<PolicySource>) {
+        let set: PolicySet = match source.text.parse() {
+            Ok(set) => set,
+            Err(errors) => return self.unreadable(&source, &errors),
+        };
+        let spans = text::statements(&source.text);
+        for template in set.templates() {
+            let at = span_of(template.id(), &spans).start;
+            let problem = Problem::at(&source.file, &source.text, at, "policy templates are not supported");
+            self.problems
+                .push(problem.help("write the entity instead of `?principal` or `?resource`"));
+        }
+        let mut policies: Vec<(Range<usize>, &Policy)> =
+            set.policies().map(|policy| (span_of(policy.id(), &spans), policy)).collect();
+        policies.sort_by_key(|(span, _)| span.start);
+        for (span, policy) in policies {
+            match self.rule(&source, span, policy) {
+                Ok(rule) => self.rules.push(rule),
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+    }
+
+    fn unreadable(&mut self, source: &PolicySource, errors: &cedar_policy::ParseErrors) {
+        for error in errors.iter() {
+            let label = error.labels().and_then(|mut labels| labels.next());
+            let offset = label.as_ref().map_or(0, |label| label.offset());
+            let mut message = error.to_string();
+            if let Some(detail) = label.as_ref().and_then(|label| label.label()) {
+                message = format!("{message}: {detail}");
+            }
+            let mut problem = Problem::at(&source.file, &source.text, offset, message);
+            problem.help = error.help().map(|help| help.to_string());
+            self.problems.push(problem);
+        }
+    }
+
+    fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, Problem> {
+        let at = |offset: usize, message: String| Problem::at(&source.file, &source.text, offset, message);
+        let note = |name: &str| policy.annotation(name).filter(|text| !text.is_empty());
+        let place = |name: &str| text::annotation(&source.text, &span, name).unwrap_or(span.start);
+
+        let id = note("id").ok_or_else(|| {
+            at(span.start, "policy has no name".to_owned()).help("write `@id(\"…\")` before it; records and refusals quote it")
+        })?;
+        let id = PolicyId::parse(id).map_err(|error| at(place("id"), error.to_string()))?;
+        let here = at(place("id"), format!("policy `{id}` is defined twice"));
+        if let Some(first) = self.names.get(&id) {
+            return Err(here.help(format!("the first is at {first}")));
+        }
+        self.names.insert(id.clone(), location(&here));
+        for (name, _) in policy.annotations() {
+            if let Some(known) = misspelt(name) {
+                let message = format!("policy `{id}`: unknown annotation `@{name}`");
+                return Err(at(place(name), message).help(format!("did you mean `@{known}`?")));
+            }
+        }
+        let shadow = match policy.annotation("mode") {
+            None | Some("enforce") => false,
+            Some("shadow") => true,
+            Some(other) => {
+                let message = format!("policy `{id}`: `{}` is not a mode", other.escape_debug());
+                return Err(at(place("mode"), message).help("write `@mode(\"shadow\")` or leave it out"));
+            }
+        };
+
+        let name = cedar_policy::PolicyId::new(self.rules.len().to_string());
+        let (reads, mentions, unknown) = match policy.to_pst() {
+            Ok(tree) => reads::of(tree.body()),
+            Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
+        };
+        Ok(Rule {
+            policy: policy.new_id(name),
+            effect: policy.effect(),
+            shadow,
+            said: note("reason").map(str::to_owned),
+            remedy: note("remedy").map(str::to_owned),
+            principal: principal(policy.principal_constraint()),
+            action: action(policy.action_constraint()),
+            resource: resource(policy.resource_constraint()),
+            reads,
+            mentions,
+            unknown,
+            source: source.clone(),
+            span,
+            id,
+        })
+    }
+}
+
+/// Cedar names the policies of a text `policy0`, `policy1`, … in their order.
+fn span_of(id: &cedar_policy::PolicyId, spans: &[Range<usize>]) -> Range<usize> {
+    let name: &str = id.as_ref();
+    let index: Option<usize> = name.strip_prefix("policy").and_then(|number| number.parse().ok());
+    index.and_then(|index| spans.get(index)).cloned().unwrap_or(0..0)
+}
+
+fn location(problem: &Problem) -> String {
+    let file = problem.file.as_deref().unwrap_or_default();
+    format!("{file}:{}:{}", problem.line.unwrap_or(1), problem.column.unwrap_or(1))
+}
+
+const ANNOTATIONS: [&str; 5] = ["id", "reason", "remedy", "mode", "description"];
+
+/// The annotation that `name` was probably meant to be. Other names are the author's own business.
+fn misspelt(name: &str) -> Option<&'static str> {
+    if ANNOTATIONS.contains(&name) {
+        return None;
+    }
+    super::problem::nearest(name, ANNOTATIONS)
+}
+
+fn kind(name: &EntityTypeName) -> Option<PrincipalKind> {
+    match name.to_string().as_str() {
+        "Guardian::User" => Some(PrincipalKind::User),
+        "Guardian::Service" => Some(PrincipalKind::Service),
+        _ => None,
+    }
+}
+
+fn is(name: &EntityTypeName, known: &str) -> bool {
+    name.to_string() == known
+}
+
+fn id(uid: &EntityUid) -> String {
+    uid.id().unescaped().to_owned()
+}
+
+fn principal(constraint: PrincipalConstraint) -> PrincipalScope {
+    match constraint {
+        PrincipalConstraint::Any => PrincipalScope::Any,
+        PrincipalConstraint::Eq(uid) => match kind(uid.type_name()) {
+            Some(_) => PrincipalScope::One(uid),
+            None => PrincipalScope::Nobody,
+        },
+        PrincipalConstraint::Is(name) => kind(&name).map_or(PrincipalScope::Nobody, PrincipalScope::Kind),
+        PrincipalConstraint::In(uid) => member(None, uid),
+        PrincipalConstraint::IsIn(name, uid) => match kind(&name) {
+            Some(kind) => member(Some(kind), uid),
+            None => PrincipalScope::Nobody,
+        },
+    }
+}
+
+/// Being in a role, or in oneself.
+fn member(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
+    match kind(uid.type_name()) {
+        None if is(uid.type_name(), "Guardian::Role") => PrincipalScope::Role(wanted, id(&uid)),
+        Some(kind) if wanted.is_none_or(|wanted| wanted == kind) => PrincipalScope::One(uid),
+        _ => PrincipalScope::Nobody,
+    }
+}
+
+fn action(constraint: ActionConstraint) -> ActionScope {
+    match constraint {
+        ActionConstraint::Any => ActionScope::Any,
+        ActionConstraint::Eq(uid) => ActionScope::Is(id(&uid)),
+        ActionConstraint::In(uids) => ActionScope::In(uids.iter().map(id).collect()),
+    }
+}
+
+fn resource(constraint: ResourceConstraint) -> ResourceScope {
+    let among = |uid: EntityUid| match uid.type_name().to_string().as_str() {
+        "Guardian::Tool" => ResourceScope::Tool(id(&uid)),
+        "Guardian::Server" => ResourceScope::Server(id(&uid)),
+        _ => ResourceScope::Nothing,
+    };
+    match constraint {
+        ResourceConstraint::Any => ResourceScope::Any,
+        ResourceConstraint::Eq(uid) if is(uid.type_name(), "Guardian::Tool") => ResourceScope::Tool(id(&uid)),
+        ResourceConstraint::Eq(_) => ResourceScope::Nothing,
+        ResourceConstraint::Is(name) if is(&name, "Guardian::Tool") => ResourceScope::Any,
+        ResourceConstraint::Is(_) => ResourceScope::Nothing,
+        ResourceConstraint::In(uid) => among(uid),
+        ResourceConstraint::IsIn(name, uid) if is(&name, "Guardian::Tool") => among(uid),
+        ResourceConstraint::IsIn(..) => ResourceScope::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(texts: &[&str]) -> (Vec<Rule>, Vec<String>) {
+        let sources: Vec<PolicySource> = (0..)
+            .zip(texts)
+            .map(|(index, text)| PolicySource {
+                file: format!("{index}.cedar"),
+                text: (*text).to_owned(),
+            })
+            .collect();
+        let (rules, problems) = super::read(&sources);
+        (rules, problems.iter().map(Problem::to_string).collect())
+    }
+
+    #[test]
+    fn every_policy_has_a_name_of_its_own() {
+        let (rules, problems) = read(&[
+            "@id(\"a\") permit(principal, action, resource);\npermit(principal, action, resource);\n",
+            "// a comment; with a semicolon\n@reason(\"x\")\n@id(\"a\") forbid(principal, action, resource);\n@id(\"b\") forbid(principal, action, resource);",
+        ]);
+        assert_eq!(rules.iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            problems,
+            [
+                "0.cedar:2:1: policy has no name (write `@id(\"…\")` before it; records and refusals quote it)",
+                "1.cedar:3:1: policy `a` is defined twice (the first is at 0.cedar:1:1)",
+            ]
+        );
+    }
+
+    #[test]
+    fn all_files_are_read_even_if_one_is_broken() {
+        let (rules, problems) = read(&[
+            "@id(\"a\")\npermit(principal, action, resource) when { context. };\n",
+            "@id(\"b\") permit(principal == ?principal, action, resource);\n@id(\"c\") @mode(\"shdow\") permit(principal, action, resource);",
+            "@id(\"d\") @resaon(\"x\") permit(principal, action, resource);\n@id(\"e\") @owner(\"me\") permit(principal, action, resource);",
+        ]);
+        assert_eq!(rules.iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["e"]);
+        assert_eq!(problems.len(), 4, "{problems:#?}");
+        assert!(problems[0].starts_with("0.cedar:2:53: "), "{problems:#?}");
+        assert_eq!(
+            problems[1..],
+            [
+                "1.cedar:1:1: policy templates are not supported (write the entity instead of `?principal` or `?resource`)",
+                "1.cedar:2:10: policy `c`: `shdow` is not a mode (write `@mode(\"shadow\")` or leave it out)",
+                "2.cedar:1:10: policy `d`: unknown annotation `@resaon` (did you mean `@reason`?)",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_scope_is_read() {
+        let (rules, problems) = read(&[r#"
+            @id("1") permit(principal in Guardian::Role::"r", action == Guardian::Action::"s/t", resource in Guardian::Server::"s");
+            @id("2") permit(principal is Guardian::User in Guardian::Role::"r", action in [Guardian::Action::"s/t", Guardian::Action::"g"], resource is Guardian::Tool);
+            @id("3") permit(principal is Guardian::User in Guardian::Service::"x|y", action, resource == Guardian::Server::"s");
+        "#]);
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(rules[0].principal, PrincipalScope::Role(None, "r".to_owned()));
+        assert_eq!(rules[0].action, ActionScope::Is("s/t".to_owned()));
+        assert_eq!(rules[0].resource, ResourceScope::Server("s".to_owned()));
+        assert_eq!(
+            rules[1].principal,
+            PrincipalScope::Role(Some(PrincipalKind::User), "r".to_owned())
+        );
+        assert!(rules[1].names_tool("s/t") && !rules[1].names_tools_only());
+        assert_eq!(rules[2].principal, PrincipalScope::Nobody);
+        assert_eq!(rules[2].resource, ResourceScope::Nothing);
+    }
+}

@@ -1,0 +1,369 @@
+//! Writes the Cedar schema of a catalogue: one action a tool, typed by its arguments. Once as text, for people, and
+//! once as JSON, which Cedar reads twenty times faster; a test holds that both say the same.
+
+use super::reads::PRINCIPAL;
+use super::shape::{Field, Fields, Shape};
+use crate::domain::{ServerName, Standing, ToolEntry};
+use cedar_policy::{Schema, SchemaError};
+use serde_json::{Map, Value, json};
+use std::fmt::{self, Write};
+
+/// A tool as the schema declares it.
+pub(super) struct Action<'a> {
+    /// `<server>/<tool>`
+    pub id: &'a str,
+    pub groups: Vec<&'a str>,
+    /// `None`: declared by name only, because nothing is known of it yet.
+    pub input: Option<&'a Fields>,
+}
+
+/// The groups of actions that exist whatever the catalogue holds.
+pub(super) const GROUPS: [&str; 3] = ["call_tool", "read_only", "destructive"];
+
+/// Names of actions and groups that a server cannot take: its own tools are the group of its name.
+pub(super) const RESERVED: [&str; 9] = [
+    "call_tool",
+    "read_only",
+    "destructive",
+    "read_resource",
+    "get_prompt",
+    "list",
+    "complete",
+    "subscribe",
+    "task",
+];
+
+/// The groups that a tool's action is in; the last two follow from annotations that somebody pinned, never from others.
+pub(super) fn groups<'a>(server: &'a ServerName, tool: &ToolEntry) -> Vec<&'a str> {
+    let mut groups = vec!["call_tool", server.as_str()];
+    let pinned = tool.standing != Standing::Unapproved;
+    if pinned && tool.annotations.read_only {
+        groups.push("read_only");
+    }
+    if pinned && tool.annotations.destructive {
+        groups.push("destructive");
+    }
+    groups
+}
+
+/// The text of a schema with these groups and actions.
+pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> String {
+    let mut text = HEAD.to_owned();
+    for group in groups {
+        text.push_str(&format!("    action {};\n", Quoted(group)));
+    }
+    for action in actions {
+        action.write(&mut text).expect("a string takes what is written to it");
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// The same as a schema.
+pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Result<Schema, SchemaError> {
+    Schema::from_json_value(json(groups, actions))
+}
+
+fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Value {
+    let mut all: Map<String, Value> = groups.into_iter().map(|group| (group.to_owned(), json!({}))).collect();
+    all.extend(actions.iter().map(|action| (action.id.to_owned(), action.json())));
+    let text = |name: &str| {
+        (
+            name.to_owned(),
+            json!({ "type": "String", "required": ALWAYS.contains(&name) }),
+        )
+    };
+    let caller = json!({
+        "memberOfTypes": ["Role"],
+        "shape": { "type": "Record", "attributes": PRINCIPAL.map(text).into_iter().collect::<Map<_, _>>() },
+    });
+    json!({ "Guardian": {
+        "entityTypes": { "Role": {}, "Server": {}, "Tool": { "memberOfTypes": ["Server"] }, "User": caller, "Service": caller },
+        "actions": all,
+    } })
+}
+
+/// What every caller has.
+const ALWAYS: [&str; 2] = ["environment", "method"];
+
+const HEAD: &str = "\
+namespace Guardian {
+    entity Role;
+    entity Server;
+    entity Tool in [Server];
+    entity User in [Role] {
+        assurance?: String,
+        client?: String,
+        email?: String,
+        environment: String,
+        method: String,
+        tenant?: String,
+    };
+    entity Service in [Role] {
+        assurance?: String,
+        client?: String,
+        email?: String,
+        environment: String,
+        method: String,
+        tenant?: String,
+    };
+";
+
+impl Action<'_> {
+    fn write(&self, text: &mut String) -> fmt::Result {
+        write!(text, "    action {}", Quoted(self.id))?;
+        for (index, group) in self.groups.iter().enumerate() {
+            let before = if index == 0 { " in [" } else { ", " };
+            write!(text, "{before}{}", Quoted(group))?;
+        }
+        if !self.groups.is_empty() {
+            text.push(']');
+        }
+        let Some(input) = self.input else {
+            return text.write_str(";\n");
+        };
+        text.push_str(
+            " appliesTo {
+        principal: [User, Service],
+        resource: [Tool],
+        context: {
+            input: ",
+        );
+        write_fields(input, 12, text)?;
+        text.write_str(
+            ",
+            scopes: Set<String>,
+            source_ip: ipaddr,
+            now: datetime,
+            hour: Long,
+            weekday: Long,
+            session?: String,
+        },
+    };
+",
+        )
+    }
+}
+
+impl Action<'_> {
+    fn json(&self) -> Value {
+        let groups: Vec<Value> = self.groups.iter().map(|group| json!({ "id": group })).collect();
+        let mut action = json!({ "memberOf": groups });
+        if let Some(input) = self.input {
+            let context = json!({
+                "input": json_record(input),
+                "scopes": { "type": "Set", "element": { "type": "String" } },
+                "source_ip": { "type": "Extension", "name": "ipaddr" },
+                "now": { "type": "Extension", "name": "datetime" },
+                "hour": { "type": "Long" },
+                "weekday": { "type": "Long" },
+                "session": { "type": "String", "required": false },
+            });
+            action["appliesTo"] = json!({
+                "principalTypes": ["User", "Service"],
+                "resourceTypes": ["Tool"],
+                "context": { "type": "Record", "attributes": context },
+            });
+        }
+        action
+    }
+}
+
+fn json_record(fields: &Fields) -> Value {
+    let attribute = |(name, field): (&String, &Field)| {
+        let mut shape = json_shape(field.shape.as_ref().ok()?);
+        shape["required"] = json!(field.required);
+        Some((name.clone(), shape))
+    };
+    json!({ "type": "Record", "attributes": fields.iter().filter_map(attribute).collect::<Map<_, _>>() })
+}
+
+fn json_shape(shape: &Shape) -> Value {
+    match shape {
+        Shape::String => json!({ "type": "String" }),
+        Shape::Long => json!({ "type": "Long" }),
+        Shape::Bool => json!({ "type": "Boolean" }),
+        Shape::Decimal => json!({ "type": "Extension", "name": "decimal" }),
+        Shape::Set(element) => json!({ "type": "Set", "element": json_shape(element) }),
+        Shape::Record(fields) => json_record(fields),
+    }
+}
+
+fn write_fields(fields: &Fields, indent: usize, text: &mut String) -> fmt::Result {
+    let visible = || {
+        fields
+            .iter()
+            .filter_map(|(name, field)| Some((name, field.required, field.shape.as_ref().ok()?)))
+    };
+    if visible().next().is_none() {
+        return text.write_str("{}");
+    }
+    text.push_str("{\n");
+    for (name, required, shape) in visible() {
+        let mark = if required { "" } else { "?" };
+        write!(text, "{:indent$}    {}{mark}: ", "", Quoted(name))?;
+        write_shape(shape, indent + 4, text)?;
+        text.push_str(",\n");
+    }
+    write!(text, "{:indent$}}}", "")
+}
+
+fn write_shape(shape: &Shape, indent: usize, text: &mut String) -> fmt::Result {
+    match shape {
+        Shape::String => text.write_str("String"),
+        Shape::Long => text.write_str("Long"),
+        Shape::Bool => text.write_str("Bool"),
+        Shape::Decimal => text.write_str("decimal"),
+        Shape::Record(fields) => write_fields(fields, indent, text),
+        Shape::Set(element) => {
+            text.push_str("Set<");
+            write_shape(element, indent, text)?;
+            text.write_str(">")
+        }
+    }
+}
+
+/// A Cedar string literal; everything that is not plain is escaped.
+pub(super) struct Quoted<'a>(pub &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for char in self.0.chars() {
+            match char {
+                '"' | '\\' => write!(f, "\\{char}")?,
+                ' '..='~' => f.write_char(char)?,
+                _ if char.is_alphanumeric() => f.write_char(char)?,
+                _ => write!(f, "\\u{{{:x}}}", u32::from(char))?,
+            }
+        }
+        f.write_char('"')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shape::arguments;
+    use super::*;
+    use cedar_policy::SchemaFragment;
+
+    /// The text, once it is known to be the same as the JSON.
+    fn one(id: &str, schema: Value) -> String {
+        let fields = arguments(&schema);
+        let actions = [Action {
+            id,
+            groups: vec!["call_tool", "s"],
+            input: Some(&fields),
+        }];
+        let text = text(["call_tool", "s"], &actions);
+        let of_text = SchemaFragment::from_cedarschema_str(&text)
+            .unwrap_or_else(|error| panic!("{error}: {text}"))
+            .0;
+        let of_json = SchemaFragment::from_json_value(json(["call_tool", "s"], &actions)).unwrap();
+        assert_eq!(
+            plain(of_text.to_json_value().unwrap()),
+            plain(of_json.to_json_value().unwrap())
+        );
+        self::schema(["call_tool", "s"], &actions).unwrap();
+        text
+    }
+
+    /// Without what means nothing: defaults, and the two ways to write a type.
+    fn plain(value: Value) -> Value {
+        match value {
+            Value::Object(members) => {
+                let is_type = |members: &Map<String, Value>| members.get("type").is_some_and(|name| name == "EntityOrCommon");
+                let mut members = members;
+                if is_type(&members) {
+                    let name = members.remove("name").unwrap();
+                    let name = name.as_str().unwrap().trim_start_matches("__cedar::");
+                    let extension = matches!(name, "ipaddr" | "datetime" | "decimal");
+                    if extension {
+                        members.insert("type".to_owned(), json!("Extension"));
+                        members.insert("name".to_owned(), json!(name));
+                    } else {
+                        members.insert("type".to_owned(), json!(if name == "Bool" { "Boolean" } else { name }));
+                    }
+                }
+                let is_default = |name: &str, value: &Value| match name {
+                    "required" => *value == json!(true),
+                    "annotations" => true,
+                    "appliesTo" => *value == json!({}),
+                    _ => value.is_null() || *value == json!([]),
+                };
+                let plain = members.into_iter().map(|(name, value)| (name, plain(value)));
+                Value::Object(plain.filter(|(name, value)| !is_default(name, value)).collect())
+            }
+            Value::Array(elements) => elements.into_iter().map(plain).collect(),
+            other => other,
+        }
+    }
+
+    #[test]
+    fn a_schema_is_readable() {
+        let text = one(
+            "s/move-file",
+            json!({
+                "type": "object",
+                "required": ["from"],
+                "properties": {
+                    "from": { "type": "string" },
+                    "to-dir": { "type": "string" },
+                    "options": { "type": "object", "properties": { "retries": { "type": "integer" } } },
+                    "tags": { "type": "array", "items": { "type": "string" } },
+                    "any": {},
+                },
+            }),
+        );
+        let action = text.split_once("    action \"s/move-file\"").unwrap().1;
+        assert_eq!(
+            action,
+            r#" in ["call_tool", "s"] appliesTo {
+        principal: [User, Service],
+        resource: [Tool],
+        context: {
+            input: {
+                "from": String,
+                "options"?: {
+                    "retries"?: Long,
+                },
+                "tags"?: Set<String>,
+                "to-dir"?: String,
+            },
+            scopes: Set<String>,
+            source_ip: ipaddr,
+            now: datetime,
+            hour: Long,
+            weekday: Long,
+            session?: String,
+        },
+    };
+}
+"#
+        );
+    }
+
+    #[test]
+    fn no_property_name_breaks_the_schema() {
+        for name in [
+            "",
+            "in",
+            "if",
+            "String",
+            "__entity",
+            "__extn",
+            "__cedar",
+            "a b",
+            "a\"b",
+            "a\\b",
+            "ä",
+            "\u{0}",
+            "\u{202e}",
+            "🦀",
+            "*",
+            "Guardian::Tool",
+        ] {
+            one("s/t", json!({ "properties": { name: { "type": "string" } } }));
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! What of a tool's arguments policies can see: a JSON Schema read as Cedar types.
+//!
+//! What Cedar cannot express becomes a hole. A hole is never guessed at: a policy that names it is told, and a call
+//! that fills it cannot slip past a policy that asks for it (see `sight.rs`).
+
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A type that policies can read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Shape {
+    String,
+    Long,
+    Bool,
+    /// JSON `number`: at most four digits after the point.
+    Decimal,
+    /// JSON `array`: order and repetition are not visible.
+    Set(Box<Shape>),
+    Record(Fields),
+}
+
+pub(super) type Fields = BTreeMap<String, Field>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Field {
+    pub required: bool,
+    /// Otherwise why policies cannot read it.
+    pub shape: Result<Shape, &'static str>,
+}
+
+const MAX_DEPTH: usize = 8;
+const MAX_FIELDS: usize = 1_000;
+const MAX_STEPS: usize = 20_000;
+
+/// The arguments of a tool as policies see them.
+pub(super) fn arguments(schema: &Value) -> Fields {
+    let mut reader = Reader {
+        root: schema,
+        fields: MAX_FIELDS,
+        steps: MAX_STEPS,
+        open: Vec::new(),
+    };
+    match reader.read(schema) {
+        Ok(Seen {
+            shape: Shape::Record(fields),
+            ..
+        }) => fields,
+        _ => Fields::new(),
+    }
+}
+
+/// Every hole with its path, for warnings: `filter.tags`.
+pub(super) fn holes(fields: &Fields) -> Vec<(String, &'static str)> {
+    let mut holes = Vec::new();
+    collect_holes(fields, "", &mut holes);
+    holes
+}
+
+fn collect_holes(fields: &Fields, prefix: &str, holes: &mut Vec<(String, &'static str)>) {
+    for (name, field) in fields {
+        match &field.shape {
+            Err(why) => holes.push((format!("{prefix}{name}"), why)),
+            Ok(shape) => {
+                if let Shape::Record(inner) = innermost(shape) {
+                    collect_holes(inner, &format!("{prefix}{name}."), holes);
+                }
+            }
+        }
+    }
+}
+
+fn innermost(shape: &Shape) -> &Shape {
+    match shape {
+        Shape::Set(element) => innermost(element),
+        other => other,
+    }
+}
+
+/// A shape, and whether `null` may stand in its place (policies then see the argument as absent).
+#[derive(PartialEq)]
+struct Seen {
+    shape: Shape,
+    nullable: bool,
+}
+
+type Hole = &'static str;
+
+struct Reader<'a> {
+    root: &'a Value,
+    /// How many more fields may be made.
+    fields: usize,
+    /// How many more schemas may be looked at: references can multiply without end.
+    steps: usize,
+    /// The schemas being read, outermost first: a schema inside itself is recursive.
+    open: Vec<*const Value>,
+}
+
+impl<'a> Reader<'a> {
+    fn read(&mut self, schema: &'a Value) -> Result<Seen, Hole> {
+        if self.open.contains(&std::ptr::from_ref(schema)) {
+            return Err("it contains itself");
+        }
+        if self.open.len() > 4 * MAX_DEPTH {
+            return Err("it is nested too deeply");
+        }
+        if self.steps == 0 {
+            return Err("the schema is too large");
+        }
+        self.steps -= 1;
+        self.open.push(schema);
+        let seen = match schema {
+            Value::Object(schema) => self.read_object(schema),
+            _ => Err("any value is allowed"),
+        };
+        self.open.pop();
+        seen
+    }
+
+    fn read_object(&mut self, schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+        if let Some(reference) = schema.get("$ref") {
+            let target = reference.as_str().and_then(|text| resolve(self.root, text));
+            return self.read(target.ok_or("it refers to a schema elsewhere")?);
+        }
+        match schema.get("type") {
+            Some(Value::String(name)) => self.typed(name, schema),
+            Some(Value::Array(names)) => self.one_of_types(names, schema),
+            Some(_) => Err("its type is not a type"),
+            None => self.untyped(schema),
+        }
+    }
+
+    fn typed(&mut self, name: &str, schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+        let shape = match name {
+            "string" => Shape::String,
+            "integer" => Shape::Long,
+            "number" => Shape::Decimal,
+            "boolean" => Shape::Bool,
+            "array" => self.array(schema)?,
+            "object" => Shape::Record(self.properties(schema)?),
+            _ => return Err("its type is not one that policies have"),
+        };
+        Ok(Seen { shape, nullable: false })
+    }
+
+    fn one_of_types(&mut self, names: &'a [Value], schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+        let mut others = names.iter().filter_map(Value::as_str).filter(|name| *name != "null");
+        let (Some(name), None) = (others.next(), others.next()) else {
+            return Err("it may be of several types");
+        };
+        let seen = self.typed(name, schema)?;
+        let nullable = names.iter().any(|name| name == "null");
+        Ok(Seen { nullable, ..seen })
+    }
+
+    fn untyped(&mut self, schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+        if let Some(Value::Array(branches)) = schema.get("anyOf").or_else(|| schema.get("oneOf")) {
+            return self.one_of(branches);
+        }
+        if let Some(Value::Array(parts)) = schema.get("allOf") {
+            return match parts.as_slice() {
+                [only] => self.read(only),
+                _ => Err("it combines several schemas"),
+            };
+        }
+        if let Some(Value::Array(values)) = schema.get("enum") {
+            return literals(values.iter());
+        }
+        if let Some(value) = schema.get("const") {
+            return literals([value].into_iter());
+        }
+        match schema.contains_key("properties") {
+            true => self.typed("object", schema),
+            false => Err("it has no type"),
+        }
+    }
+
+    /// Branches that differ only in whether they may be `null` are one type.
+    fn one_of(&mut self, branches: &'a [Value]) -> Result<Seen, Hole> {
+        let is_null = |branch: &Value| branch.get("type").is_some_and(|name| name == "null");
+        let mut nullable = branches.iter().any(is_null);
+        let mut shape = None;
+        for branch in branches.iter().filter(|branch| !is_null(branch)) {
+            let seen = self.read(branch)?;
+            nullable |= seen.nullable;
+            match &shape {
+                None => shape = Some(seen.shape),
+                Some(first) if *first == seen.shape => {}
+                Some(_) => return Err("it may be of several types"),
+            }
+        }
+        let shape = shape.ok_or("it can only be null")?;
+        Ok(Seen { shape, nullable })
+    }
+
+    fn array(&mut self, schema: &'a Map<String, Value>) -> Result<Shape, Hole> {
+        if schema.contains_key("prefixItems") {
+            return Err("its elements are of several types");
+        }
+        let items = schema.get("items").ok_or("the type of its elements is not given")?;
+        let element = self.read(items)?;
+        match element.nullable {
+            true => Err("its elements may be null"),
+            false => Ok(Shape::Set(Box::new(element.shape))),
+        }
+    }
+
+    fn properties(&mut self, schema: &'a Map<String, Value>) -> Result<Fields, Hole> {
+        let Some(Value::Object(properties)) = schema.get("properties") else {
+            return match self.open.len() {
+                1 => Ok(Fields::new()),
+                _ => Err("its members are not named"),
+            };
+        };
+        let required: BTreeSet<&str> = match schema.get("required") {
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+            _ => BTreeSet::new(),
+        };
+        let fields = properties
+            .iter()
+            .map(|(name, schema)| (name.clone(), self.field(schema, required.contains(name.as_str()))));
+        Ok(fields.collect())
+    }
+
+    fn field(&mut self, schema: &'a Value, required: bool) -> Field {
+        if self.fields == 0 {
+            return Field {
+                required,
+                shape: Err("the tool has too many arguments"),
+            };
+        }
+        self.fields -= 1;
+        if self.open.len() > MAX_DEPTH {
+            return Field {
+                required,
+                shape: Err("it is nested too deeply"),
+            };
+        }
+        match self.read(schema) {
+            Ok(seen) => Field {
+                required: required && !seen.nullable,
+                shape: Ok(seen.shape),
+            },
+            Err(why) => Field {
+                required,
+                shape: Err(why),
+            },
+        }
+    }
+}
+
+/// The schema a local reference names: `#`, `#/$defs/x`.
+pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+    let pointer = reference.strip_prefix('#')?;
+    match pointer.contains('%') {
+        true => None,
+        false => root.pointer(pointer),
+    }
+}
+
+/// An enumeration is of the type that all its values share.
+fn literals<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Seen, Hole> {
+    let mut nullable = false;
+    let mut shape = None;
+    for value in values {
+        let this = match value {
+            Value::Null => {
+                nullable = true;
+                continue;
+            }
+            Value::String(_) => Shape::String,
+            Value::Bool(_) => Shape::Bool,
+            Value::Number(number) if number.is_i64() => Shape::Long,
+            _ => return Err("it may be of several types"),
+        };
+        match &shape {
+            None => shape = Some(this),
+            Some(first) if *first == this => {}
+            Some(_) => return Err("it may be of several types"),
+        }
+    }
+    let shape = shape.ok_or("it can only be null")?;
+    Ok(Seen { shape, nullable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn of(property: Value) -> Field {
+        arguments(&json!({ "type": "object", "properties": { "a": property } }))
+            .remove("a")
+            .unwrap()
+    }
+
+    fn shape(property: Value) -> Result<Shape, &'static str> {
+        of(property).shape
+    }
+
+    #[test]
+    fn plain_types_are_seen() {
+        assert_eq!(shape(json!({ "type": "string" })), Ok(Shape::String));
+        assert_eq!(shape(json!({ "type": "integer" })), Ok(Shape::Long));
+        assert_eq!(shape(json!({ "type": "number" })), Ok(Shape::Decimal));
+        assert_eq!(shape(json!({ "type": "boolean" })), Ok(Shape::Bool));
+        assert_eq!(shape(json!({ "enum": ["a", "b"] })), Ok(Shape::String));
+        assert_eq!(shape(json!({ "const": 3 })), Ok(Shape::Long));
+        assert_eq!(
+            shape(json!({ "type": "array", "items": { "type": "string" } })),
+            Ok(Shape::Set(Box::new(Shape::String)))
+        );
+    }
+
+    #[test]
+    fn what_may_be_null_is_optional() {
+        let schema = json!({
+            "type": "object",
+            "required": ["a", "b", "c"],
+            "properties": {
+                "a": { "anyOf": [{ "type": "string" }, { "type": "null" }] },
+                "b": { "type": ["integer", "null"] },
+                "c": { "type": "boolean" },
+            },
+        });
+        let fields = arguments(&schema);
+        assert_eq!(
+            fields["a"],
+            Field {
+                required: false,
+                shape: Ok(Shape::String)
+            }
+        );
+        assert_eq!(
+            fields["b"],
+            Field {
+                required: false,
+                shape: Ok(Shape::Long)
+            }
+        );
+        assert_eq!(
+            fields["c"],
+            Field {
+                required: true,
+                shape: Ok(Shape::Bool)
+            }
+        );
+    }
+
+    #[test]
+    fn what_cedar_has_no_type_for_is_a_hole() {
+        for property in [
+            json!({}),
+            json!(true),
+            json!({ "type": ["string", "integer"] }),
+            json!({ "anyOf": [{ "type": "string" }, { "type": "integer" }] }),
+            json!({ "type": "array" }),
+            json!({ "type": "array", "items": { "type": ["string", "null"] } }),
+            json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            json!({ "type": "null" }),
+            json!({ "enum": [1, "a"] }),
+            json!({ "$ref": "https://example.com/x" }),
+            json!({ "allOf": [{ "type": "string" }, { "minLength": 2 }] }),
+        ] {
+            assert!(shape(property.clone()).is_err(), "{property}");
+        }
+    }
+
+    #[test]
+    fn local_references_are_followed_and_recursion_ends_in_a_hole() {
+        let schema = json!({
+            "type": "object",
+            "properties": { "tree": { "$ref": "#/$defs/tree" }, "name": { "$ref": "#/$defs/name" } },
+            "$defs": {
+                "name": { "type": "string" },
+                "tree": { "type": "object", "properties": { "name": { "$ref": "#/$defs/name" }, "child": { "$ref": "#/$defs/tree" } } },
+            },
+        });
+        let fields = arguments(&schema);
+        assert_eq!(fields["name"].shape, Ok(Shape::String));
+        assert_eq!(holes(&fields), [("tree.child".to_owned(), "it contains itself")]);
+    }
+
+    #[test]
+    fn a_deep_schema_does_not_exhaust_the_stack() {
+        let mut schema = json!({ "type": "string" });
+        for _ in 0..60 {
+            schema = json!({ "type": "object", "properties": { "a": schema } });
+        }
+        assert_eq!(holes(&arguments(&schema)).len(), 1);
+        let mut schema = json!({ "type": "string" });
+        for _ in 0..60 {
+            schema = json!({ "allOf": [schema] });
+        }
+        assert!(shape(schema).is_err());
+    }
+
+    #[test]
+    fn a_schema_that_multiplies_ends_in_a_hole() {
+        let mut defs = serde_json::Map::new();
+        for level in 0..30 {
+            let next = json!({ "$ref": format!("#/$defs/d{}", level + 1) });
+            defs.insert(format!("d{level}"), json!({ "anyOf": [next, next] }));
+        }
+        defs.insert("d30".to_owned(), json!({ "type": "string" }));
+        let schema = json!({ "properties": { "a": { "$ref": "#/$defs/d0" } }, "$defs": defs });
+        assert!(arguments(&schema)["a"].shape.is_err());
+    }
+
+    #[test]
+    fn a_tool_without_named_arguments_has_none() {
+        for schema in [
+            json!({ "type": "object" }),
+            json!({}),
+            json!(true),
+            json!({ "type": "string" }),
+        ] {
+            assert_eq!(arguments(&schema), Fields::new());
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Finds, for a tool and a caller, the policies that can apply, so that the others cost nothing.
+//!
+//! A policy is filed under the tools its action and resource allow, then under the callers its principal allows.
+//! What is found for a set of roles is kept: no policy set is put together twice. Leaving out a policy whose scope
+//! cannot match never changes a verdict; a property test holds this against the whole set.
+
+use super::Subject;
+use super::check::Fit;
+use super::reads::Reads;
+use super::rule::{PrincipalScope, Rule};
+use super::shape::Fields;
+use super::sight::{self, Spot};
+use crate::domain::PrincipalKind;
+use cedar_policy::{Effect, EntityUid, PolicySet};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Place of a rule in the list of all rules.
+pub(super) type RuleIndex = u32;
+
+/// Sets of roles remembered for one tool, and lists of policies remembered for all; past it they are forgotten.
+const MAX_KEPT: usize = 1_024;
+const MAX_SHARED: usize = 16_384;
+
+/// All rules, and the sets made of them. Tools that the same rules apply to share one set.
+pub(super) struct Library {
+    rules: Vec<Rule>,
+    slices: RwLock<HashMap<Vec<RuleIndex>, Arc<Slice>>>,
+}
+
+/// The policies that can apply to one tool and some callers.
+pub(super) struct Slice {
+    pub enforced: Part,
+    /// Of the enforced, those that read no argument.
+    pub steady: Part,
+    pub some_permit_reads_input: bool,
+    /// Shadow policies, and of them the permits.
+    pub shadow: Part,
+    pub shadow_permits: Part,
+}
+
+pub(super) struct Part {
+    pub rules: Vec<RuleIndex>,
+    pub set: PolicySet,
+    pub reads: Reads,
+}
+
+/// A slice as it applies to one tool.
+pub(super) struct ToolSlice {
+    pub slice: Arc<Slice>,
+    /// Forbids that cannot be judged for this tool, whatever the arguments.
+    pub broken: Vec<RuleIndex>,
+    /// Where a policy may look at an argument that it cannot see.
+    pub spots: Vec<Spot>,
+}
+
+/// The policies of one tool, by whom they are for.
+pub(super) struct Index {
+    filed: Vec<(RuleIndex, Filed)>,
+    roles: HashMap<String, usize>,
+    personal: HashMap<EntityUid, Arc<ToolSlice>>,
+    kept: RwLock<HashMap<Key, Arc<ToolSlice>>>,
+    broken: BTreeSet<RuleIndex>,
+    conflicts: BTreeSet<(RuleIndex, usize)>,
+    fields: Fields,
+}
+
+/// Whom a policy of an `Index` is for; personal ones are filed apart.
+#[derive(Clone, Copy)]
+struct Filed {
+    kind: Option<PrincipalKind>,
+    role: Option<usize>,
+}
+
+/// The callers that the same policies apply to: of this kind, in these of the roles that policies of the tool name.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    kind: PrincipalKind,
+    low: u128,
+    high: Vec<usize>,
+}
+
+impl Library {
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self {
+            rules,
+            slices: RwLock::default(),
+        }
+    }
+
+    pub fn rule(&self, index: RuleIndex) -> &Rule {
+        &self.rules[index as usize]
+    }
+
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    fn slice(&self, rules: Vec<RuleIndex>) -> Arc<Slice> {
+        let found = self
+            .slices
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&rules)
+            .cloned();
+        found.unwrap_or_else(|| {
+            let slice = Arc::new(Slice::new(self, &rules));
+            let mut slices = self.slices.write().unwrap_or_else(PoisonError::into_inner);
+            if slices.len() >= MAX_SHARED {
+                slices.clear();
+            }
+            slices.entry(rules).or_insert(slice).clone()
+        })
+    }
+}
+
+impl Slice {
+    fn new(library: &Library, rules: &[RuleIndex]) -> Self {
+        let part = |wanted: &dyn Fn(&Rule) -> bool| Part::new(library, rules, wanted);
+        let is_open = |rule: &Rule| !rule.shadow && rule.effect == Effect::Permit && rule.reads_input();
+        Self {
+            enforced: part(&|rule| !rule.shadow),
+            steady: part(&|rule| !rule.shadow && !rule.reads_input()),
+            some_permit_reads_input: rules.iter().any(|index| is_open(library.rule(*index))),
+            shadow: part(&|rule| rule.shadow),
+            shadow_permits: part(&|rule| rule.shadow && rule.effect == Effect::Permit),
+        }
+    }
+}
+
+impl Part {
+    fn new(library: &Library, rules: &[RuleIndex], wanted: &dyn Fn(&Rule) -> bool) -> Self {
+        let mut part = Self {
+            rules: Vec::new(),
+            set: PolicySet::new(),
+            reads: Reads::none(),
+        };
+        for index in rules {
+            let rule = library.rule(*index);
+            if wanted(rule) {
+                part.rules.push(*index);
+                part.reads.add(&rule.reads);
+                part.set.add(rule.policy.clone()).expect("each rule has a number of its own");
+            }
+        }
+        part
+    }
+}
+
+impl Index {
+    /// Files the rules that can apply to a tool. Of those that cannot be judged for it, a permit does not count, and
+    /// a forbid refuses.
+    pub fn new(library: &Library, fit: Fit, fields: &Fields) -> Self {
+        let mut index = Self {
+            filed: Vec::new(),
+            roles: HashMap::new(),
+            personal: HashMap::new(),
+            kept: RwLock::default(),
+            broken: fit.unjudgeable,
+            conflicts: fit.conflicts,
+            fields: fields.clone(),
+        };
+        let mut personal: HashMap<EntityUid, Vec<RuleIndex>> = HashMap::new();
+        for number in &fit.rules {
+            let rule = library.rule(*number);
+            if rule.effect == Effect::Permit && index.broken.contains(number) {
+                continue;
+            }
+            let (kind, role) = match &rule.principal {
+                PrincipalScope::Any => (None, None),
+                PrincipalScope::Kind(kind) => (Some(*kind), None),
+                PrincipalScope::Role(kind, role) => (*kind, Some(index.number_of(role))),
+                PrincipalScope::One(uid) => {
+                    personal.entry(uid.clone()).or_default().push(*number);
+                    continue;
+                }
+                PrincipalScope::Nobody => continue,
+            };
+            index.filed.push((*number, Filed { kind, role }));
+        }
+        let slice = |(uid, rules)| (uid, Arc::new(index.tool_slice(library, rules)));
+        index.personal = personal.into_iter().map(slice).collect();
+        index
+    }
+
+    /// The policies for everyone of the caller's kind and roles.
+    pub fn general(&self, library: &Library, subject: &Subject) -> Arc<ToolSlice> {
+        let key = self.key(subject);
+        if let Some(kept) = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return kept.clone();
+        }
+        let slice = Arc::new(self.tool_slice(library, self.select(&key)));
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_KEPT {
+            kept.clear();
+        }
+        kept.entry(key).or_insert(slice).clone()
+    }
+
+    /// The policies that name the caller.
+    pub fn personal(&self, subject: &Subject) -> Option<&Arc<ToolSlice>> {
+        match self.personal.is_empty() {
+            true => None,
+            false => self.personal.get(subject.uid()),
+        }
+    }
+
+    fn number_of(&mut self, role: &str) -> usize {
+        let next = self.roles.len();
+        *self.roles.entry(role.to_owned()).or_insert(next)
+    }
+
+    fn key(&self, subject: &Subject) -> Key {
+        let mut key = Key {
+            kind: subject.kind(),
+            low: 0,
+            high: Vec::new(),
+        };
+        if self.roles.is_empty() {
+            return key;
+        }
+        for role in subject.roles() {
+            match self.roles.get(role.as_str()) {
+                Some(number @ 0..128) => key.low |= 1 << number,
+                Some(number) => key.high.push(*number),
+                None => {}
+            }
+        }
+        key
+    }
+
+    fn select(&self, key: &Key) -> Vec<RuleIndex> {
+        let is_in = |role: usize| match role {
+            0..128 => key.low & (1 << role) != 0,
+            _ => key.high.contains(&role),
+        };
+        let applies = |filed: &Filed| filed.kind.is_none_or(|kind| kind == key.kind) && filed.role.is_none_or(is_in);
+        let found = self.filed.iter().filter(|(_, filed)| applies(filed));
+        found.map(|(rule, _)| *rule).collect()
+    }
+
+    fn tool_slice(&self, library: &Library, rules: Vec<RuleIndex>) -> ToolSlice {
+        let enforced = |index: &RuleIndex| !library.rule(*index).shadow;
+        let spots = |index: &RuleIndex| sight::spots(*index, library.rule(*index), &self.fields, &self.conflicts);
+        let (broken, judged): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| self.broken.contains(rule));
+        ToolSlice {
+            broken: broken.into_iter().filter(enforced).collect(),
+            spots: judged.iter().flat_map(spots).collect(),
+            slice: library.slice(judged),
+        }
+    }
+}

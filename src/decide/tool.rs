@@ -1,0 +1,94 @@
+//! One tool with everything that is made of its definition once: its arguments, its place in Cedar, its policies.
+
+use super::arguments::Arguments;
+use super::schema;
+use super::slice::Index;
+use super::subject::uid;
+use crate::domain::{Refusal, Scope, ServerName, ToolEntry};
+use cedar_policy::{Entity, EntityUid};
+use serde_json::{Map, Value};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+pub struct CompiledTool {
+    entry: ToolEntry,
+    needs: Vec<Scope>,
+    arguments: Arguments,
+    place: Arc<Place>,
+    index: Index,
+}
+
+/// A tool's action and resource, with the groups and the server they are in.
+pub(super) struct Place {
+    /// `<server>/<tool>`
+    pub id: String,
+    pub groups: Vec<String>,
+    pub server: ServerName,
+    pub action: EntityUid,
+    pub resource: EntityUid,
+    pub entities: [Entity; 2],
+}
+
+impl CompiledTool {
+    pub fn entry(&self) -> &ToolEntry {
+        &self.entry
+    }
+
+    pub(super) fn new(entry: ToolEntry, arguments: Arguments, place: Arc<Place>, index: Index) -> Self {
+        let own = || Scope::parse(entry.name.as_str()).into_iter().collect();
+        Self {
+            needs: if entry.scopes.is_empty() {
+                own()
+            } else {
+                entry.scopes.clone()
+            },
+            entry,
+            arguments,
+            place,
+            index,
+        }
+    }
+
+    /// All of these scopes; the tool's own name if nothing else is said.
+    pub(super) fn needs(&self) -> &[Scope] {
+        &self.needs
+    }
+
+    pub(super) fn arguments(&self) -> &Arguments {
+        &self.arguments
+    }
+
+    pub(super) fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Refusal> {
+        self.arguments.read(arguments)
+    }
+
+    pub(super) fn place(&self) -> &Arc<Place> {
+        &self.place
+    }
+
+    pub(super) fn index(&self) -> &Index {
+        &self.index
+    }
+}
+
+impl Place {
+    pub fn new(server: &ServerName, entry: &ToolEntry) -> Self {
+        let id = format!("{server}/{}", entry.name);
+        let groups: Vec<String> = schema::groups(server, entry).into_iter().map(str::to_owned).collect();
+        let action = uid("Guardian::Action", &id);
+        let resource = uid("Guardian::Tool", &id);
+        let in_groups: HashSet<EntityUid> = groups.iter().map(|group| uid("Guardian::Action", group)).collect();
+        let in_server = HashSet::from([uid("Guardian::Server", server.as_str())]);
+        Self {
+            entities: [
+                Entity::new_no_attrs(action.clone(), in_groups),
+                Entity::new_no_attrs(resource.clone(), in_server),
+            ],
+            id,
+            groups,
+            server: server.clone(),
+            action,
+            resource,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! `decide`: what compiles and what is told of what does not, and what is decided, held against a model.
+
+mod compile;
+mod model;
+mod random;
+mod starter;
+mod world;

@@ -1,0 +1,179 @@
+//! The policies that come with Guardian: each with the cases beside it, and loadable whatever tools there are.
+
+use super::world::*;
+use neural_guardian::decide::{PolicySource, Snapshot, Verdict};
+use neural_guardian::domain::{Catalogue, Timestamp};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cases {
+    case: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    roles: Vec<String>,
+    tool: String,
+    input: Value,
+    at: Option<String>,
+    expect: String,
+    policy: Option<String>,
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("policies")
+}
+
+fn sources() -> Vec<PolicySource> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "cedar"));
+    files.sort();
+    let source = |file: PathBuf| PolicySource {
+        text: std::fs::read_to_string(&file).unwrap(),
+        file: file.file_name().unwrap().to_str().unwrap().to_owned(),
+    };
+    files.into_iter().map(source).collect()
+}
+
+fn starter(catalogue: &Catalogue) -> Snapshot {
+    Snapshot::compile(&sources(), catalogue, &settings()).unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+impl Case {
+    fn verdict(&self, snapshot: &Snapshot) -> Verdict {
+        let roles: Vec<&str> = self.roles.iter().map(String::as_str).collect();
+        let mut world = World::new(&roles);
+        if let Some(text) = &self.at {
+            world.now = Timestamp::parse_rfc3339(text).unwrap();
+        }
+        world.decide(snapshot, call("demo", &self.tool, Some(self.input.clone())))
+    }
+}
+
+#[test]
+fn every_file_decides_as_its_cases_say() {
+    let snapshot = starter(&catalogue([("demo", demo())]));
+    assert_eq!(snapshot.warnings(), []);
+    let mut wrong = Vec::new();
+    let mut decided = BTreeSet::new();
+    for source in sources() {
+        let file = folder().join("cases").join(source.file.replace(".cedar", ".toml"));
+        let cases: Cases = toml::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        for expected in [true, false] {
+            let there = cases.case.iter().any(|case| (case.expect == "permit") == expected);
+            assert!(there, "{} needs cases that are allowed and cases that are not", source.file);
+        }
+        for case in cases.case {
+            let verdict = shown(&case.verdict(&snapshot));
+            let mut words = verdict.split(' ');
+            let right = words.next() == Some(&case.expect);
+            decided.extend(words.map(str::to_owned));
+            if !right
+                || case
+                    .policy
+                    .as_ref()
+                    .is_some_and(|policy| !verdict.split(' ').any(|word| word == policy))
+            {
+                wrong.push(format!("{}: {}: {verdict}", source.file, case.name));
+            }
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+    let all: BTreeSet<String> = sources()
+        .iter()
+        .flat_map(|source| {
+            source
+                .text
+                .split("@id(\"")
+                .skip(1)
+                .map(|rest| rest.split('"').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(decided, all, "every policy decides in some case");
+}
+
+#[test]
+fn they_load_whatever_tools_there_are() {
+    let odd = |property: Value| {
+        let names = [
+            "path",
+            "file",
+            "filename",
+            "file_path",
+            "directory",
+            "source",
+            "destination",
+            "sql",
+        ];
+        let all: serde_json::Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), property.clone())).collect();
+        catalogue([("odd", vec![tool("t", properties(&[], Value::Object(all)))])])
+    };
+    starter(&catalogue([]));
+    starter(&catalogue([("none", vec![])]));
+    starter(&catalogue([("plain", vec![tool("ping", json!({ "type": "object" }))])]));
+    for property in [
+        json!({}),
+        json!({ "type": "string" }),
+        json!({ "type": "integer" }),
+        json!({ "type": "array", "items": { "type": "string" } }),
+        json!({ "type": "object", "properties": { "path": { "type": "string" } } }),
+        json!({ "anyOf": [{ "type": "string" }, { "type": "null" }] }),
+    ] {
+        starter(&odd(property));
+    }
+}
+
+#[test]
+fn a_developer_hears_why_and_what_to_do() {
+    let snapshot = starter(&catalogue([("demo", demo())]));
+    for hour in 0..24 {
+        let mut world = World::new(&["developer"]);
+        world.now = at(&format!("2026-11-18T{hour:02}:30:00Z"));
+        let Verdict::Refuse(refused) = world.decide(&snapshot, call("demo", "delete_file", Some(json!({ "path": "x" })))) else {
+            panic!("permitted at {hour}");
+        };
+        assert_eq!(
+            refused.refusal.said.as_deref(),
+            Some("Only operators may use destructive tools.")
+        );
+        assert_eq!(
+            refused.refusal.remedy.as_deref(),
+            Some("Ask an operator to do it, or an administrator for the role `operator`.")
+        );
+    }
+}
+
+#[test]
+fn a_path_in_a_form_that_policies_cannot_read_does_not_slip_past() {
+    let list = json!({ "type": "array", "items": { "type": "string" } });
+    let tools = vec![
+        tool("list", properties(&[], json!({ "path": list, "note": { "type": "string" } }))),
+        tool("any", properties(&[], json!({ "path": {}, "note": { "type": "string" } }))),
+        tool("undeclared", properties(&[], json!({ "note": { "type": "string" } }))),
+    ];
+    let snapshot = starter(&catalogue([("demo", tools)]));
+    let world = World::new(&["admin"]);
+    let verdict = |tool: &str, arguments: Value| world.verdict(&snapshot, tool, arguments);
+    assert_eq!(
+        verdict("list", json!({ "path": ["/etc/passwd"] })),
+        "policy_error paths.inside"
+    );
+    assert_eq!(verdict("any", json!({ "path": "/etc/passwd" })), "policy_error paths.inside");
+    assert_eq!(
+        verdict("undeclared", json!({ "path": "/etc/passwd" })),
+        "invalid_arguments paths.inside"
+    );
+    for tool in ["list", "any", "undeclared"] {
+        assert_eq!(verdict(tool, json!({ "note": "x" })), "permit roles.admin", "{tool}");
+    }
+}

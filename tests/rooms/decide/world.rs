@@ -1,0 +1,248 @@
+//! Values to decide about: a catalogue with the demo server, a member with a grant, a call.
+
+use bytes::Bytes;
+use neural_guardian::decide::{Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide};
+use neural_guardian::domain::{
+    Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
+    MemberStatus, MessageId, Method, Principal, PrincipalKind, RequestId, RoleName, Scope, Scopes, ServerEntry, ServerName,
+    Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use uuid::Uuid;
+
+pub fn server(name: &str) -> ServerName {
+    ServerName::parse(name).unwrap()
+}
+
+pub fn scopes<'a>(names: impl IntoIterator<Item = &'a str>) -> Scopes {
+    names.into_iter().map(|name| Scope::parse(name).unwrap()).collect()
+}
+
+pub fn at(text: &str) -> Timestamp {
+    Timestamp::parse_rfc3339(text).unwrap()
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        deny_all: false,
+        utc_offset_minutes: 0,
+        environment: EnvironmentName::parse("test").unwrap(),
+    }
+}
+
+pub fn tool(name: &str, input_schema: Value) -> ToolEntry {
+    ToolEntry {
+        name: ToolName::parse(name).unwrap(),
+        standing: Standing::Pinned,
+        digest: Digest::of(input_schema.to_string().as_bytes()),
+        definition: "{}".into(),
+        input_schema,
+        annotations: Annotations::default(),
+        scopes: vec![Scope::parse(name).unwrap()],
+    }
+}
+
+pub fn properties(required: &[&str], properties: Value) -> Value {
+    json!({ "type": "object", "required": required, "properties": properties })
+}
+
+pub fn read_only(mut tool: ToolEntry) -> ToolEntry {
+    tool.annotations.read_only = true;
+    tool
+}
+
+pub fn destructive(mut tool: ToolEntry) -> ToolEntry {
+    tool.annotations.destructive = true;
+    tool
+}
+
+/// The tools of the built-in demo server.
+pub fn demo() -> Vec<ToolEntry> {
+    let text = || json!({ "type": "string" });
+    vec![
+        read_only(tool("list_files", properties(&[], json!({ "path": text() })))),
+        read_only(tool("read_file", properties(&["path"], json!({ "path": text() })))),
+        tool(
+            "write_file",
+            properties(&["path", "content"], json!({ "path": text(), "content": text() })),
+        ),
+        destructive(tool("delete_file", properties(&["path"], json!({ "path": text() })))),
+        read_only(tool("query", properties(&["sql"], json!({ "sql": text() })))),
+        read_only(tool(
+            "count",
+            properties(
+                &["to"],
+                json!({ "to": { "type": "integer" }, "delay_ms": { "type": "integer" } }),
+            ),
+        )),
+    ]
+}
+
+pub fn catalogue<const N: usize>(servers: [(&str, Vec<ToolEntry>); N]) -> Catalogue {
+    let entry = |tools: Vec<ToolEntry>| ServerEntry {
+        enabled: true,
+        tools: tools.into_iter().map(|tool| (tool.name.clone(), tool)).collect(),
+    };
+    Catalogue {
+        servers: servers
+            .into_iter()
+            .map(|(name, tools)| (server(name), entry(tools)))
+            .collect::<BTreeMap<_, _>>(),
+    }
+}
+
+pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<Problem>> {
+    let source = PolicySource {
+        file: "p.cedar".to_owned(),
+        text: text.to_owned(),
+    };
+    Snapshot::compile(&[source], catalogue, &settings())
+}
+
+/// Everything a decision depends on, to be changed by the test.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub now: Timestamp,
+    pub source_ip: IpAddr,
+    pub principal: Principal,
+    pub member: Member,
+    pub enrolled: Enrolled,
+    pub fresh: bool,
+    pub session: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrolled {
+    Absent,
+    Disabled,
+    Active,
+}
+
+impl World {
+    /// A user in these roles, who may use everything of `demo`, on a Wednesday at noon.
+    pub fn new(roles: &[&str]) -> Self {
+        Self {
+            now: at("2026-11-18T12:00:00Z"),
+            source_ip: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
+            principal: principal(PrincipalKind::User),
+            member: member(roles, vec![grant("demo", ["*"])]),
+            enrolled: Enrolled::Active,
+            fresh: true,
+            session: None,
+        }
+    }
+
+    pub fn with<T>(&self, snapshot: &Snapshot, act: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let environment = settings().environment;
+        let subject = Subject::new(&self.principal, Some(&self.member), &environment);
+        act(&Facts {
+            now: self.now,
+            source_ip: self.source_ip,
+            principal: &self.principal,
+            subject: &subject,
+            enrolment: match self.enrolled {
+                Enrolled::Absent => Enrolment::Absent,
+                Enrolled::Disabled => Enrolment::Disabled,
+                Enrolled::Active => Enrolment::Active(&self.member),
+            },
+            view: View {
+                seq: 7,
+                age_ms: 12,
+                fresh: self.fresh,
+            },
+            snapshot,
+            session: self.session.as_deref(),
+        })
+    }
+
+    pub fn decide(&self, snapshot: &Snapshot, call: Call) -> Verdict {
+        self.with(snapshot, |facts| decide(call, facts))
+    }
+
+    /// The verdict in short: `permit <policies>` or `<reason> <policies>`.
+    pub fn verdict(&self, snapshot: &Snapshot, tool: &str, arguments: Value) -> String {
+        shown(&self.decide(snapshot, call("demo", tool, Some(arguments))))
+    }
+}
+
+pub fn shown(verdict: &Verdict) -> String {
+    let (word, policies) = match verdict {
+        Verdict::Permit(permit) => ("permit", &permit.basis().policies),
+        Verdict::Refuse(refused) => (refused.refusal.reason.code(), &refused.basis.policies),
+    };
+    let names = policies.iter().map(|policy| policy.as_str());
+    std::iter::once(word).chain(names).collect::<Vec<_>>().join(" ")
+}
+
+pub fn principal(kind: PrincipalKind) -> Principal {
+    Principal {
+        kind,
+        issuer: Issuer::parse("https://idp.example.com").unwrap(),
+        alias: neural_guardian::domain::IssuerAlias::parse("idp").unwrap(),
+        subject: SubjectName::parse("alice").unwrap(),
+        method: AuthMethod::Jwt,
+        fingerprint: Fingerprint::of(&Digest::ZERO),
+        client: None,
+        token_session: None,
+        token_id: None,
+        email: None,
+        tenant: None,
+        assurance: None,
+        roles: Vec::new(),
+        key: None,
+        key_scopes: None,
+        issued_at: None,
+        expires_at: None,
+    }
+}
+
+pub fn member(roles: &[&str], grants: Vec<Grant>) -> Member {
+    Member {
+        id: UserId::parse("u1").unwrap(),
+        kind: PrincipalKind::User,
+        email: None,
+        display_name: None,
+        roles: roles.iter().map(|role| RoleName::parse(role).unwrap()).collect(),
+        status: MemberStatus::Active,
+        identities: Vec::new(),
+        keys: Vec::new(),
+        grants,
+    }
+}
+
+pub fn grant<const N: usize>(server_name: &str, names: [&str; N]) -> Grant {
+    Grant {
+        id: neural_guardian::domain::GrantId::parse("g1").unwrap(),
+        server: server(server_name),
+        client: None,
+        status: GrantStatus::Verified,
+        scopes: scopes(names),
+        expires_at: None,
+        version: 3,
+    }
+}
+
+pub fn call(server_name: &str, tool: &str, arguments: Option<Value>) -> Call {
+    Call {
+        method: Method::ToolsCall,
+        target: Target::Tool(ToolName::parse(tool).unwrap()),
+        arguments: arguments.map(|arguments| Bytes::from(arguments.to_string())),
+        ..message(server_name, Method::ToolsCall)
+    }
+}
+
+pub fn message(server_name: &str, method: Method) -> Call {
+    Call {
+        request: RequestId(Uuid::nil()),
+        server: server(server_name),
+        era: Era::Modern,
+        version: None,
+        method,
+        target: Target::Server,
+        id: Some(MessageId::from_json(Bytes::from_static(b"1"))),
+        body: Bytes::from_static(b"{}"),
+        arguments: None,
+    }
+}
