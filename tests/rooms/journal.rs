@@ -325,7 +325,7 @@ fn write_until_killed(dir: &Path) {
     let permits = (0..16).map(|_| {
         let (journal, policies) = (journal.clone(), policies.clone());
         runtime.spawn(async move {
-            loop {
+            for _ in 0..1_000_000 {
                 let mut call = call();
                 call.request = RequestId(Uuid::new_v4());
                 let cleared = journal

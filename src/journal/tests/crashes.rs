@@ -1,7 +1,7 @@
 //! A power cut at every operation of a busy run: whatever was acknowledged is there, and the chain holds.
 
-use super::super::simulated::{Fate, Simulated};
 use super::super::{Closing, Journal, State};
+use super::simulated::{Fate, Simulated};
 use super::{Dice, allow, call, event, note, open, open_with, outcomes, read, records, settings, until};
 use crate::domain::{Ending, SealedRecord};
 use std::collections::BTreeMap;

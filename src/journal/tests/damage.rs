@@ -1,8 +1,8 @@
 //! Torn tails and flipped bits: what may be cut, and what must be refused.
 
 use super::super::disk::Disk;
-use super::super::simulated::Simulated;
 use super::super::{Journal, JournalError};
+use super::simulated::Simulated;
 use super::{note, open, open_with, read, records, segment_names, settings};
 use crate::domain::SealedRecord;
 

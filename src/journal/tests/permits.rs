@@ -1,7 +1,7 @@
 //! Every permit ends in exactly one outcome, whatever becomes of its caller.
 
-use super::super::simulated::{Fate, Op, Simulated};
 use super::super::{Closing, Journal, Sealed, Ticket, fit};
+use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, note, open, outcomes, records, request, segment_names, until};
 use crate::domain::{Decision, Ending, Event, PolicyId, Scope};
 use std::pin::Pin;

@@ -1,8 +1,8 @@
 //! From the spool to the database: everything, in order, once, whatever the database does.
 
-use super::super::simulated::Simulated;
 use super::super::watermark::Watermark;
 use super::super::{Journal, Shipper};
+use super::simulated::Simulated;
 use super::{environment, note, open, open_with, records, segment_names, settings, until};
 use crate::domain::{Incarnation, SealedRecord};
 use crate::store::{Store, StoreOpen};
@@ -177,7 +177,7 @@ async fn a_start_that_lost_the_watermark_of_the_last_batch_ships_it_again() {
 
 #[tokio::test]
 async fn a_superseded_record_is_shipped_as_it_lies_in_the_segment_that_counts() {
-    use super::super::simulated::{Fate, Op};
+    use super::simulated::{Fate, Op};
     let (disk, database) = (Simulated::new(), Database::new().await);
     let mut settings = settings();
     settings.segment_bytes = 1024 * 1024;
