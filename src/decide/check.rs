@@ -195,7 +195,6 @@ impl Check<'_> {
     }
 
     /// Nothing if the tool is known, a warning if its server has not shown any tool yet.
-    #[expect(clippy::type_complexity, reason = "read in one place, just above")]
     fn unknown_tool(&self, id: &str, or_group: bool) -> Option<Result<String, (String, Option<String>)>> {
         if self.known.by_id.contains_key(id) {
             return None;

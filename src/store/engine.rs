@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Decode, Row as _, SqlSafeStr, SqlStr, Transaction, Typ
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(Clone)]
 pub struct PostgresEngine {
@@ -221,15 +222,14 @@ enum On {
 
 impl PostgresEngine {
     pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
-        let rows = postgres_query(sql, args).fetch_all(&self.pool).await;
-        let rows = rows.map_err(|error| StoreError::of(error, &self.place))?;
+        let rows = answered(&self.place, postgres_query(sql, args).fetch_all(&self.pool)).await?;
         Ok(rows.into_iter().map(Row::Postgres).collect())
     }
 
     pub(super) async fn begin(&self, how: &'static str) -> Result<Tx, StoreError> {
-        let begun = self.pool.begin_with(how).await;
+        let begun = answered(&self.place, self.pool.begin_with(how)).await?;
         Ok(Tx {
-            on: On::Postgres(begun.map_err(|error| StoreError::of(error, &self.place))?),
+            on: On::Postgres(begun),
             place: self.place.clone(),
         })
     }
@@ -237,15 +237,14 @@ impl PostgresEngine {
 
 impl SqliteEngine {
     pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
-        let rows = sqlite_query(sql, args).fetch_all(&self.readers).await;
-        let rows = rows.map_err(|error| StoreError::of(error, &self.place))?;
+        let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&self.readers)).await?;
         Ok(rows.into_iter().map(Row::Sqlite).collect())
     }
 
     pub(super) async fn begin(&self, pool: &SqlitePool, how: &'static str) -> Result<Tx, StoreError> {
-        let begun = pool.begin_with(how).await;
+        let begun = answered(&self.place, pool.begin_with(how)).await?;
         Ok(Tx {
-            on: On::Sqlite(begun.map_err(|error| StoreError::of(error, &self.place))?),
+            on: On::Sqlite(begun),
             place: self.place.clone(),
         })
     }
@@ -253,17 +252,16 @@ impl SqliteEngine {
 
 impl Tx {
     pub(super) async fn fetch(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
-        let rows = match &mut self.on {
+        match &mut self.on {
             On::Postgres(tx) => {
-                let rows = postgres_query(sql, args).fetch_all(&mut **tx).await;
-                rows.map(|rows| rows.into_iter().map(Row::Postgres).collect())
+                let rows = answered(&self.place, postgres_query(sql, args).fetch_all(&mut **tx)).await?;
+                Ok(rows.into_iter().map(Row::Postgres).collect())
             }
             On::Sqlite(tx) => {
-                let rows = sqlite_query(sql, args).fetch_all(&mut **tx).await;
-                rows.map(|rows| rows.into_iter().map(Row::Sqlite).collect())
+                let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&mut **tx)).await?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
-        };
-        rows.map_err(|error| StoreError::of(error, &self.place))
+        }
     }
 
     pub(super) async fn fetch_one(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<Option<Row>, StoreError> {
@@ -272,17 +270,16 @@ impl Tx {
 
     /// Returns how many rows were touched.
     pub(super) async fn execute(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<u64, StoreError> {
-        let done = match &mut self.on {
-            On::Postgres(tx) => postgres_query(sql, args)
-                .execute(&mut **tx)
-                .await
-                .map(|done| done.rows_affected()),
-            On::Sqlite(tx) => sqlite_query(sql, args)
-                .execute(&mut **tx)
-                .await
-                .map(|done| done.rows_affected()),
-        };
-        done.map_err(|error| StoreError::of(error, &self.place))
+        match &mut self.on {
+            On::Postgres(tx) => {
+                let done = answered(&self.place, postgres_query(sql, args).execute(&mut **tx)).await?;
+                Ok(done.rows_affected())
+            }
+            On::Sqlite(tx) => {
+                let done = answered(&self.place, sqlite_query(sql, args).execute(&mut **tx)).await?;
+                Ok(done.rows_affected())
+            }
+        }
     }
 
     /// Runs an insert over many rows: as one statement over arrays on Postgres, row by row on SQLite. All or nothing: after
@@ -301,29 +298,43 @@ impl Tx {
     }
 
     async fn insert_all(&mut self, sql: &Sql, rows: &[&[Arg]]) -> Result<u64, StoreError> {
-        match &mut self.on {
-            On::Postgres(tx) => {
-                let done = postgres_columns(sql, rows).execute(&mut **tx).await;
-                done.map(|done| done.rows_affected())
-                    .map_err(|error| StoreError::of(error, &self.place))
-            }
-            On::Sqlite(tx) => {
-                let mut inserted = 0;
-                for row in rows {
-                    let done = sqlite_query(sql, row).execute(&mut **tx).await;
-                    inserted += done.map_err(|error| StoreError::of(error, &self.place))?.rows_affected();
-                }
-                Ok(inserted)
-            }
+        if let On::Postgres(tx) = &mut self.on {
+            let done = answered(&self.place, postgres_columns(sql, rows).execute(&mut **tx)).await?;
+            return Ok(done.rows_affected());
         }
+        let mut inserted = 0;
+        for row in rows {
+            inserted += self.execute(sql, row).await?;
+        }
+        Ok(inserted)
     }
 
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        let done = match self.on {
-            On::Postgres(tx) => tx.commit().await,
-            On::Sqlite(tx) => tx.commit().await,
-        };
-        done.map_err(|error| StoreError::of(error, &self.place))
+        match self.on {
+            On::Postgres(tx) => answered(&self.place, tx.commit()).await,
+            On::Sqlite(tx) => answered(&self.place, tx.commit()).await,
+        }
+    }
+}
+
+/// The longest wait for one statement: a database that hangs must not hang what waits for it.
+const ANSWER: Duration = Duration::from_secs(60);
+
+async fn answered<T>(place: &Place, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    answered_in(ANSWER, place, statement).await
+}
+
+async fn answered_in<T>(
+    limit: Duration,
+    place: &Place,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, statement).await {
+        Ok(done) => done.map_err(|error| StoreError::of(error, place)),
+        Err(_) => Err(StoreError::Unreachable {
+            place: place.to_string(),
+            why: format!("no answer in {limit:?}"),
+        }),
     }
 }
 
@@ -374,5 +385,41 @@ fn bytes_of(arg: &Arg) -> Option<Vec<u8>> {
     match arg {
         Arg::Bytes(bytes) => bytes.clone(),
         Arg::Text(_) | Arg::Int(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_statement_that_is_never_answered_is_given_up() {
+        let place = Place::Sqlite {
+            file: "guardian.db".into(),
+        };
+        let hung = answered_in::<()>(Duration::from_millis(1), &place, std::future::pending()).await;
+        let error = hung.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot reach the database file `guardian.db`: no answer in 1ms"
+        );
+        assert!(error.is_transient());
+    }
+
+    #[test]
+    fn composed_text_holds_placeholders_and_never_values() {
+        let mut sql = Composed::default();
+        sql.push_with(
+            Sql {
+                postgres: "a = ?::uuid",
+                sqlite: "a = ?",
+            },
+            "x' OR 1",
+        )
+        .push(Sql::same(" AND "))
+        .push_with(Sql::same("(b = ? OR c = ?)"), 7);
+        assert_eq!(sql.postgres().as_str(), "a = $1::uuid AND (b = $2 OR c = $2)");
+        assert_eq!(sql.sqlite().as_str(), "a = $1 AND (b = $2 OR c = $2)");
+        assert_eq!(sql.args, args!["x' OR 1", 7]);
     }
 }

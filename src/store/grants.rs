@@ -16,6 +16,8 @@ pub struct NewGrant {
     pub client: Option<ClientId>,
     pub scopes: Scopes,
     pub expires_at: Option<Timestamp>,
+    /// Not verified yet: it permits nothing until it is granted again without this.
+    pub idle: bool,
 }
 
 /// A grant as administrators list it.
@@ -29,12 +31,12 @@ pub struct GrantRow {
 
 const PUT: Sql = Sql {
     postgres: "INSERT INTO mcp_authorizations AS g (id, environment, user_id, server_name, client_id, status, scopes, expires_at)
-               VALUES ($1::uuid, $2, $3::uuid, $4, $5, 'verified', $6::jsonb, at_micros($7))
+               VALUES ($1::uuid, $2, $3::uuid, $4, $5, $8, $6::jsonb, at_micros($7))
                ON CONFLICT ON CONSTRAINT one_grant DO UPDATE
                SET status = excluded.status, scopes = excluded.scopes, expires_at = excluded.expires_at
                RETURNING g.id::text AS id",
     sqlite: "INSERT INTO mcp_authorizations (id, environment, user_id, server_name, client_id, status, scopes, expires_at)
-             VALUES ($1, $2, $3, $4, $5, 'verified', $6, $7)
+             VALUES ($1, $2, $3, $4, $5, $8, $6, $7)
              ON CONFLICT (environment, user_id, server_name, ifnull(client_id, '')) DO UPDATE
              SET status = excluded.status, scopes = excluded.scopes, expires_at = excluded.expires_at
              RETURNING id",
@@ -61,7 +63,7 @@ const LIST: Sql = Sql {
 };
 
 impl Store {
-    /// Grants, or grants anew: the result is verified and holds exactly these scopes.
+    /// Grants, or grants anew: the result holds exactly these scopes.
     pub async fn add_grant(&self, env: &EnvironmentName, grant: &NewGrant) -> Result<GrantId, StoreError> {
         let scopes: Vec<&str> = grant.scopes.iter().map(|scope| scope.as_str()).collect();
         let args = args![
@@ -72,6 +74,7 @@ impl Store {
             grant.client.as_ref().map(|client| client.as_str()),
             serde_json::json!(scopes).to_string(),
             grant.expires_at.map(Timestamp::micros),
+            if grant.idle { "idle" } else { "verified" },
         ];
         let mut tx = self.write().await?;
         let row = match tx.fetch_one(&PUT, args).await {

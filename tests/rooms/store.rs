@@ -6,4 +6,4 @@ mod opening;
 mod people;
 mod roles;
 mod tools;
-mod world;
+pub mod world;

@@ -399,6 +399,7 @@ fn grant(user: &UserId, server: &str, scopes: &[&str]) -> NewGrant {
         client: None,
         scopes,
         expires_at: None,
+        idle: false,
     }
 }
 

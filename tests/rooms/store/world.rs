@@ -115,6 +115,7 @@ impl World {
             client: None,
             scopes,
             expires_at: None,
+            idle: false,
         };
         self.admin.add_grant(&env(), &grant).await.unwrap()
     }
