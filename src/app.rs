@@ -68,6 +68,10 @@ impl Running {
         transport::install_provider();
         let config = Arc::new(config);
         make_private_folder(&config.data_dir)?;
+        let unservable = transport::check(&config.listen.tls, now());
+        if !unservable.is_empty() {
+            bail!("{}", unservable.join("; "));
+        }
         let tls = ServerTls::load(&config.listen.tls)?;
         let store = open_store(&config).await?;
         let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);

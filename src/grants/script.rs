@@ -1,5 +1,7 @@
 //! A store that plays a part: every answer, delay and failure of it is scripted, and every question counted.
 
+#![cfg(test)]
+
 use crate::domain::{
     ApiKey, Grant, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, PrincipalKind, Revocation, Scopes, ServerName,
     Subject, Timestamp, UserId,

@@ -42,8 +42,9 @@ impl Source {
 
     pub fn new(file: String, text: String) -> Source {
         let code = blank(&text);
-        // `mod tests;` of a room is a file of its own where it is long.
-        let only_tests = file.starts_with("src/") && (file.ends_with("/tests.rs") || file.contains("/tests/"));
+        // `mod tests;` of a room is a file of its own where it is long; other files say so themselves.
+        let named_so = file.ends_with("/tests.rs") || file.contains("/tests/") || code.contains("#![cfg(test)]");
+        let only_tests = file.starts_with("src/") && named_so;
         let tests = match only_tests {
             true => vec![true; code.lines().count()],
             false => test_lines(&code),

@@ -90,22 +90,23 @@ on_both_stores! {
         let authority = Authority::new("clients");
         world.folder.write("clients.pem", &authority.pem);
         world.set("listen.tls.client_ca_file", "'clients.pem'").set("listen.tls.client_certificates", "'required'");
-        world.link("ana", "certificate", "spiffe://example.test/ana");
+        world.link("ana", "certificate", "uri:spiffe://example.test/ana");
         world.start().await;
         let presenting = |authority: &Authority| {
-            let pair = authority.client("ana", "spiffe://example.test/ana");
+            let pair = authority.client("ana", &["spiffe://example.test/ana"]);
             Client::new(Address::tls(world.port, &world.authority, Some(&pair), Protocol::Http1), "files")
         };
 
         let mut client = presenting(&authority);
-        assert!(client.handshake().await.is_result());
+        assert_eq!(client.handshake().await.verdict(), "allowed");
         assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
         let stranger = presenting(&Authority::new("clients"));
         assert!(stranger.try_post(&stranger.request("ping", json!({}))).await.is_err());
         let without = world.client("files").bearer(&key);
         assert!(without.try_post(&without.request("ping", json!({}))).await.is_err());
-        let mut two = presenting(&authority).bearer(&key);
-        assert_eq!(two.handshake().await.verdict(), "401 several_credentials");
+        // Where every connection must have one, a certificate opens the door and a key says who it is.
+        let mut both = presenting(&authority).bearer(&key);
+        assert_eq!(both.handshake().await.verdict(), "allowed");
     }
 
     async fn whoever_an_issuer_proves_is_enrolled_on_the_first_call_if_that_is_wanted(world: World) {

@@ -75,6 +75,7 @@ struct Scene {
     other_algorithm: Issuer,
     by_environment: Issuer,
     supabase: Issuer,
+    access: Issuer,
     unreachable: Issuer,
     keys: Vec<(&'static str, String)>,
     files: Upstream,
@@ -91,6 +92,7 @@ impl Scene {
             other_algorithm: Issuer::rs256(ISS),
             by_environment: Issuer::es256("https://envs.example.test"),
             supabase: Issuer::es256("https://project.supabase.example.test/auth/v1"),
+            access: Issuer::rs256("https://team.cloudflareaccess.example.test"),
             unreachable: Issuer::es256("https://gone.example.test"),
             issuer,
             keys: Vec::new(),
@@ -106,21 +108,21 @@ impl Scene {
 
     fn configure(&self, world: &mut World) {
         for (alias, issuer, more) in [
-            ("id", &self.issuer, ""),
+            ("id", &self.issuer, "kind = 'oidc'\nalgorithms = ['ES256']"),
             (
                 "envs",
                 &self.by_environment,
-                "environment_claim = 'app_metadata.environments'",
+                "kind = 'oidc'\nenvironment_claim = 'app_metadata.environments'",
             ),
-            ("supabase", &self.supabase, ""),
+            ("supabase", &self.supabase, "kind = 'supabase'"),
+            (
+                "access",
+                &self.access,
+                "kind = 'cloudflare_access'\naudiences = ['the-application']",
+            ),
         ] {
             world.folder.write(&format!("{alias}.json"), &issuer.key_set().to_string());
-            let kind = if alias == "supabase" { "supabase" } else { "oidc" };
-            world.issuer(
-                alias,
-                &issuer.iss,
-                &format!("kind = '{kind}'\njwks_file = '{alias}.json'\nalgorithms = ['ES256']\n{more}"),
-            );
+            world.issuer(alias, &issuer.iss, &format!("jwks_file = '{alias}.json'\n{more}"));
         }
         let nowhere = format!("kind = 'oidc'\njwks_url = 'https://localhost:{}/jwks.json'", free_port());
         world.issuer("gone", &self.unreachable.iss, &nowhere);
@@ -164,9 +166,11 @@ impl Scene {
             world.grant(name, "files", "*");
         }
         world.grant("narrow", "files", "echo,read_file");
+        world.grant("idle", "files", "*");
+        let of_idle = "user_id = (SELECT id FROM {t}users WHERE email = 'idle@example.com')";
         world
-            .guardian("grant add --user idle@example.com --server files --scopes * --idle")
-            .ok();
+            .sql(&format!("UPDATE {{t}}mcp_authorizations SET status = 'idle' WHERE {of_idle}"))
+            .await;
         world
             .guardian("grant add --user lapsed@example.com --server files --scopes * --expires 1s")
             .ok();
@@ -183,14 +187,10 @@ impl Scene {
             .ok();
         self.keys
             .extend([("narrowed", narrowed), ("expired", expired), ("revoked key", revoked)]);
-        for (issuer, subject) in [
-            (&self.issuer, "reader"),
-            (&self.by_environment, "reader"),
-            (&self.supabase, "reader"),
-        ] {
-            world.link("reader", &issuer.iss, subject);
+        for issuer in [&self.issuer, &self.by_environment, &self.supabase, &self.access] {
+            world.link("reader", &issuer.iss, "reader");
         }
-        world.link("reader", "certificate", "spiffe://example.test/reader");
+        world.link("reader", "certificate", "uri:spiffe://example.test/reader");
         world.start().await;
         let client = world.client("files").bearer(self.key("expired"));
         eventually("a key to expire", async || {
@@ -237,8 +237,8 @@ impl Scene {
         };
         let token = |issuer: &Issuer| issuer.token("reader", &files);
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let presenting = |authority: &Authority, uri: &str| {
-            let pair = authority.client("reader", uri);
+        let presenting = |authority: &Authority, uris: &[&str]| {
+            let pair = authority.client("reader", uris);
             Client::new(
                 Address::tls(world.port, &world.authority, Some(&pair), Protocol::Http1),
                 "files",
@@ -250,7 +250,7 @@ impl Scene {
         forged.replace_range(forged.len() - 20..forged.len() - 10, "AAAAAAAAAA");
         let supabase = |role: &str| {
             let mut claims = self.supabase.claims("reader", "authenticated");
-            (claims["role"], claims["is_anonymous"]) = (json!(role), json!(false));
+            (claims["role"], claims["is_anonymous"], claims["session_id"]) = (json!(role), json!(false), json!("s-1"));
             bearer(&self.supabase.sign(&claims))
         };
         let environment = |names: Value| spoilt(&self.by_environment, "app_metadata", json!({ "environments": names }));
@@ -282,7 +282,10 @@ impl Scene {
             ("a key with another secret", bearer(&other_secret)),
             ("a key that has expired", bearer(self.key("expired"))),
             ("a key that was revoked", bearer(self.key("revoked key"))),
-            ("a certificate that names nobody", presenting(&self.clients_authority, "")),
+            (
+                "a certificate with two names",
+                presenting(&self.clients_authority, &["spiffe://a.test/a", "spiffe://a.test/b"]),
+            ),
             (
                 "a token of somebody who is not enrolled",
                 spoilt(&self.issuer, "sub", json!("stranger")),
@@ -295,10 +298,17 @@ impl Scene {
             ("a reader with every scope, by key", bearer(self.key("reader"))),
             ("the same, by token", bearer(&token(&self.issuer))),
             ("the same, by a Supabase token", supabase("authenticated")),
+            ("the same, by a Cloudflare Access assertion", {
+                let mut claims = self.access.claims("reader", "the-application");
+                (claims["type"], claims["aud"]) = (json!("app"), json!(["the-application"]));
+                world
+                    .client("files")
+                    .with("cf-access-jwt-assertion", &self.access.sign(&claims))
+            }),
             ("the same, by a token for this environment", environment(json!(["default"]))),
             (
                 "the same, by certificate",
-                presenting(&self.clients_authority, "spiffe://example.test/reader"),
+                presenting(&self.clients_authority, &["spiffe://example.test/reader"]),
             ),
             ("the same, by a key narrowed to echo", bearer(self.key("narrowed"))),
             ("a reader with the scopes echo and read_file", bearer(self.key("narrow"))),
@@ -320,7 +330,6 @@ impl Scene {
         for (what, server) in [
             ("calling a server that does not exist", "nowhere"),
             ("calling a tool nobody has approved yet", "strict"),
-            ("calling a server that is down", "unreachable"),
             ("calling a server that answers with an error", "broken"),
             ("calling a server that does not answer", "silent"),
         ] {
@@ -333,6 +342,10 @@ impl Scene {
             .bearer(key)
             .call("echo", json!({ "text": "hi" }))
             .await;
+        say(
+            "opening a session with a server that is down",
+            world.client("unreachable").bearer(key).handshake().await,
+        );
         let limited = world.client("limited").modern().bearer(key);
         say(
             "calling a tool more often than is allowed",

@@ -169,7 +169,6 @@ on_both_stores! {
         let length = format!("content-length: {}\r\n", body.len());
         let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
         let requests = [
-            ("two lengths of a kind", format!("POST /mcp/files HTTP/1.1\r\n{host}{standard}{length}transfer-encoding: chunked\r\n\r\n{chunked}")),
             ("an odd coding", format!("POST /mcp/files HTTP/1.1\r\n{host}{standard}transfer-encoding: gzip, chunked\r\n\r\n{chunked}")),
             ("two hosts", format!("POST /mcp/files HTTP/1.1\r\n{host}host: other\r\n{standard}{length}\r\n{body}")),
             ("no host", format!("POST /mcp/files HTTP/1.1\r\n{standard}{length}\r\n{body}")),
@@ -188,10 +187,31 @@ on_both_stores! {
         for (what, request) in requests {
             let answer = address.raw(request.as_bytes()).await;
             assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"), "{what}: {answer}");
+            assert_eq!(files.received().len(), before, "{what}: {answer}");
         }
-        assert_eq!(files.received().len(), before);
         let good = format!("POST /mcp/files HTTP/1.1\r\n{host}{standard}mcp-protocol-version: 2025-11-25\r\n{length}\r\n{body}");
         assert!(!address.raw(good.as_bytes()).await.is_empty());
+    }
+
+    /// hyper settles this one alone: the coding counts, and the connection ends with the answer.
+    async fn a_second_request_smuggled_behind_a_length_is_never_read(world: World) {
+        let (files, key) = ana_reads_files(&mut world).await;
+        world.start().await;
+        let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hi"}}}"#;
+        let head = format!(
+            "POST /mcp/files HTTP/1.1\r\nhost: localhost:{}\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\naccept: application/json, text/event-stream\r\n",
+            world.port
+        );
+        let second = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+        let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n{second}", body.len());
+        let first = format!("{head}content-length: {}\r\ntransfer-encoding: chunked\r\n\r\n{chunked}", chunked.len());
+
+        let answer = world.address(None, Protocol::Http1).raw(first.as_bytes()).await;
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        let calls = files.calls();
+        assert_eq!(calls.len(), 1);
+        assert_eq!((calls[0].header("transfer-encoding"), calls[0].header("content-length")), (None, Some("97")));
     }
 
     async fn only_json_in_utf8_is_read(world: World) {

@@ -49,6 +49,7 @@ on_both_stores! {
         let request = client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" } }));
         let mut stream = client.open(&request).await.unwrap();
         assert_eq!(next(&mut stream).await["method"], "notifications/progress");
+        files.step();
         let last = next(&mut stream).await;
         assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&request["id"], &json!("upstream_broken")));
         assert_eq!(stream.event().await.unwrap(), None);

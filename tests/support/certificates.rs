@@ -60,9 +60,9 @@ impl Authority {
         )
     }
 
-    /// For a client whose name is the URI.
-    pub fn client(&self, name: &str, uri: &str) -> Pair {
-        self.leaf(name, &[], &[uri], ExtendedKeyUsagePurpose::ClientAuth, valid())
+    /// For a client that the URI names; several name nobody.
+    pub fn client(&self, name: &str, uris: &[&str]) -> Pair {
+        self.leaf(name, &[], uris, ExtendedKeyUsagePurpose::ClientAuth, valid())
     }
 
     /// What clients trust when they trust only this authority.

@@ -39,7 +39,7 @@ pub enum Fault {
     Hold,
     /// Answers as a stream of one event.
     Stream,
-    /// Begins a stream and breaks it off.
+    /// Begins a stream and breaks it off after `Upstream::step`.
     Break,
     Redirect(String),
     /// Asks the caller to authenticate with somebody else.
@@ -265,7 +265,7 @@ impl State {
                 result(&id, answer, modern)
             }
             Some(Fault::Stream) => events(vec![event(&message(&id, answer, modern))]),
-            Some(Fault::Break) => broken(&event(&progress(received, 1))),
+            Some(Fault::Break) => self.broken(received),
             Some(Fault::Redirect(to)) => with(empty(307), "location", &to),
             Some(Fault::Challenge) => with(
                 empty(401),
@@ -302,6 +302,20 @@ impl State {
             let last = message(&received.message["id"], text(&format!("{count} events")), modern);
             // The client may be gone by now; then there is nobody to tell.
             let _ = send.send(Ok(event(&last))).await;
+        });
+        stream(receive)
+    }
+
+    /// One event, then, after a step, the connection is cut.
+    fn broken(self: Arc<Self>, received: &Received) -> Response<Body> {
+        let (send, receive) = mpsc::channel(1);
+        let first = event(&progress(received, 1));
+        tokio::spawn(async move {
+            let begun = send.send(Ok(first)).await;
+            self.step().await;
+            // The client may be gone by now; then there is nobody to tell.
+            let _ = send.send(Err(io::Error::other("cut off on purpose"))).await;
+            begun
         });
         stream(receive)
     }
@@ -481,15 +495,6 @@ fn events(all: Vec<Bytes>) -> Response<Body> {
     stream(receive)
 }
 
-/// One event, then the connection is cut.
-fn broken(first: &Bytes) -> Response<Body> {
-    let (send, receive) = mpsc::channel(2);
-    send.try_send(Ok(first.clone())).expect("room for two");
-    send.try_send(Err(io::Error::other("cut off on purpose")))
-        .expect("room for two");
-    stream(receive)
-}
-
 fn stream(events: mpsc::Receiver<io::Result<Bytes>>) -> Response<Body> {
     let response = Response::builder()
         .header("content-type", "text/event-stream")
@@ -536,6 +541,7 @@ async fn the_recorder_answers_both_eras_over_tls_and_remembers_every_byte() {
     assert_eq!(modern.call("echo", json!({ "text": "c" })).await.text(), "c");
     upstream.fault("echo", Fault::Break);
     let call = modern.request("tools/call", json!({ "name": "echo", "arguments": {} }));
+    upstream.step();
     assert!(modern.try_post(&call).await.is_err());
     let slow = modern.request("tools/call", json!({ "name": "slow", "arguments": { "events": 1 } }));
     let mut stream = modern.open(&slow).await.unwrap();

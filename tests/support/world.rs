@@ -6,11 +6,12 @@ use super::folder::Folder;
 use super::http::{Address, Protocol};
 use super::ports::free_port;
 use super::stores::{Database, Engine, execute_in_file};
-use super::wait::eventually;
+use super::wait::{LONGEST, eventually};
 use serde_json::Value;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use toml::Table;
 
 pub struct World {
@@ -139,11 +140,26 @@ impl World {
 
     pub fn guardian_with(&self, arguments: &[&str]) -> Ended {
         self.write();
-        let output = self.command().args(arguments).stdin(Stdio::null()).output().unwrap();
-        Ended {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        let mut command = self.command();
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let process = command.spawn().unwrap();
+        let id = process.id();
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || done.send(process.wait_with_output().unwrap()));
+        match ended.recv_timeout(LONGEST) {
+            Ok(output) => Ended {
+                code: output.status.code().unwrap_or(-1),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            },
+            Err(_) => {
+                signal("KILL", id);
+                panic!("`guardian {}` is still running after {LONGEST:?}", arguments.join(" "));
+            }
         }
     }
 
@@ -308,17 +324,7 @@ impl World {
     }
 
     pub fn terminate(&self) {
-        self.signal("TERM");
-    }
-
-    pub fn signal(&self, name: &str) {
-        let id = self.process.as_ref().expect("a running process").id();
-        let status = Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -{name} {id}"))
-            .status()
-            .unwrap();
-        assert!(status.success(), "kill -{name} {id}");
+        signal("TERM", self.process.as_ref().expect("a running process").id());
     }
 
     /// Waits until the process ends by itself.
@@ -370,7 +376,10 @@ impl Drop for World {
             let _ = process.wait();
         }
         if std::thread::panicking() {
-            eprintln!("---- guardian.log\n{}----", self.log());
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("---- the end of guardian.log");
+            last.iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
 }
@@ -398,6 +407,16 @@ impl Ended {
     }
 }
 
+/// Sends a signal to a process of this story.
+fn signal(name: &str, id: u32) {
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -{name} {id}"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "kill -{name} {id}");
+}
+
 fn basics(port: u16, metrics_port: u16, database: Option<&Database>) -> Table {
     let store = match database {
         None => "kind = 'sqlite'".to_owned(),
@@ -423,7 +442,7 @@ fn basics(port: u16, metrics_port: u16, database: Option<&Database>) -> Table {
         [journal]
         allow_volatile = true
         [log]
-        level = 'debug'
+        level = 'info,neural_guardian=debug'
         [store]
         {store}
         "
