@@ -201,9 +201,12 @@ impl Shared {
         };
         let group = group.clone();
         // Under the lock, so that the writer unseals after this and not before.
+        let known = *locked(&self.fault) == Some(Sealed::Hung);
         self.seal(Sealed::Hung);
         drop(working);
-        tracing::error!("the journal's disk does not answer; the journal is sealed while that lasts");
+        if !known {
+            tracing::error!("the journal's disk does not answer; the journal is sealed while that lasts");
+        }
         group.finish(Err(Sealed::Hung));
         self.fail_waiting(&Sealed::Hung, Vec::new());
     }

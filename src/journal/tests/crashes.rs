@@ -1,6 +1,6 @@
 //! A power cut at every operation of a busy run: whatever was acknowledged is there, and the chain holds.
 
-use super::super::{Closing, Journal, State};
+use super::super::{Closing, Journal, State, Ticket};
 use super::simulated::{Fate, Simulated};
 use super::{Dice, allow, call, event, note, open, open_with, outcomes, read, records, settings, until};
 use crate::domain::{Ending, SealedRecord};
@@ -10,23 +10,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Notes one after the other and at once, permits with and without an end, over several segments. Ends early when
-/// the disk is gone.
-async fn busy(journal: &Journal) {
+/// the disk is gone. Returns the calls that are still open.
+async fn busy(journal: &Journal) -> Vec<Ticket> {
+    let mut open = Vec::new();
     for round in 0..2 {
         for step in 0..4 {
             if journal.append(note(&"x".repeat(200 * step))).await.is_err() {
-                return;
+                return open;
             }
         }
         let at_once = (0..6).map(|number| journal.clear(call(round * 100 + number), allow(round * 100 + number)));
         let mut cleared = Vec::new();
         for opened in join_all(at_once.collect()).await {
-            let Ok(opened) = opened else { return };
+            let Ok(opened) = opened else { return open };
             cleared.push(opened.into_sending().1);
         }
         cleared.drain(..3).for_each(|ticket| ticket.close(Closing::of(Ending::Done)));
-        cleared.into_iter().for_each(std::mem::forget);
+        open.append(&mut cleared);
     }
+    open
 }
 
 async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
@@ -66,10 +68,11 @@ async fn run_until_gone(disk: &Simulated, operations: usize) -> (BTreeMap<(Strin
     let Ok((journal, _)) = open_with(disk, &settings()) else {
         return (BTreeMap::new(), count.load(Ordering::SeqCst));
     };
-    busy(&journal).await;
+    let open = busy(&journal).await;
     let durable = journal.0.shared.spool.durable.load(Ordering::SeqCst);
     let incarnation = journal.incarnation();
     drop(journal);
+    drop(open);
     let acknowledged = read(disk)
         .0
         .into_iter()
@@ -138,8 +141,9 @@ fn survives(disk: &Simulated, before: &[SealedRecord], acknowledged: &BTreeMap<(
 async fn a_killed_process_leaves_every_written_record() {
     let disk = Simulated::new();
     let (journal, _) = open(&disk);
-    busy(&journal).await;
+    let open_calls = busy(&journal).await;
     drop(journal);
+    drop(open_calls);
     let before = records(&disk);
     let (_, recovered) = open(&disk.reboot());
     assert_eq!((recovered.cut, recovered.unknown), (0, 6));

@@ -130,8 +130,8 @@ async fn permits_without_an_outcome_are_unknown_after_a_crash_though_their_segme
     journal.0.shared.spool.drop_shipped(&mark).unwrap();
     assert_eq!(segment_names(&disk).len(), 1);
     let image = disk.reboot();
-    std::mem::forget(open_call);
     drop(journal);
+    drop(open_call);
     for _ in 0..2 {
         let (journal, _) = open(&image);
         drop(journal);
