@@ -84,6 +84,10 @@ impl Running {
                 "calls were under way when the last run ended; they are on record as `unknown`"
             );
         }
+        journal.observe_appends({
+            let metrics = metrics.clone();
+            move |took| metrics.audit_appended(took)
+        });
         let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
         let registry = grants.registry();
         let upstreams = Arc::new(upstreams(&config)?);
@@ -446,10 +450,15 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
     let failing = rules.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Health {
         not_ready: sealed.into_iter().collect(),
-        degraded: failing
-            .map(|why| format!("the newest policies are not in use: {why}"))
-            .into_iter()
-            .collect(),
+        degraded: [
+            failing.map(|why| format!("the newest policies are not in use: {why}")),
+            journal
+                .ship_error()
+                .map(|why| format!("the database does not take records: {why}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
         journal: match state {
             State::Open => "open",
             State::Pressure => "pressure",
