@@ -172,6 +172,7 @@ impl Running {
         listeners.spawn(serve_console(admin, &config, console, stopped.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(every_second(gate.clone(), limits));
+        tasks.spawn(record_noise(gate.clone()));
         tasks.spawn(follow_registry(config.clone(), grants.clone(), rules.clone()));
         tasks.spawn(follow_files(config.clone(), grants.clone(), rules.clone(), tls));
         for server in known_servers(&config.servers, &registry) {
@@ -378,11 +379,20 @@ async fn every_second(gate: Arc<Gate>, limits: Arc<Limits>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for second in 0_u64.. {
         ticks.tick().await;
-        gate.record_noise().await;
-        gate.recheck_streams();
+        gate.recheck_streams().await;
         if second % 30 == 0 {
             limits.sweep();
         }
+    }
+}
+
+/// By itself: records wait for the disk, and a flood makes many of them.
+async fn record_noise(gate: Arc<Gate>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        gate.record_noise().await;
     }
 }
 

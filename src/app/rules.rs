@@ -37,6 +37,9 @@ const MOST_BYTES: u64 = 1024 * 1024;
 const MOST_FILES: usize = 1_000;
 /// How long the start waits for tool lists before it goes on with the stored ones.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// How long changed policy files must stay the same, and how often they are looked at for that.
+const SETTLE: Duration = Duration::from_millis(200);
+const MOST_LOOKS: usize = 10;
 
 impl Rules {
     pub fn new(
@@ -63,10 +66,21 @@ impl Rules {
     /// Compiles anew and swaps; on any problem the old set stays, loudly.
     pub async fn rebuild(&self, registry: &[RegistryRow]) {
         let _one_at_a_time = self.rebuilding.lock().await;
-        match compile(&self.config, &self.store, registry).await {
+        match self.compile_settled(registry).await {
             Ok(snapshot) => self.swap(snapshot).await,
             Err(error) => self.keep(format!("{error:#}")).await,
         }
+    }
+
+    /// Whatever the reason to look, the folder may be half-way through a change: files that are other than those in force
+    /// count once they stay the same for a moment.
+    async fn compile_settled(&self, registry: &[RegistryRow]) -> Result<Snapshot> {
+        let snapshot = compile(&self.config, &self.store, registry).await?;
+        if snapshot.policy_set() == self.snapshot.load().policy_set() {
+            return Ok(snapshot);
+        }
+        let sources = settled(|| read_policies(&self.config.policies.dir)).await?;
+        compile_sources(&sources, &self.config, &self.store, registry).await
     }
 
     async fn swap(&self, snapshot: Snapshot) {
@@ -74,6 +88,10 @@ impl Rules {
         *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if old.policy_set() == snapshot.policy_set() && old.catalogue() == snapshot.catalogue() {
             return;
+        }
+        let (before, now) = (old.policies(), snapshot.policies());
+        if now < before {
+            tracing::warn!(before, now, "there are fewer policies than before");
         }
         for warning in snapshot.warnings() {
             tracing::warn!(%warning, "policies");
@@ -189,13 +207,16 @@ impl Rules {
 
 /// Everything that has to be right before a snapshot exists, in one sentence a problem.
 pub async fn compile(config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
-    let sources = read_policies(&config.policies.dir)?;
+    compile_sources(&read_policies(&config.policies.dir)?, config, store, registry).await
+}
+
+async fn compile_sources(sources: &[PolicySource], config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
     let stored = store
         .catalogue(&config.environment)
         .await
         .context("cannot read the pinned tools")?;
     let catalogue = assemble(&config.servers, registry, &stored);
-    Snapshot::compile(&sources, &catalogue, &settings(config)).map_err(|problems| anyhow::anyhow!(sentences(&problems)))
+    Snapshot::compile(sources, &catalogue, &settings(config)).map_err(|problems| anyhow::anyhow!(sentences(&problems)))
 }
 
 pub fn settings(config: &Config) -> Settings {
@@ -227,6 +248,20 @@ pub fn read_policies(path: &Path) -> Result<Vec<PolicySource>> {
     files.iter().map(|file| read_policy(file)).collect()
 }
 
+/// What `read` gives twice with a pause between.
+async fn settled(mut read: impl FnMut() -> Result<Vec<PolicySource>>) -> Result<Vec<PolicySource>> {
+    let mut seen = read()?;
+    for _ in 0..MOST_LOOKS {
+        tokio::time::sleep(SETTLE).await;
+        let again = read()?;
+        if again == seen {
+            return Ok(again);
+        }
+        seen = again;
+    }
+    anyhow::bail!("the policy files do not stop changing")
+}
+
 fn read_policy(path: &Path) -> Result<PolicySource> {
     let shown = path.display();
     let size = std::fs::metadata(path)
@@ -238,6 +273,11 @@ fn read_policy(path: &Path) -> Result<PolicySource> {
     );
     let bytes = std::fs::read(path).with_context(|| format!("cannot read policy `{shown}`"))?;
     let text = String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("policy `{shown}` is not UTF-8 text"))?;
+    // As a file is for a moment when it is written, or for good when the disk was full: its forbids must not just be gone.
+    anyhow::ensure!(
+        !text.trim().is_empty(),
+        "policy `{shown}` is empty: delete the file if that is meant"
+    );
     Ok(PolicySource {
         file: shown.to_string(),
         text,
@@ -281,4 +321,45 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Vec<PolicySource> {
+        vec![PolicySource {
+            file: "a.cedar".to_owned(),
+            text: text.to_owned(),
+        }]
+    }
+
+    #[tokio::test]
+    async fn files_that_are_being_written_are_waited_for() {
+        let mut looks = ["permit", "permit forbid", "permit forbid"].into_iter();
+        let settled = settled(|| Ok(source(looks.next().context("one look too many")?))).await;
+        assert_eq!(settled.unwrap(), source("permit forbid"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_never_settle_are_not_used() {
+        let mut look = 0;
+        let settled = settled(|| {
+            look += 1;
+            Ok(source(&look.to_string()))
+        });
+        assert!(settled.await.is_err());
+    }
+
+    #[test]
+    fn a_file_that_lost_its_content_is_no_policy() {
+        let folder = std::env::temp_dir().join(format!("guardian-policies-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("a.cedar"), "permit (principal, action, resource);").unwrap();
+        assert_eq!(read_policies(&folder).unwrap().len(), 1);
+        std::fs::write(folder.join("b.cedar"), "\n").unwrap();
+        let problem = read_policies(&folder).unwrap_err().to_string();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(problem.contains("b.cedar` is empty"), "{problem}");
+    }
 }

@@ -4,6 +4,7 @@
 //! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
 //! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
 
+mod bodies;
 mod caller;
 mod metadata;
 mod noise;
@@ -26,13 +27,14 @@ use crate::domain::{
     Timestamp,
 };
 use crate::grants::{Grants, Ticket};
-use crate::journal::{Cleared, Journal};
+use crate::journal::{Cleared, Journal, State};
 use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp::{self, Heads, Message};
 use crate::telemetry::Metrics;
-use crate::transport::{self, Body, BodyProblem, Peer};
+use crate::transport::{Body, BodyProblem, Peer};
 use crate::upstream::{Failed, ForwardHeads, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
+use bodies::{Bodies, Unread};
 use bytes::Bytes;
 use caller::Caller;
 use http::{Request, Response, StatusCode, request};
@@ -76,6 +78,7 @@ pub struct GateParts {
 /// The request path of one instance.
 pub struct Gate {
     parts: GateParts,
+    bodies: Bodies,
     noise: Noise,
     streams: Arc<Streams>,
     draining: AtomicBool,
@@ -83,10 +86,15 @@ pub struct Gate {
 
 /// Largest body that is read for the id of a message whose sender is not known.
 const STRANGERS_BODY: usize = 64 * 1024;
+/// Streams of one caller at once: each is a connection to its server, for as long as an answer may take.
+const MOST_STREAMS: usize = 64;
+/// A credential is looked at again if the message took longer than this to arrive.
+const SLOW: Duration = Duration::from_secs(1);
 
 impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
+            bodies: Bodies::new(parts.site.max_body),
             parts,
             noise: Noise::default(),
             streams: Arc::default(),
@@ -131,17 +139,14 @@ impl Gate {
         };
         let verb = site::verb(head)?;
         trail.server = Some(server.clone());
-        let proved = self
-            .parts
-            .callers
-            .prove(&head.headers, peer, &self.parts.site.resource(&server), trail.at)
-            .await;
+        let proved = self.prove(head, peer, &server, trail.at).await;
         let most = if proved.is_ok() {
             self.parts.site.max_body
         } else {
             self.parts.site.max_body.min(STRANGERS_BODY)
         };
-        let body = transport::read_body(body, most, self.parts.site.body_timeout).await;
+        let who = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
+        let body = self.bodies.read(body, most, self.parts.site.body_timeout, who).await;
         let principal = match proved {
             Ok(principal) => principal,
             Err(reason) => {
@@ -150,6 +155,13 @@ impl Gate {
             }
         };
         trail.principal = Some(principal.clone());
+        // What is judged is judged as of now: a message may take half a minute to arrive, and much can end in that.
+        let upstreams = self.parts.upstreams.load_full();
+        let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
+        let principal = match trail.at.since(asked) < SLOW {
+            true => principal,
+            false => self.prove(head, peer, &server, trail.at).await?,
+        };
         if self.draining.load(Ordering::Relaxed) {
             return Err(Reason::Draining.into());
         }
@@ -182,6 +194,7 @@ impl Gate {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refused) => {
                 trail.basis = Some(refused.basis);
+                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
                 return Err(refused.refusal);
             }
         };
@@ -225,6 +238,17 @@ impl Gate {
                 ticket,
             },
         )
+    }
+
+    async fn prove(
+        &self,
+        head: &request::Parts,
+        peer: &Peer,
+        server: &ServerName,
+        now: Timestamp,
+    ) -> Result<Arc<Principal>, Reason> {
+        let audience = self.parts.site.resource(server);
+        self.parts.callers.prove(&head.headers, peer, &audience, now).await
     }
 
     /// Durable before anything is sent; if it cannot be written, nothing is.
@@ -277,7 +301,7 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
-                tool: trail.tool.as_deref(),
+                unseen: trail.unseen,
             },
         )
     }
@@ -307,16 +331,24 @@ impl Gate {
             })
     }
 
-    /// Cuts open streams whose authorisation is gone; the app calls it after each change and once a second.
-    pub fn recheck_streams(&self) {
-        let cut = self.streams.recheck(&self.parts.grants, (self.parts.clock.now)());
+    /// Cuts open streams whose authorisation is gone; the app calls it once a second. While nobody calls, nobody else asks
+    /// what has changed, so this does. What cannot be confirmed any more does not go on.
+    pub async fn recheck_streams(&self) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let fresh = self.parts.grants.fresh().await.is_ok();
+        let cut = self.streams.recheck(&self.parts.grants, fresh, (self.parts.clock.now)());
         if cut > 0 {
             tracing::info!(streams = cut, "cut: their authorisation is gone");
         }
     }
 
-    /// Puts what was only counted on record; the app calls it once a second.
+    /// Puts what was only counted on record; the app calls it once a second. While nothing can be recorded, it is kept.
     pub async fn record_noise(&self) {
+        if matches!(self.parts.journal.state(), State::Sealed(_)) {
+            return;
+        }
         for event in self.noise.drain(&self.parts.environment, (self.parts.clock.now)()) {
             if let Err(sealed) = self.parts.journal.append(event).await {
                 tracing::warn!(%sealed, "counted refusals cannot be recorded");
@@ -350,6 +382,10 @@ impl Gate {
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession => Ok(None),
+            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+            }),
             Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
                 let admission = self
                     .parts
@@ -426,7 +462,7 @@ fn read(
         Message::Request(request) => {
             trail.id = Some(request.id.clone());
             trail.said_method = Some(fit_for_a_record(&request.method));
-            trail.trace = request.trace().map(str::to_owned);
+            trail.trace = request.trace().map(fit_for_a_record);
             let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
             trail.era = era;
             let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
@@ -522,6 +558,12 @@ fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
     }
 }
 
+/// Whether this caller's list of tools has the one called.
+fn shown(call: &Call, facts: &Facts<'_>) -> bool {
+    let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
+    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
+}
+
 /// What the decision stands on, for the looks after it.
 fn ticket(generation: u64, caller: &Caller, decision: &Decision) -> Ticket {
     let member = caller.member.as_ref().map(|member| member.id.clone());
@@ -533,11 +575,17 @@ fn ticket(generation: u64, caller: &Caller, decision: &Decision) -> Ticket {
     }
 }
 
-fn unread(problem: BodyProblem) -> Refusal {
-    match problem {
-        BodyProblem::TooLarge => Reason::BodyTooLarge.into(),
-        BodyProblem::TooSlow => Reason::BodyTooSlow.into(),
-        BodyProblem::Broken | BodyProblem::Trailers => Refusal::with_detail(Reason::BadFraming, problem.to_string()),
+fn unread(unread: Unread) -> Refusal {
+    match unread {
+        Unread::NoRoom => Refusal {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Refusal::with_detail(Reason::TooManyInFlight, "too many messages are still on their way")
+        },
+        Unread::Problem(BodyProblem::TooLarge) => Reason::BodyTooLarge.into(),
+        Unread::Problem(BodyProblem::TooSlow) => Reason::BodyTooSlow.into(),
+        Unread::Problem(problem @ (BodyProblem::Broken | BodyProblem::Trailers)) => {
+            Refusal::with_detail(Reason::BadFraming, problem.to_string())
+        }
     }
 }
 
@@ -568,7 +616,7 @@ fn id_of(verb: Verb, body: Bytes) -> Option<crate::domain::MessageId> {
     }
 }
 
-/// Method names are the caller's words: cut, and without control characters.
+/// Method names and trace ids are the caller's words: cut, and without control characters.
 fn fit_for_a_record(method: &str) -> String {
     method
         .chars()

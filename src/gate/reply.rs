@@ -19,8 +19,8 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
-    /// The tool asked for, for `denials = "unknown_tool"`.
-    pub tool: Option<&'a str>,
+    /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
+    pub unseen: bool,
 }
 
 struct Row {
@@ -217,15 +217,9 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
         return json(StatusCode::OK, mcp::result(id, result));
     }
-    if by_policy && to.denials == Denials::UnknownTool {
-        let hidden = Refusal::with_detail(Reason::UnknownTool, to.tool.unwrap_or_default());
-        return refuse(
-            &hidden,
-            &Listener {
-                denials: Denials::Error,
-                ..*to
-            },
-        );
+    if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
+        let denials = Denials::Error;
+        return refuse(&Reason::UnknownTool.into(), &Listener { denials, ..*to });
     }
     let body = mcp::error(
         to.id,
@@ -247,6 +241,21 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     response
 }
 
+/// What is said only of tools that there are, or in other words than of those that never were.
+const fn tells_of_a_tool(reason: Reason) -> bool {
+    use Reason as R;
+    matches!(
+        reason,
+        R::UnknownTool
+            | R::ToolNotApproved
+            | R::DefinitionChanged
+            | R::MissingScope
+            | R::NoPolicyPermits
+            | R::ForbiddenByPolicy
+            | R::PolicyError
+    )
+}
+
 /// The same as a bare message, where the head of the answer is gone already.
 pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
     let row = row(refusal.reason);
@@ -256,7 +265,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
-        tool: None,
+        unseen: false,
     };
     mcp::error(
         id,
@@ -370,7 +379,7 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
-            tool: Some("t"),
+            unseen: false,
         }
     }
 

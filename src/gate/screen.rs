@@ -21,7 +21,7 @@ pub struct Screen {
     id: Option<MessageId>,
     era: Era,
     method: Method,
-    /// For lists: the pinned definition of every tool this caller could call. What is not in it is hidden.
+    /// Where a list can come: the pinned definition of every tool this caller could call. What is not in it is hidden.
     shown: Option<HashMap<String, Arc<str>>>,
 }
 
@@ -44,7 +44,9 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 
 impl Screen {
     pub fn of(call: &Call, facts: &Facts<'_>) -> Self {
-        let shown = (call.method == Method::ToolsList).then(|| shown(&call.server, facts));
+        // A stream that is resumed plays answers again, also that to a list.
+        let lists = matches!(call.method, Method::ToolsList | Method::OpenStream);
+        let shown = lists.then(|| shown(&call.server, facts));
         Self {
             id: call.id.clone(),
             era: call.era,
@@ -108,15 +110,29 @@ impl Screen {
                 frame,
                 kind: Some(AnswerKind::Result { .. }),
             }) if self.shown.is_some() => Some(self.listed(frame)),
+            Ok(Piece {
+                frame,
+                kind: Some(AnswerKind::NotOurs),
+            }) => self.replayed(frame),
             Ok(Piece { frame, .. }) => Some(frame.raw),
         }
     }
 
-    fn listed(&self, frame: SseFrame) -> Bytes {
-        let data = frame.data.unwrap_or_default();
+    fn listed(&self, mut frame: SseFrame) -> Bytes {
+        let data = frame.data.take().unwrap_or_default();
         match self.list(data) {
-            Ok(body) => event(&body),
+            Ok(body) => replace_data(&frame, &body),
             Err(refusal) => event(&self.broken(&refusal)),
+        }
+    }
+
+    /// An answer to an earlier request. If it holds a list that cannot be read, it is left out.
+    fn replayed(&self, frame: SseFrame) -> Option<Bytes> {
+        let (shown, data) = (self.shown.as_ref()?, frame.data.as_ref()?);
+        match mcp::filter_listed(data, &mut |name| shown.get(name).cloned(), self.era) {
+            Ok(None) => Some(frame.raw),
+            Ok(Some(body)) => Some(replace_data(&frame, &body)),
+            Err(_) => None,
         }
     }
 
@@ -163,6 +179,32 @@ fn told(status: StatusCode, era: Era) -> StatusCode {
     }
 }
 
+/// The event with other data; its id stays, so that the client can resume after it.
+fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
+    match &frame.id {
+        Some(id) => [b"id: ".as_slice(), id, b"\n", &event(data)].concat().into(),
+        None => event(data),
+    }
+}
+
+/// Every line of the data gets its field: a server may break a message into lines.
 fn event(data: &[u8]) -> Bytes {
-    [b"event: message\ndata: ".as_slice(), data, b"\n\n"].concat().into()
+    let mut event = b"event: message\n".to_vec();
+    for line in data.split(|byte| *byte == b'\n') {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_in_several_lines_stays_one_event() {
+        assert_eq!(event(b"{\n\n}"), "event: message\ndata: {\ndata: \ndata: }\n\n");
+    }
 }

@@ -1,7 +1,7 @@
 //! Open streams and the authorisation they stand on: one task looks at every change, and once a second for what time alone
 //! ends, and cuts those whose grant or credential is gone.
 
-use crate::domain::Timestamp;
+use crate::domain::{Principal, Timestamp};
 use crate::grants::{Grants, Ticket};
 use crate::limits::Admission;
 use crate::transport::{Body, BodyError};
@@ -45,11 +45,22 @@ impl Streams {
         )
     }
 
-    /// Cuts what may no longer be open; tells how many.
-    pub fn recheck(&self, grants: &Grants, now: Timestamp) -> usize {
+    pub fn is_empty(&self) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// How many this caller has open.
+    pub fn of(&self, principal: &Principal) -> usize {
+        let same = |other: &Principal| other.issuer == principal.issuer && other.subject == principal.subject;
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().filter(|(ticket, _)| same(&ticket.principal)).count()
+    }
+
+    /// Cuts what may no longer be open, which is everything if too little is known (`fresh`); tells how many.
+    pub fn recheck(&self, grants: &Grants, fresh: bool, now: Timestamp) -> usize {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = open.values().filter(|(ticket, _)| {
-            ticket.principal.expires_at.is_some_and(|end| end <= now) || grants.standing(ticket, now).is_err()
+            !fresh || ticket.principal.expires_at.is_some_and(|end| end <= now) || grants.standing(ticket, now).is_err()
         });
         gone.map(|(_, token)| token.cancel()).count()
     }

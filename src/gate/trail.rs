@@ -29,6 +29,8 @@ pub struct Trail {
     pub session: Option<String>,
     pub trace: Option<String>,
     pub basis: Option<Basis>,
+    /// The tool is there, but this caller is not shown it.
+    pub unseen: bool,
     /// The permit is on record already: what goes wrong now is an outcome, not a decision.
     pub recorded: bool,
 }
@@ -52,6 +54,7 @@ impl Trail {
             session: None,
             trace: None,
             basis: None,
+            unseen: false,
             recorded: false,
         }
     }

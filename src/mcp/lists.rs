@@ -13,12 +13,34 @@ use std::sync::Arc;
 /// error comes back as it is.
 pub fn filter_tools(answer: &[u8], keep: &mut dyn FnMut(&str) -> Option<Arc<str>>, era: Era) -> Result<Bytes, Malformed> {
     let list = List::read(answer)?;
-    let Some(result) = list.result else {
-        return Ok(Bytes::copy_from_slice(answer));
-    };
-    let Some(tools) = list.tools else {
-        return Err(Malformed::new(Reason::UpstreamBroken, "the answer has no list of tools"));
-    };
+    match (list.result, list.tools) {
+        (None, _) => Ok(Bytes::copy_from_slice(answer)),
+        (Some(_), None) => Err(Malformed::new(Reason::UpstreamBroken, "the answer has no list of tools")),
+        (Some(result), Some(tools)) => Ok(rewritten(answer, &list, result, tools, keep, era)?),
+    }
+}
+
+/// The same for an answer of which it is not known what it answers: `None` if it holds no list of tools.
+pub fn filter_listed(
+    answer: &[u8],
+    keep: &mut dyn FnMut(&str) -> Option<Arc<str>>,
+    era: Era,
+) -> Result<Option<Bytes>, Malformed> {
+    let list = List::read(answer)?;
+    match (list.result, list.tools) {
+        (Some(result), Some(tools)) => Ok(Some(rewritten(answer, &list, result, tools, keep, era)?)),
+        _ => Ok(None),
+    }
+}
+
+fn rewritten(
+    answer: &[u8],
+    list: &List,
+    result: Span,
+    tools: Span,
+    keep: &mut dyn FnMut(&str) -> Option<Arc<str>>,
+    era: Era,
+) -> Result<Bytes, Fault> {
     let inside = result.range().start + 1;
     let mut edits = vec![(tools.range(), shown(answer, &list.items, keep)?)];
     match list.cache_scope {
@@ -138,6 +160,18 @@ mod tests {
             Era::Legacy,
         );
         assert_eq!(emptied, r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}"#);
+    }
+
+    #[test]
+    fn a_list_is_found_in_an_answer_to_nobody_knows_what() {
+        let listed = |answer: &str| {
+            let found = filter_listed(answer.as_bytes(), &mut |_| None, Era::Legacy);
+            found.map(|found| found.map(|body| String::from_utf8(body.to_vec()).unwrap()))
+        };
+        let hidden = listed(r#"{"jsonrpc":"2.0","id":9,"result":{"tools":[{"name":"hidden"}]}}"#);
+        assert_eq!(hidden.unwrap().unwrap(), r#"{"jsonrpc":"2.0","id":9,"result":{"tools":[]}}"#);
+        assert_eq!(listed(r#"{"jsonrpc":"2.0","id":9,"result":{"content":[]}}"#), Ok(None));
+        assert!(listed(r#"{"jsonrpc":"2.0","id":9,"result":{"Tools":[{"name":"hidden"}]}}"#).is_err());
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use heads::{
     mirrored, notification, read_heads,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::filter_tools;
+pub use lists::{filter_listed, filter_tools};
 pub use read::{Message, Meta, Notification, Params, Request, Response, read};
 pub use sentinel::{decode_sentinel, encode_sentinel};
 pub use sse::{SseFault, SseFrame, SseReader};

@@ -46,9 +46,10 @@ impl Upstream {
     }
 
     async fn send(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
+        let client = if *method == Method::GET { &self.streams } else { &self.client };
         let mut tries = 1;
         loop {
-            match self.client.send(self.request(method, mcp, body)).await {
+            match client.send(self.request(method, mcp, body)).await {
                 Ok(answer) => return Ok(answer),
                 Err(ClientError::Closed { sent: false, .. }) if tries < UNSENT_TRIES => tries += 1,
                 Err(error) => return Err(Failed::of_client(&error)),

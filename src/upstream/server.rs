@@ -13,7 +13,10 @@ use std::time::Duration;
 pub struct Upstream {
     pub(super) name: ServerName,
     pub(super) endpoint: Uri,
+    /// For calls: h2 where the server offers it, else pooled HTTP/1.1.
     pub(super) client: Client,
+    /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
+    pub(super) streams: Client,
     pub(super) credential: Option<(HeaderName, HeaderValue)>,
     pub(super) patience: Patience,
     eras: AtomicU8,
@@ -94,16 +97,22 @@ impl Upstream {
             pool_idle: POOL_IDLE,
             pool_max_idle: config.max_concurrency,
             allow_private: config.allow_private_address,
-            http2: false,
+            http2: true,
         };
-        let client = Client::new(&settings).map_err(|source| UpstreamError::Client {
-            server: config.name.clone(),
-            source,
-        })?;
+        let made = |settings: &ClientSettings| {
+            Client::new(settings).map_err(|source| UpstreamError::Client {
+                server: config.name.clone(),
+                source,
+            })
+        };
         Ok(Self {
             name: config.name.clone(),
             endpoint: endpoint(&config.name, &config.url)?,
-            client,
+            client: made(&settings)?,
+            streams: made(&ClientSettings {
+                http2: false,
+                ..settings
+            })?,
             credential: config
                 .credential
                 .as_ref()

@@ -250,7 +250,12 @@ impl Frames {
 
 /// A frame of our own with one message.
 pub(super) fn event(data: Bytes) -> SseFrame {
-    let raw = [b"event: message\ndata: ".as_slice(), &data, b"\n\n"].concat();
+    let mut raw = b"event: message".to_vec();
+    for line in data.split(|byte| *byte == b'\n') {
+        raw.extend_from_slice(b"\ndata: ");
+        raw.extend_from_slice(line);
+    }
+    raw.extend_from_slice(b"\n\n");
     SseFrame {
         raw: raw.into(),
         event: Some(Bytes::from_static(b"message")),

@@ -70,6 +70,8 @@ struct State {
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
     on_call: Mutex<Option<OnCall>>,
+    /// What the server's own stream will give.
+    own_stream: Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>,
 }
 
 impl Upstream {
@@ -100,6 +102,7 @@ impl Upstream {
             tools: Mutex::new(tools()),
             sessions: Mutex::default(),
             on_call: Mutex::default(),
+            own_stream: Mutex::default(),
         });
         let shared = state.clone();
         let answer: Answering = Arc::new(move |request| Box::pin(shared.clone().answer(request)));
@@ -164,10 +167,22 @@ impl Upstream {
         }
     }
 
+    /// Offers a stream of its own, once; it lasts as long as the sender, which is fed by `say`.
+    pub fn offer_stream(&self) -> mpsc::Sender<io::Result<Bytes>> {
+        let (send, receive) = mpsc::channel(8);
+        *self.state.own_stream.lock().unwrap() = Some(receive);
+        send
+    }
+
     /// Looks at each tool call at the moment it arrives, before it is answered.
     pub fn on_call(&self, look: impl Fn(&Received) + Send + 'static) {
         *self.state.on_call.lock().unwrap() = Some(Box::new(look));
     }
+}
+
+/// One event of a stream that was offered.
+pub async fn say(stream: &mpsc::Sender<io::Result<Bytes>>, message: &Value) {
+    stream.send(Ok(event(message))).await.expect("somebody reads the stream");
 }
 
 impl Received {
@@ -227,6 +242,10 @@ impl State {
         match received.verb.as_str() {
             "POST" => self.post(&received).await,
             "DELETE" => self.end_session(&received),
+            "GET" => match self.own_stream.lock().unwrap().take() {
+                Some(events) => stream(events),
+                None => empty(405),
+            },
             _ => empty(405),
         }
     }
