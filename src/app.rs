@@ -10,12 +10,11 @@ use crate::grants::Grants;
 use crate::identity::{Identity, Pepper};
 use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
 use crate::limits::Limits;
-use crate::store::{RegistryRow, Store, StoreOpen};
+use crate::store::{Store, StoreOpen};
 use crate::telemetry::Metrics;
 use crate::transport::{self, Connections, ServerTls, Stop, StopHandle};
-use crate::upstream::{SessionKeys, Upstreams, known_servers};
+use crate::upstream::{SessionKeys, Upstreams};
 use anyhow::{Context, Result, bail};
-use arc_swap::ArcSwap;
 use rules::Rules;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -85,9 +84,13 @@ impl Running {
                 "calls were under way when the last run ended; they are on record as `unknown`"
             );
         }
+        journal.observe_appends({
+            let metrics = metrics.clone();
+            move |took| metrics.audit_appended(took)
+        });
         let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
         let registry = grants.registry();
-        let upstreams = Arc::new(ArcSwap::from_pointee(upstreams(&config, &registry)?));
+        let upstreams = Arc::new(upstreams(&config)?);
         let snapshot = rules::compile(&config, &store, &registry)
             .await
             .context("the policies cannot be used")?;
@@ -173,11 +176,11 @@ impl Running {
         let mut tasks = JoinSet::new();
         tasks.spawn(every_second(gate.clone(), limits));
         tasks.spawn(record_noise(gate.clone()));
-        tasks.spawn(follow_registry(config.clone(), grants.clone(), rules.clone()));
+        tasks.spawn(follow_registry(grants.clone(), rules.clone()));
         tasks.spawn(follow_files(config.clone(), grants.clone(), rules.clone(), tls));
-        for server in known_servers(&config.servers, &registry) {
+        for server in &config.servers {
             tasks.spawn(follow_tools(
-                server.name,
+                server.name.clone(),
                 server.catalogue_refresh.0,
                 grants.clone(),
                 rules.clone(),
@@ -277,9 +280,10 @@ pub fn store_open(config: &Config) -> Result<StoreOpen> {
     }
 }
 
-fn upstreams(config: &Config, registry: &[RegistryRow]) -> Result<Upstreams> {
+/// Where a server is stands in the configuration alone: the registry says only whether it may be called and for which scopes.
+fn upstreams(config: &Config) -> Result<Upstreams> {
     let keys = SessionKeys::load_or_create(filled(&config.sessions.key_file))?;
-    Ok(Upstreams::new(&known_servers(&config.servers, registry), keys)?)
+    Ok(Upstreams::new(&config.servers, keys)?)
 }
 
 pub fn filled(path: &Option<PathBuf>) -> &Path {
@@ -397,20 +401,10 @@ async fn record_noise(gate: Arc<Gate>) {
 }
 
 /// Servers that were added, changed or switched off in the registry, and pins somebody approved.
-async fn follow_registry(config: Arc<Config>, grants: Arc<Grants>, rules: Arc<Rules>) {
+async fn follow_registry(grants: Arc<Grants>, rules: Arc<Rules>) {
     let mut changes = grants.changes();
     while changes.changed().await.is_ok() {
-        let registry = grants.registry();
-        match upstreams(&config, &registry) {
-            Ok(upstreams) => {
-                rules.upstreams.store(Arc::new(upstreams));
-                rules.look().await;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the registry names a server that cannot be used; the servers stay as they were")
-            }
-        }
-        rules.rebuild(&registry).await;
+        rules.rebuild(&grants.registry()).await;
     }
 }
 
@@ -456,10 +450,15 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
     let failing = rules.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Health {
         not_ready: sealed.into_iter().collect(),
-        degraded: failing
-            .map(|why| format!("the newest policies are not in use: {why}"))
-            .into_iter()
-            .collect(),
+        degraded: [
+            failing.map(|why| format!("the newest policies are not in use: {why}")),
+            journal
+                .ship_error()
+                .map(|why| format!("the database does not take records: {why}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
         journal: match state {
             State::Open => "open",
             State::Pressure => "pressure",

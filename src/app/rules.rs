@@ -23,7 +23,7 @@ pub struct Rules {
     journal: Journal,
     metrics: Arc<Metrics>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    pub upstreams: Arc<ArcSwap<Upstreams>>,
+    upstreams: Arc<Upstreams>,
     /// Digest of each server's tool list when it was last written down, so that an unchanged one costs no query.
     observed: Mutex<BTreeMap<ServerName, Digest>>,
     /// Why the newest set is not the one in force, if so.
@@ -47,7 +47,7 @@ impl Rules {
         store: Store,
         journal: Journal,
         metrics: Arc<Metrics>,
-        upstreams: Arc<ArcSwap<Upstreams>>,
+        upstreams: Arc<Upstreams>,
         snapshot: Snapshot,
     ) -> Self {
         Self {
@@ -132,8 +132,7 @@ impl Rules {
 
     /// Asks every server for its tools at once; true if anything was written down.
     pub async fn look(&self) -> bool {
-        let upstreams = self.upstreams.load_full();
-        let looks = upstreams.iter().map(|(name, upstream)| {
+        let looks = self.upstreams.iter().map(|(name, upstream)| {
             let name = name.clone();
             async move {
                 let tools = tokio::time::timeout(FIRST_LOOK, upstream.fetch_tools()).await;
@@ -153,8 +152,9 @@ impl Rules {
 
     /// Asks one server; true if its list differs from the one written down.
     pub async fn look_at(&self, server: &ServerName) -> bool {
-        let upstreams = self.upstreams.load_full();
-        let Some(upstream) = upstreams.get(server) else { return false };
+        let Some(upstream) = self.upstreams.get(server) else {
+            return false;
+        };
         match upstream.fetch_tools().await {
             Ok(offer) => self.observe(server, &offer).await,
             Err(error) => warn_unseen(server, &error.to_string()),

@@ -609,28 +609,6 @@ impl Span {
     }
 }
 
-impl ServerConfig {
-    /// A server that only its name and URL are known of, as the registry of the store holds it.
-    pub fn at(name: ServerName, url: String) -> Self {
-        Self {
-            name,
-            url,
-            ca_file: None,
-            credential: None,
-            pin: PinMode::default(),
-            denials: Denials::default(),
-            tool_scopes: BTreeMap::new(),
-            connect_timeout: default_connect_timeout(),
-            first_byte_timeout: default_first_byte_timeout(),
-            idle_timeout: default_upstream_idle(),
-            max_answer_bytes: default_answer_bytes(),
-            max_concurrency: default_server_concurrency(),
-            catalogue_refresh: default_catalogue_refresh(),
-            allow_private_address: false,
-        }
-    }
-}
-
 impl PoliciesConfig {
     /// `utc_offset` in minutes; `None` if it is not one.
     pub fn utc_offset_minutes(&self) -> Option<i32> {

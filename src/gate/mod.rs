@@ -66,7 +66,7 @@ pub struct GateParts {
     pub grants: Arc<Grants>,
     pub limits: Arc<Limits>,
     pub journal: Journal,
-    pub upstreams: Arc<ArcSwap<Upstreams>>,
+    pub upstreams: Arc<Upstreams>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub denials: BTreeMap<ServerName, Denials>,
     pub session_lifetime: Duration,
@@ -131,9 +131,9 @@ impl Gate {
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
         self.parts.site.admit(head)?;
-        let upstreams = self.parts.upstreams.load_full();
+        let upstreams = &*self.parts.upstreams;
         let server = match site::route(head)? {
-            Route::Metadata(server) => return self.document(head, server, &upstreams),
+            Route::Metadata(server) => return self.document(head, server, upstreams),
             Route::OnlyServer => upstreams.only().ok_or(Reason::UnknownPath)?.name().clone(),
             Route::Mcp(server) => server,
         };
@@ -156,7 +156,6 @@ impl Gate {
         };
         trail.principal = Some(principal.clone());
         // What is judged is judged as of now: a message may take half a minute to arrive, and much can end in that.
-        let upstreams = self.parts.upstreams.load_full();
         let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
         let principal = match trail.at.since(asked) < SLOW {
             true => principal,
@@ -167,7 +166,7 @@ impl Gate {
         }
         site::media_types(head, verb)?;
         let heads = mcp::read_heads(&head.headers).map_err(|malformed| heard(malformed, trail))?;
-        let session = named_session(&heads, &upstreams, &principal, &server, trail.at);
+        let session = named_session(&heads, upstreams, &principal, &server, trail.at);
         let (call, session) = match verb {
             Verb::Post => read(body.map_err(unread)?, &heads, session, &server, trail)?,
             Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,

@@ -90,7 +90,7 @@ impl Folder {
             dir: path.to_owned(),
             source,
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fault)?;
+        create_durably(path).map_err(fault)?;
         let path = path.canonicalize().map_err(fault)?;
         if let (false, Some(kind)) = (allow_volatile, volatile(&path)) {
             return Err(JournalError::Volatile { dir: path, kind });
@@ -173,6 +173,22 @@ impl DiskFile for File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+}
+
+/// Creates what is missing of this path, and makes each new name durable in its parent.
+fn create_durably(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path
+        .parent()
+        .filter(|parent| *parent != Path::new(""))
+        .unwrap_or(Path::new("."));
+    create_durably(parent)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(parent)?.sync_all(),
     }
 }
 

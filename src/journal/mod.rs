@@ -22,8 +22,6 @@ mod watermark;
 mod writer;
 
 #[cfg(test)]
-mod simulated;
-#[cfg(test)]
 mod tests;
 
 pub use error::{Damage, JournalError, Sealed, State};
@@ -105,7 +103,7 @@ impl Journal {
         Self::open_on(Arc::new(folder), &settings, start, Box::new(now))
     }
 
-    /// Records an event; durable when it returns.
+    /// Records an event; durable when it returns. A permit goes through `open`.
     pub async fn append(&self, event: Event) -> Result<u64, Sealed> {
         let began = self.0.shared.observer.get().map(|observe| (observe, Instant::now()));
         let seq = self.0.shared.append(&event)?.await?;
@@ -209,7 +207,8 @@ impl Journal {
         }
     }
 
-    /// Writes what is in line and the record of the stop, and takes no more. Returns when that is on disk.
+    /// Writes what is in line and the record of the stop, and takes no more. Returns when that is on disk, or cannot
+    /// be; waits as long as the disk does.
     pub async fn stop(&self) {
         let shared = &self.0.shared;
         let mut ended = std::pin::pin!(shared.end.notified());
@@ -274,20 +273,17 @@ impl Journal {
             unknown,
             unshipped: spool.records.load(Ordering::Relaxed),
         };
+        let watch = thread("journal-watch", {
+            let shared = shared.clone();
+            move || shared.watch()
+        })?;
+        let last_words = LastWords(shared.clone());
+        let write = thread("journal", move || {
+            let _last_words = last_words;
+            writer.run();
+        })?;
         let handle = Handle {
-            threads: Mutex::new(vec![
-                thread("journal", {
-                    let last_words = LastWords(shared.clone());
-                    move || {
-                        let _last_words = last_words;
-                        writer.run();
-                    }
-                })?,
-                thread("journal-watch", {
-                    let shared = shared.clone();
-                    move || shared.watch()
-                })?,
-            ]),
+            threads: Mutex::new(vec![watch, write]),
             shared,
             disk,
             incarnation,

@@ -139,23 +139,27 @@ impl Queue {
         }
     }
 
-    /// Fails everybody who waits in line. What nobody waits for stays, behind `kept` of a batch that was not written.
-    pub fn fail(&self, reason: &Sealed, kept: Vec<Entry>) {
+    /// Fails everybody who waits in line, and tells how many records that were. What nobody waits for stays, after
+    /// that of a batch that could not be written.
+    pub fn fail(&self, reason: &Sealed, unwritten: Vec<Entry>) -> u64 {
         let mut inner = locked(&self.inner);
         let batches = std::mem::take(&mut inner.batches);
         let (groups, entries): (Vec<_>, Vec<_>) = batches.into_iter().map(|batch| (batch.group, batch.entries)).unzip();
         (inner.records, inner.bytes, inner.awaited) = (0, 0, 0);
-        for entry in kept.into_iter().chain(entries.into_iter().flatten()) {
-            // `put` counts the room of what stays once more.
+        let mut refused = 0;
+        for entry in unwritten.into_iter().chain(entries.into_iter().flatten()) {
             inner.room -= entry.room;
-            if !entry.awaited {
-                inner.put(entry);
+            match entry.awaited {
+                true => refused += 1,
+                // This counts its room once more.
+                false => _ = inner.put(entry),
             }
         }
         drop(inner);
         for group in groups {
             group.finish(Err(reason.clone()));
         }
+        refused
     }
 
     /// Gives back room: of entries that are on disk and counted there, or of a permit that is closed.

@@ -201,11 +201,14 @@ impl Shared {
         };
         let group = group.clone();
         // Under the lock, so that the writer unseals after this and not before.
+        let known = *locked(&self.fault) == Some(Sealed::Hung);
         self.seal(Sealed::Hung);
         drop(working);
-        tracing::error!("the journal's disk does not answer; the journal is sealed while that lasts");
+        if !known {
+            tracing::error!("the journal's disk does not answer; the journal is sealed while that lasts");
+        }
         group.finish(Err(Sealed::Hung));
-        self.queue.fail(&Sealed::Hung, Vec::new());
+        self.fail_waiting(&Sealed::Hung, Vec::new());
     }
 
     /// The writing thread is done.
@@ -219,6 +222,12 @@ impl Shared {
 
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// Tells everybody who waits in line no. What nobody waits for stays, after that of a batch that was not written.
+    pub fn fail_waiting(&self, reason: &Sealed, unwritten: Vec<Entry>) {
+        let refused = self.queue.fail(reason, unwritten);
+        self.refused.fetch_add(refused, Ordering::Relaxed);
     }
 
     pub fn ticket_closed(&self) {

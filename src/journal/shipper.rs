@@ -55,7 +55,7 @@ impl Shipper {
         self.run_with(ship, stop).await;
     }
 
-    async fn run_with<F, S>(mut self, mut ship: F, stop: CancellationToken)
+    pub(super) async fn run_with<F, S>(mut self, mut ship: F, stop: CancellationToken)
     where
         F: FnMut(Arc<[SealedRecord]>) -> S,
         S: Future<Output = Result<(), String>>,

@@ -213,19 +213,18 @@ impl Writer {
         let mut released = 0;
         for entry in entries {
             released += match entry.mark {
-                Mark::Opens(request) => {
-                    self.open.insert(request);
-                    entry.room.saturating_sub(OUTCOME_ROOM)
-                }
+                Mark::Opens(request) if self.open.insert(request) => entry.room.saturating_sub(OUTCOME_ROOM),
                 Mark::Closes(request) if self.open.remove(&request) => OUTCOME_ROOM,
-                Mark::Closes(_) => 0,
-                Mark::Plain => entry.room,
+                _ => entry.room,
             };
         }
         let spool = &shared.spool;
         spool.bytes.fetch_add((self.bytes.len() - BATCH) as u64, Ordering::Relaxed);
-        spool.records.fetch_add(self.chain.next - before.next, Ordering::Relaxed);
         spool.durable.store(self.chain.next, Ordering::Release);
+        spool.records.fetch_add(self.chain.next - before.next, Ordering::SeqCst);
+        if shared.shipper_waits.swap(false, Ordering::SeqCst) {
+            shared.shipper.notify_one();
+        }
         shared.queue.release(released);
     }
 
@@ -239,9 +238,6 @@ impl Writer {
                 self.shared.close_unsent(request, "nobody waited for the permit any more");
             }
         }
-        if self.shared.shipper_waits.swap(false, Ordering::AcqRel) {
-            self.shared.shipper.notify_one();
-        }
         self.shared.unseal_if_hung();
     }
 
@@ -250,10 +246,7 @@ impl Writer {
         tracing::error!(%error, "the journal cannot write and is sealed");
         self.shared.seal(reason.clone());
         batch.group.finish(Err(reason.clone()));
-        let (failed, kept): (Vec<_>, Vec<_>) = batch.entries.into_iter().partition(|entry| entry.awaited);
-        self.shared.refused.fetch_add(failed.len() as u64, Ordering::Relaxed);
-        self.shared.queue.release(failed.iter().map(|entry| entry.room).sum());
-        self.shared.queue.fail(&reason, kept);
+        self.shared.fail_waiting(&reason, batch.entries);
     }
 
     /// Tries again and again to write that the journal was sealed; false if it closes before that is on disk.
@@ -296,7 +289,7 @@ impl Drop for LastWords {
         if let Some((_, group)) = working {
             group.finish(Err(Sealed::Stopped));
         }
-        shared.queue.fail(&Sealed::Stopped, Vec::new());
+        shared.fail_waiting(&Sealed::Stopped, Vec::new());
         shared.end();
     }
 }

@@ -16,7 +16,7 @@ pub use catalogue::{FetchFailed, LeftOut, Offer, RawTool};
 pub use failed::Failed;
 pub use forward::{Answer, ForwardHeads, Opened};
 pub use keys::{Session, SessionKeys, SessionKeysError, UpstreamSessionId};
-pub use pins::{assemble, known_servers, scopes_of, standing};
+pub use pins::{assemble, scopes_of, standing};
 pub use server::{Eras, Upstream, UpstreamError};
 pub use stream::{Frames, Piece};
 

@@ -18,18 +18,6 @@ impl Upstreams {
     }
 }
 
-/// The servers of the configuration and those of the registry; the configuration wins where both name one.
-pub fn known_servers(configured: &[ServerConfig], registry: &[RegistryRow]) -> Vec<ServerConfig> {
-    let mut servers = configured.to_vec();
-    for row in registry {
-        let known = servers.iter().any(|server| server.name == row.server);
-        if let (false, Some(url)) = (known, &row.url) {
-            servers.push(ServerConfig::at(row.server.clone(), url.clone()));
-        }
-    }
-    servers
-}
-
 /// The tools of all servers as they were pinned, each with the scopes it needs and how it stands today. A server that is
 /// only in the registry is known too.
 pub fn assemble(configured: &[ServerConfig], registry: &[RegistryRow], stored: &[StoredTool]) -> Catalogue {

@@ -4,4 +4,4 @@ mod compile;
 mod model;
 mod random;
 mod starter;
-mod world;
+pub mod world;

@@ -5,6 +5,7 @@ mod decide;
 mod demo;
 mod grants;
 mod identity;
+mod journal;
 mod limits;
 mod mcp;
 #[path = "../support/postgres.rs"]

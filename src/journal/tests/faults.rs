@@ -1,7 +1,7 @@
 //! Disks that refuse, lie short, fill up or hang.
 
-use super::super::simulated::{Fate, Op, Simulated};
 use super::super::{Closing, Sealed, State};
+use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, kinds, note, open, open_with, outcomes, records, request, segment_names, settings, until};
 use crate::domain::{Ending, Event};
 use std::io;

@@ -5,9 +5,9 @@ mod damage;
 mod faults;
 mod permits;
 mod shipping;
+mod simulated;
 
 use super::disk::Disk;
-use super::simulated::Simulated;
 use super::walk::Walk;
 use super::{Journal, JournalError, JournalSettings, Recovered, StartFacts};
 use crate::domain::{
@@ -15,6 +15,7 @@ use crate::domain::{
     ServerName, Target, Timestamp, ToolName,
 };
 use bytes::Bytes;
+use simulated::Simulated;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;

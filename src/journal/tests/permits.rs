@@ -1,11 +1,13 @@
 //! Every permit ends in exactly one outcome, whatever becomes of its caller.
 
-use super::super::simulated::{Fate, Op, Simulated};
 use super::super::{Closing, Journal, Sealed, Ticket, fit};
+use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, note, open, outcomes, records, request, segment_names, until};
 use crate::domain::{Decision, Ending, Event, PolicyId, Scope};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::{Context, Waker};
 
 async fn sent(journal: &Journal, number: u128) -> Ticket {
     let cleared = journal.clear(call(number), allow(number)).await.map_err(|(_, sealed)| sealed);
@@ -63,10 +65,8 @@ async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
     assert_eq!(journal.append(note("too late")).await, Err(Sealed::Stopped));
 }
 
-#[tokio::test]
-async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permit() {
-    let disk = Simulated::new();
-    let (journal, _) = open(&disk);
+/// A permit whose record is being synced, and stays so until the second value is dropped.
+async fn opening(disk: &Simulated, journal: &Journal) -> (Pin<Box<impl Future>>, mpsc::Sender<()>) {
     let (go, gone) = mpsc::channel::<()>();
     let syncing = Arc::new(AtomicBool::new(false));
     let seen = syncing.clone();
@@ -77,14 +77,22 @@ async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permi
         }
         Fate::Works
     });
-    let mut opening = Box::pin(journal.clear(call(1), allow(1)));
+    let journal = journal.clone();
+    let mut opening = Box::pin(async move { journal.clear(call(1), allow(1)).await.is_ok() });
+    let mut context = Context::from_waker(Waker::noop());
     until(|| {
-        let waker = std::task::Waker::noop();
-        let pending = opening.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending();
-        assert!(pending);
+        assert!(opening.as_mut().poll(&mut context).is_pending());
         syncing.load(Ordering::SeqCst)
     })
     .await;
+    (opening, go)
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permit() {
+    let disk = Simulated::new();
+    let (journal, _) = open(&disk);
+    let (opening, go) = opening(&disk, &journal).await;
     drop(opening);
     drop(go);
     journal.append(note("next")).await.unwrap();
@@ -96,11 +104,8 @@ async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permi
 async fn a_caller_that_goes_after_the_record_is_durable_and_before_it_hears_of_it_too() {
     let disk = Simulated::new();
     let (journal, _) = open(&disk);
-    let mut opening = Box::pin(journal.clear(call(1), allow(1)));
-    let waker = std::task::Waker::noop();
-    assert!(opening.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
-    let spool = journal.0.shared.spool.clone();
-    until(|| spool.durable.load(Ordering::Acquire) == 2).await;
+    let (opening, go) = opening(&disk, &journal).await;
+    drop(go);
     journal.append(note("next")).await.unwrap();
     drop(opening);
     journal.stop().await;
@@ -125,9 +130,8 @@ async fn permits_without_an_outcome_are_unknown_after_a_crash_though_their_segme
     journal.0.shared.spool.drop_shipped(&mark).unwrap();
     assert_eq!(segment_names(&disk).len(), 1);
     let image = disk.reboot();
-    #[expect(clippy::mem_forget, reason = "as a crash would leave it: without its drop")]
-    std::mem::forget(open_call);
     drop(journal);
+    drop(open_call);
     for _ in 0..2 {
         let (journal, _) = open(&image);
         drop(journal);

@@ -2,8 +2,8 @@
 //!
 //! As on Linux, a failed sync leaves the pages clean: a later sync of that file says yes and brings nothing to disk.
 
-use super::disk::{Disk, DiskFile};
-use super::queue::locked;
+use super::super::disk::{Disk, DiskFile};
+use super::super::queue::locked;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
