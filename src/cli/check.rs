@@ -5,7 +5,7 @@ use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
 use crate::app::rules::{read_policies, settings};
-use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity};
+use crate::config::{StoreKind, self, Config, IssuerConfig, Place, ServerConfig, Severity};
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
@@ -155,6 +155,13 @@ fn unusable(dir: &Path) -> Option<String> {
 /// Whether the proxy could serve from it; what it knows of tools if so.
 async fn store(config: &Config, findings: &mut Findings) -> Option<Catalogue> {
     findings.look("store", "");
+    if let (StoreKind::Sqlite, Some(file)) = (config.store.kind, config.store.file.as_deref())
+        && !file.exists()
+    {
+        let file = shown(file);
+        findings.warn([format!("the database `{file}` is not there yet: `serve` makes it, `guardian db migrate` does so now")]);
+        return None;
+    }
     let store = match context::open(&config.store, Login::Proxy).await {
         Ok(store) => store,
         Err(error) => {

@@ -130,6 +130,14 @@ impl User {
                         "give an e-mail address, `--name` or `--id`, to know the user by",
                     ));
                 }
+                if let Some(email) = email
+                    && store.list_users(env).await?.iter().any(|user| user.email.as_ref() == Some(email))
+                {
+                    return Err(Failure::failed(format_args!(
+                        "there is a user `{0}` already; `guardian user roles {0}` changes its roles",
+                        clean(email)
+                    )));
+                }
                 let user = NewUser {
                     id: id.clone(),
                     kind: if *service {

@@ -32,7 +32,7 @@ use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp::{self, Heads, Message};
 use crate::telemetry::Metrics;
 use crate::transport::{Body, BodyProblem, Peer};
-use crate::upstream::{Failed, ForwardHeads, Session, Upstream, Upstreams};
+use crate::upstream::{Eras, Failed, ForwardHeads, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
 use bodies::{Bodies, Unread};
 use bytes::Bytes;
@@ -194,7 +194,7 @@ impl Gate {
             Verdict::Refuse(refused) => {
                 trail.basis = Some(refused.basis);
                 trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
-                return Err(refused.refusal);
+                return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
         let admission = self
@@ -561,6 +561,15 @@ fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
 fn shown(call: &Call, facts: &Facts<'_>) -> bool {
     let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
     tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
+}
+
+/// No tool is known of a server that was never reached: that is what is wrong, not the name of the tool.
+fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Refusal {
+    let never = upstream.eras() == Eras::Unknown && snapshot.tools(upstream.name()).next().is_none();
+    match refusal.reason == Reason::UnknownTool && never {
+        true => Refusal::with_detail(Reason::UpstreamUnreachable, "it has not told its tools yet"),
+        false => refusal,
+    }
 }
 
 /// What the decision stands on, for the looks after it.
