@@ -2,7 +2,8 @@
 //!
 //! Both proxies stand before the same server and get the same load: 32 TLS connections, closed loop, `tools/call` with a
 //! body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
-//! least values is the figure to quote. Absolute times depend on the machine.
+//! least values is the figure to quote. Absolute times depend on the machine. A last line adds what shipping the records
+//! of all these calls to the store costs, part of which happens between the windows.
 //!
 //! `cargo bench --bench path` prints the table; `--quick` as an argument runs short windows; `--limit R` fails above R.
 
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::convert::Infallible;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -56,6 +58,7 @@ fn compare(arguments: &[String]) -> ExitCode {
     let guardian = Guardian::start(&scratch.0, server);
     let bare = Bare::start(&scratch.0, server);
     let mut table: Vec<(f64, f64)> = Vec::new();
+    let (mut before, mut calls) = (0, 0);
     println!("{CONNECTIONS} connections, {rounds} rounds of {window:?}; CPU per call in us");
     println!(
         "{:>5} {:>12} {:>10} {:>12} {:>10}",
@@ -72,8 +75,12 @@ fn compare(arguments: &[String]) -> ExitCode {
             window,
         );
         if round == 0 {
-            continue; // warm-up
+            // warm-up
+            guardian.settle();
+            before = cpu_of(guardian.child.id());
+            continue;
         }
+        calls += guarded.2;
         println!(
             "{round:>5} {:>12.1} {:>10.0} {:>12.1} {:>10.0}",
             passthrough.0, passthrough.1, guarded.0, guarded.1
@@ -88,6 +95,12 @@ fn compare(arguments: &[String]) -> ExitCode {
         "ratio of the least values {ratio:.2}; median of the rounds {:.2}",
         ratios[ratios.len() / 2]
     );
+    guardian.settle();
+    let all = (cpu_of(guardian.child.id()) - before) as f64 / 1_000.0 / calls as f64;
+    println!(
+        "with every record shipped {all:.1} us per call, {:.2} times the passthrough",
+        all / least(|row| row.0)
+    );
     drop((guardian, bare));
     if let Some(limit) = limit.filter(|limit| ratio > *limit) {
         eprintln!("the path costs {ratio:.2} times a passthrough, more than {limit}");
@@ -96,8 +109,8 @@ fn compare(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// CPU microseconds of process `pid` per call, and calls per second.
-fn measure(pid: u32, to: SocketAddr, scratch: &Path, key: Option<&str>, path: &str, window: Duration) -> (f64, f64) {
+/// CPU microseconds of process `pid` per call, calls per second, and all calls made, those around the window too.
+fn measure(pid: u32, to: SocketAddr, scratch: &Path, key: Option<&str>, path: &str, window: Duration) -> (f64, f64, u64) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -131,7 +144,11 @@ fn measure(pid: u32, to: SocketAddr, scratch: &Path, key: Option<&str>, path: &s
         for task in tasks {
             task.await.expect("the load checks every answer");
         }
-        (cpu as f64 / 1_000.0 / done as f64, done as f64 / took.as_secs_f64())
+        (
+            cpu as f64 / 1_000.0 / done as f64,
+            done as f64 / took.as_secs_f64(),
+            calls.load(Ordering::Relaxed),
+        )
     })
 }
 
@@ -332,6 +349,7 @@ fn nodelay_connector() -> hyper_util::client::legacy::connect::HttpConnector {
 struct Guardian {
     child: Child,
     address: SocketAddr,
+    metrics: SocketAddr,
     key: String,
 }
 
@@ -396,7 +414,34 @@ allow_private_address = true
             .spawn()
             .expect("guardian starts");
         wait_for(address);
-        Self { child, address, key }
+        Self {
+            child,
+            address,
+            metrics,
+            key,
+        }
+    }
+}
+
+impl Guardian {
+    /// Returns when every record is in the store.
+    fn settle(&self) {
+        let until = Instant::now() + Duration::from_secs(300);
+        while self.unshipped() > 0 {
+            assert!(Instant::now() < until, "the records are not shipped");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn unshipped(&self) -> u64 {
+        let mut stream = std::net::TcpStream::connect(self.metrics).expect("the metrics are served");
+        let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.metrics);
+        stream.write_all(request.as_bytes()).expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let line = answer.lines().find_map(|line| line.strip_prefix("guardian_audit_unshipped "));
+        line.and_then(|number| number.trim().parse().ok())
+            .expect("a number of records")
     }
 }
 

@@ -30,8 +30,12 @@ pub fn now() -> Timestamp {
     Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// A UUID of version 7. Its random part comes from a generator in this process: the kernel's costs a system call.
 fn request_id() -> RequestId {
-    RequestId(uuid::Uuid::now_v7())
+    let mut random = [0; 10];
+    aws_lc_rs::rand::fill(&mut random).expect("the generator was seeded when TLS was set up");
+    let millis = u64::try_from(now().millis()).unwrap_or_default();
+    RequestId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
 }
 
 /// Serves until told to stop. What cannot work is refused before anything binds.

@@ -1,7 +1,7 @@
 //! Who is calling: the one credential proved, the member it belongs to, and the Cedar side of both, kept while they last.
 
 use crate::decide::Subject;
-use crate::domain::{AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
+use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
 use crate::grants::Grants;
 use crate::identity::{Identity, Presented};
 use crate::store::Store;
@@ -63,23 +63,20 @@ impl Callers {
         if let Some(principal) = self.identity.known(&presented, audience, now) {
             return Ok(principal);
         }
-        if let Presented::Key(key) = &presented {
-            // A key made a moment ago may not be known yet; looking again is bounded.
-            self.grants.find_by_key(&key.id()).await;
-        }
-        self.identity
-            .prove(&presented, |key| self.grants.by_key(key), audience, now)
-            .await
+        // A key made a moment ago may not be known yet; looking again is bounded.
+        let stored = match &presented {
+            Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
+            Presented::Token { .. } | Presented::Certificate(_) => None,
+        };
+        self.identity.prove(&presented, |_| stored.clone(), audience, now).await
     }
 
     /// The member behind a proved principal, with everything Cedar wants to know of both. To be asked after the view that
     /// the decision will stand on was taken.
     pub async fn recognise(&self, principal: Arc<Principal>, now: Timestamp) -> Result<Caller, Refusal> {
-        if !self.still_good(&principal, now) {
-            return Err(Reason::CredentialRevoked.into());
-        }
-        let member = match self.member(&principal).await {
-            None => self.enrol(&principal).await?,
+        let member = match self.member(&principal, now).await? {
+            // Seldom taken, and too large to be part of every call's future.
+            None => Box::pin(self.enrol(&principal)).await?,
             found => found,
         };
         let key = (address(Some(&principal)), address(member.as_ref()));
@@ -97,24 +94,20 @@ impl Callers {
         Ok(caller)
     }
 
-    /// A key belongs to its owner; everybody else is found by (issuer, subject).
-    async fn member(&self, principal: &Principal) -> Option<Arc<Member>> {
-        match &principal.key {
-            Some(key) => self.grants.by_key(key).map(|(member, _)| member),
-            None => self.grants.find_by_identity(&principal.issuer, &principal.subject).await,
+    /// A key belongs to its owner; everybody else is found by (issuer, subject). A cached proof does not outlive a
+    /// revocation of its key, token, session or client.
+    async fn member(&self, principal: &Principal, now: Timestamp) -> Result<Option<Arc<Member>>, Reason> {
+        if self.grants.revoked(principal, now) {
+            return Err(Reason::CredentialRevoked);
         }
-    }
-
-    /// A cached proof does not outlive a revocation of its key, token, session or client.
-    fn still_good(&self, principal: &Principal, now: Timestamp) -> bool {
-        let key_stands = match &principal.key {
-            None => true,
-            Some(id) => self
-                .grants
-                .by_key(id)
-                .is_some_and(|(_, key)| key.revoked_at.is_none() && key.expires_at.is_none_or(|expiry| now < expiry)),
+        let Some(id) = &principal.key else {
+            return Ok(self.grants.find_by_identity(&principal.issuer, &principal.subject).await);
         };
-        key_stands && !self.grants.revoked(principal, now)
+        let stands = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|expiry| now < expiry);
+        match self.grants.by_key(id) {
+            Some((member, key)) if stands(&key) => Ok(Some(member)),
+            _ => Err(Reason::CredentialRevoked),
+        }
     }
 
     async fn enrol(&self, principal: &Principal) -> Result<Option<Arc<Member>>, Refusal> {

@@ -21,7 +21,7 @@ pub use redact::Redaction;
 pub use site::Site;
 
 use crate::config::Denials;
-use crate::decide::{self, Enrolment, Facts, Permit, Snapshot, Verdict, View};
+use crate::decide::{self, Basis, Enrolment, Facts, Permit, Snapshot, Verdict, View};
 use crate::domain::{
     Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName, Target,
     Timestamp,
@@ -201,12 +201,9 @@ impl Gate {
             .admit(&permit, &caller.principal)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let screen = Screen::of(permit.call(), &facts);
-        let decision = trail.permitted(
-            &self.parts.environment,
-            permit.basis(),
-            self.parts.redaction.apply(trail.arguments.as_deref()),
-        );
-        let ticket = ticket(generation, &caller, &decision);
+        let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
+        let decision = trail.permitted(&self.parts.environment, arguments);
+        let ticket = ticket(generation, &caller, permit.basis());
         let cleared = self.record(permit, decision, trail).await?;
         if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
             cleared.abort(reason.code());
@@ -573,12 +570,12 @@ fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Ref
 }
 
 /// What the decision stands on, for the looks after it.
-fn ticket(generation: u64, caller: &Caller, decision: &Decision) -> Ticket {
+fn ticket(generation: u64, caller: &Caller, basis: &Basis) -> Ticket {
     let member = caller.member.as_ref().map(|member| member.id.clone());
     Ticket {
         generation,
         member: member.expect("nobody is permitted who is not enrolled"),
-        grant: decision.grant.as_ref().map(|grant| (grant.id.clone(), grant.version)),
+        grant: basis.grant.as_ref().map(|grant| (grant.id.clone(), grant.version)),
         principal: caller.principal.clone(),
     }
 }

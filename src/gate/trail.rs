@@ -67,16 +67,9 @@ impl Trail {
         }
     }
 
-    pub fn permitted(&self, environment: &EnvironmentName, basis: &Basis, arguments: Option<String>) -> Decision {
-        let decision = self.decision(environment, Decided::Allow, "permitted", arguments);
-        Decision {
-            policies: basis.policies.clone(),
-            scopes: basis.scopes.clone(),
-            policy_set: basis.policy_set,
-            catalogue: basis.catalogue,
-            grant: basis.grant.clone(),
-            ..decision
-        }
+    /// What was permitted and why is for the journal to fill in: it has the permit.
+    pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Decision {
+        self.decision(environment, Decided::Allow, "permitted", arguments)
     }
 
     pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Decision {

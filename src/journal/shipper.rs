@@ -16,8 +16,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-const ROWS: usize = 500;
-const BYTES: usize = 1024 * 1024;
+const ROWS: usize = 2_000;
+const BYTES: usize = 2 * 1024 * 1024;
+/// Between the batches of a backlog, so that it does not take the processor from the calls that make it.
+const REST: Duration = Duration::from_millis(200);
 /// After the first new record, others may join it for this long.
 const LINGER: Duration = Duration::from_millis(200);
 const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
@@ -62,7 +64,7 @@ impl Shipper {
     {
         let mut pause = BACKOFF[0];
         loop {
-            match self.ship_all(&mut ship).await {
+            match self.ship_all(&mut ship, &stop).await {
                 Ok(()) => {
                     pause = BACKOFF[0];
                     *locked(&self.shared.ship_error) = None;
@@ -91,7 +93,7 @@ impl Shipper {
     }
 
     /// Ships until there is nothing more.
-    async fn ship_all<F, S>(&mut self, ship: &mut F) -> Result<(), String>
+    async fn ship_all<F, S>(&mut self, ship: &mut F, stop: &CancellationToken) -> Result<(), String>
     where
         F: FnMut(Arc<[SealedRecord]>) -> S,
         S: Future<Output = Result<(), String>>,
@@ -102,7 +104,10 @@ impl Shipper {
                 return Ok(());
             }
             match tokio::time::timeout(PATIENCE, ship(records.clone())).await {
-                Ok(Ok(())) => self.shipped(&records, mark).await?,
+                Ok(Ok(())) => {
+                    self.shipped(&records, mark).await?;
+                    self.rest(stop).await;
+                }
                 failed => {
                     // What was read is to be read again.
                     self.feed = None;
@@ -142,6 +147,19 @@ impl Shipper {
             spool.drop_shipped(&mark)
         });
         stored.await
+    }
+
+    /// Takes its time with a backlog, unless it fills the spool or all is to end.
+    async fn rest(&self, stop: &CancellationToken) {
+        let spool = &self.shared.spool;
+        let fills = spool.bytes.load(Ordering::Relaxed) > self.shared.max_bytes / 4;
+        if fills || spool.records.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REST) => {}
+            () = stop.cancelled() => {}
+        }
     }
 
     /// Resolves a little after there is something to ship.

@@ -46,10 +46,12 @@ const NOTE: Sql = Sql {
     postgres: "SELECT note_offer(t.environment, t.server, t.tool, t.digest, t.definition, t.pin = 1)
                FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bigint[])
                  AS t (environment, server, tool, digest, definition, pin)",
-    sqlite: "INSERT INTO server_tools (environment, server, tool, offered_digest, offered_definition,
+    sqlite: "WITH t (environment, server, tool, digest, definition, pin) AS (VALUES {rows})
+             INSERT INTO server_tools (environment, server, tool, offered_digest, offered_definition,
                pinned_digest, pinned_definition, pinned_at, pinned_by)
-             SELECT $1, $2, $3, $4, $5, iif($6, $4, NULL), iif($6, $5, NULL), iif($6, micros, NULL), iif($6, 'first use', NULL)
-             FROM clock WHERE true
+             SELECT environment, server, tool, digest, definition, iif(pin, digest, NULL), iif(pin, definition, NULL),
+               iif(pin, micros, NULL), iif(pin, 'first use', NULL)
+             FROM t, clock WHERE true
              ON CONFLICT (environment, server, tool) DO UPDATE SET
                offered_digest = excluded.offered_digest, offered_definition = excluded.offered_definition,
                offered_since = (SELECT micros FROM clock),
@@ -101,7 +103,6 @@ impl Store {
             observed.gone.push(tool);
         }
         if !notes.is_empty() {
-            let notes: Vec<&[Arg]> = notes.iter().map(Vec::as_slice).collect();
             tx.insert_rows(&NOTE, &notes).await?;
             tx.commit().await?;
         }

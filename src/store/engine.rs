@@ -184,6 +184,12 @@ macro_rules! args {
 }
 pub(super) use args;
 
+/// `row![a, b]`: the same to keep.
+macro_rules! row {
+    ($($arg:expr),* $(,)?) => { vec![$($crate::store::engine::Arg::from($arg)),*] };
+}
+pub(super) use row;
+
 /// A column type that reads the same from both engines.
 pub(super) trait Column:
     for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite>
@@ -282,9 +288,9 @@ impl Tx {
         }
     }
 
-    /// Runs an insert over many rows: as one statement over arrays on Postgres, row by row on SQLite. All or nothing: after
-    /// an error the transaction is as before.
-    pub(super) async fn insert_rows(&mut self, sql: &Sql, rows: &[&[Arg]]) -> Result<u64, StoreError> {
+    /// Runs an insert over many rows: as one statement over arrays on Postgres, as few over `{rows}` on SQLite. All or
+    /// nothing: after an error the transaction is as before.
+    pub(super) async fn insert_rows(&mut self, sql: &Sql, rows: &[Vec<Arg>]) -> Result<u64, StoreError> {
         const SAVE: Sql = Sql::same("SAVEPOINT rows");
         const RELEASE: Sql = Sql::same("RELEASE SAVEPOINT rows");
         const UNDO: Sql = Sql::same("ROLLBACK TO SAVEPOINT rows");
@@ -297,16 +303,23 @@ impl Tx {
         inserted
     }
 
-    async fn insert_all(&mut self, sql: &Sql, rows: &[&[Arg]]) -> Result<u64, StoreError> {
-        if let On::Postgres(tx) = &mut self.on {
-            let done = answered(&self.place, postgres_columns(sql, rows).execute(&mut **tx)).await?;
-            return Ok(done.rows_affected());
+    async fn insert_all(&mut self, sql: &Sql, rows: &[Vec<Arg>]) -> Result<u64, StoreError> {
+        match &mut self.on {
+            On::Postgres(tx) => {
+                let done = answered(&self.place, postgres_columns(sql, rows).execute(&mut **tx)).await?;
+                Ok(done.rows_affected())
+            }
+            On::Sqlite(tx) => {
+                let (mut inserted, mut rest) = (0, rows);
+                while !rest.is_empty() {
+                    let these;
+                    (these, rest) = rest.split_at(rows_at_once(rest.len()));
+                    let done = answered(&self.place, sqlite_rows(sql, these).execute(&mut **tx)).await?;
+                    inserted += done.rows_affected();
+                }
+                Ok(inserted)
+            }
         }
-        let mut inserted = 0;
-        for row in rows {
-            inserted += self.execute(sql, row).await?;
-        }
-        Ok(inserted)
     }
 
     pub(super) async fn commit(self) -> Result<(), StoreError> {
@@ -346,17 +359,35 @@ fn postgres_query(sql: &impl Statement, args: &[Arg]) -> Query<'static, Postgres
     })
 }
 
-fn sqlite_query(sql: &impl Statement, args: &[Arg]) -> Query<'static, Sqlite, SqliteArguments> {
-    args.iter().fold(sqlx::query(sql.sqlite()), |query, arg| match arg {
+fn sqlite_query<'a>(sql: &impl Statement, args: impl IntoIterator<Item = &'a Arg>) -> Query<'static, Sqlite, SqliteArguments> {
+    args.into_iter().fold(sqlx::query(sql.sqlite()), |query, arg| match arg {
         Arg::Text(text) => query.bind(text.clone()),
         Arg::Int(number) => query.bind(*number),
         Arg::Bytes(bytes) => query.bind(bytes.clone()),
     })
 }
 
+/// How many of `left` rows go into one statement on SQLite. A statement is a trip to the connection's thread and back,
+/// dearer than the row; few sizes, so that few statements are kept prepared.
+fn rows_at_once(left: usize) -> usize {
+    [64, 8].into_iter().find(|size| *size <= left).unwrap_or(1)
+}
+
+/// The statement with its `{rows}` as so many times so many placeholders. Without numbers: SQLite looks a name up in a list.
+fn sqlite_rows(sql: &Sql, rows: &[Vec<Arg>]) -> Query<'static, Sqlite, SqliteArguments> {
+    let width = rows.first().map_or(0, Vec::len);
+    let row = format!("({})", vec!["?"; width].join(","));
+    let text = sql.sqlite.replace("{rows}", &vec![row.as_str(); rows.len()].join(","));
+    let composed = Composed {
+        sqlite: text,
+        ..Composed::default()
+    };
+    sqlite_query(&composed, rows.iter().flatten())
+}
+
 /// The rows turned on their side: one array an argument, for `unnest`.
-fn postgres_columns(sql: &Sql, rows: &[&[Arg]]) -> Query<'static, Postgres, PgArguments> {
-    let width = rows.first().map_or(0, |row| row.len());
+fn postgres_columns(sql: &Sql, rows: &[Vec<Arg>]) -> Query<'static, Postgres, PgArguments> {
+    let width = rows.first().map_or(0, Vec::len);
     (0..width).fold(sqlx::query(sql.postgres), |query, column| {
         let cells = rows.iter().map(|row| &row[column]);
         match &rows[0][column] {

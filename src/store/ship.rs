@@ -1,7 +1,7 @@
 //! Records of the journal into `audit_trail`: a batch in one transaction, each record once however often it is sent.
 //! Every column is derived from the record's bytes; what cannot be a column goes in as the bytes alone.
 
-use super::engine::{Arg, Sql, Tx, args};
+use super::engine::{Arg, Sql, Tx, row};
 use super::{Store, StoreError};
 use crate::domain::{Decided, Decision, Ending, EnvironmentName, Event, Record, SealedRecord, Timestamp};
 use serde::Deserialize;
@@ -37,11 +37,19 @@ const INSERT: Sql = Sql {
                  auth_method, client_id, key_id, server_name, method, tool_name, policies, policy_set, grant_seq, grant_age_ms,
                  source_ip, ending, status, latency_us, bytes, leaf, head)
                ON CONFLICT DO NOTHING",
-    sqlite: "INSERT INTO audit_trail (incarnation, seq, occurred_at, environment, kind, request_id, decision, reason, user_id,
+    sqlite: "WITH r (incarnation, seq, occurred_at, environment, kind, request_id, decision, reason, user_id, issuer, subject,
+               auth_method, client_id, key_id, server_name, method, tool_name, policies, policy_set, grant_seq, grant_age_ms,
+               source_ip, ending, status, latency_us, bytes, leaf, head) AS (VALUES {rows})
+             INSERT INTO audit_trail (incarnation, seq, occurred_at, environment, kind, request_id, decision, reason, user_id,
                issuer, subject, auth_method, client_id, key_id, server_name, method, tool_name, policies, policy_set, grant_seq,
                grant_age_ms, source_ip, ending, status, latency_us, bytes, leaf, head)
-             VALUES ($1, $2, $3, coalesce($4, (SELECT environment FROM audit_trail WHERE incarnation = $1 ORDER BY seq LIMIT 1), 'unknown'), $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-               $20, $21, $22, $23, $24, $25, $26, $27, $28)
+             SELECT r.incarnation, r.seq, r.occurred_at,
+               coalesce(r.environment,
+                 (SELECT a.environment FROM audit_trail a WHERE a.incarnation = r.incarnation ORDER BY a.seq LIMIT 1), 'unknown'),
+               r.kind, r.request_id, r.decision, r.reason, r.user_id, r.issuer, r.subject, r.auth_method, r.client_id, r.key_id,
+               r.server_name, r.method, r.tool_name, r.policies, r.policy_set, r.grant_seq, r.grant_age_ms, r.source_ip,
+               r.ending, r.status, r.latency_us, r.bytes, r.leaf, r.head
+             FROM r WHERE true
              ON CONFLICT (incarnation, seq) DO NOTHING",
 };
 
@@ -69,7 +77,6 @@ impl Store {
 async fn insert(tx: &mut Tx, rows: &[Columns<'_>]) -> Result<Shipped, StoreError> {
     let opaque = rows.iter().filter(|row| row.kind == OPAQUE).count();
     let args: Vec<Vec<Arg>> = rows.iter().map(Columns::args).collect();
-    let args: Vec<&[Arg]> = args.iter().map(Vec::as_slice).collect();
     Ok(Shipped {
         inserted: tx.insert_rows(&INSERT, &args).await?,
         opaque: u64::try_from(opaque).unwrap_or(u64::MAX),
@@ -177,7 +184,7 @@ impl<'a> Columns<'a> {
 
     fn args(&self) -> Vec<Arg> {
         let derived = &self.derived;
-        args![
+        row![
             &self.sealed.incarnation.0[..],
             i64::try_from(self.sealed.seq).unwrap_or(i64::MAX),
             self.at,
@@ -207,7 +214,6 @@ impl<'a> Columns<'a> {
             &self.sealed.leaf.as_bytes()[..],
             &self.sealed.head.as_bytes()[..],
         ]
-        .to_vec()
     }
 }
 
