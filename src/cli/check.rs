@@ -5,7 +5,7 @@ use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
 use crate::app::rules::{read_policies, settings};
-use crate::config::{StoreKind, self, Config, IssuerConfig, Place, ServerConfig, Severity};
+use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity, StoreKind};
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
@@ -159,7 +159,9 @@ async fn store(config: &Config, findings: &mut Findings) -> Option<Catalogue> {
         && !file.exists()
     {
         let file = shown(file);
-        findings.warn([format!("the database `{file}` is not there yet: `serve` makes it, `guardian db migrate` does so now")]);
+        findings.warn([format!(
+            "the database `{file}` is not there yet: `serve` makes it, `guardian db migrate` does so now"
+        )]);
         return None;
     }
     let store = match context::open(&config.store, Login::Proxy).await {

@@ -131,7 +131,11 @@ impl User {
                     ));
                 }
                 if let Some(email) = email
-                    && store.list_users(env).await?.iter().any(|user| user.email.as_ref() == Some(email))
+                    && store
+                        .list_users(env)
+                        .await?
+                        .iter()
+                        .any(|user| user.email.as_ref() == Some(email))
                 {
                     return Err(Failure::failed(format_args!(
                         "there is a user `{0}` already; `guardian user roles {0}` changes its roles",
