@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Wall time. Everything else is told it.
@@ -61,7 +61,7 @@ pub struct Running {
     stop: StopHandle,
     listeners: JoinSet<()>,
     tasks: JoinSet<()>,
-    shipper: JoinHandle<()>,
+    shipper: std::thread::JoinHandle<()>,
     stop_shipping: CancellationToken,
     drain: Duration,
 }
@@ -116,7 +116,7 @@ impl Running {
         let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;
         let (address, metrics_address) = (listener.local_addr()?, admin.local_addr()?);
         let stop_shipping = CancellationToken::new();
-        let shipper = tokio::spawn(Shipper::new(&journal).run(store.clone(), stop_shipping.clone()));
+        let shipper = ship(&journal, store.clone(), stop_shipping.clone())?;
         let connections = Connections::new();
         let gate = Arc::new(Gate::new(GateParts {
             environment: config.environment.clone(),
@@ -235,7 +235,8 @@ impl Running {
         let _ = tokio::time::timeout(Duration::from_secs(5), self.journal.all_closed()).await;
         self.journal.stop().await;
         self.stop_shipping.cancel();
-        let _ = tokio::time::timeout(Duration::from_secs(10), self.shipper).await;
+        let shipped = tokio::task::spawn_blocking(|| self.shipper.join());
+        let _ = tokio::time::timeout(Duration::from_secs(10), shipped).await;
         self.grants.stop().await;
         tracing::info!("stopped; every record is on disk");
         Ok(())
@@ -293,6 +294,21 @@ fn upstreams(config: &Config) -> Result<Upstreams> {
 pub fn filled(path: &Option<PathBuf>) -> &Path {
     path.as_deref()
         .expect("loading a configuration fills in the paths that were left out")
+}
+
+/// Ships on a thread of its own, so that reading and inserting records never takes the turn of a call.
+fn ship(journal: &Journal, store: Store, stop: CancellationToken) -> Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .thread_name("shipper")
+        .enable_all()
+        .build()
+        .context("cannot start the shipper")?;
+    let shipper = Shipper::new(journal);
+    let run = move || runtime.block_on(shipper.run(store, stop));
+    std::thread::Builder::new()
+        .name("shipper".to_owned())
+        .spawn(run)
+        .context("cannot start the shipper")
 }
 
 fn just_in_time(config: &Config, store: &Store) -> Option<JustInTime> {
