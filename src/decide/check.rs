@@ -34,6 +34,8 @@ pub(super) struct Fit {
     pub rules: Vec<RuleIndex>,
     /// Rules that are wrong for the tool whatever a call carries.
     pub unjudgeable: BTreeSet<RuleIndex>,
+    /// Rules whose conditions no call of the tool can meet, as far as they see its arguments.
+    pub idle: BTreeSet<RuleIndex>,
     /// Rules that are wrong for the tool if a call carries what they mention there.
     pub conflicts: BTreeSet<(RuleIndex, usize)>,
 }
@@ -47,6 +49,10 @@ pub(super) struct Known<'a> {
 }
 
 impl Fit {
+    fn has(&self, index: usize) -> bool {
+        self.rules.binary_search(&number(index)).is_ok()
+    }
+
     fn is_settled(&self, rule: RuleIndex) -> bool {
         self.unjudgeable.contains(&rule) || self.conflicts.iter().any(|(other, _)| *other == rule)
     }
@@ -164,7 +170,7 @@ impl Check<'_> {
                 }
             }
         }
-        for unknown in &rule.unknown {
+        for unknown in &rule.looks.unknown {
             let mut problem = rule.problem_at_attribute(&unknown.name, format!("`{}` has no `{}`", unknown.of, unknown.name));
             problem.help = unknown.near.map(|near| format!("did you mean `{near}`?"));
             self.found.problems.push(problem);
@@ -221,20 +227,18 @@ impl Check<'_> {
     /// Every argument of a policy that names tools is one of them; in a group, a name that is nearly one is remarked on.
     fn arguments(&mut self, index: usize) {
         let rule = &self.rules[index];
-        if self.unsound.contains(&index) {
+        if self.unsound.contains(&index) || rule.looks.mentions.is_empty() {
             return;
         }
         let fits = self.found.fits.iter().zip(self.known.drafts);
         let tools: Vec<&Draft> = fits
-            .filter(|(fit, draft)| {
-                fit.rules.contains(&number(index)) && (!rule.names_tools_only() || rule.names_tool(&draft.place.id))
-            })
+            .filter(|(fit, draft)| fit.has(index) && (!rule.names_tools_only() || rule.names_tool(&draft.place.id)))
             .map(|(_, draft)| draft)
             .collect();
         if tools.is_empty() {
             return;
         }
-        for mention in &rule.mentions {
+        for mention in &rule.looks.mentions {
             let absent: Option<Vec<Absent>> = tools
                 .iter()
                 .map(|tool| absent(tool.arguments.fields(), &mention.path))
@@ -276,7 +280,10 @@ impl Check<'_> {
         for (index, rule) in self.rules.iter().enumerate() {
             if !rule.names_tools_only() && !self.unsound.contains(&index) {
                 let actions = actions(&self.literals[index]);
-                alike.entry((supposed(&rule.mentions).0, actions)).or_default().push(index);
+                alike
+                    .entry((supposed(&rule.looks.mentions).0, actions))
+                    .or_default()
+                    .push(index);
             }
         }
         for ((fields, actions), indices) in alike {
@@ -291,7 +298,7 @@ impl Check<'_> {
                     .collect(),
                 input: Some(&fields),
             };
-            for finding in self.validate(any_tool, &indices) {
+            for finding in self.validate(any_tool, &indices).0 {
                 let index = finding.rule;
                 if !finding.unguarded && self.holds_for_some_tool(index) {
                     continue;
@@ -304,19 +311,17 @@ impl Check<'_> {
 
     /// When a type had to be guessed, a tool for which the policy is right shows that it can be.
     fn holds_for_some_tool(&mut self, index: usize) -> bool {
-        let (supposed, guessed) = supposed(&self.rules[index].mentions);
+        let (supposed, guessed) = supposed(&self.rules[index].looks.mentions);
         if !guessed {
             return false;
         }
         let has_any = |draft: &&Draft| supposed.keys().any(|name| draft.arguments.fields().contains_key(name));
         let fits = self.known.drafts.iter().zip(&self.found.fits);
-        let tools = fits
-            .filter(|(_, fit)| fit.rules.contains(&number(index)))
-            .map(|(draft, _)| draft);
+        let tools = fits.filter(|(_, fit)| fit.has(index)).map(|(draft, _)| draft);
         let tools: Vec<&Draft> = tools.filter(has_any).collect();
         tools
             .into_iter()
-            .any(|draft| self.validate(draft.action(), &[index]).is_empty())
+            .any(|draft| self.validate(draft.action(), &[index]).0.is_empty())
     }
 
     /// Every policy against every tool that it can apply to.
@@ -327,7 +332,13 @@ impl Check<'_> {
             if indices.is_empty() {
                 continue;
             }
-            for finding in self.validate(draft.action(), &indices) {
+            let (findings, impossible) = self.validate(draft.action(), &indices);
+            let wrong: BTreeSet<usize> = findings.iter().map(|finding| finding.rule).collect();
+            let idle = impossible
+                .difference(&wrong)
+                .filter(|index| !self.rules[**index].looks.can_err);
+            self.found.fits[position].idle.extend(idle.map(|index| number(*index)));
+            for finding in findings {
                 let rule = &self.rules[finding.rule];
                 if rule.names_tool(&draft.place.id) && draft.entry.standing != Standing::Unapproved {
                     self.found.problems.push(finding.problem);
@@ -345,8 +356,8 @@ impl Check<'_> {
     fn settle(&mut self, position: usize, finding: Finding) {
         let draft = &self.known.drafts[position];
         let rule = &self.rules[finding.rule];
-        let (supposed, _) = supposed(&rule.mentions);
-        let mentions = rule.mentions.iter().enumerate();
+        let (supposed, _) = supposed(&rule.looks.mentions);
+        let mentions = rule.looks.mentions.iter().enumerate();
         let conflicts: Vec<(usize, &Mention)> = mentions
             .filter(|(_, mention)| conflict(draft.arguments.fields(), &supposed, &mention.path))
             .collect();
@@ -356,7 +367,7 @@ impl Check<'_> {
             input: Some(&without),
             ..draft.action()
         };
-        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).is_empty();
+        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).0.is_empty();
 
         let fit = &mut self.found.fits[position];
         let which = match settled {
@@ -405,8 +416,8 @@ impl Check<'_> {
         rule.reads_input() || rule.names_tool(&draft.place.id) || !actions(&self.literals[index]).iter().all(in_scope)
     }
 
-    /// Asks Cedar about some rules for one action.
-    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Vec<Finding> {
+    /// Asks Cedar about some rules for one action: what is wrong, and which can never be satisfied.
+    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> (Vec<Finding>, BTreeSet<usize>) {
         let named: BTreeSet<String> = indices.iter().flat_map(|index| actions(&self.literals[*index])).collect();
         let mut declared: Vec<Action<'_>> = Vec::new();
         let mut groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(action.groups.iter().copied()).collect();
@@ -439,7 +450,7 @@ impl Check<'_> {
                     problem: problem(rule),
                     unguarded: true,
                 };
-                return indices.iter().map(finding).collect();
+                return (indices.iter().map(finding).collect(), BTreeSet::new());
             }
         };
         let policies = indices.iter().map(|index| self.rules[*index].policy.clone());
@@ -464,7 +475,8 @@ impl Check<'_> {
             self.seen[*index] = true;
             self.possible[*index] |= !impossible.contains(index);
         }
-        result.validation_errors().map(|error| self.finding(error)).collect()
+        let findings = result.validation_errors().map(|error| self.finding(error)).collect();
+        (findings, impossible)
     }
 
     fn finding(&self, error: &ValidationError) -> Finding {

@@ -3,16 +3,15 @@
 //! Cedar skips a policy that errs, even a forbid. Here errors are looked at first, and any of them refuses.
 
 use super::reads::{Fact, Reads};
-use super::sight::{Spot, Unseen};
+use super::seat::{Outcome, Seat};
+use super::sight::{self, Spot, Unseen};
 use super::slice::{Library, Part, RuleIndex, ToolSlice};
 use super::standing::Held;
-use super::{Basis, CompiledTool, Facts, arguments, sight, when};
+use super::{Basis, CompiledTool, Facts, arguments, when};
 use crate::domain::{PolicyId, Reason, Refusal};
-use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Effect, EvaluationError, Request, RestrictedExpression};
+use cedar_policy::{Context, Effect, RestrictedExpression};
 use serde_json::{Map, Value};
-use std::sync::{Arc, LazyLock};
-
-static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
+use std::sync::Arc;
 
 /// Permits, with the policies that do, or says why not.
 pub(super) fn judge(
@@ -43,13 +42,14 @@ pub(super) fn could_permit(tool: &CompiledTool, held: &Held<'_>, facts: &Facts<'
         return false;
     }
     let case = Case::new(tool, None, held, facts);
-    if case.slices().any(|slice| !slice.broken.is_empty()) {
+    if case.seat.slices().any(|slice| !slice.broken.is_empty()) {
         return false;
     }
-    let Ok(outcome) = case.evaluate(|slice| &slice.slice.steady) else {
+    let Ok(mut outcome) = case.evaluate(|slice| &slice.slice.steady) else {
         return false;
     };
-    let open = || case.slices().any(|slice| slice.slice.some_permit_reads_input);
+    outcome.merge(case.seat.fixed());
+    let open = || case.seat.slices().any(|slice| slice.slice.some_permit_reads_input);
     outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
 }
 
@@ -61,16 +61,7 @@ struct Case<'a> {
     held: &'a Held<'a>,
     facts: &'a Facts<'a>,
     library: &'a Library,
-    general: Arc<ToolSlice>,
-    personal: Option<&'a Arc<ToolSlice>>,
-}
-
-/// Which policies are satisfied, and which could not be judged. With a forbid, Cedar does not tell of permits.
-#[derive(Default)]
-struct Outcome {
-    permits: Vec<RuleIndex>,
-    forbids: Vec<RuleIndex>,
-    errors: Vec<(RuleIndex, &'static str)>,
+    seat: Arc<Seat>,
 }
 
 impl<'a> Case<'a> {
@@ -82,18 +73,13 @@ impl<'a> Case<'a> {
             held,
             facts,
             library,
-            general: tool.index().general(library, facts.subject),
-            personal: tool.index().personal(facts.subject),
+            seat: facts.subject.seat(tool, library),
         }
-    }
-
-    fn slices(&self) -> impl Iterator<Item = &ToolSlice> {
-        std::iter::once(&self.general).chain(self.personal).map(Arc::as_ref)
     }
 
     /// The permits that let the call pass, or the refusal.
     fn verdict(&self) -> Result<Vec<RuleIndex>, Refusal> {
-        let broken: Vec<RuleIndex> = self.slices().flat_map(|slice| slice.broken.iter().copied()).collect();
+        let broken: Vec<RuleIndex> = self.seat.slices().flat_map(|slice| slice.broken.iter().copied()).collect();
         if !broken.is_empty() {
             return Err(self.unjudged(broken.into_iter().map(|rule| (rule, "it cannot be judged for this tool"))));
         }
@@ -104,7 +90,8 @@ impl<'a> Case<'a> {
         if let Some(first) = forbids.min_by_key(|spot| (spot.rule, spot.mention)) {
             return Err(self.unseen(first));
         }
-        let mut outcome = self.evaluate(|slice| &slice.slice.enforced)?;
+        let mut outcome = self.evaluate(|slice| &slice.slice.live)?;
+        outcome.merge(self.seat.fixed());
         let is_blind = |rule: &RuleIndex| blind.iter().any(|spot| spot.rule == *rule);
         outcome.errors.retain(|(rule, _)| !is_blind(rule));
         if !outcome.errors.is_empty() {
@@ -127,12 +114,12 @@ impl<'a> Case<'a> {
         };
         let fields = self.tool.arguments().fields();
         let hidden = |spot: &&Spot| sight::hidden(spot, self.library.rule(spot.rule), fields, arguments).is_some();
-        self.slices().flat_map(|slice| &slice.spots).filter(hidden).collect()
+        self.seat.slices().flat_map(|slice| &slice.spots).filter(hidden).collect()
     }
 
     /// Shadow policies of which each alone would have turned `verdict` around.
     fn shadow(&self, verdict: &Result<Vec<RuleIndex>, Refusal>) -> Vec<PolicyId> {
-        if self.slices().all(|slice| slice.slice.shadow.rules.is_empty()) {
+        if !self.seat.slices().any(|slice| slice.has_shadow) {
             return Vec::new();
         }
         let blind = self.blind();
@@ -160,28 +147,14 @@ impl<'a> Case<'a> {
 
     /// Asks Cedar about one part of each slice.
     fn evaluate(&self, part: impl Fn(&ToolSlice) -> &Part) -> Result<Outcome, Refusal> {
-        let parts = || self.slices().map(&part).filter(|part| !part.rules.is_empty());
-        let mut outcome = Outcome::default();
-        let mut reads: Option<Reads> = None;
-        for part in parts() {
-            match &mut reads {
-                None => reads = Some(part.reads.clone()),
-                Some(reads) => reads.add(&part.reads),
+        let context = || {
+            let mut reads: Vec<&Reads> = self.seat.slices().map(|slice| &part(slice).reads).collect();
+            match (reads.pop(), reads.pop()) {
+                (Some(reads), None) => self.context(reads),
+                (one, other) => self.context(&one.into_iter().chain(other).fold(Reads::none(), |all, reads| all.and(reads))),
             }
-        }
-        let Some(reads) = reads else {
-            return Ok(outcome);
         };
-        let place = self.tool.place();
-        let principal = self.facts.subject.uid().clone();
-        let context = self.context(&reads)?;
-        let request = Request::new(principal, place.action.clone(), place.resource.clone(), context, None)
-            .expect("nothing is checked without a schema");
-        let placed = self.facts.subject.at(place);
-        for part in parts() {
-            outcome.add(&AUTHORIZER.is_authorized(&request, &part.set, placed.entities()));
-        }
-        Ok(outcome)
+        self.seat.ask(self.facts.subject, &part, context)
     }
 
     /// Those facts that are read, and no others.
@@ -250,7 +223,7 @@ impl<'a> Case<'a> {
     /// The caller can do something about an argument that the tool does not declare, the operator about the others.
     fn unseen(&self, spot: &Spot) -> Refusal {
         let rule = self.library.rule(spot.rule);
-        let argument = rule.mentions[spot.mention].path.join(".");
+        let argument = rule.looks.mentions[spot.mention].path.join(".");
         let fields = self.tool.arguments().fields();
         let why = self
             .arguments
@@ -283,41 +256,5 @@ impl<'a> Case<'a> {
         rules.sort_unstable();
         rules.dedup();
         rules.into_iter().map(|rule| self.library.rule(rule).id.clone()).collect()
-    }
-}
-
-impl Outcome {
-    fn add(&mut self, response: &cedar_policy::Response) {
-        let satisfied = response.diagnostics().reason().map(number);
-        match response.decision() {
-            Decision::Allow => self.permits.extend(satisfied),
-            Decision::Deny => self.forbids.extend(satisfied),
-        }
-        for AuthorizationError::PolicyEvaluationError(error) in response.diagnostics().errors() {
-            self.errors.push((number(error.policy_id()), kind_of(error.inner())));
-        }
-        self.forbids.sort_unstable();
-        self.errors.sort_unstable();
-    }
-}
-
-fn number(id: &cedar_policy::PolicyId) -> RuleIndex {
-    let id: &str = id.as_ref();
-    id.parse().expect("policies are numbered when they are read")
-}
-
-/// What went wrong, without the values it went wrong with: they may be secret.
-fn kind_of(error: &EvaluationError) -> &'static str {
-    match error {
-        EvaluationError::EntityDoesNotExist(_) => "it reads an attribute of an entity that is not known",
-        EvaluationError::EntityAttrDoesNotExist(_) => "it reads an attribute that the entity does not have",
-        EvaluationError::RecordAttrDoesNotExist(_) => "it reads an attribute that the record does not have",
-        EvaluationError::FailedExtensionFunctionLookup(_) => "it calls a function that does not exist",
-        EvaluationError::TypeError(_) => "it meets a value of the wrong type",
-        EvaluationError::WrongNumArguments(_) => "it calls a function with the wrong number of arguments",
-        EvaluationError::IntegerOverflow(_) => "its arithmetic overflows",
-        EvaluationError::FailedExtensionFunctionExecution(_) => "a function it calls does not accept the value",
-        EvaluationError::RecursionLimit(_) => "it is nested too deeply",
-        _ => "it cannot be evaluated",
     }
 }

@@ -12,6 +12,7 @@ mod problem;
 mod reads;
 mod rule;
 mod schema;
+mod seat;
 mod shape;
 mod sight;
 mod slice;

@@ -87,6 +87,16 @@ impl Reads {
         self.names.as_ref()
     }
 
+    /// Whether no part of the context is read.
+    pub fn is_empty(&self) -> bool {
+        self.facts == 0
+    }
+
+    pub fn and(mut self, other: &Reads) -> Self {
+        self.add(other);
+        self
+    }
+
     pub fn add(&mut self, other: &Reads) {
         self.facts |= other.facts;
         match (&mut self.names, &other.names) {
@@ -98,11 +108,12 @@ impl Reads {
 }
 
 /// What a policy reads, every argument it names, and what it asks `principal` or `context` for that neither ever has.
-pub(super) fn of(policy: &Template) -> (Reads, Vec<Mention>, Vec<Unknown>) {
+pub(super) fn of(policy: &Template) -> Looks {
     let mut reader = Reader {
         reads: Reads::none(),
         mentions: Vec::new(),
         unknown: Vec::new(),
+        can_err: false,
     };
     for clause in policy.clauses() {
         let (Clause::When(condition) | Clause::Unless(condition)) = clause;
@@ -111,7 +122,21 @@ pub(super) fn of(policy: &Template) -> (Reads, Vec<Mention>, Vec<Unknown>) {
     let mut mentions = reader.mentions;
     mentions.sort();
     mentions.dedup();
-    (reader.reads, mentions, reader.unknown)
+    Looks {
+        reads: reader.reads,
+        mentions,
+        unknown: reader.unknown,
+        can_err: reader.can_err,
+    }
+}
+
+/// What a policy looks at.
+pub(super) struct Looks {
+    pub reads: Reads,
+    pub mentions: Vec<Mention>,
+    pub unknown: Vec<Unknown>,
+    /// It reckons: though rightly typed, it may err.
+    pub can_err: bool,
 }
 
 /// An attribute that does not exist. Cedar remarks only on reading one, not on asking with `has`.
@@ -126,6 +151,7 @@ struct Reader {
     reads: Reads,
     mentions: Vec<Mention>,
     unknown: Vec<Unknown>,
+    can_err: bool,
 }
 
 impl Reader {
@@ -153,8 +179,15 @@ impl Reader {
                 self.read(container, None);
             }
             Expr::Like { expr, .. } => self.read(expr, Some(Shape::String)),
-            Expr::UnaryOp { op, expr } => self.read(expr, operand(*op)),
+            Expr::UnaryOp { op, expr } => {
+                self.can_err |= !matches!(op, UnaryOp::Not | UnaryOp::IsEmpty);
+                self.read(expr, operand(*op));
+            }
             Expr::BinaryOp { op, left, right } => {
+                self.can_err |= matches!(
+                    op,
+                    BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::Offset | BinaryOp::DurationSince | BinaryOp::GetTag
+                );
                 let (of_left, of_right) = operands(*op, left, right);
                 self.read(left, of_left);
                 self.read(right, of_right);
@@ -176,6 +209,7 @@ impl Reader {
     }
 
     fn everything(&mut self) {
+        self.can_err = true;
         self.reads.facts = u8::MAX;
         self.argument(&[], true, None);
     }
@@ -303,13 +337,13 @@ mod tests {
     use super::*;
     use cedar_policy::Policy;
 
-    fn read(condition: &str) -> (Reads, Vec<Mention>, Vec<Unknown>) {
+    fn read(condition: &str) -> Looks {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
         of(Policy::parse(None, text).unwrap().to_pst().unwrap().body())
     }
 
     fn names(condition: &str) -> Vec<String> {
-        let (_, mentions, _) = read(condition);
+        let mentions = read(condition).mentions;
         mentions
             .iter()
             .map(|mention| {
@@ -344,10 +378,10 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_read() {
-        let (reads, mentions, _) = read(r#"principal.environment == "x" && context.hour < 3"#);
+        let Looks { reads, mentions, .. } = read(r#"principal.environment == "x" && context.hour < 3"#);
         assert!(reads.fact(Fact::Hour) && !reads.fact(Fact::Input) && !reads.fact(Fact::Now));
         assert!(mentions.is_empty());
-        let (reads, ..) = read(r#"context.input has a && context has session"#);
+        let Looks { reads, .. } = read(r#"context.input has a && context has session"#);
         assert!(reads.fact(Fact::Input) && reads.fact(Fact::Session) && !reads.fact(Fact::Scopes));
         assert_eq!(reads.names().unwrap().len(), 1);
     }
@@ -359,7 +393,7 @@ mod tests {
             "(if true then context else context).hour < 3",
             "{ a: context }.a.hour < 3",
         ] {
-            let (reads, mentions, _) = read(condition);
+            let Looks { reads, mentions, .. } = read(condition);
             assert!(Fact::ALL.into_iter().all(|fact| reads.fact(fact)), "{condition}");
             assert_eq!(reads.names(), None);
             assert!(
@@ -367,7 +401,7 @@ mod tests {
                 "{condition}"
             );
         }
-        let (reads, ..) = read(r#"context.input == { path: "x" }"#);
+        let Looks { reads, .. } = read(r#"context.input == { path: "x" }"#);
         assert_eq!(reads.names(), None);
         assert!(!reads.fact(Fact::Hour));
     }

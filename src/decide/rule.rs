@@ -1,7 +1,7 @@
 //! Reads policy files into rules: one policy each, with its name, its notes, whom and what it is for, what it reads.
 //! Whether the names in it exist is not checked here; see `check.rs`.
 
-use super::reads::{self, Mention, Reads, Unknown};
+use super::reads::{self, Fact, Looks};
 use super::{PolicySource, Problem, text};
 use crate::domain::{PolicyId, PrincipalKind};
 use cedar_policy::{
@@ -24,9 +24,7 @@ pub(super) struct Rule {
     pub principal: PrincipalScope,
     pub action: ActionScope,
     pub resource: ResourceScope,
-    pub reads: Reads,
-    pub mentions: Vec<Mention>,
-    pub unknown: Vec<Unknown>,
+    pub looks: Looks,
     pub source: Arc<PolicySource>,
     pub span: Range<usize>,
 }
@@ -83,7 +81,7 @@ impl Rule {
     }
 
     pub fn reads_input(&self) -> bool {
-        self.reads.fact(reads::Fact::Input)
+        self.looks.reads.fact(Fact::Input)
     }
 
     /// Whether the scope names `tool` (`<server>/<tool>`) itself, not only a group or server it is in.
@@ -193,7 +191,7 @@ impl Reader {
         };
 
         let name = cedar_policy::PolicyId::new(self.rules.len().to_string());
-        let (reads, mentions, unknown) = match policy.to_pst() {
+        let looks = match policy.to_pst() {
             Ok(tree) => reads::of(tree.body()),
             Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
         };
@@ -206,9 +204,7 @@ impl Reader {
             principal: principal(policy.principal_constraint()),
             action: action(policy.action_constraint()),
             resource: resource(policy.resource_constraint()),
-            reads,
-            mentions,
-            unknown,
+            looks,
             source: source.clone(),
             span,
             id,

@@ -67,7 +67,12 @@ pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[A
 fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Value {
     let mut all: Map<String, Value> = groups.into_iter().map(|group| (group.to_owned(), json!({}))).collect();
     all.extend(actions.iter().map(|action| (action.id.to_owned(), action.json())));
-    let text = |name: &str| (name.to_owned(), json!({ "type": "String", "required": ALWAYS.contains(&name) }));
+    let text = |name: &str| {
+        (
+            name.to_owned(),
+            json!({ "type": "String", "required": ALWAYS.contains(&name) }),
+        )
+    };
     let caller = json!({
         "memberOfTypes": ["Role"],
         "shape": { "type": "Record", "attributes": PRINCIPAL.map(text).into_iter().collect::<Map<_, _>>() },
@@ -251,9 +256,14 @@ mod tests {
             input: Some(&fields),
         }];
         let text = text(["call_tool", "s"], &actions);
-        let of_text = SchemaFragment::from_cedarschema_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")).0;
+        let of_text = SchemaFragment::from_cedarschema_str(&text)
+            .unwrap_or_else(|error| panic!("{error}: {text}"))
+            .0;
         let of_json = SchemaFragment::from_json_value(json(["call_tool", "s"], &actions)).unwrap();
-        assert_eq!(plain(of_text.to_json_value().unwrap()), plain(of_json.to_json_value().unwrap()));
+        assert_eq!(
+            plain(of_text.to_json_value().unwrap()),
+            plain(of_json.to_json_value().unwrap())
+        );
         self::schema(["call_tool", "s"], &actions).unwrap();
         text
     }

@@ -41,12 +41,12 @@ pub(super) fn spots(index: RuleIndex, rule: &Rule, fields: &Fields, conflicts: &
         };
         (conflict || !certain(fields, &named.path, named.value)).then_some(spot)
     };
-    rule.mentions.iter().enumerate().filter_map(spot).collect()
+    rule.looks.mentions.iter().enumerate().filter_map(spot).collect()
 }
 
 /// Whether the call carries, at this spot, what the policy cannot see.
 pub(super) fn hidden(spot: &Spot, rule: &Rule, fields: &Fields, arguments: &Map<String, Value>) -> Option<Unseen> {
-    let mention = &rule.mentions[spot.mention];
+    let mention = &rule.looks.mentions[spot.mention];
     match spot.conflict {
         true => carried(&mention.path, arguments).then_some(Unseen::Untyped),
         false => unseen(fields, &mention.path, mention.value, arguments),

@@ -30,8 +30,11 @@ pub(super) struct Library {
 
 /// The policies that can apply to one tool and some callers.
 pub(super) struct Slice {
-    pub enforced: Part,
-    /// Of the enforced, those that read no argument.
+    /// Enforced policies that look at no context: they say the same of every call.
+    pub fixed: Part,
+    /// The other enforced policies.
+    pub live: Part,
+    /// Of those, the ones that read no argument.
     pub steady: Part,
     pub some_permit_reads_input: bool,
     /// Shadow policies, and of them the permits.
@@ -52,6 +55,7 @@ pub(super) struct ToolSlice {
     pub broken: Vec<RuleIndex>,
     /// Where a policy may look at an argument that it cannot see.
     pub spots: Vec<Spot>,
+    pub has_shadow: bool,
 }
 
 /// The policies of one tool, by whom they are for.
@@ -61,6 +65,8 @@ pub(super) struct Index {
     personal: HashMap<EntityUid, Arc<ToolSlice>>,
     kept: RwLock<HashMap<Key, Arc<ToolSlice>>>,
     broken: BTreeSet<RuleIndex>,
+    /// Never satisfied by a call of the tool whose arguments they can see.
+    idle: BTreeSet<RuleIndex>,
     conflicts: BTreeSet<(RuleIndex, usize)>,
     fields: Fields,
 }
@@ -119,8 +125,9 @@ impl Slice {
         let part = |wanted: &dyn Fn(&Rule) -> bool| Part::new(library, rules, wanted);
         let is_open = |rule: &Rule| !rule.shadow && rule.effect == Effect::Permit && rule.reads_input();
         Self {
-            enforced: part(&|rule| !rule.shadow),
-            steady: part(&|rule| !rule.shadow && !rule.reads_input()),
+            fixed: part(&|rule| !rule.shadow && rule.looks.reads.is_empty()),
+            live: part(&|rule| !rule.shadow && !rule.looks.reads.is_empty()),
+            steady: part(&|rule| !rule.shadow && !rule.looks.reads.is_empty() && !rule.reads_input()),
             some_permit_reads_input: rules.iter().any(|index| is_open(library.rule(*index))),
             shadow: part(&|rule| rule.shadow),
             shadow_permits: part(&|rule| rule.shadow && rule.effect == Effect::Permit),
@@ -139,7 +146,7 @@ impl Part {
             let rule = library.rule(*index);
             if wanted(rule) {
                 part.rules.push(*index);
-                part.reads.add(&rule.reads);
+                part.reads.add(&rule.looks.reads);
                 part.set.add(rule.policy.clone()).expect("each rule has a number of its own");
             }
         }
@@ -157,6 +164,7 @@ impl Index {
             personal: HashMap::new(),
             kept: RwLock::default(),
             broken: fit.unjudgeable,
+            idle: fit.idle,
             conflicts: fit.conflicts,
             fields: fields.clone(),
         };
@@ -240,13 +248,17 @@ impl Index {
     }
 
     fn tool_slice(&self, library: &Library, rules: Vec<RuleIndex>) -> ToolSlice {
-        let enforced = |index: &RuleIndex| !library.rule(*index).shadow;
+        let is_shadow = |index: &RuleIndex| library.rule(*index).shadow;
         let spots = |index: &RuleIndex| sight::spots(*index, library.rule(*index), &self.fields, &self.conflicts);
-        let (broken, judged): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| self.broken.contains(rule));
+        let (broken, mut judged): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| self.broken.contains(rule));
+        let spots: Vec<Spot> = judged.iter().flat_map(spots).collect();
+        let has_shadow = judged.iter().any(is_shadow);
+        judged.retain(|rule| !self.idle.contains(rule));
         ToolSlice {
-            broken: broken.into_iter().filter(enforced).collect(),
-            spots: judged.iter().flat_map(spots).collect(),
+            broken: broken.into_iter().filter(|rule| !is_shadow(rule)).collect(),
             slice: library.slice(judged),
+            spots,
+            has_shadow,
         }
     }
 }

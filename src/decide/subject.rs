@@ -1,10 +1,13 @@
 //! The Cedar side of a caller, built once per verified credential and version of the member.
 
-use super::tool::Place;
+use super::CompiledTool;
+use super::seat::{Seat, Seats};
+use super::slice::Library;
 use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName};
-use arc_swap::ArcSwapOption;
-use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use cedar_policy::{Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Cheap to clone.
@@ -16,18 +19,9 @@ struct Inner {
     kind: PrincipalKind,
     roles: BTreeSet<RoleName>,
     entity: Entity,
-    /// The caller among the tools it used last. Only saves building them again.
-    placed: ArcSwapOption<Placed>,
+    seats: ArcSwap<Seats>,
+    address: ArcSwapOption<(IpAddr, RestrictedExpression)>,
 }
-
-/// A caller and some tools, as Cedar's hierarchy.
-pub(super) struct Placed {
-    entities: Entities,
-    places: Vec<Arc<Place>>,
-}
-
-/// Tools kept beside a caller; past it they are forgotten.
-const MAX_PLACES: usize = 32;
 
 impl Subject {
     /// Roles are those of the member and those of the credential together.
@@ -46,7 +40,8 @@ impl Subject {
             uid,
             kind: principal.kind,
             roles,
-            placed: ArcSwapOption::empty(),
+            seats: ArcSwap::default(),
+            address: ArcSwapOption::empty(),
         }))
     }
 
@@ -62,39 +57,27 @@ impl Subject {
         &self.0.roles
     }
 
-    /// The caller with a tool.
-    pub(super) fn at(&self, place: &Arc<Place>) -> Arc<Placed> {
-        let placed = self.0.placed.load();
-        if let Some(placed) = placed.as_ref().filter(|placed| placed.holds(place)) {
-            return placed.clone();
+    /// The caller at a tool, worked out on the first call.
+    pub(super) fn seat(&self, tool: &CompiledTool, library: &Library) -> Arc<Seat> {
+        let seats = self.0.seats.load();
+        if let Some(seat) = seats.find(tool) {
+            return seat.clone();
         }
-        let mut places = match placed.as_ref() {
-            Some(placed) if placed.places.len() < MAX_PLACES => placed.places.clone(),
-            _ => Vec::new(),
-        };
-        // the same tool of an older snapshot
-        places.retain(|other| other.action != place.action);
-        places.push(place.clone());
-        let entities = places
-            .iter()
-            .flat_map(|place| place.entities.clone())
-            .chain([self.0.entity.clone()]);
-        let placed = Arc::new(Placed {
-            entities: Entities::from_entities(entities, None).expect("roles, groups and servers are in nothing"),
-            places,
-        });
-        self.0.placed.store(Some(placed.clone()));
-        placed
-    }
-}
-
-impl Placed {
-    pub fn entities(&self) -> &Entities {
-        &self.entities
+        let seat = Arc::new(Seat::new(self, &self.0.entity, tool, library));
+        self.0.seats.store(Arc::new(seats.with(seat.clone())));
+        seat
     }
 
-    fn holds(&self, place: &Arc<Place>) -> bool {
-        self.places.iter().any(|other| Arc::ptr_eq(other, place))
+    /// An address as Cedar's `ipaddr`. Cedar parses the name of the function anew each time, for microseconds, so the
+    /// last address is kept.
+    pub(super) fn address(&self, address: IpAddr) -> RestrictedExpression {
+        let kept = self.0.address.load();
+        if let Some((_, expression)) = kept.as_deref().filter(|(kept, _)| *kept == address) {
+            return expression.clone();
+        }
+        let expression = RestrictedExpression::new_ip(address.to_canonical().to_string());
+        self.0.address.store(Some(Arc::new((address, expression.clone()))));
+        expression
     }
 }
 

@@ -252,7 +252,10 @@ fn a_tool_that_a_group_policy_cannot_judge_is_told_of() {
         &mixed,
     );
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].starts_with("p.cedar:4:34: policy `no`: unexpected type"), "{found:#?}");
+    assert!(
+        found[0].starts_with("p.cedar:4:34: policy `no`: unexpected type"),
+        "{found:#?}"
+    );
     let judged = ": it cannot judge calls of tool `demo/many` with `path`, they are then refused \
                   (the tool has the argument in another type than the policy takes it for)";
     assert!(found[0].ends_with(judged), "{found:#?}");

@@ -1,0 +1,143 @@
+//! A caller at a tool: what of a decision depends on nothing else, worked out once and kept with the caller.
+
+use super::slice::{Library, Part, RuleIndex, ToolSlice};
+use super::tool::Place;
+use super::{CompiledTool, Subject};
+use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, Entity, EvaluationError, Request, Response};
+use std::sync::{Arc, LazyLock};
+
+static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
+
+pub(super) struct Seat {
+    place: Arc<Place>,
+    entities: Entities,
+    general: Arc<ToolSlice>,
+    personal: Option<Arc<ToolSlice>>,
+    fixed: Outcome,
+}
+
+/// The tools a caller used last. Past the bound all are forgotten: they only save work.
+#[derive(Default)]
+pub(super) struct Seats(Vec<Arc<Seat>>);
+
+const MAX_SEATS: usize = 32;
+
+/// Which policies are satisfied, and which could not be judged. With a forbid, Cedar does not tell of permits.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outcome {
+    pub permits: Vec<RuleIndex>,
+    pub forbids: Vec<RuleIndex>,
+    pub errors: Vec<(RuleIndex, &'static str)>,
+}
+
+impl Seat {
+    pub fn new(subject: &Subject, entity: &Entity, tool: &CompiledTool, library: &Library) -> Self {
+        let place = tool.place().clone();
+        let entities = place.entities.iter().chain([entity]).cloned();
+        let mut seat = Self {
+            entities: Entities::from_entities(entities, None).expect("roles, groups and servers are in nothing"),
+            general: tool.index().general(library, subject),
+            personal: tool.index().personal(subject).cloned(),
+            fixed: Outcome::default(),
+            place,
+        };
+        seat.fixed = seat
+            .ask(subject, |slice| &slice.slice.fixed, || Ok::<_, ()>(Context::empty()))
+            .unwrap_or_default();
+        seat
+    }
+
+    /// What the policies say that look at no context.
+    pub fn fixed(&self) -> &Outcome {
+        &self.fixed
+    }
+
+    /// The policies for the caller's kind and roles, and those for the caller alone.
+    pub fn slices(&self) -> impl Iterator<Item = &ToolSlice> {
+        std::iter::once(&self.general).chain(&self.personal).map(Arc::as_ref)
+    }
+
+    /// Asks Cedar about one part of each slice. The context is made only if there is something to ask.
+    pub fn ask<E>(
+        &self,
+        subject: &Subject,
+        part: impl Fn(&ToolSlice) -> &Part,
+        context: impl FnOnce() -> Result<Context, E>,
+    ) -> Result<Outcome, E> {
+        let mut outcome = Outcome::default();
+        let parts = || self.slices().map(&part).filter(|part| !part.rules.is_empty());
+        if parts().next().is_none() {
+            return Ok(outcome);
+        }
+        let place = &self.place;
+        let request = Request::new(
+            subject.uid().clone(),
+            place.action.clone(),
+            place.resource.clone(),
+            context()?,
+            None,
+        )
+        .expect("nothing is checked without a schema");
+        for part in parts() {
+            outcome.add(&AUTHORIZER.is_authorized(&request, &part.set, &self.entities));
+        }
+        Ok(outcome)
+    }
+}
+
+impl Seats {
+    pub fn find(&self, tool: &CompiledTool) -> Option<&Arc<Seat>> {
+        self.0.iter().find(|seat| Arc::ptr_eq(&seat.place, tool.place()))
+    }
+
+    pub fn with(&self, seat: Arc<Seat>) -> Self {
+        match self.0.len() {
+            0..MAX_SEATS => Self(self.0.iter().cloned().chain([seat]).collect()),
+            _ => Self(vec![seat]),
+        }
+    }
+}
+
+impl Outcome {
+    /// Both together, in the order of the policies.
+    pub fn merge(&mut self, other: &Outcome) {
+        self.permits.extend(&other.permits);
+        self.forbids.extend(&other.forbids);
+        self.errors.extend(&other.errors);
+        self.permits.sort_unstable();
+        self.forbids.sort_unstable();
+        self.errors.sort_unstable();
+    }
+
+    fn add(&mut self, response: &Response) {
+        let satisfied = response.diagnostics().reason().map(number);
+        match response.decision() {
+            Decision::Allow => self.permits.extend(satisfied),
+            Decision::Deny => self.forbids.extend(satisfied),
+        }
+        for AuthorizationError::PolicyEvaluationError(error) in response.diagnostics().errors() {
+            self.errors.push((number(error.policy_id()), kind_of(error.inner())));
+        }
+    }
+}
+
+fn number(id: &cedar_policy::PolicyId) -> RuleIndex {
+    let id: &str = id.as_ref();
+    id.parse().expect("policies are numbered when they are read")
+}
+
+/// What went wrong, without the values it went wrong with: they may be secret.
+fn kind_of(error: &EvaluationError) -> &'static str {
+    match error {
+        EvaluationError::EntityDoesNotExist(_) => "it reads an attribute of an entity that is not known",
+        EvaluationError::EntityAttrDoesNotExist(_) => "it reads an attribute that the entity does not have",
+        EvaluationError::RecordAttrDoesNotExist(_) => "it reads an attribute that the record does not have",
+        EvaluationError::FailedExtensionFunctionLookup(_) => "it calls a function that does not exist",
+        EvaluationError::TypeError(_) => "it meets a value of the wrong type",
+        EvaluationError::WrongNumArguments(_) => "it calls a function with the wrong number of arguments",
+        EvaluationError::IntegerOverflow(_) => "its arithmetic overflows",
+        EvaluationError::FailedExtensionFunctionExecution(_) => "a function it calls does not accept the value",
+        EvaluationError::RecursionLimit(_) => "it is nested too deeply",
+        _ => "it cannot be evaluated",
+    }
+}
