@@ -89,10 +89,16 @@ pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
         known,
         found: Checked::default(),
         literals: rules.iter().map(literals).collect(),
+        asks_for_actions: Vec::new(),
         unsound: BTreeSet::new(),
         possible: vec![false; rules.len()],
         seen: vec![false; rules.len()],
     };
+    check.asks_for_actions = rules
+        .iter()
+        .zip(&check.literals)
+        .map(|(rule, literals)| asks_for_actions(rule, literals))
+        .collect();
     for index in 0..rules.len() {
         check.names(index);
     }
@@ -124,6 +130,8 @@ struct Check<'a> {
     found: Checked,
     /// The actions, tools and servers that each rule names anywhere.
     literals: Vec<Vec<EntityUid>>,
+    /// Whether the conditions of each rule name actions beside those of its scope.
+    asks_for_actions: Vec<bool>,
     /// Rules of which enough is said already.
     unsound: BTreeSet<usize>,
     /// Whether some kind of call could satisfy each rule, and whether it was looked at.
@@ -405,15 +413,8 @@ impl Check<'_> {
     /// Whether the rule could be typed otherwise for this tool than for any tool.
     fn differs(&self, index: usize, draft: &Draft) -> bool {
         let rule = &self.rules[index];
-        if self.unsound.contains(&index) {
-            return false;
-        }
-        let in_scope = |id: &String| match &rule.action {
-            ActionScope::Any => false,
-            ActionScope::Is(other) => id == other,
-            ActionScope::In(ids) => ids.contains(id),
-        };
-        rule.reads_input() || rule.names_tool(&draft.place.id) || !actions(&self.literals[index]).iter().all(in_scope)
+        let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&draft.place.id);
+        may && !self.unsound.contains(&index)
     }
 
     /// Asks Cedar about some rules for one action: what is wrong, and which can never be satisfied.
@@ -650,6 +651,15 @@ fn literals(rule: &Rule) -> Vec<EntityUid> {
 fn actions(literals: &[EntityUid]) -> BTreeSet<String> {
     let actions = literals.iter().filter(|uid| uid.type_name().basename() == "Action");
     actions.map(|uid| uid.id().unescaped().to_owned()).collect()
+}
+
+fn asks_for_actions(rule: &Rule, literals: &[EntityUid]) -> bool {
+    let in_scope = |id: &String| match &rule.action {
+        ActionScope::Any => false,
+        ActionScope::Is(other) => id == other,
+        ActionScope::In(ids) => ids.contains(id),
+    };
+    !actions(literals).iter().all(in_scope)
 }
 
 fn number(index: usize) -> RuleIndex {

@@ -172,10 +172,7 @@ impl<'a> Case<'a> {
             add(Fact::Scopes, RestrictedExpression::new_set(scopes));
         }
         if reads.fact(Fact::SourceIp) {
-            add(
-                Fact::SourceIp,
-                RestrictedExpression::new_ip(facts.source_ip.to_canonical().to_string()),
-            );
+            add(Fact::SourceIp, facts.subject.address(facts.source_ip));
         }
         if reads.fact(Fact::Now) {
             add(Fact::Now, RestrictedExpression::new_datetime(when::datetime(facts.now)));

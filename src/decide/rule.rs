@@ -5,7 +5,7 @@ use super::reads::{self, Fact, Looks};
 use super::{PolicySource, Problem, text};
 use crate::domain::{PolicyId, PrincipalKind};
 use cedar_policy::{
-    ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
+    ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, pst,
 };
 use miette::Diagnostic;
 use std::collections::HashMap;
@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub(super) struct Rule {
     pub id: PolicyId,
     pub policy: Policy,
+    /// The same for any principal, action and resource: for slices, in which the scope is known to match.
+    pub conditions: Policy,
     pub effect: Effect,
     /// `@mode("shadow")`: watched, not obeyed.
     pub shadow: bool,
@@ -120,7 +122,7 @@ struct Reader {
     rules: Vec<Rule>,
     problems: Vec<Problem>,
     /// Where each name was first given.
-    names: HashMap<PolicyId, String>,
+    names: HashMap<PolicyId, (Arc<PolicySource>, usize)>,
 }
 
 impl Reader {
@@ -163,25 +165,26 @@ impl Reader {
 
     fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, Problem> {
         let at = |offset: usize, message: String| Problem::at(&source.file, &source.text, offset, message);
-        let note = |name: &str| policy.annotation(name).filter(|text| !text.is_empty());
+        let notes: HashMap<&str, &str> = policy.annotations().collect();
+        let note = |name: &str| notes.get(name).copied().filter(|text| !text.is_empty());
         let place = |name: &str| text::annotation(&source.text, &span, name).unwrap_or(span.start);
 
         let id = note("id").ok_or_else(|| {
             at(span.start, "policy has no name".to_owned()).help("write `@id(\"…\")` before it; records and refusals quote it")
         })?;
         let id = PolicyId::parse(id).map_err(|error| at(place("id"), error.to_string()))?;
-        let here = at(place("id"), format!("policy `{id}` is defined twice"));
-        if let Some(first) = self.names.get(&id) {
-            return Err(here.help(format!("the first is at {first}")));
+        if let Some((file, first)) = self.names.get(&id) {
+            let first = Problem::at(&file.file, &file.text, *first, "the first is there").to_string();
+            return Err(at(place("id"), format!("policy `{id}` is defined twice")).help(first));
         }
-        self.names.insert(id.clone(), location(&here));
-        for (name, _) in policy.annotations() {
+        self.names.insert(id.clone(), (source.clone(), place("id")));
+        for name in notes.keys().copied() {
             if let Some(known) = misspelt(name) {
                 let message = format!("policy `{id}`: unknown annotation `@{name}`");
                 return Err(at(place(name), message).help(format!("did you mean `@{known}`?")));
             }
         }
-        let shadow = match policy.annotation("mode") {
+        let shadow = match notes.get("mode").copied() {
             None | Some("enforce") => false,
             Some("shadow") => true,
             Some(other) => {
@@ -190,13 +193,17 @@ impl Reader {
             }
         };
 
-        let name = cedar_policy::PolicyId::new(self.rules.len().to_string());
-        let looks = match policy.to_pst() {
-            Ok(tree) => reads::of(tree.body()),
+        let named = policy.new_id(cedar_policy::PolicyId::new(self.rules.len().to_string()));
+        let (looks, conditions) = match named
+            .to_pst()
+            .and_then(|tree| Ok((reads::of(tree.body()), conditions(tree.body())?)))
+        {
+            Ok(read) => read,
             Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
         };
         Ok(Rule {
-            policy: policy.new_id(name),
+            policy: named,
+            conditions,
             effect: policy.effect(),
             shadow,
             said: note("reason").map(str::to_owned),
@@ -212,16 +219,23 @@ impl Reader {
     }
 }
 
+fn conditions(policy: &pst::Template) -> Result<Policy, pst::PstConstructionError> {
+    let unscoped = pst::Template::new(
+        policy.id.clone(),
+        policy.effect,
+        pst::PrincipalConstraint::Any,
+        pst::ActionConstraint::Any,
+        pst::ResourceConstraint::Any,
+    );
+    let unscoped = unscoped.try_with_clauses(policy.clauses().iter().cloned())?;
+    Policy::from_pst(pst::Policy::Static(unscoped.try_into()?))
+}
+
 /// Cedar names the policies of a text `policy0`, `policy1`, … in their order.
 fn span_of(id: &cedar_policy::PolicyId, spans: &[Range<usize>]) -> Range<usize> {
     let name: &str = id.as_ref();
     let index: Option<usize> = name.strip_prefix("policy").and_then(|number| number.parse().ok());
     index.and_then(|index| spans.get(index)).cloned().unwrap_or(0..0)
-}
-
-fn location(problem: &Problem) -> String {
-    let file = problem.file.as_deref().unwrap_or_default();
-    format!("{file}:{}:{}", problem.line.unwrap_or(1), problem.column.unwrap_or(1))
 }
 
 const ANNOTATIONS: [&str; 5] = ["id", "reason", "remedy", "mode", "description"];
@@ -328,7 +342,7 @@ mod tests {
             problems,
             [
                 "0.cedar:2:1: policy has no name (write `@id(\"…\")` before it; records and refusals quote it)",
-                "1.cedar:3:1: policy `a` is defined twice (the first is at 0.cedar:1:1)",
+                "1.cedar:3:1: policy `a` is defined twice (0.cedar:1:1: the first is there)",
             ]
         );
     }

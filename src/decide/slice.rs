@@ -147,7 +147,9 @@ impl Part {
             if wanted(rule) {
                 part.rules.push(*index);
                 part.reads.add(&rule.looks.reads);
-                part.set.add(rule.policy.clone()).expect("each rule has a number of its own");
+                part.set
+                    .add(rule.conditions.clone())
+                    .expect("each rule has a number of its own");
             }
         }
         part

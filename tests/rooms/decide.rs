@@ -2,6 +2,7 @@
 
 mod compile;
 mod model;
+mod order;
 mod random;
 mod starter;
 mod world;
