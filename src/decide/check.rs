@@ -6,7 +6,7 @@
 //! tool of the group then has such an argument in another type, that is the tool's doing: the policy cannot be judged
 //! for it (a forbid refuses its calls, a permit does not count), which is a warning.
 
-use super::problem::nearest;
+use super::known::{Found, Known};
 use super::reads::Mention;
 use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule};
 use super::schema::{self, Action};
@@ -14,10 +14,10 @@ use super::shape::Fields;
 use super::slice::RuleIndex;
 use super::snapshot::Draft;
 use super::suppose::{Absent, absent, conflict, hide, supposed};
+use super::typing::{Finding, Typing, Typist};
 use super::{Problem, arguments};
-use crate::domain::{Catalogue, ServerName, Standing};
-use cedar_policy::{Effect, EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
-use miette::Diagnostic;
+use crate::domain::Standing;
+use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What was found, and which rules each tool has.
@@ -41,14 +41,6 @@ pub(super) struct Fit {
     pub conflicts: BTreeSet<(RuleIndex, usize)>,
 }
 
-/// The names that exist.
-pub(super) struct Known<'a> {
-    drafts: &'a [Draft],
-    by_id: HashMap<&'a str, &'a Draft>,
-    /// Each server with whether any of its tools is known.
-    servers: BTreeMap<&'a str, bool>,
-}
-
 impl Fit {
     fn has(&self, index: usize) -> bool {
         self.rules.binary_search(&number(index)).is_ok()
@@ -59,87 +51,19 @@ impl Fit {
     }
 }
 
-impl<'a> Known<'a> {
-    pub fn new(catalogue: &'a Catalogue, drafts: &'a [Draft]) -> Self {
-        let servers = catalogue.servers.iter();
-        Self {
-            drafts,
-            by_id: drafts.iter().map(|draft| (draft.place.id.as_str(), draft)).collect(),
-            servers: servers
-                .map(|(name, entry)| (ServerName::as_str(name), !entry.tools.is_empty()))
-                .collect(),
-        }
-    }
-
-    fn is_group(&self, id: &str) -> bool {
-        schema::GROUPS.contains(&id) || self.servers.contains_key(id)
-    }
-
-    fn look_up(&self, kind: &str, id: &str) -> Found {
-        match kind {
-            "Action" if self.is_group(id) => Found::Known,
-            "Action" => self.tool("action", id, schema::GROUPS.into_iter().chain(self.servers.keys().copied())),
-            "Tool" => self.tool("tool", id, []),
-            "Server" if !self.servers.contains_key(id) => Found::Unknown {
-                kind: "server",
-                near: nearest(id, self.servers.keys().copied()).map(str::to_owned),
-            },
-            _ => Found::Known,
-        }
-    }
-
-    fn tool<'b>(&'b self, kind: &'static str, id: &str, others: impl IntoIterator<Item = &'b str>) -> Found {
-        if self.by_id.contains_key(id) {
-            return Found::Known;
-        }
-        let parts = id.split_once('/');
-        if let Some((server, _)) = parts
-            && self.servers.get(server) == Some(&false)
-        {
-            return Found::Unchecked(server.to_owned());
-        }
-        let tools = || self.drafts.iter().map(|draft| draft.place.id.as_str());
-        let near = nearest(id, tools().chain(others)).map(str::to_owned);
-        let on_server = || {
-            let (server, tool) = parts?;
-            let names = tools().filter_map(|id| id.strip_prefix(server)?.strip_prefix('/'));
-            nearest(tool, names).map(|tool| format!("{server}/{tool}"))
-        };
-        Found::Unknown {
-            kind,
-            near: near.or_else(on_server),
-        }
-    }
-}
-
-/// What is known of a name.
-enum Found {
-    Known,
-    /// A tool of this server, which has not shown any yet.
-    Unchecked(String),
-    Unknown {
-        kind: &'static str,
-        near: Option<String>,
-    },
-}
-
 pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     let mut check = Check {
         rules,
         known,
         found: Checked::default(),
-        literals: rules.iter().map(literals).collect(),
+        typist: Typist::new(rules, known),
         asks_for_actions: Vec::new(),
         unsound: BTreeSet::new(),
         unchecked: BTreeSet::new(),
         possible: vec![false; rules.len()],
         seen: vec![false; rules.len()],
     };
-    check.asks_for_actions = rules
-        .iter()
-        .zip(&check.literals)
-        .map(|(rule, literals)| asks_for_actions(rule, literals))
-        .collect();
+    check.asks_for_actions = (0..rules.len()).map(|index| check.asks_for_actions(index)).collect();
     for index in 0..rules.len() {
         check.names(index);
     }
@@ -170,8 +94,7 @@ struct Check<'a> {
     rules: &'a [Rule],
     known: &'a Known<'a>,
     found: Checked,
-    /// The actions, tools and servers that each rule names anywhere.
-    literals: Vec<Vec<EntityUid>>,
+    typist: Typist<'a>,
     /// Whether the conditions of each rule name actions beside those of its scope.
     asks_for_actions: Vec<bool>,
     /// Rules of which enough is said already.
@@ -183,19 +106,11 @@ struct Check<'a> {
     seen: Vec<bool>,
 }
 
-/// What Cedar says of one rule.
-struct Finding {
-    rule: usize,
-    problem: Problem,
-    /// An argument is read without asking first whether it is there.
-    unguarded: bool,
-}
-
 impl Check<'_> {
     /// Every action, tool and server exists, and the scope can match something.
     fn names(&mut self, index: usize) {
         let rule = &self.rules[index];
-        for uid in &self.literals[index] {
+        for uid in self.typist.literals(index) {
             let id = uid.id().unescaped();
             match self.known.look_up(uid.type_name().basename(), id) {
                 Found::Known => {}
@@ -280,7 +195,7 @@ impl Check<'_> {
         let mut alike: BTreeMap<(Fields, BTreeSet<String>), Vec<usize>> = BTreeMap::new();
         for (index, rule) in self.rules.iter().enumerate() {
             if !rule.names_tools_only() && !self.unsound.contains(&index) {
-                let actions = actions(&self.literals[index]);
+                let actions = self.typist.actions(index);
                 alike
                     .entry((supposed(&rule.looks.mentions).0, actions))
                     .or_default()
@@ -299,7 +214,7 @@ impl Check<'_> {
                     .collect(),
                 input: Some(&fields),
             };
-            for finding in self.validate(any_tool, &indices).0 {
+            for finding in self.validate(any_tool, &indices).findings {
                 let index = finding.rule;
                 if !finding.unguarded && self.holds_for_some_tool(index) {
                     continue;
@@ -322,7 +237,7 @@ impl Check<'_> {
         let tools: Vec<&Draft> = tools.filter(has_any).collect();
         tools
             .into_iter()
-            .any(|draft| self.validate(draft.action(), &[index]).0.is_empty())
+            .any(|draft| self.validate(draft.action(), &[index]).findings.is_empty())
     }
 
     /// Every policy against every tool that it can apply to.
@@ -333,7 +248,9 @@ impl Check<'_> {
             if indices.is_empty() {
                 continue;
             }
-            let (findings, impossible) = self.validate(draft.action(), &indices);
+            let Typing {
+                findings, impossible, ..
+            } = self.validate(draft.action(), &indices);
             let wrong: BTreeSet<usize> = findings.iter().map(|finding| finding.rule).collect();
             let idle = impossible
                 .difference(&wrong)
@@ -368,7 +285,7 @@ impl Check<'_> {
             input: Some(&without),
             ..draft.action()
         };
-        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).0.is_empty();
+        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).findings.is_empty();
 
         let fit = &mut self.found.fits[position];
         let which = match settled {
@@ -423,83 +340,28 @@ impl Check<'_> {
         may && !self.unsound.contains(&index)
     }
 
-    /// Asks Cedar about some rules for one action: what is wrong, and which can never be satisfied.
-    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> (Vec<Finding>, BTreeSet<usize>) {
-        let named: BTreeSet<String> = indices.iter().flat_map(|index| actions(&self.literals[*index])).collect();
-        let mut declared: Vec<Action<'_>> = Vec::new();
-        let mut groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(action.groups.iter().copied()).collect();
-        for id in named.iter().filter(|id| **id != action.id) {
-            match (self.known.by_id.get(id.as_str()), id.contains('/')) {
-                (Some(draft), _) => {
-                    groups.extend(draft.place.groups.iter().map(String::as_str));
-                    declared.push(Action {
-                        input: None,
-                        ..draft.action()
-                    });
-                }
-                (None, true) => declared.push(Action {
-                    id,
-                    groups: Vec::new(),
-                    input: None,
-                }),
-                (None, false) => {
-                    groups.insert(id);
-                }
-            }
-        }
-        declared.push(action);
-        let schema = match schema::schema(groups, &declared) {
-            Ok(schema) => schema,
-            Err(error) => {
-                let problem = |rule: &usize| self.rules[*rule].problem(format!("the schema of a tool is not usable: {error}"));
-                let finding = |rule: &usize| Finding {
-                    rule: *rule,
-                    problem: problem(rule),
-                    unguarded: true,
-                };
-                return (indices.iter().map(finding).collect(), BTreeSet::new());
-            }
+    fn asks_for_actions(&self, index: usize) -> bool {
+        let in_scope = |id: &String| match &self.rules[index].action {
+            ActionScope::Any => false,
+            ActionScope::Is(other) => id == other,
+            ActionScope::In(ids) => ids.contains(id),
         };
-        let policies = indices.iter().map(|index| self.rules[*index].policy.clone());
-        let set = PolicySet::from_policies(policies).expect("each rule has a number of its own");
-        let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
-        let mut impossible = BTreeSet::new();
-        for warning in result.validation_warnings() {
-            let index = place(warning.policy_id());
-            match warning {
-                ValidationWarning::ImpossiblePolicy(_) => {
-                    impossible.insert(index);
-                }
-                ValidationWarning::InvalidActionApplication(_) => {}
-                other if !self.seen[index] => {
-                    let problem = self.rules[index].problem(message(other, index));
-                    self.found.warnings.push(problem);
-                }
-                _ => {}
+        !self.typist.actions(index).iter().all(in_scope)
+    }
+
+    /// Asks Cedar, and keeps what it says on the side.
+    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Typing {
+        let mut typing = self.typist.hold(action, indices);
+        for (index, warning) in std::mem::take(&mut typing.warnings) {
+            if !self.seen[index] {
+                self.found.warnings.push(warning);
             }
         }
         for index in indices {
             self.seen[*index] = true;
-            self.possible[*index] |= !impossible.contains(index);
+            self.possible[*index] |= !typing.impossible.contains(index);
         }
-        let findings = result.validation_errors().map(|error| self.finding(error)).collect();
-        (findings, impossible)
-    }
-
-    fn finding(&self, error: &ValidationError) -> Finding {
-        let index = place(error.policy_id());
-        let rule = &self.rules[index];
-        let offset = error
-            .labels()
-            .and_then(|mut labels| labels.next())
-            .map(|label| label.offset());
-        let mut problem = rule.problem_at(offset.unwrap_or(rule.span.start), message(error, index));
-        problem.help = error.help().map(|help| help.to_string());
-        Finding {
-            rule: index,
-            problem,
-            unguarded: matches!(error, ValidationError::UnsafeOptionalAttributeAccess(_)),
-        }
+        typing
     }
 
     /// Policies that are right but can do nothing.
@@ -594,40 +456,6 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
     known.drafts.iter().map(fit).collect()
 }
 
-fn literals(rule: &Rule) -> Vec<EntityUid> {
-    let ours = |uid: &EntityUid| uid.type_name().namespace() == "Guardian";
-    rule.policy.entity_literals().into_iter().filter(ours).collect()
-}
-
-fn actions(literals: &[EntityUid]) -> BTreeSet<String> {
-    let actions = literals.iter().filter(|uid| uid.type_name().basename() == "Action");
-    actions.map(|uid| uid.id().unescaped().to_owned()).collect()
-}
-
-fn asks_for_actions(rule: &Rule, literals: &[EntityUid]) -> bool {
-    let in_scope = |id: &String| match &rule.action {
-        ActionScope::Any => false,
-        ActionScope::Is(other) => id == other,
-        ActionScope::In(ids) => ids.contains(id),
-    };
-    !actions(literals).iter().all(in_scope)
-}
-
 fn number(index: usize) -> RuleIndex {
     RuleIndex::try_from(index).expect("fewer policies than would fit into memory")
-}
-
-fn place(id: &cedar_policy::PolicyId) -> usize {
-    let id: &str = id.as_ref();
-    id.parse().expect("policies are numbered when they are read")
-}
-
-/// Cedar's words without its name for the policy.
-fn message(error: &dyn std::fmt::Display, index: usize) -> String {
-    let text = error.to_string();
-    let prefix = format!("for policy `{index}`");
-    match text.strip_prefix(&prefix) {
-        Some(rest) => rest.trim_start_matches([',', ':', ' ']).to_owned(),
-        None => text,
-    }
 }

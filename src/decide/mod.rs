@@ -8,6 +8,7 @@ mod check;
 mod effort;
 mod facts;
 mod judge;
+mod known;
 mod problem;
 mod reads;
 mod rule;
@@ -22,6 +23,7 @@ mod subject;
 mod suppose;
 mod text;
 mod tool;
+mod typing;
 mod verdict;
 mod when;
 

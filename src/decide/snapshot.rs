@@ -1,6 +1,7 @@
 //! Policies and catalogue compiled together: one immutable value, swapped whole.
 
 use super::arguments::Arguments;
+use super::known::Known;
 use super::rule::{self, Rule};
 use super::slice::{Index, Library};
 use super::tool::{CompiledTool, Place};
@@ -55,7 +56,7 @@ impl Snapshot {
         let (rules, mut problems) = rule::read(sources);
         problems.extend(reserved_names(catalogue));
         let drafts = drafts(catalogue);
-        let known = check::Known::new(catalogue, &drafts);
+        let known = Known::new(catalogue, &drafts);
         let checked = check::check(&rules, &known);
         problems.extend(checked.problems);
         if problems.is_empty() && !settings.deny_all && !rules.iter().any(permits) {
