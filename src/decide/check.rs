@@ -444,8 +444,6 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
             ResourceScope::Server(server) => server == place.server.as_str(),
             ResourceScope::Nothing => false,
         });
-        // `==` a group equals none of its actions
-        fitting.retain(|index| !matches!(&rules[*index as usize].action, ActionScope::Is(id) if *id != place.id));
         fitting.sort_unstable();
         fitting.dedup();
         Fit {
