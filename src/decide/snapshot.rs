@@ -9,6 +9,7 @@ use super::{Problem, check, schema, shape};
 use crate::domain::{Catalogue, Digest, EnvironmentName, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 /// One policy file as it was read.
@@ -130,6 +131,16 @@ impl Snapshot {
 
     pub(super) fn utc_offset_minutes(&self) -> i32 {
         self.settings.utc_offset_minutes
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("policy_set", &self.policy_set)
+            .field("catalogue", &self.catalogue)
+            .field("policies", &self.policies())
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,7 @@ use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName}
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -80,6 +81,12 @@ impl Subject {
         let expression = RestrictedExpression::new_ip(address.to_canonical().to_string());
         self.0.address.store(Some(Arc::new((address, expression.clone()))));
         expression
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subject({})", self.0.uid)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
     clippy::large_enum_variant,
     reason = "a permit is the common case; it is moved and not stored"
 )]
+#[derive(Debug)]
 pub enum Verdict {
     Permit(Permit),
     Refuse(Box<Refused>),
