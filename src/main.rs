@@ -1,3 +1,5 @@
 //! The `guardian` binary: reads the command line and hands over.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    neural_guardian::cli::run()
+}

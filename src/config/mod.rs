@@ -1,5 +1,72 @@
 //! The configuration: one TOML file, read raw, checked whole, then used as values that cannot be wrong.
+//!
+//! `load` reports every problem it can find at once, each with its place in the file. It opens the configuration and the
+//! secret files it names, nothing else: certificates, policies, the store and the servers are looked at by their own rooms.
 
+mod check;
+mod document;
+mod finish;
 mod model;
+mod problem;
+mod shape;
 
+pub use check::check;
 pub use model::*;
+pub use problem::{Place, Problem, Severity};
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A configuration that `check` found nothing wrong with.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub config: Config,
+    pub warnings: Vec<Problem>,
+}
+
+/// Environment variables: `${VAR}` in the file reads any of them, `GUARDIAN__SECTION__KEY` overrides the file.
+pub type Variables = BTreeMap<String, String>;
+
+/// Reads, overrides, expands, checks and completes. Paths come out absolute or relative to the working directory,
+/// secrets read, defaults of an issuer's kind filled in.
+pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
+    let text = document::read(path).map_err(|problem| vec![problem])?;
+    parse(path, &text, variables)
+}
+
+/// As `load`, with the text of the file already at hand.
+pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
+    let shape = shape::Shape::of_config();
+    let mut document = document::Document::parse(path, text)?;
+    let mut problems = document.overlay(variables, &shape);
+    problems.extend(document.expand(variables));
+    problems.extend(shape.check(&document));
+    if !problems.is_empty() {
+        return Err(sorted(problems));
+    }
+    let mut config: Config = serde_json::from_value(document.to_json())
+        .map_err(|error| vec![document.whole(format!("the configuration does not fit together: {error}"))])?;
+    finish::resolve_paths(&mut config, path.parent().unwrap_or(Path::new("")));
+    let mut findings = finish::read_secrets(&mut config);
+    finish::fill(&mut config);
+    findings.extend(check(&config));
+    let findings = sorted(findings.into_iter().map(|problem| document.place(problem)).collect());
+    match findings.iter().any(|problem| problem.severity == Severity::Error) {
+        true => Err(findings),
+        false => Ok(Loaded {
+            config,
+            warnings: findings,
+        }),
+    }
+}
+
+/// JSON Schema of the file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Config).to_value()
+}
+
+fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by(|a, b| (&a.place, &a.key).cmp(&(&b.place, &b.key)));
+    problems.dedup();
+    problems
+}

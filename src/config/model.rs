@@ -3,7 +3,7 @@
 use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
 use schemars::JsonSchema;
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -58,6 +58,7 @@ pub type Secret = SecretString;
 #[serde(deny_unknown_fields)]
 pub struct Listen {
     /// Address of the data listener.
+    #[schemars(extend("format" = "socket-address"))]
     pub address: SocketAddr,
     /// How clients reach it, without a path: `https://mcp.example.com`. Resource identifiers and challenges are made of it.
     pub public_url: String,
@@ -86,7 +87,7 @@ pub struct TlsConfig {
     pub client_certificates: ClientCertificates,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientCertificates {
     #[default]
@@ -125,10 +126,11 @@ pub struct ConnectionLimits {
 #[serde(deny_unknown_fields, default)]
 pub struct AdminListen {
     /// `/livez`, `/readyz`, `/health`, `/metrics`, in clear text: keep it on loopback or a private network.
+    #[schemars(extend("format" = "socket-address"))]
     pub metrics_address: SocketAddr,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StoreKind {
     #[default]
@@ -156,7 +158,7 @@ pub struct StoreConfig {
     pub connect_timeout: Span,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IssuerKind {
     Oidc,
@@ -165,7 +167,7 @@ pub enum IssuerKind {
 }
 
 /// JWS algorithms; one issuer uses one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum SigningAlgorithm {
     ES256,
     ES384,
@@ -251,7 +253,7 @@ pub struct MembersConfig {
     pub just_in_time_roles: Vec<RoleName>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PinMode {
     /// A tool seen for the first time is pinned as it is; a later change is refused until pinned again.
@@ -262,7 +264,7 @@ pub enum PinMode {
 }
 
 /// How a policy's refusal looks to the client.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Denials {
     /// A JSON-RPC error with reason, policies and remedy.
@@ -356,7 +358,7 @@ pub struct GrantsConfig {
 }
 
 /// `rate` calls every `per`, at most `burst` at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
     pub rate: u32,
@@ -378,6 +380,7 @@ pub struct LimitsConfig {
     /// Single tools, `"<server>/<tool>"`, over `per_tool`.
     pub tools: BTreeMap<String, Rate>,
     /// Single servers, over `per_server`.
+    #[schemars(extend("propertyNames" = { "format": "ServerName" }))]
     pub servers: BTreeMap<ServerName, Rate>,
     /// Calls of one principal at once.
     pub max_concurrency_per_principal: usize,
@@ -385,7 +388,7 @@ pub struct LimitsConfig {
     pub max_keys: usize,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordArguments {
     /// Only their digest.
@@ -421,7 +424,7 @@ pub struct SessionsConfig {
     pub lifetime: Span,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
@@ -572,6 +575,24 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// The largest unit that loses nothing: `90s`, `2m`.
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let millis = self.0.as_millis();
+        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+        match units.into_iter().find(|(unit, _)| millis > 0 && millis.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", millis / unit),
+            None => write!(f, "{millis}ms"),
+        }
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
 impl Span {
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -585,6 +606,30 @@ impl Span {
             _ => return None,
         };
         number.checked_mul(millis).map(|millis| Self(Duration::from_millis(millis)))
+    }
+}
+
+impl PoliciesConfig {
+    /// `utc_offset` in minutes; `None` if it is not one.
+    pub fn utc_offset_minutes(&self) -> Option<i32> {
+        let (sign, rest) = match self.utc_offset.split_at_checked(1)? {
+            ("+", rest) => (1, rest),
+            ("-", rest) => (-1, rest),
+            _ => return None,
+        };
+        let (hours, minutes) = rest.split_once(':')?;
+        let number = |text: &str, most: i32| {
+            let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+            text.parse().ok().filter(|number: &i32| digits && *number <= most)
+        };
+        Some(sign * (number(hours, 14)? * 60 + number(minutes, 59)?))
+    }
+}
+
+impl StoreConfig {
+    /// Postgres: the URL commands administer with, the proxy's own if there is no other.
+    pub fn administration_url(&self) -> Option<&Secret> {
+        self.admin_url.as_ref().or(self.url.as_ref())
     }
 }
 

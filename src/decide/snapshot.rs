@@ -116,6 +116,11 @@ impl Snapshot {
         self.servers.get(server)?.tools.get(tool)
     }
 
+    /// Every tool of a server, in no order.
+    pub fn tools(&self, server: &ServerName) -> impl Iterator<Item = &CompiledTool> {
+        self.servers.get(server).into_iter().flat_map(|server| server.tools.values())
+    }
+
     /// What does not stop this set, but should be known.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings

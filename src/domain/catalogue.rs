@@ -53,10 +53,11 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// One hash over all pins; every decision record names it.
+    /// One hash over all servers and pins; every decision record names it. Whatever a decision can depend on is in it.
     pub fn digest(&self) -> Digest {
         let mut hash = super::Sha256::new();
         for (server, entry) in &self.servers {
+            hash = hash.update(format!("{server}\0{}\n", entry.enabled).as_bytes());
             for (tool, pinned) in &entry.tools {
                 let line = format!(
                     "{server}\0{tool}\0{}\0{:?}\0{:?}\n",
@@ -66,5 +67,24 @@ impl Catalogue {
             }
         }
         hash.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_switched_off_is_another_catalogue() {
+        let with = |enabled| {
+            let entry = ServerEntry {
+                enabled,
+                tools: BTreeMap::new(),
+            };
+            let servers = BTreeMap::from([(ServerName::parse("files").unwrap(), entry)]);
+            Catalogue { servers }.digest()
+        };
+        assert_ne!(with(true), with(false));
+        assert_ne!(with(false), Catalogue::default().digest());
     }
 }

@@ -6,7 +6,10 @@ use super::{
     Timestamp, UserId,
 };
 use bytes::Bytes;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 
 /// One start of one instance: 128 random bits, so that no two histories can be confused.
@@ -69,7 +72,7 @@ pub struct SealedRecord {
     pub head: Digest,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Event {
     Start(Start),
@@ -225,6 +228,40 @@ pub struct Stop {
     pub environment: EnvironmentName,
 }
 
+/// In one pass, since `kind` is written first. What serde derives for a tagged enum takes it anywhere, and for that takes
+/// the whole event apart into loose values before it looks.
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct ByKind;
+        impl<'de> Visitor<'de> for ByKind {
+            type Value = Event;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event that begins with its kind")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut event: A) -> Result<Event, A::Error> {
+                if event.next_key::<Cow<'de, str>>()?.as_deref() != Some("kind") {
+                    return Err(de::Error::missing_field("kind"));
+                }
+                let kind: Cow<'de, str> = event.next_value()?;
+                let rest = MapAccessDeserializer::new(event);
+                match &*kind {
+                    "start" => Start::deserialize(rest).map(Event::Start),
+                    "decision" => Decision::deserialize(rest).map(|event| Event::Decision(Box::new(event))),
+                    "outcome" => Outcome::deserialize(rest).map(Event::Outcome),
+                    "policy" => PolicyChange::deserialize(rest).map(Event::Policy),
+                    "admin" => Admin::deserialize(rest).map(Event::Admin),
+                    "suppressed" => Suppressed::deserialize(rest).map(Event::Suppressed),
+                    "stop" => Stop::deserialize(rest).map(Event::Stop),
+                    unknown => Err(de::Error::custom(format!("`{unknown}` is no kind of event"))),
+                }
+            }
+        }
+        d.deserialize_map(ByKind)
+    }
+}
+
 impl Event {
     pub fn at(&self) -> Timestamp {
         match self {
@@ -259,6 +296,27 @@ impl Event {
             Event::Admin(_) => "admin",
             Event::Suppressed(_) => "suppressed",
             Event::Stop(_) => "stop",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_reads_back_and_only_with_its_kind_in_front() {
+        let (at, environment) = (Timestamp::from_micros(7), EnvironmentName::parse("test").unwrap());
+        let stop = Event::Stop(Stop { at, environment });
+        let text = serde_json::to_string(&stop).unwrap();
+        assert_eq!(text, r#"{"kind":"stop","at":7,"environment":"test"}"#);
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), stop);
+        for bad in [
+            r#"{"at":7,"kind":"stop","environment":"test"}"#,
+            r#"{"kind":"pause","at":7,"environment":"test"}"#,
+            "{}",
+        ] {
+            assert!(serde_json::from_str::<Event>(bad).is_err(), "{bad}");
         }
     }
 }

@@ -5,4 +5,4 @@ mod model;
 mod order;
 mod random;
 mod starter;
-mod world;
+pub mod world;

@@ -1,0 +1,504 @@
+//! Wires the rooms from one configuration: start, watch, drain, stop. The one place that reads the clock.
+
+pub mod rules;
+
+use crate::config::{Config, JournalConfig, StoreKind};
+use crate::console::{Console, Health};
+use crate::domain::{EnvironmentName, RequestId, ServerName, Timestamp};
+use crate::gate::{Callers, Clock, Gate, GateParts, JustInTime, Metadata, Redaction, Site};
+use crate::grants::Grants;
+use crate::identity::{Identity, Pepper};
+use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
+use crate::limits::Limits;
+use crate::store::{Store, StoreOpen};
+use crate::telemetry::Metrics;
+use crate::transport::{self, Connections, ServerTls, Stop, StopHandle};
+use crate::upstream::{SessionKeys, Upstreams};
+use anyhow::{Context, Result, bail};
+use rules::Rules;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// Wall time. Everything else is told it.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// A UUID of version 7. Its random part comes from a generator in this process: the kernel's costs a system call.
+fn request_id() -> RequestId {
+    let mut random = [0; 10];
+    aws_lc_rs::rand::fill(&mut random).expect("the generator was seeded when TLS was set up");
+    let millis = u64::try_from(now().millis()).unwrap_or_default();
+    RequestId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+}
+
+/// Serves until told to stop. What cannot work is refused before anything binds.
+pub fn serve(config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let running = Running::start(config).await?;
+        running.until_stopped().await
+    })
+}
+
+/// A serving instance.
+pub struct Running {
+    pub address: SocketAddr,
+    pub metrics_address: SocketAddr,
+    pub store: Store,
+    gate: Arc<Gate>,
+    journal: Journal,
+    grants: Arc<Grants>,
+    stop: StopHandle,
+    listeners: JoinSet<()>,
+    tasks: JoinSet<()>,
+    shipper: JoinHandle<()>,
+    stop_shipping: CancellationToken,
+    drain: Duration,
+}
+
+impl Running {
+    pub async fn start(config: Config) -> Result<Self> {
+        transport::install_provider();
+        let config = Arc::new(config);
+        make_private_folder(&config.data_dir)?;
+        let unservable = transport::check(&config.listen.tls, now());
+        if !unservable.is_empty() {
+            bail!("{}", unservable.join("; "));
+        }
+        let tls = ServerTls::load(&config.listen.tls)?;
+        let store = open_store(&config).await?;
+        let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);
+        let identity = Arc::new(Identity::new(&config, pepper)?);
+        let limits = Arc::new(Limits::new(&config.limits, &config.servers)?);
+        let metrics = Arc::new(Metrics::new(config.servers.iter().map(|server| server.name.clone())));
+        let (journal, recovered) = Journal::open_dir(journal_settings(&config), start_facts(&config.environment), now)?;
+        if recovered.unknown > 0 {
+            tracing::warn!(
+                calls = recovered.unknown,
+                "calls were under way when the last run ended; they are on record as `unknown`"
+            );
+        }
+        journal.observe_appends({
+            let metrics = metrics.clone();
+            move |took| metrics.audit_appended(took)
+        });
+        let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
+        let registry = grants.registry();
+        let upstreams = Arc::new(upstreams(&config)?);
+        let snapshot = rules::compile(&config, &store, &registry)
+            .await
+            .context("the policies cannot be used")?;
+        let rules = Arc::new(Rules::new(
+            config.clone(),
+            store.clone(),
+            journal.clone(),
+            metrics.clone(),
+            upstreams.clone(),
+            snapshot,
+        ));
+        if rules.look().await {
+            rules.rebuild(&registry).await;
+        }
+        rules.put_on_record(&rules.snapshot.load_full(), None).await;
+        metrics.policy_set(&rules.snapshot.load().policy_set());
+
+        let listener = bind(config.listen.address, "listen.address").await?;
+        let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;
+        let (address, metrics_address) = (listener.local_addr()?, admin.local_addr()?);
+        let stop_shipping = CancellationToken::new();
+        let shipper = tokio::spawn(Shipper::new(&journal).run(store.clone(), stop_shipping.clone()));
+        let connections = Connections::new();
+        let gate = Arc::new(Gate::new(GateParts {
+            environment: config.environment.clone(),
+            site: Site::new(&config),
+            metadata: Metadata::new(&config),
+            callers: Callers::new(
+                identity,
+                grants.clone(),
+                config.environment.clone(),
+                just_in_time(&config, &store),
+            ),
+            grants: grants.clone(),
+            limits: limits.clone(),
+            journal: journal.clone(),
+            upstreams: upstreams.clone(),
+            snapshot: rules.snapshot.clone(),
+            denials: config
+                .servers
+                .iter()
+                .map(|server| (server.name.clone(), server.denials))
+                .collect(),
+            session_lifetime: config.sessions.lifetime.0,
+            redaction: Redaction::new(&config.journal),
+            metrics: metrics.clone(),
+            clock: Clock {
+                now,
+                request: request_id,
+            },
+        }));
+        let console = Arc::new(Console {
+            look: Box::new({
+                let (journal, grants, rules) = (journal.clone(), grants.clone(), rules.clone());
+                move || health(&journal, &grants, &rules)
+            }),
+            metrics: Box::new({
+                let (metrics, journal, grants, connections) =
+                    (metrics.clone(), journal.clone(), grants.clone(), connections.clone());
+                move || {
+                    metrics.audit_unshipped(journal.unshipped());
+                    metrics.grants_age(grants.view().age);
+                    let counts = connections.counts();
+                    metrics.connections(counts.open);
+                    metrics.connections_refused("cap", counts.refused);
+                    metrics.connections_refused("handshake", counts.failed_handshakes);
+                    metrics.connections_refused("timeout", counts.timed_out);
+                    metrics.encode()
+                }
+            }),
+        });
+        let (stop, stopped) = Stop::new();
+        let mut listeners = JoinSet::new();
+        listeners.spawn(serve_data(
+            listener,
+            tls.clone(),
+            &config,
+            gate.clone(),
+            stopped.clone(),
+            connections,
+        ));
+        listeners.spawn(serve_console(admin, &config, console, stopped.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(every_second(gate.clone(), limits));
+        tasks.spawn(record_noise(gate.clone()));
+        tasks.spawn(follow_registry(grants.clone(), rules.clone()));
+        tasks.spawn(follow_files(config.clone(), grants.clone(), rules.clone(), tls));
+        for server in &config.servers {
+            tasks.spawn(follow_tools(
+                server.name.clone(),
+                server.catalogue_refresh.0,
+                grants.clone(),
+                rules.clone(),
+            ));
+        }
+        tracing::info!(%address, metrics = %metrics_address, environment = %config.environment, "serving");
+        let drain = config.listen.limits.drain_timeout.0;
+        Ok(Self {
+            address,
+            metrics_address,
+            store,
+            gate,
+            journal,
+            grants,
+            stop,
+            listeners,
+            tasks,
+            shipper,
+            stop_shipping,
+            drain,
+        })
+    }
+
+    /// Until SIGTERM or ctrl-c: then no new call, running ones to their end; at once on the second.
+    pub async fn until_stopped(self) -> Result<()> {
+        let mut signals = Signals::new()?;
+        signals.next().await;
+        self.stop(async move { signals.next().await }).await
+    }
+
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) -> Result<()> {
+        tracing::info!("stopping: no new calls; running ones may finish");
+        self.gate.drain();
+        self.stop.drain();
+        let patience = self.drain + Duration::from_secs(5);
+        tokio::select! {
+            () = all(&mut self.listeners) => {}
+            () = tokio::time::sleep(patience) => self.stop.abort(),
+            () = hurry => {
+                tracing::warn!("stopping at once: running calls are cut");
+                self.stop.abort();
+            }
+        }
+        all(&mut self.listeners).await;
+        self.tasks.shutdown().await;
+        self.gate.record_noise().await;
+        // A ticket is closed when its answer is dropped, and all answers are gone by now.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.journal.all_closed()).await;
+        self.journal.stop().await;
+        self.stop_shipping.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(10), self.shipper).await;
+        self.grants.stop().await;
+        tracing::info!("stopped; every record is on disk");
+        Ok(())
+    }
+}
+
+/// The store as `serve` uses it. An embedded one is brought up to date; a shared one is the operator's to migrate.
+async fn open_store(config: &Config) -> Result<Store> {
+    let store = Store::open(&store_open(config)?).await?;
+    for warning in store.warnings() {
+        tracing::warn!(%warning, "database");
+    }
+    match config.store.kind {
+        StoreKind::Sqlite => store.migrate(&mut |step| tracing::info!(step, "database")).await?,
+        StoreKind::Postgres => store.require_current().await?,
+    }
+    for made in store.ensure_partitions().await? {
+        tracing::info!(made, "database");
+    }
+    let problems = store.self_check(&config.environment).await?;
+    if !problems.is_empty() {
+        bail!("the database must not be used as it is: {}", problems.join("; "));
+    }
+    Ok(store)
+}
+
+pub fn store_open(config: &Config) -> Result<StoreOpen> {
+    match config.store.kind {
+        StoreKind::Sqlite => Ok(StoreOpen::Sqlite {
+            file: filled(&config.store.file).to_owned(),
+            create: true,
+        }),
+        StoreKind::Postgres => {
+            let url = config
+                .store
+                .url
+                .as_ref()
+                .context("`store.url` is missing: Postgres needs the URL of the proxy's login")?;
+            Ok(StoreOpen::Postgres {
+                url: url.clone(),
+                ca_file: config.store.ca_file.clone(),
+                max_connections: config.store.max_connections,
+                connect_timeout: config.store.connect_timeout.0,
+            })
+        }
+    }
+}
+
+/// Where a server is stands in the configuration alone: the registry says only whether it may be called and for which scopes.
+fn upstreams(config: &Config) -> Result<Upstreams> {
+    let keys = SessionKeys::load_or_create(filled(&config.sessions.key_file))?;
+    Ok(Upstreams::new(&config.servers, keys)?)
+}
+
+pub fn filled(path: &Option<PathBuf>) -> &Path {
+    path.as_deref()
+        .expect("loading a configuration fills in the paths that were left out")
+}
+
+fn just_in_time(config: &Config, store: &Store) -> Option<JustInTime> {
+    let members = &config.members;
+    members.just_in_time.then(|| JustInTime {
+        store: store.clone(),
+        roles: members.just_in_time_roles.clone(),
+    })
+}
+
+fn journal_settings(config: &Config) -> JournalSettings {
+    let JournalConfig {
+        max_bytes,
+        segment_bytes,
+        sync_timeout,
+        allow_volatile,
+        ..
+    } = config.journal;
+    JournalSettings {
+        dir: filled(&config.journal.dir).to_owned(),
+        max_bytes,
+        segment_bytes,
+        sync_timeout: sync_timeout.0,
+        allow_volatile,
+    }
+}
+
+fn start_facts(environment: &EnvironmentName) -> StartFacts {
+    let instance = instance_name(environment);
+    StartFacts {
+        environment: environment.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance,
+    }
+}
+
+fn instance_name(environment: &EnvironmentName) -> String {
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{environment}@{}", if host.is_empty() { "localhost" } else { host })
+}
+
+pub fn make_private_folder(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make the folder `{}`", dir.display()))
+}
+
+async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (`{key}`): choose a free address"))
+}
+
+fn serve_data(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+    config: &Config,
+    gate: Arc<Gate>,
+    stopped: Stop,
+    connections: Arc<Connections>,
+) -> impl Future<Output = ()> + use<> {
+    let handler = move |request, peer| {
+        let gate = gate.clone();
+        async move { gate.handle(request, peer).await }
+    };
+    transport::serve_counted(
+        listener,
+        Some(tls),
+        config.listen.limits.clone(),
+        handler,
+        stopped,
+        connections,
+    )
+}
+
+fn serve_console(
+    listener: TcpListener,
+    config: &Config,
+    console: Arc<Console>,
+    stopped: Stop,
+) -> impl Future<Output = ()> + use<> {
+    let handler = move |request, peer| console.clone().handle(request, peer);
+    transport::serve(listener, None, config.listen.limits.clone(), handler, stopped)
+}
+
+async fn every_second(gate: Arc<Gate>, limits: Arc<Limits>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for second in 0_u64.. {
+        ticks.tick().await;
+        gate.recheck_streams().await;
+        if second % 30 == 0 {
+            limits.sweep();
+        }
+    }
+}
+
+/// By itself: records wait for the disk, and a flood makes many of them.
+async fn record_noise(gate: Arc<Gate>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        gate.record_noise().await;
+    }
+}
+
+/// Servers that were added, changed or switched off in the registry, and pins somebody approved.
+async fn follow_registry(grants: Arc<Grants>, rules: Arc<Rules>) {
+    let mut changes = grants.changes();
+    while changes.changed().await.is_ok() {
+        rules.rebuild(&grants.registry()).await;
+    }
+}
+
+/// Policies and certificates take effect when their files change; broken ones never do.
+async fn follow_files(config: Arc<Config>, grants: Arc<Grants>, rules: Arc<Rules>, tls: Arc<ServerTls>) {
+    let mut files = vec![
+        config.policies.dir.clone(),
+        config.listen.tls.certificate_file.clone(),
+        config.listen.tls.key_file.clone(),
+    ];
+    files.extend(config.listen.tls.client_ca_file.clone());
+    let mut watch = match transport::watch(&files) {
+        Ok(watch) => watch,
+        Err(error) => return tracing::error!(%error, "files are not watched: restart to make changes take effect"),
+    };
+    loop {
+        watch.changed().await;
+        match tls.reload() {
+            Ok(true) => tracing::info!("the new certificate is in use"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the new certificate is not used; the old one stays"),
+        }
+        rules.rebuild(&grants.registry()).await;
+    }
+}
+
+async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, rules: Arc<Rules>) {
+    loop {
+        tokio::time::sleep(every).await;
+        if rules.look_at(&server).await {
+            rules.rebuild(&grants.registry()).await;
+        }
+    }
+}
+
+fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
+    let snapshot = rules.snapshot.load();
+    let state = journal.state();
+    let sealed = match &state {
+        State::Sealed(why) => Some(format!("nothing can be recorded: {why}")),
+        State::Open | State::Pressure => None,
+    };
+    let failing = rules.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Health {
+        not_ready: sealed.into_iter().collect(),
+        degraded: [
+            failing.map(|why| format!("the newest policies are not in use: {why}")),
+            journal
+                .ship_error()
+                .map(|why| format!("the database does not take records: {why}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        journal: match state {
+            State::Open => "open",
+            State::Pressure => "pressure",
+            State::Sealed(_) => "sealed",
+        },
+        unshipped: journal.unshipped(),
+        grants_age_ms: u64::try_from(grants.view().age.as_millis()).unwrap_or(u64::MAX),
+        policy_set: snapshot.policy_set().to_string(),
+        catalogue: snapshot.catalogue().to_string(),
+        version: env!("CARGO_PKG_VERSION"),
+    }
+}
+
+async fn all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+/// SIGTERM and ctrl-c, one after the other.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

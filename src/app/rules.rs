@@ -1,0 +1,365 @@
+//! Keeps the policies and the catalogue in force: reads the folder, asks the servers for their tools, compiles both into
+//! one snapshot and swaps it. What does not compile never replaces what does.
+
+use super::now;
+use crate::config::{Config, PinMode};
+use crate::decide::{PolicySource, Problem, Settings, Snapshot};
+use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
+use crate::journal::Journal;
+use crate::store::{RegistryRow, Store};
+use crate::telemetry::Metrics;
+use crate::upstream::{Offer, RawTool, Upstreams, assemble};
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The policies and tools in force, and what they are made of.
+pub struct Rules {
+    config: Arc<Config>,
+    store: Store,
+    journal: Journal,
+    metrics: Arc<Metrics>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    upstreams: Arc<Upstreams>,
+    /// Digest of each server's tool list when it was last written down, so that an unchanged one costs no query.
+    observed: Mutex<BTreeMap<ServerName, Digest>>,
+    /// Why the newest set is not the one in force, if so.
+    pub failing: Mutex<Option<String>>,
+    /// One rebuild at a time.
+    rebuilding: tokio::sync::Mutex<()>,
+}
+
+/// Largest policy file that is read, and the most files of a set.
+const MOST_BYTES: u64 = 1024 * 1024;
+const MOST_FILES: usize = 1_000;
+/// How long the start waits for tool lists before it goes on with the stored ones.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// How long changed policy files must stay the same, and how often they are looked at for that.
+const SETTLE: Duration = Duration::from_millis(200);
+const MOST_LOOKS: usize = 10;
+
+impl Rules {
+    pub fn new(
+        config: Arc<Config>,
+        store: Store,
+        journal: Journal,
+        metrics: Arc<Metrics>,
+        upstreams: Arc<Upstreams>,
+        snapshot: Snapshot,
+    ) -> Self {
+        Self {
+            config,
+            store,
+            journal,
+            metrics,
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            upstreams,
+            observed: Mutex::default(),
+            failing: Mutex::default(),
+            rebuilding: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Compiles anew and swaps; on any problem the old set stays, loudly.
+    pub async fn rebuild(&self, registry: &[RegistryRow]) {
+        let _one_at_a_time = self.rebuilding.lock().await;
+        match self.compile_settled(registry).await {
+            Ok(snapshot) => self.swap(snapshot).await,
+            Err(error) => self.keep(format!("{error:#}")).await,
+        }
+    }
+
+    /// Whatever the reason to look, the folder may be half-way through a change: files that are other than those in force
+    /// count once they stay the same for a moment.
+    async fn compile_settled(&self, registry: &[RegistryRow]) -> Result<Snapshot> {
+        let snapshot = compile(&self.config, &self.store, registry).await?;
+        if snapshot.policy_set() == self.snapshot.load().policy_set() {
+            return Ok(snapshot);
+        }
+        let sources = settled(|| read_policies(&self.config.policies.dir)).await?;
+        compile_sources(&sources, &self.config, &self.store, registry).await
+    }
+
+    async fn swap(&self, snapshot: Snapshot) {
+        let old = self.snapshot.load();
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if old.policy_set() == snapshot.policy_set() && old.catalogue() == snapshot.catalogue() {
+            return;
+        }
+        let (before, now) = (old.policies(), snapshot.policies());
+        if now < before {
+            tracing::warn!(before, now, "there are fewer policies than before");
+        }
+        for warning in snapshot.warnings() {
+            tracing::warn!(%warning, "policies");
+        }
+        self.put_on_record(&snapshot, None).await;
+        self.metrics.policy_set(&snapshot.policy_set());
+        tracing::info!(policy_set = %snapshot.policy_set().short(), catalogue = %snapshot.catalogue().short(), policies = snapshot.policies(), "policies and tools in force");
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    async fn keep(&self, why: String) {
+        self.metrics.policy_reload_failed();
+        tracing::error!(%why, "the new policies are not used; the old set stays in force");
+        let before = self
+            .failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(why.clone());
+        if before.as_ref() != Some(&why) {
+            let in_force = self.snapshot.load_full();
+            self.put_on_record(&in_force, Some(why)).await;
+        }
+    }
+
+    pub async fn put_on_record(&self, snapshot: &Snapshot, rejected: Option<String>) {
+        let change = PolicyChange {
+            at: now(),
+            environment: self.config.environment.clone(),
+            policy_set: snapshot.policy_set(),
+            catalogue: snapshot.catalogue(),
+            policies: snapshot.policies(),
+            rejected,
+        };
+        if let Err(sealed) = self.journal.append(Event::Policy(change)).await {
+            tracing::error!(%sealed, "a change of policies cannot be recorded");
+        }
+    }
+
+    /// Asks every server for its tools at once; true if anything was written down.
+    pub async fn look(&self) -> bool {
+        let looks = self.upstreams.iter().map(|(name, upstream)| {
+            let name = name.clone();
+            async move {
+                let tools = tokio::time::timeout(FIRST_LOOK, upstream.fetch_tools()).await;
+                (name, tools)
+            }
+        });
+        let mut changed = false;
+        for (server, tools) in join_all(looks).await {
+            changed |= match tools {
+                Ok(Ok(offer)) => self.observe(&server, &offer).await,
+                Ok(Err(error)) => warn_unseen(&server, &error.to_string()),
+                Err(_) => warn_unseen(&server, "no answer within two seconds"),
+            };
+        }
+        changed
+    }
+
+    /// Asks one server; true if its list differs from the one written down.
+    pub async fn look_at(&self, server: &ServerName) -> bool {
+        let Some(upstream) = self.upstreams.get(server) else {
+            return false;
+        };
+        match upstream.fetch_tools().await {
+            Ok(offer) => self.observe(server, &offer).await,
+            Err(error) => warn_unseen(server, &error.to_string()),
+        }
+    }
+
+    async fn observe(&self, server: &ServerName, Offer { tools, left_out, .. }: &Offer) -> bool {
+        let seen = digest_of(tools);
+        if self.observed.lock().unwrap_or_else(PoisonError::into_inner).get(server) == Some(&seen) {
+            return false;
+        }
+        for tool in left_out {
+            tracing::warn!(%server, tool = %tool.name, why = %tool.why, "a tool of the server is left out");
+        }
+        let pin_new = self.pin_mode(server) == PinMode::FirstUse;
+        let rows: Vec<_> = tools
+            .iter()
+            .map(|tool| (tool.name.clone(), tool.digest, tool.definition.to_string()))
+            .collect();
+        match self
+            .store
+            .observe_tools(&self.config.environment, server, &rows, pin_new)
+            .await
+        {
+            Ok(observed) => {
+                self.observed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(server.clone(), seen);
+                for tool in &observed.changed {
+                    tracing::warn!(%server, %tool, "the server changed this tool; it is refused until it is pinned again");
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%server, %error, "the tools of the server cannot be written down");
+                false
+            }
+        }
+    }
+
+    fn pin_mode(&self, server: &ServerName) -> PinMode {
+        self.config
+            .servers
+            .iter()
+            .find(|config| &config.name == server)
+            .map_or(PinMode::FirstUse, |config| config.pin)
+    }
+}
+
+/// Everything that has to be right before a snapshot exists, in one sentence a problem.
+pub async fn compile(config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
+    compile_sources(&read_policies(&config.policies.dir)?, config, store, registry).await
+}
+
+async fn compile_sources(sources: &[PolicySource], config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
+    let stored = store
+        .catalogue(&config.environment)
+        .await
+        .context("cannot read the pinned tools")?;
+    let catalogue = assemble(&config.servers, registry, &stored);
+    Snapshot::compile(sources, &catalogue, &settings(config)).map_err(|problems| anyhow::anyhow!(sentences(&problems)))
+}
+
+pub fn settings(config: &Config) -> Settings {
+    Settings {
+        deny_all: config.policies.deny_all,
+        utc_offset_minutes: config.policies.utc_offset_minutes().unwrap_or(0),
+        environment: config.environment.clone(),
+    }
+}
+
+/// Reads every `.cedar` file of the folder, in order of their names; or the one file that `path` is.
+pub fn read_policies(path: &Path) -> Result<Vec<PolicySource>> {
+    if path.is_file() {
+        return Ok(vec![read_policy(path)?]);
+    }
+    let entries = std::fs::read_dir(path).with_context(|| format!("cannot read the policy folder `{}`", path.display()))?;
+    let mut files: Vec<_> = entries
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .map(|entry| entry.path())
+        .collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "cedar"));
+    files.sort();
+    anyhow::ensure!(
+        files.len() <= MOST_FILES,
+        "the policy folder `{}` has more than {MOST_FILES} files",
+        path.display()
+    );
+    files.iter().map(|file| read_policy(file)).collect()
+}
+
+/// What `read` gives twice with a pause between.
+async fn settled(mut read: impl FnMut() -> Result<Vec<PolicySource>>) -> Result<Vec<PolicySource>> {
+    let mut seen = read()?;
+    for _ in 0..MOST_LOOKS {
+        tokio::time::sleep(SETTLE).await;
+        let again = read()?;
+        if again == seen {
+            return Ok(again);
+        }
+        seen = again;
+    }
+    anyhow::bail!("the policy files do not stop changing")
+}
+
+fn read_policy(path: &Path) -> Result<PolicySource> {
+    let shown = path.display();
+    let size = std::fs::metadata(path)
+        .with_context(|| format!("cannot read policy `{shown}`"))?
+        .len();
+    anyhow::ensure!(
+        size <= MOST_BYTES,
+        "policy `{shown}` is larger than {MOST_BYTES} bytes: split it"
+    );
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read policy `{shown}`"))?;
+    let text = String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("policy `{shown}` is not UTF-8 text"))?;
+    // As a file is for a moment when it is written, or for good when the disk was full: its forbids must not just be gone.
+    anyhow::ensure!(
+        !text.trim().is_empty(),
+        "policy `{shown}` is empty: delete the file if that is meant"
+    );
+    Ok(PolicySource {
+        file: shown.to_string(),
+        text,
+    })
+}
+
+pub fn sentences(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn digest_of(tools: &[RawTool]) -> Digest {
+    let mut hash = Sha256::new();
+    for tool in tools {
+        hash = hash.update(tool.name.as_str().as_bytes()).update(tool.digest.as_bytes());
+    }
+    hash.finish()
+}
+
+fn warn_unseen(server: &ServerName, why: &str) -> bool {
+    tracing::warn!(%server, %why, "the tools of the server cannot be listed; the pinned ones stay");
+    false
+}
+
+/// Polls all at once; there are a handful.
+async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut pending: Vec<_> = futures.map(Box::pin).collect();
+    let mut done: Vec<Option<F::Output>> = pending.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, slot) in pending.iter_mut().zip(&mut done) {
+            if slot.is_none()
+                && let std::task::Poll::Ready(output) = future.as_mut().poll(context)
+            {
+                *slot = Some(output);
+            }
+        }
+        if done.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Vec<PolicySource> {
+        vec![PolicySource {
+            file: "a.cedar".to_owned(),
+            text: text.to_owned(),
+        }]
+    }
+
+    #[tokio::test]
+    async fn files_that_are_being_written_are_waited_for() {
+        let mut looks = ["permit", "permit forbid", "permit forbid"].into_iter();
+        let settled = settled(|| Ok(source(looks.next().context("one look too many")?))).await;
+        assert_eq!(settled.unwrap(), source("permit forbid"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_never_settle_are_not_used() {
+        let mut look = 0;
+        let settled = settled(|| {
+            look += 1;
+            Ok(source(&look.to_string()))
+        });
+        assert!(settled.await.is_err());
+    }
+
+    #[test]
+    fn a_file_that_lost_its_content_is_no_policy() {
+        let folder = std::env::temp_dir().join(format!("guardian-policies-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("a.cedar"), "permit (principal, action, resource);").unwrap();
+        assert_eq!(read_policies(&folder).unwrap().len(), 1);
+        std::fs::write(folder.join("b.cedar"), "\n").unwrap();
+        let problem = read_policies(&folder).unwrap_err().to_string();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(problem.contains("b.cedar` is empty"), "{problem}");
+    }
+}

@@ -1,0 +1,384 @@
+//! `guardian audit`: who did what, when, what was decided and why, and how it ended, as the audit trail has it.
+
+use super::context::{Admin, ConfigFile, moment_past};
+use super::failure::Failure;
+use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
+use crate::config::Span;
+use crate::domain::{Decided, Ending, EnvironmentName, Incarnation, Reason, RequestId, ServerName, Timestamp};
+use crate::store::{AuditFilter, AuditKind, AuditRow};
+use std::collections::HashSet;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Records of several instances arrive a little out of order; so far back is looked again for late ones.
+const LATE: Duration = Duration::from_secs(120);
+const MOST: u32 = 10_000;
+
+/// Ask the audit trail.
+#[derive(Debug, clap::Subcommand)]
+pub enum Audit {
+    /// Find decisions, newest first.
+    #[command(
+        after_help = "Examples:\n  guardian audit query --user alice@example.com --since 24h\n  guardian audit query --decision deny --json | jq -r .reason | sort | uniq -c"
+    )]
+    Query {
+        #[command(flatten)]
+        which: Which,
+        /// Not before: a length of time ago (`24h`), or a moment (RFC 3339).
+        #[arg(long, value_parser = moment_past, value_name = "WHEN")]
+        since: Option<Timestamp>,
+        /// Before: a length of time ago, or a moment.
+        #[arg(long, value_parser = moment_past, value_name = "WHEN")]
+        until: Option<Timestamp>,
+        /// At most so many.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
+        limit: u32,
+        /// Oldest first.
+        #[arg(long)]
+        ascending: bool,
+        /// Print one JSON object a line, for machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show decisions as they arrive, until Ctrl-C.
+    ///
+    /// The store is asked again and again, which keeps a database awake that would otherwise sleep.
+    #[command(after_help = "Example:\n  guardian audit tail --decision deny")]
+    Tail {
+        #[command(flatten)]
+        which: Which,
+        /// How often to look.
+        #[arg(long, default_value = "1s", value_parser = span, value_name = "TIME")]
+        every: Duration,
+        /// Print one JSON object a line, for machines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show everything about one request, by the id that answers and log lines name.
+    #[command(after_help = "Example:\n  guardian audit show 01931f0e-5f0a-7c3e-9d5b-1f6a2b3c4d5e")]
+    Show {
+        /// The id of the request.
+        request: Uuid,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// By id, e-mail or subject.
+    #[arg(long)]
+    user: Option<String>,
+    /// Calls of this server.
+    #[arg(long)]
+    server: Option<ServerName>,
+    /// Calls of this tool.
+    #[arg(long)]
+    tool: Option<String>,
+    /// What was decided.
+    #[arg(long, value_enum)]
+    decision: Option<Verdict>,
+    /// A reason code such as `missing_scope`.
+    #[arg(long, value_parser = reason, value_name = "CODE")]
+    reason: Option<String>,
+    /// What kind of record.
+    #[arg(long, value_enum, default_value = "decision")]
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Verdict {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    /// With how each ended.
+    Decision,
+    /// A policy set or catalogue came into force, or was rejected.
+    Policy,
+    /// What administrators changed.
+    Admin,
+    /// Refused before anybody was known, counted.
+    Suppressed,
+    /// An instance started.
+    Start,
+    /// An instance stopped.
+    Stop,
+    /// All of these.
+    Any,
+}
+
+impl Audit {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let admin = Admin::open(file).await?;
+        let env = &admin.config.environment;
+        match self {
+            Audit::Query {
+                which,
+                since,
+                until,
+                limit,
+                ascending,
+                json,
+            } => {
+                let filter = AuditFilter {
+                    since: *since,
+                    until: *until,
+                    limit: *limit,
+                    ascending: *ascending,
+                    ..which.filter(env)
+                };
+                let bar = progress("asking the audit trail");
+                let rows = admin.store.audit(&filter).await?;
+                drop(bar);
+                print(&rows, *json, rows.len() >= *limit as usize)
+            }
+            Audit::Tail { which, every, json } => tail(&admin, which, *every, *json).await,
+            Audit::Show { request, format } => show(&admin, RequestId(*request), *format).await,
+        }
+    }
+}
+
+impl Which {
+    fn filter(&self, env: &EnvironmentName) -> AuditFilter {
+        AuditFilter {
+            environment: env.clone(),
+            kind: match self.kind {
+                Kind::Decision => AuditKind::Decision,
+                Kind::Policy => AuditKind::Policy,
+                Kind::Admin => AuditKind::Admin,
+                Kind::Suppressed => AuditKind::Suppressed,
+                Kind::Start => AuditKind::Start,
+                Kind::Stop => AuditKind::Stop,
+                Kind::Any => AuditKind::Any,
+            },
+            user: self.user.clone(),
+            server: self.server.as_ref().map(ToString::to_string),
+            tool: self.tool.clone(),
+            decision: self.decision.map(|verdict| match verdict {
+                Verdict::Allow => Decided::Allow,
+                Verdict::Deny => Decided::Deny,
+            }),
+            reason: self.reason.clone(),
+            request: None,
+            since: None,
+            until: None,
+            limit: MOST,
+            ascending: true,
+            after: None,
+        }
+    }
+}
+
+fn print(rows: &[AuditRow], as_json: bool, more: bool) -> Result<(), Failure> {
+    if as_json {
+        return rows.iter().try_for_each(json_line);
+    }
+    if rows.is_empty() {
+        return note("nothing of the kind is in the audit trail");
+    }
+    line(as_table(rows.iter()))?;
+    match more {
+        true => note("there may be more: raise `--limit`, or narrow with `--since`"),
+        false => Ok(()),
+    }
+}
+
+async fn tail(admin: &Admin, which: &Which, every: Duration, as_json: bool) -> Result<(), Failure> {
+    let mut shown: HashSet<(Incarnation, u64)> = HashSet::new();
+    let newest = AuditFilter {
+        limit: 10,
+        ascending: false,
+        ..which.filter(&admin.config.environment)
+    };
+    let mut rows = admin.store.audit(&newest).await?;
+    rows.reverse();
+    let mut from = rows.last().map_or_else(super::context::now, |row| row.at);
+    // what is older than the ten is not shown later as if it had just happened
+    let began = rows.first().map_or(from, |row| row.at);
+    loop {
+        rows.retain(|row| shown.insert((row.incarnation, row.seq)));
+        for row in &rows {
+            match as_json {
+                true => json_line(row)?,
+                false => line(row_line(row))?,
+            }
+            from = from.max(row.at);
+        }
+        tokio::time::sleep(every).await;
+        let since = AuditFilter {
+            since: Some(from.minus(LATE).max(began)),
+            ..which.filter(&admin.config.environment)
+        };
+        rows = match admin.store.audit(&since).await {
+            Ok(rows) => rows,
+            Err(error) if error.is_transient() => {
+                note(format_args!("{error}; trying again"))?;
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+    }
+}
+
+async fn show(admin: &Admin, request: RequestId, format: Format) -> Result<(), Failure> {
+    let filter = AuditFilter {
+        environment: admin.config.environment.clone(),
+        kind: AuditKind::Decision,
+        user: None,
+        server: None,
+        tool: None,
+        decision: None,
+        reason: None,
+        request: Some(request),
+        since: None,
+        until: None,
+        limit: 10,
+        ascending: true,
+        after: None,
+    };
+    let rows = admin.store.audit(&filter).await?;
+    if rows.is_empty() {
+        return Err(Failure::failed(format_args!(
+            "the audit trail has no request `{request}` in the environment `{}`; the last few seconds may still be on their way",
+            admin.config.environment
+        )));
+    }
+    if format.json {
+        return rows.iter().try_for_each(json);
+    }
+    rows.iter().try_for_each(|row| {
+        let value = serde_json::to_value(row).map_err(Failure::failed)?;
+        let mut lines = Vec::new();
+        fields("", &value, &mut lines);
+        let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        lines
+            .iter()
+            .try_for_each(|(name, text)| line(format_args!("{name:<width$}  {}", clean(text))))
+    })
+}
+
+/// Every member that says something, `outcome.status` for inner ones.
+fn fields(prefix: &str, value: &serde_json::Value, lines: &mut Vec<(String, String)>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let name = format!("{prefix}{name}");
+        match value {
+            serde_json::Value::Null => {}
+            serde_json::Value::Object(_) => fields(&format!("{name}."), value, lines),
+            serde_json::Value::Array(items) if items.is_empty() => {}
+            serde_json::Value::Array(items) => {
+                let texts = items
+                    .iter()
+                    .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned));
+                lines.push((name, comma(texts)));
+            }
+            serde_json::Value::String(text) => lines.push((name, text.clone())),
+            other => lines.push((name, other.to_string())),
+        }
+    }
+}
+
+/// Decisions for people, in the order given.
+pub fn as_table<'a>(rows: impl Iterator<Item = &'a AuditRow>) -> String {
+    table(&HEADS, rows.map(row))
+}
+
+const HEADS: [&str; 8] = ["time", "decision", "reason", "user", "server", "tool", "ended", "request"];
+
+fn row(row: &AuditRow) -> Vec<String> {
+    let who = row.email.clone().or_else(|| row.subject.as_ref().map(ToString::to_string));
+    let what = row.tool.as_ref().or(row.method.as_ref());
+    vec![
+        millis(row.at),
+        row.decision
+            .map_or_else(|| row.kind.clone(), |decision| verdict(decision).to_owned()),
+        or_dash(row.reason.as_ref()),
+        or_dash(who),
+        or_dash(row.server.as_ref()),
+        or_dash(what),
+        row.outcome.as_ref().map_or_else(
+            || "-".to_owned(),
+            |outcome| format!("{} {}ms", ending(outcome.ending), outcome.latency_us / 1_000),
+        ),
+        or_dash(row.request.as_ref()),
+    ]
+}
+
+fn row_line(of: &AuditRow) -> String {
+    let cells = row(of);
+    let cells: Vec<String> = cells.iter().map(|cell| clean(cell)).collect();
+    cells.join("  ")
+}
+
+/// Fixed width: to the millisecond.
+fn millis(at: Timestamp) -> String {
+    let text = Timestamp::from_secs(at.secs()).to_string();
+    format!("{}.{:03}Z", text.trim_end_matches('Z'), at.millis().rem_euclid(1_000))
+}
+
+const fn verdict(decision: Decided) -> &'static str {
+    match decision {
+        Decided::Allow => "allow",
+        Decided::Deny => "deny",
+    }
+}
+
+const fn ending(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Done => "done",
+        Ending::Failed => "failed",
+        Ending::ClientClosed => "client closed",
+        Ending::Aborted => "aborted",
+        Ending::Revoked => "revoked",
+        Ending::Unknown => "unknown",
+    }
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let codes = || Reason::ALL.iter().map(|reason| reason.code()).chain(["permitted"]);
+    if codes().any(|code| code == text) {
+        return Ok(text.to_owned());
+    }
+    let near = codes().map(|code| (strsim::osa_distance(code, text), code)).min();
+    Err(match near {
+        Some((distance, code)) if distance <= 4 => format!("there is no such reason; did you mean `{code}`?"),
+        _ => format!("there is no such reason; there are {}", comma(codes())),
+    })
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    match Span::parse(text) {
+        Some(span) if !span.0.is_zero() => Ok(span.0),
+        _ => Err("write a length of time such as `500ms` or `5s`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_reason_is_told_and_not_searched_for() {
+        assert_eq!(reason("missing_scope"), Ok("missing_scope".to_owned()));
+        assert!(reason("mising_scope").unwrap_err().contains("did you mean `missing_scope`?"));
+    }
+
+    #[test]
+    fn what_a_row_does_not_have_is_not_shown() {
+        let row = serde_json::json!({
+            "a": null, "b": [], "c": ["x", 1], "d": { "e": "f", "g": null }, "h": 2
+        });
+        let mut lines = Vec::new();
+        fields("", &row, &mut lines);
+        let shown: Vec<_> = lines.iter().map(|(name, text)| format!("{name}={text}")).collect();
+        assert_eq!(shown, ["c=x,1", "d.e=f", "h=2"]);
+    }
+
+    #[test]
+    fn times_are_of_one_width() {
+        assert_eq!(millis(Timestamp::from_micros(1_500_007_000)), "1970-01-01T00:25:00.007Z");
+        assert_eq!(millis(Timestamp::from_secs(1)), "1970-01-01T00:00:01.000Z");
+    }
+}

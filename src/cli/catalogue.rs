@@ -1,0 +1,22 @@
+//! What a server says when it is asked for its tools, as commands tell it.
+
+use super::failure::with_causes;
+use super::output::clean;
+use crate::config::{ServerConfig, Span};
+use crate::upstream::{FetchFailed, Offer, Upstream};
+use std::time::Duration;
+
+/// Asks a server for its tools, as `serve` does.
+pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<Offer, String> {
+    let name = &server.name;
+    let upstream = Upstream::new(server).map_err(|error| with_causes(&error))?;
+    match tokio::time::timeout(patience, upstream.fetch_tools()).await {
+        Ok(Ok(offer)) => Ok(offer),
+        Ok(Err(FetchFailed::Failed(failed))) => Err(match &failed.cause {
+            Some(cause) => format!("server `{name}`: {failed}: {}", clean(cause)),
+            None => format!("server `{name}`: {failed}"),
+        }),
+        Ok(Err(error)) => Err(format!("server `{name}`: {}", clean(&error.to_string()))),
+        Err(_) => Err(format!("server `{name}` did not list its tools within {}", Span(patience))),
+    }
+}

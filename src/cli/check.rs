@@ -1,0 +1,349 @@
+//! `guardian check`: everything that `serve` would refuse to start with, and what it would start with and not work, at once.
+
+use super::catalogue;
+use super::context::{self, ConfigFile, Login, now, shown};
+use super::failure::{self, Failure, with_causes};
+use super::output::{self, Format, clean, line, note, progress};
+use crate::app::rules::{read_policies, settings};
+use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity, StoreKind};
+use crate::decide::Snapshot;
+use crate::domain::Catalogue;
+use crate::identity::{Identity, Pepper};
+use crate::store::{Store, StoreError};
+use crate::transport::{self, Client, ClientError, ClientSettings};
+use crate::upstream::LeftOut;
+use crate::upstream::assemble;
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::Full;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one server or issuer may take to say anything.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Say everything that is wrong: configuration, certificates, policies, store, servers and issuers.
+///
+/// Nothing is changed. What `serve` would refuse ends with exit code 2, an unreachable store with 3, and what `serve` would
+/// start with but not work with (a server that does not answer) with 4.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  guardian check --config /etc/guardian/guardian.toml\n  guardian check --schema > config/guardian.schema.json"
+)]
+pub struct Check {
+    /// Print the JSON Schema of the configuration instead.
+    #[arg(long)]
+    schema: bool,
+    /// Look at files only: ask neither store nor servers, and leave the policies, which are checked against both.
+    #[arg(long)]
+    offline: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    Warning,
+    /// Does not work now; `serve` starts nevertheless.
+    Trouble,
+    StoreUnreachable,
+    Refused,
+}
+
+/// What was looked at, and what was found there.
+struct Look {
+    area: &'static str,
+    at: String,
+    found: Vec<Finding>,
+}
+
+struct Finding {
+    weight: Weight,
+    message: String,
+    place: Option<Place>,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Look>);
+
+impl Check {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        if self.schema {
+            return output::json(&config::schema());
+        }
+        let mut findings = Findings::default();
+        findings.look("configuration", shown(&file.path));
+        match file.read() {
+            Err(problems) => findings.configuration(&problems),
+            Ok(loaded) => {
+                findings.configuration(&loaded.warnings);
+                self.parts(&loaded.config, &mut findings).await;
+            }
+        }
+        findings.print(self.format)
+    }
+
+    async fn parts(&self, config: &Config, findings: &mut Findings) {
+        let bar = progress("checking");
+        findings.look("logging", config.log.level.clone());
+        findings.refuse(crate::telemetry::check(&config.log).err());
+        let tls = &config.listen.tls;
+        findings.look("certificates", shown(&tls.certificate_file));
+        findings.refuse(transport::check(tls, now()));
+        findings.warn(transport::warnings(tls, now()));
+        findings.look("data folder", shown(&config.data_dir));
+        findings.refuse(unusable(&config.data_dir));
+        if self.offline {
+            return;
+        }
+        bar.now("asking the store");
+        if let Some(catalogue) = store(config, findings).await {
+            policies(config, &catalogue, findings);
+        }
+        for server in &config.servers {
+            bar.now(format_args!("calling {}", server.name));
+            findings.look("server", format!("{} at {}", server.name, clean(&server.url)));
+            match catalogue::fetch(server, PATIENCE).await {
+                Ok(offer) => findings.warn(offer.left_out.iter().map(|tool| left_out(server, tool))),
+                Err(message) => findings.trouble([message]),
+            }
+        }
+        findings.look("credentials", format_args!("{} issuers", config.issuers.len()));
+        findings.refuse(credentials(config).err());
+        for issuer in config.issuers.iter().filter(|issuer| issuer.jwks_url.is_some()) {
+            bar.now(format_args!("fetching the keys of {}", issuer.alias));
+            findings.look(
+                "issuer",
+                format!("{} at {}", issuer.alias, issuer.jwks_url.as_deref().unwrap_or_default()),
+            );
+            findings.trouble(publishes(issuer).await.err());
+        }
+    }
+}
+
+fn left_out(server: &ServerConfig, tool: &LeftOut) -> String {
+    let (name, why) = (clean(&tool.name), clean(&tool.why));
+    format!("server `{}`: its tool `{name}` cannot be offered: {why}", server.name)
+}
+
+/// What callers are proved by. Before the first key is made there is no pepper, and nothing is made here.
+fn credentials(config: &Config) -> Result<(), String> {
+    let Some(file) = config.keys.pepper_file.as_deref().filter(|file| file.exists()) else {
+        return Ok(());
+    };
+    let pepper = Pepper::load_or_create(file).map_err(|error| with_causes(&error))?;
+    Identity::new(config, Arc::new(pepper))
+        .map_err(|error| with_causes(&error))
+        .map(drop)
+}
+
+/// A folder that exists can be listed; one that does not can be made in the one above it. Nothing is written to find out.
+fn unusable(dir: &Path) -> Option<String> {
+    match std::fs::metadata(dir) {
+        Ok(meta) if meta.is_dir() => match std::fs::read_dir(dir) {
+            Ok(_) => None,
+            Err(error) => Some(format!("cannot use the data folder `{}`: {error}", shown(dir))),
+        },
+        Ok(_) => Some(format!("`data_dir` is `{}`, which is not a folder", shown(dir))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("cannot use the data folder `{}`: {error}", shown(dir))),
+    }
+}
+
+/// Whether the proxy could serve from it; what it knows of tools if so.
+async fn store(config: &Config, findings: &mut Findings) -> Option<Catalogue> {
+    findings.look("store", "");
+    if let (StoreKind::Sqlite, Some(file)) = (config.store.kind, config.store.file.as_deref())
+        && !file.exists()
+    {
+        let file = shown(file);
+        findings.warn([format!(
+            "the database `{file}` is not there yet: `serve` makes it, `guardian db migrate` does so now"
+        )]);
+        return None;
+    }
+    let store = match context::open(&config.store, Login::Proxy).await {
+        Ok(store) => store,
+        Err(error) => {
+            findings.store(error);
+            return None;
+        }
+    };
+    findings.at(store.place());
+    findings.warn(store.warnings().iter().cloned());
+    match of_store(config, &store, findings).await {
+        Ok(catalogue) => Some(catalogue),
+        Err(error) => {
+            findings.store(error);
+            None
+        }
+    }
+}
+
+async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Result<Catalogue, StoreError> {
+    store.require_current().await?;
+    let env = &config.environment;
+    findings.refuse(store.self_check(env).await?);
+    let (registry, stored) = (store.list_servers(env).await?, store.catalogue(env).await?);
+    Ok(assemble(&config.servers, &registry, &stored))
+}
+
+fn policies(config: &Config, catalogue: &Catalogue, findings: &mut Findings) {
+    findings.look("policies", shown(&config.policies.dir));
+    match read_policies(&config.policies.dir) {
+        Err(error) => findings.refuse([format!("{error:#}")]),
+        Ok(sources) => match Snapshot::compile(&sources, catalogue, &settings(config)) {
+            Ok(snapshot) => findings.warn(snapshot.warnings().iter().map(ToString::to_string)),
+            Err(problems) => findings.refuse(problems),
+        },
+    }
+}
+
+async fn publishes(issuer: &IssuerConfig) -> Result<(), String> {
+    let Some(url) = &issuer.jwks_url else { return Ok(()) };
+    let client = Client::new(&ClientSettings {
+        ca_file: issuer.jwks_ca_file.clone(),
+        connect_timeout: PATIENCE,
+        allow_private: true,
+        ..ClientSettings::default()
+    });
+    let alias = &issuer.alias;
+    let status = ask(client, get(url, "application/json")?).await;
+    match status.map_err(|why| format!("the keys of issuer `{alias}` cannot be fetched: {why}"))? {
+        StatusCode::OK => Ok(()),
+        status => Err(format!(
+            "the keys of issuer `{alias}` cannot be fetched: `{}` answers HTTP {}",
+            clean(url),
+            status.as_u16()
+        )),
+    }
+}
+
+fn get(url: &str, accept: &'static str) -> Result<Request<Full<Bytes>>, String> {
+    Request::get(url)
+        .header(header::ACCEPT, accept)
+        .body(Full::new(Bytes::new()))
+        .map_err(|_| format!("`{}` is not a URL", clean(url)))
+}
+
+async fn ask(client: Result<Client, ClientError>, request: Request<Full<Bytes>>) -> Result<StatusCode, String> {
+    let answered = async { client?.send(request).await };
+    match tokio::time::timeout(PATIENCE, answered).await {
+        Ok(Ok(response)) => Ok(response.status()),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(_) => Err(format!("nothing came within {PATIENCE:?}")),
+    }
+}
+
+impl Findings {
+    /// What is found from here on is found there.
+    fn look(&mut self, area: &'static str, at: impl ToString) {
+        self.0.push(Look {
+            area,
+            at: at.to_string(),
+            found: Vec::new(),
+        });
+    }
+
+    /// What is looked at, once it is known.
+    fn at(&mut self, at: String) {
+        if let Some(look) = self.0.last_mut() {
+            look.at = at;
+        }
+    }
+
+    fn configuration(&mut self, problems: &[config::Problem]) {
+        for problem in problems {
+            let weight = match problem.severity {
+                Severity::Error => Weight::Refused,
+                Severity::Warning => Weight::Warning,
+            };
+            let message = problem.to_string();
+            self.add(weight, message.replacen("warning: ", "", 1), Some(problem.place.clone()));
+        }
+    }
+
+    fn store(&mut self, error: StoreError) {
+        let weight = match failure::is_unreachable(&error) {
+            true => Weight::StoreUnreachable,
+            false => Weight::Refused,
+        };
+        self.add(weight, failure::advised(&error), None);
+    }
+
+    fn refuse(&mut self, messages: impl IntoIterator<Item = impl ToString>) {
+        messages
+            .into_iter()
+            .for_each(|message| self.add(Weight::Refused, message.to_string(), None));
+    }
+
+    fn trouble(&mut self, messages: impl IntoIterator<Item = impl ToString>) {
+        messages
+            .into_iter()
+            .for_each(|message| self.add(Weight::Trouble, message.to_string(), None));
+    }
+
+    fn warn(&mut self, messages: impl IntoIterator<Item = impl ToString>) {
+        messages
+            .into_iter()
+            .for_each(|message| self.add(Weight::Warning, message.to_string(), None));
+    }
+
+    fn add(&mut self, weight: Weight, message: String, place: Option<Place>) {
+        let look = self.0.last_mut().expect("something is looked at before anything is found");
+        look.found.push(Finding { weight, message, place });
+    }
+
+    fn print(&self, format: Format) -> Result<(), Failure> {
+        let weights = || self.0.iter().flat_map(|look| &look.found).map(|finding| finding.weight);
+        let errors = weights().filter(|weight| *weight != Weight::Warning).count();
+        match format.json {
+            true => output::json(&json!({ "ok": errors == 0, "findings": self.to_json() }))?,
+            false => self.lines(errors)?,
+        }
+        match weights().max() {
+            None | Some(Weight::Warning) => Ok(()),
+            Some(Weight::Trouble) => Err(Failure::silent(failure::FINDING)),
+            Some(Weight::StoreUnreachable) => Err(Failure::silent(failure::UNREACHABLE)),
+            Some(Weight::Refused) => Err(Failure::silent(failure::USAGE)),
+        }
+    }
+
+    fn lines(&self, errors: usize) -> Result<(), Failure> {
+        for Look { area, at, found } in &self.0 {
+            if found.is_empty() {
+                line(format_args!("ok       {area}: {at}"))?;
+            }
+            for finding in found {
+                line(format_args!("{:<8} {area}: {}", finding.weight.word(), finding.message))?;
+            }
+        }
+        match errors {
+            0 => Ok(()),
+            1 => note("1 problem"),
+            _ => note(format_args!("{errors} problems")),
+        }
+    }
+
+    fn to_json(&self) -> Vec<serde_json::Value> {
+        let each = self
+            .0
+            .iter()
+            .flat_map(|look| look.found.iter().map(move |finding| (look, finding)));
+        each.map(|(look, finding)| {
+            json!({ "area": look.area, "severity": finding.weight.word(), "message": finding.message, "place": finding.place })
+        })
+        .collect()
+    }
+}
+
+impl Weight {
+    const fn word(self) -> &'static str {
+        match self {
+            Weight::Warning => "warning",
+            Weight::Trouble | Weight::StoreUnreachable | Weight::Refused => "error",
+        }
+    }
+}

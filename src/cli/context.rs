@@ -1,0 +1,256 @@
+//! What most commands begin with: the configuration, the clock, the store, and who is meant by a name.
+
+use super::failure::Failure;
+use super::output::{clean, comma};
+use crate::config::{self, Config, Loaded, Secret, Span, StoreConfig, StoreKind, Variables};
+use crate::domain::{ServerName, Timestamp, UserId};
+use crate::store::{Store, StoreError, StoreOpen, UserRow};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigFile {
+    /// The configuration file.
+    // the id is its own: a command's argument of the same id would be taken for it
+    #[arg(
+        id = "config-file",
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        env = "GUARDIAN_CONFIG",
+        hide_env_values = true,
+        default_value = "config/guardian.toml",
+        global = true
+    )]
+    pub path: PathBuf,
+}
+
+impl ConfigFile {
+    /// With its warnings, for commands that show them.
+    pub fn read(&self) -> Result<Loaded, Vec<config::Problem>> {
+        config::load(&self.path, &variables())
+    }
+
+    pub fn load(&self) -> Result<Config, Failure> {
+        let loaded = self.read().map_err(|problems| Failure::configuration(&problems))?;
+        Ok(loaded.config)
+    }
+}
+
+/// Variables that are not text cannot be meant for us.
+fn variables() -> Variables {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// A command that administers: its configuration and a store that is up to date.
+pub struct Admin {
+    pub config: Config,
+    pub store: Store,
+}
+
+impl Admin {
+    pub async fn open(file: &ConfigFile) -> Result<Self, Failure> {
+        let config = file.load()?;
+        let store = open(&config.store, Login::Administrator).await?;
+        store.require_current().await?;
+        Ok(Self { config, store })
+    }
+
+    /// A user by id or by e-mail.
+    pub async fn user(&self, named: &str) -> Result<UserRow, Failure> {
+        let users = self.store.list_users(&self.config.environment).await?;
+        who(users, named)
+    }
+
+    /// A server that is configured, in the registry, or was there once.
+    pub async fn server(&self, named: &ServerName) -> Result<(), Failure> {
+        let env = &self.config.environment;
+        let mut known: BTreeSet<ServerName> = self.config.servers.iter().map(|server| server.name.clone()).collect();
+        known.extend(self.store.list_servers(env).await?.into_iter().map(|row| row.server));
+        if known.contains(named) {
+            return Ok(());
+        }
+        let near = known
+            .iter()
+            .map(|server| (strsim::osa_distance(server.as_str(), named.as_str()), server))
+            .min();
+        Err(Failure::failed(match near {
+            Some((distance, server)) if distance <= 3 => format!("there is no server `{named}`; did you mean `{server}`?"),
+            _ => format!("there is no server `{named}`; `guardian server list` shows all"),
+        }))
+    }
+
+    pub async fn user_id(&self, named: &str) -> Result<UserId, Failure> {
+        self.user(named).await.map(|user| user.id)
+    }
+
+    /// As `user_id`, where naming nobody means everybody.
+    pub async fn user_if_named(&self, named: Option<&str>) -> Result<Option<UserId>, Failure> {
+        match named {
+            Some(named) => self.user_id(named).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+fn who(users: Vec<UserRow>, named: &str) -> Result<UserRow, Failure> {
+    let shown = clean(named);
+    let has_email = |user: &UserRow| user.email.as_deref().is_some_and(|email| email.eq_ignore_ascii_case(named));
+    let (mut found, others): (Vec<_>, Vec<_>) = users
+        .into_iter()
+        .partition(|user| user.id.as_str() == named || has_email(user));
+    match (found.pop(), found.is_empty()) {
+        (Some(user), true) => Ok(user),
+        (Some(user), false) => {
+            let ids = comma(found.iter().chain([&user]).map(|user| &user.id));
+            Err(Failure::failed(format_args!(
+                "`{shown}` is the e-mail of several users ({ids}); name one by its id"
+            )))
+        }
+        (None, _) => {
+            let emails = others.iter().filter_map(|user| user.email.as_deref());
+            let near = emails.map(|email| (strsim::osa_distance(email, named), email)).min();
+            Err(Failure::failed(match near {
+                Some((distance, email)) if distance <= 3 => {
+                    format!("there is no user `{shown}`; did you mean `{}`?", clean(email))
+                }
+                _ => format!("there is no user `{shown}`; `guardian user add {shown}` makes one, `guardian user list` shows all"),
+            }))
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Login {
+    /// The proxy's own.
+    Proxy,
+    /// `store.admin_url`, else the proxy's own.
+    Administrator,
+}
+
+pub async fn open(store: &StoreConfig, login: Login) -> Result<Store, StoreError> {
+    Store::open(&address(store, login, false)?).await
+}
+
+/// As `open`, and makes an embedded store that is not there yet.
+pub async fn open_or_create(store: &StoreConfig) -> Result<Store, Failure> {
+    if let (StoreKind::Sqlite, Some(folder)) = (store.kind, store.file.as_deref().and_then(Path::parent)) {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Failure::failed(format_args!("cannot make the folder `{}`: {error}", shown(folder))))?;
+    }
+    Ok(Store::open(&address(store, Login::Administrator, true)?).await?)
+}
+
+fn address(store: &StoreConfig, login: Login, create: bool) -> Result<StoreOpen, StoreError> {
+    let missing = |what: &str| StoreError::Configuration(format!("the configuration names no `store.{what}`"));
+    match store.kind {
+        StoreKind::Sqlite => Ok(StoreOpen::Sqlite {
+            file: store.file.clone().ok_or_else(|| missing("file"))?,
+            create,
+        }),
+        StoreKind::Postgres => {
+            let url: Option<&Secret> = match login {
+                Login::Proxy => store.url.as_ref(),
+                Login::Administrator => store.administration_url(),
+            };
+            Ok(StoreOpen::Postgres {
+                url: url.cloned().ok_or_else(|| missing("url"))?,
+                ca_file: store.ca_file.clone(),
+                max_connections: store.max_connections,
+                connect_timeout: store.connect_timeout.0,
+            })
+        }
+    }
+}
+
+pub fn now() -> Timestamp {
+    Timestamp::from_datetime(SystemTime::now().into())
+}
+
+/// `30d` from now on, or a moment in RFC 3339.
+pub fn moment_ahead(text: &str) -> Result<Timestamp, String> {
+    moment(text, |span| now().plus(span.0))
+}
+
+/// `2h` ago, or a moment in RFC 3339.
+pub fn moment_past(text: &str) -> Result<Timestamp, String> {
+    moment(text, |span| now().minus(span.0))
+}
+
+fn moment(text: &str, from_now: impl Fn(Span) -> Timestamp) -> Result<Timestamp, String> {
+    Span::parse(text)
+        .map(from_now)
+        .or_else(|| Timestamp::parse_rfc3339(text))
+        .ok_or_else(|| "write a length of time such as `90m` or `30d`, or a moment such as `2027-01-31T12:00:00Z`".to_owned())
+}
+
+/// One thread is enough for a command that asks and prints.
+pub fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    crate::transport::install_provider();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .map_err(|error| Failure::failed(format_args!("cannot start: {error}")))?
+        .block_on(command)
+}
+
+/// Where the file stands, as its own text names things.
+pub fn shown(path: &Path) -> String {
+    clean(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{MemberStatus, PrincipalKind};
+
+    fn user(id: &str, email: Option<&str>) -> UserRow {
+        UserRow {
+            id: UserId::parse(id).unwrap(),
+            kind: PrincipalKind::User,
+            email: email.map(str::to_owned),
+            display_name: None,
+            roles: Vec::new(),
+            status: MemberStatus::Active,
+            identities: Vec::new(),
+            created_at: Timestamp::from_secs(0),
+        }
+    }
+
+    #[test]
+    fn a_user_is_found_by_id_or_e_mail_and_never_by_guessing() {
+        let users = || {
+            vec![
+                user("1", Some("alice@example.com")),
+                user("2", Some("twin@example.com")),
+                user("3", Some("Twin@example.com")),
+                user("4", None),
+            ]
+        };
+        let found = |named: &str| who(users(), named).map(|user| user.id.to_string());
+        assert_eq!(found("4").unwrap(), "4");
+        assert_eq!(found("ALICE@example.com").unwrap(), "1");
+        let said = |named: &str| format!("{:?}", found(named).unwrap_err());
+        assert!(said("alicia@example.com").contains("did you mean `alice@example.com`?"));
+        assert!(said("twin@example.com").contains("several users (2,3)"));
+        assert!(
+            said("x\u{1b}[2J").contains("no user `x\\\\u{1b}[2J`"),
+            "{}",
+            said("x\u{1b}[2J")
+        );
+    }
+
+    #[test]
+    fn a_moment_is_a_length_of_time_or_a_date() {
+        assert_eq!(
+            moment_past("2027-01-31T12:00:00Z"),
+            Ok(Timestamp::parse_rfc3339("2027-01-31T12:00:00Z").unwrap())
+        );
+        let (past, ahead) = (moment_past("1h").unwrap(), moment_ahead("1h").unwrap());
+        assert!(ahead.since(past).as_secs() >= 7_200);
+        assert!(moment_ahead("yesterday").is_err());
+    }
+}

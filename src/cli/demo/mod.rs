@@ -1,0 +1,158 @@
+//! The demo MCP server of `guardian quickstart`: a small, honest server on a loopback port, in both eras of the protocol.
+//! It stands in for somebody else's server and so shares no code with Guardian's own reading of MCP, and no sockets.
+
+mod files;
+mod http;
+mod legacy;
+mod modern;
+mod query;
+mod reply;
+mod tools;
+
+use aws_lc_rs::rand;
+use files::Scratch;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use legacy::Sessions;
+use secrecy::SecretString;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A running demo server.
+#[derive(Debug)]
+pub struct Demo {
+    pub address: SocketAddr,
+    /// The whole `Authorization` value it demands, new on each start. Only Guardian is told.
+    pub credential: SecretString,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    #[error("cannot prepare the scratch folder `{}`", .0.display())]
+    Scratch(PathBuf, #[source] std::io::Error),
+    #[error("cannot listen on loopback")]
+    Listen(#[source] std::io::Error),
+    #[error("the system gave no random bytes")]
+    Random,
+}
+
+/// What every request needs.
+struct Server {
+    credential: String,
+    scratch: Scratch,
+    sessions: Sessions,
+    stop: CancellationToken,
+    streams: TaskTracker,
+}
+
+const MAX_CONNECTIONS: usize = 256;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Starts the server on a free loopback port. Its file tools see `scratch` and nothing else.
+pub async fn start(scratch: &Path) -> Result<Demo, DemoError> {
+    let prepared = Scratch::prepare(scratch).map_err(|error| DemoError::Scratch(scratch.to_owned(), error))?;
+    let credential = format!("Bearer demo-{}", random_hex().ok_or(DemoError::Random)?);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(DemoError::Listen)?;
+    let address = listener.local_addr().map_err(DemoError::Listen)?;
+    let stop = CancellationToken::new();
+    let server = Arc::new(Server {
+        credential: credential.clone(),
+        scratch: prepared,
+        sessions: Sessions::default(),
+        stop: stop.clone(),
+        streams: TaskTracker::new(),
+    });
+    Ok(Demo {
+        address,
+        credential: credential.into(),
+        stop,
+        task: tokio::spawn(serve(listener, server)),
+    })
+}
+
+impl Demo {
+    pub fn url(&self) -> String {
+        format!("http://{}/mcp", self.address)
+    }
+
+    /// Ends every connection and stream, and waits until they have ended.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // A panic inside has been reported where it happened; there is nothing left to stop.
+        let _ended = self.task.await;
+    }
+}
+
+async fn serve(listener: TcpListener, server: Arc<Server>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = server.stop.cancelled() => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((socket, place)) = accepted else { continue };
+        let server = server.clone();
+        connections.spawn(async move {
+            let stop = server.stop.clone();
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(
+                    TokioIo::new(socket),
+                    service_fn(move |request| http::answer(server.clone(), request)),
+                );
+            tokio::select! {
+                () = stop.cancelled() => {}
+                // How a peer went away is of no interest here.
+                _ = connection => {}
+            }
+            drop(place);
+        });
+    }
+    connections.close();
+    connections.wait().await;
+    server.streams.close();
+    server.streams.wait().await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((socket, _)) => {
+            // Without it small events wait for the peer's acknowledgement.
+            let _unsupported = socket.set_nodelay(true);
+            Some((socket, place))
+        }
+        Err(_) => {
+            // Out of file descriptors, most likely: do not spin.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+/// 128 random bits.
+fn random_hex() -> Option<String> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).ok()?;
+    Some(bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing into a string cannot fail.
+        let _written = write!(text, "{byte:02x}");
+        text
+    }))
+}

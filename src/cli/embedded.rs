@@ -1,0 +1,25 @@
+//! The starter policies, for a program that runs far from its repository.
+
+/// File names and texts of `policies/`.
+pub const POLICIES: &[(&str, &str)] = &[
+    ("10-roles.cedar", include_str!("../../policies/10-roles.cedar")),
+    ("20-destructive.cedar", include_str!("../../policies/20-destructive.cedar")),
+    ("30-paths.cedar", include_str!("../../policies/30-paths.cedar")),
+    ("40-sql.cedar", include_str!("../../policies/40-sql.cedar")),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_starter_policy_is_carried() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
+        let files = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut files: Vec<_> = files.filter(|name| name.ends_with(".cedar")).collect();
+        files.sort();
+        assert_eq!(files, POLICIES.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    }
+}

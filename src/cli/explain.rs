@@ -1,0 +1,193 @@
+//! `guardian policy explain`: how a call would be judged now, without making it. The judge is the one that `serve` uses; only
+//! the facts are made up: the caller is taken as proved, and the knowledge of grants as fresh.
+
+use super::context::{Admin, ConfigFile, now};
+use super::failure::Failure;
+use super::output::{Format, clean, comma, json, line};
+use super::policy;
+use crate::app::rules::settings;
+use crate::config::Config;
+use crate::decide::Snapshot;
+use crate::decide::{Basis, Enrolment, Facts, Subject, Verdict, View, decide};
+use crate::domain::{
+    AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, Member, MemberStatus, Method, Principal,
+    ProtocolVersion, Refusal, RequestId, ServerName, Subject as SubjectName, Target, ToolName,
+};
+use crate::identity::KEY_ISSUER;
+use bytes::Bytes;
+use serde_json::json as value;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// Say how a call would be judged now, and by which policies, without making it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --args '{\"path\":\"/etc/hosts\"}'\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --policies drafts/"
+)]
+pub struct Explain {
+    /// Who would call, by id or e-mail.
+    #[arg(long)]
+    user: String,
+    /// Which server would be called.
+    #[arg(long)]
+    server: ServerName,
+    /// Which of its tools.
+    #[arg(long)]
+    tool: ToolName,
+    /// The arguments, as JSON.
+    #[arg(long, default_value = "{}", value_parser = arguments, value_name = "JSON")]
+    args: Bytes,
+    /// As a token issued to this OAuth client.
+    #[arg(long, value_name = "ID")]
+    client: Option<ClientId>,
+    /// Where the call would come from.
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "ADDRESS")]
+    ip: IpAddr,
+    /// Other policies than those of the configuration.
+    #[arg(long, value_name = "FOLDER")]
+    policies: Option<PathBuf>,
+    #[command(flatten)]
+    format: Format,
+}
+
+impl Explain {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let admin = Admin::open(file).await?;
+        let (config, store) = (&admin.config, &admin.store);
+        let id = admin.user_id(&self.user).await?;
+        admin.server(&self.server).await?;
+        let directory = store.directory(&config.environment).await?;
+        let member = directory.members.into_iter().find(|member| member.id == id);
+        let member = member.ok_or_else(|| Failure::failed(format_args!("`{}` is gone", clean(&self.user))))?;
+        let sources = policy::sources(self.policies.as_ref().unwrap_or(&config.policies.dir))?;
+        let catalogue = policy::catalogue_of(store, config).await?;
+        let snapshot = match Snapshot::compile(&sources, &catalogue, &settings(config)) {
+            Ok(snapshot) => snapshot,
+            Err(problems) => return policy::refuse(&problems, &sources),
+        };
+        let principal = principal(&member, self.client.clone(), config)?;
+        let facts = Facts {
+            now: now(),
+            source_ip: self.ip,
+            principal: &principal,
+            subject: &Subject::new(&principal, Some(&member), &config.environment),
+            enrolment: match member.status {
+                MemberStatus::Active => Enrolment::Active(&member),
+                MemberStatus::Disabled => Enrolment::Disabled,
+            },
+            view: View {
+                seq: directory.anchor.seq,
+                age_ms: 0,
+                fresh: true,
+            },
+            snapshot: &snapshot,
+            session: None,
+        };
+        match decide(self.call(), &facts) {
+            Verdict::Permit(permit) => self.say(&principal, None, permit.basis()),
+            Verdict::Refuse(refused) => self.say(&principal, Some(&refused.refusal), &refused.basis),
+        }
+    }
+
+    fn call(&self) -> Call {
+        Call {
+            request: RequestId(Uuid::new_v4()),
+            server: self.server.clone(),
+            era: Era::Modern,
+            version: Some(ProtocolVersion::V20260728),
+            method: Method::ToolsCall,
+            target: Target::Tool(self.tool.clone()),
+            id: None,
+            body: Bytes::new(),
+            arguments: Some(self.args.clone()),
+        }
+    }
+
+    fn say(&self, principal: &Principal, refusal: Option<&Refusal>, basis: &Basis) -> Result<(), Failure> {
+        let who = format!("{}|{}", principal.alias, principal.subject);
+        let reason = refusal.map_or("permitted", |refusal| refusal.reason.code());
+        let policies = refusal.map_or(&basis.policies, |refusal| &refusal.policies);
+        if self.format.json {
+            return json(&value!({
+                "decision": if refusal.is_none() { "allow" } else { "deny" },
+                "reason": reason,
+                "detail": refusal.and_then(|refusal| refusal.detail.clone()),
+                "principal": who,
+                "method": principal.method,
+                "policies": policies,
+                "said": refusal.and_then(|refusal| refusal.said.clone()),
+                "remedy": refusal.and_then(|refusal| refusal.remedy.clone()),
+                "errors": refusal.map(|refusal| refusal.errors.clone()).unwrap_or_default(),
+                "scopes_held": basis.scopes,
+                "scopes_needed": refusal.map(|refusal| refusal.scopes.clone()).unwrap_or_default(),
+                "shadow": basis.shadow,
+                "policy_set": basis.policy_set,
+                "catalogue": basis.catalogue,
+            }));
+        }
+        line(format_args!("{}: {reason}", if refusal.is_none() { "allow" } else { "deny" }))?;
+        let of_refusal = |part: fn(&Refusal) -> Option<String>| refusal.and_then(part).unwrap_or_default();
+        let facts = [
+            ("caller", who),
+            ("because", of_refusal(|refusal| refusal.detail.clone())),
+            ("policies", comma(policies)),
+            ("told", of_refusal(|refusal| refusal.said.clone())),
+            ("remedy", of_refusal(|refusal| refusal.remedy.clone())),
+            ("errors", of_refusal(|refusal| Some(refusal.errors.join("; ")))),
+            ("needs", of_refusal(|refusal| Some(comma(&refusal.scopes)))),
+            ("holds", comma(&basis.scopes)),
+            ("in shadow", comma(&basis.shadow)),
+        ];
+        let mut said = facts.iter().filter(|(_, text)| !text.is_empty());
+        said.try_for_each(|(name, text)| line(format_args!("  {name:<10}{}", clean(text))))
+    }
+}
+
+/// By the member's first identity of a configured issuer; without one, or with no such issuer, by an API key.
+fn principal(member: &Member, client: Option<ClientId>, config: &Config) -> Result<Principal, Failure> {
+    let configured = |(issuer, subject): &(Issuer, SubjectName)| {
+        let of = config.issuers.iter().find(|of| of.issuer == *issuer)?;
+        Some((issuer.clone(), of.alias.clone(), subject.clone(), AuthMethod::Jwt))
+    };
+    let by_key = || -> Result<_, crate::domain::BadName> {
+        let subject = SubjectName::parse(member.id.as_str())?;
+        Ok((
+            Issuer::parse(KEY_ISSUER)?,
+            IssuerAlias::parse(KEY_ISSUER)?,
+            subject,
+            AuthMethod::Key,
+        ))
+    };
+    let (issuer, alias, subject, method) = match member.identities.iter().find_map(configured) {
+        Some(identity) => identity,
+        None => by_key().map_err(Failure::failed)?,
+    };
+    Ok(Principal {
+        kind: member.kind,
+        issuer,
+        alias,
+        subject,
+        method,
+        fingerprint: Fingerprint::of(&Digest::ZERO),
+        client,
+        token_session: None,
+        token_id: None,
+        email: member.email.as_deref().map(Into::into),
+        tenant: None,
+        assurance: None,
+        roles: Vec::new(),
+        key: None,
+        key_scopes: None,
+        issued_at: None,
+        expires_at: None,
+    })
+}
+
+fn arguments(text: &str) -> Result<Bytes, String> {
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(value) if value.is_object() => Ok(Bytes::copy_from_slice(text.as_bytes())),
+        Ok(_) => Err("arguments are a JSON object, such as `{\"path\":\"notes.txt\"}`".to_owned()),
+        Err(error) => Err(format!("it is not JSON: {error}")),
+    }
+}

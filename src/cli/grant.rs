@@ -1,0 +1,165 @@
+//! `guardian grant`: who may use which server, with which scopes, until when.
+
+use super::context::{Admin, ConfigFile, moment_ahead};
+use super::failure::Failure;
+use super::output::{Format, at, clean, comma, json_array, or_dash};
+use crate::domain::{ClientId, GrantStatus, Scope, ServerName, Timestamp};
+use crate::store::{GrantRow, NewGrant};
+use serde_json::{Value as Json, json};
+
+/// Show, give and take away grants.
+#[derive(Debug, clap::Subcommand)]
+pub enum Grant {
+    /// Show grants.
+    #[command(after_help = "Example:\n  guardian grant list --user alice@example.com")]
+    List {
+        /// Only of this user, by id or e-mail.
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
+        /// Only for this server.
+        #[arg(long)]
+        server: Option<ServerName>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Give a user scopes on a server, in place of any grant there was.
+    #[command(
+        after_help = "Example:\n  guardian grant add --user alice@example.com --server demo \\\n    --scopes read_file,list_files --expires 30d"
+    )]
+    Add {
+        /// By id or e-mail.
+        #[arg(long, value_name = "USER")]
+        user: String,
+        /// A configured server.
+        #[arg(long)]
+        server: ServerName,
+        /// Names of tools or of the scopes they are mapped to; `*` covers every tool of the server.
+        #[arg(long, required = true, value_delimiter = ',', value_name = "SCOPE,…")]
+        scopes: Vec<Scope>,
+        /// A length of time from now (`30d`), or a moment (RFC 3339).
+        #[arg(long, value_parser = moment_ahead, value_name = "WHEN")]
+        expires: Option<Timestamp>,
+        /// Only for tokens issued to this OAuth client.
+        #[arg(long, value_name = "ID")]
+        client: Option<ClientId>,
+        /// Prepare it only: it permits nothing until it is added again without this.
+        #[arg(long)]
+        idle: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Take a grant away. It binds every call from `grants.max_staleness` on, usually at once.
+    #[command(after_help = "Example:\n  guardian grant revoke --user alice@example.com --server demo")]
+    Revoke {
+        /// By id or e-mail.
+        #[arg(long, value_name = "USER")]
+        user: String,
+        /// A configured server.
+        #[arg(long)]
+        server: ServerName,
+        /// The grant for this OAuth client alone.
+        #[arg(long, value_name = "ID")]
+        client: Option<ClientId>,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+impl Grant {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let admin = Admin::open(file).await?;
+        let env = &admin.config.environment;
+        match self {
+            Grant::List { user, server, format } => {
+                let user = admin.user_if_named(user.as_deref()).await?;
+                let mut grants = admin.store.list_grants(env, user.as_ref()).await?;
+                grants.retain(|row| server.as_ref().is_none_or(|server| row.grant.server == *server));
+                if format.json {
+                    return json_array(grants.iter().map(as_json));
+                }
+                let heads = ["user", "server", "client", "status", "scopes", "expires"];
+                format.list(&grants, &heads, "no grants; `guardian grant add` makes one", row)
+            }
+            Grant::Add {
+                user,
+                server,
+                scopes,
+                expires,
+                client,
+                idle,
+                format,
+            } => {
+                let owner = admin.user(user).await?;
+                admin.server(server).await?;
+                let grant = NewGrant {
+                    user: owner.id,
+                    server: server.clone(),
+                    client: client.clone(),
+                    scopes: scopes.iter().cloned().collect(),
+                    expires_at: *expires,
+                    idle: *idle,
+                };
+                let id = admin.store.add_grant(env, &grant).await?;
+                let word = if *idle { "may, once it is verified," } else { "may" };
+                let until = expires.map_or(String::new(), |expires| format!(" until {}", at(expires)));
+                format.done(
+                    &json!({ "id": id, "user": grant.user, "server": server, "client": client, "scopes": scopes, "expires_at": expires.map(at) }),
+                    format_args!("{} {word} use {} on `{server}`{until}", clean(user), comma(scopes)),
+                )
+            }
+            Grant::Revoke {
+                user,
+                server,
+                client,
+                format,
+            } => {
+                let id = admin.user_id(user).await?;
+                if !admin.store.revoke_grant(env, &id, server, client.as_ref()).await? {
+                    let user = clean(user);
+                    return Err(Failure::failed(format_args!(
+                        "`{user}` has no such grant on `{server}`; `guardian grant list --user {user}` shows all"
+                    )));
+                }
+                format.done(
+                    &json!({ "user": id, "server": server, "client": client, "revoked": true }),
+                    format_args!(
+                        "revoked; no call is decided on the old grant after {}",
+                        admin.config.grants.max_staleness
+                    ),
+                )
+            }
+        }
+    }
+}
+
+fn as_json(row: &GrantRow) -> Json {
+    let grant = &row.grant;
+    json!({
+        "id": grant.id,
+        "user": row.user,
+        "email": row.email,
+        "server": grant.server,
+        "client": grant.client,
+        "status": grant.status,
+        "scopes": grant.scopes,
+        "expires_at": grant.expires_at.map(at),
+        "version": grant.version,
+    })
+}
+
+fn row(row: &GrantRow) -> Vec<String> {
+    let grant = &row.grant;
+    let status = match grant.status {
+        GrantStatus::Idle => "idle",
+        GrantStatus::Verified => "verified",
+        GrantStatus::Revoked => "revoked",
+    };
+    vec![
+        row.email.clone().unwrap_or_else(|| row.user.to_string()),
+        grant.server.to_string(),
+        or_dash(grant.client.as_ref()),
+        status.to_owned(),
+        comma(grant.scopes.iter()),
+        or_dash(grant.expires_at.map(at)),
+    ]
+}

@@ -1,0 +1,153 @@
+//! `guardian policy`: whether the policies hold together with the tools, and what they are checked against.
+
+use super::context::{self, ConfigFile, Login};
+use super::explain::Explain;
+use super::failure::{self, Failure};
+use super::output::{Format, json, line, note};
+use crate::app::rules::{read_policies, settings};
+use crate::config::Config;
+use crate::decide::{PolicySource, Problem, Snapshot};
+use crate::domain::Catalogue;
+use crate::store::Store;
+use crate::upstream::assemble;
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report, SourceOffset};
+use serde_json::json as value;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+/// Check policies before they judge anything.
+#[derive(Debug, clap::Subcommand)]
+pub enum Policy {
+    /// Say everything that is wrong in the policies.
+    ///
+    /// They are checked strictly against the tools in the store: a misspelt tool or argument is an error here, not a policy
+    /// that never applies.
+    #[command(after_help = "Example:\n  guardian policy check\n  guardian policy check drafts/ --json")]
+    Check {
+        /// A folder of `.cedar` files, or one such file; that of the configuration by default.
+        path: Option<PathBuf>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Print the schema that policies are checked against, made of the tools in the store.
+    #[command(after_help = "Example:\n  guardian policy schema > guardian.cedarschema")]
+    Schema {},
+    Explain(Explain),
+}
+
+impl Policy {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        match self {
+            Policy::Check { path, format } => {
+                let config = file.load()?;
+                let catalogue = catalogue(&config).await?;
+                let sources = sources(path.as_ref().unwrap_or(&config.policies.dir))?;
+                report(
+                    &Snapshot::compile(&sources, &catalogue, &settings(&config)),
+                    &sources,
+                    *format,
+                )
+            }
+            Policy::Schema {} => {
+                let mut config = file.load()?;
+                let catalogue = catalogue(&config).await?;
+                config.policies.deny_all = true;
+                match Snapshot::compile(&[], &catalogue, &settings(&config)) {
+                    Ok(snapshot) => line(snapshot.cedar_schema().trim_end()),
+                    Err(problems) => refuse(&problems, &[]),
+                }
+            }
+            Policy::Explain(explain) => explain.run(file).await,
+        }
+    }
+}
+
+/// What the store knows of the servers' tools; nothing before the first `serve` or `server catalog --refresh`.
+pub async fn catalogue(config: &Config) -> Result<Catalogue, Failure> {
+    let store = context::open(&config.store, Login::Administrator).await?;
+    store.require_current().await?;
+    catalogue_of(&store, config).await
+}
+
+pub async fn catalogue_of(store: &Store, config: &Config) -> Result<Catalogue, Failure> {
+    let env = &config.environment;
+    let (registry, stored) = (store.list_servers(env).await?, store.catalogue(env).await?);
+    Ok(assemble(&config.servers, &registry, &stored))
+}
+
+pub fn sources(path: &Path) -> Result<Vec<PolicySource>, Failure> {
+    read_policies(path).map_err(|error| Failure::usage(format_args!("{error:#}")))
+}
+
+fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {
+    let (problems, warnings) = match compiled {
+        Ok(snapshot) => (&[][..], snapshot.warnings()),
+        Err(problems) => (&problems[..], &[][..]),
+    };
+    if format.json {
+        json(&value!({
+            "policies": compiled.as_ref().ok().map(Snapshot::policies),
+            "policy_set": compiled.as_ref().ok().map(Snapshot::policy_set),
+            "problems": problems.iter().map(as_json).collect::<Vec<_>>(),
+            "warnings": warnings.iter().map(as_json).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        for (problem, word) in problems
+            .iter()
+            .map(|p| (p, "error"))
+            .chain(warnings.iter().map(|w| (w, "warning")))
+        {
+            note(drawn(problem, word, sources))?;
+        }
+        if let Ok(snapshot) = compiled {
+            line(format_args!(
+                "{} policies are right, policy set {}",
+                snapshot.policies(),
+                snapshot.policy_set().short()
+            ))?;
+        }
+    }
+    match compiled {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::silent(failure::USAGE)),
+    }
+}
+
+/// Tells the problems and ends.
+pub fn refuse(problems: &[Problem], sources: &[PolicySource]) -> Result<(), Failure> {
+    problems
+        .iter()
+        .try_for_each(|problem| note(drawn(problem, "error", sources)))?;
+    Err(Failure::silent(failure::USAGE))
+}
+
+fn as_json(problem: &Problem) -> serde_json::Value {
+    value!({
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "message": problem.message,
+        "help": problem.help,
+    })
+}
+
+/// On a terminal with the line it is about; elsewhere one line a finding.
+fn drawn(problem: &Problem, word: &str, sources: &[PolicySource]) -> String {
+    let source = sources.iter().find(|source| Some(&source.file) == problem.file.as_ref());
+    match (source, problem.line, std::io::stderr().is_terminal()) {
+        (Some(source), Some(at), true) => {
+            let offset = SourceOffset::from_location(&source.text, at, problem.column.unwrap_or(1));
+            let mut diagnostic =
+                MietteDiagnostic::new(&problem.message).with_label(LabeledSpan::at_offset(offset.offset(), "here"));
+            diagnostic.help.clone_from(&problem.help);
+            let report = Report::new(diagnostic).with_source_code(NamedSource::new(&source.file, source.text.clone()));
+            let mut text = String::new();
+            let theme = GraphicalTheme::unicode_nocolor();
+            match GraphicalReportHandler::new_themed(theme).render_report(&mut text, report.as_ref()) {
+                Ok(()) => format!("{word}: {}", text.trim()),
+                Err(_) => format!("{word}: {problem}"),
+            }
+        }
+        _ => format!("{word}: {problem}"),
+    }
+}

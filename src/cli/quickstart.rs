@@ -1,0 +1,453 @@
+//! `guardian quickstart`: from nothing to three verdicts and their audit records, then a proxy that keeps serving.
+//!
+//! Everything it makes lies in one folder and is used again the next time; it configures nothing that `serve` does not read.
+
+use super::audit::as_table;
+use super::failure::Failure;
+use super::output::{line, table};
+use super::{demo, embedded};
+use crate::app::{self, Running};
+use crate::config::{self, Config, Variables};
+use crate::domain::{ApiKey, Decided, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId};
+use crate::identity::{KeyText, Pepper};
+use crate::store::{AuditFilter, AuditRow, NewGrant, NewUser, Store};
+use crate::telemetry;
+use crate::transport::{self, Client, ClientSettings};
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt, Full};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// See three verdicts in seconds: a demo server behind the proxy, a user, a key, the audit trail.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  guardian quickstart\n  guardian quickstart --upstream http://127.0.0.1:3000/mcp")]
+pub struct Quickstart {
+    /// Put this MCP server (Streamable HTTP) behind the proxy instead of the built-in demo
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Folder for certificates, database, journal and configuration
+    #[arg(long, default_value = ".guardian", value_name = "DIR")]
+    dir: PathBuf,
+    /// Port to serve on; 0 takes a free one
+    #[arg(long, default_value_t = 8443)]
+    port: u16,
+    /// Port of metrics and health; 0 takes a free one
+    #[arg(long, default_value_t = 9090)]
+    metrics_port: u16,
+    /// Stop after the verdicts instead of serving on
+    #[arg(long)]
+    once: bool,
+}
+
+const USER: &str = "demo@example.com";
+const ROLE: &str = "developer";
+/// `write_file` is left out: that is the call refused for its scope.
+const SCOPES: [&str; 5] = ["list_files", "read_file", "delete_file", "query", "count"];
+
+impl Quickstart {
+    pub fn run(&self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        runtime.block_on(self.show())
+    }
+
+    async fn show(&self) -> Result<(), Failure> {
+        let began = Instant::now();
+        transport::install_provider();
+        let place = Place::prepare(self)?;
+        let demo = match &self.upstream {
+            None => Some(demo::start(&place.dir.join("scratch")).await.map_err(anyhow::Error::from)?),
+            Some(_) => None,
+        };
+        let config = place.configure(self, demo.as_ref())?;
+        telemetry::start(&config.log, std::io::stderr().is_terminal()).map_err(Failure::usage)?;
+        let server = config
+            .servers
+            .first()
+            .map(|server| server.name.clone())
+            .context("a server was configured")?;
+        let key = place.admit_demo_user(&config, &server, self.upstream.is_some()).await?;
+        let environment = config.environment.clone();
+        let running = Running::start(config).await?;
+        let guest = Guest {
+            place: &place,
+            address: running.address,
+            server: &server,
+            key: &key,
+        };
+        line(format_args!(
+            "Neural Guardian is serving on {} ({:.1} s after the start).\n",
+            guest.url(),
+            began.elapsed().as_secs_f64()
+        ))?;
+        match &self.upstream {
+            None => guest.show_three_verdicts(&running.store, &environment).await?,
+            Some(_) => guest.show_tools().await?,
+        }
+        guest.print_snippets(&running, self.upstream.is_some())?;
+        match self.once {
+            true => running.stop(std::future::pending()).await?,
+            false => {
+                line(format_args!("\nServing until ctrl-c."))?;
+                running.until_stopped().await?;
+            }
+        }
+        if let Some(demo) = demo {
+            demo.stop().await;
+        }
+        Ok(())
+    }
+}
+
+/// The folder with everything the quickstart makes.
+struct Place {
+    dir: PathBuf,
+    port: u16,
+    metrics_port: u16,
+}
+
+impl Place {
+    fn prepare(arguments: &Quickstart) -> Result<Self> {
+        app::make_private_folder(&arguments.dir)?;
+        let dir = arguments.dir.canonicalize()?;
+        transport::dev_certificates(&dir.join("certs"), &[], app::now())?;
+        Ok(Self {
+            dir,
+            port: free_port(arguments.port, "--port")?,
+            metrics_port: free_port(arguments.metrics_port, "--metrics-port")?,
+        })
+    }
+
+    /// Writes `guardian.toml` and reads it back the way `serve` would.
+    fn configure(&self, arguments: &Quickstart, demo: Option<&demo::Demo>) -> Result<Config> {
+        let (name, url, credential) = match (demo, &arguments.upstream) {
+            (Some(demo), _) => {
+                private_file(&self.dir.join("demo.credential"), demo.credential.expose_secret())?;
+                ("demo", demo.url(), "credential = { value_file = \"demo.credential\" }\n")
+            }
+            (None, Some(url)) => ("upstream", url.clone(), ""),
+            (None, None) => unreachable!("either there is an upstream or the demo runs"),
+        };
+        let text = format!(
+            "# Made by `guardian quickstart`; made anew by each. A commented one is config/guardian.toml.\n\
+             environment = \"quickstart\"\ndata_dir = \"data\"\n\n\
+             [listen]\naddress = \"127.0.0.1:{port}\"\npublic_url = \"https://localhost:{port}\"\nhosts = [\"127.0.0.1:{port}\"]\n\n\
+             [listen.tls]\ncertificate_file = \"certs/server.pem\"\nkey_file = \"certs/server-key.pem\"\n\n\
+             [admin]\nmetrics_address = \"127.0.0.1:{metrics}\"\n\n\
+             [policies]\ndir = {policies:?}\n\n\
+             [journal]\nallow_volatile = true\n\n\
+             [log]\nlevel = \"warn\"\n\n\
+             [[servers]]\nname = \"{name}\"\nurl = {url:?}\nallow_private_address = true\n{credential}",
+            port = self.port,
+            metrics = self.metrics_port,
+            policies = self.policies()?,
+        );
+        let file = self.dir.join("guardian.toml");
+        private_file(&file, &text)?;
+        let loaded = config::load(&file, &Variables::new())
+            .map_err(|problems| anyhow::anyhow!(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+        Ok(loaded.config)
+    }
+
+    /// The folder `policies` of the repository, or a copy of the starter set.
+    fn policies(&self) -> Result<PathBuf> {
+        let near = Path::new("policies");
+        if near.is_dir() {
+            return Ok(near.canonicalize()?);
+        }
+        let dir = self.dir.join("policies");
+        if !dir.is_dir() {
+            std::fs::create_dir(&dir)?;
+            for (name, text) in embedded::POLICIES {
+                std::fs::write(dir.join(name), text)?;
+            }
+        }
+        Ok(dir)
+    }
+
+    /// The demo user with its key and grant; the same ones the next time.
+    async fn admit_demo_user(&self, config: &Config, server: &ServerName, everything: bool) -> Result<String> {
+        app::make_private_folder(&config.data_dir)?;
+        let store = Store::open(&app::store_open(config)?).await?;
+        store.migrate(&mut |_| {}).await?;
+        let environment = &config.environment;
+        let users = store.list_users(environment).await?;
+        let user = match users.into_iter().find(|user| user.email.as_deref() == Some(USER)) {
+            Some(user) => user.id,
+            None => {
+                let role = RoleName::parse(ROLE).expect("a literal that is a role");
+                let name = Some("Demo user".to_owned());
+                let user = NewUser {
+                    id: None,
+                    kind: PrincipalKind::User,
+                    email: Some(USER.to_owned()),
+                    display_name: name,
+                    roles: vec![role],
+                };
+                store.add_user(environment, &user).await?
+            }
+        };
+        let scopes = if everything { vec!["*"] } else { SCOPES.to_vec() };
+        let scopes: Scopes = scopes.iter().map(|scope| Scope::parse(scope)).collect::<Result<_, _>>()?;
+        let grant = NewGrant {
+            user: user.clone(),
+            server: server.clone(),
+            client: None,
+            scopes,
+            expires_at: None,
+            idle: false,
+        };
+        store.add_grant(environment, &grant).await?;
+        self.demo_key(&store, config, &user, app::now()).await
+    }
+
+    async fn demo_key(&self, store: &Store, config: &Config, user: &UserId, now: Timestamp) -> Result<String> {
+        let file = self.dir.join("demo.key");
+        let pepper = Pepper::load_or_create(app::filled(&config.keys.pepper_file))?;
+        if let Ok(kept) = std::fs::read_to_string(&file)
+            && let Ok(id) = KeyText::read(kept.trim()).map(|key| key.id())
+            && store
+                .list_keys(&config.environment, Some(user))
+                .await?
+                .iter()
+                .any(|key| key.id == id && key.revoked_at.is_none())
+        {
+            return Ok(kept.trim().to_owned());
+        }
+        let made = pepper.new_key()?;
+        let key = ApiKey {
+            id: made.id,
+            name: "quickstart".to_owned(),
+            hash: made.hash,
+            pepper_version: made.pepper_version,
+            scopes: Scopes::default(),
+            created_at: now,
+            expires_at: None,
+            revoked_at: None,
+        };
+        store.add_key(&config.environment, user, &key).await?;
+        private_file(&file, made.shown.expose_secret())?;
+        Ok(made.shown.expose_secret().to_owned())
+    }
+}
+
+/// A client of the proxy just started: the reader, until they paste the snippet.
+struct Guest<'a> {
+    place: &'a Place,
+    address: SocketAddr,
+    server: &'a ServerName,
+    key: &'a str,
+}
+
+/// What the reader is shown, in order: the tool, its arguments, and why it ends as it does.
+const CALLS: [(&str, &str, &str); 3] = [
+    ("read_file", r#"{"path":"welcome.txt"}"#, "granted, and a policy permits it"),
+    (
+        "write_file",
+        r#"{"path":"welcome.txt","content":"mine now"}"#,
+        "the grant does not hold the scope `write_file`",
+    ),
+    ("delete_file", r#"{"path":"welcome.txt"}"#, "granted, but a policy forbids it"),
+];
+
+impl Guest<'_> {
+    fn url(&self) -> String {
+        format!("https://localhost:{}/mcp/{}", self.address.port(), self.server)
+    }
+
+    async fn show_three_verdicts(&self, store: &Store, environment: &EnvironmentName) -> Result<(), Failure> {
+        let began = app::now();
+        let mut rows = Vec::new();
+        for (tool, arguments, _) in CALLS {
+            let answer = self
+                .call(
+                    "tools/call",
+                    json!({ "name": tool, "arguments": serde_json::from_str::<Value>(arguments).expect("a literal that is JSON") }),
+                )
+                .await?;
+            let (verdict, heard) = verdict(&answer);
+            rows.push(vec![format!("{tool} {arguments}"), verdict, heard]);
+        }
+        line(format_args!(
+            "Three calls, made just now over TLS with the demo user's key:\n"
+        ))?;
+        line(format_args!(
+            "{}\n",
+            table(&["call", "verdict", "what the client hears"], rows.into_iter())
+        ))?;
+        line(format_args!(
+            "The same three in the audit trail (`{}`):\n",
+            self.audit_command()
+        ))?;
+        line(format_args!("{}", self.audit(store, environment, began).await?))?;
+        Ok(())
+    }
+
+    async fn show_tools(&self) -> Result<(), Failure> {
+        let answer = self.call("tools/list", json!({})).await?;
+        let tools = answer["result"]["tools"].as_array().cloned().unwrap_or_default();
+        let names: Vec<_> = tools.iter().filter_map(|tool| tool["name"].as_str()).collect();
+        match names.is_empty() {
+            true => line(format_args!(
+                "The server lists no tool that the demo user may call: {}\n",
+                verdict(&answer).1
+            ))?,
+            false => line(format_args!("Tools the demo user may call: {}\n", names.join(", ")))?,
+        }
+        Ok(())
+    }
+
+    async fn call(&self, method: &str, params: Value) -> Result<Value> {
+        let client = Client::new(&ClientSettings {
+            ca_file: Some(self.place.dir.join("certs/ca.pem")),
+            allow_private: true,
+            ..ClientSettings::default()
+        })?;
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
+        let request = http::Request::post(self.url())
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .header("authorization", format!("Bearer {}", self.key))
+            .body(Full::new(Bytes::from(body)))?;
+        let answer = client.send(request).await?.into_body().collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&answer);
+        let json = text
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("data:"))
+            .unwrap_or(&text);
+        serde_json::from_str(json.trim()).with_context(|| format!("the answer is not JSON: {text}"))
+    }
+
+    /// Waits for the shipper: the records are on disk already, the table follows.
+    async fn audit(&self, store: &Store, environment: &EnvironmentName, since: Timestamp) -> Result<String> {
+        let until = Instant::now() + Duration::from_secs(5);
+        let filter = AuditFilter {
+            since: Some(since),
+            limit: 3,
+            ..AuditFilter::new(environment.clone())
+        };
+        let rows: Vec<AuditRow> = loop {
+            let rows = store.audit(&filter).await?;
+            let whole = rows.len() == 3
+                && rows
+                    .iter()
+                    .all(|row| row.decision == Some(Decided::Deny) || row.outcome.is_some());
+            if whole || Instant::now() > until {
+                break rows;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        ensure!(!rows.is_empty(), "no record reached the audit trail within five seconds");
+        Ok(as_table(rows.iter().rev()))
+    }
+
+    fn audit_command(&self) -> String {
+        format!(
+            "{} audit query -c {}",
+            program(),
+            shown(&self.place.dir.join("guardian.toml"))
+        )
+    }
+
+    fn print_snippets(&self, running: &Running, upstream: bool) -> Result<(), Failure> {
+        let (url, key, server) = (self.url(), self.key, self.server);
+        let ca = shown(&self.place.dir.join("certs/ca.pem"));
+        let full_ca = self.place.dir.join("certs/ca.pem").display().to_string();
+        line(format_args!("\nClaude Code:\n  export NODE_EXTRA_CA_CERTS={full_ca}"))?;
+        line(format_args!(
+            "  claude mcp add --transport http {server} {url} --header \"Authorization: Bearer {key}\""
+        ))?;
+        line(format_args!("\nCursor (.cursor/mcp.json):\n  {}", cursor(server, &url, key)))?;
+        line(format_args!("\nVS Code (.vscode/mcp.json):\n  {}", vscode(server, &url, key)))?;
+        line(format_args!(
+            "  Both need the development CA: start them with NODE_EXTRA_CA_CERTS={full_ca}"
+        ))?;
+        if !upstream {
+            line(format_args!("\ncurl:"))?;
+            for (tool, arguments, why) in CALLS {
+                line(format_args!("  # {why}\n  {}", curl(&ca, key, &url, tool, arguments)))?;
+            }
+        }
+        line(format_args!("\nAudit:   {}", self.audit_command()))?;
+        line(format_args!("Health:  curl http://{}/health", running.metrics_address))?;
+        line(format_args!("Config:  {}", shown(&self.place.dir.join("guardian.toml"))))
+    }
+}
+
+fn verdict(answer: &Value) -> (String, String) {
+    match answer.get("error") {
+        Some(error) => {
+            let reason = error["data"]["reason"].as_str().unwrap_or("error");
+            (
+                format!("refused ({reason})"),
+                error["message"].as_str().unwrap_or_default().to_owned(),
+            )
+        }
+        None => {
+            let text = answer["result"]["content"][0]["text"].as_str().unwrap_or_default();
+            ("allowed".to_owned(), text.lines().next().unwrap_or_default().to_owned())
+        }
+    }
+}
+
+fn cursor(server: &ServerName, url: &str, key: &str) -> String {
+    json!({ "mcpServers": { server.as_str(): { "url": url, "headers": { "Authorization": format!("Bearer {key}") } } } })
+        .to_string()
+}
+
+fn vscode(server: &ServerName, url: &str, key: &str) -> String {
+    let headers = json!({ "Authorization": format!("Bearer {key}") });
+    json!({ "servers": { server.as_str(): { "type": "http", "url": url, "headers": headers } } }).to_string()
+}
+
+fn curl(ca: &str, key: &str, url: &str, tool: &str, arguments: &str) -> String {
+    let body =
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments}}}}}"#);
+    format!("curl --cacert {ca} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}' {url}")
+}
+
+/// How the reader started this program, so that commands can be pasted.
+fn program() -> String {
+    let own = std::env::current_exe().unwrap_or_default();
+    match std::env::var_os("CARGO") {
+        Some(_) => shown(&own),
+        None => std::env::args().next().unwrap_or_else(|| "guardian".to_owned()),
+    }
+}
+
+/// Relative to where the reader stands, if it lies below.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir()
+        .and_then(|here| here.canonicalize())
+        .unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+fn free_port(wanted: u16, flag: &str) -> Result<u16> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", wanted))
+        .with_context(|| format!("port {wanted} is taken: choose another with `{flag}`, or 0 for a free one"))?;
+    Ok(listener.local_addr()?.port())
+}
+
+fn private_file(path: &Path, text: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let _ = std::fs::remove_file(path);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot write `{}`", path.display()))?;
+    file.write_all(text.as_bytes())
+        .with_context(|| format!("cannot write `{}`", path.display()))
+}

@@ -1,0 +1,25 @@
+//! `guardian serve`: hands the configuration to the app and stays until it ends.
+
+use super::context::ConfigFile;
+use super::failure::Failure;
+use super::output::note;
+use crate::{app, telemetry};
+use std::io::IsTerminal;
+
+/// Stand before the configured servers until told to stop.
+///
+/// SIGTERM and Ctrl-C let running calls finish; the second one ends them at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  guardian serve --config /etc/guardian/guardian.toml")]
+pub struct Serve {}
+
+impl Serve {
+    pub fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let loaded = file.read().map_err(|problems| Failure::configuration(&problems))?;
+        for warning in &loaded.warnings {
+            note(warning)?;
+        }
+        telemetry::start(&loaded.config.log, std::io::stderr().is_terminal()).map_err(Failure::usage)?;
+        Ok(app::serve(loaded.config)?)
+    }
+}

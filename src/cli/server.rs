@@ -1,0 +1,456 @@
+//! `guardian server`: the MCP servers, their tools, and which definitions of tools are approved.
+
+use super::catalogue;
+use super::context::{self, Admin, ConfigFile, Login, shown};
+use super::failure::{self, Failure};
+use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
+use crate::config::PinMode;
+use crate::domain::{Annotations, BadName, Digest, Scope, ServerName, Standing, ToolName};
+use crate::store::{RegistryRow, StoredTool};
+use crate::upstream::RawTool;
+use crate::upstream::{scopes_of, standing};
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long a server may take to list its tools.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Show servers and their tools, and approve definitions.
+#[derive(Debug, clap::Subcommand)]
+pub enum Server {
+    /// Show the servers of the configuration and of the registry.
+    #[command(after_help = "Example:\n  guardian server list")]
+    List {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Put a server into the registry, which all instances share, or change what stands there.
+    ///
+    /// The registry says whether a server may be called and which scopes its tools need. Where it is and what credential it
+    /// gets stands in the configuration.
+    #[command(after_help = "Example:\n  guardian server add github --title GitHub --tool-scope create_issue=issues:write")]
+    Add {
+        /// As `[[servers]]` and `/mcp/<name>` have it.
+        name: ServerName,
+        /// The name people know it by.
+        #[arg(long)]
+        title: Option<String>,
+        /// For people; calls go where the configuration says.
+        #[arg(long)]
+        url: Option<String>,
+        /// Scopes a tool needs instead of the scope of its own name.
+        #[arg(long = "tool-scope", value_name = "TOOL=SCOPE,…", value_parser = tool_scope)]
+        tool_scopes: Vec<(String, Vec<Scope>)>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Refuse every call to a server, on every instance.
+    #[command(after_help = "Example:\n  guardian server disable github")]
+    Disable {
+        /// As `[[servers]]` and `/mcp/<name>` have it.
+        name: ServerName,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Let a disabled server be called again.
+    #[command(after_help = "Example:\n  guardian server enable github")]
+    Enable {
+        /// As `[[servers]]` and `/mcp/<name>` have it.
+        name: ServerName,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show the tools of a server: what is offered, what is approved, and which scopes each needs.
+    ///
+    /// Ends with exit code 4 if a tool waits for approval.
+    #[command(after_help = "Example:\n  guardian server catalog github --refresh\n  guardian server catalog github --changes")]
+    Catalog {
+        /// As `[[servers]]` and `/mcp/<name>` have it.
+        name: ServerName,
+        /// Ask the server first. A tool seen for the first time is approved as it is, unless it has `pin = "strict"`.
+        #[arg(long)]
+        refresh: bool,
+        /// Only tools that wait for approval, with what is new in their definitions.
+        #[arg(long)]
+        changes: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Approve the definitions a server offers now: of one tool, or of all.
+    #[command(after_help = "Example:\n  guardian server pin github create_issue\n  guardian server pin github --all")]
+    Pin {
+        /// As `[[servers]]` and `/mcp/<name>` have it.
+        name: ServerName,
+        /// The tool whose definition is approved.
+        #[arg(required_unless_present = "all")]
+        tool: Option<ToolName>,
+        /// Every tool it offers.
+        #[arg(long, conflicts_with = "tool")]
+        all: bool,
+        /// Only if the offered definition still has this digest, as `catalog --json` shows it.
+        #[arg(long, value_parser = digest, requires = "tool")]
+        digest: Option<Digest>,
+        /// Who approves, for the record.
+        #[arg(long, env = "USER", hide_env_values = true, default_value = "guardian")]
+        by: String,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: ServerName,
+    title: Option<String>,
+    url: Option<String>,
+    configured: bool,
+    enabled: bool,
+    tools: usize,
+    waiting: usize,
+}
+
+#[derive(Serialize)]
+struct Tool {
+    tool: ToolName,
+    standing: Standing,
+    scopes: Vec<Scope>,
+    read_only: bool,
+    destructive: bool,
+    offered: Option<Digest>,
+    pinned: Option<Digest>,
+    pinned_at: Option<String>,
+    pinned_by: Option<String>,
+    #[serde(skip)]
+    differs: Vec<String>,
+}
+
+impl Server {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let admin = Admin::open(file).await?;
+        let env = &admin.config.environment;
+        match self {
+            Server::List { format } => list(&admin, *format).await,
+            Server::Add {
+                name,
+                title,
+                url,
+                tool_scopes,
+                format,
+            } => {
+                let mut row = registered(&admin, name).await?;
+                row.tool_scopes.extend(tool_scopes.iter().cloned());
+                if let Some(title) = title {
+                    row.name.clone_from(title);
+                }
+                if url.is_some() {
+                    row.url.clone_from(url);
+                }
+                put(&admin, file, &row, *format).await
+            }
+            Server::Disable { name, format } => {
+                admin.server(name).await?;
+                let row = registered(&admin, name).await?;
+                put(&admin, file, &RegistryRow { enabled: false, ..row }, *format).await
+            }
+            Server::Enable { name, format } => {
+                admin.server(name).await?;
+                let row = registered(&admin, name).await?;
+                put(&admin, file, &RegistryRow { enabled: true, ..row }, *format).await
+            }
+            Server::Catalog {
+                name,
+                refresh,
+                changes,
+                format,
+            } => {
+                admin.server(name).await?;
+                if *refresh {
+                    ask(&admin, name).await?;
+                }
+                catalog(&admin, name, *changes, *format).await
+            }
+            Server::Pin {
+                name,
+                tool,
+                all: _,
+                digest,
+                by,
+                format,
+            } => {
+                admin.server(name).await?;
+                let pinned = admin.store.pin_tool(env, name, tool.as_ref(), *digest, by).await?;
+                let what = match pinned.is_empty() {
+                    true => format!("nothing of `{name}` waits for approval"),
+                    false => format!("approved {} of `{name}`", comma(&pinned)),
+                };
+                format.done(&json!({ "server": name, "pinned": pinned }), what)
+            }
+        }
+    }
+}
+
+async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
+    let env = &admin.config.environment;
+    let (registry, stored) = (admin.store.list_servers(env).await?, admin.store.catalogue(env).await?);
+    let configured = &admin.config.servers;
+    let names: BTreeSet<&ServerName> = configured
+        .iter()
+        .map(|server| &server.name)
+        .chain(registry.iter().map(|row| &row.server))
+        .collect();
+    let listed: Vec<Listed> = names
+        .into_iter()
+        .map(|name| {
+            let in_file = configured.iter().find(|server| server.name == *name);
+            let row = registry.iter().find(|row| row.server == *name);
+            let tools: Vec<Standing> = stored.iter().filter(|tool| tool.server == *name).map(standing).collect();
+            Listed {
+                name: name.clone(),
+                title: row.map(|row| row.name.clone()),
+                url: in_file
+                    .map(|server| server.url.clone())
+                    .or_else(|| row.and_then(|row| row.url.clone())),
+                configured: in_file.is_some(),
+                enabled: row.is_none_or(|row| row.enabled),
+                tools: tools.iter().filter(|standing| **standing != Standing::Gone).count(),
+                waiting: tools.iter().filter(|standing| waits(**standing)).count(),
+            }
+        })
+        .collect();
+    let heads = ["name", "url", "state", "tools", "waiting"];
+    format.list(
+        &listed,
+        &heads,
+        "no servers; add `[[servers]]` to the configuration",
+        |server| {
+            let state = match (server.configured, server.enabled) {
+                (_, false) => "disabled",
+                (false, true) => "not configured",
+                (true, true) => "enabled",
+            };
+            vec![
+                server.name.to_string(),
+                or_dash(server.url.as_ref()),
+                state.to_owned(),
+                server.tools.to_string(),
+                server.waiting.to_string(),
+            ]
+        },
+    )
+}
+
+/// Notes in the store what the server offers now.
+async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
+    let configured = admin.config.servers.iter().find(|server| server.name == *name);
+    let server = configured.ok_or_else(|| {
+        Failure::failed(format_args!(
+            "`{name}` stands in no `[[servers]]` of the configuration, so it cannot be asked"
+        ))
+    })?;
+    let bar = progress(format_args!("asking {name} for its tools"));
+    let offer = catalogue::fetch(server, PATIENCE).await.map_err(Failure::failed)?;
+    let offered: Vec<_> = offer
+        .tools
+        .iter()
+        .map(|tool| (tool.name.clone(), tool.digest, tool.definition.to_string()))
+        .collect();
+    let pin_new = server.pin == PinMode::FirstUse;
+    // noting offers is the proxy's part, not the administrator's
+    let proxy = context::open(&admin.config.store, Login::Proxy).await?;
+    let observed = proxy
+        .observe_tools(&admin.config.environment, name, &offered, pin_new)
+        .await?;
+    drop(bar);
+    for tool in &offer.left_out {
+        note(format_args!("left out `{}`: {}", clean(&tool.name), clean(&tool.why)))?;
+    }
+    let told = [
+        ("new", observed.added),
+        ("changed", observed.changed),
+        ("gone", observed.gone),
+    ];
+    told.iter()
+        .filter(|(_, tools)| !tools.is_empty())
+        .try_for_each(|(word, tools)| note(format_args!("{word}: {}", comma(tools))))
+}
+
+async fn catalog(admin: &Admin, name: &ServerName, changes: bool, format: Format) -> Result<(), Failure> {
+    let env = &admin.config.environment;
+    let (registry, stored) = (admin.store.list_servers(env).await?, admin.store.catalogue(env).await?);
+    let configured = &admin.config.servers;
+    let mut tools: Vec<Tool> = stored
+        .iter()
+        .filter(|tool| tool.server == *name)
+        .map(|tool| tool_of(tool, scopes_of(name, &tool.tool, configured, &registry)))
+        .collect();
+    let waiting = tools.iter().any(|tool| waits(tool.standing));
+    if changes {
+        tools.retain(|tool| waits(tool.standing));
+    }
+    let none = "no tools are known yet; `--refresh` asks the server";
+    let heads = ["tool", "standing", "scopes", "says it", "approved", "by"];
+    match changes && !format.json && !tools.is_empty() {
+        true => super::output::line(differences(&tools))?,
+        false => format.list(&tools, &heads, if changes { "no tool waits for approval" } else { none }, row)?,
+    }
+    match waiting {
+        true => Err(Failure::silent(failure::FINDING)),
+        false => Ok(()),
+    }
+}
+
+fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> Tool {
+    let read = |text: Option<&(Digest, String)>| -> Json {
+        text.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default()
+    };
+    let (offered, pinned) = (read(tool.offered.as_ref()), read(tool.pinned.as_ref()));
+    let hints = RawTool::read(if pinned.is_null() { &offered } else { &pinned })
+        .map_or_else(|_| Annotations::default(), |tool| tool.annotations);
+    Tool {
+        tool: tool.tool.clone(),
+        standing: standing(tool),
+        scopes,
+        read_only: hints.read_only,
+        destructive: hints.destructive,
+        offered: tool.offered.as_ref().map(|(digest, _)| *digest),
+        pinned: tool.pinned.as_ref().map(|(digest, _)| *digest),
+        pinned_at: tool.pinned_at.map(at),
+        pinned_by: tool.pinned_by.clone(),
+        differs: differing(&pinned, &offered),
+    }
+}
+
+/// Member by member of the definition: `description: "old" → "new"`.
+fn differing(pinned: &Json, offered: &Json) -> Vec<String> {
+    let members = |definition: &Json| definition.as_object().cloned().unwrap_or_default();
+    let (old, new) = (members(pinned), members(offered));
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let text = |value: Option<&Json>| value.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    names
+        .into_iter()
+        .filter(|name| old.get(*name) != new.get(*name))
+        .map(|name| match old.is_empty() {
+            true => format!("{name}: {}", text(new.get(name))),
+            false => format!("{name}: {} → {}", text(old.get(name)), text(new.get(name))),
+        })
+        .collect()
+}
+
+fn differences(tools: &[Tool]) -> String {
+    let rows = tools.iter().flat_map(|tool| {
+        tool.differs.iter().enumerate().map(|(index, differs)| {
+            let name = if index == 0 { tool.tool.to_string() } else { String::new() };
+            vec![name, differs.clone()]
+        })
+    });
+    table(&["tool", "definition"], rows)
+}
+
+fn row(tool: &Tool) -> Vec<String> {
+    let says = match (tool.read_only, tool.destructive) {
+        (true, _) => "only reads",
+        (false, true) => "destroys",
+        (false, false) => "-",
+    };
+    vec![
+        tool.tool.to_string(),
+        word(tool.standing).to_owned(),
+        comma(&tool.scopes),
+        says.to_owned(),
+        or_dash(tool.pinned_at.as_ref()),
+        or_dash(tool.pinned_by.as_ref()),
+    ]
+}
+
+const fn waits(standing: Standing) -> bool {
+    matches!(standing, Standing::Changed | Standing::Unapproved)
+}
+
+const fn word(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Pinned => "approved",
+        Standing::Changed => "changed",
+        Standing::Unapproved => "not approved",
+        Standing::Gone => "gone",
+    }
+}
+
+/// What the registry holds of a server, or would if it were put there as it is.
+async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Failure> {
+    let known = admin.store.list_servers(&admin.config.environment).await?;
+    let new = || RegistryRow {
+        server: name.clone(),
+        name: name.to_string(),
+        url: None,
+        enabled: true,
+        tool_scopes: BTreeMap::new(),
+    };
+    Ok(known.into_iter().find(|row| row.server == *name).unwrap_or_else(new))
+}
+
+async fn put(admin: &Admin, file: &ConfigFile, row: &RegistryRow, format: Format) -> Result<(), Failure> {
+    admin.store.put_server(&admin.config.environment, row).await?;
+    let state = match row.enabled {
+        true => "may be called",
+        false => "is disabled: every call to it is refused",
+    };
+    let configured = admin.config.servers.iter().any(|server| server.name == row.server);
+    let hint = match configured {
+        true => String::new(),
+        false => format!(
+            "; it stands in no `[[servers]]` of {}, so nothing goes there yet",
+            shown(&file.path)
+        ),
+    };
+    format.done(&row_json(row), format_args!("`{}` {state}{hint}", row.server))
+}
+
+fn row_json(row: &RegistryRow) -> Json {
+    json!({ "name": row.server, "title": row.name, "url": row.url, "enabled": row.enabled, "tool_scopes": row.tool_scopes })
+}
+
+fn tool_scope(text: &str) -> Result<(String, Vec<Scope>), String> {
+    let (tool, scopes) = text.split_once('=').ok_or("write it as `tool=scope` or `tool=scope,scope`")?;
+    let tool = ToolName::parse(tool).map_err(|error| error.to_string())?;
+    let scopes: Result<Vec<Scope>, BadName> = scopes.split(',').map(Scope::parse).collect();
+    Ok((tool.to_string(), scopes.map_err(|error| error.to_string())?))
+}
+
+fn digest(text: &str) -> Result<Digest, String> {
+    Digest::parse_hex(text).ok_or_else(|| format!("`{}` is not 64 lower-case hex digits", clean(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_member_by_member() {
+        let old = json!({ "name": "a", "description": "reads", "annotations": { "readOnlyHint": true } });
+        let new = json!({ "name": "a", "description": "reads all", "title": "A" });
+        assert_eq!(
+            differing(&old, &new),
+            [
+                r#"annotations: {"readOnlyHint":true} → nothing"#,
+                r#"description: "reads" → "reads all""#,
+                r#"title: nothing → "A""#,
+            ]
+        );
+        assert_eq!(differing(&old, &old), [""; 0]);
+        assert_eq!(differing(&Json::Null, &json!({ "name": "a" })), [r#"name: "a""#]);
+    }
+
+    #[test]
+    fn scopes_of_a_tool_are_read_as_they_are_typed() {
+        let (tool, scopes) = tool_scope("create_issue=issues:write,issues:read").unwrap();
+        assert_eq!(
+            (tool.as_str(), comma(scopes).as_str()),
+            ("create_issue", "issues:write,issues:read")
+        );
+        for bad in ["create_issue", "create issue=a", "a=", "a=b,,c", "=a"] {
+            assert!(tool_scope(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! URLs, origins, hosts and addresses as the checks judge them. Nothing is resolved or connected to.
+
+use http::Uri;
+use std::net::IpAddr;
+
+pub(super) fn public_url(url: &str) -> Result<(), &'static str> {
+    let uri: Uri = url.parse().map_err(|_| "it is not a URL")?;
+    let authority = uri.authority().ok_or("it names no host")?;
+    match uri.scheme_str() {
+        Some("https") if authority.as_str().contains('@') => Err("it holds a user name"),
+        Some("https") if !matches!(uri.path(), "" | "/") || uri.query().is_some() || url.contains('#') => {
+            Err("it must have no path")
+        }
+        Some("https") => Ok(()),
+        _ => Err("it must begin with `https://`"),
+    }
+}
+
+/// `https`, or `http` on loopback, without a user name.
+pub(super) fn secure_url(url: &str) -> Result<(), &'static str> {
+    let uri: Uri = url.parse().map_err(|_| "it is not a URL")?;
+    let host = uri.host().ok_or("it names no host")?;
+    match uri.scheme_str() {
+        _ if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => Err("it holds a user name"),
+        Some("https") => Ok(()),
+        Some("http") if is_loopback_host(host) => Ok(()),
+        _ => Err("it must begin with `https://`"),
+    }
+}
+
+pub(super) fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else {
+        return false;
+    };
+    let scheme_is_plain = !scheme.is_empty()
+        && scheme
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+    scheme_is_plain && !authority.contains(['@', '*']) && authority.parse::<http::uri::Authority>().is_ok()
+}
+
+pub(super) fn is_loopback_host(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host_ip(host).is_some_and(|ip| ip.is_loopback())
+}
+
+/// `host:port` without the port.
+pub(super) fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+pub(super) fn host_ip(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+pub(super) fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let shared = ip.octets()[0] == 100 && (64..128).contains(&ip.octets()[1]);
+            ip.is_loopback() || ip.is_private() || ip.is_link_local() || ip.is_unspecified() || shared
+        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+/// Link-local addresses, where clouds keep their metadata, and those that name no single machine.
+pub(super) fn is_never_a_server(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_unspecified() || ip.is_multicast(),
+    }
+}

@@ -1,0 +1,327 @@
+//! Issuers and servers: whom Guardian believes and whom it calls.
+
+use super::super::document::join;
+use super::super::model::*;
+use super::super::problem::{Problem, quoted};
+use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
+use super::positive;
+use super::secret::{is_placeholder, placeholder};
+use crate::domain::{Scope, ServerName, ToolName};
+use http::{HeaderName, HeaderValue, Uri};
+use secrecy::ExposeSecret;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Names that principals without an issuer go by.
+const RESERVED_ALIASES: [&str; 2] = ["guardian", "certificate"];
+
+/// Headers that belong to the exchange itself, so no credential can travel in them.
+const TAKEN_HEADERS: [&str; 15] = [
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "last-event-id",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
+    let mut aliases = BTreeSet::new();
+    let mut names = BTreeMap::new();
+    for (index, issuer) in config.issuers.iter().enumerate() {
+        let at = |name: &str| format!("issuers[{index}].{name}");
+        if RESERVED_ALIASES.contains(&issuer.alias.as_str()) {
+            found.push(Problem::error(
+                at("alias"),
+                format!("the issuer alias `{}` is taken by Guardian itself", issuer.alias),
+            ));
+        }
+        if !aliases.insert(&issuer.alias) {
+            found.push(Problem::error(
+                at("alias"),
+                format!("two issuers have the alias `{}`", issuer.alias),
+            ));
+        }
+        for iss in std::iter::once(&issuer.issuer).chain(&issuer.also_accept) {
+            if names.insert(iss, &issuer.alias).is_some() {
+                found.push(
+                    Problem::error(at("issuer"), format!("the `iss` `{iss}` is claimed twice"))
+                        .help("one `iss` belongs to one issuer"),
+                );
+            }
+        }
+        one_issuer(issuer, &at, found);
+    }
+    if config.members.just_in_time && config.issuers.is_empty() {
+        found.push(Problem::warning(
+            "members.just_in_time",
+            "`members.just_in_time` has no effect without an issuer",
+        ));
+    }
+    if !config.members.just_in_time && !config.members.just_in_time_roles.is_empty() {
+        found.push(Problem::warning(
+            "members.just_in_time_roles",
+            "`members.just_in_time_roles` has no effect while `just_in_time` is off",
+        ));
+    }
+}
+
+fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+    let alias = &issuer.alias;
+    match issuer.kind {
+        IssuerKind::Oidc => {
+            if issuer.jwks_url.is_none() && issuer.jwks_file.is_none() {
+                found.push(Problem::error(
+                    at("alias"),
+                    format!("issuer `{alias}` is of kind `oidc` and has neither `jwks_url` nor `jwks_file`"),
+                ));
+            }
+        }
+        IssuerKind::Supabase | IssuerKind::CloudflareAccess => {
+            if let Err(why) = secure_url(issuer.issuer.as_str()) {
+                found.push(Problem::error(
+                    at("issuer"),
+                    format!("the `issuer` of `{alias}` is `{}`: {why}", issuer.issuer),
+                ));
+            }
+        }
+    }
+    if issuer.kind == IssuerKind::CloudflareAccess {
+        if issuer.audiences.is_empty() {
+            found.push(
+                Problem::error(
+                    at("alias"),
+                    format!("issuer `{alias}` is of kind `cloudflare_access` and has no `audiences`"),
+                )
+                .help("name the application's AUD tag, or every application of the team is accepted"),
+            );
+        }
+        if issuer
+            .algorithms
+            .iter()
+            .any(|algorithm| *algorithm != SigningAlgorithm::RS256)
+        {
+            found.push(Problem::error(
+                at("algorithms"),
+                format!("issuer `{alias}`: Cloudflare Access signs with RS256 alone"),
+            ));
+        }
+    }
+    if issuer.jwks_url.is_some() && issuer.jwks_file.is_some() {
+        found.push(
+            Problem::error(
+                at("jwks_file"),
+                format!("issuer `{alias}` has both `jwks_url` and `jwks_file`"),
+            )
+            .help("keep one of them"),
+        );
+    }
+    if let Some(url) = &issuer.jwks_url
+        && let Err(why) = secure_url(url)
+    {
+        found.push(Problem::error(
+            at("jwks_url"),
+            format!("the `jwks_url` of `{alias}` is {}: {why}", quoted(url)),
+        ));
+    }
+    for (name, claim) in [
+        ("roles_claim", &issuer.roles_claim),
+        ("environment_claim", &issuer.environment_claim),
+        ("tenant_claim", &issuer.tenant_claim),
+    ] {
+        let Some(claim) = claim else { continue };
+        if claim.split('.').any(str::is_empty) {
+            found.push(Problem::error(
+                at(name),
+                format!("`{name}` of `{alias}` is {}, which is not a dotted claim", quoted(claim)),
+            ));
+        }
+        if claim.split('.').any(|step| step.eq_ignore_ascii_case("user_metadata")) {
+            found.push(
+                Problem::error(
+                    at(name),
+                    format!("`{name}` of `{alias}` lies in `user_metadata`, which users write themselves"),
+                )
+                .help("use a claim that only the issuer sets, such as one in `app_metadata`"),
+            );
+        }
+    }
+    if issuer.allow_anonymous && issuer.kind != IssuerKind::Supabase {
+        found.push(Problem::error(
+            at("allow_anonymous"),
+            format!("issuer `{alias}`: only `supabase` issuers have anonymous sign-ins"),
+        ));
+    }
+    if issuer.audiences.iter().any(|audience| audience.trim().is_empty()) {
+        found.push(Problem::error(
+            at("audiences"),
+            format!("issuer `{alias}` has an empty audience"),
+        ));
+    }
+    if issuer.skew.0 > Duration::from_secs(300) {
+        found.push(Problem::error(
+            at("skew"),
+            format!("issuer `{alias}` tolerates a skew of {}; the most is 5m", issuer.skew),
+        ));
+    }
+    positive(&at("jwks_refresh"), issuer.jwks_refresh, found);
+    positive(&at("jwks_refetch"), issuer.jwks_refetch, found);
+    if issuer.jwks_keep.0 < issuer.jwks_refresh.0 {
+        found.push(Problem::error(
+            at("jwks_keep"),
+            format!("issuer `{alias}`: `jwks_keep` is shorter than `jwks_refresh`"),
+        ));
+    }
+}
+
+pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
+    let mut names = BTreeSet::new();
+    for (index, server) in servers.iter().enumerate() {
+        let at = |name: &str| format!("servers[{index}].{name}");
+        let name = &server.name;
+        if !names.insert(name) {
+            found.push(Problem::error(at("name"), format!("two servers have the name `{name}`")));
+        }
+        if let Err((why, help)) = server_url(server) {
+            found.push(Problem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
+        }
+        if let Some(given) = &server.credential {
+            credential(name, given, &at, found);
+        }
+        for (tool, scopes) in &server.tool_scopes {
+            let key = join(&at("tool_scopes"), tool);
+            if let Err(error) = ToolName::parse(tool) {
+                found.push(Problem::error(&key, format!("server `{name}`: {error}")));
+            }
+            if scopes.is_empty() {
+                found.push(
+                    Problem::error(&key, format!("server `{name}`: {} needs no scope at all", quoted(tool)))
+                        .help("drop the line, and it needs the scope of its own name"),
+                );
+            }
+            for error in scopes.iter().filter_map(|scope| Scope::parse(scope).err()) {
+                found.push(Problem::error(
+                    &key,
+                    format!("server `{name}`, tool {}: {error}", quoted(tool)),
+                ));
+            }
+            if scopes.iter().any(|scope| scope == "*") {
+                found.push(Problem::error(
+                    &key,
+                    format!(
+                        "server `{name}`, tool {}: `*` is for grants; a tool needs named scopes",
+                        quoted(tool)
+                    ),
+                ));
+            }
+        }
+        for (key, span) in [
+            ("connect_timeout", server.connect_timeout),
+            ("first_byte_timeout", server.first_byte_timeout),
+            ("idle_timeout", server.idle_timeout),
+            ("catalogue_refresh", server.catalogue_refresh),
+        ] {
+            positive(&at(key), span, found);
+        }
+        for (key, number) in [
+            ("max_answer_bytes", server.max_answer_bytes),
+            ("max_concurrency", server.max_concurrency),
+        ] {
+            if number == 0 {
+                found.push(Problem::error(
+                    at(key),
+                    format!("`{key}` of server `{name}` is 0; the least is 1"),
+                ));
+            }
+        }
+    }
+    if servers.is_empty() {
+        found.push(
+            Problem::warning("servers", "no `[[servers]]`: there is nothing to call").help("add one with `name` and `url`"),
+        );
+    }
+}
+
+fn server_url(server: &ServerConfig) -> Result<(), (String, &'static str)> {
+    let shown = quoted(&server.url);
+    let example = "write it as `https://host/mcp`";
+    let uri: Uri = server
+        .url
+        .parse()
+        .map_err(|_| (format!("is {shown}, which is not a URL"), example))?;
+    let host = uri.host().unwrap_or_default().to_owned();
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(("holds a user name or password".to_owned(), "use `[servers.credential]`"));
+    }
+    let open = match uri.scheme_str() {
+        Some("https") => false,
+        Some("http") => true,
+        _ => return Err((format!("is {shown}, which is neither `https://` nor `http://`"), example)),
+    };
+    if host.is_empty() {
+        return Err((format!("is {shown}, which names no host"), example));
+    }
+    if host_ip(&host).is_some_and(is_never_a_server) {
+        return Err((
+            format!("is {shown}, which is never the address of a server"),
+            "use its name, or an address of a network",
+        ));
+    }
+    let private = is_loopback_host(&host) || host_ip(&host).is_some_and(is_private);
+    match (private, open, server.allow_private_address) {
+        (true, _, false) => Err((
+            format!("is {shown}, an address on loopback or a private network"),
+            "set `allow_private_address = true` if that is meant",
+        )),
+        (false, true, false) => Err((
+            format!("is {shown}, which sends calls and the credential in clear text"),
+            "use `https://`, or set `allow_private_address = true` for a server on your own network",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn credential(server: &ServerName, credential: &UpstreamCredential, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+    let header = credential.header.to_lowercase();
+    let usable =
+        HeaderName::try_from(&header).is_ok() && !TAKEN_HEADERS.contains(&header.as_str()) && !header.starts_with("mcp-");
+    if !usable {
+        let message = format!(
+            "the credential of server `{server}` cannot travel in the header {}",
+            quoted(&credential.header)
+        );
+        found.push(Problem::error(at("credential.header"), message).help("use `authorization` or one such as `x-api-key`"));
+    }
+    match (&credential.value, &credential.value_file) {
+        (None, None) => found.push(
+            Problem::error(at("credential"), format!("the credential of server `{server}` is empty"))
+                .help("set `value = \"Bearer ${TOKEN}\"`, or `value_file`"),
+        ),
+        (Some(value), _) => {
+            let value = value.expose_secret();
+            if HeaderValue::try_from(value).is_err() || value.trim().is_empty() || !value.is_ascii() {
+                found.push(Problem::error(
+                    at("credential.value"),
+                    format!("the credential of server `{server}` is not a header value: visible ASCII on one line"),
+                ));
+            }
+            let bare = value.split_once(' ').map_or(value, |(_, secret)| secret);
+            if is_placeholder(bare) {
+                found.push(placeholder(
+                    &at("credential.value"),
+                    &format!("the credential of server `{server}`"),
+                ));
+            }
+        }
+        (None, Some(_)) => {}
+    }
+}

@@ -1,0 +1,384 @@
+//! The file as a tree that remembers where each value came from: a place in the text, or an environment variable.
+//!
+//! Knows TOML, overrides and `${VAR}`; what keys there are and what they mean is `shape`'s and `check`'s affair.
+
+use super::problem::{Place, Problem, quoted};
+use super::shape::Shape;
+use super::{Severity, Variables};
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+const PREFIX: &str = "GUARDIAN__";
+
+pub(super) struct Document {
+    file: PathBuf,
+    /// Byte offsets at which lines begin.
+    lines: Vec<usize>,
+    text: String,
+    pub root: Node,
+}
+
+pub(super) struct Node {
+    pub value: Value,
+    pub origin: Origin,
+}
+
+pub(super) enum Value {
+    Text(String),
+    Integer(i64),
+    Boolean(bool),
+    /// What TOML has and no setting takes: its text and its name.
+    Other(String, &'static str),
+    List(Vec<Node>),
+    Table(BTreeMap<String, Entry>),
+}
+
+pub(super) struct Entry {
+    pub key: Origin,
+    pub node: Node,
+}
+
+#[derive(Clone)]
+pub(super) enum Origin {
+    Offset(usize),
+    Variable(String),
+}
+
+pub(super) fn read(path: &Path) -> Result<String, Problem> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            std::io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
+            _ => error.to_string(),
+        };
+        Problem::error("", format!("cannot read the configuration `{}`: {why}", path.display()))
+            .help("name another with `--config`, or run `guardian quickstart`, which needs none")
+    })
+}
+
+impl Document {
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let starts = text.match_indices('\n').map(|(at, _)| at + 1);
+        let document = Self {
+            file: file.to_owned(),
+            lines: std::iter::once(0).chain(starts).collect(),
+            text: text.to_owned(),
+            root: Node::table(&table),
+        };
+        if errors.is_empty() {
+            return Ok(document);
+        }
+        Err(super::sorted(
+            errors
+                .iter()
+                .map(|error| {
+                    let at = error.span().map_or(0, |span| span.start);
+                    Problem::error("", format!("not TOML: {}", error.message().replace('\n', ", ")))
+                        .at(document.place_of(&Origin::Offset(at)))
+                })
+                .collect(),
+        ))
+    }
+
+    /// Lets every `GUARDIAN__SECTION__KEY` replace what the file says.
+    pub fn overlay(&mut self, variables: &Variables, shape: &Shape) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (name, text) in variables.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
+            let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
+            let origin = Origin::Variable(name.clone());
+            if let Err(message) = self.root.set(&path, text, shape, &origin) {
+                problems.push(Problem::error(path.join("."), message).at(Place::Variable(name.clone())));
+            }
+        }
+        problems
+    }
+
+    /// Replaces `${VAR}` in every text of the file; `$${` stands for a literal `${`. Overrides are taken as they are.
+    pub fn expand(&mut self, variables: &Variables) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        self.root.expand("", variables, &mut |key, origin, message| {
+            problems.push((Problem::error(key, message), origin.clone()));
+        });
+        problems
+            .into_iter()
+            .map(|(problem, origin)| problem.at(self.place_of(&origin)))
+            .collect()
+    }
+
+    pub fn to_json(&self) -> Json {
+        self.root.to_json()
+    }
+
+    pub fn place_of(&self, origin: &Origin) -> Place {
+        match origin {
+            Origin::Variable(name) => Place::Variable(name.clone()),
+            Origin::Offset(offset) => {
+                let line = self.lines.partition_point(|start| start <= offset).max(1);
+                let start = self.lines[line - 1];
+                let column = self.text.get(start..*offset).map_or(0, |before| before.chars().count()) + 1;
+                Place::File {
+                    file: self.file.clone(),
+                    line,
+                    column,
+                }
+            }
+        }
+    }
+
+    /// Puts a finding to where its key stands, or the nearest section around it.
+    pub fn place(&self, problem: Problem) -> Problem {
+        if problem.place != Place::Nowhere {
+            return problem;
+        }
+        let mut node = &self.root;
+        for step in steps(&problem.key) {
+            match node.child(step) {
+                Some(child) => node = child,
+                None => break,
+            }
+        }
+        let place = self.place_of(&node.origin);
+        problem.at(place)
+    }
+
+    pub fn whole(&self, message: String) -> Problem {
+        Problem {
+            severity: Severity::Error,
+            ..Problem::error("", message).at(self.place_of(&Origin::Offset(0)))
+        }
+    }
+}
+
+/// `servers[0].url` as `servers`, `0`, `url`; a quoted segment may hold dots.
+fn steps(key: &str) -> Vec<&str> {
+    let mut steps = Vec::new();
+    let mut rest = key;
+    while !rest.is_empty() {
+        let (step, after) = match rest.strip_prefix('"') {
+            Some(inside) => inside.split_once('"').unwrap_or((inside, "")),
+            None => rest.split_at(rest.find(['.', '[', ']']).unwrap_or(rest.len())),
+        };
+        if !step.is_empty() {
+            steps.push(step);
+        }
+        rest = after.trim_start_matches(['.', '[', ']']);
+    }
+    steps
+}
+
+impl Node {
+    fn table(table: &Spanned<DeTable<'_>>) -> Self {
+        Self {
+            origin: Origin::Offset(table.span().start),
+            value: Value::of_table(table.get_ref()),
+        }
+    }
+
+    fn of(value: &Spanned<DeValue<'_>>, origin: &dyn Fn(usize) -> Origin) -> Self {
+        let plain = |text: &str| text.replace('_', "");
+        Self {
+            origin: origin(value.span().start),
+            value: match value.get_ref() {
+                DeValue::String(text) => Value::Text(text.to_string()),
+                DeValue::Integer(number) => match i64::from_str_radix(&plain(number.as_str()), number.radix()) {
+                    Ok(number) => Value::Integer(number),
+                    Err(_) => Value::Other(number.as_str().to_owned(), "an integer out of range"),
+                },
+                DeValue::Float(number) => Value::Other(number.as_str().to_owned(), "a decimal number"),
+                DeValue::Boolean(truth) => Value::Boolean(*truth),
+                DeValue::Datetime(at) => Value::Other(at.to_string(), "a date"),
+                DeValue::Array(items) => Value::List(items.iter().map(|item| Self::of(item, origin)).collect()),
+                DeValue::Table(table) => Value::of_entries(table, origin),
+            },
+        }
+    }
+
+    fn empty(shape: Option<&Shape>, origin: &Origin) -> Self {
+        Self {
+            origin: origin.clone(),
+            value: match shape {
+                Some(Shape::List(_)) => Value::List(Vec::new()),
+                _ => Value::Table(BTreeMap::new()),
+            },
+        }
+    }
+
+    fn child(&self, step: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Table(entries) => entries.get(step).map(|entry| &entry.node),
+            Value::List(items) => items.get(step.parse::<usize>().ok()?),
+            _ => None,
+        }
+    }
+
+    fn set(&mut self, path: &[String], text: &str, shape: &Shape, origin: &Origin) -> Result<(), String> {
+        self.set_at(path, text, Some(shape), origin)
+    }
+
+    fn set_at(&mut self, path: &[String], text: &str, shape: Option<&Shape>, origin: &Origin) -> Result<(), String> {
+        let Some((step, rest)) = path.split_first() else {
+            *self = Self::from_variable(text, shape, origin)?;
+            return Ok(());
+        };
+        let inner = shape.and_then(|shape| shape.child(step));
+        match &mut self.value {
+            Value::Table(entries) => {
+                let entry = entries.entry(step.clone()).or_insert_with(|| Entry {
+                    key: origin.clone(),
+                    node: Self::empty(inner, origin),
+                });
+                entry.node.set_at(rest, text, inner, origin)
+            }
+            Value::List(items) => {
+                let index: usize = step
+                    .parse()
+                    .map_err(|_| format!("{} is not an index; the first entry is 0", quoted(step)))?;
+                if index > items.len() {
+                    return Err(format!("entry {index} cannot follow {} entries", items.len()));
+                }
+                if index == items.len() {
+                    items.push(Self::empty(inner, origin));
+                }
+                items[index].set_at(rest, text, inner, origin)
+            }
+            _ => Err(format!("{} lies inside a setting that is not a section", quoted(step))),
+        }
+    }
+
+    /// The text of a variable as the kind of value that stands there. What is neither is left to `shape` to refuse.
+    fn from_variable(text: &str, shape: Option<&Shape>, origin: &Origin) -> Result<Self, String> {
+        let node = |value| Self {
+            value,
+            origin: origin.clone(),
+        };
+        Ok(match shape {
+            Some(Shape::Integer { .. }) => match text.trim().replace('_', "").parse() {
+                Ok(number) => node(Value::Integer(number)),
+                Err(_) => node(Value::Text(text.to_owned())),
+            },
+            Some(Shape::Boolean) => match text.trim() {
+                "true" => node(Value::Boolean(true)),
+                "false" => node(Value::Boolean(false)),
+                _ => node(Value::Text(text.to_owned())),
+            },
+            Some(Shape::List(_)) if !text.trim_start().starts_with('[') => node(Value::List(
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty())
+                    .map(|item| node(Value::Text(item.to_owned())))
+                    .collect(),
+            )),
+            Some(Shape::List(_) | Shape::Table { .. } | Shape::Map { .. }) => {
+                let parsed =
+                    DeValue::parse(text).map_err(|_| "expected a TOML value such as `[\"a\", \"b\"]` or `{ key = 1 }`")?;
+                Self::of(&parsed, &|_| origin.clone())
+            }
+            Some(Shape::Text(_) | Shape::Choice(_)) | None => node(Value::Text(text.to_owned())),
+        })
+    }
+
+    fn expand(&mut self, key: &str, variables: &Variables, report: &mut dyn FnMut(&str, &Origin, String)) {
+        match &mut self.value {
+            Value::Text(text) if matches!(self.origin, Origin::Offset(_)) => match expanded(text, variables) {
+                Ok(expanded) => *text = expanded,
+                Err(message) => report(key, &self.origin, format!("`{key}` {message}")),
+            },
+            Value::List(items) => items
+                .iter_mut()
+                .enumerate()
+                .for_each(|(index, item)| item.expand(&format!("{key}[{index}]"), variables, report)),
+            Value::Table(entries) => entries
+                .iter_mut()
+                .for_each(|(name, entry)| entry.node.expand(&join(key, name), variables, report)),
+            Value::Text(_) | Value::Integer(_) | Value::Boolean(_) | Value::Other(..) => {}
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        match &self.value {
+            Value::Text(text) | Value::Other(text, _) => Json::from(text.as_str()),
+            Value::Integer(number) => Json::from(*number),
+            Value::Boolean(truth) => Json::from(*truth),
+            Value::List(items) => items.iter().map(Self::to_json).collect(),
+            Value::Table(entries) => Json::Object(entries.iter().map(|(key, e)| (key.clone(), e.node.to_json())).collect()),
+        }
+    }
+}
+
+impl Value {
+    fn of_table(table: &DeTable<'_>) -> Self {
+        Self::of_entries(table, &Origin::Offset)
+    }
+
+    fn of_entries(table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin) -> Self {
+        let entries = table.iter().map(|(key, value)| {
+            let entry = Entry {
+                key: origin(key.span().start),
+                node: Node::of(value, origin),
+            };
+            (key.get_ref().to_string(), entry)
+        });
+        Self::Table(entries.collect())
+    }
+}
+
+/// `a.b`; a name that is not a bare TOML key is quoted.
+pub(super) fn join(section: &str, name: &str) -> String {
+    let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    let name = match bare {
+        true => name.to_owned(),
+        false => format!("\"{name}\""),
+    };
+    match section {
+        "" => name,
+        section => format!("{section}.{name}"),
+    }
+}
+
+fn expanded(text: &str, variables: &Variables) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        if let Some(before) = rest[..at].strip_suffix('$') {
+            out.push_str(before);
+            out.push_str("${");
+            rest = &rest[at + 2..];
+            continue;
+        }
+        out.push_str(&rest[..at]);
+        let (name, after) = rest[at + 2..].split_once('}').ok_or("has a `${` without its `}`")?;
+        let value = variables
+            .get(name)
+            .ok_or_else(|| format!("asks for the environment variable {}, which is not set", quoted(name)))?;
+        out.push_str(value);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_replaced_and_a_doubled_dollar_is_not() {
+        let variables = Variables::from([("A".to_owned(), "x${B}".to_owned())]);
+        assert_eq!(expanded("<${A}> $${A} $5", &variables).unwrap(), "<x${B}> ${A} $5");
+        assert!(expanded("${B}", &variables).is_err());
+        assert!(expanded("${A", &variables).is_err());
+    }
+
+    #[test]
+    fn a_key_path_falls_into_its_steps() {
+        assert_eq!(steps("servers[0].url"), ["servers", "0", "url"]);
+        assert_eq!(
+            steps("limits.tools.\"demo/a.b\".rate"),
+            ["limits", "tools", "demo/a.b", "rate"]
+        );
+    }
+}

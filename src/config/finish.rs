@@ -1,0 +1,178 @@
+//! From what was written to what is meant: paths against the file's folder, secrets read from their files, defaults that
+//! depend on the kind of an issuer.
+
+use super::problem::Problem;
+use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind};
+use std::path::{Path, PathBuf};
+
+/// Container runtimes mount secrets here with a mode their user cannot always choose.
+const MOUNTED_SECRETS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
+
+pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
+    let tls = &mut config.listen.tls;
+    let store = &mut config.store;
+    let mut always = vec![
+        &mut config.data_dir,
+        &mut tls.certificate_file,
+        &mut tls.key_file,
+        &mut config.policies.dir,
+    ];
+    let mut optional = vec![
+        &mut tls.client_ca_file,
+        &mut store.file,
+        &mut store.url_file,
+        &mut store.admin_url_file,
+        &mut store.ca_file,
+        &mut config.keys.pepper_file,
+        &mut config.journal.dir,
+        &mut config.sessions.key_file,
+    ];
+    for issuer in &mut config.issuers {
+        optional.extend([&mut issuer.jwks_file, &mut issuer.jwks_ca_file]);
+    }
+    for server in &mut config.servers {
+        optional.push(&mut server.ca_file);
+        optional.extend(server.credential.as_mut().map(|credential| &mut credential.value_file));
+    }
+    always.extend(optional.into_iter().filter_map(Option::as_mut));
+    for path in always {
+        *path = joined(folder, path);
+    }
+}
+
+/// `config` and `../data` give `data`, which reads better in messages; where `config` is a link, the two may differ.
+fn joined(folder: &Path, path: &Path) -> PathBuf {
+    let (mut folder, mut path) = (folder, path);
+    while let (Ok(rest), Some(name), false) = (path.strip_prefix(".."), folder.file_name(), folder.is_symlink()) {
+        if name == ".." {
+            break;
+        }
+        (folder, path) = (folder.parent().unwrap_or(Path::new("")), rest);
+    }
+    folder.join(path)
+}
+
+/// Reads each `…_file` whose sibling is a secret in memory. Other files are read by the rooms that understand them.
+pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
+    let store = &mut config.store;
+    let mut secrets = vec![
+        ("store.url".to_owned(), &mut store.url, &store.url_file),
+        ("store.admin_url".to_owned(), &mut store.admin_url, &store.admin_url_file),
+    ];
+    for (index, server) in config.servers.iter_mut().enumerate() {
+        if let Some(credential) = &mut server.credential {
+            let key = format!("servers[{index}].credential.value");
+            secrets.push((key, &mut credential.value, &credential.value_file));
+        }
+    }
+    secrets
+        .into_iter()
+        .filter_map(|(key, secret, file)| read_secret(&key, secret, file.as_ref()?).err())
+        .collect()
+}
+
+fn read_secret(key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), Problem> {
+    let problem = |message: String| Problem::error(format!("{key}_file"), message);
+    let shown = file.display();
+    if secret.is_some() {
+        return Err(problem(format!("`{key}` is given twice, as it is and by `{key}_file`")).help("keep one of them"));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => problem(format!("`{key}_file` names `{shown}`, which does not exist")),
+        std::io::ErrorKind::InvalidData => problem(format!("`{key}_file` names `{shown}`, which is not text")),
+        _ => problem(format!("cannot read `{shown}`, which `{key}_file` names: {error}")),
+    })?;
+    if readable_by_others(file) {
+        return Err(
+            problem(format!("`{shown}`, which `{key}_file` names, can be read by other users"))
+                .help(format!("`chmod 600 {shown}`")),
+        );
+    }
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(problem(format!("`{shown}`, which `{key}_file` names, is empty"))),
+        text => {
+            *secret = Some(text.to_owned().into());
+            Ok(())
+        }
+    }
+}
+
+#[cfg(unix)]
+fn readable_by_others(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let mounted = MOUNTED_SECRETS.iter().any(|folder| file.starts_with(folder));
+    !mounted && std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o044 != 0)
+}
+
+#[cfg(not(unix))]
+fn readable_by_others(_: &Path) -> bool {
+    false
+}
+
+/// Writes out what the kind of an issuer implies, and drops the slash a public URL may end with.
+pub(super) fn fill(config: &mut Config) {
+    if let Some(plain) = config.listen.public_url.strip_suffix('/') {
+        config.listen.public_url = plain.to_owned();
+    }
+    config.issuers.iter_mut().for_each(fill_issuer);
+    let data = |name: &str| Some(config.data_dir.join(name));
+    if config.store.kind == StoreKind::Sqlite && config.store.file.is_none() {
+        config.store.file = data("guardian.db");
+    }
+    let defaults: [(&mut Option<PathBuf>, _); 3] = [
+        (&mut config.keys.pepper_file, "pepper"),
+        (&mut config.journal.dir, "journal"),
+        (&mut config.sessions.key_file, "session.keys"),
+    ];
+    for (path, name) in defaults {
+        if path.is_none() {
+            *path = data(name);
+        }
+    }
+}
+
+fn fill_issuer(issuer: &mut IssuerConfig) {
+    let base = issuer.issuer.as_str().trim_end_matches('/').to_owned();
+    let (algorithms, jwks, audience) = match issuer.kind {
+        IssuerKind::Oidc => (vec![SigningAlgorithm::ES256, SigningAlgorithm::RS256], None, None),
+        IssuerKind::Supabase => (
+            vec![SigningAlgorithm::ES256, SigningAlgorithm::RS256],
+            Some(format!("{base}/.well-known/jwks.json")),
+            Some("authenticated".to_owned()),
+        ),
+        IssuerKind::CloudflareAccess => (
+            vec![SigningAlgorithm::RS256],
+            Some(format!("{base}/cdn-cgi/access/certs")),
+            None,
+        ),
+    };
+    if issuer.algorithms.is_empty() {
+        issuer.algorithms = algorithms;
+    }
+    if issuer.jwks_url.is_none() && issuer.jwks_file.is_none() {
+        issuer.jwks_url = jwks;
+    }
+    if issuer.audiences.is_empty() {
+        issuer.audiences.extend(audience);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_from_the_folder_of_the_file() {
+        for (folder, path, whole) in [
+            ("config", "../data", "data"),
+            ("", "data", "data"),
+            ("/etc/guardian", "/var/x", "/var/x"),
+            ("/etc/guardian", "../../x", "/x"),
+            ("a/..", "../x", "a/../../x"),
+            ("", "../x", "../x"),
+            ("config", "./x", "config/./x"),
+        ] {
+            assert_eq!(joined(Path::new(folder), Path::new(path)), Path::new(whole));
+        }
+    }
+}

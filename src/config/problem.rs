@@ -1,0 +1,118 @@
+//! One thing wrong with the configuration: where, what, and what to do. Never shows the value of a secret.
+
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub severity: Severity,
+    pub place: Place,
+    /// Dotted path: `servers[0].url`. Empty for the file as a whole.
+    pub key: String,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Nothing starts with this.
+    Error,
+    /// Worth knowing; starts nevertheless.
+    Warning,
+}
+
+/// Where the offending text stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Line and column count from 1; columns are characters.
+    File { file: PathBuf, line: usize, column: usize },
+    /// An environment variable that overrides the file.
+    Variable(String),
+    /// Nothing stands there: a default, or a configuration that never was a file.
+    Nowhere,
+}
+
+impl Problem {
+    pub(super) fn error(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            place: Place::Nowhere,
+            key: key.into(),
+            message: message.into(),
+            help: None,
+        }
+    }
+
+    pub(super) fn warning(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Warning,
+            ..Self::error(key, message)
+        }
+    }
+
+    pub(super) fn at(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    pub(super) fn help(self, help: impl Into<String>) -> Self {
+        Self {
+            help: Some(help.into()),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::File { file, line, column } => write!(f, "{}:{line}:{column}: ", file.display())?,
+            Place::Variable(name) => write!(f, "environment variable {name}: ")?,
+            Place::Nowhere => {}
+        }
+        if self.severity == Severity::Warning {
+            f.write_str("warning: ")?;
+        }
+        f.write_str(&self.message)?;
+        match &self.help {
+            Some(help) => write!(f, "; {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// Foreign text in backticks: control characters escaped, cut at 80 characters.
+pub(super) fn quoted(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(80)
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_debug().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect();
+    if text.chars().nth(80).is_some() {
+        shown.push('…');
+    }
+    format!("`{shown}`")
+}
+
+/// ``did you mean `address`?`` for the known word nearest to `word`, if one is near.
+pub(super) fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    nearest(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
+}
+
+pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    let near = 1 + word.chars().count() / 4;
+    known
+        .map(|candidate| (strsim::osa_distance(&word, &plain(candidate)), candidate))
+        .filter(|(distance, _)| *distance <= near)
+        .min()
+        .map(|(_, candidate)| candidate)
+}

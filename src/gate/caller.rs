@@ -1,0 +1,144 @@
+//! Who is calling: the one credential proved, the member it belongs to, and the Cedar side of both, kept while they last.
+
+use crate::decide::Subject;
+use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
+use crate::grants::Grants;
+use crate::identity::{Identity, Presented};
+use crate::store::Store;
+use crate::transport::Peer;
+use http::HeaderMap;
+use moka::sync::Cache;
+use std::sync::Arc;
+
+/// A proved caller with what hangs on it. Cheap to clone.
+#[derive(Clone)]
+pub struct Caller {
+    pub principal: Arc<Principal>,
+    pub member: Option<Arc<Member>>,
+    pub subject: Subject,
+}
+
+/// Proves callers and remembers them by the very values they were made of.
+pub struct Callers {
+    identity: Arc<Identity>,
+    grants: Arc<Grants>,
+    environment: EnvironmentName,
+    enrolment: Option<JustInTime>,
+    known: Cache<(usize, usize), Caller>,
+}
+
+/// Enrols whoever an issuer proves on the first call (`members.just_in_time`).
+pub struct JustInTime {
+    pub store: Store,
+    pub roles: Vec<RoleName>,
+}
+
+const MOST_CALLERS: u64 = 20_000;
+
+impl Callers {
+    pub fn new(
+        identity: Arc<Identity>,
+        grants: Arc<Grants>,
+        environment: EnvironmentName,
+        enrolment: Option<JustInTime>,
+    ) -> Self {
+        Self {
+            identity,
+            grants,
+            environment,
+            enrolment,
+            known: Cache::new(MOST_CALLERS),
+        }
+    }
+
+    /// The credential alone: nothing is said yet about enrolment or grants.
+    pub async fn prove(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Arc<Principal>, Reason> {
+        let presented = self.identity.present(headers, peer.certificate.as_ref())?;
+        if let Some(principal) = self.identity.known(&presented, audience, now) {
+            return Ok(principal);
+        }
+        // A key made a moment ago may not be known yet; looking again is bounded.
+        let stored = match &presented {
+            Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
+            Presented::Token { .. } | Presented::Certificate(_) => None,
+        };
+        self.identity.prove(&presented, |_| stored.clone(), audience, now).await
+    }
+
+    /// The member behind a proved principal, with everything Cedar wants to know of both. To be asked after the view that
+    /// the decision will stand on was taken.
+    pub async fn recognise(&self, principal: Arc<Principal>, now: Timestamp) -> Result<Caller, Refusal> {
+        let member = match self.member(&principal, now).await? {
+            // Seldom taken, and too large to be part of every call's future.
+            None => Box::pin(self.enrol(&principal)).await?,
+            found => found,
+        };
+        let key = (address(Some(&principal)), address(member.as_ref()));
+        if let Some(caller) = self.known.get(&key) {
+            return Ok(caller);
+        }
+        let subject = Subject::new(&principal, member.as_deref(), &self.environment);
+        // The entry keeps both values alive, so neither address can come to mean something else.
+        let caller = Caller {
+            principal,
+            member,
+            subject,
+        };
+        self.known.insert(key, caller.clone());
+        Ok(caller)
+    }
+
+    /// A key belongs to its owner; everybody else is found by (issuer, subject). A cached proof does not outlive a
+    /// revocation of its key, token, session or client.
+    async fn member(&self, principal: &Principal, now: Timestamp) -> Result<Option<Arc<Member>>, Reason> {
+        if self.grants.revoked(principal, now) {
+            return Err(Reason::CredentialRevoked);
+        }
+        let Some(id) = &principal.key else {
+            return Ok(self.grants.find_by_identity(&principal.issuer, &principal.subject).await);
+        };
+        let stands = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|expiry| now < expiry);
+        match self.grants.by_key(id) {
+            Some((member, key)) if stands(&key) => Ok(Some(member)),
+            _ => Err(Reason::CredentialRevoked),
+        }
+    }
+
+    async fn enrol(&self, principal: &Principal) -> Result<Option<Arc<Member>>, Refusal> {
+        let Some(JustInTime { store, roles }) = &self.enrolment else {
+            return Ok(None);
+        };
+        if principal.method == AuthMethod::Key {
+            return Ok(None);
+        }
+        let enrolled = store
+            .enrol(
+                &self.environment,
+                &principal.issuer,
+                &principal.subject,
+                principal.email.as_deref(),
+                roles,
+                principal.kind,
+            )
+            .await;
+        if let Err(error) = enrolled {
+            tracing::warn!(%error, "cannot enrol just in time");
+            return Ok(None);
+        }
+        self.grants
+            .confirm()
+            .await
+            .map_err(|_| Refusal::new(Reason::StaleAuthorization))?;
+        Ok(self.grants.by_identity(&principal.issuer, &principal.subject))
+    }
+}
+
+fn address<T>(value: Option<&Arc<T>>) -> usize {
+    value.map_or(0, |value| Arc::as_ptr(value).addr())
+}

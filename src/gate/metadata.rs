@@ -1,0 +1,37 @@
+//! The protected-resource document (RFC 9728): where a client gets a token. Made from configuration alone.
+
+use super::site::Site;
+use crate::config::{Config, IssuerKind};
+use crate::domain::ServerName;
+use bytes::Bytes;
+use serde_json::json;
+
+/// The issuers that a client may sign in with.
+pub struct Metadata {
+    authorization_servers: Vec<String>,
+}
+
+impl Metadata {
+    pub fn new(config: &Config) -> Self {
+        let public = config.issuers.iter().filter(|issuer| match issuer.kind {
+            IssuerKind::Oidc | IssuerKind::Supabase => true,
+            // Access stands in front and answers sign-in itself.
+            IssuerKind::CloudflareAccess => false,
+        });
+        Self {
+            authorization_servers: public.map(|issuer| issuer.issuer.to_string()).collect(),
+        }
+    }
+
+    pub fn document(&self, site: &Site, server: &ServerName) -> Bytes {
+        let mut document = json!({
+            "resource": site.resource(server),
+            "bearer_methods_supported": ["header"],
+            "resource_name": format!("{server} behind Neural Guardian"),
+        });
+        if !self.authorization_servers.is_empty() {
+            document["authorization_servers"] = self.authorization_servers.clone().into();
+        }
+        Bytes::from(document.to_string())
+    }
+}

@@ -1,0 +1,641 @@
+//! The request path. Read `Gate::serve` from top to bottom: that is the product.
+//!
+//! A call is a value that each step consumes: `Call` → `decide` → `Permit` → `Journal::open` → `Cleared` →
+//! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
+//! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
+
+mod bodies;
+mod caller;
+mod metadata;
+mod noise;
+mod redact;
+mod reply;
+mod screen;
+mod site;
+mod streams;
+mod trail;
+
+pub use caller::{Callers, JustInTime};
+pub use metadata::Metadata;
+pub use redact::Redaction;
+pub use site::Site;
+
+use crate::config::Denials;
+use crate::decide::{self, Basis, Enrolment, Facts, Permit, Snapshot, Verdict, View};
+use crate::domain::{
+    Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName, Target,
+    Timestamp,
+};
+use crate::grants::{Grants, Ticket};
+use crate::journal::{Cleared, Journal, State};
+use crate::limits::{Admission, Limits, PrincipalKey};
+use crate::mcp::{self, Heads, Message};
+use crate::telemetry::Metrics;
+use crate::transport::{Body, BodyProblem, Peer};
+use crate::upstream::{Eras, Failed, ForwardHeads, Session, Upstream, Upstreams};
+use arc_swap::ArcSwap;
+use bodies::{Bodies, Unread};
+use bytes::Bytes;
+use caller::Caller;
+use http::{Request, Response, StatusCode, request};
+use hyper::body::Incoming;
+use noise::Noise;
+use reply::Listener;
+use screen::{Open, Screen, Sealing};
+use site::{Route, Verb};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use streams::Streams;
+use trail::Trail;
+
+/// The clock and the source of ids, handed in by the app.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    pub now: fn() -> Timestamp,
+    pub request: fn() -> RequestId,
+}
+
+/// Everything the path needs; each part is shared and none is locked across an await.
+pub struct GateParts {
+    pub environment: EnvironmentName,
+    pub site: Site,
+    pub metadata: Metadata,
+    pub callers: Callers,
+    pub grants: Arc<Grants>,
+    pub limits: Arc<Limits>,
+    pub journal: Journal,
+    pub upstreams: Arc<Upstreams>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub denials: BTreeMap<ServerName, Denials>,
+    pub session_lifetime: Duration,
+    pub redaction: Redaction,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+}
+
+/// The request path of one instance.
+pub struct Gate {
+    parts: GateParts,
+    bodies: Bodies,
+    noise: Noise,
+    streams: Arc<Streams>,
+    draining: AtomicBool,
+}
+
+/// Largest body that is read for the id of a message whose sender is not known.
+const STRANGERS_BODY: usize = 64 * 1024;
+/// Streams of one caller at once: each is a connection to its server, for as long as an answer may take.
+const MOST_STREAMS: usize = 64;
+/// A credential is looked at again if the message took longer than this to arrive.
+const SLOW: Duration = Duration::from_secs(1);
+
+impl Gate {
+    pub fn new(parts: GateParts) -> Self {
+        Self {
+            bodies: Bodies::new(parts.site.max_body),
+            parts,
+            noise: Noise::default(),
+            streams: Arc::default(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on nothing new is begun.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers one HTTP request, whatever it is.
+    pub async fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let mut trail = Trail::new((self.parts.clock.request)(), (self.parts.clock.now)(), peer.address.ip());
+        let answered = self.serve(&head, body, &peer, &mut trail).await;
+        let (response, error) = match answered {
+            Ok(response) => (response, ""),
+            Err(refusal) => (self.refuse(&refusal, &trail).await, refusal.reason.code()),
+        };
+        let method = trail.method.map_or("none", Method::as_str);
+        self.parts
+            .metrics
+            .operation(method, trail.server.as_ref(), error, trail.started.elapsed());
+        response
+    }
+
+    async fn serve(
+        &self,
+        head: &request::Parts,
+        body: Incoming,
+        peer: &Peer,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        self.parts.site.admit(head)?;
+        let upstreams = &*self.parts.upstreams;
+        let server = match site::route(head)? {
+            Route::Metadata(server) => return self.document(head, server, upstreams),
+            Route::OnlyServer => upstreams.only().ok_or(Reason::UnknownPath)?.name().clone(),
+            Route::Mcp(server) => server,
+        };
+        let verb = site::verb(head)?;
+        trail.server = Some(server.clone());
+        let proved = self.prove(head, peer, &server, trail.at).await;
+        let most = if proved.is_ok() {
+            self.parts.site.max_body
+        } else {
+            self.parts.site.max_body.min(STRANGERS_BODY)
+        };
+        let who = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
+        let body = self.bodies.read(body, most, self.parts.site.body_timeout, who).await;
+        let principal = match proved {
+            Ok(principal) => principal,
+            Err(reason) => {
+                trail.id = body.ok().and_then(|body| id_of(verb, body));
+                return Err(reason.into());
+            }
+        };
+        trail.principal = Some(principal.clone());
+        // What is judged is judged as of now: a message may take half a minute to arrive, and much can end in that.
+        let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
+        let principal = match trail.at.since(asked) < SLOW {
+            true => principal,
+            false => self.prove(head, peer, &server, trail.at).await?,
+        };
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Reason::Draining.into());
+        }
+        site::media_types(head, verb)?;
+        let heads = mcp::read_heads(&head.headers).map_err(|malformed| heard(malformed, trail))?;
+        let session = named_session(&heads, upstreams, &principal, &server, trail.at);
+        let (call, session) = match verb {
+            Verb::Post => read(body.map_err(unread)?, &heads, session, &server, trail)?,
+            Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
+            Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
+        };
+        trail.session = session.as_ref().map(Session::label);
+        let (view, generation) = self.view().await;
+        let caller = self.parts.callers.recognise(principal, trail.at).await?;
+        trail.member.clone_from(&caller.member);
+        let upstream = upstreams.get(&server).ok_or(Reason::UnknownServer)?;
+        refuse_other_era(&call, upstream)?;
+        let snapshot = self.parts.snapshot.load_full();
+        let facts = Facts {
+            now: trail.at,
+            source_ip: trail.source,
+            principal: &caller.principal,
+            subject: &caller.subject,
+            enrolment: enrolment(&caller),
+            view,
+            snapshot: &snapshot,
+            session: trail.session.as_deref(),
+        };
+        let permit = match decide::decide(call, &facts) {
+            Verdict::Permit(permit) => permit,
+            Verdict::Refuse(refused) => {
+                trail.basis = Some(refused.basis);
+                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
+                return Err(never_seen(upstream, &snapshot, refused.refusal));
+            }
+        };
+        let admission = self
+            .admit(&permit, &caller.principal)
+            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
+        let screen = Screen::of(permit.call(), &facts);
+        let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
+        let decision = trail.permitted(&self.parts.environment, arguments);
+        let ticket = ticket(generation, &caller, permit.basis());
+        let cleared = self.record(permit, decision, trail).await?;
+        if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
+            cleared.abort(reason.code());
+            return Err(reason.into());
+        }
+        let forward = ForwardHeads {
+            session: session.map(|session| session.id),
+            last_event_id: heads.last_event_id.map(str::to_owned),
+            ..ForwardHeads::default()
+        };
+        let answer = upstream.forward(cleared, forward).await.inspect_err(|failed| {
+            let cause = failed.cause.as_deref().unwrap_or_default();
+            tracing::warn!(request = %trail.request, %server, %failed, cause, "the server did not answer properly");
+        })?;
+        let sealing = Sealing {
+            keys: upstreams.sessions(),
+            principal: &caller.principal,
+            server: &server,
+            now: trail.at,
+            lifetime: self.parts.session_lifetime,
+        };
+        screen.reply(
+            answer,
+            &sealing,
+            admission,
+            Open {
+                streams: self.streams.clone(),
+                ticket,
+            },
+        )
+    }
+
+    async fn prove(
+        &self,
+        head: &request::Parts,
+        peer: &Peer,
+        server: &ServerName,
+        now: Timestamp,
+    ) -> Result<Arc<Principal>, Reason> {
+        let audience = self.parts.site.resource(server);
+        self.parts.callers.prove(&head.headers, peer, &audience, now).await
+    }
+
+    /// Durable before anything is sent; if it cannot be written, nothing is.
+    async fn record(&self, permit: Permit, decision: Decision, trail: &mut Trail) -> Result<Cleared, Refusal> {
+        match self.parts.journal.open(permit, decision).await {
+            Ok(cleared) => {
+                trail.recorded = true;
+                self.parts.metrics.permitted(trail.started.elapsed());
+                Ok(cleared)
+            }
+            Err((_, sealed)) => {
+                tracing::error!(request = %trail.request, %sealed, "refused: the decision cannot be recorded");
+                Err(Reason::AuditUnavailable.into())
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// Writes the refusal down (in full for proved callers, counted for strangers) and answers it.
+    async fn refuse(&self, refusal: &Refusal, trail: &Trail) -> Response<Body> {
+        let recorded = match &trail.principal {
+            _ if trail.recorded => Ok(true),
+            None => {
+                self.noise.count(refusal.reason, trail.source);
+                self.parts.metrics.unauthenticated(refusal.reason);
+                Ok(false)
+            }
+            Some(principal) => self.record_refusal(refusal, principal, trail).await,
+        };
+        let unrecorded = Refusal::new(Reason::AuditUnavailable);
+        let (refusal, recorded) = match recorded {
+            Ok(recorded) => (refusal, recorded),
+            Err(()) => (&unrecorded, false),
+        };
+        tracing::info!(
+            request = %trail.request, reason = refusal.reason.code(), method = trail.method(),
+            server = trail.server.as_ref().map_or("", ServerName::as_str), "refused"
+        );
+        let metadata = self.parts.site.metadata_url(trail.server.as_ref());
+        let denials = trail
+            .server
+            .as_ref()
+            .and_then(|server| self.parts.denials.get(server).copied());
+        reply::refuse(
+            refusal,
+            &Listener {
+                id: trail.id.as_ref(),
+                era: trail.era,
+                record: recorded.then_some(trail.request),
+                metadata: &metadata,
+                denials: denials.unwrap_or_default(),
+                unseen: trail.unseen,
+            },
+        )
+    }
+
+    /// `Err` when the journal cannot write: then the refusal itself is told as that.
+    async fn record_refusal(&self, refusal: &Refusal, principal: &Principal, trail: &Trail) -> Result<bool, ()> {
+        self.parts.metrics.refused(refusal.reason, trail.started.elapsed());
+        if refusal.reason == Reason::AuditUnavailable {
+            return Ok(false);
+        }
+        let name = format!("{}|{}", principal.issuer, principal.subject);
+        if !self.noise.records(&name, refusal.reason, trail.source, trail.at) {
+            return Ok(false);
+        }
+        let decision = trail.refused(
+            &self.parts.environment,
+            refusal,
+            self.parts.redaction.apply(trail.arguments.as_deref()),
+        );
+        self.parts
+            .journal
+            .append(Event::Decision(Box::new(decision)))
+            .await
+            .map(|_| true)
+            .map_err(|sealed| {
+                tracing::error!(request = %trail.request, %sealed, "a refusal cannot be recorded");
+            })
+    }
+
+    /// Cuts open streams whose authorisation is gone; the app calls it once a second. While nobody calls, nobody else asks
+    /// what has changed, so this does. What cannot be confirmed any more does not go on.
+    pub async fn recheck_streams(&self) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let fresh = self.parts.grants.fresh().await.is_ok();
+        let cut = self.streams.recheck(&self.parts.grants, fresh, (self.parts.clock.now)());
+        if cut > 0 {
+            tracing::info!(streams = cut, "cut: their authorisation is gone");
+        }
+    }
+
+    /// Puts what was only counted on record; the app calls it once a second. While nothing can be recorded, it is kept.
+    pub async fn record_noise(&self) {
+        if matches!(self.parts.journal.state(), State::Sealed(_)) {
+            return;
+        }
+        for event in self.noise.drain(&self.parts.environment, (self.parts.clock.now)()) {
+            if let Err(sealed) = self.parts.journal.append(event).await {
+                tracing::warn!(%sealed, "counted refusals cannot be recorded");
+            }
+        }
+    }
+
+    /// How old the knowledge of grants is; waits for a confirmation only if it is too old.
+    async fn view(&self) -> (View, u64) {
+        let (view, fresh) = match self.parts.grants.fresh().await {
+            Ok(view) => (view, true),
+            Err(stale) => {
+                let why = stale.why.as_deref().unwrap_or_default();
+                tracing::warn!(%stale, why, "the knowledge of grants is too old to decide upon");
+                (self.parts.grants.view(), false)
+            }
+        };
+        (
+            View {
+                seq: view.seq,
+                age_ms: millis(view.age),
+                fresh,
+            },
+            view.generation,
+        )
+    }
+
+    /// Counted last, so that a call refused for another reason consumes nothing.
+    fn admit(&self, permit: &Permit, principal: &Principal) -> Result<Option<Admission>, Refusal> {
+        let call = permit.call();
+        match call.method {
+            // Probes and courtesies are free: refusing them would only confuse the client.
+            Method::Discover | Method::Ping | Method::Notification | Method::EndSession => Ok(None),
+            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+            }),
+            Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
+                let admission = self
+                    .parts
+                    .limits
+                    .admit(PrincipalKey::of(principal), &call.server, call.tool());
+                admission.map(Some).map_err(|refusal| *refusal)
+            }
+        }
+    }
+
+    fn document(
+        &self,
+        head: &request::Parts,
+        server: Option<ServerName>,
+        upstreams: &Upstreams,
+    ) -> Result<Response<Body>, Refusal> {
+        if head.method != http::Method::GET {
+            return Err(Reason::WrongHttpMethod.into());
+        }
+        let server = match server {
+            Some(server) => server,
+            None => upstreams.only().ok_or(Reason::UnknownPath)?.name().clone(),
+        };
+        upstreams.get(&server).ok_or(Reason::UnknownServer)?;
+        let mut response = reply::json(StatusCode::OK, self.parts.metadata.document(&self.parts.site, &server));
+        response
+            .headers_mut()
+            .insert(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, http::HeaderValue::from_static("*"));
+        Ok(response)
+    }
+}
+
+/// The session a legacy client names, if it is this caller's own on this server; anyone else's is unknown.
+fn named_session(
+    heads: &Heads<'_>,
+    upstreams: &Upstreams,
+    caller: &Principal,
+    server: &ServerName,
+    now: Timestamp,
+) -> Result<Option<Session>, Refusal> {
+    let open = |sealed| {
+        upstreams
+            .sessions()
+            .open(sealed, caller, server, now)
+            .ok_or(Refusal::new(Reason::UnknownSession))
+    };
+    heads.session.map(open).transpose()
+}
+
+/// From bytes to a call: one strict reading, the era by the body, and headers that agree with it.
+fn read(
+    body: Bytes,
+    heads: &Heads<'_>,
+    session: Result<Option<Session>, Refusal>,
+    server: &ServerName,
+    trail: &mut Trail,
+) -> Result<(Call, Option<Session>), Refusal> {
+    let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    // The new era has no sessions and ignores the header.
+    let session = if message.is_modern() { None } else { session? };
+    let negotiated = session.as_ref().map(|session| session.version);
+    let mut call = Call {
+        request: trail.request,
+        server: server.clone(),
+        era: Era::Legacy,
+        version: None,
+        method: Method::Notification,
+        target: Target::Server,
+        id: None,
+        body: Bytes::new(),
+        arguments: None,
+    };
+    match message {
+        Message::Request(request) => {
+            trail.id = Some(request.id.clone());
+            trail.said_method = Some(fit_for_a_record(&request.method));
+            trail.trace = request.trace().map(fit_for_a_record);
+            let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            trail.era = era;
+            let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
+            trail.method = Some(method);
+            call = Call {
+                era,
+                version,
+                method,
+                id: Some(request.id),
+                body: request.body,
+                ..call
+            };
+            if method == Method::ToolsCall {
+                let params = request.params.unwrap_or_default();
+                let name = params
+                    .name
+                    .ok_or_else(|| Refusal::with_detail(Reason::InvalidParams, "`name` is missing"))?;
+                let tool = crate::domain::ToolName::parse(&name).map_err(|_| Refusal::new(Reason::UnknownTool))?;
+                trail.tool = Some(tool.to_string());
+                trail.arguments.clone_from(&params.arguments);
+                call = Call {
+                    target: Target::Tool(tool),
+                    arguments: params.arguments,
+                    ..call
+                };
+            }
+        }
+        Message::Notification(notification) => {
+            trail.said_method = Some(fit_for_a_record(&notification.method));
+            let (era, version) =
+                mcp::agree_notification(&notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            trail.era = era;
+            let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
+            trail.method = Some(method);
+            call = Call {
+                era,
+                version,
+                method,
+                body: notification.body,
+                ..call
+            };
+        }
+        Message::Response(_) => {
+            return Err(Refusal::with_detail(
+                Reason::InvalidRequest,
+                "no request of a server is waiting for this answer",
+            ));
+        }
+    }
+    Ok((call, session))
+}
+
+fn without_body(
+    method: Method,
+    heads: &Heads<'_>,
+    session: Option<Session>,
+    server: &ServerName,
+    trail: &mut Trail,
+) -> Result<(Call, Option<Session>), Refusal> {
+    trail.method = Some(method);
+    let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
+        .map_err(|malformed| heard(malformed, trail))?;
+    if session.is_none() && method == Method::EndSession {
+        return Err(Reason::UnknownSession.into());
+    }
+    let call = Call {
+        request: trail.request,
+        server: server.clone(),
+        era: Era::Legacy,
+        version,
+        method,
+        target: Target::Server,
+        id: None,
+        body: Bytes::new(),
+        arguments: None,
+    };
+    Ok((call, session))
+}
+
+/// A server of one era cannot be asked in the other: the client is told so and falls back.
+fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
+    match (call.era, call.method) {
+        (era, _) if !upstream.eras().lack(era) => Ok(()),
+        (Era::Modern, Method::Discover) => Err(Reason::UnknownMethod.into()),
+        (Era::Modern, _) => Err(Refusal::with_detail(
+            Reason::UnsupportedVersion,
+            "this server speaks 2025-11-25 and older",
+        )),
+        (Era::Legacy, _) => Err(Refusal::with_detail(
+            Reason::UnsupportedVersion,
+            "this server speaks 2026-07-28",
+        )),
+    }
+}
+
+/// Whether this caller's list of tools has the one called.
+fn shown(call: &Call, facts: &Facts<'_>) -> bool {
+    let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
+    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
+}
+
+/// No tool is known of a server that was never reached: that is what is wrong, not the name of the tool.
+fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Refusal {
+    let never = upstream.eras() == Eras::Unknown && snapshot.tools(upstream.name()).next().is_none();
+    match refusal.reason == Reason::UnknownTool && never {
+        true => Refusal::with_detail(Reason::UpstreamUnreachable, "it has not told its tools yet"),
+        false => refusal,
+    }
+}
+
+/// What the decision stands on, for the looks after it.
+fn ticket(generation: u64, caller: &Caller, basis: &Basis) -> Ticket {
+    let member = caller.member.as_ref().map(|member| member.id.clone());
+    Ticket {
+        generation,
+        member: member.expect("nobody is permitted who is not enrolled"),
+        grant: basis.grant.as_ref().map(|grant| (grant.id.clone(), grant.version)),
+        principal: caller.principal.clone(),
+    }
+}
+
+fn unread(unread: Unread) -> Refusal {
+    match unread {
+        Unread::NoRoom => Refusal {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Refusal::with_detail(Reason::TooManyInFlight, "too many messages are still on their way")
+        },
+        Unread::Problem(BodyProblem::TooLarge) => Reason::BodyTooLarge.into(),
+        Unread::Problem(BodyProblem::TooSlow) => Reason::BodyTooSlow.into(),
+        Unread::Problem(problem @ (BodyProblem::Broken | BodyProblem::Trailers)) => {
+            Refusal::with_detail(Reason::BadFraming, problem.to_string())
+        }
+    }
+}
+
+fn enrolment(caller: &Caller) -> Enrolment<'_> {
+    match caller.member.as_deref() {
+        None => Enrolment::Absent,
+        Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
+        Some(member) => Enrolment::Active(member),
+    }
+}
+
+fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
+    if malformed.id.is_some() {
+        trail.id = malformed.id;
+    }
+    Refusal::with_detail(malformed.reason, malformed.detail)
+}
+
+/// The id of a stranger's message, so that the challenge answers it. Nothing else of the body is believed.
+fn id_of(verb: Verb, body: Bytes) -> Option<crate::domain::MessageId> {
+    if verb != Verb::Post {
+        return None;
+    }
+    match mcp::read(body, &mcp::Bounds::default()) {
+        Ok(Message::Request(request)) => Some(request.id),
+        Ok(_) => None,
+        Err(malformed) => malformed.id,
+    }
+}
+
+/// Method names and trace ids are the caller's words: cut, and without control characters.
+fn fit_for_a_record(method: &str) -> String {
+    method
+        .chars()
+        .take(64)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+fn millis(age: std::time::Duration) -> u64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        Refusal::with_detail(failed.reason, failed.detail)
+    }
+}

@@ -1,0 +1,136 @@
+//! Refusals that must not fill the spool: unauthenticated ones are counted by reason and network, and somebody who is
+//! refused over and over is recorded in full only so often a second. Counts become records once a second.
+
+use crate::domain::{EnvironmentName, Event, Reason, Suppressed, Timestamp};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
+
+/// Full records of refusals that one principal gets a second.
+const FULL_RECORDS_A_SECOND: u32 = 50;
+/// Distinct (reason, network) and principals counted at once; what comes on top is counted under one entry.
+const MOST_KEYS: usize = 4_096;
+
+#[derive(Default)]
+pub struct Noise(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    suppressed: HashMap<(Reason, Option<IpAddr>), u64>,
+    recorded: HashMap<String, (i64, u32)>,
+}
+
+impl Noise {
+    pub fn count(&self, reason: Reason, source: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (reason, Some(network(source)));
+        let key = if counts.suppressed.len() < MOST_KEYS || counts.suppressed.contains_key(&key) {
+            key
+        } else {
+            (reason, None)
+        };
+        *counts.suppressed.entry(key).or_default() += 1;
+    }
+
+    /// Whether this refusal still gets a record of its own; if not, it is counted.
+    pub fn records(&self, principal: &str, reason: Reason, source: IpAddr, now: Timestamp) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.recorded.len() >= MOST_KEYS && !counts.recorded.contains_key(principal) {
+            counts.recorded.retain(|_, (second, _)| *second == now.secs());
+        }
+        let full = counts.recorded.len() >= MOST_KEYS && !counts.recorded.contains_key(principal);
+        if !full {
+            let spent = match counts.recorded.get_mut(principal) {
+                Some(spent) => spent,
+                None => counts.recorded.entry(principal.to_owned()).or_insert((now.secs(), 0)),
+            };
+            if spent.0 != now.secs() {
+                *spent = (now.secs(), 0);
+            }
+            spent.1 += 1;
+            if spent.1 <= FULL_RECORDS_A_SECOND {
+                return true;
+            }
+        }
+        drop(counts);
+        self.count(reason, source);
+        false
+    }
+
+    /// Takes what was counted since the last time.
+    pub fn drain(&self, environment: &EnvironmentName, at: Timestamp) -> Vec<Event> {
+        let counted = std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).suppressed);
+        let event = |((reason, network), count): ((Reason, Option<IpAddr>), u64)| {
+            Event::Suppressed(Suppressed {
+                at,
+                environment: environment.clone(),
+                reason: reason.code().to_owned(),
+                network: network.map_or("others".to_owned(), shown),
+                count,
+            })
+        };
+        counted.into_iter().map(event).collect()
+    }
+}
+
+/// The /24 or /56 an address is in.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << 8)).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 72)).into(),
+    }
+}
+
+fn shown(network: IpAddr) -> String {
+    format!("{network}/{}", if network.is_ipv4() { 24 } else { 56 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment() -> EnvironmentName {
+        EnvironmentName::parse("test").unwrap()
+    }
+
+    #[test]
+    fn a_flood_from_one_network_becomes_one_record() {
+        let noise = Noise::default();
+        for last in 0..200 {
+            noise.count(Reason::NoCredential, IpAddr::from([192, 0, 2, last]));
+        }
+        let events = noise.drain(&environment(), Timestamp::from_secs(1));
+        assert!(
+            matches!(&events[..], [Event::Suppressed(one)] if one.count == 200 && one.network == "192.0.2.0/24"),
+            "{events:?}"
+        );
+        assert!(noise.drain(&environment(), Timestamp::from_secs(2)).is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded_however_many_networks_call() {
+        let noise = Noise::default();
+        for n in 0..20_000_u32 {
+            noise.count(Reason::BadKey, IpAddr::from((n << 8).to_be_bytes()));
+        }
+        let events = noise.drain(&environment(), Timestamp::from_secs(1));
+        assert!(events.len() <= MOST_KEYS + 1);
+    }
+
+    #[test]
+    fn somebody_refused_over_and_over_is_counted_after_a_while_and_recorded_again_a_second_later() {
+        let noise = Noise::default();
+        let from = IpAddr::from([127, 0, 0, 1]);
+        let recorded = |second| {
+            (0..80)
+                .filter(|_| noise.records("a|b", Reason::MissingScope, from, Timestamp::from_secs(second)))
+                .count()
+        };
+        assert_eq!((recorded(1), recorded(2)), (50, 50));
+        let events = noise.drain(&environment(), Timestamp::from_secs(3));
+        assert!(
+            matches!(&events[..], [Event::Suppressed(one)] if one.count == 60),
+            "{events:?}"
+        );
+    }
+}

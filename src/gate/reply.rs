@@ -1,0 +1,431 @@
+//! What a client hears when it is refused: one table from reason to status, code, sentence and remedy.
+//!
+//! Nothing is decided here, and nothing secret can get in: a `Refusal` never holds any.
+
+use crate::config::Denials;
+use crate::domain::{Era, MessageId, Reason, Refusal, RequestId};
+use crate::mcp;
+use crate::transport::{self, Body};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+/// To whom the refusal goes and how it wants it.
+pub struct Listener<'a> {
+    pub id: Option<&'a MessageId>,
+    pub era: Era,
+    /// The record to quote; `None` when there is none (unauthenticated callers are only counted).
+    pub record: Option<RequestId>,
+    /// Absolute URL of the protected-resource document, for challenges.
+    pub metadata: &'a str,
+    pub denials: Denials,
+    /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
+    pub unseen: bool,
+}
+
+struct Row {
+    status: u16,
+    /// JSON-RPC code: the specification's where it has one, else our own outside -32768…-32000.
+    code: i64,
+    sentence: &'static str,
+    remedy: Option<&'static str>,
+}
+
+/// The table. Each reason is in it once; the compiler sees to that.
+const fn row(reason: Reason) -> Row {
+    use Reason as R;
+    let (status, code, sentence, remedy) = match reason {
+        R::BadFraming => (
+            400,
+            -32600,
+            "the HTTP request is framed in a way that two readers could understand differently",
+            None,
+        ),
+        R::UnknownPath => (404, 4040, "there is nothing at this path", Some("use /mcp/<server>")),
+        R::WrongHost => (
+            421,
+            4210,
+            "this host name is not served here",
+            Some("use the host of the configured public URL"),
+        ),
+        R::WrongOrigin => (
+            403,
+            4031,
+            "requests from this web origin are not accepted",
+            Some("ask the operator to list the origin"),
+        ),
+        R::WrongHttpMethod => (405, 4050, "this HTTP method is not offered here", None),
+        R::WrongMediaType => (
+            415,
+            4150,
+            "the body must be sent as application/json in UTF-8, not encoded",
+            None,
+        ),
+        R::NotAcceptable => (
+            406,
+            4060,
+            "the client must accept both application/json and text/event-stream",
+            Some("send both in Accept"),
+        ),
+        R::BodyTooLarge => (413, 4130, "the message is larger than is accepted", None),
+        R::BodyTooSlow => (408, 4080, "the message did not arrive in time", None),
+        R::Draining => (503, 5030, "this instance is shutting down", Some("try again")),
+        R::MalformedJson => (400, -32700, "the message is not JSON", None),
+        R::AmbiguousJson => (
+            400,
+            -32600,
+            "the message could be read in two ways",
+            Some("send each member once, spelled exactly"),
+        ),
+        R::InvalidRequest => (400, -32600, "the message is not one JSON-RPC 2.0 request", None),
+        R::InvalidParams => (
+            400,
+            -32602,
+            "the parameters of the message are not what the method takes",
+            None,
+        ),
+        R::HeaderMismatch => (400, -32020, "a header says something else than the message", None),
+        R::UnsupportedVersion => (400, -32022, "this protocol version is not spoken here", None),
+        R::UnknownMethod => (404, -32601, "method not found", None),
+        R::UnknownSession => (404, 4041, "there is no such session", Some("initialize again")),
+        R::NoCredential => (
+            401,
+            4010,
+            "a credential is needed",
+            Some("send `Authorization: Bearer` with an access token or a Guardian key"),
+        ),
+        R::SeveralCredentials => (401, 4010, "more than one credential was sent", Some("send exactly one")),
+        R::MalformedCredential => (401, 4010, "the credential cannot be read", None),
+        R::UnknownIssuer => (401, 4010, "the token comes from an issuer that is not accepted here", None),
+        R::WrongAlgorithm => (401, 4010, "the token is signed in a way its issuer does not use", None),
+        R::UnknownSigningKey => (401, 4010, "the token is signed with a key its issuer does not publish", None),
+        R::BadSignature => (401, 4010, "the token's signature does not match", None),
+        R::TokenExpired => (401, 4010, "the token has expired", Some("sign in again")),
+        R::TokenNotYetValid => (401, 4010, "the token is not valid yet", Some("check the clocks")),
+        R::WrongAudience => (401, 4010, "the token was not made for this server", None),
+        R::WrongTokenKind => (401, 4010, "this kind of token is not accepted", Some("send an access token")),
+        R::WrongEnvironment => (401, 4010, "the token was not made for this environment", None),
+        R::CredentialRevoked => (401, 4010, "the credential was revoked", Some("sign in again")),
+        R::BadKey => (401, 4010, "the key is not known", None),
+        R::KeyExpired => (401, 4010, "the key has expired", Some("ask the operator for a new one")),
+        R::KeyRevoked => (401, 4010, "the key was revoked", Some("ask the operator for a new one")),
+        R::BadCertificate => (401, 4010, "the client certificate is not accepted", None),
+        R::IssuerUnavailable => (
+            503,
+            5031,
+            "the keys of the token's issuer cannot be had at the moment",
+            Some("try again later"),
+        ),
+        R::NotEnrolled => (403, 4032, "you are not enrolled here", Some("ask the operator to enrol you")),
+        R::MemberDisabled => (403, 4032, "your account is disabled here", Some("ask the operator")),
+        R::UnknownServer => (
+            404,
+            4042,
+            "there is no such server",
+            Some("use /mcp/<server> with a server you were given"),
+        ),
+        R::ServerDisabled => (404, 4042, "this server is switched off", None),
+        R::NoGrant => (
+            403,
+            4033,
+            "you have no grant for this server",
+            Some("ask the operator to grant you access"),
+        ),
+        R::GrantIdle => (
+            403,
+            4033,
+            "your grant for this server is not verified yet",
+            Some("finish its verification"),
+        ),
+        R::GrantRevoked => (403, 4033, "your grant for this server was revoked", Some("ask the operator")),
+        R::GrantExpired => (
+            403,
+            4033,
+            "your grant for this server has expired",
+            Some("ask the operator to renew it"),
+        ),
+        R::StaleAuthorization => (
+            503,
+            5032,
+            "your authorisation cannot be confirmed at the moment",
+            Some("try again"),
+        ),
+        R::MissingScope => (
+            403,
+            4030,
+            "your grant does not cover this tool",
+            Some("ask the operator for the scopes named"),
+        ),
+        R::UnknownTool => (200, -32602, "unknown tool", Some("list the tools again")),
+        R::ToolNotApproved => (
+            200,
+            4034,
+            "this tool has not been approved yet",
+            Some("ask the operator to pin it"),
+        ),
+        R::DefinitionChanged => (
+            200,
+            4035,
+            "the server changed this tool since it was approved",
+            Some("ask the operator to look at it and pin it again"),
+        ),
+        R::InvalidArguments => (200, -32602, "the arguments are not what the tool takes", None),
+        R::NoPolicyPermits => (200, 4036, "no policy permits this call", None),
+        R::ForbiddenByPolicy => (200, 4037, "a policy forbids this call", None),
+        R::PolicyError => (
+            200,
+            4038,
+            "this call could not be judged and is therefore refused",
+            Some("quote the record to the operator"),
+        ),
+        R::RateLimited => (429, 4290, "too many calls", Some("wait as long as retry_after_ms says")),
+        R::TooManyInFlight => (429, 4291, "too many calls at once", Some("wait for one of them to finish")),
+        R::AuditUnavailable => (
+            503,
+            5033,
+            "the audit record cannot be written, so nothing is sent",
+            Some("try again later"),
+        ),
+        R::UpstreamUnreachable => (502, 5020, "the server cannot be reached", Some("try again later")),
+        R::UpstreamTimeout => (504, 5040, "the server did not answer in time", None),
+        R::UpstreamBroken => (502, 5021, "the server answered in a way that cannot be passed on", None),
+        R::Internal => (
+            500,
+            5000,
+            "something went wrong here",
+            Some("quote the record to the operator"),
+        ),
+    };
+    Row {
+        status,
+        code,
+        sentence,
+        remedy,
+    }
+}
+
+/// The whole answer to a refused message.
+pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
+    let row = row(refusal.reason);
+    let by_policy = matches!(
+        refusal.reason,
+        Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
+    );
+    if let (true, Denials::ToolResult, Some(id)) = (by_policy, to.denials, to.id) {
+        let text = format!("Refused: {}.", sentence(&row, refusal));
+        let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
+            "_meta": { "guardian/refusal": data(&row, refusal, to) } });
+        return json(StatusCode::OK, mcp::result(id, result));
+    }
+    if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
+        let denials = Denials::Error;
+        return refuse(&Reason::UnknownTool.into(), &Listener { denials, ..*to });
+    }
+    let body = mcp::error(
+        to.id,
+        row.code,
+        &sentence(&row, refusal),
+        Some(Value::Object(data(&row, refusal, to))),
+    );
+    let mut response = json(status(refusal.reason, row.status, to.era), body);
+    let headers = response.headers_mut();
+    if let Some(challenge) = challenge(refusal, row.status, to.metadata) {
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(after) = retry_after_secs(refusal, row.status) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(after));
+    }
+    if refusal.reason == Reason::WrongHttpMethod {
+        headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
+    }
+    response
+}
+
+/// What is said only of tools that there are, or in other words than of those that never were.
+const fn tells_of_a_tool(reason: Reason) -> bool {
+    use Reason as R;
+    matches!(
+        reason,
+        R::UnknownTool
+            | R::ToolNotApproved
+            | R::DefinitionChanged
+            | R::MissingScope
+            | R::NoPolicyPermits
+            | R::ForbiddenByPolicy
+            | R::PolicyError
+    )
+}
+
+/// The same as a bare message, where the head of the answer is gone already.
+pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
+    let row = row(refusal.reason);
+    let to = Listener {
+        id,
+        era: Era::Legacy,
+        record: None,
+        metadata: "",
+        denials: Denials::Error,
+        unseen: false,
+    };
+    mcp::error(
+        id,
+        row.code,
+        &sentence(&row, refusal),
+        Some(Value::Object(data(&row, refusal, &to))),
+    )
+}
+
+/// Legacy clients lose their session on some statuses: they hear limits and unknown methods in the body alone.
+fn status(reason: Reason, status: u16, era: Era) -> StatusCode {
+    let in_band = matches!(reason, Reason::RateLimited | Reason::TooManyInFlight | Reason::UnknownMethod);
+    match (era, in_band) {
+        (Era::Legacy, true) => StatusCode::OK,
+        _ => StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    }
+}
+
+fn sentence(row: &Row, refusal: &Refusal) -> String {
+    match (&refusal.said, &refusal.detail) {
+        (Some(said), _) => said.clone(),
+        (None, Some(detail)) => format!("{}: {detail}", row.sentence),
+        (None, None) => row.sentence.to_owned(),
+    }
+}
+
+/// `data` of the error: what a program, or a model, can act on.
+fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
+    let mut data = Map::new();
+    data.insert("reason".to_owned(), refusal.reason.code().into());
+    if !refusal.scopes.is_empty() {
+        data.insert(
+            "scopes".to_owned(),
+            refusal.scopes.iter().map(|scope| scope.as_str()).collect(),
+        );
+    }
+    if !refusal.policies.is_empty() {
+        data.insert(
+            "policies".to_owned(),
+            refusal.policies.iter().map(|policy| policy.as_str()).collect(),
+        );
+    }
+    if let Some(remedy) = refusal.remedy.as_deref().or(row.remedy) {
+        data.insert("remedy".to_owned(), remedy.into());
+    }
+    if let Some(after) = refusal.retry_after {
+        data.insert(
+            "retry_after_ms".to_owned(),
+            u64::try_from(after.as_millis()).unwrap_or(u64::MAX).into(),
+        );
+    }
+    if refusal.reason == Reason::UnsupportedVersion {
+        let supported: Vec<_> = crate::domain::ProtocolVersion::ALL
+            .iter()
+            .rev()
+            .map(|version| version.as_str())
+            .collect();
+        data.insert("supported".to_owned(), supported.into());
+    }
+    if let Some(record) = to.record {
+        data.insert("record".to_owned(), record.to_string().into());
+    }
+    data
+}
+
+/// RFC 6750 and RFC 9728: where to get a token, or which scopes are missing.
+fn challenge(refusal: &Refusal, status: u16, metadata: &str) -> Option<HeaderValue> {
+    let text = match (status, refusal.reason) {
+        (401, Reason::NoCredential) => format!("Bearer resource_metadata=\"{metadata}\""),
+        (401, _) => format!("Bearer error=\"invalid_token\", resource_metadata=\"{metadata}\""),
+        (403, Reason::MissingScope | Reason::NoGrant | Reason::GrantIdle | Reason::GrantRevoked | Reason::GrantExpired) => {
+            let scopes: Vec<_> = refusal.scopes.iter().map(|scope| scope.as_str()).collect();
+            let scope = if scopes.is_empty() {
+                String::new()
+            } else {
+                format!("scope=\"{}\", ", scopes.join(" "))
+            };
+            format!("Bearer error=\"insufficient_scope\", {scope}resource_metadata=\"{metadata}\"")
+        }
+        _ => return None,
+    };
+    HeaderValue::from_str(&text).ok()
+}
+
+fn retry_after_secs(refusal: &Refusal, status: u16) -> Option<u64> {
+    match (refusal.retry_after, status) {
+        (Some(after), _) => Some(after.as_secs() + u64::from(after.subsec_nanos() > 0)),
+        (None, 503) => Some(1),
+        (None, _) => None,
+    }
+}
+
+pub fn json(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(transport::full(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Scope;
+
+    fn to(era: Era, denials: Denials) -> Listener<'static> {
+        Listener {
+            id: None,
+            era,
+            record: None,
+            metadata: "https://g.example/.well-known/x",
+            denials,
+            unseen: false,
+        }
+    }
+
+    #[test]
+    fn own_codes_stay_out_of_the_reserved_range() {
+        for reason in Reason::ALL {
+            let row = row(*reason);
+            let reserved = (-32768..=-32000).contains(&row.code);
+            let specified = [-32700, -32600, -32601, -32602, -32020, -32022].contains(&row.code);
+            assert!(!reserved || specified, "{reason:?} uses {}", row.code);
+            assert!(StatusCode::from_u16(row.status).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_missing_scope_names_all_scopes_in_one_challenge() {
+        let mut refusal = Refusal::new(Reason::MissingScope);
+        refusal.scopes = vec![Scope::parse("a").unwrap(), Scope::parse("b").unwrap()];
+        let response = refuse(&refusal, &to(Era::Legacy, Denials::Error));
+        assert_eq!(response.status(), 403);
+        let challenge = response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap();
+        assert!(challenge.contains("scope=\"a b\""), "{challenge}");
+    }
+
+    #[test]
+    fn a_limit_is_told_in_band_to_legacy_clients() {
+        let refusal = Refusal {
+            retry_after: Some(std::time::Duration::from_millis(1_500)),
+            ..Refusal::new(Reason::RateLimited)
+        };
+        let legacy = refuse(&refusal, &to(Era::Legacy, Denials::Error));
+        let modern = refuse(&refusal, &to(Era::Modern, Denials::Error));
+        assert_eq!((legacy.status().as_u16(), modern.status().as_u16()), (200, 429));
+        assert_eq!(modern.headers()[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn only_a_failed_credential_is_called_invalid() {
+        let none = refuse(&Reason::NoCredential.into(), &to(Era::Legacy, Denials::Error));
+        let bad = refuse(&Reason::BadSignature.into(), &to(Era::Legacy, Denials::Error));
+        assert!(!none.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().contains("error="));
+        assert!(
+            bad.headers()[header::WWW_AUTHENTICATE]
+                .to_str()
+                .unwrap()
+                .contains("error=\"invalid_token\"")
+        );
+    }
+}

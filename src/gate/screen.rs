@@ -1,0 +1,210 @@
+//! The answer on its way back: lists shrunk to what the caller may call, session ids sealed, streams passed frame by frame.
+//! What a server says of itself (cookies, challenges, redirects) never got this far.
+
+use super::reply;
+use super::streams::{Guarded, Streams};
+use crate::decide::{Facts, could_permit};
+use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
+use crate::grants::Ticket;
+use crate::limits::Admission;
+use crate::mcp::{self, AnswerKind, SseFrame};
+use crate::transport::{self, Body};
+use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How an answer is passed on; made before the call is sent, from the facts it was judged by.
+pub struct Screen {
+    id: Option<MessageId>,
+    era: Era,
+    method: Method,
+    /// Where a list can come: the pinned definition of every tool this caller could call. What is not in it is hidden.
+    shown: Option<HashMap<String, Arc<str>>>,
+}
+
+/// What a new session is sealed with.
+pub struct Sealing<'a> {
+    pub keys: &'a SessionKeys,
+    pub principal: &'a Principal,
+    pub server: &'a ServerName,
+    pub now: Timestamp,
+    pub lifetime: Duration,
+}
+
+/// What an open stream stands on, and where that is looked after.
+pub struct Open {
+    pub streams: Arc<Streams>,
+    pub ticket: Ticket,
+}
+
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+impl Screen {
+    pub fn of(call: &Call, facts: &Facts<'_>) -> Self {
+        // A stream that is resumed plays answers again, also that to a list.
+        let lists = matches!(call.method, Method::ToolsList | Method::OpenStream);
+        let shown = lists.then(|| shown(&call.server, facts));
+        Self {
+            id: call.id.clone(),
+            era: call.era,
+            method: call.method,
+            shown,
+        }
+    }
+
+    /// `admission` and the stream's ticket are held until the last byte is out.
+    pub fn reply(
+        self,
+        answer: Answer,
+        sealing: &Sealing<'_>,
+        admission: Option<Admission>,
+        open: Open,
+    ) -> Result<Response<Body>, Refusal> {
+        match answer {
+            Answer::Empty { status } => Ok(self.empty(status)),
+            Answer::Json {
+                status, body, opened, ..
+            } => {
+                let mut response = reply::json(told(status, self.era), self.list(body)?);
+                if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
+                    response.headers_mut().insert(mcp::SESSION_ID, sealed);
+                }
+                Ok(response)
+            }
+            Answer::Stream(frames) => Ok(self.stream(frames, admission, open)),
+        }
+    }
+
+    fn list(&self, body: Bytes) -> Result<Bytes, Refusal> {
+        match &self.shown {
+            None => Ok(body),
+            Some(shown) => mcp::filter_tools(&body, &mut |name| shown.get(name).cloned(), self.era)
+                .map_err(|_| Refusal::with_detail(Reason::UpstreamBroken, "its list of tools cannot be read")),
+        }
+    }
+
+    fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
+        let (enrolled, cut) = open.streams.enrol(open.ticket);
+        frames.cut_by(cut);
+        // The server's own stream stays open for hours; only its opening counts.
+        let admission = admission.filter(|_| self.method != Method::OpenStream);
+        let body = frames.into_body(move |piece| self.piece(piece));
+        let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("private, no-cache, no-store, no-transform"),
+        );
+        headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+        response
+    }
+
+    fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
+        match piece {
+            Err(failed) => Some(event(&self.broken(&failed.into()))),
+            Ok(Piece {
+                frame,
+                kind: Some(AnswerKind::Result { .. }),
+            }) if self.shown.is_some() => Some(self.listed(frame)),
+            Ok(Piece {
+                frame,
+                kind: Some(AnswerKind::NotOurs),
+            }) => self.replayed(frame),
+            Ok(Piece { frame, .. }) => Some(frame.raw),
+        }
+    }
+
+    fn listed(&self, mut frame: SseFrame) -> Bytes {
+        let data = frame.data.take().unwrap_or_default();
+        match self.list(data) {
+            Ok(body) => replace_data(&frame, &body),
+            Err(refusal) => event(&self.broken(&refusal)),
+        }
+    }
+
+    /// An answer to an earlier request. If it holds a list that cannot be read, it is left out.
+    fn replayed(&self, frame: SseFrame) -> Option<Bytes> {
+        let (shown, data) = (self.shown.as_ref()?, frame.data.as_ref()?);
+        match mcp::filter_listed(data, &mut |name| shown.get(name).cloned(), self.era) {
+            Ok(None) => Some(frame.raw),
+            Ok(Some(body)) => Some(replace_data(&frame, &body)),
+            Err(_) => None,
+        }
+    }
+
+    /// The head is gone: the only way left to refuse is the answer itself.
+    fn broken(&self, refusal: &Refusal) -> Bytes {
+        reply::body(refusal, self.id.as_ref())
+    }
+
+    fn empty(&self, status: StatusCode) -> Response<Body> {
+        let refused = !status.is_success() && self.id.is_some();
+        let mut response = match refused {
+            true => reply::json(status, reply::body(&Reason::UpstreamBroken.into(), self.id.as_ref())),
+            false => Response::new(transport::empty()),
+        };
+        *response.status_mut() = status;
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        response
+    }
+}
+
+fn shown(server: &ServerName, facts: &Facts<'_>) -> HashMap<String, Arc<str>> {
+    let callable = facts.snapshot.tools(server).filter(|tool| could_permit(server, tool, facts));
+    callable
+        .map(|tool| (tool.entry().name.to_string(), tool.entry().definition.clone()))
+        .collect()
+}
+
+fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {
+    let session = Session {
+        id: opened.session?,
+        version: opened.version,
+        expires_at: sealing.now.plus(sealing.lifetime),
+    };
+    HeaderValue::try_from(sealing.keys.seal(&session, sealing.principal, sealing.server)).ok()
+}
+
+/// Old clients lose their session on an error status; what they need to know is in the body. 404 means just that.
+fn told(status: StatusCode, era: Era) -> StatusCode {
+    match (era, status) {
+        (Era::Modern, _) | (Era::Legacy, StatusCode::NOT_FOUND) => status,
+        (Era::Legacy, _) => StatusCode::OK,
+    }
+}
+
+/// The event with other data; its id stays, so that the client can resume after it.
+fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
+    match &frame.id {
+        Some(id) => [b"id: ".as_slice(), id, b"\n", &event(data)].concat().into(),
+        None => event(data),
+    }
+}
+
+/// Every line of the data gets its field: a server may break a message into lines.
+fn event(data: &[u8]) -> Bytes {
+    let mut event = b"event: message\n".to_vec();
+    for line in data.split(|byte| *byte == b'\n') {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_in_several_lines_stays_one_event() {
+        assert_eq!(event(b"{\n\n}"), "event: message\ndata: {\ndata: \ndata: }\n\n");
+    }
+}

@@ -1,0 +1,267 @@
+//! Where a request may come in: exact paths, our host names, listed origins. Routes only; no credential is read here.
+
+use crate::config::{Config, Listen};
+use crate::domain::{Reason, Refusal, ServerName};
+use crate::transport;
+use http::{HeaderMap, Method as HttpMethod, header, request};
+use std::time::Duration;
+
+/// The addresses this instance answers to.
+pub struct Site {
+    /// `https://host[:port]`, no path.
+    origin: String,
+    hosts: Vec<String>,
+    origins: Vec<String>,
+    pub max_body: usize,
+    pub body_timeout: Duration,
+    pub total_timeout: Duration,
+}
+
+/// What a path leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    Mcp(ServerName),
+    /// `/mcp`, which stands for the only server.
+    OnlyServer,
+    /// The protected-resource document of a server, or of the only one.
+    Metadata(Option<ServerName>),
+}
+
+/// How a message of the protocol arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    Post,
+    Get,
+    Delete,
+}
+
+const METADATA: &str = "/.well-known/oauth-protected-resource";
+
+impl Site {
+    pub fn new(config: &Config) -> Self {
+        let Listen {
+            public_url,
+            hosts,
+            origins,
+            limits,
+            ..
+        } = &config.listen;
+        let origin = public_url.trim_end_matches('/').to_owned();
+        let own = origin
+            .split_once("://")
+            .map_or(origin.as_str(), |(_, host)| host)
+            .to_ascii_lowercase();
+        let mut hosts: Vec<String> = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        hosts.push(own);
+        Self {
+            origin,
+            hosts,
+            origins: origins
+                .iter()
+                .map(|origin| origin.trim_end_matches('/').to_ascii_lowercase())
+                .collect(),
+            max_body: limits.max_body_bytes,
+            body_timeout: limits.body_timeout.0,
+            total_timeout: limits.total_timeout.0,
+        }
+    }
+
+    /// The exact URL of a server as clients use it; also the audience of tokens made for it.
+    pub fn resource(&self, server: &ServerName) -> String {
+        format!("{}/mcp/{server}", self.origin)
+    }
+
+    pub fn metadata_url(&self, server: Option<&ServerName>) -> String {
+        match server {
+            Some(server) => format!("{}{METADATA}/mcp/{server}", self.origin),
+            None => format!("{}{METADATA}", self.origin),
+        }
+    }
+
+    /// Framing, host and origin: everything that is refused before anybody asks who is calling.
+    pub fn admit(&self, head: &request::Parts) -> Result<(), Refusal> {
+        transport::framing(head).map_err(|why| Refusal::with_detail(Reason::BadFraming, why))?;
+        let host = match head.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => text(&head.headers, header::HOST).unwrap_or_default(),
+        };
+        if !self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)) {
+            return Err(Reason::WrongHost.into());
+        }
+        match text(&head.headers, header::ORIGIN) {
+            Some(origin) if !self.allows_origin(origin) => Err(Reason::WrongOrigin.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn allows_origin(&self, origin: &str) -> bool {
+        self.origins.iter().any(|listed| listed.eq_ignore_ascii_case(origin))
+    }
+}
+
+/// Exact paths, byte for byte. A query is refused rather than ignored: nothing here takes one.
+pub fn route(head: &request::Parts) -> Result<Route, Refusal> {
+    if head.uri.query().is_some() {
+        return Err(Refusal::with_detail(Reason::UnknownPath, "no query is taken"));
+    }
+    let path = head.uri.path();
+    let named = |name: &str| ServerName::parse(name).map_err(|_| Refusal::new(Reason::UnknownServer));
+    if path == "/mcp" {
+        return Ok(Route::OnlyServer);
+    }
+    if let Some(name) = path.strip_prefix("/mcp/") {
+        return named(name).map(Route::Mcp);
+    }
+    match path.strip_prefix(METADATA) {
+        Some("" | "/mcp") => Ok(Route::Metadata(None)),
+        Some(rest) => match rest.strip_prefix("/mcp/") {
+            Some(name) => named(name).map(|name| Route::Metadata(Some(name))),
+            None => Err(Reason::UnknownPath.into()),
+        },
+        None => Err(Reason::UnknownPath.into()),
+    }
+}
+
+pub fn verb(head: &request::Parts) -> Result<Verb, Refusal> {
+    match head.method {
+        HttpMethod::POST => Ok(Verb::Post),
+        HttpMethod::GET => Ok(Verb::Get),
+        HttpMethod::DELETE => Ok(Verb::Delete),
+        _ => Err(Reason::WrongHttpMethod.into()),
+    }
+}
+
+/// Media types are judged once, exactly, and never decide whether a message is judged.
+pub fn media_types(head: &request::Parts, verb: Verb) -> Result<(), Refusal> {
+    if head.headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Refusal::with_detail(Reason::WrongMediaType, "an encoded body is not taken"));
+    }
+    match verb {
+        Verb::Post => {
+            json_in_utf8(&head.headers).and_then(|()| accepts(&head.headers, &["application/json", "text/event-stream"]))
+        }
+        Verb::Get => accepts(&head.headers, &["text/event-stream"]),
+        Verb::Delete => Ok(()),
+    }
+}
+
+fn json_in_utf8(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (types.next(), types.next()) else {
+        return Err(Refusal::with_detail(
+            Reason::WrongMediaType,
+            "exactly one Content-Type is needed",
+        ));
+    };
+    let value = value.to_str().unwrap_or_default();
+    let (essence, parameters) = value.split_once(';').unwrap_or((value, ""));
+    let charset = parameters.trim();
+    let utf8 = charset.is_empty()
+        || charset.split_once('=').is_some_and(|(name, value)| {
+            name.trim().eq_ignore_ascii_case("charset") && value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        });
+    match essence.trim().eq_ignore_ascii_case("application/json") && utf8 {
+        true => Ok(()),
+        false => Err(Reason::WrongMediaType.into()),
+    }
+}
+
+fn accepts(headers: &HeaderMap, needed: &[&str]) -> Result<(), Refusal> {
+    let offered = |wanted: &str| {
+        headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|range| {
+                let essence = range.split(';').next().unwrap_or_default().trim();
+                let family = wanted.split('/').next().unwrap_or_default();
+                essence.eq_ignore_ascii_case(wanted)
+                    || essence == "*/*"
+                    || essence
+                        .strip_suffix("/*")
+                        .is_some_and(|start| start.eq_ignore_ascii_case(family))
+            })
+    };
+    match needed.iter().all(|wanted| offered(wanted)) {
+        true => Ok(()),
+        false => Err(Reason::NotAcceptable.into()),
+    }
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> request::Parts {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn paths_are_exact() {
+        let to = |path: &str| route(&head("POST", path, &[]));
+        assert_eq!(to("/mcp/demo").unwrap(), Route::Mcp(ServerName::parse("demo").unwrap()));
+        assert_eq!(to("/mcp").unwrap(), Route::OnlyServer);
+        assert_eq!(to("/.well-known/oauth-protected-resource").unwrap(), Route::Metadata(None));
+        for bad in [
+            "/",
+            "/mcp/",
+            "/mcp/demo/",
+            "/MCP/demo",
+            "/mcp//demo",
+            "/mcp/%64emo",
+            "/mcp/demo?x=1",
+            "/mcp/../mcp/demo",
+        ] {
+            assert!(to(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_content_type_is_json_in_utf8_however_it_is_written_and_nothing_else() {
+        let with = |values: &[&str]| {
+            let headers: Vec<_> = values.iter().map(|value| ("content-type", *value)).collect();
+            json_in_utf8(&head("POST", "/mcp", &headers).headers).is_ok()
+        };
+        for good in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/json;charset=\"UTF-8\"",
+        ] {
+            assert!(with(&[good]), "{good}");
+        }
+        for bad in [
+            "text/plain",
+            "application/json;charset=utf-16",
+            "application/json, text/plain",
+            "multipart/form-data",
+            "",
+        ] {
+            assert!(!with(&[bad]), "{bad}");
+        }
+        assert!(!with(&[]) && !with(&["application/json", "application/json"]));
+    }
+
+    #[test]
+    fn both_kinds_of_answer_must_be_acceptable() {
+        let with = |accept: &str| {
+            accepts(
+                &head("POST", "/mcp", &[("accept", accept)]).headers,
+                &["application/json", "text/event-stream"],
+            )
+        };
+        assert!(with("application/json, text/event-stream").is_ok());
+        assert!(with("text/event-stream;q=0.5,application/*").is_ok());
+        assert!(with("*/*").is_ok());
+        assert!(with("application/json").is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! Open streams and the authorisation they stand on: one task looks at every change, and once a second for what time alone
+//! ends, and cuts those whose grant or credential is gone.
+
+use crate::domain::{Principal, Timestamp};
+use crate::grants::{Grants, Ticket};
+use crate::limits::Admission;
+use crate::transport::{Body, BodyError};
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use tokio_util::sync::CancellationToken;
+
+/// Every stream that is open now.
+#[derive(Default)]
+pub struct Streams {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, (Ticket, CancellationToken)>>,
+}
+
+/// A stream's place in the register; it leaves with the stream.
+pub struct Enrolled {
+    streams: Arc<Streams>,
+    number: u64,
+}
+
+impl Streams {
+    /// The token is cancelled when the authorisation is gone.
+    pub fn enrol(self: &Arc<Self>, ticket: Ticket) -> (Enrolled, CancellationToken) {
+        let (number, token) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, (ticket, token.clone()));
+        (
+            Enrolled {
+                streams: self.clone(),
+                number,
+            },
+            token,
+        )
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// How many this caller has open.
+    pub fn of(&self, principal: &Principal) -> usize {
+        let same = |other: &Principal| other.issuer == principal.issuer && other.subject == principal.subject;
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().filter(|(ticket, _)| same(&ticket.principal)).count()
+    }
+
+    /// Cuts what may no longer be open, which is everything if too little is known (`fresh`); tells how many.
+    pub fn recheck(&self, grants: &Grants, fresh: bool, now: Timestamp) -> usize {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = open.values().filter(|(ticket, _)| {
+            !fresh || ticket.principal.expires_at.is_some_and(|end| end <= now) || grants.standing(ticket, now).is_err()
+        });
+        gone.map(|(_, token)| token.cancel()).count()
+    }
+}
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        self.streams
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.number);
+    }
+}
+
+/// The body of a stream with what must live as long as it does.
+pub struct Guarded {
+    body: Body,
+    _admission: Option<Admission>,
+    _enrolled: Enrolled,
+}
+
+impl Guarded {
+    pub fn new(body: Body, admission: Option<Admission>, enrolled: Enrolled) -> Self {
+        Self {
+            body,
+            _admission: admission,
+            _enrolled: enrolled,
+        }
+    }
+
+    pub fn boxed(self) -> Body {
+        UnsyncBoxBody::new(self)
+    }
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+}

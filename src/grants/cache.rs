@@ -1,0 +1,166 @@
+//! The copy itself: members whole, found by id, identity or key. Only the keeper writes; anybody reads, without a lock.
+//! The indices are hints: what they lead to is looked at again, so that a reader between two writes cannot be misled.
+
+use super::revocations::Revocations;
+use crate::domain::{ApiKey, Issuer, KeyId, Member, Principal, Revocation, Subject, Timestamp, UserId};
+use crate::store::RegistryRow;
+use arc_swap::ArcSwap;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// No entry expires or is evicted by itself: absent means absent in the store.
+pub(super) struct Cache {
+    members: moka::sync::Cache<UserId, Arc<Member>>,
+    identities: moka::sync::Cache<Identity, UserId>,
+    keys: moka::sync::Cache<KeyId, UserId>,
+    revocations: ArcSwap<Revocations>,
+    registry: ArcSwap<Vec<RegistryRow>>,
+    len: AtomicU64,
+    max: usize,
+}
+
+/// Never a joined string.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    issuer: Issuer,
+    subject: Subject,
+}
+
+impl Cache {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            members: moka::sync::Cache::builder().build(),
+            identities: moka::sync::Cache::builder().build(),
+            keys: moka::sync::Cache::builder().build(),
+            revocations: ArcSwap::default(),
+            registry: ArcSwap::default(),
+            len: AtomicU64::new(0),
+            max,
+        }
+    }
+
+    pub(super) fn by_id(&self, user: &UserId) -> Option<Arc<Member>> {
+        self.members.get(user)
+    }
+
+    pub(super) fn by_identity(&self, issuer: &Issuer, subject: &Subject) -> Option<Arc<Member>> {
+        let identity = Identity {
+            issuer: issuer.clone(),
+            subject: subject.clone(),
+        };
+        let member = self.members.get(&self.identities.get(&identity)?)?;
+        identity.is_of(&member).then_some(member)
+    }
+
+    pub(super) fn by_key(&self, key: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
+        let member = self.members.get(&self.keys.get(key)?)?;
+        let key = member.keys.iter().find(|held| held.id == *key)?.clone();
+        Some((member, key))
+    }
+
+    pub(super) fn revoked(&self, principal: &Principal, now: Timestamp) -> bool {
+        self.revocations.load().hit(principal, now)
+    }
+
+    pub(super) fn registry(&self) -> Arc<Vec<RegistryRow>> {
+        self.registry.load_full()
+    }
+
+    pub(super) fn members(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    // ↓ for the one writer
+
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
+    pub(super) fn replace_revocations(&self, rows: Vec<Revocation>) {
+        self.revocations.store(Arc::new(Revocations::new(rows)));
+    }
+
+    pub(super) fn replace_registry(&self, rows: Vec<RegistryRow>) {
+        self.registry.store(Arc::new(rows));
+    }
+
+    /// Everybody who is not among these goes.
+    pub(super) fn replace_members(&self, members: Vec<Member>) {
+        let staying: HashSet<&UserId> = members.iter().map(|member| &member.id).collect();
+        let going: Vec<UserId> = self
+            .members
+            .iter()
+            .map(|(id, _)| id.as_ref().clone())
+            .filter(|id| !staying.contains(id))
+            .collect();
+        for id in going {
+            self.remove(&id);
+        }
+        for member in members {
+            self.put(member);
+        }
+    }
+
+    /// Whether there was room. Whoever is held already is always brought up to date.
+    pub(super) fn put(&self, member: Member) -> bool {
+        let id = member.id.clone();
+        let before = self.members.get(&id);
+        if before.is_none() && self.len.load(Ordering::Relaxed) >= self.max as u64 {
+            return false;
+        }
+        let member = Arc::new(member);
+        self.members.insert(id.clone(), member.clone());
+        match before {
+            Some(before) => self.forget_names(&before, Some(&member)),
+            None => {
+                self.len.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        for identity in identities_of(&member) {
+            self.identities.insert(identity, id.clone());
+        }
+        for key in &member.keys {
+            self.keys.insert(key.id.clone(), id.clone());
+        }
+        true
+    }
+
+    pub(super) fn remove(&self, id: &UserId) {
+        if let Some(member) = self.members.remove(id) {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+            self.forget_names(&member, None);
+        }
+    }
+
+    /// Takes out the names `now` no longer has, unless they lead to somebody else by now.
+    fn forget_names(&self, before: &Member, now: Option<&Member>) {
+        for identity in identities_of(before).filter(|identity| !now.is_some_and(|now| identity.is_of(now))) {
+            if self.identities.get(&identity).as_ref() == Some(&before.id) {
+                self.identities.invalidate(&identity);
+            }
+        }
+        let kept = |id: &KeyId| now.is_some_and(|now| now.keys.iter().any(|key| key.id == *id));
+        for key in before.keys.iter().filter(|key| !kept(&key.id)) {
+            if self.keys.get(&key.id).as_ref() == Some(&before.id) {
+                self.keys.invalidate(&key.id);
+            }
+        }
+    }
+}
+
+impl Identity {
+    fn is_of(&self, member: &Member) -> bool {
+        member
+            .identities
+            .iter()
+            .any(|(issuer, subject)| *issuer == self.issuer && *subject == self.subject)
+    }
+}
+
+fn identities_of(member: &Member) -> impl Iterator<Item = Identity> {
+    member.identities.iter().map(|(issuer, subject)| Identity {
+        issuer: issuer.clone(),
+        subject: subject.clone(),
+    })
+}

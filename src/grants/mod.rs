@@ -1,0 +1,375 @@
+//! Who is enrolled and holds which grants: a copy of the store's directory in memory, held under a lease.
+//!
+//! The lease: every confirmation asks the change feed what was committed since, so the copy is known to be no older than the
+//! instant before that question. Calls are served while it is young enough, cause a confirmation when it is not so young, and
+//! wait for one, or are refused, when it is too old. Without calls nothing is asked, so an idle database may sleep.
+//! One task writes the copy; a reader that misses never loads. Decides nothing: what a grant allows is `decide`'s.
+
+mod cache;
+mod keeper;
+mod lease;
+mod misses;
+mod revocations;
+#[cfg(test)]
+mod script;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use crate::config::GrantsConfig;
+use crate::domain::{
+    ApiKey, EnvironmentName, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, Principal, Reason, Subject, Timestamp,
+    UserId,
+};
+use crate::store::{RegistryRow, Store, StoreError};
+use cache::Cache;
+use keeper::Keeper;
+use lease::Lease;
+use misses::Misses;
+use source::Source;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// The directory in memory and the task that keeps it.
+pub struct Grants {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How much is known, at one look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantsView {
+    /// Position of the change feed.
+    pub seq: i64,
+    /// No change older than this is missing.
+    pub age: Duration,
+    /// Counts applied changes. Taken before a look-up, it tells later whether the look-up still holds.
+    pub generation: u64,
+}
+
+/// The directory is too old to decide upon, and could not be confirmed in time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("authorisations were last confirmed {} ms ago", .age.as_millis())]
+pub struct Stale {
+    pub age: Duration,
+    pub retry_after: Duration,
+    /// Why the last confirmation failed, for the log.
+    pub why: Option<Arc<str>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GrantsError {
+    #[error("cannot load users and grants")]
+    Store(#[from] StoreError),
+    #[error("the store holds {found} users of this environment, more than `grants.max_members` allows ({max})")]
+    TooMany { found: usize, max: usize },
+}
+
+/// What a decision stood upon, for a last look before the call is sent.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    /// Of the view that was taken before the look-up.
+    pub generation: u64,
+    pub member: UserId,
+    /// The grant used, and its version.
+    pub grant: Option<(GrantId, i64)>,
+    pub principal: Arc<Principal>,
+}
+
+/// The generation at which each of these last changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub registry: u64,
+    pub catalogue: u64,
+}
+
+/// What the task has done since the start; for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    pub members: u64,
+    /// Questions to the store, answered or not.
+    pub confirms: u64,
+    pub failures: u64,
+    /// Whole directories read, the first included.
+    pub reloads: u64,
+}
+
+struct Shared {
+    cache: Cache,
+    lease: Lease,
+    misses: Misses,
+    seq: AtomicI64,
+    generation: AtomicU64,
+    applied: watch::Sender<u64>,
+    changes: watch::Sender<Changes>,
+    confirms: AtomicU64,
+    failures: AtomicU64,
+    reloads: AtomicU64,
+    confirm_after: Duration,
+    max_staleness: Duration,
+    confirm_timeout: Duration,
+}
+
+impl Grants {
+    /// Loads everything once; then one task keeps it until `stop`.
+    pub async fn start(store: Store, environment: EnvironmentName, config: &GrantsConfig) -> Result<Self, GrantsError> {
+        Self::from_source(Source::Store { store, environment }, config).await
+    }
+
+    async fn from_source(source: Source, config: &GrantsConfig) -> Result<Self, GrantsError> {
+        let sent = Instant::now();
+        let directory = source.directory().await?;
+        let shared = Arc::new(Shared {
+            cache: Cache::new(config.max_members),
+            lease: Lease::new(sent),
+            misses: Misses::default(),
+            seq: AtomicI64::new(0),
+            generation: AtomicU64::new(0),
+            applied: watch::Sender::default(),
+            changes: watch::Sender::default(),
+            confirms: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            reloads: AtomicU64::new(0),
+            confirm_after: config.confirm_after.0.min(config.max_staleness.0),
+            max_staleness: config.max_staleness.0,
+            confirm_timeout: config.confirm_timeout.0,
+        });
+        let keeper = Keeper::load(source, shared.clone(), directory, sent)?;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(keeper.keep(stop.clone()));
+        Ok(Self {
+            shared,
+            stop,
+            task: Mutex::new(Some(task)),
+        })
+    }
+
+    /// Ends the task and waits for it. What is in memory stays readable and grows stale.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            // A panic in it was reported when it happened, and made every later view stale.
+            let _ended = task.await;
+        }
+    }
+
+    pub fn by_identity(&self, issuer: &Issuer, subject: &Subject) -> Option<Arc<Member>> {
+        self.shared.cache.by_identity(issuer, subject)
+    }
+
+    pub fn by_id(&self, user: &UserId) -> Option<Arc<Member>> {
+        self.shared.cache.by_id(user)
+    }
+
+    /// The key with its owner, in whatever state they are.
+    pub fn by_key(&self, key: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
+        self.shared.cache.by_key(key)
+    }
+
+    /// As `by_identity`; but somebody unknown is looked for once more after a confirmation, which one caller can cause once
+    /// a second: who was enrolled a moment ago is found.
+    pub async fn find_by_identity(&self, issuer: &Issuer, subject: &Subject) -> Option<Arc<Member>> {
+        if let Some(member) = self.by_identity(issuer, subject) {
+            return Some(member);
+        }
+        self.shared.look_again(&(issuer, subject)).await;
+        self.by_identity(issuer, subject)
+    }
+
+    /// As `by_key`, with the same second look.
+    pub async fn find_by_key(&self, key: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
+        if let Some(found) = self.by_key(key) {
+            return Some(found);
+        }
+        self.shared.look_again(key).await;
+        self.by_key(key)
+    }
+
+    /// Whether the credential behind this principal was revoked by a row of `revocations` that is in force.
+    pub fn revoked(&self, principal: &Principal, now: Timestamp) -> bool {
+        self.shared.cache.revoked(principal, now)
+    }
+
+    pub fn registry(&self) -> Arc<Vec<RegistryRow>> {
+        self.shared.cache.registry()
+    }
+
+    pub fn view(&self) -> GrantsView {
+        self.shared.view()
+    }
+
+    /// A view that is young enough to decide upon; take it before looking anybody up. Ready at once unless the last
+    /// confirmation is too long ago.
+    pub async fn fresh(&self) -> Result<GrantsView, Stale> {
+        let arrived = Instant::now();
+        let view = self.shared.view();
+        if view.age <= self.shared.confirm_after {
+            return Ok(view);
+        }
+        if view.age <= self.shared.max_staleness {
+            self.shared.lease.want(before(arrived, self.shared.confirm_after), arrived);
+            return Ok(view);
+        }
+        self.shared
+            .confirmed(arrived, before(arrived, self.shared.max_staleness))
+            .await
+    }
+
+    /// A view that holds everything committed before this call.
+    pub async fn confirm(&self) -> Result<GrantsView, Stale> {
+        let arrived = Instant::now();
+        self.shared.confirmed(arrived, arrived).await
+    }
+
+    /// A hint that something changed, from wherever it comes: asks the store soon, also while backing off. Never grants.
+    pub fn confirm_now(&self) {
+        self.shared.lease.hint(Instant::now());
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.shared.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether what was decided upon still stands. One atomic load if nothing changed since.
+    pub fn recheck(&self, ticket: &Ticket, now: Timestamp) -> Result<(), Reason> {
+        match ticket.generation == self.generation() {
+            true => Ok(()),
+            false => self.standing(ticket, now),
+        }
+    }
+
+    /// The same by looking, also for what time alone ends; for open streams.
+    pub fn standing(&self, ticket: &Ticket, now: Timestamp) -> Result<(), Reason> {
+        let member = self.by_id(&ticket.member).ok_or(Reason::NotEnrolled)?;
+        if member.status != MemberStatus::Active {
+            return Err(Reason::MemberDisabled);
+        }
+        if let Some((id, version)) = &ticket.grant {
+            let grant = member.grants.iter().find(|grant| grant.id == *id).ok_or(Reason::NoGrant)?;
+            match grant.status {
+                GrantStatus::Verified => {}
+                GrantStatus::Idle => return Err(Reason::GrantIdle),
+                GrantStatus::Revoked => return Err(Reason::GrantRevoked),
+            }
+            if grant.expires_at.is_some_and(|end| end <= now) {
+                return Err(Reason::GrantExpired);
+            }
+            if grant.version != *version {
+                // Still a grant, but not the one that was judged.
+                return Err(Reason::StaleAuthorization);
+            }
+        }
+        match &ticket.principal.key {
+            Some(id) => self.key_standing(&member, id, now)?,
+            None => self.identity_standing(&member, &ticket.principal)?,
+        }
+        match self.revoked(&ticket.principal, now) {
+            true => Err(Reason::CredentialRevoked),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells when the registry or the catalogue changed.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Tells each new generation; open streams look at their ticket then.
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.shared.applied.subscribe()
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            members: self.shared.cache.members(),
+            confirms: self.shared.confirms.load(Ordering::Relaxed),
+            failures: self.shared.failures.load(Ordering::Relaxed),
+            reloads: self.shared.reloads.load(Ordering::Relaxed),
+        }
+    }
+
+    fn key_standing(&self, member: &Member, id: &KeyId, now: Timestamp) -> Result<(), Reason> {
+        let key = member.keys.iter().find(|key| key.id == *id).ok_or(Reason::BadKey)?;
+        if key.revoked_at.is_some() {
+            return Err(Reason::KeyRevoked);
+        }
+        match key.expires_at.is_some_and(|end| end <= now) {
+            true => Err(Reason::KeyExpired),
+            false => Ok(()),
+        }
+    }
+
+    fn identity_standing(&self, member: &Member, principal: &Principal) -> Result<(), Reason> {
+        let linked = |(issuer, subject): &(Issuer, Subject)| *issuer == principal.issuer && *subject == principal.subject;
+        match member.identities.iter().any(linked) {
+            true => Ok(()),
+            false => Err(Reason::NotEnrolled),
+        }
+    }
+}
+
+impl std::fmt::Debug for Grants {
+    /// Whom it holds is nobody's business in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grants")
+            .field("view", &self.view())
+            .field("counts", &self.counts())
+            .finish()
+    }
+}
+
+impl Drop for Grants {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Shared {
+    /// The age is read first: the cache may be newer than what is told of it, never older.
+    fn view(&self) -> GrantsView {
+        let fresh_at = self.lease.fresh_at();
+        let generation = self.generation.load(Ordering::Acquire);
+        GrantsView {
+            seq: self.seq.load(Ordering::Acquire),
+            age: fresh_at.elapsed(),
+            generation,
+        }
+    }
+
+    /// Waits for a confirmation that knows everything committed before `need`, joining one that is under way.
+    async fn confirmed(&self, arrived: Instant, need: Instant) -> Result<GrantsView, Stale> {
+        let enough = |fresh_at: Instant| fresh_at >= need && (fresh_at >= arrived || fresh_at.elapsed() <= self.max_staleness);
+        match self.lease.wait(arrived, need, self.confirm_timeout, enough).await {
+            Ok(()) => Ok(self.view()),
+            Err(failed) => Err(Stale {
+                age: self.lease.fresh_at().elapsed(),
+                retry_after: failed.retry_after,
+                why: failed.why,
+            }),
+        }
+    }
+
+    async fn look_again(&self, who: &impl Hash) {
+        let arrived = Instant::now();
+        if let Some(need) = self.misses.since(who, arrived) {
+            // Whether the view is too old is asked by `fresh`; here nobody is found either way.
+            let _failed = self
+                .lease
+                .wait(arrived, need, self.confirm_timeout, |fresh_at| fresh_at >= need)
+                .await;
+        }
+    }
+}
+
+/// Early enough is early enough: the clock's own beginning stands for everything before it.
+fn before(now: Instant, span: Duration) -> Instant {
+    now.checked_sub(span).unwrap_or(now)
+}

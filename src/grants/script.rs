@@ -1,0 +1,270 @@
+//! A store that plays a part: every answer, delay and failure of it is scripted, and every question counted.
+
+#![cfg(test)]
+
+use crate::domain::{
+    ApiKey, Grant, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, PrincipalKind, Revocation, Scopes, ServerName,
+    Subject, Timestamp, UserId,
+};
+use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// A store whose every answer is scripted.
+#[derive(Clone)]
+pub(super) struct Script(Arc<Mutex<World>>);
+
+pub(super) struct World {
+    pub(super) members: BTreeMap<String, Member>,
+    revocations: Vec<Revocation>,
+    /// Positions, with the member each was about; `None`: the revocations.
+    feed: Vec<(Anchor, Option<String>)>,
+    histories: u32,
+    asked: usize,
+    answer_after: Duration,
+    fails: bool,
+    hangs: bool,
+    /// Each state a grant was ever in, and since when.
+    states: Vec<(String, Instant, GrantStatus)>,
+}
+
+impl Script {
+    pub(super) fn new<const N: usize>(names: [&str; N]) -> Self {
+        let script = Self(Arc::new(Mutex::new(World {
+            members: BTreeMap::new(),
+            revocations: Vec::new(),
+            feed: Vec::new(),
+            histories: 0,
+            asked: 0,
+            answer_after: Duration::ZERO,
+            fails: false,
+            hangs: false,
+            states: Vec::new(),
+        })));
+        {
+            let mut world = script.world();
+            for name in names {
+                world.members.insert(name.to_owned(), member(name));
+                world.states.push((name.to_owned(), Instant::now(), GrantStatus::Verified));
+            }
+            world.commit(None);
+        }
+        script
+    }
+
+    pub(super) async fn directory(&self) -> Result<Directory, StoreError> {
+        self.answer(|world| Directory {
+            anchor: world.head(),
+            members: world.members.values().cloned().collect(),
+            revocations: world.revocations.clone(),
+            registry: Vec::new(),
+        })
+        .await
+    }
+
+    pub(super) async fn catch_up(&self, anchor: &Anchor) -> Result<CatchUp, StoreError> {
+        self.world().asked += 1;
+        self.answer(|world| world.since(anchor)).await
+    }
+
+    /// Reads half-way through the time it takes.
+    async fn answer<T>(&self, read: impl FnOnce(&World) -> T) -> Result<T, StoreError> {
+        let half = self.world().answer_after / 2;
+        sleep(half).await;
+        let answer = read(&self.world());
+        sleep(half).await;
+        loop {
+            let (fails, hangs) = {
+                let world = self.world();
+                (world.fails, world.hangs)
+            };
+            match (fails, hangs) {
+                (true, _) => {
+                    return Err(StoreError::Unreachable {
+                        place: "the script".to_owned(),
+                        why: "it fails".to_owned(),
+                    });
+                }
+                (false, false) => return Ok(answer),
+                (false, true) => sleep(millis(50)).await,
+            }
+        }
+    }
+
+    pub(super) fn put(&self, member: Member) {
+        let mut world = self.world();
+        let name = member.id.to_string();
+        world.members.insert(name.clone(), member);
+        world.commit(Some(name));
+    }
+
+    /// In one transaction.
+    pub(super) fn put_both(&self, one: Member, other: Member) {
+        let mut world = self.world();
+        let names = [one.id.to_string(), other.id.to_string()];
+        for (name, member) in names.iter().zip([one, other]) {
+            world.members.insert(name.clone(), member);
+        }
+        for name in names {
+            world.commit(Some(name));
+        }
+    }
+
+    pub(super) fn remove(&self, name: &str) {
+        let mut world = self.world();
+        world.members.remove(name);
+        world.commit(Some(name.to_owned()));
+    }
+
+    pub(super) fn revoke(&self, name: &str) {
+        let mut world = self.world();
+        world.members.get_mut(name).unwrap().grants[0].status = GrantStatus::Revoked;
+        world.commit(Some(name.to_owned()));
+    }
+
+    pub(super) fn flip(&self, name: &str) {
+        let mut world = self.world();
+        let grant = &mut world.members.get_mut(name).unwrap().grants[0];
+        grant.status = match grant.status {
+            GrantStatus::Verified => GrantStatus::Revoked,
+            GrantStatus::Idle | GrantStatus::Revoked => GrantStatus::Verified,
+        };
+        let status = grant.status;
+        world.states.push((name.to_owned(), Instant::now(), status));
+        world.commit(Some(name.to_owned()));
+    }
+
+    pub(super) fn revocations(&self, rows: Vec<Revocation>) {
+        let mut world = self.world();
+        world.revocations = rows;
+        world.commit(None);
+    }
+
+    /// The same positions again, as another history.
+    pub(super) fn restore(&self, change: impl FnOnce(&mut World)) {
+        let mut world = self.world();
+        change(&mut world);
+        world.histories += 1;
+        let tag = format!("history {}", world.histories);
+        for (anchor, _) in &mut world.feed {
+            anchor.tag.clone_from(&tag);
+        }
+    }
+
+    /// Every state the grant was in during the last `age`.
+    pub(super) fn since(&self, name: &str, age: Duration) -> Vec<GrantStatus> {
+        let world = self.world();
+        let from = Instant::now() - age;
+        let states: Vec<_> = world.states.iter().filter(|state| state.0 == name).collect();
+        let first = states.iter().rposition(|state| state.1 < from).unwrap_or(0);
+        states[first..].iter().map(|state| state.2).collect()
+    }
+
+    pub(super) fn answer_after(&self, by: Duration) {
+        self.world().answer_after = by;
+    }
+
+    pub(super) fn fail(&self, fails: bool) {
+        self.world().fails = fails;
+    }
+
+    pub(super) fn hang(&self, hangs: bool) {
+        self.world().hangs = hangs;
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.world().asked
+    }
+
+    fn world(&self) -> std::sync::MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl World {
+    fn commit(&mut self, about: Option<String>) {
+        let anchor = Anchor {
+            seq: self.feed.len() as i64 + 1,
+            tag: format!("history {}", self.histories),
+        };
+        self.feed.push((anchor, about));
+    }
+
+    fn head(&self) -> Anchor {
+        self.feed.last().unwrap().0.clone()
+    }
+
+    fn since(&self, anchor: &Anchor) -> CatchUp {
+        let Some(known) = self.feed.iter().position(|(held, _)| held == anchor) else {
+            return CatchUp::Reload;
+        };
+        let changed: BTreeSet<_> = self.feed[known + 1..].iter().map(|(_, about)| about.clone()).collect();
+        CatchUp::Since(Delta {
+            anchor: self.head(),
+            members: changed
+                .iter()
+                .flatten()
+                .map(|name| (user(name), self.members.get(name).cloned()))
+                .collect(),
+            revocations: changed.contains(&None).then(|| self.revocations.clone()),
+            ..Delta::default()
+        })
+    }
+}
+
+pub(super) fn member(name: &str) -> Member {
+    Member {
+        id: user(name),
+        kind: PrincipalKind::User,
+        email: Some(format!("{name}@example.com")),
+        display_name: None,
+        roles: Vec::new(),
+        status: MemberStatus::Active,
+        identities: vec![identity(name)],
+        keys: vec![ApiKey {
+            id: key_id(name),
+            name: String::new(),
+            hash: [0; 32],
+            pepper_version: 1,
+            scopes: Scopes::default(),
+            created_at: Timestamp::from_secs(0),
+            expires_at: None,
+            revoked_at: None,
+        }],
+        grants: vec![Grant {
+            id: GrantId::parse(name).unwrap(),
+            server: ServerName::parse("files").unwrap(),
+            client: None,
+            status: GrantStatus::Verified,
+            scopes: Scopes::default(),
+            expires_at: None,
+            version: 1,
+        }],
+    }
+}
+
+pub(super) fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+pub(super) fn issuer() -> Issuer {
+    Issuer::parse("https://issuer.example").unwrap()
+}
+
+pub(super) fn identity(name: &str) -> (Issuer, Subject) {
+    (issuer(), Subject::parse(name).unwrap())
+}
+
+pub(super) fn key_id(name: &str) -> KeyId {
+    KeyId::parse(&format!("key00000{name}")).unwrap()
+}
+
+pub(super) fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+pub(super) fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}

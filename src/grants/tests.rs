@@ -1,0 +1,559 @@
+//! The lease against a scripted store on a clock that stands still: how often the store is asked, what is served when it
+//! fails, and that no call is decided on knowledge older than promised. The real stores are in `tests/rooms/grants.rs`.
+
+use super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
+use super::source::Source;
+use super::{Changes, Grants, GrantsError, GrantsView, Ticket};
+use crate::config::{GrantsConfig, Span};
+use crate::domain::{
+    AuthMethod, Digest, Fingerprint, GrantId, GrantStatus, Issuer, IssuerAlias, Member, MemberStatus, Principal, PrincipalKind,
+    Reason, Revocation, RevocationKind, Timestamp,
+};
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+#[tokio::test(start_paused = true)]
+async fn without_calls_nothing_is_asked() {
+    let (grants, script) = started(|_| {}).await;
+    sleep(secs(30 * 24 * 3_600)).await;
+    assert_eq!(script.asked(), 0);
+    assert_eq!((grants.counts().confirms, grants.counts().reloads), (0, 1));
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_proxy_asks_once_in_confirm_after() {
+    let (grants, script) = started(|_| {}).await;
+    for _ in 0..10_000 {
+        sleep(millis(1)).await;
+        assert!(grants.fresh().await.unwrap().age <= millis(1_030));
+    }
+    assert!((9..=10).contains(&script.asked()), "{}", script.asked());
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_confirm_after_a_call_is_served_at_once_and_the_next_sees_the_change() {
+    let (grants, script) = started(|_| {}).await;
+    script.revoke("ann");
+    sleep(secs(2)).await;
+    let called = Instant::now();
+    let view = grants.fresh().await.unwrap();
+    assert_eq!((called.elapsed(), view.age), (Duration::ZERO, secs(2)));
+    assert_eq!(status(&grants), GrantStatus::Verified);
+    sleep(millis(1)).await;
+    assert_eq!(status(&grants), GrantStatus::Revoked);
+    assert_eq!((grants.fresh().await.unwrap().seq, script.asked()), (2, 1));
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_the_bound_all_callers_wait_for_one_confirmation() {
+    let (grants, script) = started(|_| {}).await;
+    script.revoke("ann");
+    script.answer_after(millis(300));
+    sleep(secs(60)).await;
+    let grants = Arc::new(grants);
+    let calls: Vec<_> = (0..100)
+        .map(|n| {
+            let grants = grants.clone();
+            tokio::spawn(async move {
+                sleep(millis(n)).await;
+                let view = grants.fresh().await.unwrap();
+                (status(&grants), view.age <= millis(300))
+            })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), (GrantStatus::Revoked, true));
+    }
+    assert_eq!(script.asked(), 1);
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_stops_answering_is_outlived_for_max_staleness_and_no_longer() {
+    let (grants, script) = started(|_| {}).await;
+    script.hang(true);
+    let start = Instant::now();
+    while start.elapsed() <= secs(5) {
+        grants.fresh().await.unwrap();
+        sleep(millis(100)).await;
+    }
+    let called = Instant::now();
+    let stale = grants.fresh().await.unwrap_err();
+    assert_eq!(called.elapsed(), millis(800), "the longest wait of a call");
+    assert!(stale.age > secs(5));
+    for _ in 0..1_000 {
+        assert!(grants.fresh().await.is_err());
+        sleep(millis(10)).await;
+    }
+    script.hang(false);
+    while grants.fresh().await.is_err() {
+        sleep(millis(100)).await;
+    }
+    assert!(grants.view().age < secs(1));
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_is_asked_ever_more_rarely_and_by_calls_alone() {
+    let (grants, script) = started(|_| {}).await;
+    script.fail(true);
+    sleep(secs(6)).await;
+    let stale = grants.fresh().await.unwrap_err();
+    assert_eq!(stale.why.as_deref(), Some("cannot reach the script: it fails"));
+    assert_eq!(stale.retry_after, secs(1));
+
+    let before = script.asked();
+    let start = Instant::now();
+    while start.elapsed() < secs(60) {
+        let called = Instant::now();
+        assert!(grants.fresh().await.is_err());
+        assert!(called.elapsed() <= millis(800));
+        sleep(millis(50)).await;
+    }
+    // 0.2, 0.4, 0.8, 1.6, 3.2, 6.4 and then every 10 seconds.
+    let asked = script.asked() - before;
+    assert!((9..=11).contains(&asked), "{asked}");
+
+    let before = script.asked();
+    sleep(secs(3_600)).await;
+    assert_eq!(script.asked(), before, "no calls, no questions");
+
+    script.fail(false);
+    assert!(grants.fresh().await.is_ok());
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_served_while_the_store_fails_leaves_no_question_behind() {
+    let (grants, script) = started(|_| {}).await;
+    script.fail(true);
+    sleep(secs(2)).await;
+    grants.fresh().await.unwrap();
+    sleep(millis(100)).await;
+    grants.fresh().await.unwrap();
+    let asked = script.asked();
+    sleep(secs(3_600)).await;
+    assert_eq!((asked, script.asked()), (1, 1));
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_asks_at_once_even_after_failures() {
+    let (grants, script) = started(|_| {}).await;
+    script.fail(true);
+    for _ in 0..20 {
+        sleep(secs(10)).await;
+        assert!(grants.fresh().await.is_err());
+    }
+    script.fail(false);
+    script.revoke("ann");
+    grants.confirm_now();
+    sleep(millis(21)).await;
+    assert_eq!(status(&grants), GrantStatus::Revoked);
+
+    let before = script.asked();
+    for _ in 0..1_000 {
+        grants.confirm_now();
+        sleep(millis(1)).await;
+    }
+    assert!(
+        script.asked() - before <= 51,
+        "hints are bundled: {}",
+        script.asked() - before
+    );
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_enrolled_a_moment_ago_is_found_and_who_is_not_costs_one_question_a_second() {
+    let (grants, script) = started(|_| {}).await;
+    sleep(millis(100)).await;
+    script.put(member("bob"));
+    let (issuer, subject) = identity("bob");
+    assert!(grants.by_identity(&issuer, &subject).is_none());
+    assert!(grants.find_by_identity(&issuer, &subject).await.is_some());
+    assert_eq!(script.asked(), 1);
+
+    let (issuer, subject) = identity("nobody");
+    let start = Instant::now();
+    let before = script.asked();
+    while start.elapsed() < secs(10) {
+        assert!(grants.find_by_identity(&issuer, &subject).await.is_none());
+        sleep(millis(10)).await;
+    }
+    let asked = script.asked() - before;
+    assert!((9..=11).contains(&asked), "{asked}");
+
+    script.fail(true);
+    sleep(secs(2)).await;
+    let called = Instant::now();
+    assert!(grants.find_by_key(&key_id("nobody")).await.is_none());
+    assert!(
+        called.elapsed() <= millis(800),
+        "a failing store does not hold anybody up for long"
+    );
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_unknown_keys_is_bounded() {
+    let (grants, script) = started(|_| {}).await;
+    let grants = Arc::new(grants);
+    let start = Instant::now();
+    let calls: Vec<_> = (0..3_000)
+        .map(|n| {
+            let grants = grants.clone();
+            tokio::spawn(async move {
+                sleep(millis(n)).await;
+                grants.find_by_key(&key_id(&format!("unknown{n}"))).await
+            })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.unwrap().is_none());
+    }
+    assert!(start.elapsed() < secs(4));
+    assert!(script.asked() <= 152, "{}", script.asked());
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_history_is_loaded_whole() {
+    let (grants, script) = started(|_| {}).await;
+    let mut changes = grants.changes();
+    sleep(secs(2)).await;
+    script.put(member("bob"));
+    grants.confirm().await.unwrap();
+    assert!(grants.by_id(&user("bob")).is_some());
+    assert!(!changes.has_changed().unwrap(), "members are neither registry nor catalogue");
+
+    // The same positions, written again with other tags and without bob: a restore.
+    sleep(secs(2)).await;
+    script.restore(|world| {
+        world.members.remove("bob");
+        world.members.insert("eve".to_owned(), member("eve"));
+    });
+    let view = grants.confirm().await.unwrap();
+    assert_eq!((view.seq, grants.counts().reloads, grants.counts().members), (2, 2, 2));
+    assert!(grants.by_id(&user("bob")).is_none());
+    let (issuer, subject) = identity("bob");
+    assert!(grants.by_identity(&issuer, &subject).is_none());
+    assert!(grants.by_key(&key_id("bob")).is_none());
+    assert!(grants.by_key(&key_id("eve")).is_some());
+    let generation = view.generation;
+    assert_eq!(
+        *changes.borrow_and_update(),
+        Changes {
+            registry: generation,
+            catalogue: generation
+        }
+    );
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_moves_leads_to_its_new_owner_only() {
+    let (grants, script) = started(|_| {}).await;
+    let (issuer, subject) = identity("ann");
+    for (from, to) in [("ann", "zoe"), ("zoe", "ann")] {
+        sleep(secs(1)).await;
+        let mut old = member(from);
+        old.identities.clear();
+        let mut new = member(to);
+        new.identities = vec![(issuer.clone(), subject.clone())];
+        script.put_both(old, new);
+        grants.confirm().await.unwrap();
+        assert_eq!(grants.by_identity(&issuer, &subject).unwrap().id, user(to));
+    }
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_holds_until_what_it_stands_on_changes() {
+    let (grants, script) = started(|_| {}).await;
+    let now = Timestamp::from_secs(1_000);
+    let view = grants.fresh().await.unwrap();
+    let ticket = ticket("ann", view);
+    assert_eq!(grants.recheck(&ticket, now), Ok(()));
+
+    let change = async |change: &dyn Fn(&mut Member)| {
+        let mut changed = member("ann");
+        change(&mut changed);
+        sleep(secs(1)).await;
+        script.put(changed);
+        grants.confirm().await.unwrap();
+        grants.recheck(&ticket, now)
+    };
+    assert_eq!(
+        change(&|ann| ann.email = None).await,
+        Ok(()),
+        "somebody else's change, or one that does not matter"
+    );
+    for (expected, edit) in [
+        (
+            Reason::StaleAuthorization,
+            &(|ann: &mut Member| ann.grants[0].version = 2) as &dyn Fn(&mut Member),
+        ),
+        (Reason::GrantRevoked, &|ann| ann.grants[0].status = GrantStatus::Revoked),
+        (Reason::GrantIdle, &|ann| ann.grants[0].status = GrantStatus::Idle),
+        (Reason::GrantExpired, &|ann| {
+            ann.grants[0].expires_at = Some(Timestamp::from_secs(1_000))
+        }),
+        (Reason::NoGrant, &|ann| ann.grants.clear()),
+        (Reason::MemberDisabled, &|ann| ann.status = MemberStatus::Disabled),
+        (Reason::KeyRevoked, &|ann| {
+            ann.keys[0].revoked_at = Some(Timestamp::from_secs(999))
+        }),
+        (Reason::KeyExpired, &|ann| {
+            ann.keys[0].expires_at = Some(Timestamp::from_secs(1_000))
+        }),
+        (Reason::BadKey, &|ann| ann.keys.clear()),
+    ] {
+        assert_eq!(change(edit).await, Err(expected));
+    }
+    assert_eq!(change(&|_| {}).await, Ok(()));
+    sleep(secs(1)).await;
+    script.remove("ann");
+    grants.confirm().await.unwrap();
+    assert_eq!(grants.recheck(&ticket, now), Err(Reason::NotEnrolled));
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_covers_what_was_issued_before_it_while_it_lasts() {
+    let (grants, script) = started(|_| {}).await;
+    sleep(secs(1)).await;
+    let at = Timestamp::from_secs;
+    let revoked = |kind, value: &str| Revocation {
+        issuer: issuer(),
+        kind,
+        value: value.to_owned(),
+        issued_before: at(100),
+        expires_at: at(200),
+    };
+    script.revocations(vec![
+        revoked(RevocationKind::Subject, "bob"),
+        revoked(RevocationKind::Session, "s1"),
+        revoked(RevocationKind::Client, "c1"),
+        revoked(RevocationKind::Jti, "j1"),
+    ]);
+    grants.confirm().await.unwrap();
+
+    let ann = |issued_at| Principal {
+        issued_at,
+        ..principal("ann")
+    };
+    let old = ann(Some(at(99)));
+    assert!(!grants.revoked(&old, at(150)));
+    for hit in [
+        Principal {
+            subject: identity("bob").1,
+            ..old.clone()
+        },
+        Principal {
+            token_session: Some("s1".into()),
+            ..old.clone()
+        },
+        Principal {
+            client: Some("c1".parse().unwrap()),
+            ..old.clone()
+        },
+        Principal {
+            token_id: Some("j1".into()),
+            ..old.clone()
+        },
+    ] {
+        assert!(grants.revoked(&hit, at(150)), "{hit:?}");
+        assert!(!grants.revoked(&hit, at(200)), "over");
+        assert!(
+            !grants.revoked(
+                &Principal {
+                    issued_at: Some(at(100)),
+                    ..hit.clone()
+                },
+                at(150)
+            ),
+            "issued since"
+        );
+        assert!(
+            grants.revoked(
+                &Principal {
+                    issued_at: None,
+                    ..hit.clone()
+                },
+                at(150)
+            ),
+            "issued who knows when"
+        );
+        let elsewhere = Issuer::parse("https://else.example").unwrap();
+        assert!(!grants.revoked(
+            &Principal {
+                issuer: elsewhere,
+                ..hit.clone()
+            },
+            at(150)
+        ));
+    }
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_members_than_allowed_do_not_load_and_one_more_is_left_out() {
+    let script = Script::new(["ann", "bob"]);
+    let config = |max_members| GrantsConfig {
+        max_members,
+        ..GrantsConfig::default()
+    };
+    let refused = Grants::from_source(Source::Script(script.clone()), &config(1)).await;
+    assert!(matches!(refused, Err(GrantsError::TooMany { found: 2, max: 1 })));
+
+    let grants = Grants::from_source(Source::Script(script.clone()), &config(2)).await.unwrap();
+    sleep(secs(1)).await;
+    script.put(member("eve"));
+    script.revoke("ann");
+    grants.confirm().await.unwrap();
+    assert!(grants.by_id(&user("eve")).is_none());
+    assert_eq!(status(&grants), GrantStatus::Revoked, "those held are kept up to date");
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_staleness_allowed_every_call_asks() {
+    let (grants, script) = started(|config| config.max_staleness = Span(Duration::ZERO)).await;
+    for n in 1..=20 {
+        sleep(millis(50)).await;
+        script.revoke("ann");
+        assert_eq!(grants.fresh().await.unwrap().seq, n + 1);
+        assert_eq!(script.asked(), n as usize);
+    }
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_ends_the_task_and_the_copy_grows_stale() {
+    let (grants, _script) = started(|_| {}).await;
+    grants.stop().await;
+    grants.stop().await;
+    sleep(secs(6)).await;
+    assert!(grants.fresh().await.is_err());
+    assert!(grants.by_id(&user("ann")).is_some());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Flip(usize),
+    Call,
+    Advance(u64),
+    AnswerAfter(u64),
+    Fail(bool),
+    Hang(bool),
+    Hint,
+    Restore,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..3usize).prop_map(Step::Flip),
+        8 => Just(Step::Call),
+        6 => (0..3_000u64).prop_map(Step::Advance),
+        2 => (0..1_500u64).prop_map(Step::AnswerAfter),
+        1 => any::<bool>().prop_map(Step::Fail),
+        1 => any::<bool>().prop_map(Step::Hang),
+        1 => Just(Step::Hint),
+        1 => Just(Step::Restore),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// The contract itself: a call that is let in knows everything that was committed more than `max_staleness` before.
+    #[test]
+    fn no_call_is_decided_on_older_knowledge_than_promised(steps in proptest::collection::vec(step(), 1..120)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let script = Script::new(["u0", "u1", "u2"]);
+            let grants = Grants::from_source(Source::Script(script.clone()), &GrantsConfig::default()).await.unwrap();
+            for step in steps {
+                match step {
+                    Step::Flip(n) => script.flip(&format!("u{n}")),
+                    Step::Advance(by) => sleep(millis(by)).await,
+                    Step::AnswerAfter(by) => script.answer_after(millis(by)),
+                    Step::Fail(fails) => script.fail(fails),
+                    Step::Hang(hangs) => script.hang(hangs),
+                    Step::Hint => grants.confirm_now(),
+                    Step::Restore => script.restore(|_| {}),
+                    Step::Call => {
+                        let called = Instant::now();
+                        let answer = grants.fresh().await;
+                        prop_assert!(called.elapsed() <= millis(801), "{:?}", called.elapsed());
+                        let Ok(view) = answer else { continue };
+                        prop_assert!(view.age <= secs(5), "{:?}", view);
+                        for n in 0..3 {
+                            let name = format!("u{n}");
+                            let seen = grants.by_id(&user(&name)).unwrap().grants[0].status;
+                            let possible = script.since(&name, view.age);
+                            prop_assert!(possible.contains(&seen), "{name} is seen {seen:?}, it was {possible:?}");
+                        }
+                    }
+                }
+            }
+            grants.stop().await;
+            Ok(())
+        })?;
+    }
+}
+
+async fn started(change: impl FnOnce(&mut GrantsConfig)) -> (Grants, Script) {
+    let mut config = GrantsConfig::default();
+    change(&mut config);
+    let script = Script::new(["ann"]);
+    let grants = Grants::from_source(Source::Script(script.clone()), &config).await.unwrap();
+    (grants, script)
+}
+
+fn status(grants: &Grants) -> GrantStatus {
+    grants.by_id(&user("ann")).unwrap().grants[0].status
+}
+
+fn ticket(name: &str, view: GrantsView) -> Ticket {
+    let principal = Principal {
+        method: AuthMethod::Key,
+        key: Some(key_id(name)),
+        ..principal(name)
+    };
+    Ticket {
+        generation: view.generation,
+        member: user(name),
+        grant: Some((GrantId::parse(name).unwrap(), 1)),
+        principal: Arc::new(principal),
+    }
+}
+
+fn principal(name: &str) -> Principal {
+    let (issuer, subject) = identity(name);
+    Principal {
+        kind: PrincipalKind::User,
+        issuer,
+        alias: IssuerAlias::parse("main").unwrap(),
+        subject,
+        method: AuthMethod::Jwt,
+        fingerprint: Fingerprint::of(&Digest::ZERO),
+        client: None,
+        token_session: None,
+        token_id: None,
+        email: None,
+        tenant: None,
+        assurance: None,
+        roles: Vec::new(),
+        key: None,
+        key_scopes: None,
+        issued_at: None,
+        expires_at: None,
+    }
+}

@@ -1,0 +1,214 @@
+//! A configured issuer: what its tokens must say before anybody is named by them. Order and reasons follow the list in
+//! `TrustedIssuer::prove`; a token that passes names (issuer, subject) and nothing about what that person may do.
+
+use super::source::KeySource;
+use super::token::{Claims, Token};
+use crate::config::IssuerKind;
+use crate::domain::{
+    AuthMethod, ClientId, Digest, EnvironmentName, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, RoleName,
+    Subject, Timestamp,
+};
+use jsonwebtoken::Algorithm;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MAX_ROLES: usize = 64;
+
+pub(super) struct TrustedIssuer {
+    pub alias: IssuerAlias,
+    pub kind: IssuerKind,
+    /// The one that principals carry.
+    pub issuer: Issuer,
+    /// Every `iss` that means this issuer.
+    pub accepted: Vec<Issuer>,
+    pub algorithms: Vec<Algorithm>,
+    pub audiences: Vec<String>,
+    pub client_ids: Vec<ClientId>,
+    pub environment: EnvironmentName,
+    pub environment_claim: Option<String>,
+    pub roles_claim: Option<String>,
+    pub tenant_claim: Option<String>,
+    pub allow_anonymous: bool,
+    pub skew: Duration,
+    pub keys: Arc<KeySource>,
+}
+
+impl TrustedIssuer {
+    /// The token's `iss` chose this issuer. The cheap questions come before the signature, the naming after it.
+    pub async fn prove(
+        &self,
+        token: &Token<'_>,
+        credential: &Digest,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Principal, Reason> {
+        if !self.algorithms.contains(&token.algorithm) {
+            return Err(Reason::WrongAlgorithm);
+        }
+        let expires_at = self.not_expired(&token.claims, now)?;
+        self.for_us(&token.claims, audience)?;
+        let keys = self.keys.keys(&token.key_id).await?;
+        keys.verify(&token.key_id, token.algorithm, token.message, token.signature)?;
+        let issued_at = self.already_valid(&token.claims, now)?;
+        let (kind, subject) = self.of_the_right_kind(token)?;
+        let client = self.of_a_known_client(&token.claims)?;
+        self.of_this_environment(&token.claims)?;
+        self.principal(&token.claims, credential, (kind, subject), client, (issued_at, expires_at))
+    }
+
+    fn not_expired(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
+        let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?;
+        match now < expires_at.plus(self.skew) {
+            true => Ok(expires_at),
+            false => Err(Reason::TokenExpired),
+        }
+    }
+
+    fn already_valid(&self, claims: &Claims, now: Timestamp) -> Result<Option<Timestamp>, Reason> {
+        let issued_at = claims.time("iat")?;
+        let begins_at = claims.time("nbf")?;
+        let latest = now.plus(self.skew);
+        match [issued_at, begins_at].into_iter().flatten().all(|at| at <= latest) {
+            true => Ok(issued_at),
+            false => Err(Reason::TokenNotYetValid),
+        }
+    }
+
+    fn for_us(&self, claims: &Claims, audience: &str) -> Result<(), Reason> {
+        if !claims.has("aud") {
+            return Err(Reason::WrongAudience);
+        }
+        let default = match self.kind {
+            IssuerKind::Supabase => "authenticated",
+            IssuerKind::Oidc | IssuerKind::CloudflareAccess => audience,
+        };
+        let ours = |named: &&str| match self.audiences.as_slice() {
+            [] => *named == default,
+            audiences => audiences.iter().any(|audience| audience == named),
+        };
+        match claims.texts("aud")?.iter().any(ours) {
+            true => Ok(()),
+            false => Err(Reason::WrongAudience),
+        }
+    }
+
+    /// Access tokens only: neither ID tokens nor service keys nor logins of the wrong sort name a caller.
+    fn of_the_right_kind(&self, token: &Token<'_>) -> Result<(PrincipalKind, Subject), Reason> {
+        let claims = &token.claims;
+        let subject = claims.text("sub")?;
+        if !matches!(token.kind.as_deref(), None | Some("jwt" | "at+jwt" | "application/at+jwt")) {
+            return Err(Reason::WrongTokenKind);
+        }
+        // `at_hash` and `c_hash` are said by ID tokens alone; `cnf` binds a token to a key that is not asked for here.
+        if ["at_hash", "c_hash", "cnf"].iter().any(|name| claims.has(name)) {
+            return Err(Reason::WrongTokenKind);
+        }
+        match self.kind {
+            IssuerKind::Oidc => {
+                if claims.text("typ")?.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+                    return Err(Reason::WrongTokenKind);
+                }
+            }
+            IssuerKind::Supabase => {
+                if claims.text("role")? != Some("authenticated") || claims.text("session_id")?.is_none_or(str::is_empty) {
+                    return Err(Reason::WrongTokenKind);
+                }
+                if claims.flag("is_anonymous")? && !self.allow_anonymous {
+                    return Err(Reason::WrongTokenKind);
+                }
+                claims.time("iat")?.ok_or(Reason::MalformedCredential)?;
+            }
+            IssuerKind::CloudflareAccess => {
+                if claims.text("type")? != Some("app") {
+                    return Err(Reason::WrongTokenKind);
+                }
+                if subject == Some("") {
+                    let name = claims.text("common_name")?.ok_or(Reason::MalformedCredential)?;
+                    return named(PrincipalKind::Service, name);
+                }
+            }
+        }
+        named(PrincipalKind::User, subject.ok_or(Reason::MalformedCredential)?)
+    }
+
+    fn of_a_known_client(&self, claims: &Claims) -> Result<Option<ClientId>, Reason> {
+        let named = [claims.text("client_id")?, claims.text("azp")?];
+        let mut client = None;
+        for name in named.into_iter().flatten() {
+            let id = ClientId::parse(name).map_err(|_| Reason::MalformedCredential)?;
+            if !self.client_ids.is_empty() && !self.client_ids.contains(&id) {
+                return Err(Reason::WrongAudience);
+            }
+            client = client.or(Some(id));
+        }
+        match client.is_none() && !self.client_ids.is_empty() {
+            true => Err(Reason::WrongAudience),
+            false => Ok(client),
+        }
+    }
+
+    fn of_this_environment(&self, claims: &Claims) -> Result<(), Reason> {
+        let Some(path) = &self.environment_claim else { return Ok(()) };
+        match claims.texts(path)?.contains(&self.environment.as_str()) {
+            true => Ok(()),
+            false => Err(Reason::WrongEnvironment),
+        }
+    }
+
+    fn principal(
+        &self,
+        claims: &Claims,
+        credential: &Digest,
+        (kind, subject): (PrincipalKind, Subject),
+        client: Option<ClientId>,
+        (issued_at, expires_at): (Option<Timestamp>, Timestamp),
+    ) -> Result<Principal, Reason> {
+        let shared = |name: &str| claims.text(name).map(|text| text.map(Arc::from));
+        let either = |first: &str, second: &str| Ok(shared(first)?.or(shared(second)?));
+        let verified = !claims.has("email_verified") || claims.flag("email_verified")?;
+        Ok(Principal {
+            kind,
+            issuer: self.issuer.clone(),
+            alias: self.alias.clone(),
+            subject,
+            method: AuthMethod::Jwt,
+            fingerprint: Fingerprint::of(credential),
+            client,
+            token_session: either("session_id", "sid")?,
+            token_id: shared("jti")?,
+            email: shared("email")?.filter(|_| verified),
+            tenant: self.tenant(claims)?,
+            assurance: either("aal", "acr")?,
+            roles: self.roles(claims)?,
+            key: None,
+            key_scopes: None,
+            issued_at,
+            expires_at: Some(expires_at),
+        })
+    }
+
+    fn tenant(&self, claims: &Claims) -> Result<Option<Arc<str>>, Reason> {
+        let Some(path) = &self.tenant_claim else { return Ok(None) };
+        match claims.texts(path)?.as_slice() {
+            [] => Ok(None),
+            [tenant] => Ok(Some(Arc::from(*tenant))),
+            _ => Err(Reason::MalformedCredential),
+        }
+    }
+
+    fn roles(&self, claims: &Claims) -> Result<Vec<RoleName>, Reason> {
+        let Some(path) = &self.roles_claim else {
+            return Ok(Vec::new());
+        };
+        let roles = claims.texts(path)?;
+        if roles.len() > MAX_ROLES {
+            return Err(Reason::MalformedCredential);
+        }
+        let parse = |role: &str| RoleName::parse(role).map_err(|_| Reason::MalformedCredential);
+        roles.into_iter().map(parse).collect()
+    }
+}
+
+fn named(kind: PrincipalKind, subject: &str) -> Result<(PrincipalKind, Subject), Reason> {
+    Ok((kind, Subject::parse(subject).map_err(|_| Reason::MalformedCredential)?))
+}

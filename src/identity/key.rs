@@ -1,0 +1,394 @@
+//! Guardian API keys: `ng_<id>_<secret>_<check>`. What is stored is an HMAC of the secret under a pepper that the database
+//! does not have. A slow hash would only invite a flood: the secret is 256 random bits.
+
+use crate::domain::{
+    ApiKey, AuthMethod, Digest, Fingerprint, Issuer, IssuerAlias, KeyId, Member, Principal, Reason, Subject, Timestamp,
+};
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::SecretString;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use zeroize::Zeroizing;
+
+/// The issuer of keys in `user_identities` and in principals; no configured issuer may have its name.
+pub const KEY_ISSUER: &str = "guardian";
+
+static ISSUER: LazyLock<Issuer> = LazyLock::new(|| Issuer::parse(KEY_ISSUER).expect("a literal that is an issuer"));
+static ALIAS: LazyLock<IssuerAlias> = LazyLock::new(|| IssuerAlias::parse(KEY_ISSUER).expect("a literal that is an alias"));
+
+const ID_BYTES: usize = 10;
+const ID_CHARS: usize = 16;
+const SECRET_BYTES: usize = 32;
+const SECRET_CHARS: usize = 52;
+const CHECK_CHARS: usize = 8;
+
+/// The secrets that stored hashes depend on, by version. The highest makes new keys.
+pub struct Pepper {
+    versions: BTreeMap<i32, hmac::Key>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PepperError {
+    #[error("cannot read the peppers in `{}`", file.display())]
+    Unreadable { file: PathBuf, source: std::io::Error },
+    #[error("cannot write a new pepper to `{}`", file.display())]
+    Unwritable { file: PathBuf, source: std::io::Error },
+    #[error("line {line} of `{}` is not `version:base64` of 32 bytes, with a version of its own", file.display())]
+    BadLine { file: PathBuf, line: usize },
+    #[error("`{}` holds no pepper", file.display())]
+    Empty { file: PathBuf },
+    #[error("the system gives no random bytes")]
+    NoRandomness,
+}
+
+/// A key as it is made: `shown` is seen once, the rest is stored.
+pub struct NewKey {
+    pub shown: SecretString,
+    pub id: KeyId,
+    pub hash: [u8; 32],
+    pub pepper_version: i32,
+}
+
+/// A key as a request shows it: well-formed and without a typing error, no more.
+#[derive(Clone, Copy)]
+pub struct KeyText<'a> {
+    text: &'a str,
+    id: &'a str,
+    secret: &'a str,
+}
+
+impl Pepper {
+    /// Reads `file`, or makes it with one fresh pepper if it is not there.
+    pub fn load_or_create(file: &Path) -> Result<Self, PepperError> {
+        match std::fs::read_to_string(file) {
+            Ok(text) => Self::parse(file, &Zeroizing::new(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(file),
+            Err(source) => Err(PepperError::Unreadable {
+                file: file.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// A new key under the newest pepper.
+    pub fn new_key(&self) -> Result<NewKey, PepperError> {
+        let mut id = [0; ID_BYTES];
+        let mut secret = Zeroizing::new([0; SECRET_BYTES]);
+        fill(&mut id)?;
+        fill(&mut *secret)?;
+        let (id, secret) = (base32(&id), Zeroizing::new(base32(&*secret)));
+        let body = Zeroizing::new(format!("ng_{id}_{}", *secret));
+        let (version, pepper) = self.versions.last_key_value().expect("a pepper has a version");
+        Ok(NewKey {
+            shown: format!("{}_{:08x}", *body, crc32c::crc32c(body.as_bytes())).into(),
+            id: KeyId::parse(&id).expect("base32 in lower case fits a key id"),
+            hash: mac(pepper, &secret),
+            pepper_version: *version,
+        })
+    }
+
+    /// Whether `key` is the stored one. It takes as long when nothing is stored.
+    pub(super) fn matches(&self, key: &KeyText<'_>, stored: Option<&ApiKey>) -> bool {
+        let newest = self.versions.last_key_value().expect("a pepper has a version").1;
+        let pepper = stored.and_then(|stored| self.versions.get(&stored.pepper_version));
+        let hash = stored.map_or([0; 32], |stored| stored.hash);
+        let equal = hmac::verify(pepper.unwrap_or(newest), key.secret.as_bytes(), &hash).is_ok();
+        equal && pepper.is_some()
+    }
+
+    fn parse(file: &Path, text: &str) -> Result<Self, PepperError> {
+        let mut versions = BTreeMap::new();
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let bad = || PepperError::BadLine {
+                file: file.to_owned(),
+                line: at + 1,
+            };
+            let (version, pepper) = line.trim().split_once(':').ok_or_else(bad)?;
+            let version: i32 = version.parse().map_err(|_| bad())?;
+            let pepper = Zeroizing::new(STANDARD.decode(pepper).map_err(|_| bad())?);
+            if pepper.len() != 32 || versions.insert(version, hmac::Key::new(hmac::HMAC_SHA256, &pepper)).is_some() {
+                return Err(bad());
+            }
+        }
+        match versions.is_empty() {
+            true => Err(PepperError::Empty { file: file.to_owned() }),
+            false => Ok(Self { versions }),
+        }
+    }
+
+    /// Whoever comes second finds the file of the first: a pepper is never overwritten.
+    fn create(file: &Path) -> Result<Self, PepperError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let unwritable = |source| PepperError::Unwritable {
+            file: file.to_owned(),
+            source,
+        };
+        let mut pepper = Zeroizing::new([0; 32]);
+        fill(&mut *pepper)?;
+        let text = Zeroizing::new(format!("1:{}\n", STANDARD.encode(*pepper)));
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder).map_err(unwritable)?;
+        }
+        let mut suffix = [0; 8];
+        fill(&mut suffix)?;
+        let beside = file.with_extension(format!("new-{:016x}", u64::from_be_bytes(suffix)));
+        let mut options = std::fs::OpenOptions::new();
+        let mut out = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)
+            .map_err(unwritable)?;
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.sync_all())
+            .map_err(unwritable)?;
+        let linked = std::fs::hard_link(&beside, file);
+        let _ = std::fs::remove_file(&beside);
+        match linked {
+            Ok(()) => Self::parse(file, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Self::load_or_create(file),
+            Err(source) => Err(unwritable(source)),
+        }
+    }
+}
+
+impl<'a> KeyText<'a> {
+    /// A key with a wrong checksum was mistyped or cut: it is refused without asking anybody.
+    pub fn read(text: &'a str) -> Result<Self, Reason> {
+        let mut parts = text.strip_prefix("ng_").ok_or(Reason::MalformedCredential)?.split('_');
+        let (Some(id), Some(secret), Some(check), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err(Reason::BadKey);
+        };
+        let shaped = |part: &str, chars: usize| part.len() == chars && part.bytes().all(|byte| BASE32.contains(&byte));
+        if !shaped(id, ID_CHARS) || !shaped(secret, SECRET_CHARS) || check.len() != CHECK_CHARS {
+            return Err(Reason::BadKey);
+        }
+        let body = &text[..text.len() - CHECK_CHARS - 1];
+        let sum = crc32c::crc32c(body.as_bytes());
+        match check
+            .bytes()
+            .rev()
+            .enumerate()
+            .all(|(at, digit)| HEX[(sum >> (4 * at)) as usize & 15] == digit)
+        {
+            true => Ok(Self { text, id, secret }),
+            false => Err(Reason::BadKey),
+        }
+    }
+
+    pub fn id(&self) -> KeyId {
+        KeyId::parse(self.id).expect("base32 in lower case fits a key id")
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(self.text.as_bytes())
+    }
+}
+
+impl fmt::Debug for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key(ng_{}_…)", self.id)
+    }
+}
+
+/// Whether a key that matched may still be used.
+pub(super) fn standing(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
+    if key.revoked_at.is_some() {
+        return Err(Reason::KeyRevoked);
+    }
+    match key.expires_at.is_some_and(|expires_at| expires_at <= now) {
+        true => Err(Reason::KeyExpired),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn principal(member: &Member, key: &ApiKey, credential: &Digest) -> Result<Principal, Reason> {
+    Ok(Principal {
+        kind: member.kind,
+        issuer: ISSUER.clone(),
+        alias: ALIAS.clone(),
+        subject: Subject::parse(member.id.as_str()).map_err(|_| Reason::BadKey)?,
+        method: AuthMethod::Key,
+        fingerprint: Fingerprint::of(credential),
+        client: None,
+        token_session: None,
+        token_id: None,
+        email: member.email.as_deref().map(Into::into),
+        tenant: None,
+        assurance: None,
+        roles: Vec::new(),
+        key: Some(key.id.clone()),
+        key_scopes: (!key.scopes.is_empty()).then(|| key.scopes.clone()),
+        issued_at: Some(key.created_at),
+        expires_at: key.expires_at,
+    })
+}
+
+fn mac(pepper: &hmac::Key, secret: &str) -> [u8; 32] {
+    let tag = hmac::sign(pepper, secret.as_bytes());
+    tag.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes")
+}
+
+fn fill(bytes: &mut [u8]) -> Result<(), PepperError> {
+    aws_lc_rs::rand::fill(bytes).map_err(|_| PepperError::NoRandomness)
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// RFC 4648 base32 in lower case without padding: it survives being read out and double-clicked.
+fn base32(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
+    for block in bytes.chunks(5) {
+        let mut five = [0; 5];
+        five[..block.len()].copy_from_slice(block);
+        let bits = five.iter().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+        let chars = (block.len() * 8).div_ceil(5);
+        text.extend((0..chars).map(|at| char::from(BASE32[(bits >> (35 - 5 * at)) as usize & 31])));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Scopes;
+    use secrecy::ExposeSecret;
+
+    fn pepper(text: &str) -> Result<Pepper, PepperError> {
+        Pepper::parse(Path::new("pepper"), text)
+    }
+
+    fn two() -> Pepper {
+        pepper(&format!("1:{}\n2:{}\n", STANDARD.encode([1; 32]), STANDARD.encode([2; 32]))).unwrap()
+    }
+
+    fn stored(new: &NewKey) -> ApiKey {
+        ApiKey {
+            id: new.id.clone(),
+            name: "test".to_owned(),
+            hash: new.hash,
+            pepper_version: new.pepper_version,
+            scopes: Scopes::default(),
+            created_at: Timestamp::from_secs(0),
+            expires_at: None,
+            revoked_at: None,
+        }
+    }
+
+    #[test]
+    fn base32_is_the_published_one() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "my"),
+            ("fo", "mzxq"),
+            ("foo", "mzxw6"),
+            ("foob", "mzxw6yq"),
+            ("fooba", "mzxw6ytb"),
+        ] {
+            assert_eq!(base32(bytes.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn a_new_key_is_known_by_its_hash_alone() {
+        let pepper = two();
+        let new = pepper.new_key().unwrap();
+        assert_eq!(new.pepper_version, 2);
+        let key = KeyText::read(new.shown.expose_secret()).unwrap();
+        assert_eq!(key.id(), new.id);
+        assert!(pepper.matches(&key, Some(&stored(&new))));
+        assert!(!pepper.matches(&key, None), "an unknown id");
+        let other = stored(&pepper.new_key().unwrap());
+        assert!(!pepper.matches(&key, Some(&other)), "another key's row");
+        for version in [1, 3] {
+            let moved = ApiKey {
+                pepper_version: version,
+                ..stored(&new)
+            };
+            assert!(!pepper.matches(&key, Some(&moved)), "under another pepper, known or not");
+        }
+        let zeroed = ApiKey {
+            hash: [0; 32],
+            ..stored(&new)
+        };
+        assert!(!pepper.matches(&key, Some(&zeroed)));
+    }
+
+    #[test]
+    fn an_older_pepper_still_verifies() {
+        let old = pepper(&format!("1:{}", STANDARD.encode([1; 32]))).unwrap();
+        let new = old.new_key().unwrap();
+        let key = KeyText::read(new.shown.expose_secret()).unwrap();
+        assert!(two().matches(&key, Some(&stored(&new))));
+    }
+
+    #[test]
+    fn a_typing_error_is_found_without_a_lookup() {
+        let new = two().new_key().unwrap();
+        let shown = new.shown.expose_secret();
+        assert_eq!(shown.len(), 3 + ID_CHARS + 1 + SECRET_CHARS + 1 + CHECK_CHARS);
+        for at in 0..shown.len() {
+            let mut typo = shown.as_bytes().to_vec();
+            typo[at] = if typo[at] == b'a' { b'b' } else { b'a' };
+            assert!(KeyText::read(std::str::from_utf8(&typo).unwrap()).is_err(), "at {at}");
+            assert!(KeyText::read(&shown[..at]).is_err(), "cut at {at}");
+        }
+        for bad in [
+            format!("{shown}a"),
+            format!("{shown}_a"),
+            shown.to_uppercase(),
+            "ng___".to_owned(),
+        ] {
+            assert!(KeyText::read(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nothing_printed_holds_the_secret() {
+        let new = two().new_key().unwrap();
+        let key = KeyText::read(new.shown.expose_secret()).unwrap();
+        assert!(!format!("{key:?} {:?}", new.shown).contains(key.secret));
+    }
+
+    #[test]
+    fn a_pepper_file_is_exact() {
+        let good = STANDARD.encode([1; 32]);
+        for bad in [
+            String::new(),
+            "1".to_owned(),
+            "1:".to_owned(),
+            "1:AAAA".to_owned(),
+            format!("x:{good}"),
+            format!("1:{good}\n1:{good}"),
+        ] {
+            assert!(pepper(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_withdrawn_or_ran_out_is_refused() {
+        let now = Timestamp::from_secs(1_000);
+        let key = stored(&two().new_key().unwrap());
+        assert_eq!(standing(&key, now), Ok(()));
+        let expired = ApiKey {
+            expires_at: Some(now),
+            ..key.clone()
+        };
+        assert_eq!(standing(&expired, now), Err(Reason::KeyExpired));
+        let revoked = ApiKey {
+            revoked_at: Some(Timestamp::from_secs(2_000)),
+            ..expired
+        };
+        assert_eq!(
+            standing(&revoked, now),
+            Err(Reason::KeyRevoked),
+            "whatever clock the database has"
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! Where an issuer's keys come from: a URL or a file. One fetch at a time for each issuer; none waits for another's.
+
+use super::jwks::{KeySet, Knowledge, MAX_BYTES, Plan, Times};
+use crate::domain::{IssuerAlias, Reason};
+use crate::transport::{Client, read_body};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use jsonwebtoken::Algorithm;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct KeySource {
+    pub alias: IssuerAlias,
+    pub place: Place,
+    pub algorithms: Vec<Algorithm>,
+    pub times: Times,
+    pub shared: Arc<Shared>,
+    pub knowledge: ArcSwap<Knowledge>,
+    /// The running fetch; it ends when its sender is dropped.
+    pub flight: Mutex<Option<watch::Receiver<()>>>,
+}
+
+pub(super) enum Place {
+    Url(Client, http::Uri),
+    File(PathBuf),
+}
+
+/// What all sources share.
+#[derive(Default)]
+pub(super) struct Shared {
+    /// Goes up when identities proved so far must be proved again.
+    pub generation: AtomicU64,
+    pub fetches: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+impl KeySource {
+    /// A key set with this key in it. It waits for a fetch only if there is nothing to go by without one.
+    pub async fn keys(self: &Arc<Self>, key_id: &str) -> Result<Arc<KeySet>, Reason> {
+        match self.knowledge.load().plan(key_id, self.times, Instant::now()) {
+            Plan::Use(set) => return Ok(set),
+            Plan::UseAndRefresh(set) => {
+                drop(self.fetch());
+                return Ok(set);
+            }
+            Plan::Refuse(reason) => return Err(reason),
+            Plan::Fetch => {}
+        }
+        let mut fetched = self.fetch();
+        let _ = fetched.changed().await;
+        self.knowledge.load().settled(key_id, self.times, Instant::now())
+    }
+
+    /// Starts a fetch, or joins the one that is running. It goes on when whoever wanted it hangs up.
+    pub fn fetch(self: &Arc<Self>) -> watch::Receiver<()> {
+        let mut flight = self.flight.lock().expect("no holder of this lock panics");
+        if let Some(running) = &*flight
+            && running.has_changed().is_ok()
+        {
+            return running.clone();
+        }
+        let (landed, fetched) = watch::channel(());
+        *flight = Some(fetched.clone());
+        let source = self.clone();
+        let stop = self.shared.stop.clone();
+        self.shared.fetches.spawn(async move {
+            stop.run_until_cancelled(source.fetch_once()).await;
+            drop(landed);
+        });
+        fetched
+    }
+
+    async fn fetch_once(&self) {
+        let read = self.read().await.and_then(|bytes| {
+            let set = KeySet::read(&bytes, &self.algorithms);
+            set.map_err(|error| error.to_string())
+        });
+        let now = Instant::now();
+        let before = self.knowledge.load_full();
+        let knowledge = match read {
+            Ok(set) => self.accept(set, &before, now),
+            Err(why) => {
+                tracing::warn!(issuer = %self.alias, from = %self.place, %why, "cannot fetch signing keys");
+                Knowledge {
+                    good: before.good.clone(),
+                    tried: Some((now, Some(why.into()))),
+                }
+            }
+        };
+        self.knowledge.store(Arc::new(knowledge));
+    }
+
+    fn accept(&self, set: KeySet, before: &Knowledge, now: Instant) -> Knowledge {
+        let changed = before.good.as_ref().is_some_and(|(old, _)| old.digest != set.digest);
+        if changed {
+            // A key may be gone, and what it signed with it.
+            self.shared.generation.fetch_add(1, Relaxed);
+        }
+        if changed || before.good.is_none() {
+            tracing::info!(issuer = %self.alias, keys = set.count(), "signing keys fetched");
+        }
+        Knowledge {
+            good: Some((Arc::new(set), now)),
+            tried: Some((now, None)),
+        }
+    }
+
+    async fn read(&self) -> Result<Bytes, String> {
+        match &self.place {
+            Place::File(file) => {
+                let read = tokio::fs::read(file).await.map_err(|error| error.to_string())?;
+                bounded(read.into())
+            }
+            Place::Url(client, url) => tokio::time::timeout(FETCH_TIMEOUT, get(client, url))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {FETCH_TIMEOUT:?}"))),
+        }
+    }
+}
+
+pub(super) fn bounded(bytes: Bytes) -> Result<Bytes, String> {
+    match bytes.len() > MAX_BYTES {
+        true => Err(format!("it is larger than {MAX_BYTES} bytes")),
+        false => Ok(bytes),
+    }
+}
+
+/// A redirect is refused like any other status: it would be another's key set.
+async fn get(client: &Client, url: &http::Uri) -> Result<Bytes, String> {
+    let request = Request::get(url.clone())
+        .header("accept", "application/json")
+        .body(Full::default());
+    let answer = client
+        .send(request.map_err(|error| error.to_string())?)
+        .await
+        .map_err(|error| chain(&error))?;
+    if answer.status() != http::StatusCode::OK {
+        return Err(format!("the answer was {}", answer.status()));
+    }
+    read_body(answer.into_body(), MAX_BYTES, FETCH_TIMEOUT)
+        .await
+        .map_err(|problem| problem.to_string())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", chain(cause)),
+        None => error.to_string(),
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Url(_, url) => write!(f, "{url}"),
+            Place::File(file) => write!(f, "{}", file.display()),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The hash chain and the envelope that carries it: turns the JSON of an event into the exact bytes of a record.
+//!
+//! `leaf = SHA-256(0x00 ‖ bytes)`, `head = SHA-256(0x02 ‖ previous head ‖ leaf)`. The RFC 6962 tree of an incarnation
+//! is computed from these leaves, as they are read back from disk; it is no part of the append path.
+
+use crate::domain::{Digest, Incarnation, SealedRecord, Sha256};
+use bytes::Bytes;
+
+/// Bytes of an envelope around an event, at most.
+pub(super) const ENVELOPE: usize = 192;
+
+/// Where the chain of one incarnation stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub incarnation: Incarnation,
+    /// Seq of the next record.
+    pub next: u64,
+    /// Head over all records below `next`; zero before the first.
+    pub head: Digest,
+}
+
+impl Chain {
+    pub fn new(incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            next: 0,
+            head: Digest::ZERO,
+        }
+    }
+
+    /// Appends the record of this event, whose JSON is `event`, and moves on.
+    pub fn seal(&mut self, event: &[u8], out: &mut Vec<u8>) {
+        let begin = out.len();
+        self.envelope(out);
+        out.extend_from_slice(event);
+        out.push(b'}');
+        self.advance(leaf(&out[begin..]));
+    }
+
+    /// Takes a record that was read back, if it is the next one of this chain.
+    pub fn accept(&mut self, bytes: &[u8]) -> Option<SealedRecord> {
+        let mut envelope = Vec::with_capacity(ENVELOPE);
+        self.envelope(&mut envelope);
+        if !bytes.starts_with(&envelope) || bytes.last() != Some(&b'}') {
+            return None;
+        }
+        let seq = self.next;
+        let leaf = leaf(bytes);
+        self.advance(leaf);
+        Some(SealedRecord {
+            incarnation: self.incarnation,
+            seq,
+            bytes: Bytes::copy_from_slice(bytes),
+            leaf,
+            head: self.head,
+        })
+    }
+
+    /// Exactly as serde writes the fields of `domain::Record` before the event; by hand, for formatting costs as much
+    /// as hashing.
+    fn envelope(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"{"v":1,"incarnation":""#);
+        hex(&self.incarnation.0, out);
+        out.extend_from_slice(br#"","seq":"#);
+        decimal(self.next, out);
+        out.extend_from_slice(br#","prev":""#);
+        hex(self.head.as_bytes(), out);
+        out.extend_from_slice(br#"","event":"#);
+    }
+
+    fn advance(&mut self, leaf: Digest) {
+        self.head = Sha256::new()
+            .update(&[2])
+            .update(self.head.as_bytes())
+            .update(leaf.as_bytes())
+            .finish();
+        self.next += 1;
+    }
+}
+
+fn leaf(bytes: &[u8]) -> Digest {
+    Sha256::new().update(&[0]).update(bytes).finish()
+}
+
+fn hex(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.extend(
+        bytes
+            .iter()
+            .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]),
+    );
+}
+
+fn decimal(mut number: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{EnvironmentName, Event, Record, Stop, Timestamp};
+
+    #[test]
+    fn the_bytes_of_a_record_are_those_serde_writes() {
+        let event = Event::Stop(Stop {
+            at: Timestamp::from_micros(-7),
+            environment: EnvironmentName::parse("test").unwrap(),
+        });
+        let mut chain = Chain::new(Incarnation([0xa5; 16]));
+        for next in [0, 9, 10, 4_711, u64::MAX - 1] {
+            chain.next = next;
+            let record = Record {
+                v: 1,
+                incarnation: chain.incarnation,
+                seq: next,
+                prev: chain.head,
+                event: event.clone(),
+            };
+            let mut bytes = Vec::new();
+            chain.seal(&serde_json::to_vec(&event).unwrap(), &mut bytes);
+            assert_eq!(String::from_utf8(bytes).unwrap(), serde_json::to_string(&record).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_record_is_accepted_in_its_place_only() {
+        let mut chain = Chain::new(Incarnation([1; 16]));
+        let begin = chain.clone();
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        chain.seal(br#"{"kind":"one"}"#, &mut first);
+        chain.seal(br#"{"kind":"two"}"#, &mut second);
+        let mut reader = begin.clone();
+        assert_eq!(reader.accept(&second), None);
+        assert_eq!(reader, begin);
+        let leaf = Digest::of(&[b"\0", &first[..]].concat());
+        let head = Digest::of(&[b"\x02", &Digest::ZERO.as_bytes()[..], &leaf.as_bytes()[..]].concat());
+        let record = reader.accept(&first).unwrap();
+        assert_eq!((record.seq, record.leaf, record.head), (0, leaf, head));
+        assert_eq!(reader.accept(&first), None);
+        assert_eq!(reader.accept(&second).unwrap().seq, 1);
+        assert_eq!(reader, chain);
+    }
+}

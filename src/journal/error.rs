@@ -1,0 +1,70 @@
+//! Why a journal cannot be opened, why it does not take a record, and what damage on disk looks like.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The journal cannot be opened. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("another process uses the journal `{}`: stop it, or give this instance a `data_dir` of its own", dir.display())]
+    Locked { dir: PathBuf },
+    #[error(
+        "the journal `{}` lies on {kind}, which does not survive a restart: choose a `data_dir` on a disk, or set `journal.allow_volatile = true`",
+        dir.display()
+    )]
+    Volatile { dir: PathBuf, kind: String },
+    #[error("cannot use the journal folder `{}`", dir.display())]
+    Folder { dir: PathBuf, source: io::Error },
+    #[error("cannot read or write the journal file `{}`", file.display())]
+    File { file: PathBuf, source: io::Error },
+    #[error(
+        "{0}: acknowledged records cannot be read back; restore the folder from a copy, or move it aside as evidence and start with an empty one"
+    )]
+    Damaged(Damage),
+    #[error("cannot start the thread that writes the journal")]
+    Thread(#[source] io::Error),
+    #[error("no random bytes for a new incarnation")]
+    Randomness,
+}
+
+/// Bytes on disk that are not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("journal file `{}` is damaged at byte {offset}, record {seq}: {what}", file.display())]
+pub struct Damage {
+    pub file: PathBuf,
+    pub offset: u64,
+    /// The first record that cannot be read.
+    pub seq: u64,
+    pub what: String,
+}
+
+/// The journal does not take the record: nothing may be sent for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Sealed {
+    #[error("the journal is full of records that the database has not taken yet")]
+    Full,
+    #[error("the journal's queue is full")]
+    Busy,
+    #[error("the journal's disk fails: {0}")]
+    Fault(Arc<str>),
+    #[error("the journal's disk does not answer")]
+    Hung,
+    #[error("the journal is closed")]
+    Stopped,
+}
+
+/// Where the journal stands.
+///
+/// ```text
+/// Open <-> Pressure <-> Sealed(Full)              by how full the spool is: 70 %, 95 %, open again below 80 %
+///   any -> Sealed(Fault) -> …                     a fresh segment failed too; leaves when a probe is on disk
+///   any -> Sealed(Hung) -> …                      a sync takes longer than `sync_timeout`; leaves when it returns
+///   any -> Sealed(Stopped)
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Open,
+    Pressure,
+    Sealed(Sealed),
+}

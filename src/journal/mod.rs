@@ -1,0 +1,319 @@
+//! The audit journal: a local, append-only, hash-chained spool of records, and the way from there to the database.
+//!
+//! A record is acknowledged when it is on disk, not before; what cannot be recorded is refused. Nothing here decides
+//! who may do what, and no other room writes these files. Checkpoints and the offline verifier work on what
+//! `read_dir` reads back: leaves and heads are all they need.
+
+mod chain;
+mod disk;
+mod error;
+mod fit;
+mod format;
+mod queue;
+mod recover;
+mod scan;
+mod segment;
+mod shared;
+mod shipper;
+mod spool;
+mod ticket;
+mod walk;
+mod watermark;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Damage, JournalError, Sealed, State};
+pub use shipper::Shipper;
+pub use ticket::{Cleared, Closing, Ticket};
+pub use walk::read_dir;
+
+use crate::decide::Permit;
+use crate::domain::{Call, Decided, Decision, Digest, Ending, EnvironmentName, Event, Incarnation, Outcome, Start, Timestamp};
+use chain::Chain;
+use disk::{Disk, Folder};
+use queue::locked;
+use shared::{OUTCOME_ROOM, Shared};
+use spool::Spool;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use ticket::Opening;
+use watermark::Watermark;
+use writer::{LastWords, Writer};
+
+/// Events written in one batch at the start.
+const START_BATCH: usize = 256;
+
+#[derive(Debug, Clone)]
+pub struct JournalSettings {
+    pub dir: PathBuf,
+    /// Unshipped records may take this much.
+    pub max_bytes: u64,
+    pub segment_bytes: u64,
+    /// A disk that takes longer is treated as broken.
+    pub sync_timeout: Duration,
+    pub allow_volatile: bool,
+}
+
+/// What the record of the start says of this instance.
+#[derive(Debug, Clone)]
+pub struct StartFacts {
+    pub environment: EnvironmentName,
+    pub version: String,
+    pub instance: String,
+}
+
+/// What the start found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The incarnation before, its last seq and head.
+    pub after: Option<(Incarnation, u64, Digest)>,
+    /// Bytes of a torn tail that were cut off.
+    pub cut: u64,
+    /// Permits of earlier incarnations whose outcome is now recorded as unknown.
+    pub unknown: usize,
+    /// Records the database has not taken yet, those of this start included.
+    pub unshipped: u64,
+}
+
+/// A handle; the journal closes when the last one goes, without a record of a stop.
+#[derive(Clone)]
+pub struct Journal(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
+    incarnation: Incarnation,
+    shipped: Option<Watermark>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Journal {
+    /// Locks the folder, recovers what is there, and begins a new incarnation. Blocks on the disk.
+    pub fn open_dir(
+        settings: JournalSettings,
+        start: StartFacts,
+        now: impl Fn() -> Timestamp + Send + Sync + 'static,
+    ) -> Result<(Self, Recovered), JournalError> {
+        let folder = Folder::lock(&settings.dir, settings.allow_volatile)?;
+        Self::open_on(Arc::new(folder), &settings, start, Box::new(now))
+    }
+
+    /// Records an event; durable when it returns. A permit goes through `open`.
+    pub async fn append(&self, event: Event) -> Result<u64, Sealed> {
+        let began = self.0.shared.observer.get().map(|observe| (observe, Instant::now()));
+        let seq = self.0.shared.append(&event)?.await?;
+        if let Some((observe, began)) = began {
+            observe(began.elapsed());
+        }
+        Ok(seq)
+    }
+
+    /// Records a permit and keeps room for its outcome. The record names what was permitted and why, whatever
+    /// `decision` says of that; what comes back can be sent.
+    pub async fn open(&self, permit: Permit, mut decision: Decision) -> Result<Cleared, (Call, Sealed)> {
+        let (call, basis) = permit.into_parts();
+        decision.request = call.request;
+        decision.decision = Decided::Allow;
+        decision.server = Some(call.server.clone());
+        decision.method = call.method.as_str().to_owned();
+        decision.tool = call.tool().map(ToString::to_string);
+        decision.policies = basis.policies;
+        decision.scopes = basis.scopes;
+        decision.grant = basis.grant;
+        decision.policy_set = basis.policy_set;
+        decision.catalogue = basis.catalogue;
+        self.clear(call, decision).await
+    }
+
+    async fn clear(&self, call: Call, decision: Decision) -> Result<Cleared, (Call, Sealed)> {
+        let shared = &self.0.shared;
+        let began = shared.observer.get().map(|observe| (observe, Instant::now()));
+        let waiter = match shared.append(&Event::Decision(Box::new(decision))) {
+            Ok(waiter) => waiter,
+            Err(sealed) => return Err((call, sealed)),
+        };
+        match Opening::new(waiter, shared.clone(), call.request).await {
+            Ok(seq) => {
+                if let Some((observe, began)) = began {
+                    observe(began.elapsed());
+                }
+                Ok(Cleared::new(call, shared.clone(), seq))
+            }
+            Err(sealed) => Err((call, sealed)),
+        }
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.0.incarnation
+    }
+
+    pub fn state(&self) -> State {
+        self.0.shared.state()
+    }
+
+    /// Durable records that the database has not taken yet.
+    pub fn unshipped(&self) -> u64 {
+        self.0.shared.spool.records.load(Ordering::Relaxed)
+    }
+
+    pub fn unshipped_bytes(&self) -> u64 {
+        self.0.shared.spool.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why the database did not take the last batch; `None` once it took one.
+    pub fn ship_error(&self) -> Option<String> {
+        locked(&self.0.shared.ship_error).clone()
+    }
+
+    /// Records that were refused since the start.
+    pub fn refused(&self) -> u64 {
+        self.0.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Calls that were cleared and have no outcome yet.
+    pub fn open_calls(&self) -> usize {
+        self.0.shared.tickets.load(Ordering::Acquire)
+    }
+
+    /// Since when the disk does not answer.
+    pub fn hung_for(&self) -> Option<Duration> {
+        let working = locked(&self.0.shared.working);
+        working
+            .as_ref()
+            .map(|(since, _)| since.elapsed())
+            .filter(|took| *took > self.0.shared.sync_timeout)
+    }
+
+    /// Is told how long each append took, from the call to the durable record. Only the first observer is kept.
+    pub fn observe_appends(&self, observe: impl Fn(Duration) + Send + Sync + 'static) {
+        _ = self.0.shared.observer.set(Box::new(observe));
+    }
+
+    /// Resolves when every cleared call has its outcome.
+    pub async fn all_closed(&self) {
+        let shared = &self.0.shared;
+        loop {
+            let mut notified = std::pin::pin!(shared.all_closed.notified());
+            notified.as_mut().enable();
+            if self.open_calls() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Writes what is in line and the record of the stop, and takes no more. Returns when that is on disk, or cannot
+    /// be; waits as long as the disk does.
+    pub async fn stop(&self) {
+        let shared = &self.0.shared;
+        let mut ended = std::pin::pin!(shared.end.notified());
+        ended.as_mut().enable();
+        shared.stopping.store(true, Ordering::Release);
+        shared.queue.close();
+        if !shared.has_ended() {
+            ended.await;
+        }
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        settings: &JournalSettings,
+        facts: StartFacts,
+        clock: shared::Clock,
+    ) -> Result<(Self, Recovered), JournalError> {
+        let past = recover::recover(&disk)?;
+        Watermark::prepare(&*disk).map_err(scan::in_file(&*disk, watermark::NAME))?;
+        let chain = Chain::new(new_incarnation()?);
+        let incarnation = chain.incarnation;
+        let number = past.shelf.segments.last().map_or(1, |segment| segment.header.number + 1);
+        let mut events = vec![Event::Start(Start {
+            at: clock(),
+            environment: facts.environment.clone(),
+            version: facts.version,
+            instance: facts.instance,
+            after: past.last,
+            cut: past.cut,
+        })];
+        events.extend(past.open.iter().map(|request| {
+            Event::Outcome(Outcome {
+                at: clock(),
+                environment: facts.environment.clone(),
+                request: *request,
+                ending: Ending::Unknown,
+                detail: Some("no outcome was recorded before the instance ended".to_owned()),
+                status: None,
+                tool_error: None,
+                latency_us: 0,
+                bytes: 0,
+                recovered: true,
+            })
+        }));
+        let unknown = past.open.len();
+        let spool = Arc::new(Spool::new(disk.clone(), past.shelf, past.unshipped));
+        let shared = Arc::new(Shared::new(
+            spool.clone(),
+            facts.environment,
+            clock,
+            settings.max_bytes,
+            settings.sync_timeout,
+        ));
+        shared.queue.reserve(unknown as u64 * OUTCOME_ROOM);
+        let mut writer = Writer::new(shared.clone(), disk.clone(), settings.segment_bytes, chain, number, past.open);
+        for events in events.chunks(START_BATCH) {
+            writer.write_directly(events).map_err(scan::in_file(&*disk, ""))?;
+        }
+        let recovered = Recovered {
+            after: past.last,
+            cut: past.cut,
+            unknown,
+            unshipped: spool.records.load(Ordering::Relaxed),
+        };
+        let watch = thread("journal-watch", {
+            let shared = shared.clone();
+            move || shared.watch()
+        })?;
+        let last_words = LastWords(shared.clone());
+        let write = thread("journal", move || {
+            let _last_words = last_words;
+            writer.run();
+        })?;
+        let handle = Handle {
+            threads: Mutex::new(vec![watch, write]),
+            shared,
+            disk,
+            incarnation,
+            shipped: past.watermark,
+        };
+        Ok((Self(Arc::new(handle)), recovered))
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        if self.shared.state() == State::Sealed(Sealed::Hung) {
+            return;
+        }
+        for thread in locked(&self.threads).drain(..) {
+            _ = thread.join();
+        }
+    }
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, JournalError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(JournalError::Thread)
+}
+
+fn new_incarnation() -> Result<Incarnation, JournalError> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| JournalError::Randomness)?;
+    Ok(Incarnation(bytes))
+}

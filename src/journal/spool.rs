@@ -1,0 +1,243 @@
+//! Which segment holds which record, over all incarnations in the folder; and reading them in order for the shipper.
+
+use super::disk::Disk;
+use super::error::{Damage, JournalError};
+use super::format::FRAME;
+use super::queue::locked;
+use super::scan::{Cursor, Segment, Step, damaged, in_file, segment_name};
+use super::watermark::Watermark;
+use crate::domain::{Incarnation, SealedRecord};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The segments in the folder, by number.
+pub(super) struct Spool {
+    disk: Arc<dyn Disk>,
+    shelf: Mutex<Shelf>,
+    /// Records of the running incarnation below this seq are durable.
+    pub durable: AtomicU64,
+    /// Durable records that the database has not taken, and their bytes.
+    pub records: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+#[derive(Default)]
+pub(super) struct Shelf {
+    pub segments: Vec<Segment>,
+    /// Where each incarnation of the past ends: seq after its last record.
+    pub ends: Vec<(Incarnation, u64)>,
+}
+
+impl Spool {
+    pub fn new(disk: Arc<dyn Disk>, shelf: Shelf, (records, bytes): (u64, u64)) -> Self {
+        Self {
+            disk,
+            shelf: Mutex::new(shelf),
+            durable: AtomicU64::new(0),
+            records: AtomicU64::new(records),
+            bytes: AtomicU64::new(bytes),
+        }
+    }
+
+    pub fn add(&self, segment: Segment) {
+        locked(&self.shelf).segments.push(segment);
+    }
+
+    /// Removes segments whose every record lies below the watermark; never the newest.
+    pub fn drop_shipped(&self, mark: &Watermark) -> Result<(), JournalError> {
+        let gone: Vec<String> = {
+            let mut shelf = locked(&self.shelf);
+            let keep = shelf.first_needed(mark);
+            shelf.segments.drain(..keep).map(|segment| segment.name).collect()
+        };
+        for name in &gone {
+            self.disk.remove(name).map_err(in_file(&*self.disk, name))?;
+        }
+        match gone.is_empty() {
+            true => Ok(()),
+            false => self.disk.sync_folder().map_err(in_file(&*self.disk, "")),
+        }
+    }
+
+    /// The segment that holds this record, and the seq below which the next ones are there too; equal: not there yet.
+    fn find(&self, at: &Watermark) -> Option<(Segment, u64)> {
+        let shelf = locked(&self.shelf);
+        let mut end = shelf
+            .end(at.incarnation)
+            .unwrap_or_else(|| self.durable.load(Ordering::Acquire));
+        // The highest number wins: it supersedes what lower ones hold from its first seq on.
+        for segment in shelf
+            .segments
+            .iter()
+            .rev()
+            .filter(|segment| segment.header.incarnation == at.incarnation)
+        {
+            if segment.header.first_seq <= at.next {
+                return Some((segment.clone(), end));
+            }
+            end = end.min(segment.header.first_seq);
+        }
+        None
+    }
+
+    /// Where the incarnation after this one begins; `None` if this one still runs or is unknown.
+    fn after(&self, incarnation: Incarnation) -> Option<Watermark> {
+        let shelf = locked(&self.shelf);
+        shelf.end(incarnation)?;
+        let mut later = shelf
+            .segments
+            .iter()
+            .skip_while(|segment| segment.header.incarnation != incarnation);
+        let next = later.find(|segment| segment.header.incarnation != incarnation)?;
+        Some(Watermark {
+            incarnation: next.header.incarnation,
+            next: next.header.first_seq,
+        })
+    }
+
+    fn first(&self) -> Option<Watermark> {
+        let shelf = locked(&self.shelf);
+        shelf.segments.first().map(|segment| Watermark {
+            incarnation: segment.header.incarnation,
+            next: segment.header.first_seq,
+        })
+    }
+}
+
+impl Shelf {
+    fn end(&self, incarnation: Incarnation) -> Option<u64> {
+        self.ends.iter().find(|(of, _)| *of == incarnation).map(|(_, end)| *end)
+    }
+
+    /// Index of the first segment that must stay.
+    fn first_needed(&self, mark: &Watermark) -> usize {
+        let last = self.segments.len().saturating_sub(1);
+        let needed = self.segments.iter().enumerate().position(|(index, segment)| {
+            let incarnation = segment.header.incarnation;
+            if incarnation != mark.incarnation {
+                return self.passed(incarnation, mark).is_none();
+            }
+            let next = self
+                .segments
+                .get(index + 1)
+                .filter(|next| next.header.incarnation == incarnation);
+            let end = next.map(|next| next.header.first_seq).or_else(|| self.end(incarnation));
+            end.is_none_or(|end| end > mark.next)
+        });
+        needed.unwrap_or(last).min(last)
+    }
+
+    /// Some if this incarnation lies before the watermark's.
+    fn passed(&self, incarnation: Incarnation, mark: &Watermark) -> Option<()> {
+        let place = |of: Incarnation| self.segments.iter().position(|segment| segment.header.incarnation == of);
+        (place(incarnation)? < place(mark.incarnation)?).then_some(())
+    }
+}
+
+/// Reads durable records in order, from the watermark on.
+pub(super) struct Feed {
+    spool: Arc<Spool>,
+    cursor: Option<Cursor>,
+    /// Records below this seq are in the cursor's segment.
+    until: u64,
+    at: Option<Watermark>,
+}
+
+impl Feed {
+    pub fn new(spool: Arc<Spool>, mark: Option<Watermark>) -> Self {
+        let at = mark.filter(|mark| spool.find(mark).is_some());
+        Self {
+            spool,
+            cursor: None,
+            until: 0,
+            at,
+        }
+    }
+
+    /// The next records, as many as there are and fit; and where the watermark is once they are shipped.
+    pub fn read(&mut self, rows: usize, bytes: usize) -> Result<(Vec<SealedRecord>, Option<Watermark>), JournalError> {
+        let mut records = Vec::new();
+        let mut size = 0;
+        while records.len() < rows && size < bytes {
+            let Some(record) = self.next()? else { break };
+            size += record.bytes.len();
+            records.push(record);
+        }
+        Ok((records, self.at))
+    }
+
+    fn next(&mut self) -> Result<Option<SealedRecord>, JournalError> {
+        loop {
+            let Some(at) = self.at.or_else(|| self.spool.first()) else {
+                return Ok(None);
+            };
+            if at.next < self.until
+                && let Some(cursor) = &mut self.cursor
+            {
+                let record = read_on(&*self.spool.disk, cursor, at.next)?;
+                self.at = Some(Watermark { next: at.next + 1, ..at });
+                return Ok(Some(record));
+            }
+            let Some((segment, until)) = self.spool.find(&at) else {
+                return Ok(None);
+            };
+            if at.next < until {
+                self.turn_to(&segment)?;
+                self.until = until;
+                continue;
+            }
+            let Some(next) = self.spool.after(at.incarnation) else {
+                return Ok(None);
+            };
+            (self.at, self.cursor, self.until) = (Some(next), None, 0);
+        }
+    }
+
+    /// Has the cursor in this segment, seeing all that is there now.
+    fn turn_to(&mut self, segment: &Segment) -> Result<(), JournalError> {
+        let disk = &*self.spool.disk;
+        let before = self.cursor.as_mut();
+        if let Some(same) = before.filter(|before| before.segment == segment.header.number) {
+            same.refresh();
+            return Ok(());
+        }
+        let cursor = Cursor::open(disk, segment).map_err(in_file(disk, &segment.name))?;
+        if let Some(before) = &self.cursor
+            && before.chain != cursor.chain
+        {
+            return Err(damaged(
+                disk,
+                segment,
+                "the segment does not continue the chain of the one before it",
+            ));
+        }
+        self.cursor = Some(cursor);
+        Ok(())
+    }
+}
+
+/// The record of this seq, which is known to be durable.
+fn read_on(disk: &dyn Disk, cursor: &mut Cursor, seq: u64) -> Result<SealedRecord, JournalError> {
+    let name = segment_name(cursor.segment);
+    loop {
+        let what = match cursor.step().map_err(in_file(disk, &name))? {
+            Step::Record(record) if record.seq == seq => return Ok(record),
+            Step::Record(record) if record.seq < seq => continue,
+            Step::Record(_) => "the reader is past this record",
+            Step::Bad(flaw) => flaw,
+            Step::End => "a durable record is missing",
+        };
+        return Err(JournalError::Damaged(Damage {
+            file: disk.path(&name),
+            offset: cursor.offset,
+            seq,
+            what: what.to_owned(),
+        }));
+    }
+}
+
+/// What a record takes of the spool: its bytes and its frame.
+pub(super) fn cost(record: &SealedRecord) -> u64 {
+    (FRAME + record.bytes.len()) as u64
+}

@@ -1,0 +1,175 @@
+//! A permit on its way: cleared once its record is durable, and bound to leave an outcome however it ends.
+
+use super::error::Sealed;
+use super::queue::Waiter;
+use super::shared::Shared;
+use crate::domain::{Call, Ending, Outcome, RequestId};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// A permitted call whose record is on disk. Only this can be sent; dropped, it leaves the outcome `aborted`.
+pub struct Cleared {
+    call: Call,
+    ticket: Ticket,
+    seq: u64,
+}
+
+impl Cleared {
+    pub(super) fn new(call: Call, shared: Arc<Shared>, seq: u64) -> Self {
+        shared.tickets.fetch_add(1, Ordering::AcqRel);
+        let ticket = Ticket {
+            request: call.request,
+            shared,
+            sent: None,
+            closed: false,
+        };
+        Self { call, ticket, seq }
+    }
+
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// Seq of the record of the decision.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The last step before the first byte goes out. From here on the call may have been executed.
+    pub fn into_sending(self) -> (Call, Ticket) {
+        let Self { call, mut ticket, .. } = self;
+        ticket.sent = Some(Instant::now());
+        (call, ticket)
+    }
+
+    /// The grant is gone at the last look: nothing is sent.
+    pub fn abort(self, detail: impl Into<String>) -> Call {
+        let Self { call, ticket, .. } = self;
+        ticket.close(Closing {
+            detail: Some(detail.into()),
+            ..Closing::of(Ending::Aborted)
+        });
+        call
+    }
+}
+
+/// What is known when a call has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closing {
+    pub ending: Ending,
+    pub detail: Option<String>,
+    /// HTTP status of the server.
+    pub status: Option<u16>,
+    /// The result said `isError`, or was a JSON-RPC error.
+    pub tool_error: Option<bool>,
+    /// Bytes of the answer.
+    pub bytes: u64,
+}
+
+impl Closing {
+    pub fn of(ending: Ending) -> Self {
+        Self {
+            ending,
+            detail: None,
+            status: None,
+            tool_error: None,
+            bytes: 0,
+        }
+    }
+}
+
+/// A sent call's claim to an outcome. Dropped, it leaves `client_closed`.
+pub struct Ticket {
+    request: RequestId,
+    shared: Arc<Shared>,
+    sent: Option<Instant>,
+    closed: bool,
+}
+
+impl Ticket {
+    pub fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// Records the outcome; waits for nothing.
+    pub fn close(mut self, closing: Closing) {
+        self.record(closing);
+    }
+
+    fn record(&mut self, closing: Closing) {
+        self.closed = true;
+        let Closing {
+            ending,
+            detail,
+            status,
+            tool_error,
+            bytes,
+        } = closing;
+        let latency = self.sent.map_or(0, |sent| sent.elapsed().as_micros());
+        self.shared.close(Outcome {
+            at: (self.shared.clock)(),
+            environment: self.shared.environment.clone(),
+            request: self.request,
+            ending,
+            detail,
+            status,
+            tool_error,
+            latency_us: u64::try_from(latency).unwrap_or(u64::MAX),
+            bytes,
+            recovered: false,
+        });
+        self.shared.ticket_closed();
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.record(Closing::of(match self.sent {
+                Some(_) => Ending::ClientClosed,
+                None => Ending::Aborted,
+            }));
+        }
+    }
+}
+
+/// Waits for the record of a permit. Dropped before it is told, the permit is closed as never sent.
+pub(super) struct Opening {
+    waiter: Waiter,
+    shared: Arc<Shared>,
+    request: RequestId,
+    told: bool,
+}
+
+impl Opening {
+    pub fn new(waiter: Waiter, shared: Arc<Shared>, request: RequestId) -> Self {
+        Self {
+            waiter,
+            shared,
+            request,
+            told: false,
+        }
+    }
+}
+
+impl Future for Opening {
+    type Output = Result<u64, Sealed>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let told = Pin::new(&mut self.waiter).poll(context);
+        self.told = told.is_ready();
+        told
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.told && matches!(self.waiter.leave(), Some(Ok(_))) {
+            self.shared
+                .close_unsent(self.request, "the caller was gone before the call was sent");
+        }
+    }
+}

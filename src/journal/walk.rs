@@ -1,0 +1,245 @@
+//! Goes through the whole folder in order and judges what it finds: every record, torn tail, or damage.
+//!
+//! Only the last segment may have a torn tail, and only after the last record known to be durable: the one that a batch
+//! header, a later segment's header, the START of the next incarnation or the watermark names. Anything else that
+//! cannot be read back was acknowledged, and that is damage. Changes nothing on disk.
+
+use super::disk::{Disk, Folder};
+use super::error::{Damage, JournalError};
+use super::scan::{Cursor, Segment, Step, damaged, in_file, segments};
+use super::watermark::{self, Watermark};
+use crate::domain::{Decided, Digest, Incarnation, RequestId, SealedRecord};
+use serde::Deserialize;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The records of a journal folder in order, read only; another process may be writing it. After an error nothing follows.
+pub fn read_dir(dir: &Path) -> Result<impl Iterator<Item = Result<SealedRecord, JournalError>>, JournalError> {
+    let folder = Folder::look(dir).map_err(|source| JournalError::Folder {
+        dir: dir.to_owned(),
+        source,
+    })?;
+    let mut walk = Some(Walk::new(Arc::new(folder))?);
+    Ok(std::iter::from_fn(move || {
+        let next = walk.as_mut()?.next().transpose();
+        if !matches!(next, Some(Ok(_))) {
+            walk = None;
+        }
+        next
+    }))
+}
+
+pub(super) struct Walk {
+    disk: Arc<dyn Disk>,
+    pub segments: Vec<Segment>,
+    pub watermark: Option<Watermark>,
+    index: usize,
+    /// In the segment of `index`.
+    cursor: Option<Cursor>,
+    /// Incarnations gone through: seq after the last record, and the head there.
+    pub ends: Vec<(Incarnation, u64, Digest)>,
+}
+
+impl Walk {
+    pub fn new(disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
+        // A writer may be at work: what was shipped before the folder is listed bounds what must be there, and
+        // what was shipped after it bounds what may be missing.
+        let load = || Watermark::load(&*disk).map_err(in_file(&*disk, watermark::NAME));
+        let watermark = load()?;
+        let segments = segments(&*disk)?;
+        check_beginning(&*disk, &segments, load()?)?;
+        Ok(Self {
+            disk,
+            segments,
+            watermark,
+            index: 0,
+            cursor: None,
+            ends: Vec::new(),
+        })
+    }
+
+    pub fn next(&mut self) -> Result<Option<SealedRecord>, JournalError> {
+        while let Some(segment) = self.segments.get(self.index) {
+            let mut cursor = match self.cursor.take() {
+                Some(cursor) => cursor,
+                None => self.enter(segment)?,
+            };
+            let limit = self.limit();
+            let full = limit == Some(cursor.chain.next);
+            let step = match full && self.segments[self.index + 1].header.supersedes.is_some() {
+                true => Step::End,
+                false => cursor.step().map_err(in_file(&*self.disk, &segment.name))?,
+            };
+            if full && matches!(step, Step::Record(_)) {
+                return Err(damaged(
+                    &*self.disk,
+                    segment,
+                    "it holds records that the next segment holds too",
+                ));
+            }
+            if let Step::Record(record) = step {
+                if record.seq == 0 {
+                    self.check_start(segment, &record)?;
+                }
+                self.cursor = Some(cursor);
+                return Ok(Some(record));
+            }
+            self.check_end(&mut cursor, step, limit)?;
+            self.leave(&cursor);
+            if self.index + 1 == self.segments.len() {
+                self.cursor = Some(cursor);
+                return Ok(None);
+            }
+            self.index += 1;
+        }
+        Ok(None)
+    }
+
+    /// Where the last segment ends, once everything was read.
+    pub fn tail(self) -> Option<(Cursor, Segment)> {
+        let last = self.segments.into_iter().next_back()?;
+        Some((self.cursor?, last))
+    }
+
+    fn enter(&self, segment: &Segment) -> Result<Cursor, JournalError> {
+        let cursor = Cursor::open(&*self.disk, segment).map_err(in_file(&*self.disk, &segment.name))?;
+        let continues = match self.ends.last() {
+            Some((incarnation, next, head)) if *incarnation == cursor.chain.incarnation => {
+                cursor.chain.next == *next && cursor.chain.head == *head
+            }
+            _ => cursor.chain.next > 0 || cursor.chain.head == Digest::ZERO,
+        };
+        match continues {
+            true => Ok(cursor),
+            false => Err(damaged(
+                &*self.disk,
+                segment,
+                "the segment does not continue the one before it",
+            )),
+        }
+    }
+
+    /// Where the next segment of the same incarnation takes over.
+    fn limit(&self) -> Option<u64> {
+        let here = self.segments[self.index].header.incarnation;
+        let next = self.segments.get(self.index + 1)?;
+        (next.header.incarnation == here).then_some(next.header.first_seq)
+    }
+
+    /// Whether the segment may end where it does.
+    fn check_end(&self, cursor: &mut Cursor, step: Step, limit: Option<u64>) -> Result<(), JournalError> {
+        let segment = &self.segments[self.index];
+        let end = cursor.chain.next;
+        let flaw = match step {
+            Step::Bad(flaw) => flaw,
+            _ => "records that were acknowledged are missing",
+        };
+        if limit == Some(end) {
+            return Ok(());
+        }
+        let last = self.index + 1 == self.segments.len();
+        let floor = match (limit, step, last) {
+            (Some(limit), ..) => limit,
+            (None, Step::Bad(_), false) => u64::MAX,
+            _ => {
+                let witness = cursor.witness().map_err(in_file(&*self.disk, &segment.name))?;
+                let shipped = self.watermark.filter(|mark| mark.incarnation == segment.header.incarnation);
+                witness.max(shipped.map_or(0, |mark| mark.next))
+            }
+        };
+        match end >= floor {
+            true => Ok(()),
+            false => Err(JournalError::Damaged(Damage {
+                file: self.disk.path(&segment.name),
+                offset: cursor.offset,
+                seq: end,
+                what: flaw.to_owned(),
+            })),
+        }
+    }
+
+    fn leave(&mut self, cursor: &Cursor) {
+        let end = (cursor.chain.incarnation, cursor.chain.next, cursor.chain.head);
+        match self.ends.last_mut().filter(|(incarnation, ..)| *incarnation == end.0) {
+            Some(same) => *same = end,
+            None => self.ends.push(end),
+        }
+    }
+
+    /// A START names the end of the last incarnation that had records.
+    fn check_start(&self, segment: &Segment, record: &SealedRecord) -> Result<(), JournalError> {
+        let after = glance(record).and_then(|glance| glance.after);
+        let before = self
+            .ends
+            .iter()
+            .rev()
+            .find(|(incarnation, next, _)| *next > 0 && *incarnation != record.incarnation);
+        let holds = match (before, after) {
+            (Some((incarnation, next, head)), Some(after)) => after == (*incarnation, *next - 1, *head),
+            (Some(_), None) => false,
+            (None, None) => true,
+            (None, Some((incarnation, seq, _))) => self.watermark.is_some_and(|mark| match mark.incarnation == incarnation {
+                true => mark.next > seq,
+                false => self
+                    .segments
+                    .iter()
+                    .any(|segment| segment.header.incarnation == mark.incarnation),
+            }),
+        };
+        match holds {
+            true => Ok(()),
+            false => Err(damaged(
+                &*self.disk,
+                segment,
+                "the journal before this start does not end where the start says it did",
+            )),
+        }
+    }
+}
+
+/// Segments go only after they were shipped, lowest first: what is missing in front must lie below the watermark.
+fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Watermark>) -> Result<(), JournalError> {
+    let Some(first) = segments.first() else {
+        return match shipped {
+            None => Ok(()),
+            Some(mark) => Err(JournalError::Damaged(Damage {
+                file: disk.path(watermark::NAME),
+                offset: 0,
+                seq: mark.next,
+                what: "all segments are gone, the newest too".to_owned(),
+            })),
+        };
+    };
+    let bound = match shipped {
+        Some(mark) if mark.incarnation == first.header.incarnation => mark.next,
+        Some(mark) if segments.iter().any(|segment| segment.header.incarnation == mark.incarnation) => u64::MAX,
+        _ => 0,
+    };
+    match first.header.first_seq <= bound {
+        true => Ok(()),
+        false => Err(damaged(
+            disk,
+            first,
+            "the segments before this one are gone, and were not shipped",
+        )),
+    }
+}
+
+/// What recovery needs to know of a record.
+#[derive(Debug, Deserialize)]
+pub(super) struct Glance {
+    pub request: Option<RequestId>,
+    pub decision: Option<Decided>,
+    pub ending: Option<serde::de::IgnoredAny>,
+    pub after: Option<(Incarnation, u64, Digest)>,
+}
+
+pub(super) fn glance(record: &SealedRecord) -> Option<Glance> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        event: Glance,
+    }
+    serde_json::from_slice::<Envelope>(&record.bytes)
+        .ok()
+        .map(|envelope| envelope.event)
+}

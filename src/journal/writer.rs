@@ -1,0 +1,295 @@
+//! The one thread that writes: takes what is queued, appends it, syncs, tells those who wait.
+//!
+//! A segment in which a write or sync failed is never synced again. Its unacknowledged records go into a fresh segment
+//! that supersedes it; if that fails too, the journal is sealed and the callers are told that nothing was recorded.
+
+use super::chain::Chain;
+use super::disk::Disk;
+use super::error::Sealed;
+use super::fit;
+use super::format::{BATCH, BatchHeader, FRAME, SegmentHeader, close_frame};
+use super::queue::{Batch, Entry, Mark, Told, locked};
+use super::segment::Active;
+use super::shared::{OUTCOME_ROOM, Shared};
+use crate::domain::{Admin, Event, RequestId, Stop};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Between two attempts to write again.
+const PROBE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub disk: Arc<dyn Disk>,
+    pub segment_bytes: u64,
+    chain: Chain,
+    active: Option<Active>,
+    /// The segment that the next one supersedes.
+    poisoned: Option<u64>,
+    next_number: u64,
+    open: BTreeSet<RequestId>,
+    bytes: Vec<u8>,
+    records: u32,
+    /// When the last write began.
+    began: Instant,
+}
+
+impl Writer {
+    pub fn new(
+        shared: Arc<Shared>,
+        disk: Arc<dyn Disk>,
+        segment_bytes: u64,
+        chain: Chain,
+        next_number: u64,
+        open: BTreeSet<RequestId>,
+    ) -> Self {
+        Self {
+            shared,
+            disk,
+            segment_bytes,
+            chain,
+            active: None,
+            poisoned: None,
+            next_number,
+            open,
+            bytes: Vec::with_capacity(256 * 1024),
+            records: 0,
+            began: Instant::now(),
+        }
+    }
+
+    /// Until the journal is closed and everything in line is written; the record of the stop is the last.
+    pub fn run(mut self) {
+        let mut sealed = false;
+        loop {
+            if sealed {
+                sealed = !self.probe();
+                if sealed {
+                    return;
+                }
+            }
+            let Some(batch) = self.shared.queue.next(self.began) else {
+                break;
+            };
+            sealed = !self.commit(batch);
+        }
+        if self.shared.stopping.load(Ordering::Acquire) {
+            let stop = Event::Stop(Stop {
+                at: (self.shared.clock)(),
+                environment: self.shared.environment.clone(),
+            });
+            if let Err(error) = self.write_directly(&[stop]) {
+                tracing::error!(%error, "the journal cannot record its stop");
+            }
+        }
+        if let Some(active) = &self.active {
+            active.trim();
+        }
+    }
+
+    /// Writes these events at once, past the queue.
+    pub fn write_directly(&mut self, events: &[Event]) -> io::Result<()> {
+        let entries = events.iter().map(|event| Entry {
+            event: fit::serialise(event),
+            mark: super::shared::mark(event),
+            room: 0,
+            awaited: false,
+        });
+        let entries: Vec<_> = entries.collect();
+        let before = self.chain.clone();
+        self.encode(&entries);
+        match self.put(&before) {
+            Ok(()) => {
+                self.settle(&before, &entries);
+                Ok(())
+            }
+            Err(error) => {
+                self.chain = before;
+                Err(error)
+            }
+        }
+    }
+
+    /// False if it could not be written, and those who waited were told so.
+    fn commit(&mut self, batch: Batch) -> bool {
+        let before = self.chain.clone();
+        self.encode(&batch.entries);
+        self.began = Instant::now();
+        self.shared.begin_work(self.began, batch.group.clone());
+        let result = self.put(&before);
+        *locked(&self.shared.working) = None;
+        match result {
+            Ok(()) => {
+                self.settle(&before, &batch.entries);
+                self.tell(before.next, batch);
+                true
+            }
+            Err(error) => {
+                self.chain = before;
+                self.give_up(error, batch);
+                false
+            }
+        }
+    }
+
+    fn encode(&mut self, entries: &[Entry]) {
+        self.bytes.clear();
+        self.bytes.resize(BATCH, 0);
+        self.records = entries.len() as u32;
+        for entry in entries {
+            let at = self.bytes.len();
+            self.bytes.resize(at + FRAME, 0);
+            self.chain.seal(&entry.event, &mut self.bytes);
+            close_frame(&mut self.bytes, at);
+        }
+    }
+
+    /// Brings the encoded batch to disk, into a fresh segment if the present one is full or fails.
+    fn put(&mut self, before: &Chain) -> io::Result<()> {
+        let fits = |active: &mut Active| active.has_room(self.bytes.len());
+        if let Some(mut active) = self.active.take_if(|active| fits(active)) {
+            match self.append_to(&mut active, before) {
+                Ok(()) => {
+                    self.active = Some(active);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::error!(%error, segment = active.number, "the journal's segment fails; trying a fresh one");
+                    self.poisoned = Some(active.number);
+                }
+            }
+        }
+        if let Some(full) = self.active.take() {
+            full.trim();
+        }
+        let mut fresh = self.fresh(before)?;
+        match self.append_to(&mut fresh, before) {
+            Ok(()) => {
+                self.active = Some(fresh);
+                self.poisoned = None;
+                Ok(())
+            }
+            Err(error) => {
+                self.poisoned = Some(fresh.number);
+                Err(error)
+            }
+        }
+    }
+
+    fn append_to(&mut self, active: &mut Active, before: &Chain) -> io::Result<()> {
+        let header = BatchHeader {
+            segment: active.number,
+            first_seq: before.next,
+            durable: before.next,
+            records: self.records,
+            bytes: (self.bytes.len() - BATCH) as u32,
+        };
+        self.bytes[..BATCH].copy_from_slice(&header.encode());
+        active.append(&self.bytes)
+    }
+
+    fn fresh(&mut self, before: &Chain) -> io::Result<Active> {
+        let number = self.next_number;
+        self.next_number += 1;
+        let header = SegmentHeader {
+            incarnation: before.incarnation,
+            number,
+            first_seq: before.next,
+            prev: before.head,
+            supersedes: self.poisoned,
+            open: self.open.iter().copied().collect(),
+        };
+        let (active, segment) = Active::create(&*self.disk, header, self.segment_bytes)?;
+        self.shared.spool.add(segment);
+        Ok(active)
+    }
+
+    /// The batch is on disk: publish it, and account for it.
+    fn settle(&mut self, before: &Chain, entries: &[Entry]) {
+        let shared = &self.shared;
+        let mut released = 0;
+        for entry in entries {
+            released += match entry.mark {
+                Mark::Opens(request) if self.open.insert(request) => entry.room.saturating_sub(OUTCOME_ROOM),
+                Mark::Closes(request) if self.open.remove(&request) => OUTCOME_ROOM,
+                _ => entry.room,
+            };
+        }
+        let spool = &shared.spool;
+        spool.bytes.fetch_add((self.bytes.len() - BATCH) as u64, Ordering::Relaxed);
+        spool.durable.store(self.chain.next, Ordering::Release);
+        spool.records.fetch_add(self.chain.next - before.next, Ordering::SeqCst);
+        if shared.shipper_waits.swap(false, Ordering::SeqCst) {
+            shared.shipper.notify_one();
+        }
+        shared.queue.release(released);
+    }
+
+    fn tell(&self, first: u64, batch: Batch) {
+        let unsent = match batch.group.finish(Ok(first)) {
+            Told::Except(left) => left,
+            Told::TooLate => (0..batch.entries.len()).collect(),
+        };
+        for index in unsent {
+            if let Mark::Opens(request) = batch.entries[index].mark {
+                self.shared.close_unsent(request, "nobody waited for the permit any more");
+            }
+        }
+        self.shared.unseal_if_hung();
+    }
+
+    fn give_up(&mut self, error: io::Error, batch: Batch) {
+        let reason = Sealed::Fault(error.to_string().into());
+        tracing::error!(%error, "the journal cannot write and is sealed");
+        self.shared.seal(reason.clone());
+        batch.group.finish(Err(reason.clone()));
+        self.shared.fail_waiting(&reason, batch.entries);
+    }
+
+    /// Tries again and again to write that the journal was sealed; false if it closes before that is on disk.
+    fn probe(&mut self) -> bool {
+        let mut pause = PROBE[0];
+        loop {
+            let last = self.shared.queue.wait_out(pause);
+            pause = (pause * 2).min(PROBE[1]);
+            let refused = self.shared.refused.load(Ordering::Relaxed);
+            let admin = Event::Admin(Admin {
+                at: (self.shared.clock)(),
+                environment: self.shared.environment.clone(),
+                action: "journal_unsealed".to_owned(),
+                detail: format!("the disk failed and works again; {refused} records were refused since the start"),
+            });
+            match self.write_directly(&[admin]) {
+                Ok(()) => {
+                    self.shared.unseal();
+                    tracing::info!("the journal writes again");
+                    return true;
+                }
+                Err(error) => tracing::warn!(%error, "the journal is still sealed"),
+            }
+            if last {
+                return false;
+            }
+        }
+    }
+}
+
+/// Whatever happens to the thread, nobody waits for ever.
+pub(super) struct LastWords(pub Arc<Shared>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        let shared = &self.0;
+        shared.seal(Sealed::Stopped);
+        shared.queue.close();
+        let working = locked(&shared.working).take();
+        if let Some((_, group)) = working {
+            group.finish(Err(Sealed::Stopped));
+        }
+        shared.fail_waiting(&Sealed::Stopped, Vec::new());
+        shared.end();
+    }
+}

@@ -1,0 +1,351 @@
+//! How much a caller may ask of whom: rates by governor, and calls at once. All or nothing: a refused call leaves every
+//! counter as it was. In memory of this instance only; a reload makes a new `Limits` and keeps nothing of the old one.
+
+mod keys;
+mod rate;
+
+use crate::config::{LimitsConfig, ServerConfig};
+use crate::domain::{Principal, Reason, Refusal, ServerName, Sha256, ToolName};
+use governor::clock::{Clock, MonotonicClock, Reference};
+use governor::nanos::Nanos;
+use keys::{Counters, Full, Keys, ToolKey};
+use rate::{Limit, Tat};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What counters are kept by: a hash of issuer and subject as they were proved, never anything a client merely says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PrincipalKey([u8; 16]);
+
+impl PrincipalKey {
+    pub fn of(principal: &Principal) -> Self {
+        let issuer = principal.issuer.as_str().as_bytes();
+        let digest = Sha256::new()
+            .update(&(issuer.len() as u64).to_be_bytes())
+            .update(issuer)
+            .update(principal.subject.as_str().as_bytes())
+            .finish();
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest.as_bytes()[..16]);
+        Self(key)
+    }
+}
+
+/// Everything in the configuration that is no usable limit, all at once.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct BadLimits(pub Vec<String>);
+
+/// Counters of every caller, tool and server.
+pub struct Limits<C: Clock = MonotonicClock> {
+    clock: C,
+    /// Not before the start of any limiter below, so that what is old by it is old by theirs.
+    start: C::Instant,
+    keys: Arc<Keys>,
+    hasher: RandomState,
+    per_principal: Option<Limit<C>>,
+    per_tool: Option<Limit<C>>,
+    servers: HashMap<ServerName, Server<C>>,
+    max_concurrency_per_principal: usize,
+    /// When a full table was last swept by a call, in nanoseconds since `start`, plus one; 0: never.
+    swept: AtomicU64,
+}
+
+/// What one server has of its own.
+struct Server<C: Clock> {
+    limit: Option<Limit<C>>,
+    tools: HashMap<ToolName, Limit<C>>,
+    max_concurrency: usize,
+    counters: Arc<Mutex<Counters>>,
+}
+
+/// The slots of one admitted call; dropping it frees them.
+#[must_use = "dropping it frees the slots of the call"]
+pub struct Admission {
+    keys: Arc<Keys>,
+    server: Arc<Mutex<Counters>>,
+    who: PrincipalKey,
+    tool: Option<ToolKey>,
+    /// What the call took of each counter, in nanoseconds of its limit.
+    taken: Taken,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    principal: u64,
+    tool: u64,
+    server: u64,
+}
+
+/// A full table is swept by calls at most this often; until then new keys are refused at once.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+
+impl Limits {
+    pub fn new(config: &LimitsConfig, servers: &[ServerConfig]) -> Result<Self, BadLimits> {
+        Self::with_clock(config, servers, MonotonicClock)
+    }
+}
+
+impl<C: Clock + Clone> Limits<C> {
+    /// The same on a clock that can be held still.
+    pub fn with_clock(config: &LimitsConfig, servers: &[ServerConfig], clock: C) -> Result<Self, BadLimits> {
+        let mut problems = Vec::new();
+        let mut limit = |rate, name: String, whose: &str| match Limit::new(rate, whose, &clock) {
+            Ok(limit) => Some(limit),
+            Err(problem) => {
+                problems.push(format!("`limits.{name}`: {problem}"));
+                None
+            }
+        };
+        let per_principal = config
+            .per_principal
+            .and_then(|rate| limit(rate, "per_principal".to_owned(), "each caller"));
+        let per_tool = config
+            .per_tool
+            .and_then(|rate| limit(rate, "per_tool".to_owned(), "each caller of a tool"));
+        let mut table = HashMap::new();
+        for server in servers {
+            let (rate, name) = match config.servers.get(&server.name) {
+                Some(own) => (Some(*own), format!("servers.{}", server.name)),
+                None => (config.per_server, "per_server".to_owned()),
+            };
+            let own = Server {
+                limit: rate.and_then(|rate| limit(rate, name, &format!("server `{}`", server.name))),
+                tools: HashMap::new(),
+                max_concurrency: server.max_concurrency,
+                counters: Arc::default(),
+            };
+            table.insert(server.name.clone(), own);
+        }
+        let mut strays = Vec::new();
+        for (name, rate) in &config.tools {
+            let parsed = name
+                .split_once('/')
+                .and_then(|(server, tool)| Some((table.get_mut(server)?, ToolName::parse(tool).ok()?)));
+            match parsed {
+                Some((server, tool)) => {
+                    let whose = format!("each caller of `{name}`");
+                    if let Some(limit) = limit(*rate, format!("tools.\"{name}\""), &whose) {
+                        server.tools.insert(tool, limit);
+                    }
+                }
+                None => strays.push(format!(
+                    "`limits.tools.\"{name}\"`: not `<server>/<tool>` of a configured server"
+                )),
+            }
+        }
+        for name in config.servers.keys().filter(|name| !table.contains_key(*name)) {
+            strays.push(format!("`limits.servers.{name}`: no server of this name is configured"));
+        }
+        problems.append(&mut strays);
+        if !problems.is_empty() {
+            problems.dedup();
+            return Err(BadLimits(problems));
+        }
+        Ok(Self {
+            start: clock.now(),
+            clock,
+            keys: Arc::new(Keys::new(config.max_keys)),
+            hasher: RandomState::new(),
+            per_principal,
+            per_tool,
+            servers: table,
+            max_concurrency_per_principal: config.max_concurrency_per_principal,
+            swept: AtomicU64::new(0),
+        })
+    }
+}
+
+impl<C: Clock> Limits<C> {
+    /// Takes one call from every counter that applies, or nothing from any. `tool` is one the catalogue knows, or `None`
+    /// for a message that calls none.
+    pub fn admit(&self, who: PrincipalKey, server: &ServerName, tool: Option<&ToolName>) -> Result<Admission, Box<Refusal>> {
+        let Some(ahead) = self.servers.get(server) else {
+            return Err(Box::new(Reason::UnknownServer.into()));
+        };
+        let tool = tool.and_then(|tool| {
+            let limit = ahead.tools.get(tool.as_str()).or(self.per_tool.as_ref())?;
+            let key = ToolKey {
+                who,
+                tool: self.hasher.hash_one((server, tool)),
+            };
+            Some((key, limit))
+        });
+        self.attempt(who, ahead, tool).or_else(|not| match not {
+            NotAdmitted::Refused(refusal) => Err(refusal),
+            NotAdmitted::Full if self.sweep_when_due() => self.attempt(who, ahead, tool).map_err(NotAdmitted::into_refusal),
+            NotAdmitted::Full => Err(NotAdmitted::Full.into_refusal()),
+        })
+    }
+
+    /// Forgets every counter that says no more than a new one would. For a timer.
+    pub fn sweep(&self) {
+        self.keys.sweep(self.elapsed());
+    }
+
+    /// Counters held of callers and their tools; never more than `max_keys`.
+    pub fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Every check is made before any counter changes, under the locks of all of them, taken in this one order.
+    fn attempt(
+        &self,
+        who: PrincipalKey,
+        ahead: &Server<C>,
+        tool: Option<(ToolKey, &Limit<C>)>,
+    ) -> Result<Admission, NotAdmitted> {
+        let mut shard = self.keys.shard(who);
+        let mut server = lock(&ahead.counters);
+        let principal = shard.principal(who);
+        if principal.in_flight >= self.max_concurrency_per_principal {
+            return Err(too_many("this caller", self.max_concurrency_per_principal));
+        }
+        if server.in_flight >= ahead.max_concurrency {
+            return Err(too_many("this server", ahead.max_concurrency));
+        }
+
+        let mut trial = Trial::default();
+        let principal_tat = trial.take(self.per_principal.as_ref(), principal.tat);
+        let tool_tat = match tool {
+            Some((key, limit)) => trial.take(Some(limit), shard.tool(key)),
+            None => Tat::NEW,
+        };
+        let server_tat = trial.take(ahead.limit.as_ref(), server.tat);
+        trial.finish()?;
+
+        let counters = Counters {
+            tat: principal_tat,
+            in_flight: principal.in_flight + 1,
+        };
+        shard.put(who, counters, tool.map(|(key, _)| (key, tool_tat)))?;
+        server.tat = server_tat;
+        server.in_flight += 1;
+        Ok(Admission {
+            keys: self.keys.clone(),
+            server: ahead.counters.clone(),
+            who,
+            tool: tool.map(|(key, _)| key),
+            taken: Taken {
+                principal: self.per_principal.as_ref().map_or(0, Limit::interval),
+                tool: tool.map_or(0, |(_, limit)| limit.interval()),
+                server: ahead.limit.as_ref().map_or(0, Limit::interval),
+            },
+        })
+    }
+
+    /// Whether the full table was swept now; a flood of new callers must not make every call walk it.
+    fn sweep_when_due(&self) -> bool {
+        let now = self.elapsed().as_u64() + 1;
+        let last = self.swept.load(Ordering::Relaxed);
+        let due = last == 0 || now.saturating_sub(last) >= SWEEP_PAUSE.as_nanos() as u64;
+        let mine = due
+            && self
+                .swept
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if mine {
+            self.sweep();
+        }
+        mine
+    }
+
+    fn elapsed(&self) -> Nanos {
+        self.clock.now().duration_since(self.start)
+    }
+}
+
+impl Admission {
+    /// For a call that was admitted but never sent, because the journal refused it: gives back what it took. One interval
+    /// off the theoretical arrival time undoes one call, exactly so unless the counter has been full again in between.
+    pub fn give_back(self) {
+        let mut shard = self.keys.shard(self.who);
+        shard.give_back(self.who, self.taken.principal, self.tool.map(|key| (key, self.taken.tool)));
+        let mut server = lock(&self.server);
+        server.tat = server.tat.minus(self.taken.server);
+        drop(server);
+        drop(shard);
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.keys.shard(self.who).leave(self.who);
+        let mut server = lock(&self.server);
+        server.in_flight = server.in_flight.saturating_sub(1);
+    }
+}
+
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admission").field("who", &self.who).finish_non_exhaustive()
+    }
+}
+
+enum NotAdmitted {
+    Refused(Box<Refusal>),
+    /// No room for a new counter.
+    Full,
+}
+
+impl NotAdmitted {
+    fn into_refusal(self) -> Box<Refusal> {
+        match self {
+            NotAdmitted::Refused(refusal) => refusal,
+            NotAdmitted::Full => Box::new(Refusal {
+                retry_after: Some(SWEEP_PAUSE),
+                ..Refusal::with_detail(Reason::RateLimited, "too many callers are active; no room to count another")
+            }),
+        }
+    }
+}
+
+impl From<Full> for NotAdmitted {
+    fn from(_: Full) -> Self {
+        NotAdmitted::Full
+    }
+}
+
+/// The limits asked so far: every one of them is asked, so that the wait told is long enough for all.
+#[derive(Default)]
+struct Trial {
+    wait: Option<Duration>,
+    by: Vec<String>,
+}
+
+impl Trial {
+    /// The counter as it would be after this call; unchanged if there is no limit or it refuses.
+    fn take<C: Clock>(&mut self, limit: Option<&Limit<C>>, tat: Tat) -> Tat {
+        let Some(limit) = limit else { return tat };
+        match limit.take(tat) {
+            Ok(next) => next,
+            Err(wait) => {
+                self.wait = self.wait.max(Some(wait));
+                self.by.push(limit.to_string());
+                tat
+            }
+        }
+    }
+
+    fn finish(self) -> Result<(), NotAdmitted> {
+        let Some(wait) = self.wait else { return Ok(()) };
+        Err(NotAdmitted::Refused(Box::new(Refusal {
+            retry_after: Some(wait),
+            ..Refusal::with_detail(Reason::RateLimited, self.by.join(" and "))
+        })))
+    }
+}
+
+fn too_many(of: &str, most: usize) -> NotAdmitted {
+    NotAdmitted::Refused(Box::new(Refusal {
+        retry_after: Some(Duration::from_secs(1)),
+        ..Refusal::with_detail(Reason::TooManyInFlight, format!("{most} calls of {of} are running"))
+    }))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,275 @@
+//! JSON-RPC answers: written for callers, recognised when servers send them. It never judges what an answer says.
+
+use super::json::{Bounds, Fault, Kind, Malformed, Scan, Span, Twins, decode, fault};
+use crate::domain::{MessageId, Reason};
+use bytes::Bytes;
+use serde_json::Value;
+
+/// What a server's message is to the request it should answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// The result, and whether it says `isError`.
+    Result {
+        is_error: bool,
+    },
+    /// A JSON-RPC error. Not `addressed`: it names no request, as servers do that could not read the id.
+    Error {
+        code: i64,
+        addressed: bool,
+    },
+    /// The answer to some other request.
+    NotOurs,
+    /// The server asks the client something.
+    ServerRequest,
+    ServerNotification,
+    /// Nothing that a client could read.
+    Malformed(String),
+}
+
+/// What servers may answer; the bytes are bounded where they are received.
+pub(super) const ANSWER_BOUNDS: Bounds = Bounds {
+    depth: 100,
+    members: 1_000_000,
+    number_digits: 300,
+};
+
+/// The body of a JSON-RPC error.
+pub fn error(id: Option<&MessageId>, code: i64, message: &str, data: Option<Value>) -> Bytes {
+    let id = id.map_or("null", MessageId::as_json);
+    let message = Value::from(message);
+    match data {
+        None => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message}}}}}"#),
+        Some(data) => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message},"data":{data}}}}}"#),
+    }
+    .into()
+}
+
+/// The body of a JSON-RPC result.
+pub fn result(id: &MessageId, result: Value) -> Bytes {
+    format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into()
+}
+
+/// Recognises a server's message.
+pub fn answer_kind(answer: &[u8], id: &MessageId) -> AnswerKind {
+    match recognise(answer, id) {
+        Ok(kind) => kind,
+        Err(fault) => AnswerKind::Malformed(fault.detail),
+    }
+}
+
+/// The same error, addressed to `id`.
+pub fn readdress(answer: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
+    let envelope = Envelope::read(answer)?;
+    let Some(error) = envelope.error else {
+        return Err(Malformed::new(Reason::UpstreamBroken, "the answer is no error"));
+    };
+    let mut text = format!(r#"{{"jsonrpc":"2.0","id":{},"error":"#, id.as_json()).into_bytes();
+    text.extend_from_slice(&answer[error.range()]);
+    text.push(b'}');
+    Ok(text.into())
+}
+
+/// The version that the answer to an `initialize` names.
+pub fn negotiated(answer: &[u8]) -> Option<String> {
+    let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact).ok()?;
+    let mut version = None;
+    scan.fields(0, &["result"], |scan, _, depth| {
+        let start = scan.here();
+        let fields = scan.fields(depth, &["protocolVersion"], |scan, _, depth| scan.value(depth))?;
+        version = fields.spans[0].filter(|span| matches!(span.kind, Kind::Text(_)));
+        Ok(scan.since(start, Kind::Object))
+    })
+    .ok()?;
+    decode(answer, version?).ok().map(std::borrow::Cow::into_owned)
+}
+
+struct Envelope {
+    id: Option<Span>,
+    method: Option<Span>,
+    result: Option<Span>,
+    error: Option<Span>,
+    is_error: bool,
+    code: Option<i64>,
+}
+
+impl Envelope {
+    fn read(answer: &[u8]) -> Result<Self, Fault> {
+        let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact)?;
+        let mut is_error = None;
+        let mut code = None;
+        let fields = scan.fields(0, &["jsonrpc", "id", "method", "result", "error"], |scan, index, depth| {
+            let start = scan.here();
+            match (index, scan.peek()) {
+                (3, Some(b'{')) => is_error = scan.fields(depth, &["isError"], |scan, _, depth| scan.value(depth))?.spans[0],
+                (4, Some(b'{')) => code = scan.fields(depth, &["code"], |scan, _, depth| scan.value(depth))?.spans[0],
+                _ => return scan.value(depth),
+            }
+            Ok(scan.since(start, Kind::Object))
+        })?;
+        scan.close()?;
+        let [jsonrpc, id, method, result, error] = fields.spans;
+        if jsonrpc.is_none_or(|span| &answer[span.range()] != b"\"2.0\"") {
+            return Err(fault(Reason::UpstreamBroken, "`jsonrpc` is not \"2.0\""));
+        }
+        let code = code.and_then(|span| std::str::from_utf8(&answer[span.range()]).ok()?.parse().ok());
+        Ok(Self {
+            id,
+            method,
+            result,
+            error,
+            is_error: is_error.is_some_and(|span| span.kind == Kind::Bool(true)),
+            code,
+        })
+    }
+}
+
+fn recognise(answer: &[u8], id: &MessageId) -> Result<AnswerKind, Fault> {
+    let envelope = Envelope::read(answer)?;
+    let addressed = envelope.id.filter(|span| span.kind != Kind::Null);
+    Ok(match (envelope.method, envelope.result, envelope.error, addressed) {
+        (Some(_), None, None, Some(_)) => AnswerKind::ServerRequest,
+        (Some(_), None, None, None) => AnswerKind::ServerNotification,
+        (None, Some(_), None, Some(span)) | (None, None, Some(_), Some(span)) if !same_id(answer, span, id) => {
+            AnswerKind::NotOurs
+        }
+        (None, Some(_), None, Some(_)) => AnswerKind::Result {
+            is_error: envelope.is_error,
+        },
+        (None, None, Some(error), addressed) if error.kind == Kind::Object => AnswerKind::Error {
+            code: envelope.code.unwrap_or_default(),
+            addressed: addressed.is_some(),
+        },
+        _ => AnswerKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
+    })
+}
+
+/// By what the ids mean: a server may escape a string otherwise, or write a number with a fraction of zero.
+fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
+    let written = &answer[span.range()];
+    let sent = id.as_json();
+    if written == sent.as_bytes() {
+        return true;
+    }
+    match (span.kind, sent.starts_with('"')) {
+        (Kind::Text(_), true) => {
+            let sent: Option<String> = serde_json::from_str(sent).ok();
+            sent.is_some() && decode(answer, span).ok().as_deref() == sent.as_deref()
+        }
+        (Kind::Number(_), false) => {
+            let written = std::str::from_utf8(written).ok().and_then(|text| text.parse::<f64>().ok());
+            written.is_some() && written == sent.parse().ok()
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> MessageId {
+        MessageId::from_json(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    fn kind(answer: &str) -> AnswerKind {
+        answer_kind(answer.as_bytes(), &id("7"))
+    }
+
+    #[test]
+    fn what_a_server_sends_is_recognised() {
+        let ok = |is_error| AnswerKind::Result { is_error };
+        let error = |code, addressed| AnswerKind::Error { code, addressed };
+        for (answer, wanted) in [
+            (r#"{"jsonrpc":"2.0","id":7,"result":{}}"#, ok(false)),
+            (r#"{"jsonrpc":"2.0","id":7.0,"result":{"isError":false}}"#, ok(false)),
+            (
+                r#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"isError":true}],"isError":true}}"#,
+                ok(true),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":7,"result":{"rows":[{"id":1,"Id":2}]},"extra":1}"#,
+                ok(false),
+            ),
+            (r#"{"jsonrpc":"2.0","id":7,"result":null}"#, ok(false)),
+            (
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no"}}"#,
+                error(-32601, true),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"no"}}"#,
+                error(-32700, false),
+            ),
+            (r#"{"jsonrpc":"2.0","error":{"message":"no"}}"#, error(0, false)),
+            (r#"{"jsonrpc":"2.0","id":8,"result":{}}"#, AnswerKind::NotOurs),
+            (r#"{"jsonrpc":"2.0","id":"7","result":{}}"#, AnswerKind::NotOurs),
+            (
+                r#"{"jsonrpc":"2.0","id":8,"error":{"code":1,"message":""}}"#,
+                AnswerKind::NotOurs,
+            ),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"roots/list"}"#, AnswerKind::ServerRequest),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#,
+                AnswerKind::ServerNotification,
+            ),
+        ] {
+            assert_eq!(kind(answer), wanted, "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_no_client_could_read_is_malformed() {
+        for answer in [
+            "",
+            "null",
+            "[]",
+            r#"[{"jsonrpc":"2.0","id":7,"result":{}}]"#,
+            r#"{"id":7,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{},"error":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{},"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":7,"error":"no"}"#,
+            r#"{"jsonrpc":"2.0","id":null,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"id":7,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{"a":1,"a":2}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"Result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{}} x"#,
+        ] {
+            assert!(matches!(kind(answer), AnswerKind::Malformed(_)), "{answer}");
+        }
+    }
+
+    #[test]
+    fn ids_are_the_same_by_what_they_mean() {
+        let ours = |sent: &str, answered: &str| {
+            let answer = format!(r#"{{"jsonrpc":"2.0","id":{answered},"result":1}}"#);
+            answer_kind(answer.as_bytes(), &id(sent)) != AnswerKind::NotOurs
+        };
+        assert!(ours(r#""a\/é""#, r#""a/\u00e9""#));
+        assert!(ours("0", "0"));
+        assert!(!ours(r#""a""#, r#""A""#));
+        assert!(!ours("1", "-1"));
+        assert!(!ours("1", "true"));
+    }
+
+    #[test]
+    fn written_answers_are_recognised() {
+        let seven = id("7");
+        let wanted = AnswerKind::Error {
+            code: 4001,
+            addressed: true,
+        };
+        let body = error(
+            Some(&seven),
+            4001,
+            "no \"scope\"\n",
+            Some(serde_json::json!({"reason": "missing_scope"})),
+        );
+        assert_eq!(answer_kind(&body, &seven), wanted);
+        assert_eq!(
+            answer_kind(&result(&seven, serde_json::json!({})), &seven),
+            AnswerKind::Result { is_error: false }
+        );
+        let nobody = error(None, 4001, "no", None);
+        assert_eq!(answer_kind(&readdress(&nobody, &seven).unwrap(), &seven), wanted);
+    }
+}

@@ -1,0 +1,251 @@
+//! The MCP header fields, and whether they agree with the body. The body decides the era and what is called; a header
+//! that says something else is refused, and what goes upstream is generated from the body anew.
+
+use super::json::{Malformed, quoted};
+use super::read::{Notification, Params, Request};
+use super::sentinel::{decode_sentinel, encode_sentinel};
+use crate::domain::{Era, Method, ProtocolVersion, Reason};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+pub const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+pub const NAME: HeaderName = HeaderName::from_static("mcp-name");
+pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The MCP fields of one HTTP request; each at most once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heads<'a> {
+    pub protocol_version: Option<&'a str>,
+    pub method: Option<&'a str>,
+    pub name: Option<&'a str>,
+    pub session: Option<&'a str>,
+    pub last_event_id: Option<&'a str>,
+}
+
+/// Longest value of any of these fields; the whole head is bounded by the connection.
+const MAX_VALUE: usize = 8 * 1024;
+
+/// Takes the MCP fields; one that is repeated or not printable is refused.
+pub fn read_heads(headers: &HeaderMap) -> Result<Heads<'_>, Malformed> {
+    Ok(Heads {
+        protocol_version: single(headers, &PROTOCOL_VERSION)?,
+        method: single(headers, &METHOD)?,
+        name: single(headers, &NAME)?,
+        session: single(headers, &SESSION_ID)?,
+        last_event_id: single(headers, &LAST_EVENT_ID)?,
+    })
+}
+
+/// The era by the body; the headers must agree. `session_version` is what the session negotiated, where there is one.
+pub fn agree(
+    request: &Request,
+    heads: &Heads<'_>,
+    session_version: Option<ProtocolVersion>,
+) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
+    agree_any(&request.method, request.params.as_ref(), heads, session_version).map_err(|fault| Malformed {
+        id: Some(request.id.clone()),
+        ..fault
+    })
+}
+
+/// The same for a notification.
+pub fn agree_notification(
+    notification: &Notification,
+    heads: &Heads<'_>,
+    session_version: Option<ProtocolVersion>,
+) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
+    agree_any(&notification.method, notification.params.as_ref(), heads, session_version)
+}
+
+/// For GET, DELETE and responses, which only the legacy era has: the version to speak.
+pub fn agree_headless(heads: &Heads<'_>, session_version: Option<ProtocolVersion>) -> Result<Option<ProtocolVersion>, Malformed> {
+    let Some(written) = heads.protocol_version else {
+        return Ok(session_version);
+    };
+    let version = known(written)?;
+    if version.era() == Era::Modern {
+        return Err(mismatch(
+            "MCP-Protocol-Version names a version without sessions, the message has no `_meta`",
+        ));
+    }
+    match session_version {
+        Some(negotiated) if negotiated != version => {
+            let detail = format!(
+                "MCP-Protocol-Version is {}, the session speaks `{}`",
+                quoted(written),
+                negotiated.as_str()
+            );
+            Err(mismatch(detail))
+        }
+        _ => Ok(Some(version)),
+    }
+}
+
+/// The method, if its era knows it and it is spoken here.
+pub fn method(request: &Request, era: Era) -> Option<Method> {
+    Some(match (era, request.method.as_str()) {
+        (Era::Legacy, "initialize") => Method::Initialize,
+        (Era::Legacy, "ping") => Method::Ping,
+        (Era::Modern, "server/discover") => Method::Discover,
+        (_, "tools/list") => Method::ToolsList,
+        (_, "tools/call") => Method::ToolsCall,
+        _ => return None,
+    })
+}
+
+/// Whether this is a notification that clients may send.
+pub fn notification(notification: &Notification, era: Era) -> Option<Method> {
+    const LEGACY: [&str; 4] = [
+        "notifications/initialized",
+        "notifications/cancelled",
+        "notifications/progress",
+        "notifications/roots/list_changed",
+    ];
+    (era == Era::Legacy && LEGACY.contains(&notification.method.as_str())).then_some(Method::Notification)
+}
+
+/// The fields that mirror the body, for the request upstream.
+pub fn mirrored(
+    era: Era,
+    version: Option<ProtocolVersion>,
+    method: Method,
+    tool: Option<&str>,
+) -> Vec<(HeaderName, HeaderValue)> {
+    let mut fields = Vec::with_capacity(3);
+    if let Some(version) = version.filter(|_| method != Method::Initialize) {
+        fields.push((PROTOCOL_VERSION, HeaderValue::from_static(version.as_str())));
+    }
+    if era == Era::Modern && method != Method::Notification {
+        fields.push((METHOD, HeaderValue::from_static(method.as_str())));
+        if let Some(Ok(name)) = tool.map(|tool| HeaderValue::from_str(&encode_sentinel(tool))) {
+            fields.push((NAME, name));
+        }
+    }
+    fields
+}
+
+fn agree_any(
+    method: &str,
+    params: Option<&Params>,
+    heads: &Heads<'_>,
+    session_version: Option<ProtocolVersion>,
+) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
+    mirrors(method, params, heads)?;
+    let meta = params.and_then(|params| params.meta.as_ref());
+    match meta.and_then(|meta| meta.protocol_version.as_deref()) {
+        Some(written) => {
+            let capable = meta.is_some_and(|meta| meta.client_capabilities);
+            modern(method, written, capable, params, heads).map(|version| (Era::Modern, Some(version)))
+        }
+        None if method == "server/discover" => Err(Malformed::new(
+            Reason::InvalidParams,
+            "`_meta` does not name the protocol version",
+        )),
+        None => Ok((Era::Legacy, legacy(method, params, heads, session_version)?)),
+    }
+}
+
+/// `Mcp-Method` and `Mcp-Name` must mirror the body in every era; that they are there is a matter of the modern one.
+fn mirrors(method: &str, params: Option<&Params>, heads: &Heads<'_>) -> Result<(), Malformed> {
+    if heads.method.is_some_and(|written| written != method) {
+        return Err(mismatch(format!("Mcp-Method does not name {}", quoted(method))));
+    }
+    let Some(written) = heads.name else {
+        return Ok(());
+    };
+    let Some(decoded) = decode_sentinel(written) else {
+        return Err(mismatch("Mcp-Name is not canonical base64 of UTF-8"));
+    };
+    match mirrored_name(method, params) {
+        Some(name) if name != decoded => Err(mismatch("Mcp-Name does not name what the body names")),
+        _ => Ok(()),
+    }
+}
+
+fn modern(
+    method: &str,
+    written: &str,
+    capable: bool,
+    params: Option<&Params>,
+    heads: &Heads<'_>,
+) -> Result<ProtocolVersion, Malformed> {
+    if !capable {
+        let detail = "`_meta` lacks `io.modelcontextprotocol/clientCapabilities`";
+        return Err(Malformed::new(Reason::InvalidParams, detail));
+    }
+    if heads.protocol_version != Some(written) {
+        return Err(mismatch("MCP-Protocol-Version is not the version in `_meta`"));
+    }
+    let version = known(written)?;
+    if version.era() != Era::Modern {
+        return Err(unsupported(written));
+    }
+    // Notifications have no mirrored method: none is defined for clients of this era.
+    let request = !method.starts_with("notifications/");
+    if request && heads.method.is_none() {
+        return Err(mismatch("Mcp-Method is missing"));
+    }
+    if request && mirrored_name(method, params).is_some() && heads.name.is_none() {
+        return Err(mismatch("Mcp-Name is missing"));
+    }
+    Ok(version)
+}
+
+fn legacy(
+    method: &str,
+    params: Option<&Params>,
+    heads: &Heads<'_>,
+    session_version: Option<ProtocolVersion>,
+) -> Result<Option<ProtocolVersion>, Malformed> {
+    if method != "initialize" {
+        return agree_headless(heads, session_version);
+    }
+    // The header of an `initialize` says what the client would like; the answer decides.
+    agree_headless(heads, None)?;
+    let Some(proposed) = params.and_then(|params| params.protocol_version.as_deref()) else {
+        return Err(Malformed::new(Reason::InvalidParams, "`protocolVersion` is missing"));
+    };
+    Ok(ProtocolVersion::parse(proposed).filter(|version| version.era() == Era::Legacy))
+}
+
+fn mirrored_name<'p>(method: &str, params: Option<&'p Params>) -> Option<&'p str> {
+    let params = params?;
+    match method {
+        "tools/call" | "prompts/get" => params.name.as_deref(),
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => params.uri.as_deref(),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_deref(),
+        _ => None,
+    }
+}
+
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Malformed> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(mismatch(format!("{name} is there more than once")));
+    }
+    let text = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
+    let text = text.trim_matches([' ', '\t']);
+    match !text.is_empty() && text.len() <= MAX_VALUE && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        true => Ok(Some(text)),
+        false => Err(mismatch(format!("{name} is empty, too long or not printable ASCII"))),
+    }
+}
+
+fn known(written: &str) -> Result<ProtocolVersion, Malformed> {
+    ProtocolVersion::parse(written).ok_or_else(|| unsupported(written))
+}
+
+fn unsupported(written: &str) -> Malformed {
+    Malformed::new(
+        Reason::UnsupportedVersion,
+        format!("protocol version {} is not spoken here", quoted(written)),
+    )
+}
+
+fn mismatch(detail: impl Into<String>) -> Malformed {
+    Malformed::new(Reason::HeaderMismatch, detail)
+}

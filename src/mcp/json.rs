@@ -1,0 +1,493 @@
+//! The tokenizer: RFC 8259 and nothing beside it, one pass, no tree. It refuses what parsers read differently: twin
+//! members, lone surrogates, numbers out of range. It gives spans into the text; it does not know JSON-RPC.
+
+use super::names::{Name, Names};
+use crate::domain::{MessageId, Reason};
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// How large and deep a body may be; its length in bytes is bounded where it is received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Nesting of objects and arrays.
+    pub depth: usize,
+    /// Object members in the whole body.
+    pub members: usize,
+    /// Characters of one number.
+    pub number_digits: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            depth: 64,
+            members: 10_000,
+            number_digits: 300,
+        }
+    }
+}
+
+/// Why a message cannot be judged. The detail may be told to the caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {detail}", .reason.code())]
+pub struct Malformed {
+    pub reason: Reason,
+    pub detail: String,
+    /// The id to answer with, if one was read before the fault.
+    pub id: Option<MessageId>,
+}
+
+impl Malformed {
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+            id: None,
+        }
+    }
+}
+
+/// The same inside this room, one word wide: results are returned millions of times, faults once.
+pub(super) type Fault = Box<Malformed>;
+
+pub(super) fn fault(reason: Reason, detail: impl Into<String>) -> Fault {
+    Box::new(Malformed::new(reason, detail))
+}
+
+impl From<Fault> for Malformed {
+    fn from(fault: Fault) -> Self {
+        *fault
+    }
+}
+
+/// Which members of one object count as the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Twins {
+    /// Names that are equal after case folding: for what callers send.
+    Folded,
+    /// Names that are equal after unescaping: for what servers answer, whose data may hold `id` beside `Id`.
+    Exact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Object,
+    Array,
+    /// Whether it holds an escape.
+    Text(bool),
+    /// Whether it is written without fraction and exponent.
+    Number(bool),
+    Bool(bool),
+    Null,
+}
+
+/// A value and where it stands in the text, quotes and brackets included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    start: u32,
+    end: u32,
+    pub kind: Kind,
+}
+
+impl Span {
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// What an object said under the names that were asked for.
+pub(super) struct Fields<const N: usize> {
+    pub spans: [Option<Span>; N],
+    /// The first member under another name.
+    pub stranger: Option<Name>,
+}
+
+/// Checks that `text` is one strict JSON value without duplicate members, whatever it means.
+pub fn check(text: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
+    let mut scan = Scan::open(text, bounds, Twins::Exact)?;
+    scan.value(0)?;
+    Ok(scan.close()?)
+}
+
+pub(super) struct Scan<'a> {
+    text: &'a str,
+    at: usize,
+    bounds: &'a Bounds,
+    members: usize,
+    names: Names<'a>,
+}
+
+impl<'a> Scan<'a> {
+    pub fn open(text: &'a [u8], bounds: &'a Bounds, twins: Twins) -> Result<Self, Fault> {
+        if u32::try_from(text.len()).is_err() {
+            return Err(fault(Reason::BodyTooLarge, "the body is larger than 4 GiB"));
+        }
+        let Ok(text) = std::str::from_utf8(text) else {
+            return Err(fault(Reason::MalformedJson, "the body is not UTF-8"));
+        };
+        let names = Names::new(text, twins);
+        let mut scan = Self {
+            text,
+            at: 0,
+            bounds,
+            members: 0,
+            names,
+        };
+        scan.space();
+        match scan.peek() {
+            None => Err(fault(Reason::MalformedJson, "the body is empty")),
+            Some(0xef) => Err(scan.malformed("a byte order mark")),
+            Some(_) => Ok(scan),
+        }
+    }
+
+    /// Nothing may follow the value.
+    pub fn close(mut self) -> Result<(), Fault> {
+        self.space();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.malformed("something after the end of the message")),
+        }
+    }
+
+    /// The next byte that is not white space.
+    pub fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    pub fn here(&self) -> usize {
+        self.at
+    }
+
+    /// What was read from `start` on.
+    pub fn since(&self, start: usize, kind: Kind) -> Span {
+        // `open` refuses texts with positions beyond u32.
+        Span {
+            start: start as u32,
+            end: self.at as u32,
+            kind,
+        }
+    }
+
+    pub fn name(&self, name: &Name) -> &str {
+        self.names.text(name)
+    }
+
+    /// Reads one value inside `depth` others.
+    pub fn value(&mut self, depth: usize) -> Result<Span, Fault> {
+        let start = self.at;
+        let kind = match self.peek() {
+            Some(b'{') => {
+                self.object(depth, &mut |scan, _, depth| scan.value(depth).map(drop))?;
+                Kind::Object
+            }
+            Some(b'[') => {
+                self.array(depth, &mut |scan, depth| scan.value(depth).map(drop))?;
+                Kind::Array
+            }
+            Some(b'"') => Kind::Text(self.string()?),
+            Some(b'-' | b'0'..=b'9') => Kind::Number(self.number()?),
+            Some(b't') => self.word("true", Kind::Bool(true))?,
+            Some(b'f') => self.word("false", Kind::Bool(false))?,
+            Some(b'n') => self.word("null", Kind::Null)?,
+            Some(_) => return Err(self.malformed("not a value")),
+            None => return Err(self.malformed("the message breaks off")),
+        };
+        Ok(self.since(start, kind))
+    }
+
+    /// Reads an object, if one stands here, and keeps what stands under `known`. `inner` reads the value of a known
+    /// member by its index. A member that is a known one in another spelling is refused.
+    pub fn fields<const N: usize>(
+        &mut self,
+        depth: usize,
+        known: &[&'static str; N],
+        mut inner: impl FnMut(&mut Self, usize, usize) -> Result<Span, Fault>,
+    ) -> Result<Fields<N>, Fault> {
+        let mut fields = Fields {
+            spans: [None; N],
+            stranger: None,
+        };
+        self.object(depth, &mut |scan, name, depth| {
+            let text = scan.names.text(&name);
+            if let Some(index) = known.iter().position(|known| *known == text) {
+                fields.spans[index] = Some(inner(scan, index, depth)?);
+                return Ok(());
+            }
+            if let Some(known) = known.iter().find(|known| super::names::fold_equal(known, text)) {
+                let detail = format!("member {} is `{known}` in another spelling", quoted(text));
+                return Err(fault(Reason::AmbiguousJson, detail));
+            }
+            fields.stranger.get_or_insert(name);
+            scan.value(depth).map(drop)
+        })?;
+        Ok(fields)
+    }
+
+    /// Reads an array, if one stands here; `each` reads an element.
+    pub fn array(&mut self, depth: usize, each: &mut impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.enter(depth, b'[')?;
+        if self.take(b']') {
+            return Ok(());
+        }
+        loop {
+            each(self, depth + 1)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => break,
+                _ => return Err(self.malformed("neither `,` nor `]` after an element")),
+            }
+            self.space();
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn object(&mut self, depth: usize, each: &mut impl FnMut(&mut Self, Name, usize) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.enter(depth, b'{')?;
+        if self.take(b'}') {
+            return Ok(());
+        }
+        let frame = self.names.enter();
+        loop {
+            let name = self.member_name()?;
+            each(self, name, depth + 1)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => break,
+                _ => return Err(self.malformed("neither `,` nor `}` after a member")),
+            }
+            self.space();
+        }
+        self.at += 1;
+        match self.names.leave(frame) {
+            None => Ok(()),
+            Some((one, other)) => {
+                let detail = match one == other {
+                    true => format!("member {} is there twice", quoted(&one)),
+                    false => format!("members {} and {} differ only in spelling", quoted(&one), quoted(&other)),
+                };
+                Err(fault(Reason::AmbiguousJson, detail))
+            }
+        }
+    }
+
+    fn member_name(&mut self) -> Result<Name, Fault> {
+        if self.peek() != Some(b'"') {
+            return Err(self.malformed("a member without a quoted name"));
+        }
+        self.members += 1;
+        if self.members > self.bounds.members {
+            let detail = format!("more than {} members", self.bounds.members);
+            return Err(fault(Reason::MalformedJson, detail));
+        }
+        let start = self.at;
+        let kind = Kind::Text(self.string()?);
+        let text = self.text;
+        let decoded = match kind {
+            Kind::Text(false) => Cow::Borrowed(&text[start + 1..self.at - 1]),
+            _ => decode(text.as_bytes(), self.since(start, kind))?,
+        };
+        if kind == Kind::Text(true) && decoded.contains('\0') {
+            return Err(fault(Reason::AmbiguousJson, "a member name holds U+0000"));
+        }
+        let name = self.names.push(decoded, start + 1);
+        self.space();
+        if !self.take(b':') {
+            return Err(self.malformed("no `:` after a name"));
+        }
+        Ok(name)
+    }
+
+    fn enter(&mut self, depth: usize, bracket: u8) -> Result<(), Fault> {
+        if self.peek() != Some(bracket) {
+            return Err(self.malformed(if bracket == b'{' { "not an object" } else { "not an array" }));
+        }
+        if depth >= self.bounds.depth {
+            let detail = format!("nested deeper than {} levels", self.bounds.depth);
+            return Err(fault(Reason::MalformedJson, detail));
+        }
+        self.at += 1;
+        self.space();
+        Ok(())
+    }
+
+    /// Reads past a string; says whether it holds an escape.
+    fn string(&mut self) -> Result<bool, Fault> {
+        let text = self.text.as_bytes();
+        let mut escaped = false;
+        self.at += 1;
+        loop {
+            self.at = plain_run(text, self.at);
+            match text.get(self.at) {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    escaped = true;
+                    self.at += 1;
+                    self.escape()?;
+                }
+                Some(_) => return Err(self.malformed("a control character in a string")),
+                None => return Err(self.malformed("a string without an end")),
+            }
+        }
+        self.at += 1;
+        Ok(escaped)
+    }
+
+    fn escape(&mut self) -> Result<(), Fault> {
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                self.at += 1;
+                Ok(())
+            }
+            Some(b'u') => match self.unit()? {
+                0xdc00..=0xdfff => Err(self.malformed("a lone surrogate")),
+                0xd800..=0xdbff => {
+                    let paired = self.take_exact(b'\\') && self.peek() == Some(b'u');
+                    match paired && matches!(self.unit()?, 0xdc00..=0xdfff) {
+                        true => Ok(()),
+                        false => Err(self.malformed("a lone surrogate")),
+                    }
+                }
+                _ => Ok(()),
+            },
+            _ => Err(self.malformed("not an escape")),
+        }
+    }
+
+    /// The four digits after `u`.
+    fn unit(&mut self) -> Result<u32, Fault> {
+        let digits = self.text.as_bytes().get(self.at + 1..self.at + 5);
+        let unit = digits.and_then(|digits| {
+            digits
+                .iter()
+                .try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)?))
+        });
+        let Some(unit) = unit else {
+            return Err(self.malformed("not an escape"));
+        };
+        self.at += 5;
+        Ok(unit)
+    }
+
+    /// Reads past a number; says whether it is an integer by its spelling.
+    fn number(&mut self) -> Result<bool, Fault> {
+        let start = self.at;
+        self.take_exact(b'-');
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            _ => self.digits()?,
+        }
+        let mut integer = true;
+        if self.take_exact(b'.') {
+            integer = false;
+            self.digits()?;
+        }
+        let mut exponent = false;
+        if self.take_exact(b'e') || self.take_exact(b'E') {
+            (integer, exponent) = (false, true);
+            let _sign = self.take_exact(b'+') || self.take_exact(b'-');
+            self.digits()?;
+        }
+        if self.at - start > self.bounds.number_digits {
+            let detail = format!("a number longer than {} characters", self.bounds.number_digits);
+            return Err(fault(Reason::MalformedJson, detail));
+        }
+        // Without an exponent the bound on its length keeps a number finite.
+        if (exponent || self.at - start > 300) && !self.text[start..self.at].parse::<f64>().is_ok_and(f64::is_finite) {
+            return Err(self.malformed("a number too large to be read alike everywhere"));
+        }
+        Ok(integer)
+    }
+
+    fn digits(&mut self) -> Result<(), Fault> {
+        let rest = &self.text.as_bytes()[self.at..];
+        let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        self.at += count;
+        match count {
+            0 => Err(self.malformed("not a number")),
+            _ => Ok(()),
+        }
+    }
+
+    fn word(&mut self, word: &'static str, kind: Kind) -> Result<Kind, Fault> {
+        match self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
+            true => {
+                self.at += word.len();
+                Ok(kind)
+            }
+            false => Err(self.malformed("not a value")),
+        }
+    }
+
+    fn take_exact(&mut self, byte: u8) -> bool {
+        let here = self.peek() == Some(byte);
+        self.at += usize::from(here);
+        here
+    }
+
+    /// Takes `byte` and the white space behind it.
+    fn take(&mut self, byte: u8) -> bool {
+        let here = self.take_exact(byte);
+        if here {
+            self.space();
+        }
+        here
+    }
+
+    pub fn space(&mut self) {
+        let text = self.text.as_bytes();
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = text.get(self.at) {
+            self.at += 1;
+        }
+    }
+
+    #[cold]
+    pub fn malformed(&self, what: &str) -> Fault {
+        fault(Reason::MalformedJson, format!("{what}, at byte {}", self.at))
+    }
+}
+
+/// Foreign text, safe inside a message: in backticks, control characters escaped, cut at 80 characters.
+pub(super) fn quoted(text: &str) -> String {
+    let shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
+    let more = if text.chars().nth(80).is_some() { "…" } else { "" };
+    format!("`{shown}{more}`")
+}
+
+/// What a string that the tokenizer accepted means.
+pub(super) fn decode(text: &[u8], span: Span) -> Result<Cow<'_, str>, Fault> {
+    let quoted = &text[span.range()];
+    let decoded = match span.kind {
+        Kind::Text(false) => std::str::from_utf8(&quoted[1..quoted.len() - 1]).ok().map(Cow::Borrowed),
+        _ => serde_json::from_slice(quoted).ok().map(Cow::Owned),
+    };
+    decoded.ok_or_else(|| fault(Reason::MalformedJson, "a string that cannot be read"))
+}
+
+/// Where the next byte stands that is `"`, `\` or a control character; eight bytes at a time.
+fn plain_run(text: &[u8], mut at: usize) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    while let Some(chunk) = text.get(at..at + 8).and_then(|chunk| <[u8; 8]>::try_from(chunk).ok()) {
+        let word = u64::from_le_bytes(chunk);
+        let quote = word ^ (ONES * 0x22);
+        let slash = word ^ (ONES * 0x5c);
+        // A byte below 0x20, or zero after the xor, borrows into its high bit; bytes from 0x80 on are masked out.
+        let hit =
+            (word.wrapping_sub(ONES * 0x20) & !word) | (quote.wrapping_sub(ONES) & !quote) | (slash.wrapping_sub(ONES) & !slash);
+        match hit & HIGHS {
+            0 => at += 8,
+            hit => return at + hit.trailing_zeros() as usize / 8,
+        }
+    }
+    while let Some(byte) = text.get(at) {
+        if matches!(byte, b'"' | b'\\' | 0..=0x1f) {
+            return at;
+        }
+        at += 1;
+    }
+    at
+}

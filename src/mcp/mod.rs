@@ -1,0 +1,25 @@
+//! The grammar of MCP: JSON-RPC bodies, mirrored headers, event streams, answers. Pure: bytes in, values out.
+//!
+//! Nothing here knows who calls or whether they may; it only refuses what two parsers could read differently.
+
+mod answer;
+mod canonical;
+mod heads;
+mod json;
+mod lists;
+mod names;
+mod read;
+mod sentinel;
+mod sse;
+
+pub use answer::{AnswerKind, answer_kind, error, negotiated, readdress, result};
+pub use canonical::canonical;
+pub use heads::{
+    Heads, LAST_EVENT_ID, METHOD, NAME, PROTOCOL_VERSION, SESSION_ID, agree, agree_headless, agree_notification, method,
+    mirrored, notification, read_heads,
+};
+pub use json::{Bounds, Malformed, check};
+pub use lists::{filter_listed, filter_tools};
+pub use read::{Message, Meta, Notification, Params, Request, Response, read};
+pub use sentinel::{decode_sentinel, encode_sentinel};
+pub use sse::{SseFault, SseFrame, SseReader};

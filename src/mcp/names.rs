@@ -1,0 +1,178 @@
+//! Member names of the objects that are open, and whether two of one object are the same to some parser.
+//! One stack for the whole text; names without escapes are not copied.
+
+use super::json::Twins;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+/// A member name: a piece of the text, or of the arena if it had escapes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Name {
+    start: u32,
+    end: u32,
+    copied: bool,
+    hash: u64,
+}
+
+pub(super) struct Names<'a> {
+    text: &'a str,
+    arena: String,
+    twins: Twins,
+    open: Vec<Name>,
+}
+
+/// Up to here pairs are compared; beyond, names are sorted, so that no choice of names costs more than n log n.
+const PAIRWISE: usize = 8;
+
+impl<'a> Names<'a> {
+    pub fn new(text: &'a str, twins: Twins) -> Self {
+        Self {
+            text,
+            arena: String::new(),
+            twins,
+            open: Vec::with_capacity(32),
+        }
+    }
+
+    /// Begins an object.
+    pub fn enter(&self) -> usize {
+        self.open.len()
+    }
+
+    /// `start`: where the name stands in the text, if it is borrowed from there.
+    pub fn push(&mut self, decoded: Cow<'_, str>, start: usize) -> Name {
+        let hash = self.hash(&decoded);
+        let length = decoded.len();
+        let (start, copied) = match decoded {
+            Cow::Borrowed(_) => (start, false),
+            Cow::Owned(text) => {
+                self.arena.push_str(&text);
+                (self.arena.len() - length, true)
+            }
+        };
+        // The tokenizer refuses texts with positions beyond u32, and the arena is no longer than the text.
+        let name = Name {
+            start: start as u32,
+            end: (start + length) as u32,
+            copied,
+            hash,
+        };
+        self.open.push(name);
+        name
+    }
+
+    /// Ends the object begun at `frame`; gives two of its names that are the same.
+    pub fn leave(&mut self, frame: usize) -> Option<(String, String)> {
+        let twins = match self.open.len() - frame {
+            0 | 1 => None,
+            2..=PAIRWISE => self.pairwise(frame),
+            _ => self.sorted(frame),
+        };
+        self.open.truncate(frame);
+        twins
+    }
+
+    pub fn text(&self, name: &Name) -> &str {
+        text_of(self.text, &self.arena, name)
+    }
+
+    fn pairwise(&self, frame: usize) -> Option<(String, String)> {
+        let names = &self.open[frame..];
+        for (index, one) in names.iter().enumerate() {
+            for other in &names[..index] {
+                if one.hash == other.hash && self.order(other, one).is_eq() {
+                    return Some((self.text(other).to_owned(), self.text(one).to_owned()));
+                }
+            }
+        }
+        None
+    }
+
+    fn sorted(&mut self, frame: usize) -> Option<(String, String)> {
+        let mut names = self.open.split_off(frame);
+        names.sort_unstable_by(|one, other| one.hash.cmp(&other.hash).then_with(|| self.order(one, other)));
+        let twins = names
+            .windows(2)
+            .find(|pair| pair[0].hash == pair[1].hash && self.order(&pair[0], &pair[1]).is_eq());
+        twins.map(|pair| (self.text(&pair[0]).to_owned(), self.text(&pair[1]).to_owned()))
+    }
+
+    fn order(&self, one: &Name, other: &Name) -> Ordering {
+        match self.twins {
+            Twins::Exact => self.text(one).cmp(self.text(other)),
+            Twins::Folded => fold_order(self.text(one), self.text(other)),
+        }
+    }
+
+    fn hash(&self, name: &str) -> u64 {
+        match self.twins == Twins::Folded && !name.is_ascii() {
+            true => hash(fold(name).as_bytes()),
+            false => hash(name.as_bytes()),
+        }
+    }
+}
+
+/// Whether some parser that ignores case would take one name for the other.
+pub(super) fn fold_equal(one: &str, other: &str) -> bool {
+    match one.is_ascii() && other.is_ascii() {
+        true => one.eq_ignore_ascii_case(other),
+        false => fold(one) == fold(other),
+    }
+}
+
+fn fold_order(one: &str, other: &str) -> Ordering {
+    match one.is_ascii() && other.is_ascii() {
+        true => {
+            let lower = |byte: &u8| byte.to_ascii_lowercase();
+            one.as_bytes().iter().map(lower).cmp(other.as_bytes().iter().map(lower))
+        }
+        false => fold(one).cmp(&fold(other)),
+    }
+}
+
+/// Simple case folding, a little wider: through upper case and back, where each is one character.
+/// `ſ` becomes `s`, the Kelvin sign `k`, `ς` becomes `σ`.
+fn fold(name: &str) -> String {
+    fn single(mut mapped: impl Iterator<Item = char>, otherwise: char) -> char {
+        match (mapped.next(), mapped.next()) {
+            (Some(one), None) => one,
+            _ => otherwise,
+        }
+    }
+    name.chars()
+        .map(|char| single(char.to_uppercase(), char))
+        .map(|char| single(char.to_lowercase(), char))
+        .collect()
+}
+
+/// Equal for names that are equal after folding ASCII; who has equal hashes is compared for real.
+fn hash(name: &[u8]) -> u64 {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |hash: u64, word: u64| (hash.rotate_left(5) ^ (word | CASE)).wrapping_mul(SPREAD);
+    let length = name.len();
+    if length < 8 {
+        let half = |at: usize| {
+            name.get(at..at + 4)
+                .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        };
+        let word = match (half(0), half(length.saturating_sub(4))) {
+            (Some(head), Some(tail)) => u64::from(head) | u64::from(tail) << 32,
+            _ => name.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        };
+        return mix(length as u64, word);
+    }
+    let word = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_le_bytes);
+    let state = name
+        .chunks_exact(8)
+        .fold(length as u64, |state, chunk| mix(state, word(chunk)));
+    mix(state, word(&name[length - 8..]))
+}
+
+fn text_of<'t>(text: &'t str, arena: &'t str, name: &Name) -> &'t str {
+    let range = name.start as usize..name.end as usize;
+    match name.copied {
+        true => &arena[range],
+        false => &text[range],
+    }
+}

@@ -1,0 +1,382 @@
+//! The strict reader: a body becomes a request, a notification or a response in one pass, or is refused.
+//! The bytes are kept as they are: what is judged is what is sent.
+
+use super::json::{Bounds, Fault, Fields, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
+use crate::domain::{MessageId, Reason};
+use bytes::Bytes;
+
+/// One message of a caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    Request(Request),
+    Notification(Notification),
+    Response(Response),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub id: MessageId,
+    pub method: String,
+    pub body: Bytes,
+    pub params: Option<Params>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    pub method: String,
+    pub body: Bytes,
+    pub params: Option<Params>,
+}
+
+/// A caller's answer to something the server asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    pub id: MessageId,
+    pub is_error: bool,
+    pub body: Bytes,
+}
+
+/// The parameters that authority, era or ownership are read from. The rest stays in the body unread.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Params {
+    /// Of a tool or prompt, unescaped, byte for byte.
+    pub name: Option<String>,
+    /// The arguments object as it stands in the body.
+    pub arguments: Option<Bytes>,
+    /// The version that `initialize` proposes.
+    pub protocol_version: Option<String>,
+    pub cursor: Option<String>,
+    pub uri: Option<String>,
+    pub task_id: Option<String>,
+    /// The request that a `notifications/cancelled` means.
+    pub request_id: Option<MessageId>,
+    pub meta: Option<Meta>,
+}
+
+/// `params._meta`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meta {
+    pub protocol_version: Option<String>,
+    /// Whether the object `clientCapabilities` is there.
+    pub client_capabilities: bool,
+    pub traceparent: Option<String>,
+}
+
+impl Message {
+    pub fn body(&self) -> &Bytes {
+        match self {
+            Message::Request(request) => &request.body,
+            Message::Notification(notification) => &notification.body,
+            Message::Response(response) => &response.body,
+        }
+    }
+}
+
+impl Message {
+    /// Whether the body speaks the stateless protocol: it names its version in `_meta`.
+    pub fn is_modern(&self) -> bool {
+        let params = match self {
+            Message::Request(request) => &request.params,
+            Message::Notification(notification) => &notification.params,
+            Message::Response(_) => &None,
+        };
+        params
+            .as_ref()
+            .and_then(|params| params.meta.as_ref())
+            .is_some_and(|meta| meta.protocol_version.is_some())
+    }
+}
+
+impl Request {
+    /// `traceparent` of `_meta`.
+    pub fn trace(&self) -> Option<&str> {
+        self.params.as_ref()?.meta.as_ref()?.traceparent.as_deref()
+    }
+}
+
+const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
+
+/// The first six are all that `tools/call` may have.
+const PARAMS: [&str; 12] = [
+    "name",
+    "arguments",
+    "_meta",
+    "inputResponses",
+    "requestState",
+    "task",
+    "cursor",
+    "protocolVersion",
+    "uri",
+    "taskId",
+    "requestId",
+    "ref",
+];
+const CALL_PARAMS: usize = 6;
+
+const META: [&str; 7] = [
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientCapabilities",
+    "traceparent",
+    "progressToken",
+    "io.modelcontextprotocol/clientInfo",
+    "io.modelcontextprotocol/logLevel",
+    "tracestate",
+];
+
+/// Longest string and largest whole number that all parsers keep as an id.
+const MAX_ID_BYTES: usize = 256;
+const MAX_ID: u64 = (1 << 53) - 1;
+
+/// Reads a whole body. Nothing that two parsers could read differently comes through.
+pub fn read(body: Bytes, bounds: &Bounds) -> Result<Message, Malformed> {
+    let mut seen = Seen::Nothing;
+    read_seen(&body, bounds, &mut seen).map_err(|fault| Malformed {
+        id: match fault.reason {
+            Reason::MalformedJson => None,
+            _ => seen.id(&body),
+        },
+        ..*fault
+    })
+}
+
+/// The id met so far, to answer a refused message with.
+#[derive(Clone, Copy)]
+enum Seen {
+    Nothing,
+    Once(Span),
+    Twice,
+}
+
+impl Seen {
+    fn id(self, body: &Bytes) -> Option<MessageId> {
+        match self {
+            Seen::Once(span) => message_id(body, span).ok(),
+            Seen::Nothing | Seen::Twice => None,
+        }
+    }
+}
+
+/// Where things stand in `params`, before it is known what they mean.
+struct Inside {
+    fields: Fields<12>,
+    stranger: Option<String>,
+    meta: Option<Fields<7>>,
+}
+
+fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, Fault> {
+    let mut scan = Scan::open(body, bounds, Twins::Folded)?;
+    match scan.peek() {
+        Some(b'{') => (),
+        Some(b'[') => return Err(invalid("batches are refused in every version")),
+        _ => {
+            scan.value(0)?;
+            scan.close()?;
+            return Err(invalid("a message is an object"));
+        }
+    }
+    let mut inside = None;
+    let fields = scan.fields(0, &ENVELOPE, |scan, index, depth| match ENVELOPE[index] {
+        "id" => {
+            let span = scan.value(depth)?;
+            *seen = match seen {
+                Seen::Nothing => Seen::Once(span),
+                Seen::Once(_) | Seen::Twice => Seen::Twice,
+            };
+            Ok(span)
+        }
+        "params" if scan.peek() == Some(b'{') => {
+            let (span, params) = params(scan, depth)?;
+            inside = Some(params);
+            Ok(span)
+        }
+        _ => scan.value(depth),
+    })?;
+    if let Some(stranger) = &fields.stranger {
+        let detail = format!("{} does not belong into a message", quoted(scan.name(stranger)));
+        scan.close()?;
+        return Err(invalid(detail));
+    }
+    scan.close()?;
+    message(body, fields.spans, inside)
+}
+
+fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
+    let start = scan.here();
+    let mut meta = None;
+    let fields = scan.fields(depth, &PARAMS, |scan, index, depth| {
+        if PARAMS[index] != "_meta" || scan.peek() != Some(b'{') {
+            return scan.value(depth);
+        }
+        let start = scan.here();
+        meta = Some(scan.fields(depth, &META, |scan, _, depth| scan.value(depth))?);
+        Ok(scan.since(start, Kind::Object))
+    })?;
+    let stranger = fields.stranger.as_ref().map(|name| scan.name(name).to_owned());
+    let span = scan.since(start, Kind::Object);
+    Ok((span, Inside { fields, stranger, meta }))
+}
+
+fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>) -> Result<Message, Fault> {
+    let [jsonrpc, id, method, params, result, error] = spans;
+    if jsonrpc.is_none_or(|span| &body[span.range()] != b"\"2.0\"") {
+        return Err(invalid("`jsonrpc` is not \"2.0\""));
+    }
+    let id = id.map(|span| message_id(body, span)).transpose()?;
+    let Some(method) = method else {
+        return response(body, id, params, result, error).map(Message::Response);
+    };
+    if result.is_some() || error.is_some() {
+        return Err(invalid("a message with a method and a result or error"));
+    }
+    let method = match text(body, "method", Some(method)) {
+        Ok(Some(method)) => method,
+        _ => return Err(invalid("`method` is not a string")),
+    };
+    let announced = method.starts_with("notifications/");
+    if announced && id.is_some() {
+        return Err(invalid("a notification has no id"));
+    }
+    if !announced && id.is_none() {
+        return Err(invalid(format!("{} needs an id", quoted(&method))));
+    }
+    let params = match (params, inside) {
+        (None, _) if method == "tools/call" => return Err(bad_params("`name` is missing")),
+        (None, _) => None,
+        (Some(_), None) => return Err(bad_params("`params` is not an object")),
+        (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
+    };
+    let body = body.clone();
+    Ok(match id {
+        Some(id) => Message::Request(Request {
+            id,
+            method,
+            body,
+            params,
+        }),
+        None => Message::Notification(Notification { method, body, params }),
+    })
+}
+
+fn response(
+    body: &Bytes,
+    id: Option<MessageId>,
+    params: Option<Span>,
+    result: Option<Span>,
+    error: Option<Span>,
+) -> Result<Response, Fault> {
+    if params.is_some() {
+        return Err(invalid("a message without a method"));
+    }
+    if result.is_some() == error.is_some() {
+        return Err(invalid("a message that is neither request, notification nor response"));
+    }
+    Ok(Response {
+        id: id.ok_or_else(|| invalid("a response without an id"))?,
+        is_error: error.is_some(),
+        body: body.clone(),
+    })
+}
+
+impl Params {
+    fn read(body: &Bytes, method: &str, inside: Inside) -> Result<Self, Fault> {
+        let spans = inside.fields.spans;
+        let [
+            name,
+            arguments,
+            meta,
+            responses,
+            state,
+            task,
+            cursor,
+            version,
+            uri,
+            task_id,
+            request_id,
+            _,
+        ] = spans;
+        let name = text(body, "name", name)?;
+        if method == "tools/call" {
+            only_call_params(&spans, inside.stranger)?;
+            if name.is_none() {
+                return Err(bad_params("`name` is missing"));
+            }
+        }
+        object("inputResponses", responses)?;
+        text(body, "requestState", state)?;
+        object("task", task)?;
+        object("_meta", meta)?;
+        Ok(Self {
+            name,
+            arguments: object("arguments", arguments)?.map(|span| body.slice(span.range())),
+            protocol_version: text(body, "protocolVersion", version)?,
+            cursor: text(body, "cursor", cursor)?,
+            uri: text(body, "uri", uri)?,
+            task_id: text(body, "taskId", task_id)?,
+            request_id: request_id.map(|span| message_id(body, span)).transpose()?,
+            meta: inside.meta.map(|meta| Meta::read(body, &meta)).transpose()?,
+        })
+    }
+}
+
+impl Meta {
+    fn read(body: &Bytes, fields: &Fields<7>) -> Result<Self, Fault> {
+        let [version, capabilities, traceparent, ..] = fields.spans;
+        Ok(Self {
+            protocol_version: text(body, META[0], version)?,
+            client_capabilities: object(META[1], capabilities)?.is_some(),
+            traceparent: text(body, META[2], traceparent)?,
+        })
+    }
+}
+
+fn only_call_params(spans: &[Option<Span>; 12], stranger: Option<String>) -> Result<(), Fault> {
+    let known = PARAMS.iter().zip(spans).skip(CALL_PARAMS);
+    let known = known.filter(|(_, span)| span.is_some()).map(|(name, _)| (*name).to_owned());
+    match stranger.or_else(|| known.into_iter().next()) {
+        None => Ok(()),
+        Some(name) => Err(bad_params(format!(
+            "{} does not belong into the parameters of `tools/call`",
+            quoted(&name)
+        ))),
+    }
+}
+
+fn text(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<String>, Fault> {
+    let Some(span) = span else { return Ok(None) };
+    match span.kind {
+        Kind::Text(_) => Ok(Some(decode(body, span)?.into_owned())),
+        _ => Err(bad_params(format!("`{name}` is not a string"))),
+    }
+}
+
+fn object(name: &str, span: Option<Span>) -> Result<Option<Span>, Fault> {
+    match span {
+        Some(span) if span.kind != Kind::Object => Err(bad_params(format!("`{name}` is not an object"))),
+        other => Ok(other),
+    }
+}
+
+/// A string, or an integer that every parser reads alike.
+fn message_id(body: &Bytes, span: Span) -> Result<MessageId, Fault> {
+    let written = std::str::from_utf8(&body[span.range()]).unwrap_or_default();
+    match span.kind {
+        Kind::Text(_) if written.len() > MAX_ID_BYTES => return Err(invalid(format!("an id longer than {MAX_ID_BYTES} bytes"))),
+        Kind::Number(true) if written != "-0" => {
+            let digits = written.strip_prefix('-').unwrap_or(written);
+            if !digits.parse::<u64>().is_ok_and(|number| number <= MAX_ID) {
+                return Err(invalid("an id beyond 2^53 - 1"));
+            }
+        }
+        Kind::Text(_) => (),
+        _ => return Err(invalid("an id is a string or an integer")),
+    }
+    Ok(MessageId::from_json(body.slice(span.range())))
+}
+
+fn invalid(detail: impl Into<String>) -> Fault {
+    fault(Reason::InvalidRequest, detail)
+}
+
+fn bad_params(detail: impl Into<String>) -> Fault {
+    fault(Reason::InvalidParams, detail)
+}

@@ -1,0 +1,580 @@
+//! The audit trail as people ask it: who did what, when, what was decided and why, and how it ended.
+//! What is shown is read from the recorded bytes; columns only find the rows.
+
+use super::directory::name;
+use super::engine::{Composed, Row, Sql, args};
+use super::{Store, StoreError};
+use crate::domain::{
+    AuthMethod, ClientId, Decided, Decision, Digest, Ending, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId,
+    Outcome, PolicyId, Record, RequestId, Scope, Subject, Timestamp, UserId,
+};
+use std::fmt;
+use std::str::FromStr;
+
+/// Which rows. Everything that is given must hold.
+#[derive(Debug, Clone)]
+pub struct AuditFilter {
+    pub environment: EnvironmentName,
+    pub kind: AuditKind,
+    /// A user id, an e-mail address or a subject.
+    pub user: Option<String>,
+    pub server: Option<String>,
+    pub tool: Option<String>,
+    pub decision: Option<Decided>,
+    pub reason: Option<String>,
+    pub request: Option<RequestId>,
+    /// From this moment on.
+    pub since: Option<Timestamp>,
+    /// Before this moment.
+    pub until: Option<Timestamp>,
+    /// At most 10,000.
+    pub limit: u32,
+    /// Oldest first. Otherwise newest first.
+    pub ascending: bool,
+    /// Goes on after this row, in the order asked for.
+    pub after: Option<AuditCursor>,
+}
+
+/// Which kind of record; `Any` mixes them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AuditKind {
+    #[default]
+    Decision,
+    Outcome,
+    Policy,
+    /// Also what administrators changed in the store.
+    Admin,
+    Suppressed,
+    Start,
+    Stop,
+    Opaque,
+    Any,
+}
+
+/// The place of a row in the order by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AuditCursor {
+    pub at: Timestamp,
+    pub incarnation: Incarnation,
+    pub seq: u64,
+}
+
+/// One row; for a decision with its outcome. What a kind does not have is `None` or empty.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct AuditRow {
+    pub incarnation: Incarnation,
+    pub seq: u64,
+    #[serde(serialize_with = "super::rfc3339")]
+    pub at: Timestamp,
+    pub environment: String,
+    pub kind: String,
+    pub decision: Option<Decided>,
+    /// A decision's reason code, an administrator's action, how a policy set fared.
+    pub reason: Option<String>,
+    pub detail: Option<String>,
+    pub request: Option<RequestId>,
+    pub user: Option<UserId>,
+    pub email: Option<String>,
+    pub issuer: Option<Issuer>,
+    pub subject: Option<Subject>,
+    pub auth_method: Option<AuthMethod>,
+    /// Of the credential: enough to tell two apart.
+    pub fingerprint: Option<String>,
+    pub client: Option<ClientId>,
+    pub key: Option<KeyId>,
+    pub source_ip: Option<String>,
+    pub server: Option<String>,
+    pub method: Option<String>,
+    pub tool: Option<String>,
+    pub policies: Vec<PolicyId>,
+    pub errors: Vec<String>,
+    pub scopes: Vec<Scope>,
+    pub args_digest: Option<Digest>,
+    pub args: Option<String>,
+    pub policy_set: Option<Digest>,
+    pub catalogue: Option<Digest>,
+    pub grant: Option<GrantUsed>,
+    pub session: Option<String>,
+    pub trace: Option<String>,
+    /// From the first byte of the message to the decision.
+    pub took_us: Option<u64>,
+    pub outcome: Option<AuditOutcome>,
+    /// What an administrator changed, as the database saw it: `{"old": …, "new": …}`.
+    pub change: Option<serde_json::Value>,
+    /// When the database took the row, and from which login.
+    #[serde(serialize_with = "super::rfc3339")]
+    pub recorded_at: Timestamp,
+    pub recorded_by: String,
+}
+
+/// How a permitted call ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct AuditOutcome {
+    #[serde(serialize_with = "super::rfc3339")]
+    pub at: Timestamp,
+    pub ending: Ending,
+    pub detail: Option<String>,
+    pub status: Option<u16>,
+    pub tool_error: Option<bool>,
+    pub latency_us: u64,
+    pub bytes: u64,
+    pub recovered: bool,
+}
+
+/// A record as it was shipped, for verification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditBytes {
+    pub incarnation: Incarnation,
+    pub seq: u64,
+    pub bytes: Vec<u8>,
+    pub leaf: Digest,
+    pub head: Digest,
+}
+
+const MOST: u32 = 10_000;
+
+const SELECT: Sql = Sql {
+    postgres: "SELECT d.incarnation, d.seq, micros(d.occurred_at) AS occurred_at, micros(d.recorded_at) AS recorded_at,
+                 d.recorded_by::text AS recorded_by, d.environment, d.kind, d.bytes, d.reason, d.user_id::text AS user_id,
+                 d.server_name, d.method, d.change::text AS change,
+                 (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
+                 CASE WHEN d.kind = 'decision' THEN
+                   (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND o.environment = d.environment
+                      AND o.kind = 'outcome' ORDER BY o.occurred_at LIMIT 1) END AS outcome
+               FROM audit_trail d WHERE d.environment = ?",
+    sqlite: "SELECT d.incarnation, d.seq, d.occurred_at, d.recorded_at, d.recorded_by, d.environment, d.kind, d.bytes, d.reason,
+               d.user_id, d.server_name, d.method, d.change,
+               (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
+               CASE WHEN d.kind = 'decision' THEN
+                 (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND o.environment = d.environment
+                    AND o.kind = 'outcome' ORDER BY o.occurred_at LIMIT 1) END AS outcome
+             FROM audit_trail d WHERE d.environment = ?",
+};
+
+const BYTES: Sql = Sql::same(
+    "SELECT incarnation, seq, bytes, leaf, head FROM audit_trail
+     WHERE environment = $1 AND incarnation = $2 AND seq >= $3 AND bytes IS NOT NULL ORDER BY seq LIMIT $4",
+);
+
+const INCARNATIONS: Sql = Sql::same(
+    "SELECT incarnation, count(*) AS records, min(seq) AS first, max(seq) AS last FROM audit_trail
+     WHERE environment = $1 AND bytes IS NOT NULL GROUP BY incarnation ORDER BY incarnation",
+);
+
+impl AuditFilter {
+    /// The newest 50 decisions.
+    pub fn new(environment: EnvironmentName) -> Self {
+        Self {
+            environment,
+            kind: AuditKind::Decision,
+            user: None,
+            server: None,
+            tool: None,
+            decision: None,
+            reason: None,
+            request: None,
+            since: None,
+            until: None,
+            limit: 50,
+            ascending: false,
+            after: None,
+        }
+    }
+
+    fn compose(&self) -> Composed {
+        let mut sql = Composed::default();
+        sql.push_with(SELECT, self.environment.as_str())
+            .push(Sql::same(self.kind.condition()));
+        if let Some(user) = &self.user {
+            push_user(&mut sql, user);
+        }
+        let texts = [
+            (" AND d.server_name = ?", &self.server),
+            (" AND d.tool_name = ?", &self.tool),
+            (" AND d.reason = ?", &self.reason),
+        ];
+        for (part, text) in texts {
+            if let Some(text) = text {
+                sql.push_with(Sql::same(part), text.as_str());
+            }
+        }
+        if let Some(decision) = self.decision {
+            sql.push(Sql::same(match decision {
+                Decided::Allow => " AND d.decision = 'allow'",
+                Decided::Deny => " AND d.decision = 'deny'",
+            }));
+        }
+        if let Some(request) = self.request {
+            let part = Sql {
+                postgres: " AND d.request_id = ?::uuid",
+                sqlite: " AND d.request_id = ?",
+            };
+            sql.push_with(part, request.to_string());
+        }
+        self.push_times(&mut sql);
+        sql
+    }
+
+    fn push_times(&self, sql: &mut Composed) {
+        if let Some(since) = self.since {
+            let part = Sql {
+                postgres: " AND d.occurred_at >= at_micros(?)",
+                sqlite: " AND d.occurred_at >= ?",
+            };
+            sql.push_with(part, since.micros());
+        }
+        if let Some(until) = self.until {
+            let part = Sql {
+                postgres: " AND d.occurred_at < at_micros(?)",
+                sqlite: " AND d.occurred_at < ?",
+            };
+            sql.push_with(part, until.micros());
+        }
+        if let Some(after) = self.after {
+            sql.push(Sql::same(" AND (d.occurred_at, d.incarnation, d.seq)"));
+            sql.push(Sql::same(if self.ascending { " > (" } else { " < (" }));
+            sql.push_with(
+                Sql {
+                    postgres: "at_micros(?)",
+                    sqlite: "?",
+                },
+                after.at.micros(),
+            );
+            sql.push_with(Sql::same(", ?"), &after.incarnation.0[..]);
+            sql.push_with(Sql::same(", ?)"), i64::try_from(after.seq).unwrap_or(i64::MAX));
+        }
+        sql.push(Sql::same(match self.ascending {
+            true => " ORDER BY d.occurred_at, d.incarnation, d.seq",
+            false => " ORDER BY d.occurred_at DESC, d.incarnation DESC, d.seq DESC",
+        }));
+        sql.push_with(Sql::same(" LIMIT ?"), i64::from(self.limit.clamp(1, MOST)));
+    }
+}
+
+fn push_user(sql: &mut Composed, user: &str) {
+    match uuid::Uuid::try_parse(user) {
+        Ok(id) => sql.push_with(
+            Sql {
+                postgres: " AND d.user_id = ?::uuid",
+                sqlite: " AND d.user_id = ?",
+            },
+            id.to_string(),
+        ),
+        Err(_) => {
+            let part = " AND (d.subject = ? OR d.user_id IN
+                         (SELECT u.id FROM users u WHERE u.environment = d.environment AND u.email = ?))";
+            sql.push_with(Sql::same(part), user)
+        }
+    };
+}
+
+impl AuditKind {
+    pub const ALL: [AuditKind; 9] = [
+        Self::Decision,
+        Self::Outcome,
+        Self::Policy,
+        Self::Admin,
+        Self::Suppressed,
+        Self::Start,
+        Self::Stop,
+        Self::Opaque,
+        Self::Any,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Outcome => "outcome",
+            Self::Policy => "policy",
+            Self::Admin => "admin",
+            Self::Suppressed => "suppressed",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Opaque => "opaque",
+            Self::Any => "any",
+        }
+    }
+
+    // literals, so that the planner can use the indexes made for one kind
+    const fn condition(self) -> &'static str {
+        match self {
+            Self::Decision => " AND d.kind = 'decision'",
+            Self::Outcome => " AND d.kind = 'outcome'",
+            Self::Policy => " AND d.kind = 'policy'",
+            Self::Admin => " AND d.kind = 'admin'",
+            Self::Suppressed => " AND d.kind = 'suppressed'",
+            Self::Start => " AND d.kind = 'start'",
+            Self::Stop => " AND d.kind = 'stop'",
+            Self::Opaque => " AND d.kind = 'opaque'",
+            Self::Any => "",
+        }
+    }
+}
+
+impl FromStr for AuditKind {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let kinds = Self::ALL.map(Self::as_str).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or(format!("`{text}` is no kind of record: {kinds}"))
+    }
+}
+
+impl fmt::Display for AuditCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.at.micros(), self.incarnation, self.seq)
+    }
+}
+
+impl FromStr for AuditCursor {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, '.');
+        let mut part = || parts.next().unwrap_or("");
+        let (at, incarnation, seq) = (part().parse().ok(), Incarnation::parse(part()), part().parse().ok());
+        match (at, incarnation, seq) {
+            (Some(at), Some(incarnation), Some(seq)) => Ok(Self {
+                at: Timestamp::from_micros(at),
+                incarnation,
+                seq,
+            }),
+            _ => Err(format!("`{text}` is no place in the audit trail")),
+        }
+    }
+}
+
+/// How much of one incarnation the store holds.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct AuditSpan {
+    pub incarnation: Incarnation,
+    pub records: u64,
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Store {
+    pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
+        let sql = filter.compose();
+        let rows = self.once(&sql, &sql.args).await?;
+        rows.iter().map(AuditRow::of).collect()
+    }
+
+    /// The records of one incarnation as they were shipped, from a number on, in order.
+    pub async fn audit_bytes(
+        &self,
+        env: &EnvironmentName,
+        of: Incarnation,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<AuditBytes>, StoreError> {
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
+        let rows = self
+            .once(&BYTES, args![env.as_str(), &of.0[..], from, i64::from(limit.clamp(1, MOST))])
+            .await?;
+        rows.iter().map(AuditBytes::of).collect()
+    }
+
+    /// Which incarnations there are records of, and from where to where.
+    pub async fn audit_incarnations(&self, env: &EnvironmentName) -> Result<Vec<AuditSpan>, StoreError> {
+        let rows = self.once(&INCARNATIONS, args![env.as_str()]).await?;
+        let span = |row: &Row| {
+            Ok(AuditSpan {
+                incarnation: Incarnation(fixed(row, "incarnation")?),
+                records: count(row, "records")?,
+                first: count(row, "first")?,
+                last: count(row, "last")?,
+            })
+        };
+        rows.iter().map(span).collect()
+    }
+}
+
+impl AuditBytes {
+    fn of(row: &Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            incarnation: Incarnation(fixed(row, "incarnation")?),
+            seq: count(row, "seq")?,
+            bytes: row.get("bytes")?,
+            leaf: Digest::from_bytes(fixed(row, "leaf")?),
+            head: Digest::from_bytes(fixed(row, "head")?),
+        })
+    }
+}
+
+impl AuditRow {
+    pub fn cursor(&self) -> AuditCursor {
+        AuditCursor {
+            at: self.at,
+            incarnation: self.incarnation,
+            seq: self.seq,
+        }
+    }
+
+    fn of(row: &Row) -> Result<Self, StoreError> {
+        let bare = Self::bare(row)?;
+        let bytes: Option<Vec<u8>> = row.get("bytes")?;
+        let Some(bytes) = bytes else { return bare.with_change(row) };
+        let outcome = row.get::<Option<Vec<u8>>>("outcome")?.and_then(|bytes| event_of(&bytes));
+        let shown = match event_of(&bytes) {
+            Some(Event::Decision(decision)) => bare.with_decision(*decision),
+            Some(Event::Outcome(outcome)) => Self {
+                request: Some(outcome.request),
+                outcome: Some(outcome.into()),
+                ..bare
+            },
+            Some(Event::Policy(change)) => Self {
+                reason: Some(if change.rejected.is_some() { "rejected" } else { "in_force" }.to_owned()),
+                detail: change.rejected,
+                policy_set: Some(change.policy_set),
+                catalogue: Some(change.catalogue),
+                ..bare
+            },
+            Some(Event::Admin(admin)) => Self {
+                reason: Some(admin.action),
+                detail: Some(admin.detail),
+                ..bare
+            },
+            Some(Event::Suppressed(noise)) => {
+                let detail = Some(format!("{} times", noise.count));
+                Self {
+                    reason: Some(noise.reason),
+                    detail,
+                    source_ip: Some(noise.network),
+                    ..bare
+                }
+            }
+            Some(Event::Start(start)) => Self {
+                detail: Some(format!("{} on {}", start.version, start.instance)),
+                ..bare
+            },
+            Some(Event::Stop(_)) | None => bare,
+        };
+        Ok(match outcome {
+            Some(Event::Outcome(outcome)) => Self {
+                outcome: Some(outcome.into()),
+                ..shown
+            },
+            _ => shown,
+        })
+    }
+
+    fn bare(row: &Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            incarnation: Incarnation(fixed(row, "incarnation")?),
+            seq: count(row, "seq")?,
+            at: Timestamp::from_micros(row.get("occurred_at")?),
+            environment: row.get("environment")?,
+            kind: row.get("kind")?,
+            email: row.get("email")?,
+            recorded_at: Timestamp::from_micros(row.get("recorded_at")?),
+            recorded_by: row.get("recorded_by")?,
+            decision: None,
+            reason: None,
+            detail: None,
+            request: None,
+            user: None,
+            issuer: None,
+            subject: None,
+            auth_method: None,
+            fingerprint: None,
+            client: None,
+            key: None,
+            source_ip: None,
+            server: None,
+            method: None,
+            tool: None,
+            policies: Vec::new(),
+            errors: Vec::new(),
+            scopes: Vec::new(),
+            args_digest: None,
+            args: None,
+            policy_set: None,
+            catalogue: None,
+            grant: None,
+            session: None,
+            trace: None,
+            took_us: None,
+            outcome: None,
+            change: None,
+        })
+    }
+
+    fn with_decision(self, decision: Decision) -> Self {
+        let who = decision.who;
+        Self {
+            decision: Some(decision.decision),
+            reason: Some(decision.reason),
+            detail: decision.detail,
+            request: Some(decision.request),
+            user: who.as_ref().and_then(|who| who.user.clone()),
+            issuer: who.as_ref().map(|who| who.issuer.clone()),
+            subject: who.as_ref().map(|who| who.subject.clone()),
+            auth_method: who.as_ref().map(|who| who.method),
+            fingerprint: who.as_ref().map(|who| who.fingerprint.clone()),
+            client: who.as_ref().and_then(|who| who.client.clone()),
+            key: who.and_then(|who| who.key),
+            source_ip: Some(decision.source_ip),
+            server: decision.server.map(|server| server.to_string()),
+            method: Some(decision.method),
+            tool: decision.tool,
+            policies: decision.policies,
+            errors: decision.errors,
+            scopes: decision.scopes,
+            args_digest: decision.args_digest,
+            args: decision.args,
+            policy_set: Some(decision.policy_set),
+            catalogue: Some(decision.catalogue),
+            grant: decision.grant,
+            session: decision.session,
+            trace: decision.trace,
+            took_us: Some(decision.took_us),
+            ..self
+        }
+    }
+
+    /// The database's own rows have no bytes: what they say stands in their columns.
+    fn with_change(self, row: &Row) -> Result<Self, StoreError> {
+        let change: Option<String> = row.get("change")?;
+        let user: Option<String> = row.get("user_id")?;
+        Ok(Self {
+            reason: row.get("reason")?,
+            user: user.and_then(|user| name(&user, "audit_trail.user_id")),
+            server: row.get("server_name")?,
+            method: row.get("method")?,
+            change: change.and_then(|change| serde_json::from_str(&change).ok()),
+            ..self
+        })
+    }
+}
+
+impl From<Outcome> for AuditOutcome {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            at: outcome.at,
+            ending: outcome.ending,
+            detail: outcome.detail,
+            status: outcome.status,
+            tool_error: outcome.tool_error,
+            latency_us: outcome.latency_us,
+            bytes: outcome.bytes,
+            recovered: outcome.recovered,
+        }
+    }
+}
+
+fn event_of(bytes: &[u8]) -> Option<Event> {
+    serde_json::from_slice::<Record>(bytes).ok().map(|record| record.event)
+}
+
+fn count(row: &Row, column: &'static str) -> Result<u64, StoreError> {
+    Ok(u64::try_from(row.get::<i64>(column)?).unwrap_or(0))
+}
+
+fn fixed<const N: usize>(row: &Row, column: &'static str) -> Result<[u8; N], StoreError> {
+    row.get::<Vec<u8>>(column)?.try_into().map_err(|_| StoreError::Broken {
+        place: "the store".to_owned(),
+        what: format!("column `{column}` is not {N} bytes long"),
+    })
+}

@@ -1,0 +1,456 @@
+//! The two engines behind one handle: transactions, arguments and rows without a driver's types in them. Knows no table.
+
+use super::StoreError;
+use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
+use sqlx::query::Query;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::{AssertSqlSafe, Decode, Row as _, SqlSafeStr, SqlStr, Transaction, Type};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone)]
+pub struct PostgresEngine {
+    pub(super) pool: PgPool,
+    pub(super) place: Arc<Place>,
+    pub(super) warnings: Arc<[String]>,
+}
+
+#[derive(Clone)]
+pub struct SqliteEngine {
+    /// One connection: SQLite has one writer, and waiting in this queue is fairer than in SQLite's.
+    pub(super) writer: SqlitePool,
+    pub(super) readers: SqlitePool,
+    pub(super) place: Arc<Place>,
+    pub(super) warnings: Arc<[String]>,
+}
+
+/// Where the store is, as messages name it. Never holds a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    Postgres { host: String, database: String, user: String },
+    Sqlite { file: PathBuf },
+}
+
+impl Place {
+    pub(super) fn user(&self) -> &str {
+        match self {
+            Place::Postgres { user, .. } => user,
+            Place::Sqlite { .. } => "",
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Postgres { host, database, .. } => write!(f, "the Postgres database `{database}` at `{host}`"),
+            Place::Sqlite { file } => write!(f, "the database file `{}`", file.display()),
+        }
+    }
+}
+
+/// One statement in the words of each engine; placeholders are `$1` in both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sql {
+    pub postgres: &'static str,
+    pub sqlite: &'static str,
+}
+
+impl Sql {
+    pub(super) const fn same(text: &'static str) -> Self {
+        Self {
+            postgres: text,
+            sqlite: text,
+        }
+    }
+}
+
+/// A statement whose parts are chosen at run time; every part is a literal of this program.
+#[derive(Debug, Default)]
+pub(super) struct Composed {
+    postgres: String,
+    sqlite: String,
+    pub args: Vec<Arg>,
+}
+
+impl Composed {
+    pub(super) fn push(&mut self, part: Sql) -> &mut Self {
+        self.postgres.push_str(part.postgres);
+        self.sqlite.push_str(part.sqlite);
+        self
+    }
+
+    /// Adds a part in which each `?` stands for `arg`.
+    pub(super) fn push_with(&mut self, part: Sql, arg: impl Into<Arg>) -> &mut Self {
+        self.args.push(arg.into());
+        let placeholder = format!("${}", self.args.len());
+        self.postgres.push_str(&part.postgres.replace('?', &placeholder));
+        self.sqlite.push_str(&part.sqlite.replace('?', &placeholder));
+        self
+    }
+}
+
+/// Text to run on one of the engines.
+pub(super) trait Statement {
+    fn postgres(&self) -> SqlStr;
+    fn sqlite(&self) -> SqlStr;
+}
+
+impl Statement for Sql {
+    fn postgres(&self) -> SqlStr {
+        self.postgres.into_sql_str()
+    }
+    fn sqlite(&self) -> SqlStr {
+        self.sqlite.into_sql_str()
+    }
+}
+
+// The one place that runs text made at run time: `Composed` takes literals only, values travel as arguments.
+impl Statement for Composed {
+    fn postgres(&self) -> SqlStr {
+        AssertSqlSafe(self.postgres.clone()).into_sql_str()
+    }
+    fn sqlite(&self) -> SqlStr {
+        AssertSqlSafe(self.sqlite.clone()).into_sql_str()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Arg {
+    Text(Option<String>),
+    Int(Option<i64>),
+    Bytes(Option<Vec<u8>>),
+}
+
+impl From<&str> for Arg {
+    fn from(text: &str) -> Self {
+        Arg::Text(Some(text.to_owned()))
+    }
+}
+
+impl From<String> for Arg {
+    fn from(text: String) -> Self {
+        Arg::Text(Some(text))
+    }
+}
+
+impl From<Option<String>> for Arg {
+    fn from(text: Option<String>) -> Self {
+        Arg::Text(text)
+    }
+}
+
+impl From<Option<&str>> for Arg {
+    fn from(text: Option<&str>) -> Self {
+        Arg::Text(text.map(str::to_owned))
+    }
+}
+
+impl From<i64> for Arg {
+    fn from(number: i64) -> Self {
+        Arg::Int(Some(number))
+    }
+}
+
+impl From<Option<i64>> for Arg {
+    fn from(number: Option<i64>) -> Self {
+        Arg::Int(number)
+    }
+}
+
+impl From<bool> for Arg {
+    fn from(flag: bool) -> Self {
+        Arg::Int(Some(i64::from(flag)))
+    }
+}
+
+impl From<&[u8]> for Arg {
+    fn from(bytes: &[u8]) -> Self {
+        Arg::Bytes(Some(bytes.to_vec()))
+    }
+}
+
+impl From<Option<&[u8]>> for Arg {
+    fn from(bytes: Option<&[u8]>) -> Self {
+        Arg::Bytes(bytes.map(<[u8]>::to_vec))
+    }
+}
+
+/// `args![a, b]`: the arguments of a statement, in the order of its placeholders.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$($crate::store::engine::Arg::from($arg)),*] };
+}
+pub(super) use args;
+
+/// `row![a, b]`: the same to keep.
+macro_rules! row {
+    ($($arg:expr),* $(,)?) => { vec![$($crate::store::engine::Arg::from($arg)),*] };
+}
+pub(super) use row;
+
+/// A column type that reads the same from both engines.
+pub(super) trait Column:
+    for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite>
+{
+}
+impl<T> Column for T where T: for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite> {}
+
+pub(super) enum Row {
+    Postgres(PgRow),
+    Sqlite(SqliteRow),
+}
+
+impl Row {
+    pub(super) fn get<T: Column>(&self, column: &'static str) -> Result<T, StoreError> {
+        let value = match self {
+            Row::Postgres(row) => row.try_get(column),
+            Row::Sqlite(row) => row.try_get(column),
+        };
+        value.map_err(|_| StoreError::Broken {
+            place: "the store".to_owned(),
+            what: format!("column `{column}` is missing or has another type"),
+        })
+    }
+}
+
+/// An open transaction; dropped without `commit` it is rolled back.
+pub(super) struct Tx {
+    on: On,
+    place: Arc<Place>,
+}
+
+enum On {
+    Postgres(Transaction<'static, Postgres>),
+    Sqlite(Transaction<'static, Sqlite>),
+}
+
+impl PostgresEngine {
+    pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+        let rows = answered(&self.place, postgres_query(sql, args).fetch_all(&self.pool)).await?;
+        Ok(rows.into_iter().map(Row::Postgres).collect())
+    }
+
+    pub(super) async fn begin(&self, how: &'static str) -> Result<Tx, StoreError> {
+        let begun = answered(&self.place, self.pool.begin_with(how)).await?;
+        Ok(Tx {
+            on: On::Postgres(begun),
+            place: self.place.clone(),
+        })
+    }
+}
+
+impl SqliteEngine {
+    pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+        let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&self.readers)).await?;
+        Ok(rows.into_iter().map(Row::Sqlite).collect())
+    }
+
+    pub(super) async fn begin(&self, pool: &SqlitePool, how: &'static str) -> Result<Tx, StoreError> {
+        let begun = answered(&self.place, pool.begin_with(how)).await?;
+        Ok(Tx {
+            on: On::Sqlite(begun),
+            place: self.place.clone(),
+        })
+    }
+}
+
+impl Tx {
+    pub(super) async fn fetch(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+        match &mut self.on {
+            On::Postgres(tx) => {
+                let rows = answered(&self.place, postgres_query(sql, args).fetch_all(&mut **tx)).await?;
+                Ok(rows.into_iter().map(Row::Postgres).collect())
+            }
+            On::Sqlite(tx) => {
+                let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&mut **tx)).await?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
+            }
+        }
+    }
+
+    pub(super) async fn fetch_one(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<Option<Row>, StoreError> {
+        Ok(self.fetch(sql, args).await?.into_iter().next())
+    }
+
+    /// Returns how many rows were touched.
+    pub(super) async fn execute(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<u64, StoreError> {
+        match &mut self.on {
+            On::Postgres(tx) => {
+                let done = answered(&self.place, postgres_query(sql, args).execute(&mut **tx)).await?;
+                Ok(done.rows_affected())
+            }
+            On::Sqlite(tx) => {
+                let done = answered(&self.place, sqlite_query(sql, args).execute(&mut **tx)).await?;
+                Ok(done.rows_affected())
+            }
+        }
+    }
+
+    /// Runs an insert over many rows: as one statement over arrays on Postgres, as few over `{rows}` on SQLite. All or
+    /// nothing: after an error the transaction is as before.
+    pub(super) async fn insert_rows(&mut self, sql: &Sql, rows: &[Vec<Arg>]) -> Result<u64, StoreError> {
+        const SAVE: Sql = Sql::same("SAVEPOINT rows");
+        const RELEASE: Sql = Sql::same("RELEASE SAVEPOINT rows");
+        const UNDO: Sql = Sql::same("ROLLBACK TO SAVEPOINT rows");
+        self.execute(&SAVE, &[]).await?;
+        let inserted = self.insert_all(sql, rows).await;
+        if inserted.is_err() {
+            self.execute(&UNDO, &[]).await?;
+        }
+        self.execute(&RELEASE, &[]).await?;
+        inserted
+    }
+
+    async fn insert_all(&mut self, sql: &Sql, rows: &[Vec<Arg>]) -> Result<u64, StoreError> {
+        match &mut self.on {
+            On::Postgres(tx) => {
+                let done = answered(&self.place, postgres_columns(sql, rows).execute(&mut **tx)).await?;
+                Ok(done.rows_affected())
+            }
+            On::Sqlite(tx) => {
+                let (mut inserted, mut rest) = (0, rows);
+                while !rest.is_empty() {
+                    let these;
+                    (these, rest) = rest.split_at(rows_at_once(rest.len()));
+                    let done = answered(&self.place, sqlite_rows(sql, these).execute(&mut **tx)).await?;
+                    inserted += done.rows_affected();
+                }
+                Ok(inserted)
+            }
+        }
+    }
+
+    pub(super) async fn commit(self) -> Result<(), StoreError> {
+        match self.on {
+            On::Postgres(tx) => answered(&self.place, tx.commit()).await,
+            On::Sqlite(tx) => answered(&self.place, tx.commit()).await,
+        }
+    }
+}
+
+/// The longest wait for one statement: a database that hangs must not hang what waits for it.
+const ANSWER: Duration = Duration::from_secs(60);
+
+async fn answered<T>(place: &Place, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    answered_in(ANSWER, place, statement).await
+}
+
+async fn answered_in<T>(
+    limit: Duration,
+    place: &Place,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, statement).await {
+        Ok(done) => done.map_err(|error| StoreError::of(error, place)),
+        Err(_) => Err(StoreError::Unreachable {
+            place: place.to_string(),
+            why: format!("no answer in {limit:?}"),
+        }),
+    }
+}
+
+fn postgres_query(sql: &impl Statement, args: &[Arg]) -> Query<'static, Postgres, PgArguments> {
+    args.iter().fold(sqlx::query(sql.postgres()), |query, arg| match arg {
+        Arg::Text(text) => query.bind(text.clone()),
+        Arg::Int(number) => query.bind(*number),
+        Arg::Bytes(bytes) => query.bind(bytes.clone()),
+    })
+}
+
+fn sqlite_query<'a>(sql: &impl Statement, args: impl IntoIterator<Item = &'a Arg>) -> Query<'static, Sqlite, SqliteArguments> {
+    args.into_iter().fold(sqlx::query(sql.sqlite()), |query, arg| match arg {
+        Arg::Text(text) => query.bind(text.clone()),
+        Arg::Int(number) => query.bind(*number),
+        Arg::Bytes(bytes) => query.bind(bytes.clone()),
+    })
+}
+
+/// How many of `left` rows go into one statement on SQLite. A statement is a trip to the connection's thread and back,
+/// dearer than the row; few sizes, so that few statements are kept prepared.
+fn rows_at_once(left: usize) -> usize {
+    [64, 8].into_iter().find(|size| *size <= left).unwrap_or(1)
+}
+
+/// The statement with its `{rows}` as so many times so many placeholders. Without numbers: SQLite looks a name up in a list.
+fn sqlite_rows(sql: &Sql, rows: &[Vec<Arg>]) -> Query<'static, Sqlite, SqliteArguments> {
+    let width = rows.first().map_or(0, Vec::len);
+    let row = format!("({})", vec!["?"; width].join(","));
+    let text = sql.sqlite.replace("{rows}", &vec![row.as_str(); rows.len()].join(","));
+    let composed = Composed {
+        sqlite: text,
+        ..Composed::default()
+    };
+    sqlite_query(&composed, rows.iter().flatten())
+}
+
+/// The rows turned on their side: one array an argument, for `unnest`.
+fn postgres_columns(sql: &Sql, rows: &[Vec<Arg>]) -> Query<'static, Postgres, PgArguments> {
+    let width = rows.first().map_or(0, Vec::len);
+    (0..width).fold(sqlx::query(sql.postgres), |query, column| {
+        let cells = rows.iter().map(|row| &row[column]);
+        match &rows[0][column] {
+            Arg::Text(_) => query.bind(cells.map(text_of).collect::<Vec<_>>()),
+            Arg::Int(_) => query.bind(cells.map(int_of).collect::<Vec<_>>()),
+            Arg::Bytes(_) => query.bind(cells.map(bytes_of).collect::<Vec<_>>()),
+        }
+    })
+}
+
+fn text_of(arg: &Arg) -> Option<String> {
+    match arg {
+        Arg::Text(text) => text.clone(),
+        Arg::Int(_) | Arg::Bytes(_) => None,
+    }
+}
+
+fn int_of(arg: &Arg) -> Option<i64> {
+    match arg {
+        Arg::Int(number) => *number,
+        Arg::Text(_) | Arg::Bytes(_) => None,
+    }
+}
+
+fn bytes_of(arg: &Arg) -> Option<Vec<u8>> {
+    match arg {
+        Arg::Bytes(bytes) => bytes.clone(),
+        Arg::Text(_) | Arg::Int(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_statement_that_is_never_answered_is_given_up() {
+        let place = Place::Sqlite {
+            file: "guardian.db".into(),
+        };
+        let hung = answered_in::<()>(Duration::from_millis(1), &place, std::future::pending()).await;
+        let error = hung.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot reach the database file `guardian.db`: no answer in 1ms"
+        );
+        assert!(error.is_transient());
+    }
+
+    #[test]
+    fn composed_text_holds_placeholders_and_never_values() {
+        let mut sql = Composed::default();
+        sql.push_with(
+            Sql {
+                postgres: "a = ?::uuid",
+                sqlite: "a = ?",
+            },
+            "x' OR 1",
+        )
+        .push(Sql::same(" AND "))
+        .push_with(Sql::same("(b = ? OR c = ?)"), 7);
+        assert_eq!(sql.postgres().as_str(), "a = $1::uuid AND (b = $2 OR c = $2)");
+        assert_eq!(sql.sqlite().as_str(), "a = $1 AND (b = $2 OR c = $2)");
+        assert_eq!(sql.args, args!["x' OR 1", 7]);
+    }
+}

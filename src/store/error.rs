@@ -1,0 +1,285 @@
+//! What can go wrong with the store, each as one plain sentence. Driver errors end here: their texts may quote values, so
+//! only the sentence made of them travels on, and nothing of a URL but user, host and database.
+
+use super::engine::Place;
+use sqlx::migrate::MigrateError;
+use std::io::ErrorKind;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0}")]
+    Configuration(String),
+    #[error("cannot reach {place}: {why}")]
+    Unreachable { place: String, why: String },
+    #[error("{place} refuses the login `{user}`: wrong password, or it may not connect")]
+    WrongPassword { place: String, user: String },
+    #[error("{0} does not exist")]
+    DatabaseMissing(String),
+    #[error("no trusted TLS connection to {place}: {why}")]
+    Tls { place: String, why: String },
+    #[error("{0} has no tables of this version yet: run `guardian db migrate`")]
+    NotMigrated(String),
+    #[error("{place} is at schema version {found}, this program knows {known}: it needs a newer guardian")]
+    NewerSchema { place: String, found: i64, known: i64 },
+    #[error("this login may not do this in {place}: {what}")]
+    Permission { place: String, what: String },
+    /// Locked, overloaded, shutting down: the same again may succeed.
+    #[error("{place} cannot do this now: {why}")]
+    Busy { place: String, why: String },
+    #[error("no {0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Conflict(String),
+    /// The database refuses the values themselves.
+    #[error("{place} cannot hold these values: {what}")]
+    Unstorable { place: String, what: String },
+    #[error("{place} failed: {what}")]
+    Broken { place: String, what: String },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Busy { .. } => true,
+            Self::Configuration(_)
+            | Self::WrongPassword { .. }
+            | Self::DatabaseMissing(_)
+            | Self::Tls { .. }
+            | Self::NotMigrated(_)
+            | Self::NewerSchema { .. }
+            | Self::Permission { .. }
+            | Self::NotFound(_)
+            | Self::Invalid(_)
+            | Self::Conflict(_)
+            | Self::Unstorable { .. }
+            | Self::Broken { .. } => false,
+        }
+    }
+
+    pub(super) fn of(error: sqlx::Error, place: &Place) -> Self {
+        let at = place.to_string();
+        match error {
+            sqlx::Error::Database(error) => match place {
+                Place::Postgres { .. } => of_postgres(error.code().as_deref().unwrap_or(""), error.message(), place),
+                Place::Sqlite { .. } => of_sqlite(error.code().as_deref().unwrap_or(""), error.message(), at),
+            },
+            // rustls reports a refused certificate as invalid data
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Self::Tls {
+                place: at,
+                why: error.to_string(),
+            },
+            sqlx::Error::Io(error) => Self::Unreachable {
+                place: at,
+                why: plain(&error),
+            },
+            sqlx::Error::Tls(error) => Self::Tls {
+                place: at,
+                why: error.to_string(),
+            },
+            sqlx::Error::PoolTimedOut => Self::Unreachable {
+                place: at,
+                why: "no connection in time".to_owned(),
+            },
+            sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::Unreachable {
+                place: at,
+                why: "the store is closed".to_owned(),
+            },
+            sqlx::Error::Migrate(error) => Self::of_migration(*error, place),
+            sqlx::Error::Encode(error) => Self::Unstorable {
+                place: at,
+                what: error.to_string(),
+            },
+            sqlx::Error::ColumnDecode { index, .. } => Self::Broken {
+                place: at,
+                what: format!("column {index} has another type"),
+            },
+            other => Self::Broken {
+                place: at,
+                what: other.to_string(),
+            },
+        }
+    }
+
+    pub(super) fn of_migration(error: MigrateError, place: &Place) -> Self {
+        let at = place.to_string();
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Self::of(error, place),
+            MigrateError::VersionMismatch(version) => Self::Broken {
+                place: at,
+                what: format!("migration {version} was applied with another text than this program has"),
+            },
+            MigrateError::Dirty(version) => Self::Broken {
+                place: at,
+                what: format!("migration {version} was left half applied"),
+            },
+            other => Self::Broken {
+                place: at,
+                what: other.to_string(),
+            },
+        }
+    }
+}
+
+fn of_postgres(code: &str, message: &str, place: &Place) -> StoreError {
+    let at = place.to_string();
+    let what = message.to_owned();
+    match code {
+        "28000" | "28P01" => StoreError::WrongPassword {
+            place: at,
+            user: place.user().to_owned(),
+        },
+        "3D000" => StoreError::DatabaseMissing(at),
+        // undefined table, schema, function, column
+        "42P01" | "3F000" | "42883" | "42703" => StoreError::NotMigrated(at),
+        "42501" => StoreError::Permission { place: at, what },
+        // raised by the functions of the schema: no such row; and a refusal in words of ours
+        "P0002" => StoreError::NotFound(what),
+        "P0001" => StoreError::Conflict(what),
+        "23503" => StoreError::NotFound(format!("row that this refers to ({what})")),
+        "23505" => StoreError::Conflict(format!("it exists already ({what})")),
+        "25006" => StoreError::Permission {
+            place: at,
+            what: "the database is read-only (a standby?)".to_owned(),
+        },
+        "57P01" | "57P02" | "57P03" | "57P05" | "57014" | "53300" | "53100" | "53200" | "53400" | "40001" | "40P01" | "55P03"
+        | "55006" => StoreError::Busy { place: at, why: what },
+        _ if code.starts_with("08") => StoreError::Unreachable { place: at, why: what },
+        _ if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => {
+            StoreError::Unstorable { place: at, what }
+        }
+        _ => StoreError::Broken {
+            place: at,
+            what: format!("{what} ({code})"),
+        },
+    }
+}
+
+fn of_sqlite(code: &str, message: &str, at: String) -> StoreError {
+    let code: u32 = code.parse().unwrap_or(1);
+    let what = message.to_owned();
+    match (code & 0xff, code) {
+        (5 | 6, _) => StoreError::Busy {
+            place: at,
+            why: "another process holds it locked".to_owned(),
+        },
+        // I/O error, disk full
+        (10 | 13, _) => StoreError::Busy { place: at, why: what },
+        (14, _) => StoreError::Unreachable {
+            place: at,
+            why: "the file cannot be opened".to_owned(),
+        },
+        (8, _) => StoreError::Permission {
+            place: at,
+            what: "the file is read-only".to_owned(),
+        },
+        (11 | 26, _) => StoreError::Broken {
+            place: at,
+            what: "the file is damaged or not an SQLite database".to_owned(),
+        },
+        (19, 787) => StoreError::NotFound("row that this refers to".to_owned()),
+        (19, 1555 | 2067) => StoreError::Conflict(format!("it exists already ({what})")),
+        (19, 1811) => StoreError::Permission { place: at, what },
+        (18..=20, _) => StoreError::Unstorable { place: at, what },
+        (1, _) if message.starts_with("no such table") || message.starts_with("no such column") => StoreError::NotMigrated(at),
+        _ => StoreError::Broken {
+            place: at,
+            what: format!("{what} ({code})"),
+        },
+    }
+}
+
+fn plain(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        ErrorKind::NotFound => "no such file or socket".to_owned(),
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "the connection broke off".to_owned(),
+        ErrorKind::TimedOut => "no answer in time".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_its_meaning() {
+        let postgres = Place::Postgres {
+            host: "h:5432".into(),
+            database: "d".into(),
+            user: "u".into(),
+        };
+        for (code, transient, text) in [
+            (
+                "28P01",
+                false,
+                "the Postgres database `d` at `h:5432` refuses the login `u`: wrong password, or it may not connect",
+            ),
+            (
+                "57P01",
+                true,
+                "the Postgres database `d` at `h:5432` cannot do this now: words",
+            ),
+            (
+                "53300",
+                true,
+                "the Postgres database `d` at `h:5432` cannot do this now: words",
+            ),
+            (
+                "40P01",
+                true,
+                "the Postgres database `d` at `h:5432` cannot do this now: words",
+            ),
+            ("08006", true, "cannot reach the Postgres database `d` at `h:5432`: words"),
+            (
+                "22021",
+                false,
+                "the Postgres database `d` at `h:5432` cannot hold these values: words",
+            ),
+            (
+                "23514",
+                false,
+                "the Postgres database `d` at `h:5432` cannot hold these values: words",
+            ),
+            (
+                "54000",
+                false,
+                "the Postgres database `d` at `h:5432` cannot hold these values: words",
+            ),
+            (
+                "25006",
+                false,
+                "this login may not do this in the Postgres database `d` at `h:5432`: the database is read-only (a standby?)",
+            ),
+            ("XX000", false, "the Postgres database `d` at `h:5432` failed: words (XX000)"),
+        ] {
+            let error = of_postgres(code, "words", &postgres);
+            assert_eq!(
+                (error.to_string().as_str(), error.is_transient()),
+                (text, transient),
+                "{code}"
+            );
+        }
+        for (code, transient, text) in [
+            ("5", true, "the file cannot do this now: another process holds it locked"),
+            ("517", true, "the file cannot do this now: another process holds it locked"),
+            ("13", true, "the file cannot do this now: words"),
+            ("2570", true, "the file cannot do this now: words"),
+            ("8", false, "this login may not do this in the file: the file is read-only"),
+            ("275", false, "the file cannot hold these values: words"),
+            ("26", false, "the file failed: the file is damaged or not an SQLite database"),
+            ("1", false, "the file failed: words (1)"),
+        ] {
+            let error = of_sqlite(code, "words", "the file".to_owned());
+            assert_eq!(
+                (error.to_string().as_str(), error.is_transient()),
+                (text, transient),
+                "{code}"
+            );
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Migrations: in the binary, applied in order, each in one transaction, recorded with a checksum. They never go back.
+
+use super::engine::{Place, Sql, args};
+use super::{Store, StoreError};
+use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
+use sqlx::{Connection, SqlSafeStr};
+
+/// Where the schema stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Status {
+    pub engine: &'static str,
+    /// Of the newest migration applied; 0 before the first.
+    pub version: i64,
+    pub applied: Vec<String>,
+    pub pending: Vec<String>,
+    /// Versions in the database that this program does not know.
+    pub unknown: Vec<i64>,
+}
+
+struct Step {
+    version: i64,
+    name: &'static str,
+    sql: &'static str,
+}
+
+const POSTGRES: &[Step] = &[Step {
+    version: 1,
+    name: "guardian",
+    sql: include_str!("postgres/0001_guardian.sql"),
+}];
+const SQLITE: &[Step] = &[Step {
+    version: 1,
+    name: "guardian",
+    sql: include_str!("sqlite/0001_guardian.sql"),
+}];
+
+const APPLIED: Sql = Sql {
+    postgres: "SELECT version, checksum FROM guardian.migrations ORDER BY version",
+    sqlite: "SELECT version, checksum FROM migrations ORDER BY version",
+};
+
+impl Store {
+    /// Brings the schema up to this program's version; tells each step and does nothing where nothing is pending.
+    /// On Postgres this needs a login with CREATEROLE and CREATE on the database, not a superuser.
+    pub async fn migrate(&self, on_step: &mut dyn FnMut(&str)) -> Result<(), StoreError> {
+        let status = self.status().await?;
+        self.refuse_newer(&status)?;
+        for step in self.steps().iter().filter(|step| step.version > status.version) {
+            on_step(&step.to_string());
+            self.run_to(step.version).await?;
+        }
+        Ok(())
+    }
+
+    /// What is applied and what is pending, for any login that may see the schema.
+    pub async fn status(&self) -> Result<Status, StoreError> {
+        let steps = self.steps();
+        let applied = self.applied().await?;
+        for (version, checksum) in &applied {
+            let step = steps.iter().find(|step| step.version == *version);
+            if step.is_some_and(|step| *step.migration().checksum != **checksum) {
+                let what = format!("migration {version} was applied with another text than this program has");
+                return Err(StoreError::Broken {
+                    place: self.place(),
+                    what,
+                });
+            }
+        }
+        let has = |step: &&Step| applied.iter().any(|(version, _)| *version == step.version);
+        Ok(Status {
+            engine: self.engine(),
+            version: applied.last().map_or(0, |(version, _)| *version),
+            applied: steps.iter().filter(has).map(Step::to_string).collect(),
+            pending: steps.iter().filter(|step| !has(step)).map(Step::to_string).collect(),
+            unknown: applied
+                .iter()
+                .map(|(version, _)| *version)
+                .filter(|v| steps.iter().all(|step| step.version != *v))
+                .collect(),
+        })
+    }
+
+    /// Refuses a schema that is behind or ahead of this program.
+    pub async fn require_current(&self) -> Result<(), StoreError> {
+        let status = self.status().await?;
+        self.refuse_newer(&status)?;
+        match status.pending.is_empty() {
+            true => Ok(()),
+            false => Err(StoreError::NotMigrated(self.place())),
+        }
+    }
+
+    fn refuse_newer(&self, status: &Status) -> Result<(), StoreError> {
+        match status.unknown.last() {
+            None => Ok(()),
+            Some(found) => {
+                let known = self.steps().last().map_or(0, |step| step.version);
+                Err(StoreError::NewerSchema {
+                    place: self.place(),
+                    found: *found,
+                    known,
+                })
+            }
+        }
+    }
+
+    async fn applied(&self) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
+        let rows = match self.once(&APPLIED, args![]).await {
+            Err(StoreError::NotMigrated(_)) => return Ok(Vec::new()),
+            rows => rows?,
+        };
+        rows.iter()
+            .map(|row| Ok((row.get("version")?, row.get("checksum")?)))
+            .collect()
+    }
+
+    async fn run_to(&self, version: i64) -> Result<(), StoreError> {
+        let mut migrator = Migrator::with_migrations(self.steps().iter().map(Step::migration).collect());
+        match self {
+            Store::Postgres(engine) => {
+                migrator.dangerous_set_table_name("guardian.migrations");
+                migrator.create_schema("guardian");
+                let connection = engine.pool.acquire().await;
+                let mut connection = connection.map_err(|error| StoreError::of(error, &engine.place))?.detach();
+                let done = apply(&migrator, version, &mut connection, &engine.place).await;
+                // closing gives back the lock that a failed migration still holds
+                let _ = connection.close().await;
+                done
+            }
+            Store::Sqlite(engine) => {
+                migrator.dangerous_set_table_name("migrations");
+                let connection = engine.writer.acquire().await;
+                let mut connection = connection.map_err(|error| StoreError::of(error, &engine.place))?;
+                apply(&migrator, version, &mut *connection, &engine.place).await
+            }
+        }
+    }
+
+    fn steps(&self) -> &'static [Step] {
+        match self {
+            Store::Postgres(_) => POSTGRES,
+            Store::Sqlite(_) => SQLITE,
+        }
+    }
+
+    fn engine(&self) -> &'static str {
+        match self {
+            Store::Postgres(_) => "postgres",
+            Store::Sqlite(_) => "sqlite",
+        }
+    }
+}
+
+async fn apply<C: Migrate>(migrator: &Migrator, version: i64, on: &mut C, place: &Place) -> Result<(), StoreError> {
+    migrator
+        .run_direct(Some(version), on, false)
+        .await
+        .map_err(|error| StoreError::of_migration(error, place))
+}
+
+impl Step {
+    fn migration(&self) -> Migration {
+        Migration::new(
+            self.version,
+            self.name.into(),
+            MigrationType::Simple,
+            self.sql.into_sql_str(),
+            false,
+        )
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04} {}", self.version, self.name)
+    }
+}

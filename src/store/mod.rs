@@ -1,0 +1,132 @@
+//! The store: users, grants, keys, servers, tools and the audit trail, in Postgres or SQLite behind one set of functions.
+//! The only room that names SQL. It decides nothing and caches nothing.
+
+mod audit;
+mod catalogue;
+mod check;
+mod directory;
+mod engine;
+mod error;
+mod grants;
+mod keys;
+mod migrate;
+mod open;
+mod people;
+mod postgres;
+mod registry;
+mod ship;
+mod sqlite;
+
+pub use audit::{AuditBytes, AuditCursor, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
+pub use catalogue::{Observed, StoredTool};
+pub use directory::{Anchor, CatchUp, Delta, Directory};
+pub use engine::{PostgresEngine, SqliteEngine};
+pub use error::StoreError;
+pub use grants::{GrantRow, NewGrant};
+pub use keys::KeyRow;
+pub use migrate::Status;
+pub use open::StoreOpen;
+pub use people::{NewUser, UserRow};
+pub use registry::RegistryRow;
+pub use ship::Shipped;
+
+use crate::domain::Timestamp;
+use engine::{Arg, Place, Row, Statement, Tx};
+use serde::Serializer;
+
+/// A connected store. Clones share their connections.
+#[derive(Clone)]
+pub enum Store {
+    Postgres(PostgresEngine),
+    Sqlite(SqliteEngine),
+}
+
+impl Store {
+    /// Connects and proves it once, so that a wrong setting is told now and not at the first call.
+    pub async fn open(open: &StoreOpen) -> Result<Store, StoreError> {
+        match open {
+            StoreOpen::Postgres {
+                url,
+                ca_file,
+                max_connections,
+                connect_timeout,
+            } => {
+                let engine = postgres::open(url, ca_file.as_deref(), *max_connections, *connect_timeout).await?;
+                Ok(Store::Postgres(engine))
+            }
+            StoreOpen::Sqlite { file, create } => Ok(Store::Sqlite(sqlite::open(file, *create).await?)),
+        }
+    }
+
+    /// What was done or found at opening that the operator should know.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Store::Postgres(engine) => &engine.warnings,
+            Store::Sqlite(engine) => &engine.warnings,
+        }
+    }
+
+    /// Where it is, for messages; never holds a password.
+    pub fn place(&self) -> String {
+        self.place_ref().to_string()
+    }
+
+    /// Closes all connections; on SQLite this also folds the write-ahead log back into the file.
+    pub async fn close(&self) {
+        match self {
+            Store::Postgres(engine) => engine.pool.close().await,
+            Store::Sqlite(engine) => {
+                engine.readers.close().await;
+                engine.writer.close().await;
+            }
+        }
+    }
+
+    fn place_ref(&self) -> &Place {
+        match self {
+            Store::Postgres(engine) => &engine.place,
+            Store::Sqlite(engine) => &engine.place,
+        }
+    }
+
+    /// One snapshot: everything read through it is of the same moment.
+    async fn read(&self) -> Result<Tx, StoreError> {
+        match self {
+            Store::Postgres(engine) => engine.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await,
+            Store::Sqlite(engine) => engine.begin(&engine.readers, "BEGIN").await,
+        }
+    }
+
+    /// One statement that is its own snapshot.
+    async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+        match self {
+            Store::Postgres(engine) => engine.once(sql, args).await,
+            Store::Sqlite(engine) => engine.once(sql, args).await,
+        }
+    }
+
+    async fn write(&self) -> Result<Tx, StoreError> {
+        match self {
+            Store::Postgres(engine) => engine.begin("BEGIN").await,
+            Store::Sqlite(engine) => engine.begin(&engine.writer, "BEGIN IMMEDIATE").await,
+        }
+    }
+}
+
+/// Times as people and other programs read them, in everything printed as JSON.
+fn rfc3339<S: Serializer>(at: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(at)
+}
+
+fn rfc3339_or_null<S: Serializer>(at: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => to.collect_str(at),
+        None => to.serialize_none(),
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.place_ref())
+    }
+}

@@ -1,0 +1,127 @@
+//! Log lines: text for a terminal, JSON for machines, one line an event whatever the event holds.
+
+use crate::config::{LogConfig, LogFormat};
+use std::fmt::{self, Write};
+use tracing::field::Field;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    #[error(
+        "`log.level` has `{directive}`, which is neither a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) nor `target=level`"
+    )]
+    Directive { directive: String },
+    #[error("logging was started before")]
+    Started,
+}
+
+/// Logs to standard error from here on; to be called once.
+pub fn start(config: &LogConfig, is_terminal: bool) -> Result<(), LogError> {
+    let filter = filter(&config.level)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let json = match config.format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !is_terminal,
+    };
+    let started = match json {
+        true => lines.json().flatten_event(true).with_span_list(false).try_init(),
+        false => lines
+            .with_ansi(is_terminal)
+            .fmt_fields(debug_fn(plain_field).delimited(" "))
+            .try_init(),
+    };
+    started.map_err(|_| LogError::Started)
+}
+
+/// Whether `start` would take it.
+pub fn check(config: &LogConfig) -> Result<(), LogError> {
+    filter(&config.level).map(drop)
+}
+
+/// Stricter than `EnvFilter`, for which a misspelt level is the name of a module.
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    let wrong = |directive: &str| LogError::Directive {
+        directive: directive.escape_debug().to_string(),
+    };
+    for directive in level.split(',').map(str::trim) {
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        if level.is_empty() || level.parse::<LevelFilter>().is_err() {
+            return Err(wrong(directive));
+        }
+    }
+    EnvFilter::builder().parse(level).map_err(|_| wrong(level))
+}
+
+/// A field as text whose control characters are escaped, so that no value can forge a line or move the cursor.
+fn plain_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    if field.name() != "message" {
+        write!(writer, "{}=", field.name())?;
+    }
+    write!(Escaping(writer), "{value:?}")
+}
+
+struct Escaping<'a, 'w>(&'a mut Writer<'w>);
+
+impl Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            match c.is_control() {
+                true => write!(self.0, "{}", c.escape_default())?,
+                false => self.0.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        for good in ["info", "INFO", "off", "warn,neural_guardian::gate=debug"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["infoo", "", "info,", "neural_guardian=loud", "info;debug"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_value_can_forge_a_line_or_an_escape_sequence() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .fmt_fields(debug_fn(plain_field).delimited(" "))
+            .finish();
+        let foreign = "x\n2026-01-01 INFO forged \u{1b}[31m";
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(tool = foreign, shown = %foreign, "called {foreign}");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+        assert_eq!(text.matches("forged").count(), 3, "{text}");
+    }
+}

@@ -1,0 +1,134 @@
+//! Which addresses may be connected to. A name is resolved once, every address it has is judged, and the judged one is used.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// How far an address reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    Public,
+    /// Loopback or a private network: allowed where the configuration says so.
+    Private,
+    /// Never a server: unspecified, multicast, broadcast, link-local (where clouds keep their metadata), reserved.
+    Never,
+}
+
+/// The addresses of `host`, which may itself be an address in any spelling the system's resolver takes.
+pub(super) async fn resolve(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let found: Vec<_> = tokio::net::lookup_host((bare, port)).await?.collect();
+    match found.is_empty() {
+        true => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address")),
+        false => Ok(found),
+    }
+}
+
+pub(super) fn reach(ip: IpAddr) -> Reach {
+    match ip {
+        IpAddr::V4(v4) => reach_v4(v4),
+        IpAddr::V6(v6) => reach_v6(v6),
+    }
+}
+
+fn reach_v4(ip: Ipv4Addr) -> Reach {
+    let [a, b, c, _] = ip.octets();
+    match (a, b, c) {
+        (0, ..) | (169, 254, _) | (224..=255, ..) => Reach::Never,
+        (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Reach::Never,
+        (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) => Reach::Private,
+        // shared by carriers, IETF assignments, benchmarks
+        (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) => Reach::Private,
+        _ => Reach::Public,
+    }
+}
+
+fn reach_v6(ip: Ipv6Addr) -> Reach {
+    let segments = ip.segments();
+    let embedded = |at: usize| {
+        let [a, b] = segments[at].to_be_bytes();
+        let [c, d] = segments[at + 1].to_be_bytes();
+        reach_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        [0, 0, 0, 0, 0, 0, 0, 1] => Reach::Private,
+        [0, 0, 0, 0, 0, 0, 0, 0] => Reach::Never,
+        // IPv4 in IPv6 clothes: mapped, compatible, NAT64, 6to4. Public ones have no reason to be written so.
+        [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => embedded(6).at_most_private(),
+        [0x2002, ..] => embedded(1).at_most_private(),
+        // NAT64 of local use, Teredo, documentation, discard
+        [0x64, 0xff9b, ..] | [0x2001, 0, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x100, 0, 0, 0, ..] => {
+            Reach::Never
+        }
+        [0xfe80..=0xfeff, ..] | [0xff00..=0xffff, ..] => Reach::Never,
+        [0xfc00..=0xfdff, ..] => Reach::Private,
+        _ => Reach::Public,
+    }
+}
+
+impl Reach {
+    fn at_most_private(self) -> Self {
+        match self {
+            Reach::Public | Reach::Private => Reach::Private,
+            Reach::Never => Reach::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_an_inner_address_is_inner() {
+        use Reach::*;
+        for (text, expected) in [
+            ("8.8.8.8", Public),
+            ("2606:4700::1111", Public),
+            ("127.0.0.1", Private),
+            ("127.255.0.1", Private),
+            ("10.1.2.3", Private),
+            ("172.16.0.1", Private),
+            ("172.32.0.1", Public),
+            ("192.168.1.1", Private),
+            ("100.64.0.1", Private),
+            ("::1", Private),
+            ("fd00::1", Private),
+            ("::ffff:127.0.0.1", Private),
+            ("::ffff:8.8.8.8", Private),
+            ("::127.0.0.1", Private),
+            ("64:ff9b::7f00:1", Private),
+            ("2002:7f00:1::", Private),
+            ("169.254.169.254", Never),
+            ("::ffff:169.254.169.254", Never),
+            ("64:ff9b::a9fe:a9fe", Never),
+            ("0.0.0.0", Never),
+            ("0.1.2.3", Never),
+            ("255.255.255.255", Never),
+            ("224.0.0.1", Never),
+            ("240.0.0.1", Never),
+            ("192.0.2.7", Never),
+            ("::", Never),
+            ("::ffff:0.0.0.0", Never),
+            ("fe80::1", Never),
+            ("fec0::1", Never),
+            ("ff02::1", Never),
+            ("2001:db8::1", Never),
+            ("2001:0:1::1", Never),
+        ] {
+            assert_eq!(reach(text.parse().unwrap()), expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_in_octal_or_hexadecimal_is_judged_as_what_it_resolves_to() {
+        for host in ["0x7f.1", "0177.0.0.1", "2130706433"] {
+            if let Ok(found) = resolve(host, 443).await {
+                assert!(found.iter().all(|address| reach(address.ip()) != Reach::Public), "{host}");
+            }
+        }
+        let bracketed = resolve("[::1]", 443).await.unwrap();
+        assert_eq!(reach(bracketed[0].ip()), Reach::Private);
+    }
+}

@@ -1,0 +1,151 @@
+//! Bodies: what answers are made of, and how a request's body is read whole under a bound. Content is nobody's business here.
+
+use super::connections::InFlight;
+use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// The body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// Why an answer ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the answer ran longer than its limit")]
+    TooLong,
+    #[error("the answer broke off")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Why a request's body could not be read whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BodyProblem {
+    #[error("the body is larger than the limit")]
+    TooLarge,
+    #[error("the body did not arrive in time")]
+    TooSlow,
+    #[error("the body broke off")]
+    Broken,
+    #[error("fields after the body are not accepted")]
+    Trailers,
+}
+
+/// The whole body, or why not. One that arrives in one piece, as nearly all do, is not copied.
+pub async fn read_body<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, BodyProblem>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(BodyProblem::TooLarge);
+    }
+    tokio::time::timeout(timeout, collect(body, max_bytes))
+        .await
+        .unwrap_or(Err(BodyProblem::TooSlow))
+}
+
+async fn collect<B>(mut body: B, max_bytes: usize) -> Result<Bytes, BodyProblem>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let Some(first) = data(&mut body, max_bytes).await? else {
+        return Ok(Bytes::new());
+    };
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let Some(second) = data(&mut body, max_bytes - first.len()).await? else {
+        return Ok(first);
+    };
+    let expected = body.size_hint().exact().unwrap_or(0).min(max_bytes as u64) as usize;
+    let mut whole = BytesMut::with_capacity(first.len() + second.len() + expected);
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&second);
+    while let Some(next) = data(&mut body, max_bytes - whole.len()).await? {
+        whole.extend_from_slice(&next);
+    }
+    Ok(whole.freeze())
+}
+
+async fn data<B>(body: &mut B, room: usize) -> Result<Option<Bytes>, BodyProblem>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let Some(frame) = body.frame().await else { return Ok(None) };
+    let bytes = frame
+        .map_err(|_| BodyProblem::Broken)?
+        .into_data()
+        .map_err(|_| BodyProblem::Trailers)?;
+    match bytes.len() > room {
+        true => Err(BodyProblem::TooLarge),
+        false => Ok(Some(bytes)),
+    }
+}
+
+/// An answer that may not outlive its deadline. The timer is made when the answer first has to wait: most never do.
+pub(super) struct Timed {
+    inner: Body,
+    deadline: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Held until the answer is done.
+    _in_flight: Option<InFlight>,
+}
+
+impl Timed {
+    pub(super) fn new(inner: Body, deadline: Instant, in_flight: Option<InFlight>) -> Self {
+        Self {
+            inner,
+            deadline,
+            sleep: None,
+            _in_flight: in_flight,
+        }
+    }
+}
+
+impl http_body::Body for Timed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        // A peer that keeps taking pieces is held to the deadline too, once the answer has had to wait.
+        if this.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Some(Err(BodyError::TooLong)));
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        if this.sleep.is_none() {
+            let mut sleep = Box::pin(tokio::time::sleep_until(this.deadline));
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Some(Err(BodyError::TooLong)));
+            }
+            this.sleep = Some(sleep);
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

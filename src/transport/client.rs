@@ -1,0 +1,309 @@
+//! Outgoing HTTP: pooled connections to checked addresses, each client with its own CA or the machine's. It follows no
+//! redirect, repeats no request and sends nothing that the caller did not put into the request.
+
+use super::address::{Reach, reach, resolve};
+use super::pem::{self, TlsError};
+use super::provider;
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use hyper_rustls::{ConfigBuilderExt, MaybeHttpsStream};
+use hyper_util::client::legacy::{self, Client as Pool};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+#[derive(Debug, Clone)]
+pub struct ClientSettings {
+    /// Trust this CA alone; otherwise the machine's.
+    pub ca_file: Option<PathBuf>,
+    /// For resolving, connecting and the TLS handshake together.
+    pub connect_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub pool_idle: Duration,
+    pub pool_max_idle: usize,
+    /// Allow loopback and private networks, and clear text to them.
+    pub allow_private: bool,
+    /// Offer h2. One h2 connection carries all calls to a host, so leave it off where streams are long.
+    pub http2: bool,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        Self {
+            ca_file: None,
+            connect_timeout: Duration::from_secs(5),
+            pool_idle: Duration::from_secs(60),
+            pool_max_idle: 256,
+            allow_private: false,
+            http2: false,
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("cannot connect to `{host}`")]
+    Connect { host: String, source: std::io::Error },
+    #[error("the TLS handshake with `{host}` failed")]
+    Tls {
+        host: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("`{host}` took longer than {after:?} to accept a connection")]
+    Timeout { host: String, after: Duration },
+    #[error("`{host}` is at {ip}, which is {what}")]
+    Address { host: String, ip: IpAddr, what: &'static str },
+    #[error("`{url}` cannot be called: {why}")]
+    Url { url: String, why: &'static str },
+    #[error("this machine has no usable store of CA certificates: install `ca-certificates`, or name a CA file for `{host}`")]
+    NoRoots { host: String, source: rustls::Error },
+    #[error("the CA of an outgoing connection cannot be used")]
+    Ca(#[from] TlsError),
+    /// The connection was there and then was not. `sent`: the request may have been received.
+    #[error("`{host}` closed the connection before it answered")]
+    Closed {
+        host: String,
+        sent: bool,
+        source: legacy::Error,
+    },
+}
+
+impl ClientError {
+    /// Whether a byte of the request may have reached the other side.
+    pub fn may_have_been_sent(&self) -> bool {
+        matches!(self, ClientError::Closed { sent: true, .. })
+    }
+}
+
+/// A pool of connections; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pool: Pool<Connector, Full<Bytes>>,
+}
+
+impl Client {
+    pub fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
+        let roots = match &settings.ca_file {
+            Some(file) => Roots::Own(Arc::new(with_alpn(own_ca(file)?, settings.http2))),
+            None => Roots::Machine {
+                config: Arc::default(),
+                http2: settings.http2,
+            },
+        };
+        let connector = Connector {
+            roots,
+            timeout: settings.connect_timeout,
+            allow_private: settings.allow_private,
+        };
+        let pool = Pool::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(settings.pool_idle)
+            .pool_max_idle_per_host(settings.pool_max_idle)
+            .retry_canceled_requests(false)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .build(connector);
+        Ok(Self { pool })
+    }
+
+    /// Sends once and returns the head of the answer. The time until then is for the caller to bound.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        self.pool.request(request).await.map_err(|error| explain(error, host))
+    }
+}
+
+/// Takes our own error out of hyper's wrapping; anything else happened on a standing connection.
+fn explain(error: legacy::Error, host: String) -> ClientError {
+    let source = std::error::Error::source(&error);
+    if let Some(failed) = source.and_then(|source| source.downcast_ref::<ConnectFailed>())
+        && let Some(ours) = failed.0.lock().expect("no holder of this lock panics").take()
+    {
+        return ours;
+    }
+    // hyper cancels only what it still holds whole.
+    let unsent = source
+        .and_then(|source| source.downcast_ref::<hyper::Error>())
+        .is_some_and(hyper::Error::is_canceled);
+    ClientError::Closed {
+        host,
+        sent: !unsent,
+        source: error,
+    }
+}
+
+/// The way of an error of ours through hyper, which only lends its sources.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection")]
+struct ConnectFailed(Mutex<Option<ClientError>>);
+
+#[derive(Debug, Clone)]
+struct Connector {
+    roots: Roots,
+    timeout: Duration,
+    allow_private: bool,
+}
+
+/// Whom to trust. The machine's store is opened when it is first needed, so that a machine without one may do without.
+#[derive(Debug, Clone)]
+enum Roots {
+    Own(Arc<ClientConfig>),
+    Machine {
+        config: Arc<OnceLock<Result<Arc<ClientConfig>, rustls::Error>>>,
+        http2: bool,
+    },
+}
+
+type Connected = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = Connected;
+    type Error = ConnectFailed;
+    type Future = Pin<Box<dyn Future<Output = Result<Connected, ConnectFailed>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectFailed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move {
+            let late = |_| ClientError::Timeout {
+                host: host(&uri),
+                after: connector.timeout,
+            };
+            let connected = tokio::time::timeout(connector.timeout, connector.connect(&uri)).await;
+            connected
+                .map_err(late)
+                .and_then(|connected| connected)
+                .map_err(|error| ConnectFailed(Mutex::new(Some(error))))
+        })
+    }
+}
+
+impl Connector {
+    async fn connect(&self, uri: &Uri) -> Result<Connected, ClientError> {
+        let host = host(uri);
+        let secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") if self.allow_private => false,
+            _ => {
+                return Err(ClientError::Url {
+                    url: uri.to_string(),
+                    why: "it is not `https`",
+                });
+            }
+        };
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let addresses = self.addresses(&host, port, secure).await?;
+        let tcp = self.dial(&addresses).await.map_err(|source| ClientError::Connect {
+            host: format!("{host}:{port}"),
+            source,
+        })?;
+        let _ = tcp.set_nodelay(true);
+        let tcp = TokioIo::new(tcp);
+        if !secure {
+            return Ok(MaybeHttpsStream::Http(tcp));
+        }
+        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(bare).map_err(|_| ClientError::Url {
+            url: uri.to_string(),
+            why: "its host is not a name or an address",
+        })?;
+        let tls = TlsConnector::from(self.roots.config(&host)?)
+            .connect(name, TokioIo::new(tcp))
+            .await;
+        tls.map(MaybeHttpsStream::from).map_err(|source| ClientError::Tls {
+            host: format!("{host}:{port}"),
+            source: Box::new(source),
+        })
+    }
+
+    /// The addresses of `host`, all of them allowed. One that is not spoils the name: it would be the one used next time.
+    async fn addresses(&self, host: &str, port: u16, secure: bool) -> Result<Vec<SocketAddr>, ClientError> {
+        let addresses = resolve(host, port).await.map_err(|source| ClientError::Connect {
+            host: host.to_owned(),
+            source,
+        })?;
+        for address in &addresses {
+            let what = match (reach(address.ip()), self.allow_private, secure) {
+                (Reach::Never, ..) => "never the address of a server",
+                (Reach::Private, false, _) => "on loopback or a private network, which the configuration does not allow",
+                (Reach::Public, _, false) => "public, where clear text is not allowed: use `https`",
+                (Reach::Public, _, true) | (Reach::Private, true, _) => continue,
+            };
+            return Err(ClientError::Address {
+                host: host.to_owned(),
+                ip: address.ip(),
+                what,
+            });
+        }
+        Ok(addresses)
+    }
+
+    /// Tries one address after the other, each with its share of the time that is left.
+    async fn dial(&self, addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
+        let started = Instant::now();
+        let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+        for (tried, address) in addresses.iter().enumerate() {
+            let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+            let share = self.timeout.saturating_sub(started.elapsed()) / left;
+            last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => return Ok(tcp),
+                Ok(Err(error)) => error,
+                Err(_) => std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"),
+            };
+        }
+        Err(last)
+    }
+}
+
+impl Roots {
+    fn config(&self, host: &str) -> Result<Arc<ClientConfig>, ClientError> {
+        match self {
+            Roots::Own(config) => Ok(config.clone()),
+            Roots::Machine { config, http2 } => config
+                .get_or_init(|| machine_roots().map(|config| Arc::new(with_alpn(config, *http2))))
+                .clone()
+                .map_err(|source| ClientError::NoRoots {
+                    host: host.to_owned(),
+                    source,
+                }),
+        }
+    }
+}
+
+fn own_ca(file: &std::path::Path) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(pem::roots(file)?).with_no_client_auth())
+}
+
+fn machine_roots() -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(builder.try_with_platform_verifier()?.with_no_client_auth())
+}
+
+fn with_alpn(mut config: ClientConfig, http2: bool) -> ClientConfig {
+    config.alpn_protocols = match http2 {
+        true => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        false => vec![b"http/1.1".to_vec()],
+    };
+    config
+}
+
+fn host(uri: &Uri) -> String {
+    uri.host().unwrap_or_default().to_owned()
+}

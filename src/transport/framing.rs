@@ -1,0 +1,268 @@
+//! What hyper lets through and Guardian does not: requests that two HTTP parsers could read differently, or that ask for
+//! another protocol. It looks at the head alone and knows no routes.
+//!
+//! Two things cannot be seen here, because hyper has settled them: of `Transfer-Encoding` and `Content-Length` together it
+//! keeps the former and closes the connection after the answer, and it drops a fragment. Both are safe, since what is
+//! forwarded is framed anew and the path comes from the configuration.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, Method, Version};
+
+/// Fields that decide something here or upstream. Nothing may name them in other spellings, nor ask to have them dropped.
+const WEIGHTY: &[&str] = &[
+    "accept",
+    "authorization",
+    "cf-access-jwt-assertion",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "forwarded",
+    "host",
+    "last-event-id",
+    "mcp-method",
+    "mcp-name",
+    "mcp-protocol-version",
+    "mcp-session-id",
+    "origin",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-user",
+    "x-real-ip",
+];
+
+/// `Err` says what is wrong with the head, in words for the client.
+pub fn framing(head: &Parts) -> Result<(), &'static str> {
+    version(head)?;
+    method(&head.method)?;
+    length(&head.headers)?;
+    host(head)?;
+    target(head)?;
+    fields(&head.headers)
+}
+
+/// The host that the request is for, port included; `None` if the head did not pass `framing`.
+pub fn authority(head: &Parts) -> Option<&str> {
+    match head.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => head.headers.get(HOST)?.to_str().ok(),
+    }
+}
+
+fn version(head: &Parts) -> Result<(), &'static str> {
+    match head.version {
+        Version::HTTP_11 | Version::HTTP_2 => Ok(()),
+        _ => Err("only HTTP/1.1 and HTTP/2 are spoken here"),
+    }
+}
+
+fn method(method: &Method) -> Result<(), &'static str> {
+    match *method {
+        Method::CONNECT => Err("CONNECT is not accepted"),
+        Method::TRACE => Err("TRACE is not accepted"),
+        _ => Ok(()),
+    }
+}
+
+fn length(headers: &HeaderMap) -> Result<(), &'static str> {
+    let coding = at_most_one(headers, &TRANSFER_ENCODING, "several Transfer-Encoding fields")?;
+    let length = at_most_one(headers, &CONTENT_LENGTH, "several Content-Length fields")?;
+    if let Some(coding) = coding
+        && !coding.eq_ignore_ascii_case(b"chunked")
+    {
+        return Err("the only Transfer-Encoding accepted is chunked");
+    }
+    if coding.is_some() && length.is_some() {
+        return Err("Transfer-Encoding and Content-Length exclude each other");
+    }
+    match length {
+        None | Some(b"0") => Ok(()),
+        Some([b'1'..=b'9', rest @ ..]) if rest.iter().all(u8::is_ascii_digit) => Ok(()),
+        Some(_) => Err("Content-Length is not a plain number"),
+    }
+}
+
+fn host(head: &Parts) -> Result<(), &'static str> {
+    let host = at_most_one(&head.headers, &HOST, "several Host fields")?;
+    let named = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    match (named, host) {
+        (None, None | Some(b"")) => Err("the request names no host"),
+        (Some(named), Some(host)) if !named.eq_ignore_ascii_case(host) => Err("the request names two different hosts"),
+        // HTTP/1.1 wants the field even where the target names the host.
+        (Some(_), None) if head.version == Version::HTTP_11 => Err("the Host field is missing"),
+        (named, host) => match named.or(host) {
+            Some(name) if name.contains(&b'@') => Err("the host holds a user name"),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn target(head: &Parts) -> Result<(), &'static str> {
+    let path = head.uri.path();
+    if !path.starts_with('/') {
+        return Err("the target does not start with a slash");
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,:@=".contains(&byte);
+    if !path.bytes().all(plain) {
+        return Err("the path holds an encoded or unusual character");
+    }
+    match path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        true => Err("the path holds a dot segment"),
+        false => Ok(()),
+    }
+}
+
+fn fields(headers: &HeaderMap) -> Result<(), &'static str> {
+    if headers.contains_key(UPGRADE) {
+        return Err("Upgrade is not accepted");
+    }
+    if headers.contains_key(EXPECT) {
+        return Err("Expect is not accepted");
+    }
+    if headers.contains_key(TRAILER) {
+        return Err("fields after the body are not accepted");
+    }
+    for value in headers.get_all(CONNECTION) {
+        let mut options = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        if options.any(|option| weighty(option) && !option.eq_ignore_ascii_case(b"te")) {
+            return Err("Connection names a field that must not be dropped");
+        }
+    }
+    match headers
+        .keys()
+        .any(|name| name.as_str().contains('_') && weighty(name.as_str().replace('_', "-").as_bytes()))
+    {
+        true => Err("a field is spelt with an underscore in place of a hyphen"),
+        false => Ok(()),
+    }
+}
+
+fn weighty(name: &[u8]) -> bool {
+    WEIGHTY.iter().any(|weighty| name.eq_ignore_ascii_case(weighty.as_bytes()))
+}
+
+fn at_most_one<'a>(
+    headers: &'a HeaderMap,
+    name: &http::HeaderName,
+    several: &'static str,
+) -> Result<Option<&'a [u8]>, &'static str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value.map(|value| value.as_bytes())),
+        (_, Some(_)) => Err(several),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn head(target: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut request = Request::post(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn what_real_clients_send_passes() {
+        let fields = [
+            ("host", "mcp.example.com:8443"),
+            ("content-type", "application/json"),
+            ("accept", "application/json, text/event-stream"),
+            ("content-length", "120"),
+            ("connection", "keep-alive"),
+            ("te", "trailers"),
+            ("x_custom", "a field of the client's own"),
+        ];
+        assert_eq!(framing(&head("/mcp/files?x=1", &fields)), Ok(()));
+        assert_eq!(
+            framing(&head("/mcp/a", &[("host", "a"), ("transfer-encoding", "Chunked")])),
+            Ok(())
+        );
+        assert_eq!(framing(&head("https://a/mcp/a", &[("host", "A")])), Ok(()));
+        assert_eq!(
+            framing(&head("/mcp/a", &[("host", "a"), ("connection", "close, TE")])),
+            Ok(())
+        );
+        let metadata = head("/.well-known/oauth-protected-resource/mcp/files", &[("host", "a")]);
+        assert_eq!(framing(&metadata), Ok(()));
+        assert_eq!(authority(&metadata), Some("a"));
+    }
+
+    #[test]
+    fn heads_that_two_parsers_could_read_differently_are_refused() {
+        let host = ("host", "a");
+        let refused: &[(&str, &[(&str, &str)])] = &[
+            ("/", &[host, ("transfer-encoding", "gzip, chunked")]),
+            ("/", &[host, ("transfer-encoding", "chunked, chunked")]),
+            ("/", &[host, ("transfer-encoding", "identity")]),
+            (
+                "/",
+                &[host, ("transfer-encoding", "identity"), ("transfer-encoding", "chunked")],
+            ),
+            (
+                "/",
+                &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            ),
+            ("/", &[host, ("transfer-encoding", "chunked"), ("content-length", "5")]),
+            ("/", &[host, ("transfer_encoding", "chunked")]),
+            ("/", &[host, ("content-length", "0000123")]),
+            ("/", &[host, ("content-length", "00")]),
+            ("/", &[host, ("content-length", "+5")]),
+            ("/", &[host, ("content-length", "5, 5")]),
+            ("/", &[host, ("content-length", "")]),
+            ("/", &[host, ("content-length", "5"), ("content-length", "5")]),
+            ("/", &[host, ("content_length", "5")]),
+            ("/", &[]),
+            ("/", &[("host", "")]),
+            ("/", &[host, host]),
+            ("/", &[("host", "user@a")]),
+            ("https://a/", &[]),
+            ("https://a/", &[("host", "b")]),
+            ("https://a:443/", &[host]),
+            ("*", &[host]),
+            ("/mcp/../admin", &[host]),
+            ("/mcp/./a", &[host]),
+            ("/mcp/..", &[host]),
+            ("/mcp/%2e%2e/a", &[host]),
+            ("/mcp/%00", &[host]),
+            ("/mcp/a;b", &[host]),
+            ("/mcp/ä", &[host]),
+            ("/", &[host, ("expect", "100-continue")]),
+            ("/", &[host, ("expect", "anything")]),
+            ("/", &[host, ("upgrade", "websocket")]),
+            ("/", &[host, ("trailer", "authorization")]),
+            ("/", &[host, ("connection", "close, Authorization")]),
+            ("/", &[host, ("connection", "close"), ("connection", "mcp-session-id")]),
+            ("/", &[host, ("connection", "upgrade")]),
+            ("/", &[host, ("mcp_method", "tools/list")]),
+            ("/", &[host, ("x-forwarded_user", "root")]),
+        ];
+        for (target, fields) in refused {
+            assert!(framing(&head(target, fields)).is_err(), "{target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn other_versions_and_tunnels_are_refused() {
+        let mut old = head("/", &[("host", "a")]);
+        old.version = Version::HTTP_10;
+        assert!(framing(&old).is_err());
+        for method in [Method::CONNECT, Method::TRACE] {
+            let mut tunnel = head("/", &[("host", "a")]);
+            tunnel.method = method;
+            assert!(framing(&tunnel).is_err());
+        }
+    }
+}

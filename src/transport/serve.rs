@@ -1,0 +1,336 @@
+//! The server side of connections: accept, prove TLS, speak h2 or HTTP/1.1 as negotiated, drain. Every stage has its bound.
+//! What a request means is the handler's business; one task serves one connection, h2 streams aside.
+
+use super::body::{Body, Timed};
+use super::connections::{Activity, Connections, InFlight, Place};
+use super::peer::{Peer, PeerCertificate};
+use super::stop::Stop;
+use super::tls::ServerTls;
+use crate::config::ConnectionLimits;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A head may be split over as many reads as it likes, but no connection holds more unread bytes than this.
+const READ_BUFFER: usize = 64 * 1024;
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+const H2_SEND_BUFFER: usize = 64 * 1024;
+const H2_PENDING_RESETS: usize = 20;
+const H2_LOCAL_RESETS: usize = 1024;
+/// How long a peer told to go may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// The rest after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `listener` until `stop` drains and the last connection is gone; plain HTTP/1.1 if there is no `tls`.
+pub async fn serve<H, F>(listener: TcpListener, tls: Option<Arc<ServerTls>>, limits: ConnectionLimits, handler: H, stop: Stop)
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    serve_counted(listener, tls, limits, handler, stop, Connections::new()).await;
+}
+
+/// As `serve`, with counts that the caller can read or that several listeners share.
+pub async fn serve_counted<H, F>(
+    listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    limits: ConnectionLimits,
+    handler: H,
+    stop: Stop,
+    connections: Arc<Connections>,
+) where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let tasks = TaskTracker::new();
+    let cut = stop.cut();
+    let door = Arc::new(Door {
+        h1: h1_builder(&limits),
+        h2: h2_builder(&limits, &tasks),
+        tls,
+        limits,
+        handler,
+        stop,
+        cut: cut.clone(),
+    });
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = door.stop.draining() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, address)) => {
+                let caps = (door.limits.max_connections, door.limits.max_connections_per_address);
+                if let Some(place) = connections.admit(address.ip(), caps.0, caps.1) {
+                    tasks.spawn(door.clone().connection(tcp, address, place));
+                }
+            }
+            Err(error) if is_of_that_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    tasks.close();
+    tokio::select! {
+        () = tasks.wait() => return,
+        () = tokio::time::sleep(door.limits.drain_timeout.0) => {}
+        () = door.stop.aborted() => {}
+    }
+    cut.cancel();
+    tasks.wait().await;
+}
+
+/// What all connections of a listener share.
+struct Door<H> {
+    h1: http1::Builder,
+    h2: http2::Builder<Tracked>,
+    tls: Option<Arc<ServerTls>>,
+    limits: ConnectionLimits,
+    handler: H,
+    stop: Stop,
+    /// Running connections are dropped: the drain is over, or was aborted.
+    cut: CancellationToken,
+}
+
+impl<H, F> Door<H>
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    async fn connection(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: Place) {
+        let _ = tcp.set_nodelay(true);
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let Some(tls) = &self.tls else {
+            let peer = Peer {
+                address,
+                certificate: None,
+                http2: false,
+            };
+            return self.http1(tcp, Arc::new(peer), &place).await;
+        };
+        let handshake = TlsAcceptor::from(tls.current()).accept(tcp);
+        let stream = tokio::select! {
+            biased;
+            stream = tokio::time::timeout(self.limits.handshake_timeout.0, handshake) => stream,
+            () = self.stop.draining() => return,
+        };
+        let stream = match stream {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                place.handshake_failed();
+                return tracing::debug!(%address, %error, "TLS handshake failed");
+            }
+            Err(_) => return place.timed_out(),
+        };
+        let Some(peer) = proved(&stream, address) else {
+            return place.handshake_failed();
+        };
+        match peer.http2 {
+            true => self.http2(stream, Arc::new(peer), &place).await,
+            false => self.http1(stream, Arc::new(peer), &place).await,
+        }
+    }
+
+    async fn http1<S>(&self, stream: S, peer: Arc<Peer>, place: &Place)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| self.answer(request, &peer, None));
+        let io = TokioIo::new(Unstalled::new(stream, self.limits.idle_timeout.0));
+        // hyper's own header timeout ends an idle connection here.
+        self.drive(self.h1.serve_connection(io, service), std::future::pending(), place)
+            .await;
+    }
+
+    async fn http2(self: &Arc<Self>, stream: TlsStream<TcpStream>, peer: Arc<Peer>, place: &Place) {
+        let activity = Activity::new();
+        let service = service_fn(|request| {
+            let (door, peer, in_flight) = (self.clone(), peer.clone(), activity.begin());
+            async move { door.answer(request, &peer, Some(in_flight)).await }
+        });
+        let io = TokioIo::new(Unstalled::new(stream, self.limits.idle_timeout.0));
+        let idle = activity.idle(self.limits.header_timeout.0);
+        self.drive(self.h2.serve_connection(io, service), idle, place).await;
+    }
+
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: &Arc<Peer>,
+        in_flight: Option<InFlight>,
+    ) -> impl Future<Output = Result<Response<Timed>, Infallible>> + Send + use<H, F> {
+        let deadline = Instant::now() + self.limits.total_timeout.0;
+        let answer = (self.handler)(request, peer.clone());
+        async move { Ok(answer.await.map(|body| Timed::new(body, deadline, in_flight))) }
+    }
+
+    /// Serves until the peer is done, the connection was idle too long, or this instance stops.
+    async fn drive<C: GracefulConnection>(&self, connection: C, idle: impl Future<Output = ()>, place: &Place) {
+        let mut connection = pin!(connection);
+        let patience = tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = self.stop.draining() => Duration::MAX,
+            () = idle => {
+                place.timed_out();
+                FAREWELL
+            }
+        };
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            biased;
+            _ = connection => {}
+            () = self.cut.cancelled() => {}
+            () = tokio::time::sleep(patience) => {}
+        }
+    }
+}
+
+/// What the handshake proved; `None` if the certificate it verified cannot be read by us.
+fn proved(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Option<Peer> {
+    let session = stream.get_ref().1;
+    let certificate = match session.peer_certificates().and_then(<[_]>::first) {
+        Some(der) => Some(Arc::new(PeerCertificate::read(der)?)),
+        None => None,
+    };
+    Some(Peer {
+        address,
+        certificate,
+        http2: session.alpn_protocol() == Some(b"h2"),
+    })
+}
+
+fn h1_builder(limits: &ConnectionLimits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout.0)
+        .max_header_size(limits.max_header_bytes)
+        .max_buf_size(limits.max_header_bytes.max(READ_BUFFER));
+    builder
+}
+
+fn h2_builder(limits: &ConnectionLimits, tasks: &TaskTracker) -> http2::Builder<Tracked> {
+    let executor = Tracked {
+        tasks: tasks.clone(),
+        longest: limits.total_timeout.0,
+    };
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(H2_PENDING_RESETS)
+        .max_local_error_reset_streams(H2_LOCAL_RESETS)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_send_buf_size(H2_SEND_BUFFER)
+        .keep_alive_interval(limits.idle_timeout.0)
+        .keep_alive_timeout(limits.idle_timeout.0);
+    builder
+}
+
+/// Runs h2 streams, which hyper spawns, where the drain can wait for them. A peer that opens no window cannot hold one
+/// for longer than an answer may take.
+#[derive(Clone)]
+struct Tracked {
+    tasks: TaskTracker,
+    longest: Duration,
+}
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.tasks.spawn(tokio::time::timeout(self.longest, stream));
+    }
+}
+
+fn is_of_that_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// A stream whose peer must take what is written within a time: one that stops reading is gone.
+struct Unstalled<S> {
+    stream: S,
+    limit: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Unstalled<S> {
+    fn new(stream: S, limit: Duration) -> Self {
+        Self {
+            stream,
+            limit,
+            stalled: None,
+        }
+    }
+
+    fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let limit = self.limit;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch(cx, written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.watch(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watch(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.watch(cx, shut)
+    }
+}

@@ -1,0 +1,306 @@
+//! The tools a server offers, asked for by Guardian itself in whichever era the server speaks. What is offered is read and
+//! digested here; what is pinned, and what a caller may see of it, is decided elsewhere.
+
+use super::failed::Failed;
+use super::forward::fields_of_session;
+use super::keys::UpstreamSessionId;
+use super::server::{Eras, Upstream};
+use super::speak::{Reply, Said};
+use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};
+use crate::mcp::{canonical, mirrored};
+use bytes::Bytes;
+use http::HeaderMap;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// One tool as its server offers it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawTool {
+    pub name: ToolName,
+    /// Every member of the definition, in canonical JSON.
+    pub definition: Arc<str>,
+    /// SHA-256 over it.
+    pub digest: Digest,
+    pub input_schema: Value,
+    pub annotations: Annotations,
+}
+
+/// A tool that cannot be offered to anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    pub name: String,
+    pub why: String,
+}
+
+/// Everything a server offers at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Offer {
+    pub tools: Vec<RawTool>,
+    pub left_out: Vec<LeftOut>,
+    pub eras: Eras,
+}
+
+/// Why a server's tools are not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchFailed {
+    #[error(transparent)]
+    Failed(#[from] Failed),
+    #[error("the server refuses `{method}`: {message} ({code})")]
+    Refused {
+        method: &'static str,
+        code: i64,
+        message: String,
+    },
+    #[error("the server answers `{method}` with HTTP status {status}")]
+    Status { method: &'static str, status: u16 },
+    #[error("the server's answer to `{method}` is not what the protocol says: {why}")]
+    Nonsense { method: &'static str, why: &'static str },
+    #[error("the server's list of tools has no end")]
+    Endless,
+    #[error("the server's list of tools takes too long")]
+    Late,
+}
+
+const MAX_PAGES: usize = 100;
+const MAX_TOOLS: usize = 5_000;
+const METHOD_NOT_FOUND: i64 = -32601;
+const UNSUPPORTED_VERSION: i64 = -32022;
+
+impl Upstream {
+    /// Asks for all tools, and finds out which eras the server speaks.
+    pub async fn fetch_tools(&self) -> Result<Offer, FetchFailed> {
+        let all = self.patience.first_byte.saturating_add(self.patience.idle);
+        let (listed, eras) = tokio::time::timeout(all, self.fetch())
+            .await
+            .map_err(|_| FetchFailed::Late)??;
+        self.found(eras);
+        let (tools, left_out) = read_tools(listed);
+        Ok(Offer { tools, left_out, eras })
+    }
+
+    async fn fetch(&self) -> Result<(Vec<Value>, Eras), FetchFailed> {
+        match self.handshake().await? {
+            Some(legacy) => {
+                let listed = self.list(&legacy).await;
+                self.leave(&legacy).await;
+                let eras = if self.discovers().await { Eras::Both } else { Eras::Legacy };
+                Ok((listed?, eras))
+            }
+            None => Ok((self.list(&Speech::Modern).await?, Eras::Modern)),
+        }
+    }
+
+    /// Opens a legacy session; `None`: the server does not speak that era.
+    async fn handshake(&self) -> Result<Option<Speech>, FetchFailed> {
+        let params = json!({
+            "protocolVersion": ProtocolVersion::V20251125.as_str(),
+            "capabilities": {},
+            "clientInfo": client_info(),
+        });
+        let Reply { status, said, session } = self.ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params).await?;
+        let result = match said {
+            Said::Result(result) => result,
+            Said::Error {
+                code: UNSUPPORTED_VERSION | METHOD_NOT_FOUND,
+                ..
+            } => return Ok(None),
+            // A modern server misses the fields that mirror the body, or `_meta`, or does not know the method.
+            _ if matches!(status.as_u16(), 400 | 404) => return Ok(None),
+            other => return Err(refusal("initialize", status.as_u16(), other)),
+        };
+        let version = result["protocolVersion"].as_str().and_then(ProtocolVersion::parse);
+        let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
+            let why = "its protocol version is not spoken here";
+            return Err(FetchFailed::Nonsense {
+                method: "initialize",
+                why,
+            });
+        };
+        let legacy = Speech::Legacy { version, session };
+        let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        self.tell(&http::Method::POST, &legacy.fields(Method::Notification), &initialized)
+            .await?;
+        Ok(Some(legacy))
+    }
+
+    /// All pages of `tools/list`.
+    async fn list(&self, speech: &Speech) -> Result<Vec<Value>, FetchFailed> {
+        let mut listed = Vec::new();
+        let mut cursor: Option<String> = None;
+        let mut cursors = BTreeSet::new();
+        for page in 0..MAX_PAGES {
+            let fields = speech.fields(Method::ToolsList);
+            let params = speech.params(cursor.as_deref());
+            let reply = self
+                .ask(speech.era(), &fields, 2 + page as u64, "tools/list", &params)
+                .await?;
+            let mut result = match reply.said {
+                Said::Result(result) => result,
+                Said::Error {
+                    code: METHOD_NOT_FOUND, ..
+                } if *speech != Speech::Modern => return Ok(listed),
+                other => return Err(refusal("tools/list", reply.status.as_u16(), other)),
+            };
+            let Value::Array(tools) = result["tools"].take() else {
+                let why = "there are no `tools`";
+                return Err(FetchFailed::Nonsense {
+                    method: "tools/list",
+                    why,
+                });
+            };
+            listed.extend(tools);
+            if listed.len() > MAX_TOOLS {
+                return Err(FetchFailed::Endless);
+            }
+            match result["nextCursor"].as_str() {
+                None => return Ok(listed),
+                Some(next) if !cursors.insert(next.to_owned()) => return Err(FetchFailed::Endless),
+                Some(next) => cursor = Some(next.to_owned()),
+            }
+        }
+        Err(FetchFailed::Endless)
+    }
+
+    /// Ends the session; a server that will not have it ended forgets it some day.
+    async fn leave(&self, speech: &Speech) {
+        if let Speech::Legacy { session: Some(_), .. } = speech {
+            let _ = self
+                .tell(&http::Method::DELETE, &speech.fields(Method::EndSession), &Bytes::new())
+                .await;
+        }
+    }
+
+    /// Whether the server answers the question that only modern servers understand.
+    async fn discovers(&self) -> bool {
+        let fields = Speech::Modern.fields(Method::Discover);
+        let asked = self
+            .ask(Era::Modern, &fields, 1, "server/discover", &Speech::Modern.params(None))
+            .await;
+        matches!(
+            asked,
+            Ok(Reply {
+                said: Said::Result(_),
+                ..
+            })
+        )
+    }
+}
+
+/// How this server is spoken to.
+#[derive(Debug, PartialEq, Eq)]
+enum Speech {
+    Legacy {
+        version: ProtocolVersion,
+        session: Option<UpstreamSessionId>,
+    },
+    Modern,
+}
+
+impl Speech {
+    fn era(&self) -> Era {
+        match self {
+            Speech::Legacy { .. } => Era::Legacy,
+            Speech::Modern => Era::Modern,
+        }
+    }
+
+    fn fields(&self, method: Method) -> HeaderMap {
+        match self {
+            Speech::Legacy { version, session } => {
+                let mut fields: HeaderMap = mirrored(Era::Legacy, Some(*version), method, None).into_iter().collect();
+                fields_of_session(&mut fields, session.as_ref());
+                fields
+            }
+            Speech::Modern => mirrored(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    fn params(&self, cursor: Option<&str>) -> Value {
+        let mut params = json!({});
+        if let Some(cursor) = cursor {
+            params["cursor"] = cursor.into();
+        }
+        if *self == Speech::Modern {
+            params["_meta"] = json!({
+                "io.modelcontextprotocol/protocolVersion": ProtocolVersion::V20260728.as_str(),
+                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientInfo": client_info(),
+            });
+        }
+        params
+    }
+}
+
+impl RawTool {
+    /// Reads a definition, offered or pinned.
+    pub fn read(definition: &Value) -> Result<Self, LeftOut> {
+        let shown = definition["name"].as_str().unwrap_or("(no name)");
+        let left_out = |why: String| LeftOut {
+            name: shown.chars().take(200).collect(),
+            why,
+        };
+        let name = ToolName::parse(shown).map_err(|error| left_out(error.to_string()))?;
+        if !definition["inputSchema"].is_object() {
+            return Err(left_out("its `inputSchema` is not an object".to_owned()));
+        }
+        let text: Arc<str> = canonical(definition).into();
+        // What is checked against is what was digested, down to the spelling of numbers.
+        let mut pinned: Value = serde_json::from_str(&text).map_err(|error| left_out(error.to_string()))?;
+        Ok(Self {
+            name,
+            digest: Digest::of(text.as_bytes()),
+            definition: text,
+            input_schema: pinned["inputSchema"].take(),
+            annotations: annotations(&pinned["annotations"]),
+        })
+    }
+}
+
+/// By the defaults of the specification: a tool that does not say it only reads may destroy.
+fn annotations(hints: &Value) -> Annotations {
+    let read_only = hints["readOnlyHint"].as_bool().unwrap_or(false);
+    Annotations {
+        read_only,
+        destructive: !read_only && hints["destructiveHint"].as_bool().unwrap_or(true),
+    }
+}
+
+/// Tools that can be told apart and checked. Of several of one name none is the right one.
+fn read_tools(listed: Vec<Value>) -> (Vec<RawTool>, Vec<LeftOut>) {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for definition in &listed {
+        *counts
+            .entry(definition["name"].as_str().unwrap_or_default().to_owned())
+            .or_default() += 1;
+    }
+    let (mut tools, mut left_out) = (Vec::new(), Vec::new());
+    for definition in &listed {
+        match RawTool::read(definition) {
+            Ok(tool) if counts[tool.name.as_str()] > 1 => left_out.push(LeftOut {
+                name: tool.name.to_string(),
+                why: "the server offers several tools of this name".to_owned(),
+            }),
+            Ok(tool) => tools.push(tool),
+            Err(why) => left_out.push(why),
+        }
+    }
+    (tools, left_out)
+}
+
+fn refusal(method: &'static str, status: u16, said: Said) -> FetchFailed {
+    match said {
+        Said::Error { code, message } => FetchFailed::Refused {
+            method,
+            code,
+            message: message.chars().filter(|char| !char.is_control()).take(200).collect(),
+        },
+        Said::Nothing | Said::Result(_) => FetchFailed::Status { method, status },
+    }
+}
+
+fn client_info() -> Value {
+    json!({ "name": "neural-guardian", "version": env!("CARGO_PKG_VERSION") })
+}

@@ -1,0 +1,141 @@
+//! One HTTP exchange with a server: a request made from nothing but what is meant to be sent, and the head of its answer,
+//! held to the rules that no answer may break. Nothing is repeated once a byte of it may have been received.
+
+use super::failed::Failed;
+use super::server::Upstream;
+use crate::transport::ClientError;
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How often a request is given to another connection because the first was closed before anything was sent on it.
+const UNSENT_TRIES: usize = 3;
+
+/// An answer of slow pieces may take this many idle times.
+const SLOWEST: u32 = 10;
+
+/// What the body of an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Media {
+    Json,
+    Events,
+    Other,
+}
+
+impl Upstream {
+    /// Sends one request and waits for the head of the answer. `mcp` are the fields that this message has of its own.
+    pub(super) async fn exchange(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
+        let late = || Failed::late("the server did not answer in time");
+        let answer = timeout(self.patience.first_byte, self.send(method, mcp, body))
+            .await
+            .map_err(|_| late())??;
+        check_head(&answer).map_err(|failed| failed.with_status(answer.status()))?;
+        Ok(answer)
+    }
+
+    /// Reads an answer that is no stream.
+    pub(super) async fn collect(&self, body: Incoming) -> Result<Bytes, Failed> {
+        let idle = self.patience.idle;
+        timeout(idle.saturating_mul(SLOWEST), collect(body, self.patience.max_answer, idle))
+            .await
+            .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
+    }
+
+    async fn send(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
+        let client = if *method == Method::GET { &self.streams } else { &self.client };
+        let mut tries = 1;
+        loop {
+            match client.send(self.request(method, mcp, body)).await {
+                Ok(answer) => return Ok(answer),
+                Err(ClientError::Closed { sent: false, .. }) if tries < UNSENT_TRIES => tries += 1,
+                Err(error) => return Err(Failed::of_client(&error)),
+            }
+        }
+    }
+
+    /// The whole head is made here. `Host` and framing are added by the connection, from the endpoint and the body.
+    fn request(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = self.endpoint.clone();
+        let headers = request.headers_mut();
+        *headers = mcp.clone();
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("guardian/", env!("CARGO_PKG_VERSION"))),
+        );
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let accept = match *method {
+            Method::GET => "text/event-stream",
+            _ => "application/json, text/event-stream",
+        };
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        if *method == Method::POST {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some((name, value)) = &self.credential {
+            headers.insert(name.clone(), value.clone());
+        }
+        request
+    }
+}
+
+/// The essence of the content type, whatever its spelling and parameters.
+pub(super) fn media(headers: &HeaderMap) -> Media {
+    let text = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    match essence {
+        _ if essence.eq_ignore_ascii_case("application/json") => Media::Json,
+        _ if essence.eq_ignore_ascii_case("text/event-stream") => Media::Events,
+        _ => Media::Other,
+    }
+}
+
+/// What a server asks of Guardian is between the two of them: the client hears neither challenges nor new places to go.
+fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
+    let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    match answer.status() {
+        StatusCode::UNAUTHORIZED => Err(Failed::broken("the server refuses Guardian's credential")),
+        StatusCode::FORBIDDEN => Err(Failed::broken("the server forbids this to Guardian")),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(Failed::broken("a proxy before the server asks for a credential")),
+        status if status.is_redirection() => Err(Failed::broken("the server redirects, which is never followed")),
+        status if status.is_informational() => Err(Failed::broken("the server answered with no final status")),
+        _ if answer.headers().get_all(CONTENT_ENCODING).iter().any(encoded) => {
+            Err(Failed::broken("the server's answer is encoded, which was not offered"))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn collect(mut body: Incoming, max: usize, idle: Duration) -> Result<Bytes, Failed> {
+    let too_large = || Failed::broken(format!("the server's answer is larger than {max} bytes"));
+    if http_body::Body::size_hint(&body).lower() > max as u64 {
+        return Err(too_large());
+    }
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = timeout(idle, body.frame()).await;
+        let frame = frame.map_err(|_| Failed::late("the server stopped in the middle of its answer"))?;
+        let Some(frame) = frame else {
+            return Ok(whole.freeze());
+        };
+        let frame =
+            frame.map_err(|error| Failed::broken("the server broke off in the middle of its answer").with_cause(&error))?;
+        // Trailers say nothing here.
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > max - whole.len() {
+            return Err(too_large());
+        }
+        match whole.is_empty() {
+            true => whole = BytesMut::from(data),
+            false => whole.extend_from_slice(&data),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! A cleared call on its way: sent once, answered as JSON, as a stream or with nothing, its outcome recorded however it ends.
+
+use super::exchange::{Media, media};
+use super::failed::Failed;
+use super::keys::UpstreamSessionId;
+use super::outcome::Open;
+use super::server::Upstream;
+use super::stream::{Expected, Frames};
+use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
+use crate::journal::Cleared;
+use crate::mcp::{self, AnswerKind, answer_kind, readdress};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+/// What goes into the head beside what the call itself says. Nothing of it is copied from the caller unseen.
+#[derive(Debug, Clone, Default)]
+pub struct ForwardHeads {
+    /// The upstream's own id of the session that the caller's sealed id stands for.
+    pub session: Option<UpstreamSessionId>,
+    /// Where to resume a stream; only for the caller's own session.
+    pub last_event_id: Option<String>,
+    /// `Mcp-Param-…` fields that were checked against the arguments.
+    pub params: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What a server answered. The outcome is recorded, or, for a stream, goes with the frames.
+pub enum Answer {
+    Json {
+        status: StatusCode,
+        body: Bytes,
+        kind: AnswerKind,
+        /// What `initialize` opened.
+        opened: Option<Opened>,
+    },
+    Stream(Frames),
+    /// Nothing to read: a notification taken, a session ended, or a refusal without a JSON-RPC error.
+    Empty {
+        status: StatusCode,
+    },
+}
+
+/// What an `initialize` agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    pub version: ProtocolVersion,
+    /// `None`: the server keeps no sessions.
+    pub session: Option<UpstreamSessionId>,
+}
+
+impl Upstream {
+    /// Sends a cleared call and returns the server's answer, or why there is none. Nothing is sent twice.
+    pub async fn forward(&self, cleared: Cleared, heads: ForwardHeads) -> Result<Answer, Failed> {
+        let fields = fields(cleared.call(), &heads);
+        let (call, ticket) = cleared.into_sending();
+        let mut outcome = Open::new(Some(ticket));
+        match self.exchange(&http_method(call.method), &fields, &call.body).await {
+            Ok(response) => self.answer(response, &call, outcome).await,
+            Err(failed) => {
+                outcome.failed(&failed);
+                Err(failed)
+            }
+        }
+    }
+
+    async fn answer(&self, response: Response<Incoming>, call: &Call, mut outcome: Open) -> Result<Answer, Failed> {
+        outcome.status = Some(response.status());
+        let success = response.status().is_success();
+        let read = match (success, media(response.headers()), &call.id, call.method) {
+            (true, Media::Events, Some(id), Method::Initialize) => {
+                let opened = self.opened_by_stream(response, call, id, &mut outcome);
+                let late = |_| Err(Failed::late("the server took too long to open a session"));
+                timeout(self.patience.first_byte, opened).await.unwrap_or_else(late)
+            }
+            (true, Media::Events, Some(_), _) | (true, Media::Events, None, Method::OpenStream) => {
+                return Ok(Answer::Stream(self.frames(response, call, outcome)));
+            }
+            _ => self.read(response, call, &mut outcome).await,
+        };
+        if let Err(failed) = &read {
+            outcome.failed(failed);
+        }
+        read
+    }
+
+    fn frames(&self, response: Response<Incoming>, call: &Call, outcome: Open) -> Frames {
+        let expected = Expected {
+            id: call.id.clone(),
+            era: call.era,
+            max_event: self.patience.max_event,
+            idle: call.id.is_some().then_some(self.patience.idle),
+        };
+        Frames::new(response.into_body(), expected, outcome)
+    }
+
+    /// `initialize` streams nothing: its answer is taken out of the stream, so that the session can be sealed with its version.
+    async fn opened_by_stream(
+        &self,
+        response: Response<Incoming>,
+        call: &Call,
+        id: &MessageId,
+        outcome: &mut Open,
+    ) -> Result<Answer, Failed> {
+        let status = response.status();
+        let opening = Some(session_of(response.headers()));
+        let mut frames = self.frames(response, call, Open::new(None));
+        while let Some(piece) = frames.next().await {
+            let piece = piece?;
+            let (Some(kind @ (AnswerKind::Result { .. } | AnswerKind::Error { .. })), Some(body)) =
+                (piece.kind, piece.frame.data)
+            else {
+                continue;
+            };
+            outcome.bytes = body.len() as u64;
+            return whole_answer(status, body, kind, id, opening, outcome);
+        }
+        Err(Failed::broken("the server ended its stream before it answered"))
+    }
+
+    /// Everything that is no stream.
+    async fn read(&self, response: Response<Incoming>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
+        let status = response.status();
+        let Some(id) = &call.id else {
+            return taken(status, call.method, outcome);
+        };
+        if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT {
+            return Err(Failed::broken("the server took the request without answering it").with_status(status));
+        }
+        let opening = (call.method == Method::Initialize).then(|| session_of(response.headers()));
+        let json = media(response.headers()) == Media::Json;
+        if status.is_success() && !json {
+            return Err(Failed::broken("the server's answer is neither JSON nor an event stream").with_status(status));
+        }
+        if !json {
+            return refused(status, outcome);
+        }
+        let body = self
+            .collect(response.into_body())
+            .await
+            .map_err(|failed| failed.with_status(status))?;
+        outcome.bytes = body.len() as u64;
+        let kind = answer_kind(&body, id);
+        if !status.is_success() && !matches!(kind, AnswerKind::Error { .. }) {
+            return refused(status, outcome);
+        }
+        whole_answer(status, body, kind, id, opening, outcome)
+    }
+}
+
+/// The answer in one piece, and what it opened where it answers an `initialize`.
+fn whole_answer(
+    status: StatusCode,
+    body: Bytes,
+    kind: AnswerKind,
+    id: &MessageId,
+    opening: Option<SessionField>,
+    outcome: &mut Open,
+) -> Result<Answer, Failed> {
+    let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
+    let opened = match opening {
+        Some(session) if !is_error => Some(opened(&body, session)?),
+        _ => None,
+    };
+    outcome.done(Some(is_error));
+    Ok(Answer::Json {
+        status,
+        body,
+        kind,
+        opened,
+    })
+}
+
+/// Notifications, GET and DELETE ask for no answer: only whether they were taken.
+fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answer, Failed> {
+    if status.is_server_error() {
+        return Err(failed_with(status));
+    }
+    if status.is_success() && method == Method::OpenStream {
+        return Err(Failed::broken("the server opened no event stream").with_status(status));
+    }
+    outcome.done(None);
+    let status = match status.is_success() && method == Method::Notification {
+        true => StatusCode::ACCEPTED,
+        false => status,
+    };
+    Ok(Answer::Empty { status })
+}
+
+/// A request refused without a JSON-RPC error. What tells the client something it can act upon passes.
+fn refused(status: StatusCode, outcome: &mut Open) -> Result<Answer, Failed> {
+    match status {
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
+            outcome.done(Some(true));
+            Ok(Answer::Empty { status })
+        }
+        status => Err(failed_with(status)),
+    }
+}
+
+fn failed_with(status: StatusCode) -> Failed {
+    Failed::broken(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
+}
+
+/// The answer to this request and whether it is an error; an error to nobody in particular is the answer to this one.
+fn addressed(body: Bytes, kind: &AnswerKind, id: &MessageId) -> Result<(Bytes, bool), Failed> {
+    match kind {
+        AnswerKind::Result { is_error } => Ok((body, *is_error)),
+        AnswerKind::Error { addressed: true, .. } => Ok((body, true)),
+        AnswerKind::Error { addressed: false, .. } => match readdress(&body, id) {
+            Ok(body) => Ok((body, true)),
+            Err(fault) => Err(Failed::broken(fault.detail)),
+        },
+        AnswerKind::NotOurs => Err(Failed::broken("the server answered another request")),
+        AnswerKind::ServerRequest | AnswerKind::ServerNotification => Err(Failed::broken("the server sent no answer")),
+        AnswerKind::Malformed(what) => Err(Failed::broken(format!("the server's answer cannot be read: {what}"))),
+    }
+}
+
+fn opened(body: &Bytes, session: SessionField) -> Result<Opened, Failed> {
+    let version = mcp::negotiated(body).and_then(|version| ProtocolVersion::parse(&version));
+    let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
+        return Err(Failed::broken("the server chose a protocol version that is not spoken here"));
+    };
+    match session {
+        SessionField::Broken => Err(Failed::broken("the server's session id is not one")),
+        SessionField::None => Ok(Opened { version, session: None }),
+        SessionField::Id(id) => Ok(Opened {
+            version,
+            session: Some(id),
+        }),
+    }
+}
+
+pub(super) enum SessionField {
+    None,
+    Id(UpstreamSessionId),
+    Broken,
+}
+
+/// The session id that an answer carries; it counts for `initialize` alone.
+pub(super) fn session_of(headers: &HeaderMap) -> SessionField {
+    let mut values = headers.get_all(mcp::SESSION_ID).iter();
+    match (values.next(), values.next()) {
+        (None, _) => SessionField::None,
+        (Some(value), None) => match value.to_str().ok().and_then(UpstreamSessionId::parse) {
+            Some(id) => SessionField::Id(id),
+            None => SessionField::Broken,
+        },
+        (Some(_), Some(_)) => SessionField::Broken,
+    }
+}
+
+const fn http_method(method: Method) -> http::Method {
+    match method {
+        Method::OpenStream => http::Method::GET,
+        Method::EndSession => http::Method::DELETE,
+        Method::Initialize | Method::Ping | Method::Discover | Method::ToolsList | Method::ToolsCall | Method::Notification => {
+            http::Method::POST
+        }
+    }
+}
+
+/// The MCP fields of this call, written from what was judged.
+fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
+    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.tool().map(|tool| tool.as_str()))
+        .into_iter()
+        .collect();
+    let of_arguments = heads
+        .params
+        .iter()
+        .filter(|(name, _)| name.as_str().starts_with("mcp-param-"));
+    fields.extend(of_arguments.cloned());
+    if call.era == Era::Modern {
+        return fields;
+    }
+    fields_of_session(&mut fields, heads.session.as_ref());
+    if call.method == Method::OpenStream
+        && let Some(Ok(last)) = heads.last_event_id.as_ref().map(|last| HeaderValue::from_str(last))
+    {
+        fields.insert(mcp::LAST_EVENT_ID, last);
+    }
+    fields
+}
+
+pub(super) fn fields_of_session(fields: &mut HeaderMap, session: Option<&UpstreamSessionId>) {
+    if let Some(Ok(mut session)) = session.map(|session| HeaderValue::from_str(session.as_str())) {
+        session.set_sensitive(true);
+        fields.insert(mcp::SESSION_ID, session);
+    }
+}

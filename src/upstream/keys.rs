@@ -1,0 +1,367 @@
+//! The ids of upstream sessions as clients hold them: sealed, so that any replica with the keys serves them and nobody
+//! but the principal they were made for can use them. There is no table of sessions.
+
+use crate::domain::{Digest, Principal, ProtocolVersion, ServerName, Timestamp};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The id a server gave a session. Whoever has it can use the session, so it is printed nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UpstreamSessionId(String);
+
+impl UpstreamSessionId {
+    /// Visible ASCII, as the protocol demands, and short enough to travel sealed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+        (matches!(text.len(), 1..=1024) && visible).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for UpstreamSessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(session)")
+    }
+}
+
+/// What a sealed id stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    pub id: UpstreamSessionId,
+    /// What `initialize` agreed on.
+    pub version: ProtocolVersion,
+    pub expires_at: Timestamp,
+}
+
+impl Session {
+    /// Names the session in records and logs without being of any use to who reads them.
+    pub fn label(&self) -> String {
+        Digest::of(self.id.as_str().as_bytes()).short()
+    }
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionKeysError {
+    #[error("cannot read session keys `{}`", .file.display())]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("cannot write session keys `{}`", .file.display())]
+    Write { file: PathBuf, source: std::io::Error },
+    #[error("session keys `{}`, line {line}: not `version:base64` of 32 bytes", .file.display())]
+    Line { file: PathBuf, line: usize },
+    #[error("session keys `{}`, line {line}: version {version} is there twice", .file.display())]
+    Twice { file: PathBuf, line: usize, version: u32 },
+    #[error("session keys `{}` hold no key", .file.display())]
+    Empty { file: PathBuf },
+    #[error("no randomness for a session key")]
+    Random,
+}
+
+/// Keys by version. The highest seals; all of them open, so that a new key can be added before the old one goes.
+pub struct SessionKeys(BTreeMap<u32, RandomizedNonceKey>);
+
+/// Begins every sealed id; another format gets another.
+const PREFIX: &str = "gs1.";
+const VERSION_LEN: usize = 4;
+
+impl SessionKeys {
+    /// Reads one key a line, `version:base64`; empty lines and lines with `#` say nothing.
+    pub fn load(file: &Path) -> Result<Self, SessionKeysError> {
+        let text = std::fs::read_to_string(file).map_err(|source| SessionKeysError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, file)
+    }
+
+    /// The same, after writing a file with one random key if there is none. Of several that begin at once, one wins.
+    pub fn load_or_create(file: &Path) -> Result<Self, SessionKeysError> {
+        match create(file) {
+            Ok(()) => Self::load(file),
+            Err(SessionKeysError::Write { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Self::load(file),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A key of this process alone.
+    pub fn random() -> Result<Self, SessionKeysError> {
+        Ok(Self(BTreeMap::from([(
+            1,
+            aead(&random_key()?).ok_or(SessionKeysError::Random)?,
+        )])))
+    }
+
+    /// What the client is given instead of the upstream's id.
+    pub fn seal(&self, session: &Session, principal: &Principal, server: &ServerName) -> String {
+        let (version, key) = self.0.last_key_value().expect("there is a key");
+        let mut text = session.expires_at.micros().to_be_bytes().to_vec();
+        text.extend_from_slice(session.version.as_str().as_bytes());
+        text.extend_from_slice(session.id.as_str().as_bytes());
+        let bound = Aad::from(bound(*version, principal, server));
+        let nonce = key
+            .seal_in_place_append_tag(bound, &mut text)
+            .expect("AES-GCM seals a short text");
+        let sealed = [&version.to_be_bytes(), nonce.as_ref().as_slice(), &text].concat();
+        format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// The session, if it was sealed for this principal and server and has not expired. All that is wrong looks alike.
+    pub fn open(&self, sealed: &str, principal: &Principal, server: &ServerName, now: Timestamp) -> Option<Session> {
+        let mut sealed = URL_SAFE_NO_PAD.decode(sealed.strip_prefix(PREFIX)?).ok()?;
+        let (version, rest) = sealed.split_at_mut_checked(VERSION_LEN)?;
+        let (nonce, text) = rest.split_at_mut_checked(NONCE_LEN)?;
+        let version = u32::from_be_bytes(version.try_into().ok()?);
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let bound = Aad::from(bound(version, principal, server));
+        let text = self.0.get(&version)?.open_in_place(nonce, bound, text).ok()?;
+        let session = Session::read(text)?;
+        (now < session.expires_at).then_some(session)
+    }
+
+    fn parse(text: &str, file: &Path) -> Result<Self, SessionKeysError> {
+        let mut keys = BTreeMap::new();
+        for (line, written) in (1..).zip(text.lines()) {
+            let written = written.trim();
+            if written.is_empty() || written.starts_with('#') {
+                continue;
+            }
+            let Some((version, key)) = key_line(written) else {
+                let file = file.to_owned();
+                return Err(SessionKeysError::Line { file, line });
+            };
+            if keys.insert(version, key).is_some() {
+                let file = file.to_owned();
+                return Err(SessionKeysError::Twice { file, line, version });
+            }
+        }
+        match keys.is_empty() {
+            true => Err(SessionKeysError::Empty { file: file.to_owned() }),
+            false => Ok(Self(keys)),
+        }
+    }
+}
+
+impl fmt::Debug for SessionKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+impl Session {
+    fn read(text: &[u8]) -> Option<Self> {
+        let (expires_at, rest) = text.split_at_checked(8)?;
+        let (version, id) = rest.split_at_checked("2025-11-25".len())?;
+        Some(Self {
+            id: UpstreamSessionId::parse(std::str::from_utf8(id).ok()?)?,
+            version: ProtocolVersion::parse(std::str::from_utf8(version).ok()?)?,
+            expires_at: Timestamp::from_micros(i64::from_be_bytes(expires_at.try_into().ok()?)),
+        })
+    }
+}
+
+/// Whom and what a seal is for; lengths stand before texts so that no two lists read the same.
+fn bound(version: u32, principal: &Principal, server: &ServerName) -> Vec<u8> {
+    let client = principal.client.as_ref().map_or("", |client| client.as_str());
+    let parts = [
+        "guardian session",
+        principal.issuer.as_str(),
+        principal.subject.as_str(),
+        client,
+        server.as_str(),
+    ];
+    let mut bytes = version.to_be_bytes().to_vec();
+    for part in parts {
+        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    bytes
+}
+
+fn key_line(written: &str) -> Option<(u32, RandomizedNonceKey)> {
+    let (version, key) = written.split_once(':')?;
+    let key: [u8; 32] = STANDARD.decode(key.trim()).ok()?.try_into().ok()?;
+    Some((version.trim().parse().ok()?, aead(&key)?))
+}
+
+fn aead(key: &[u8; 32]) -> Option<RandomizedNonceKey> {
+    RandomizedNonceKey::new(&AES_256_GCM, key).ok()
+}
+
+fn random_key() -> Result<[u8; 32], SessionKeysError> {
+    let mut key = [0; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| SessionKeysError::Random)?;
+    Ok(key)
+}
+
+/// Writes beside and links into place, so that nobody reads half a file and an existing one is never replaced.
+fn create(file: &Path) -> Result<(), SessionKeysError> {
+    let failed = |source| SessionKeysError::Write {
+        file: file.to_owned(),
+        source,
+    };
+    if file.exists() {
+        return Err(failed(std::io::ErrorKind::AlreadyExists.into()));
+    }
+    let text = format!("1:{}\n", STANDARD.encode(random_key()?));
+    let beside = file.with_extension(format!("{}.new", std::process::id()));
+    let written = write_private(&beside, &text).and_then(|()| std::fs::hard_link(&beside, file));
+    let removed = std::fs::remove_file(&beside);
+    written.and(removed).map_err(failed)
+}
+
+fn write_private(file: &Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{AuthMethod, ClientId, Fingerprint, Issuer, IssuerAlias, PrincipalKind, Subject};
+
+    fn principal(issuer: &str, subject: &str, client: Option<&str>) -> Principal {
+        Principal {
+            kind: PrincipalKind::User,
+            issuer: Issuer::parse(issuer).unwrap(),
+            alias: IssuerAlias::parse("a").unwrap(),
+            subject: Subject::parse(subject).unwrap(),
+            method: AuthMethod::Jwt,
+            fingerprint: Fingerprint::of(&Digest::ZERO),
+            client: client.map(|client| ClientId::parse(client).unwrap()),
+            token_session: None,
+            token_id: None,
+            email: None,
+            tenant: None,
+            assurance: None,
+            roles: Vec::new(),
+            key: None,
+            key_scopes: None,
+            issued_at: None,
+            expires_at: None,
+        }
+    }
+
+    fn server(name: &str) -> ServerName {
+        ServerName::parse(name).unwrap()
+    }
+
+    fn session() -> Session {
+        Session {
+            id: UpstreamSessionId::parse("0f6c-upstream").unwrap(),
+            version: ProtocolVersion::V20250618,
+            expires_at: Timestamp::from_secs(1_000),
+        }
+    }
+
+    const NOW: Timestamp = Timestamp::from_secs(999);
+
+    #[test]
+    fn a_session_opens_for_whom_it_was_sealed_and_nobody_else() {
+        let keys = SessionKeys::random().unwrap();
+        let alice = principal("https://i", "alice", Some("cli"));
+        let sealed = keys.seal(&session(), &alice, &server("files"));
+        assert!(
+            sealed.bytes().all(|byte| byte.is_ascii_graphic()) && !sealed.contains("upstream"),
+            "{sealed}"
+        );
+        assert_eq!(keys.open(&sealed, &alice, &server("files"), NOW), Some(session()));
+        for other in [
+            principal("https://i", "bob", Some("cli")),
+            principal("https://j", "alice", Some("cli")),
+            principal("https://i", "alice", Some("other")),
+            principal("https://i", "alice", None),
+            principal("https://ia", "lice", Some("cli")),
+        ] {
+            assert_eq!(keys.open(&sealed, &other, &server("files"), NOW), None, "{other:?}");
+        }
+        assert_eq!(keys.open(&sealed, &alice, &server("file"), NOW), None);
+        assert_eq!(
+            keys.open(&sealed, &alice, &server("files"), Timestamp::from_secs(1_000)),
+            None,
+            "expired"
+        );
+    }
+
+    #[test]
+    fn a_changed_seal_opens_nothing() {
+        let keys = SessionKeys::random().unwrap();
+        let alice = principal("https://i", "alice", None);
+        let sealed = keys.seal(&session(), &alice, &server("files"));
+        for index in 0..sealed.len() {
+            let mut changed = sealed.clone().into_bytes();
+            changed[index] = if changed[index] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(changed).unwrap();
+            assert_eq!(keys.open(&changed, &alice, &server("files"), NOW), None, "{changed}");
+        }
+        for cut in 0..sealed.len() {
+            assert_eq!(keys.open(&sealed[..cut], &alice, &server("files"), NOW), None);
+        }
+        let again = keys.seal(&session(), &alice, &server("files"));
+        assert_ne!(sealed, again, "a fresh nonce each time");
+        assert_eq!(
+            SessionKeys::random().unwrap().open(&sealed, &alice, &server("files"), NOW),
+            None
+        );
+    }
+
+    #[test]
+    fn keys_are_rotated_by_adding_a_line() {
+        let file = Path::new("session.keys");
+        let line = |version: u32, byte: u8| format!("{version}:{}\n", STANDARD.encode([byte; 32]));
+        let alice = principal("https://i", "alice", None);
+        let old = SessionKeys::parse(&line(1, 7), file).unwrap();
+        let both = SessionKeys::parse(&format!("# two\n\n{}{}", line(2, 8), line(1, 7)), file).unwrap();
+        let new = SessionKeys::parse(&line(2, 8), file).unwrap();
+        let sealed_before = old.seal(&session(), &alice, &server("files"));
+        let sealed_after = both.seal(&session(), &alice, &server("files"));
+        assert_eq!(both.open(&sealed_before, &alice, &server("files"), NOW), Some(session()));
+        assert_eq!(new.open(&sealed_after, &alice, &server("files"), NOW), Some(session()));
+        assert_eq!(new.open(&sealed_before, &alice, &server("files"), NOW), None);
+        for broken in [
+            "",
+            "# none",
+            "1",
+            "1:",
+            "x:AAAA",
+            "1:AAAA",
+            &format!("{}{}", line(1, 1), line(1, 2)),
+        ] {
+            assert!(SessionKeys::parse(broken, file).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_created_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = std::env::temp_dir().join(format!("guardian-session-keys-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("session.keys");
+        let _ = std::fs::remove_file(&file);
+        let alice = principal("https://i", "alice", None);
+        let sealed = SessionKeys::load_or_create(&file)
+            .unwrap()
+            .seal(&session(), &alice, &server("files"));
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let again = SessionKeys::load_or_create(&file).unwrap();
+        assert_eq!(again.open(&sealed, &alice, &server("files"), NOW), Some(session()));
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "nothing else is left behind");
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(
+            SessionKeys::load_or_create(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("session.keys")
+        );
+    }
+}

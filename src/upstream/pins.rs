@@ -1,0 +1,158 @@
+//! What is in force of a server's tools: configuration, registry and the stored pins put together. Nothing is asked here.
+
+use super::catalogue::RawTool;
+use super::{Upstream, Upstreams};
+use crate::config::ServerConfig;
+use crate::domain::{Catalogue, Scope, ServerEntry, ServerName, Standing, ToolEntry, ToolName};
+use crate::store::{RegistryRow, StoredTool};
+use std::collections::BTreeMap;
+
+impl Upstreams {
+    /// The server that `/mcp` stands for: the only one, if there is only one.
+    pub fn only(&self) -> Option<&Upstream> {
+        let mut servers = self.iter();
+        match (servers.next(), servers.next()) {
+            (Some((_, only)), None) => Some(only),
+            _ => None,
+        }
+    }
+}
+
+/// The tools of all servers as they were pinned, each with the scopes it needs and how it stands today. A server that is
+/// only in the registry is known too.
+pub fn assemble(configured: &[ServerConfig], registry: &[RegistryRow], stored: &[StoredTool]) -> Catalogue {
+    let names = configured
+        .iter()
+        .map(|server| &server.name)
+        .chain(registry.iter().map(|row| &row.server));
+    let mut catalogue = Catalogue::default();
+    for name in names {
+        let enabled = registry.iter().find(|row| row.server == *name).is_none_or(|row| row.enabled);
+        catalogue.servers.insert(
+            name.clone(),
+            ServerEntry {
+                enabled,
+                tools: BTreeMap::new(),
+            },
+        );
+    }
+    for tool in stored {
+        let Some(entry) = catalogue.servers.get_mut(&tool.server) else {
+            continue;
+        };
+        if let Some(tool) = entry_of(tool, configured, registry) {
+            entry.tools.insert(tool.name.clone(), tool);
+        }
+    }
+    catalogue
+}
+
+fn entry_of(tool: &StoredTool, servers: &[ServerConfig], registry: &[RegistryRow]) -> Option<ToolEntry> {
+    let (digest, definition) = tool.pinned.as_ref().or(tool.offered.as_ref())?;
+    let read = RawTool::read(&serde_json::from_str(definition).ok()?).ok()?;
+    Some(ToolEntry {
+        name: tool.tool.clone(),
+        standing: standing(tool),
+        digest: *digest,
+        definition: read.definition,
+        input_schema: read.input_schema,
+        annotations: read.annotations,
+        scopes: scopes_of(&tool.server, &tool.tool, servers, registry),
+    })
+}
+
+/// The registry's scopes for a tool, else those of the configuration, else the scope of its own name. What does not read
+/// as scopes, or names none, never means that none is needed.
+pub fn scopes_of(server: &ServerName, tool: &ToolName, servers: &[ServerConfig], registry: &[RegistryRow]) -> Vec<Scope> {
+    let name = tool.as_str();
+    let row = registry.iter().find(|row| row.server == *server);
+    let of_row = row.and_then(|row| row.tool_scopes.get(name).cloned());
+    let of_file = || {
+        let written = servers.iter().find(|known| known.name == *server)?.tool_scopes.get(name)?;
+        written
+            .iter()
+            .map(|scope| Scope::parse(scope))
+            .collect::<Result<Vec<_>, _>>()
+            .ok()
+    };
+    let own = || vec![Scope::parse(name).expect("every tool name is a scope")];
+    of_row
+        .or_else(of_file)
+        .filter(|scopes| !scopes.is_empty())
+        .unwrap_or_else(own)
+}
+
+/// How what is offered and what is pinned stand to each other.
+pub fn standing(tool: &StoredTool) -> Standing {
+    match (&tool.pinned, &tool.offered) {
+        (None, _) => Standing::Unapproved,
+        (Some(_), None) => Standing::Gone,
+        (Some((pinned, _)), Some((offered, _))) if pinned == offered => Standing::Pinned,
+        (Some(_), Some(_)) => Standing::Changed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Digest, Timestamp};
+
+    fn stored(tool: &str, offered: Option<&str>, pinned: Option<&str>) -> StoredTool {
+        let definition = |text: &str| {
+            let definition = format!(r#"{{"description":"{text}","inputSchema":{{"type":"object"}},"name":"{tool}"}}"#);
+            (Digest::of(definition.as_bytes()), definition)
+        };
+        StoredTool {
+            server: ServerName::parse("demo").unwrap(),
+            tool: ToolName::parse(tool).unwrap(),
+            offered: offered.map(definition),
+            pinned: pinned.map(definition),
+            pinned_at: pinned.map(|_| Timestamp::from_secs(0)),
+            pinned_by: None,
+        }
+    }
+
+    fn row(server: &str, enabled: bool, tool_scopes: &[(&str, &str)]) -> RegistryRow {
+        let scopes = tool_scopes
+            .iter()
+            .map(|(tool, scope)| ((*tool).to_owned(), vec![Scope::parse(scope).unwrap()]));
+        RegistryRow {
+            server: ServerName::parse(server).unwrap(),
+            name: server.to_owned(),
+            url: None,
+            enabled,
+            tool_scopes: scopes.collect(),
+        }
+    }
+
+    #[test]
+    fn the_catalogue_holds_what_is_pinned_and_how_it_stands() {
+        let tools = [
+            stored("same", Some("x"), Some("x")),
+            stored("other", Some("y"), Some("x")),
+            stored("new", Some("x"), None),
+            stored("gone", None, Some("x")),
+            stored("never", None, None),
+        ];
+        let registry = [row("demo", true, &[("same", "files:read")]), row("off", false, &[])];
+        let catalogue = assemble(&[], &registry, &tools);
+        let demo = &catalogue.servers["demo"];
+        let standings: Vec<_> = demo.tools.values().map(|tool| (tool.name.as_str(), tool.standing)).collect();
+        assert_eq!(
+            standings,
+            [
+                ("gone", Standing::Gone),
+                ("new", Standing::Unapproved),
+                ("other", Standing::Changed),
+                ("same", Standing::Pinned),
+            ]
+        );
+        assert!(
+            demo.tools["other"].definition.contains("\"x\""),
+            "the pinned one, not the offered"
+        );
+        assert_eq!(demo.tools["same"].scopes, [Scope::parse("files:read").unwrap()]);
+        assert_eq!(demo.tools["new"].scopes, [Scope::parse("new").unwrap()]);
+        assert!(demo.enabled && !catalogue.servers["off"].enabled);
+    }
+}

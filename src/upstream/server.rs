@@ -1,0 +1,189 @@
+//! One configured server: where it is, how it is authenticated to, how long and how much is waited for.
+
+use crate::config::{ServerConfig, UpstreamCredential};
+use crate::domain::{Era, ServerName};
+use crate::transport::{Client, ClientError, ClientSettings};
+use http::{HeaderName, HeaderValue, Uri};
+use secrecy::ExposeSecret;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+/// An MCP server that calls are forwarded to.
+pub struct Upstream {
+    pub(super) name: ServerName,
+    pub(super) endpoint: Uri,
+    /// For calls: h2 where the server offers it, else pooled HTTP/1.1.
+    pub(super) client: Client,
+    /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
+    pub(super) streams: Client,
+    pub(super) credential: Option<(HeaderName, HeaderValue)>,
+    pub(super) patience: Patience,
+    eras: AtomicU8,
+}
+
+/// Bounds of one answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub first_byte: Duration,
+    pub idle: Duration,
+    pub max_answer: usize,
+    pub max_event: usize,
+}
+
+/// What a server configuration is refused for.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("server `{server}`: its URL {why}")]
+    Url { server: ServerName, why: &'static str },
+    #[error("server `{server}`: its credential {why}")]
+    Credential { server: ServerName, why: &'static str },
+    #[error("server `{server}`: cannot read its credential from `{}`", .file.display())]
+    CredentialFile {
+        server: ServerName,
+        file: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("server `{server}`: no client can be made for it")]
+    Client { server: ServerName, source: ClientError },
+}
+
+/// Which eras a server was found to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eras {
+    /// It has not been asked yet, or could not be reached.
+    Unknown,
+    Legacy,
+    Modern,
+    Both,
+}
+
+impl Eras {
+    /// Whether it is known not to speak `era`.
+    pub fn lack(self, era: Era) -> bool {
+        matches!((self, era), (Eras::Legacy, Era::Modern) | (Eras::Modern, Era::Legacy))
+    }
+}
+
+/// Node and uvicorn close connections that were idle for five seconds. Letting go before they do spares calls the race.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// One event of a stream is held in memory until it is whole.
+const MAX_EVENT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Fields that belong to the protocol or the connection; no credential may take their place.
+const RESERVED: [&str; 14] = [
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "last-event-id",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+impl Upstream {
+    pub fn new(config: &ServerConfig) -> Result<Self, UpstreamError> {
+        let settings = ClientSettings {
+            ca_file: config.ca_file.clone(),
+            connect_timeout: config.connect_timeout.0,
+            pool_idle: POOL_IDLE,
+            pool_max_idle: config.max_concurrency,
+            allow_private: config.allow_private_address,
+            http2: true,
+        };
+        let made = |settings: &ClientSettings| {
+            Client::new(settings).map_err(|source| UpstreamError::Client {
+                server: config.name.clone(),
+                source,
+            })
+        };
+        Ok(Self {
+            name: config.name.clone(),
+            endpoint: endpoint(&config.name, &config.url)?,
+            client: made(&settings)?,
+            streams: made(&ClientSettings {
+                http2: false,
+                ..settings
+            })?,
+            credential: config
+                .credential
+                .as_ref()
+                .map(|credential| read_credential(&config.name, credential))
+                .transpose()?,
+            patience: Patience {
+                first_byte: config.first_byte_timeout.0,
+                idle: config.idle_timeout.0,
+                max_answer: config.max_answer_bytes,
+                max_event: config.max_answer_bytes.min(MAX_EVENT_BYTES),
+            },
+            eras: AtomicU8::new(Eras::Unknown as u8),
+        })
+    }
+
+    pub fn name(&self) -> &ServerName {
+        &self.name
+    }
+
+    /// What the last successful `fetch_tools` found.
+    pub fn eras(&self) -> Eras {
+        const ALL: [Eras; 4] = [Eras::Unknown, Eras::Legacy, Eras::Modern, Eras::Both];
+        ALL[usize::from(self.eras.load(Ordering::Relaxed)) & 3]
+    }
+
+    pub(super) fn found(&self, eras: Eras) {
+        self.eras.store(eras as u8, Ordering::Relaxed);
+    }
+}
+
+fn endpoint(server: &ServerName, url: &str) -> Result<Uri, UpstreamError> {
+    let wrong = |why| UpstreamError::Url {
+        server: server.clone(),
+        why,
+    };
+    let uri: Uri = url.parse().map_err(|_| wrong("is not a URL"))?;
+    match uri.scheme_str() {
+        Some("https" | "http") => (),
+        _ => return Err(wrong("is neither `https` nor `http`")),
+    }
+    match uri.authority() {
+        Some(authority) if authority.as_str().contains('@') => Err(wrong("holds a user name: use `credential`")),
+        Some(authority) if !authority.host().is_empty() => Ok(uri),
+        _ => Err(wrong("names no host")),
+    }
+}
+
+fn read_credential(server: &ServerName, config: &UpstreamCredential) -> Result<(HeaderName, HeaderValue), UpstreamError> {
+    let wrong = |why| UpstreamError::Credential {
+        server: server.clone(),
+        why,
+    };
+    let name: HeaderName = config.header.parse().map_err(|_| wrong("names no header field"))?;
+    if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("mcp-") {
+        return Err(wrong("may not be sent in that header field"));
+    }
+    let text = match (&config.value, &config.value_file) {
+        // Loading a configuration reads the file into the value.
+        (Some(value), _) => value.expose_secret().to_owned(),
+        (None, Some(file)) => std::fs::read_to_string(file).map_err(|source| UpstreamError::CredentialFile {
+            server: server.clone(),
+            file: file.clone(),
+            source,
+        })?,
+        (None, None) => return Err(wrong("needs either `value` or `value_file`")),
+    };
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(wrong("is empty"));
+    }
+    let mut value = HeaderValue::from_str(text).map_err(|_| wrong("holds characters that no header field carries"))?;
+    value.set_sensitive(true);
+    Ok((name, value))
+}

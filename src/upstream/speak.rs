@@ -1,0 +1,101 @@
+//! What Guardian says to a server on its own: a request, its answer in whichever shape it comes. No caller is involved.
+
+use super::exchange::{Media, media};
+use super::failed::Failed;
+use super::forward::{SessionField, session_of};
+use super::keys::UpstreamSessionId;
+use super::outcome::Open;
+use super::server::Upstream;
+use super::stream::{Expected, Frames};
+use crate::domain::{Era, MessageId};
+use crate::mcp::{AnswerKind, answer_kind};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+/// An answer to Guardian itself.
+pub(super) struct Reply {
+    pub status: StatusCode,
+    pub said: Said,
+    pub session: Option<UpstreamSessionId>,
+}
+
+pub(super) enum Said {
+    Result(Value),
+    Error {
+        code: i64,
+        message: String,
+    },
+    /// A status alone.
+    Nothing,
+}
+
+impl Upstream {
+    /// Asks with request number `id` and waits for the answer.
+    pub(super) async fn ask(&self, era: Era, fields: &HeaderMap, id: u64, method: &str, params: &Value) -> Result<Reply, Failed> {
+        let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        let id = MessageId::from_json(Bytes::from(id.to_string()));
+        let response = self
+            .exchange(&Method::POST, fields, &Bytes::from(message.to_string()))
+            .await?;
+        let status = response.status();
+        let session = match session_of(response.headers()) {
+            SessionField::Id(id) => Some(id),
+            SessionField::None | SessionField::Broken => None,
+        };
+        let body = match media(response.headers()) {
+            Media::Json => Some(self.collect(response.into_body()).await?),
+            Media::Events => Some(self.answer_in(response, era, id.clone()).await?),
+            Media::Other => None,
+        };
+        let said = match body {
+            Some(body) => said(&body, &id, status)?,
+            None => Said::Nothing,
+        };
+        Ok(Reply { status, said, session })
+    }
+
+    /// Tells something that has no answer.
+    pub(super) async fn tell(&self, method: &Method, fields: &HeaderMap, body: &Bytes) -> Result<(), Failed> {
+        self.exchange(method, fields, body).await.map(drop)
+    }
+
+    async fn answer_in(&self, response: Response<Incoming>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
+        let expected = Expected {
+            id: Some(id),
+            era,
+            max_event: self.patience.max_event,
+            idle: Some(self.patience.idle),
+        };
+        let mut frames = Frames::new(response.into_body(), expected, Open::new(None));
+        while let Some(piece) = frames.next().await {
+            let piece = piece?;
+            if let (Some(AnswerKind::Result { .. } | AnswerKind::Error { .. }), Some(data)) = (piece.kind, piece.frame.data) {
+                return Ok(data);
+            }
+        }
+        Err(Failed::broken("the server ended its stream before it answered"))
+    }
+}
+
+fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Said, Failed> {
+    let unreadable = |what: String| Failed::broken(format!("the server's answer cannot be read: {what}"));
+    let kind = answer_kind(body, id);
+    match kind {
+        AnswerKind::Result { .. } | AnswerKind::Error { .. } => (),
+        _ if !status.is_success() => return Ok(Said::Nothing),
+        AnswerKind::Malformed(what) => return Err(unreadable(what)),
+        AnswerKind::NotOurs => return Err(Failed::broken("the server answered another request")),
+        AnswerKind::ServerRequest | AnswerKind::ServerNotification => return Err(Failed::broken("the server sent no answer")),
+    }
+    // `answer_kind` has refused what could be read twofold.
+    let mut message: Value = serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
+    Ok(match kind {
+        AnswerKind::Error { code, .. } => Said::Error {
+            code,
+            message: message["error"]["message"].as_str().unwrap_or_default().to_owned(),
+        },
+        _ => Said::Result(message["result"].take()),
+    })
+}

@@ -1,0 +1,297 @@
+//! An event stream from a server, passed frame by frame and never held: each message is recognised, the answer ends the
+//! claim to an outcome, and a stream that breaks off before its answer ends with the reason.
+
+use super::failed::Failed;
+use super::outcome::Open;
+use crate::domain::{Ending, Era, MessageId, Reason};
+use crate::mcp::{AnswerKind, SseFault, SseFrame, SseReader, answer_kind, readdress};
+use crate::transport::{Body, BodyError};
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// One frame and what it carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub frame: SseFrame,
+    /// `None`: a comment or bare field, or an event that is no message.
+    pub kind: Option<AnswerKind>,
+}
+
+/// What is expected of a stream.
+pub(super) struct Expected {
+    /// The request to be answered; `None` for the server's own stream of a legacy session.
+    pub id: Option<MessageId>,
+    pub era: Era,
+    pub max_event: usize,
+    /// Between two frames; `None` where nothing is pending.
+    pub idle: Option<Duration>,
+}
+
+/// A stream on its way to the client. Dropped before its end, the client has gone away and the server is hung up on.
+pub struct Frames {
+    body: Incoming,
+    reader: SseReader,
+    expected: Expected,
+    answered: bool,
+    /// An event had an id: a legacy client may ask for the rest on another stream.
+    resumable: bool,
+    ended: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    outcome: Open,
+}
+
+impl Frames {
+    pub(super) fn new(body: Incoming, expected: Expected, outcome: Open) -> Self {
+        Self {
+            body,
+            reader: SseReader::new(expected.max_event),
+            expected,
+            answered: false,
+            resumable: false,
+            ended: false,
+            timer: None,
+            revoked: None,
+            outcome,
+        }
+    }
+
+    /// Cut the stream when `token` is cancelled: its last item is then a failure for `GrantRevoked`, its ending `Revoked`.
+    pub fn cut_by(&mut self, token: CancellationToken) {
+        self.revoked = Some(Box::pin(token.cancelled_owned()));
+    }
+
+    /// The next frame. A failure is the last item.
+    pub async fn next(&mut self) -> Option<Result<Piece, Failed>> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The stream as the body of an answer. `screen` writes what the client is sent for a frame or for the failure at the
+    /// end; `None` leaves it out.
+    pub fn into_body(self, screen: impl FnMut(Result<Piece, Failed>) -> Option<Bytes> + Send + 'static) -> Body {
+        UnsyncBoxBody::new(Screened {
+            frames: self,
+            screen: Box::new(screen),
+        })
+    }
+
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Failed>>> {
+        if self
+            .revoked
+            .as_mut()
+            .is_some_and(|revoked| revoked.as_mut().poll(context).is_ready())
+        {
+            self.revoked = None;
+            return Poll::Ready(self.revoke());
+        }
+        loop {
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match self.reader.frame() {
+                Ok(Some(frame)) => {
+                    self.timer = None;
+                    return Poll::Ready(self.judge(frame));
+                }
+                Ok(None) => (),
+                Err(fault) => {
+                    return Poll::Ready(self.fail(Failed::broken("the server's stream cannot be followed").with_cause(&fault)));
+                }
+            }
+            match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.outcome.bytes += data.len() as u64;
+                        self.reader.push(data);
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let failed = Failed::broken("the server broke off its stream").with_cause(&error);
+                    return Poll::Ready(self.end(failed));
+                }
+                Poll::Ready(None) => return Poll::Ready(self.end_of_stream()),
+                Poll::Pending if self.out_of_time(context) => {
+                    return Poll::Ready(self.fail(Failed::late("the server stopped in the middle of its stream")));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn out_of_time(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(idle) = self.expected.idle else {
+            return false;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        timer.as_mut().poll(context).is_ready()
+    }
+
+    fn judge(&mut self, frame: SseFrame) -> Option<Result<Piece, Failed>> {
+        self.resumable |= frame.id.is_some();
+        let Some(data) = frame.data.clone().filter(|data| !data.is_empty()) else {
+            return Some(Ok(Piece { frame, kind: None }));
+        };
+        // Clients read no event of another type; as a comment it still keeps the connection alive.
+        if frame
+            .event
+            .as_ref()
+            .is_some_and(|event| event != "message" && !event.is_empty())
+        {
+            let raw = Bytes::from_static(b":\n\n");
+            let frame = SseFrame {
+                raw,
+                ..SseFrame::default()
+            };
+            return Some(Ok(Piece { frame, kind: None }));
+        }
+        let Some(id) = self.expected.id.clone() else {
+            return self.judge_unasked(frame, &data);
+        };
+        let kind = answer_kind(&data, &id);
+        match &kind {
+            AnswerKind::ServerNotification => Some(Ok(Piece { frame, kind: Some(kind) })),
+            AnswerKind::ServerRequest if self.expected.era == Era::Legacy => Some(Ok(Piece { frame, kind: Some(kind) })),
+            // The answer has been passed on; what comes after it is cut off without a word.
+            _ if self.answered => {
+                self.ended = true;
+                None
+            }
+            AnswerKind::Result { is_error } => {
+                let is_error = *is_error;
+                self.answer(frame, kind, is_error)
+            }
+            AnswerKind::Error { addressed: true, .. } => self.answer(frame, kind, true),
+            AnswerKind::Error { addressed: false, .. } => match readdress(&data, &id) {
+                Ok(data) => self.answer(event(data), kind, true),
+                Err(fault) => self.fail(Failed::broken(fault.detail)),
+            },
+            AnswerKind::ServerRequest => self.fail(Failed::broken(
+                "the server asks the client something, which this protocol version has not",
+            )),
+            AnswerKind::NotOurs => self.fail(Failed::broken("the server answered another request")),
+            AnswerKind::Malformed(what) => {
+                let failed = Failed::broken(format!("the server sent a message that cannot be read: {what}"));
+                self.fail(failed)
+            }
+        }
+    }
+
+    /// On the server's own stream: everything that is a message, answers to earlier requests of a resumed stream too.
+    fn judge_unasked(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<Piece, Failed>> {
+        let nobody = MessageId::from_json(Bytes::from_static(b"null"));
+        match answer_kind(data, &nobody) {
+            AnswerKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
+            kind => Some(Ok(Piece { frame, kind: Some(kind) })),
+        }
+    }
+
+    fn answer(&mut self, frame: SseFrame, kind: AnswerKind, is_error: bool) -> Option<Result<Piece, Failed>> {
+        self.answered = true;
+        self.outcome.done(Some(is_error));
+        Some(Ok(Piece { frame, kind: Some(kind) }))
+    }
+
+    fn end_of_stream(&mut self) -> Option<Result<Piece, Failed>> {
+        let reader = std::mem::replace(&mut self.reader, SseReader::new(0));
+        match reader.finish() {
+            Ok(()) if self.answered || self.expected.id.is_none() => {
+                self.ended = true;
+                self.outcome.done(None);
+                None
+            }
+            Ok(()) => self.end(Failed::broken("the server ended its stream before it answered")),
+            Err(SseFault::Cut | SseFault::TooLarge(_)) => self.end(Failed::broken("the server broke off its stream")),
+        }
+    }
+
+    /// The server is gone. A legacy client that has seen event ids asks for the rest on another stream: an error would end
+    /// what can still be answered.
+    fn end(&mut self, failed: Failed) -> Option<Result<Piece, Failed>> {
+        let resumable = self.resumable && self.expected.era == Era::Legacy;
+        if self.answered || !resumable || self.expected.id.is_none() {
+            return self.fail(failed);
+        }
+        self.ended = true;
+        let detail = format!("{}; the client may resume it", failed.recorded());
+        self.outcome.close(Ending::Unknown, Some(detail), None);
+        None
+    }
+
+    /// Nobody waits for an answer any more, or somebody does and hears why there is none.
+    fn fail(&mut self, failed: Failed) -> Option<Result<Piece, Failed>> {
+        self.ended = true;
+        let failed = Failed {
+            status: self.outcome.status,
+            ..failed
+        };
+        self.outcome.failed(&failed);
+        (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
+    }
+
+    fn revoke(&mut self) -> Option<Result<Piece, Failed>> {
+        if self.ended {
+            return None;
+        }
+        self.ended = true;
+        let detail = "the authorisation for this stream is gone";
+        self.outcome.close(Ending::Revoked, Some(detail.to_owned()), None);
+        let failed = Failed::after_sending(Reason::GrantRevoked, detail);
+        (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
+    }
+}
+
+/// A frame of our own with one message.
+pub(super) fn event(data: Bytes) -> SseFrame {
+    let mut raw = b"event: message".to_vec();
+    for line in data.split(|byte| *byte == b'\n') {
+        raw.extend_from_slice(b"\ndata: ");
+        raw.extend_from_slice(line);
+    }
+    raw.extend_from_slice(b"\n\n");
+    SseFrame {
+        raw: raw.into(),
+        event: Some(Bytes::from_static(b"message")),
+        data: Some(data),
+        id: None,
+    }
+}
+
+struct Screened {
+    frames: Frames,
+    screen: Screen,
+}
+
+type Screen = Box<dyn FnMut(Result<Piece, Failed>) -> Option<Bytes> + Send>;
+
+impl Screened {
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            match std::task::ready!(self.frames.poll_next(context)) {
+                None => return Poll::Ready(None),
+                Some(item) => {
+                    if let Some(bytes) = (self.screen)(item).filter(|bytes| !bytes.is_empty()) {
+                        return Poll::Ready(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl http_body::Body for Screened {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.poll_piece(context)
+            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}

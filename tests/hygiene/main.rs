@@ -1,0 +1,23 @@
+//! The habits of the house, held by reading the source: who may use whom, which technology lives where, what the tree
+//! of dependencies may contain. Nothing here runs Guardian.
+//!
+//! A failure lists `file:line` and what to do. If the rule is wrong rather than the line, change the table in this
+//! folder in the same commit and say why there.
+
+mod dependencies;
+mod floors;
+mod habits;
+mod source;
+mod technologies;
+
+use source::{Finding, Source};
+
+/// Fails with one line for each finding, after the sentence that says how to read them.
+fn hold(rule: &str, findings: Vec<Finding>) {
+    let list: Vec<String> = findings.iter().map(Finding::to_string).collect();
+    assert!(list.is_empty(), "\n{rule}\n\n  {}\n", list.join("\n  "));
+}
+
+fn sources() -> Vec<Source> {
+    Source::tree("src")
+}

@@ -1,0 +1,329 @@
+//! The configuration room: the shipped file and its comments, overrides, secrets, and twenty broken files with what is
+//! said about each. `BLESS=1` writes the expectations anew.
+
+use neural_guardian::config::{self, Place, Severity, Span, Variables};
+use serde_json::Value as Json;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const SHIPPED: &str = "config/guardian.toml";
+
+#[test]
+fn the_shipped_file_loads_as_it_is() {
+    let loaded = config::load(Path::new(SHIPPED), &Variables::new()).unwrap_or_else(|problems| panic!("{}", shown(&problems)));
+    assert_eq!(loaded.config.data_dir, Path::new("data"));
+    assert_eq!(loaded.config.policies.dir, Path::new("policies"));
+    assert_eq!(loaded.config.store.file.as_deref(), Some(Path::new("data/guardian.db")));
+    assert_eq!(shown(&loaded.warnings).lines().count(), 1, "only that there is no server yet");
+}
+
+#[test]
+fn the_exported_schema_is_the_committed_one() {
+    let schema = serde_json::to_string_pretty(&config::schema()).unwrap() + "\n";
+    golden(Path::new("config/guardian.schema.json"), &schema);
+}
+
+/// Takes the `#` from every line that is a setting and compares with the defaults the schema has from the code.
+#[test]
+fn every_key_is_documented_and_every_default_shown_is_the_one_in_force() {
+    let schema = config::schema();
+    let text = uncommented();
+    let file: Json = toml::from_str(&text).unwrap();
+    let mut documented = BTreeSet::new();
+    let mut compared = 0;
+    walk("", &file, &schema, &schema, &mut |path, value, schema| {
+        documented.insert(path.to_owned());
+        let default = &schema["default"];
+        let written_out = ["data_dir", "policies.dir"].contains(&path);
+        let example = default.as_object().is_some_and(|entries| entries.is_empty());
+        if !default.is_null() && !example && !written_out {
+            assert_eq!(plain(value), plain(default), "`{path}`");
+            compared += 1;
+        }
+    });
+    let mut known = BTreeSet::new();
+    keys("", &schema, &schema, &mut known);
+    let missing: Vec<_> = known.difference(&documented).collect();
+    assert_eq!(missing, Vec::<&String>::new(), "not documented");
+    assert!(compared > 55, "{compared} defaults compared");
+}
+
+#[test]
+fn the_examples_in_the_shipped_file_are_right_apart_from_contradicting_each_other() {
+    let variables = variables(&[
+        ("DATABASE_URL", "postgres://guardian:Wq8-long@db.example.com/guardian"),
+        ("DATABASE_ADMIN_URL", "postgres://admin:Wq9-long@db.example.com/guardian"),
+        ("GITHUB_TOKEN", "ghp_0123456789"),
+    ]);
+    let problems = config::parse(Path::new(SHIPPED), &uncommented(), &variables).unwrap_err();
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let keys: Vec<_> = errors.map(|problem| problem.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            // both a value and a file, which the examples show side by side
+            "store.url",
+            "store.url_file",
+            "store.admin_url",
+            "store.admin_url_file",
+            "servers[0].credential.value_file",
+            "issuers[0].jwks_file",
+        ],
+        "{}",
+        shown(&problems)
+    );
+}
+
+#[test]
+fn twenty_broken_files_each_get_their_sentences() {
+    let folder = Path::new("tests/golden/config");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
+    files.sort();
+    assert!(files.len() >= 20, "{}", files.len());
+    for file in files {
+        let variables = variables(&[("TOKEN", "9f86d081884c7d65")]);
+        let problems = match config::load(&file, &variables) {
+            Err(problems) => problems,
+            Ok(_) => panic!("{} loads", file.display()),
+        };
+        assert!(problems.iter().any(|problem| problem.severity == Severity::Error));
+        golden(&file.with_extension("txt"), &shown(&problems));
+    }
+}
+
+#[test]
+fn the_environment_overrides_the_file_by_section_key_and_index() {
+    let loaded = load(
+        BASE,
+        &[
+            ("GUARDIAN__LISTEN__ADDRESS", "0.0.0.0:443"),
+            ("GUARDIAN__LISTEN__LIMITS__MAX_CONNECTIONS", "7"),
+            ("GUARDIAN__LISTEN__HOSTS", "a.example, b.example"),
+            ("GUARDIAN__POLICIES__DENY_ALL", "true"),
+            ("GUARDIAN__SERVERS__0__URL", "https://new.example/mcp"),
+            ("GUARDIAN__SERVERS__1__NAME", "second"),
+            ("GUARDIAN__SERVERS__1__URL", "https://two.example/mcp"),
+            ("GUARDIAN__LIMITS__PER_TOOL", "{ rate = 3, per = \"1s\" }"),
+            ("GUARDIAN__SERVERS__0__CREDENTIAL__VALUE", "Bearer ${not expanded}"),
+        ],
+    );
+    let config = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.listen.address.to_string(), "0.0.0.0:443");
+    assert_eq!(config.listen.limits.max_connections, 7);
+    assert_eq!(config.listen.hosts, ["a.example", "b.example"]);
+    assert!(config.policies.deny_all);
+    assert_eq!(config.servers[0].url, "https://new.example/mcp");
+    assert_eq!(config.servers[1].name.as_str(), "second");
+    assert_eq!(config.limits.per_tool.unwrap().rate, 3);
+    let credential = config.servers[0].credential.as_ref().unwrap().value.as_ref().unwrap();
+    assert_eq!(secrecy::ExposeSecret::expose_secret(credential), "Bearer ${not expanded}");
+}
+
+#[test]
+fn a_misspelt_override_is_a_problem_of_that_variable() {
+    let said = load(
+        BASE,
+        &[
+            ("GUARDIAN__LISTNE__ADDRESS", "0.0.0.0:443"),
+            ("GUARDIAN__SERVERS__5__URL", "https://x.example"),
+            ("GUARDIAN__SERVERS__FIRST__URL", "https://x.example"),
+            ("GUARDIAN__STORE__MAX_CONNECTIONS", "many"),
+            ("GUARDIAN__LISTEN__ADDRESS__PORT", "1"),
+        ],
+    )
+    .unwrap_err();
+    assert_eq!(
+        said,
+        "\
+environment variable GUARDIAN__LISTEN__ADDRESS__PORT: `port` lies inside a setting that is not a section
+environment variable GUARDIAN__LISTNE__ADDRESS: unknown key `listne` in the top level; did you mean `listen`?
+environment variable GUARDIAN__SERVERS__5__URL: entry 5 cannot follow 1 entries
+environment variable GUARDIAN__SERVERS__FIRST__URL: `first` is not an index; the first entry is 0
+environment variable GUARDIAN__STORE__MAX_CONNECTIONS: `store.max_connections` is a text; expected a whole number
+"
+    );
+}
+
+#[test]
+fn a_secret_is_read_from_its_file_and_never_shown() {
+    let folder = Folder::new("secret");
+    folder.write("url", "postgres://guardian:Xk29-hidden@db.example.com/g\n", 0o600);
+    folder.write("token", "Bearer Xk29-hidden", 0o600);
+    let text =
+        format!("{BASE}\n[servers.credential]\nvalue_file = \"token\"\n[store]\nkind = \"postgres\"\nurl_file = \"url\"\n");
+    folder.write("guardian.toml", &text, 0o644);
+    let loaded = config::load(&folder.0.join("guardian.toml"), &Variables::new()).unwrap_or_else(|p| panic!("{}", shown(&p)));
+    let url = loaded.config.store.url.as_ref().unwrap();
+    assert_eq!(
+        secrecy::ExposeSecret::expose_secret(url),
+        "postgres://guardian:Xk29-hidden@db.example.com/g"
+    );
+    assert!(!format!("{loaded:?}").contains("hidden"));
+}
+
+#[test]
+fn a_secret_file_that_is_missing_empty_or_open_to_others_is_refused() {
+    let folder = Folder::new("bad-secret");
+    folder.write("open", "Bearer Xk29-hidden", 0o640);
+    folder.write("empty", "\n", 0o600);
+    for (file, expected) in [
+        ("open", "can be read by other users"),
+        ("empty", "is empty"),
+        ("absent", "does not exist"),
+        (".", "cannot read"),
+    ] {
+        let text = format!("{BASE}\n[servers.credential]\nvalue_file = \"{file}\"\n");
+        folder.write("guardian.toml", &text, 0o644);
+        let problems = config::load(&folder.0.join("guardian.toml"), &Variables::new()).unwrap_err();
+        let said = shown(&problems);
+        assert!(said.contains(expected) && !said.contains("hidden"), "{said}");
+        assert!(matches!(problems[0].place, Place::File { line: 12, .. }), "{said}");
+    }
+}
+
+#[test]
+fn no_problem_ever_shows_the_value_of_a_secret() {
+    let said = load(
+        &format!("{BASE}\n[servers.credential]\nvalue = \"changeme\"\n[store]\nkind = \"postgres\"\nurl = \"mysql://u:Xk29-hidden@h/d\"\nadmin_url = \"postgres://u:password@h/d?sslmode=disable\"\n"),
+        &[],
+    )
+    .unwrap_err();
+    assert!(!said.contains("hidden") && !said.contains("u:password"), "{said}");
+    assert_eq!(said.matches("placeholder").count(), 2, "{said}");
+}
+
+const BASE: &str = r#"
+[listen]
+address = "127.0.0.1:8443"
+public_url = "https://guardian.example"
+tls = { certificate_file = "c.pem", key_file = "k.pem" }
+
+[[servers]]
+name = "demo"
+url = "https://demo.example/mcp"
+"#;
+
+fn load(text: &str, set: &[(&str, &str)]) -> Result<config::Config, String> {
+    config::parse(Path::new("guardian.toml"), text, &variables(set))
+        .map(|loaded| loaded.config)
+        .map_err(|problems| shown(&problems))
+}
+
+fn variables(set: &[(&str, &str)]) -> Variables {
+    set.iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+fn shown(problems: &[config::Problem]) -> String {
+    problems.iter().map(|problem| format!("{problem}\n")).collect()
+}
+
+fn golden(file: &Path, actual: &str) {
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(file, actual).unwrap();
+    }
+    let expected = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(
+        expected == actual,
+        "{} differs (BLESS=1 writes it anew); now:\n{actual}",
+        file.display()
+    );
+}
+
+/// The shipped file with every setting in force, shown or not.
+fn uncommented() -> String {
+    let text = std::fs::read_to_string(SHIPPED).unwrap();
+    let is_setting = |line: &str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || matches!(c, '[' | '"')))
+    };
+    text.lines()
+        .map(|line| match is_setting(line) {
+            true => format!("{}\n", &line[1..]),
+            false => format!("{line}\n"),
+        })
+        .collect()
+}
+
+fn resolved<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
+    let schema = match schema["anyOf"].as_array() {
+        Some(options) => options.iter().find(|option| option["type"] != "null").unwrap(),
+        None => schema,
+    };
+    match schema["$ref"].as_str() {
+        Some(reference) => &root["$defs"][reference.trim_start_matches("#/$defs/")],
+        None => schema,
+    }
+}
+
+/// Every setting of a file with its schema, sections themselves aside.
+fn walk(path: &str, value: &Json, schema: &Json, root: &Json, see: &mut dyn FnMut(&str, &Json, &Json)) {
+    let inner = resolved(schema, root);
+    match (value, inner["properties"].as_object()) {
+        (Json::Object(entries), Some(known)) if !path.starts_with("limits.per_") => {
+            for (name, value) in entries {
+                let path = format!("{path}.{name}").trim_start_matches('.').to_owned();
+                walk(&path, value, &known[name], root, see);
+            }
+        }
+        (Json::Array(items), None) if resolved(&inner["items"], root)["properties"].is_object() => {
+            for item in items {
+                walk(path, item, &inner["items"], root, see);
+            }
+        }
+        _ => see(path, value, schema),
+    }
+}
+
+fn keys(path: &str, schema: &Json, root: &Json, known: &mut BTreeSet<String>) {
+    let inner = resolved(schema, root);
+    let items = resolved(&inner["items"], root);
+    match (inner["properties"].as_object(), items["properties"].is_object()) {
+        (Some(properties), _) if !path.starts_with("limits.per_") => {
+            for (name, schema) in properties {
+                keys(format!("{path}.{name}").trim_start_matches('.'), schema, root, known);
+            }
+        }
+        (_, true) => keys(path, &inner["items"], root, known),
+        _ => {
+            known.insert(path.to_owned());
+        }
+    }
+}
+
+/// Lengths of time by their length, not their spelling.
+fn plain(value: &Json) -> Json {
+    match value {
+        Json::String(text) => Span::parse(text).map_or(value.clone(), |span| Json::from(span.to_string())),
+        Json::Object(entries) => Json::Object(entries.iter().map(|(key, value)| (key.clone(), plain(value))).collect()),
+        _ => value.clone(),
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("guardian-config-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        let file = self.0.join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,9 @@
+//! The store on both engines: one body a story, run on SQLite and on a real Postgres.
+
+mod audit;
+mod errors;
+mod opening;
+mod people;
+mod roles;
+mod tools;
+pub mod world;

@@ -1,0 +1,348 @@
+//! What each Postgres login can and cannot do, tried past the store with plain SQL.
+
+use super::world::{Place, Server, World, at, env, open, parse, raw_postgres};
+use crate::postgres::{Database, Login};
+use neural_guardian::domain::{EnvironmentName, Incarnation};
+use neural_guardian::store::StoreError;
+use sqlx::{ConnectOptions, Row};
+use std::str::FromStr;
+
+const ROW: &str = "INSERT INTO guardian.audit_trail (incarnation, seq, occurred_at, environment, kind, bytes";
+
+#[tokio::test]
+async fn the_proxy_cannot_read_change_or_forge_the_audit() {
+    let world = World::postgres().await;
+    let server = server(&world);
+    let insert = |columns: &str, values: &str| {
+        format!("{ROW}{columns}) VALUES ('\\x000102030405060708090a0b0c0d0e0f', 0, now(), {values})")
+    };
+    let good = insert("", "'production', 'stop', 'x'");
+    assert_eq!(raw_postgres(&server.proxy.url, &good).await.unwrap(), 1);
+    for refused in [
+        "SELECT kind FROM guardian.audit_trail".to_owned(),
+        "UPDATE guardian.audit_trail SET reason = 'x'".to_owned(),
+        "DELETE FROM guardian.audit_trail".to_owned(),
+        "TRUNCATE guardian.audit_trail".to_owned(),
+        "SELECT * FROM guardian.audit_trail_default".to_owned(),
+        format!("{good} RETURNING seq"),
+        insert("", "'development', 'stop', 'x'"),
+        insert(", recorded_by", "'production', 'stop', 'x', 'postgres'"),
+        insert(", recorded_at", "'production', 'stop', 'x', now()"),
+        insert(", change", "'production', 'admin', 'x', '{}'"),
+        good.replace("audit_trail", "audit_trail_default"),
+        format!("{ROW}) VALUES ('\\x00000000000000000000000000000000', 0, now(), 'production', 'admin', NULL)"),
+    ] {
+        assert_eq!(refusal(&server.proxy, &refused).await, "42501", "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn the_proxy_writes_nothing_but_newcomers_and_offers_of_its_environment() {
+    let world = World::postgres().await;
+    let server = server(&world);
+    for refused in [
+        "INSERT INTO guardian.users (environment) VALUES ('production')",
+        "INSERT INTO guardian.mcp_authorizations (environment, user_id, server_name) SELECT environment, id, 'files' FROM guardian.users",
+        "UPDATE guardian.mcp_authorizations SET status = 'verified'",
+        "UPDATE guardian.api_keys SET revoked_at = NULL",
+        "DELETE FROM guardian.revocations",
+        "UPDATE guardian.server_tools SET pinned_digest = offered_digest",
+        "INSERT INTO guardian.change_log (seq, environment, relation, op) VALUES (1, 'production', 'grant', 'U')",
+        "BEGIN; LOCK TABLE guardian.feed_lock",
+        "SELECT nextval('guardian.change_seq')",
+        "SELECT guardian.enrol('development', 'i', 's', NULL, '{}', 'user')",
+        "SELECT guardian.note_offer('development', 's', 't', NULL, NULL, false)",
+        "SELECT guardian.bind_role(current_user, 'development')",
+        "SELECT guardian.prune_change_log('0')",
+        "UPDATE guardian.migrations SET version = 9",
+        "SET ROLE guardian_owner",
+    ] {
+        assert_eq!(refusal(&server.proxy, refused).await, "42501", "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_login_sees_its_own_environment_and_no_other() {
+    let world = World::postgres().await;
+    let alice = world.user("alice@example.com").await;
+    world.grant(&alice, "files", &["read"]).await;
+    let elsewhere = "'development', '00000000-0000-0000-0000-00000000000d'";
+    world
+        .by_hand(&format!("INSERT INTO schema.users (environment, id) VALUES ({elsewhere})"))
+        .await;
+    world
+        .by_hand(&format!(
+            "INSERT INTO schema.mcp_authorizations (environment, user_id, server_name) VALUES ({elsewhere}, 'files')"
+        ))
+        .await;
+    let server = server(&world);
+    for table in ["users", "mcp_authorizations", "grants", "change_log"] {
+        let rows = format!("SELECT count(*), count(*) FILTER (WHERE environment <> 'production') FROM guardian.{table}");
+        for login in [&server.proxy, &server.admin] {
+            let (all, foreign) = counts(login, &rows).await;
+            assert!(all > 0 && foreign == 0, "{table}: {all} rows, {foreign} of them foreign");
+        }
+        let (all, foreign) = counts_at(&server.database.url(), &rows).await;
+        assert!(foreign > 0 && all > foreign, "{table}");
+    }
+    assert_eq!(world.proxy.directory(&parse("development")).await.unwrap().members, []);
+}
+
+#[tokio::test]
+async fn an_administrator_cannot_touch_the_audit_nor_reach_past_its_environment() {
+    let world = World::postgres().await;
+    world.user("alice@example.com").await;
+    let server = server(&world);
+    let bind = format!("SELECT guardian.bind_role('{}', 'development')", server.admin.role);
+    for refused in [
+        "UPDATE guardian.audit_trail SET reason = 'x'",
+        "DELETE FROM guardian.audit_trail",
+        "TRUNCATE guardian.audit_trail",
+        "INSERT INTO guardian.audit_trail (incarnation) VALUES ('x')",
+        "SELECT key_hash FROM guardian.api_keys",
+        "INSERT INTO guardian.users (environment) VALUES ('development')",
+        "UPDATE guardian.users SET environment = 'development'",
+        "INSERT INTO guardian.role_bindings VALUES (current_user, '*')",
+        "UPDATE guardian.server_tools SET offered_definition = 'x'",
+        &bind,
+        &bind.replace("development", "*"),
+    ] {
+        assert_eq!(refusal(&server.admin, refused).await, "42501", "{refused}");
+    }
+    world.admin.bind_role(&server.proxy.role, &env()).await.unwrap();
+    let error = world.admin.bind_role("nobody_at_all", &env()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no role `nobody_at_all`");
+}
+
+#[tokio::test]
+async fn not_even_the_owner_changes_a_record() {
+    let world = World::postgres().await;
+    world.user("alice@example.com").await;
+    for statement in [
+        "UPDATE guardian.audit_trail SET reason = 'x'",
+        "DELETE FROM guardian.audit_trail",
+        "TRUNCATE guardian.audit_trail",
+    ] {
+        let as_owner = format!("SET ROLE guardian_owner; {statement}");
+        let error = raw_postgres(&server(&world).database.url(), &as_owner).await.unwrap_err();
+        assert!(error.to_string().contains("is append-only"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_user_behind_a_data_api_sees_own_rows() {
+    let mut world = World::postgres().await;
+    let (alice, bob) = (world.user("alice@example.com").await, world.user("bob@example.com").await);
+    world.grant(&alice, "files", &["read"]).await;
+    world.grant(&bob, "mail", &["send"]).await;
+    let Place::Postgres(server) = &mut world.place else {
+        unreachable!("a Postgres world")
+    };
+    let user = server.database.login("", &["guardian_user"]).await;
+    let count = "SELECT count(*), count(*) FROM guardian.";
+    for table in ["users", "mcp_authorizations", "audit_trail"] {
+        let (nobody, _) = counts(&user, &format!("{count}{table}")).await;
+        let claim = format!("SELECT set_config('request.jwt.claims', '{{\"sub\": \"{alice}\"}}', false)");
+        let mut connection = sqlx::postgres::PgConnectOptions::from_str(&user.url)
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(claim))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM guardian.{table}")))
+            .fetch_one(&mut connection)
+            .await;
+        let (own, all) = (
+            row.unwrap().get::<i64, _>(0),
+            counts_at(&server.database.url(), &format!("{count}{table}")).await.0,
+        );
+        assert!(nobody == 0 && own > 0 && own * 2 == all, "{table}: {nobody}, {own}, {all}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_could_get_past_the_rules_does_not_start() {
+    let mut world = World::postgres().await;
+    assert_eq!(world.proxy.self_check(&env()).await.unwrap(), Vec::<String>::new());
+    let Place::Postgres(server) = &mut world.place else {
+        unreachable!("a Postgres world")
+    };
+    let database = &mut server.database;
+
+    let bypassing = database.login("BYPASSRLS", &["guardian_proxy"]).await;
+    let unbound = database.login("", &["guardian_proxy"]).await;
+    let owning = database.login("", &["guardian_owner"]).await;
+    let role = |login: &Login, says: &str| format!("role `{}` {says}", login.role);
+    database
+        .execute(&format!("SELECT guardian.bind_role('{}', 'production')", bypassing.role))
+        .await;
+    database
+        .execute(&format!("SELECT guardian.bind_role('{}', 'production')", owning.role))
+        .await;
+    let says = role(
+        &bypassing,
+        &format!("bypasses row security (BYPASSRLS of `{}`)", bypassing.role),
+    );
+    assert_eq!(check(&bypassing.url, "production").await, [says]);
+    assert_eq!(
+        check(&unbound.url, "production").await,
+        [role(&unbound, "is bound to no environment")]
+    );
+    assert_eq!(
+        check(&server.proxy.url, "development").await,
+        [role(&server.proxy, "is not bound to environment `development`")]
+    );
+    assert_eq!(
+        check(&owning.url, "production").await,
+        [
+            role(&owning, "is a member of guardian_owner"),
+            role(&owning, "is not a member of guardian_proxy"),
+            role(&owning, "may UPDATE on audit_trail"),
+            role(&owning, "may DELETE on audit_trail"),
+            role(&owning, "may TRUNCATE on audit_trail"),
+        ]
+    );
+    let superuser = check(&database.url(), "production").await;
+    assert!(superuser[0].ends_with("is a superuser"), "{superuser:?}");
+
+    database
+        .execute("ALTER TABLE guardian.api_keys DISABLE ROW LEVEL SECURITY")
+        .await;
+    database
+        .execute("ALTER TABLE guardian.revocations DISABLE TRIGGER guardian_feed")
+        .await;
+    database.execute("DROP TRIGGER guardian_feed ON guardian.server_tools").await;
+    database
+        .execute("ALTER TABLE guardian.audit_trail DISABLE TRIGGER audit_append_only")
+        .await;
+    let month = "to_char(now() AT TIME ZONE 'UTC', 'YYYYMM')";
+    database
+        .execute(&format!(
+            "DO $$ BEGIN EXECUTE 'DROP TABLE guardian.audit_trail_' || {month}; END $$"
+        ))
+        .await;
+    let says = check(&server.proxy.url, "production").await;
+    assert_eq!(
+        says[..4],
+        [
+            "row security is off on api_keys",
+            "change feed is missing or disabled on revocations",
+            "change feed is missing or disabled on server_tools",
+            "append-only trigger is missing or disabled",
+        ]
+    );
+    assert!(
+        says[4..]
+            .iter()
+            .all(|problem| problem.starts_with("no audit partition for 2"))
+            && says.len() > 4,
+        "{says:?}"
+    );
+
+    let made = world.proxy.ensure_partitions().await.unwrap();
+    assert!(made.len() == 1 && made[0].ends_with(": created"), "{made:?}");
+    assert_eq!(world.proxy.ensure_partitions().await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_record_lands_in_the_partition_of_its_month_and_a_wrong_clock_in_the_default() {
+    let world = World::postgres().await;
+    let now = time::OffsetDateTime::now_utc();
+    let when = [
+        (now, format!("audit_trail_{}{:02}", now.year(), u8::from(now.month()))),
+        (at("2019-01-01T00:00:00Z").to_datetime(), "audit_trail_default".into()),
+    ];
+    for (seq, (at, partition)) in when.iter().enumerate() {
+        let row = format!("{ROW}) VALUES ('\\x000102030405060708090a0b0c0d0e0f', {seq}, '{at}', 'production', 'stop', 'x')");
+        assert_eq!(raw_postgres(&server(&world).proxy.url, &row).await.unwrap(), 1);
+        let (rows, _) = counts_at(
+            &server(&world).database.url(),
+            &format!("SELECT count(*), 0::bigint FROM guardian.{partition}"),
+        )
+        .await;
+        assert_eq!(rows, 1, "{partition}");
+    }
+    let incarnation = Incarnation([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    let spans = world.admin.audit_incarnations(&env()).await.unwrap();
+    assert_eq!((spans[0].incarnation, spans[0].records), (incarnation, 2));
+}
+
+#[tokio::test]
+async fn two_databases_of_one_cluster_migrate_at_once() {
+    let mut database = Database::on_own_cluster().await;
+    let urls = [database.url(), database.sibling().await, database.sibling().await];
+    let migrate = async |url: &str| {
+        let store = open(url).await.unwrap();
+        store.migrate(&mut |_| ()).await.map(|()| store)
+    };
+    // the first one twice, so that two programs also meet on one database
+    let (a, b, c, d) = tokio::join!(migrate(&urls[0]), migrate(&urls[1]), migrate(&urls[2]), migrate(&urls[0]));
+    for store in [a, b, c, d] {
+        store.unwrap().require_current().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_store_says_what_the_login_may_not_do() {
+    let mut world = World::postgres().await;
+    let error = world
+        .proxy
+        .add_user(&env(), &super::people::new_user("a@example.com"))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().ends_with(": permission denied for table users"), "{error}");
+    assert!(matches!(error, StoreError::Permission { .. }) && !error.is_transient());
+    let Place::Postgres(server) = &mut world.place else {
+        unreachable!("a Postgres world")
+    };
+    let stranger = server.database.login("", &[]).await;
+    let error = open(&stranger.url).await.unwrap().status().await.unwrap_err();
+    assert!(
+        error.to_string().ends_with(": permission denied for schema guardian"),
+        "{error}"
+    );
+}
+
+fn server(world: &World) -> &Server {
+    match &world.place {
+        Place::Postgres(server) => server,
+        Place::Sqlite(_) => unreachable!("a Postgres world"),
+    }
+}
+
+/// The SQLSTATE with which a statement is refused.
+async fn refusal(login: &Login, sql: &str) -> String {
+    match raw_postgres(&login.url, sql).await {
+        Ok(rows) => panic!("{sql}: done on {rows} rows"),
+        Err(error) => error
+            .as_database_error()
+            .and_then(|error| error.code())
+            .expect("an SQLSTATE")
+            .into_owned(),
+    }
+}
+
+async fn counts(login: &Login, sql: &str) -> (i64, i64) {
+    counts_at(&login.url, sql).await
+}
+
+async fn counts_at(url: &str, sql: &str) -> (i64, i64) {
+    let mut connection = sqlx::postgres::PgConnectOptions::from_str(url)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned()))
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    (row.get(0), row.get(1))
+}
+
+async fn check(url: &str, environment: &str) -> Vec<String> {
+    let environment: EnvironmentName = parse(environment);
+    open(url).await.unwrap().self_check(&environment).await.unwrap()
+}

@@ -1,0 +1,289 @@
+//! A call that was really judged and really recorded, because nothing else can be forwarded.
+
+use bytes::Bytes;
+use neural_guardian::config::{ServerConfig, Span};
+use neural_guardian::decide::{
+    Enrolment, Facts, PolicySource, Settings, Snapshot, Subject as CedarSubject, Verdict, View, decide,
+};
+use neural_guardian::domain::*;
+use neural_guardian::journal::{Cleared, Journal, JournalSettings, StartFacts, read_dir};
+use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Upstream};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+pub struct Rig {
+    pub upstream: Upstream,
+    journal: Journal,
+    dir: PathBuf,
+    environment: EnvironmentName,
+    member: Member,
+    principal: Principal,
+    snapshot: Snapshot,
+}
+
+/// Every wait of a test ends by one of these bounds; where none should be met they are long.
+pub fn config(url: &str) -> ServerConfig {
+    let mut config: ServerConfig = serde_json::from_value(serde_json::json!({
+        "name": "files",
+        "url": url,
+        "credential": { "value": "Bearer upstream-secret" },
+        "connect_timeout": "20s",
+        "first_byte_timeout": "20s",
+        "idle_timeout": "20s",
+        "max_answer_bytes": 65536,
+        "allow_private_address": true,
+    }))
+    .unwrap();
+    config.catalogue_refresh = Span(Duration::from_secs(1));
+    config
+}
+
+impl Rig {
+    pub fn new(url: &str) -> Self {
+        Self::with(config(url))
+    }
+
+    /// Waits this long between two pieces of an answer.
+    pub fn impatient(url: &str, idle: Duration) -> Self {
+        Self::with(ServerConfig {
+            idle_timeout: Span(idle),
+            ..config(url)
+        })
+    }
+
+    pub fn with(config: ServerConfig) -> Self {
+        let dir = std::env::temp_dir().join(format!("guardian-upstream-{}", uuid::Uuid::new_v4()));
+        let environment = EnvironmentName::parse("test").unwrap();
+        let settings = JournalSettings {
+            dir: dir.clone(),
+            max_bytes: 1 << 30,
+            segment_bytes: 1 << 20,
+            sync_timeout: Duration::from_secs(30),
+            allow_volatile: true,
+        };
+        let start = StartFacts {
+            environment: environment.clone(),
+            version: "0".to_owned(),
+            instance: "test".to_owned(),
+        };
+        let (journal, _) = Journal::open_dir(settings, start, || NOW).unwrap();
+        Self {
+            upstream: Upstream::new(&config).unwrap(),
+            journal,
+            dir,
+            member: member(&config.name),
+            principal: principal(),
+            snapshot: snapshot(&config.name, &environment),
+            environment,
+        }
+    }
+
+    pub async fn cleared(&self, call: Call) -> Cleared {
+        let subject = CedarSubject::new(&self.principal, Some(&self.member), &self.environment);
+        let facts = Facts {
+            now: NOW,
+            source_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            principal: &self.principal,
+            subject: &subject,
+            enrolment: Enrolment::Active(&self.member),
+            view: View {
+                seq: 1,
+                age_ms: 0,
+                fresh: true,
+            },
+            snapshot: &self.snapshot,
+            session: None,
+        };
+        let decision = self.decision(&call);
+        match decide(call, &facts) {
+            Verdict::Permit(permit) => self
+                .journal
+                .open(permit, decision)
+                .await
+                .map_err(|(_, sealed)| sealed)
+                .unwrap(),
+            Verdict::Refuse(refused) => panic!("refused: {:?}", refused.refusal),
+        }
+    }
+
+    pub async fn forward(&self, call: Call) -> Result<Answer, Failed> {
+        self.upstream.forward(self.cleared(call).await, ForwardHeads::default()).await
+    }
+
+    /// All outcomes, when nothing is open any more.
+    pub async fn outcomes(&self) -> Vec<Outcome> {
+        self.journal.all_closed().await;
+        self.journal.stop().await;
+        let records = read_dir(&self.dir).unwrap().map(|record| record.unwrap());
+        let events = records.map(|record| serde_json::from_slice::<Record>(&record.bytes).unwrap().event);
+        let outcomes = events.filter_map(|event| match event {
+            Event::Outcome(outcome) => Some(outcome),
+            _ => None,
+        });
+        outcomes.collect()
+    }
+
+    /// The one outcome of the one call.
+    pub async fn outcome(&self) -> Outcome {
+        match &self.outcomes().await[..] {
+            [outcome] => outcome.clone(),
+            others => panic!("not one outcome: {others:?}"),
+        }
+    }
+
+    fn decision(&self, call: &Call) -> Decision {
+        Decision {
+            at: NOW,
+            environment: self.environment.clone(),
+            request: call.request,
+            who: None,
+            server: Some(call.server.clone()),
+            method: call.method.as_str().to_owned(),
+            tool: call.tool().map(ToString::to_string),
+            decision: Decided::Allow,
+            reason: "permitted".to_owned(),
+            detail: None,
+            policies: Vec::new(),
+            errors: Vec::new(),
+            scopes: Vec::new(),
+            args_digest: None,
+            args: None,
+            policy_set: Digest::ZERO,
+            catalogue: Digest::ZERO,
+            grant: None,
+            source_ip: "127.0.0.1".to_owned(),
+            session: None,
+            trace: None,
+            era: Some(call.era),
+            took_us: 0,
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A legacy `tools/call` with id 7.
+pub fn tool_call() -> Call {
+    let body = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","arguments":{"path":"a \u00e9"}}}"#;
+    Call {
+        method: Method::ToolsCall,
+        target: Target::Tool(ToolName::parse("read").unwrap()),
+        arguments: Some(Bytes::from_static(br#"{"path":"a \u00e9"}"#)),
+        ..legacy(body)
+    }
+}
+
+pub fn modern_call() -> Call {
+    Call {
+        era: Era::Modern,
+        version: Some(ProtocolVersion::V20260728),
+        ..tool_call()
+    }
+}
+
+/// Any legacy request with id 7; it says what it does in `body`.
+pub fn legacy(body: &str) -> Call {
+    Call {
+        request: RequestId(uuid::Uuid::now_v7()),
+        server: ServerName::parse("files").unwrap(),
+        era: Era::Legacy,
+        version: Some(ProtocolVersion::V20250618),
+        method: Method::ToolsList,
+        target: Target::Server,
+        id: Some(MessageId::from_json(Bytes::from_static(b"7"))),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        arguments: None,
+    }
+}
+
+pub fn initialize() -> Call {
+    Call {
+        method: Method::Initialize,
+        ..legacy(r#"{"jsonrpc":"2.0","id":7,"method":"initialize","params":{"protocolVersion":"2025-06-18"}}"#)
+    }
+}
+
+pub fn without_id(method: Method, body: &str) -> Call {
+    Call {
+        method,
+        id: None,
+        ..legacy(body)
+    }
+}
+
+fn principal() -> Principal {
+    Principal {
+        kind: PrincipalKind::User,
+        issuer: Issuer::parse("https://issuer").unwrap(),
+        alias: IssuerAlias::parse("issuer").unwrap(),
+        subject: Subject::parse("alice").unwrap(),
+        method: AuthMethod::Jwt,
+        fingerprint: Fingerprint::of(&Digest::ZERO),
+        client: None,
+        token_session: None,
+        token_id: None,
+        email: None,
+        tenant: None,
+        assurance: None,
+        roles: Vec::new(),
+        key: None,
+        key_scopes: None,
+        issued_at: None,
+        expires_at: None,
+    }
+}
+
+fn member(server: &ServerName) -> Member {
+    Member {
+        id: UserId::parse("u1").unwrap(),
+        kind: PrincipalKind::User,
+        email: None,
+        display_name: None,
+        roles: Vec::new(),
+        status: MemberStatus::Active,
+        identities: vec![(Issuer::parse("https://issuer").unwrap(), Subject::parse("alice").unwrap())],
+        keys: Vec::new(),
+        grants: vec![Grant {
+            id: GrantId::parse("g1").unwrap(),
+            server: server.clone(),
+            client: None,
+            status: GrantStatus::Verified,
+            scopes: [Scope::parse("*").unwrap()].into_iter().collect(),
+            expires_at: None,
+            version: 1,
+        }],
+    }
+}
+
+fn snapshot(server: &ServerName, environment: &EnvironmentName) -> Snapshot {
+    let name = ToolName::parse("read").unwrap();
+    let entry = ToolEntry {
+        name: name.clone(),
+        standing: Standing::Pinned,
+        digest: Digest::ZERO,
+        definition: r#"{"inputSchema":{"type":"object"},"name":"read"}"#.into(),
+        input_schema: serde_json::json!({ "type": "object" }),
+        annotations: Annotations::default(),
+        scopes: vec![Scope::parse("read").unwrap()],
+    };
+    let mut catalogue = Catalogue::default();
+    let tools = [(name, entry)].into();
+    catalogue.servers.insert(server.clone(), ServerEntry { enabled: true, tools });
+    let all = PolicySource {
+        file: "all.cedar".to_owned(),
+        text: "@id(\"all\") permit (principal, action, resource);".to_owned(),
+    };
+    let settings = Settings {
+        deny_all: false,
+        utc_offset_minutes: 0,
+        environment: environment.clone(),
+    };
+    Snapshot::compile(&[all], &catalogue, &settings).unwrap_or_else(|problems| panic!("{problems:?}"))
+}

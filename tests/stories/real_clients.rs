@@ -1,0 +1,205 @@
+//! Clients that people really use. `npm ci` in tests/clients installs them; tests/run does.
+
+use crate::support::folder::Folder;
+use crate::support::on_both_stores;
+use crate::support::ports::free_port;
+use crate::support::upstream::Upstream;
+use crate::support::wait::eventually;
+use crate::support::world::World;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+on_both_stores! {
+    async fn a_real_typescript_client_sees_three_verdicts(world: World) {
+        let files = Upstream::start().await;
+        world.server("files", &files.url, "");
+        let key = crate::ana(&mut world).await;
+        world.start().await;
+        let plan = json!([
+            { "tool": "read_file", "arguments": { "path": "/srv/a" } },
+            { "tool": "query", "arguments": { "sql": "select 1" } },
+            { "tool": "read_file", "arguments": { "path": "/etc/passwd" } },
+        ]);
+
+        let (url, ca) = (world.resource("files"), world.file("ca.pem"));
+        let seen = tokio::task::spawn_blocking(move || typescript(&url, &key, &ca, &plan)).await.unwrap();
+
+        assert_eq!(seen["tools"], json!(["echo", "read_file", "slow"]));
+        let calls = seen["calls"].as_array().unwrap();
+        assert_eq!(calls[0]["content"][0]["text"], "contents of /srv/a", "{seen}");
+        // The SDK shows the body of a 403 as its message.
+        assert_eq!(calls[1]["verdict"], "refused");
+        assert!(calls[1]["message"].as_str().unwrap().contains("missing_scope"), "{seen}");
+        assert_eq!(calls[2]["data"]["reason"], "forbidden_by_policy", "{seen}");
+        assert_eq!(calls[2]["data"]["remedy"], "Ask for a copy under /srv.");
+        assert_eq!(files.calls().len(), 1);
+
+        world.shipped().await;
+        let rows = world.audit("--user ana@example.com");
+        let verdicts: Vec<(&str, &str)> = rows
+            .iter()
+            .filter(|row| row["method"] == "tools/call")
+            .map(|row| (row["tool"].as_str().unwrap(), row["reason"].as_str().unwrap()))
+            .collect();
+        assert_eq!(verdicts, [("read_file", "permitted"), ("query", "missing_scope"), ("read_file", "forbidden_by_policy")]);
+    }
+}
+
+/// Runs the official SDK; gives what it saw.
+fn typescript(url: &str, key: &str, ca: &Path, plan: &Value) -> Value {
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+    assert!(
+        clients.join("node_modules").is_dir(),
+        "`npm ci` in tests/clients first (tests/run does)"
+    );
+    let output = Command::new("node")
+        .current_dir(&clients)
+        .env("NODE_EXTRA_CA_CERTS", ca)
+        .args(["allowed-refused.mjs", url, key, &plan.to_string()])
+        .output()
+        .expect("node runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+/// The first command of the README: what it prints can be pasted, and a real client hears what it says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quickstart_shows_three_verdicts_and_serves_on() {
+    let folder = Folder::new();
+    let quickstart = Quickstart::start(&folder).await;
+    let said = quickstart.said(&folder);
+    for (heard, recorded) in [
+        ("allowed", "permitted"),
+        ("refused (missing_scope)", "missing_scope  "),
+        ("refused (forbidden_by_policy)", "forbidden_by_policy  "),
+    ] {
+        assert!(
+            said.contains(heard) && said.contains(recorded),
+            "`{heard}` as heard and as recorded: {said}"
+        );
+    }
+
+    let key = std::fs::read_to_string(folder.path().join(".guardian/demo.key")).unwrap();
+    let url = format!("https://localhost:{}/mcp/demo", quickstart.port);
+    let ca = folder.path().join(".guardian/certs/ca.pem");
+    let plan = json!([
+        { "tool": "read_file", "arguments": { "path": "welcome.txt" } },
+        { "tool": "write_file", "arguments": { "path": "welcome.txt", "content": "mine now" } },
+        { "tool": "delete_file", "arguments": { "path": "welcome.txt" } },
+    ]);
+    let seen = tokio::task::spawn_blocking(move || typescript(&url, key.trim(), &ca, &plan))
+        .await
+        .unwrap();
+    let verdicts: Vec<&str> = seen["calls"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|call| call["verdict"].as_str().unwrap())
+        .collect();
+    assert_eq!(verdicts, ["answered", "refused", "refused"], "{seen}");
+    assert!(seen["calls"][1]["message"].as_str().unwrap().contains("write_file"), "{seen}");
+    assert_eq!(seen["calls"][2]["data"]["reason"], "forbidden_by_policy", "{seen}");
+
+    let curls: Vec<&str> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("curl --cacert"))
+        .collect();
+    assert_eq!(curls.len(), 3, "{said}");
+    for (curl, heard) in curls.iter().zip(["welcome", "missing_scope", "forbidden_by_policy"]) {
+        let answer = Command::new("bash")
+            .args(["-c", &format!("{curl} -sS")])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let answer = format!(
+            "{}{}",
+            String::from_utf8_lossy(&answer.stdout),
+            String::from_utf8_lossy(&answer.stderr)
+        );
+        assert!(answer.to_lowercase().contains(heard), "{curl}: {answer}");
+    }
+
+    let told = eventually("all nine calls on record", async || {
+        let told = guardian(
+            &folder,
+            &["-c", ".guardian/guardian.toml", "audit", "query", "--json", "--limit", "100"],
+        );
+        let calls = told
+            .lines()
+            .filter(|line| line.contains("tools/call"))
+            .count()
+            .max(told.matches(r#""tools/call""#).count());
+        (calls >= 9).then_some(told)
+    })
+    .await;
+    for (reason, times) in [("permitted", 3), ("missing_scope", 3), ("forbidden_by_policy", 3)] {
+        assert!(told.matches(&format!("\"{reason}\"")).count() >= times, "{reason}: {told}");
+    }
+}
+
+/// `guardian quickstart` in a folder of its own; ended with the story.
+struct Quickstart {
+    process: Child,
+    port: u16,
+}
+
+impl Quickstart {
+    async fn start(folder: &Folder) -> Quickstart {
+        let (port, metrics) = (free_port(), free_port());
+        let out = File::create(folder.path().join("quickstart.txt")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_guardian"));
+        command.args([
+            "quickstart",
+            "--port",
+            &port.to_string(),
+            "--metrics-port",
+            &metrics.to_string(),
+        ]);
+        let streams = command
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out);
+        let mut quickstart = Quickstart {
+            process: streams.spawn().unwrap(),
+            port,
+        };
+        eventually("quickstart to have said everything", async || {
+            if let Some(status) = quickstart.process.try_wait().unwrap() {
+                panic!("ended with {status}: {}", quickstart.said(folder));
+            }
+            quickstart.said(folder).contains("Serving until").then_some(())
+        })
+        .await;
+        quickstart
+    }
+
+    fn said(&self, folder: &Folder) -> String {
+        std::fs::read_to_string(folder.path().join("quickstart.txt")).unwrap()
+    }
+}
+
+impl Drop for Quickstart {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn guardian(folder: &Folder, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_guardian"))
+        .args(arguments)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,104 @@
+//! A revocation binds every later call within `grants.max_staleness`.
+
+use crate::ana_reads_files;
+use crate::support::issuer::Issuer;
+use crate::support::on_both_stores;
+use crate::support::wait::eventually;
+use crate::support::world::World;
+use neural_guardian::domain::Timestamp;
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime};
+
+const BOUND: Duration = Duration::from_secs(2);
+
+on_both_stores! {
+    async fn a_revoked_grant_stops_within_the_bound(world: World) {
+        let (_files, key) = ana_reads_files(&mut world).await;
+        world.set("grants.max_staleness", "'2s'").set("grants.confirm_after", "'500ms'");
+        world.start().await;
+        let client = world.connected("files", &key).await;
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+
+        let revoked = revoke_while_calling(&world, "grant revoke --user ana@example.com --server files", async || {
+            client.call("echo", json!({ "text": "hi" })).await.verdict() == "403 grant_revoked"
+        })
+        .await;
+
+        assert_eq!(late(&world, revoked).await, [] as [Value; 0]);
+        world.grant("ana", "files", "echo");
+        eventually("the grant to be back", async || client.call("echo", json!({ "text": "hi" })).await.is_result().then_some(())).await;
+    }
+
+    async fn a_revoked_key_stops_within_the_bound(world: World) {
+        let (_files, key) = ana_reads_files(&mut world).await;
+        world.set("grants.max_staleness", "'2s'").set("grants.confirm_after", "'500ms'");
+        world.start().await;
+        let client = world.connected("files", &key).await;
+        let id = key.split('_').nth(1).unwrap();
+
+        let revoked = revoke_while_calling(&world, &format!("key revoke {id}"), async || {
+            let answer = client.call("echo", json!({ "text": "hi" })).await;
+            answer.status == 401
+        })
+        .await;
+
+        assert_eq!(late(&world, revoked).await, [] as [Value; 0]);
+    }
+
+    async fn a_disabled_user_stops_within_the_bound(world: World) {
+        let (_files, key) = ana_reads_files(&mut world).await;
+        world.set("grants.max_staleness", "'2s'").set("grants.confirm_after", "'500ms'");
+        world.start().await;
+        let client = world.connected("files", &key).await;
+
+        let revoked = revoke_while_calling(&world, "user disable ana@example.com", async || {
+            client.call("echo", json!({ "text": "hi" })).await.verdict() == "403 member_disabled"
+        })
+        .await;
+
+        assert_eq!(late(&world, revoked).await, [] as [Value; 0]);
+    }
+
+    /// An issuer's word that everything it gave out before is void, as an operator writes it into the store.
+    async fn tokens_issued_before_a_revocation_are_refused(world: World) {
+        let (files, _) = ana_reads_files(&mut world).await;
+        let issuer = Issuer::es256("https://id.example.test");
+        world.folder.write("jwks.json", &issuer.key_set().to_string());
+        world.issuer("id", &issuer.iss, "kind = 'oidc'\njwks_file = 'jwks.json'");
+        world.link("ana", &issuer.iss, "ana");
+        world.link("ana", &issuer.iss, "ana-too");
+        world.start().await;
+        let token = |subject: &str| issuer.token(subject, &world.resource("files"));
+        let client = world.connected("files", &token("ana")).await;
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+
+        let row = format!("('default', '{}', 'subject', 'ana')", issuer.iss);
+        world.sql(&format!("INSERT INTO {{t}}revocations (environment, issuer, kind, value) VALUES {row}")).await;
+        eventually("the token to be refused", async || {
+            let answer = client.call("echo", json!({ "text": "hi" })).await;
+            (answer.verdict() == "401 credential_revoked").then_some(())
+        })
+        .await;
+        let reached = files.calls().len();
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.verdict(), "401 credential_revoked");
+        assert_eq!(files.calls().len(), reached);
+        assert_eq!(world.connected("files", &token("ana-too")).await.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+    }
+}
+
+/// Runs the command, then calls until a call is refused as it should be; gives the time the command was done.
+async fn revoke_while_calling(world: &World, command: &str, refused: impl AsyncFn() -> bool) -> Timestamp {
+    world.guardian(command).ok();
+    let done = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    eventually("a call to be refused", async || refused().await.then_some(())).await;
+    Timestamp::from_micros(i64::try_from(done.as_micros()).unwrap())
+}
+
+/// Calls that were permitted later than the bound allows.
+async fn late(world: &World, revoked: Timestamp) -> Vec<Value> {
+    world.shipped().await;
+    let rows = world.audit("--tool echo --decision allow");
+    assert!(!rows.is_empty());
+    let at = |row: &Value| Timestamp::parse_rfc3339(row["at"].as_str().unwrap()).unwrap();
+    rows.into_iter().filter(|row| at(row) > revoked.plus(BOUND)).collect()
+}

@@ -1,0 +1,237 @@
+//! A minimal MCP client for either era, on one TLS connection, with every header in the story's hands.
+
+use super::http::{Address, Connection, Reply};
+use super::wait::soon;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::Full;
+use serde_json::{Value, json};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Mutex;
+
+pub const LEGACY: &str = "2025-11-25";
+pub const MODERN: &str = "2026-07-28";
+
+pub struct Client {
+    pub address: Address,
+    /// `/mcp/<server>`
+    pub path: String,
+    pub version: &'static str,
+    pub session: Option<String>,
+    /// Sent with every request: the credential, and whatever a story adds.
+    pub headers: HeaderMap,
+    next_id: AtomicU64,
+    connection: Mutex<Option<Connection>>,
+    connections: AtomicU64,
+}
+
+/// What came back for one message.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    /// The body as it came.
+    pub body: String,
+    /// The JSON-RPC response in it, also when it came as an event; `null` if there is none.
+    pub message: Value,
+}
+
+impl Client {
+    pub fn new(address: Address, server: &str) -> Client {
+        Client {
+            address,
+            path: format!("/mcp/{server}"),
+            version: LEGACY,
+            session: None,
+            headers: HeaderMap::new(),
+            next_id: AtomicU64::new(1),
+            connection: Mutex::default(),
+            connections: AtomicU64::new(0),
+        }
+    }
+
+    pub fn modern(mut self) -> Client {
+        self.version = MODERN;
+        self
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Client {
+        let name: HeaderName = name.parse().unwrap();
+        self.headers.append(name, value.parse().unwrap());
+        self
+    }
+
+    pub fn bearer(self, credential: &str) -> Client {
+        self.with("authorization", &format!("Bearer {credential}"))
+    }
+
+    /// The handshake of the legacy era; keeps the session.
+    pub async fn handshake(&mut self) -> Answer {
+        let params = json!({
+            "protocolVersion": self.version,
+            "capabilities": {},
+            "clientInfo": { "name": "stories", "version": "1" },
+        });
+        let answer = self.ask("initialize", params).await;
+        self.session = answer
+            .headers
+            .get("mcp-session-id")
+            .map(|session| session.to_str().unwrap().to_owned());
+        if answer.is_result() {
+            let note = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+            assert_eq!(self.post(&note).await.status, 202);
+        }
+        answer
+    }
+
+    pub async fn call(&self, tool: &str, arguments: Value) -> Answer {
+        self.ask("tools/call", json!({ "name": tool, "arguments": arguments })).await
+    }
+
+    /// The names of the tools this caller is shown.
+    pub async fn list(&self) -> Vec<String> {
+        let answer = self.ask("tools/list", json!({})).await;
+        let tools = answer.message["result"]["tools"]
+            .as_array()
+            .unwrap_or_else(|| panic!("no list: {answer:?}"));
+        tools.iter().map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// A request with the next id, and the answer to it.
+    pub async fn ask(&self, method: &str, params: Value) -> Answer {
+        self.post(&self.request(method, params)).await
+    }
+
+    /// The message that `ask` would send.
+    pub fn request(&self, method: &str, mut params: Value) -> Value {
+        if self.version == MODERN {
+            params["_meta"] = json!({
+                "io.modelcontextprotocol/protocolVersion": MODERN,
+                "io.modelcontextprotocol/clientInfo": { "name": "stories", "version": "1" },
+                "io.modelcontextprotocol/clientCapabilities": {},
+            });
+        }
+        json!({ "jsonrpc": "2.0", "id": self.next_id.fetch_add(1, Ordering::Relaxed), "method": method, "params": params })
+    }
+
+    pub async fn post(&self, message: &Value) -> Answer {
+        let answer = self.try_post(message).await;
+        answer.unwrap_or_else(|error| panic!("no answer to {message}: {error}"))
+    }
+
+    /// `Err` if the connection broke before the answer was whole.
+    pub async fn try_post(&self, message: &Value) -> io::Result<Answer> {
+        Answer::read(self.open(message).await?).await
+    }
+
+    /// The head of the answer; its body is read by the story, event by event.
+    pub async fn open(&self, message: &Value) -> io::Result<Reply> {
+        let mut headers = self.base_headers();
+        if self.version == MODERN {
+            let mirrored = |text: &Value| HeaderValue::from_str(text.as_str().unwrap_or_default()).unwrap();
+            headers.insert("mcp-method", mirrored(&message["method"]));
+            if message["method"] == "tools/call" {
+                headers.insert("mcp-name", mirrored(&message["params"]["name"]));
+            }
+        }
+        self.send("POST", headers, message.to_string().into()).await
+    }
+
+    /// Any request at all, with these headers and no others but `host`.
+    pub async fn send(&self, verb: &str, headers: HeaderMap, body: Bytes) -> io::Result<Reply> {
+        let mut request = Request::builder().method(verb).uri(&self.path).body(Full::new(body)).unwrap();
+        *request.headers_mut() = headers;
+        let host = HeaderValue::from_str(&format!("localhost:{}", self.address.port)).unwrap();
+        request.headers_mut().entry("host").or_insert(host);
+        let mut slot = self.connection.lock().await;
+        let mut kept = slot.take();
+        let usable = match &mut kept {
+            Some(connection) => soon("the answer before to be read", connection.is_usable()).await,
+            None => false,
+        };
+        let mut connection = match kept.filter(|_| usable) {
+            Some(connection) => connection,
+            None => {
+                self.connections.fetch_add(1, Ordering::Relaxed);
+                soon("a connection", self.address.connect()).await?
+            }
+        };
+        let reply = soon("the head of an answer", connection.send(request)).await?;
+        *slot = Some(connection);
+        Ok(reply)
+    }
+
+    /// A message that needs no session; `Err` if nobody answers.
+    pub async fn send_ping(&self) -> io::Result<Answer> {
+        self.try_post(&self.request("ping", json!({}))).await
+    }
+
+    /// Whether the first connection did not last.
+    pub fn reconnected(&self) -> bool {
+        self.connections.load(Ordering::Relaxed) > 1
+    }
+
+    /// What every POST of this client carries.
+    pub fn base_headers(&self) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
+        headers.insert("accept", HeaderValue::from_static("application/json, text/event-stream"));
+        if self.session.is_some() || self.version == MODERN {
+            headers.insert("mcp-protocol-version", HeaderValue::from_static(self.version));
+        }
+        if let Some(session) = &self.session {
+            headers.insert("mcp-session-id", HeaderValue::from_str(session).unwrap());
+        }
+        headers
+    }
+}
+
+impl Answer {
+    pub async fn read(reply: Reply) -> io::Result<Answer> {
+        let (status, headers) = (reply.status, reply.headers.clone());
+        let body = soon("the rest of an answer", reply.text()).await?;
+        let data = body.lines().filter_map(|line| line.strip_prefix("data:"));
+        let last = data
+            .filter_map(|data| serde_json::from_str::<Value>(data).ok())
+            .rfind(|message| message.get("id").is_some());
+        let message = serde_json::from_str(&body).ok().or(last).unwrap_or_default();
+        Ok(Answer {
+            status,
+            headers,
+            body,
+            message,
+        })
+    }
+
+    pub fn is_result(&self) -> bool {
+        self.message.get("result").is_some()
+    }
+
+    /// The text a tool answered with.
+    pub fn text(&self) -> &str {
+        let text = self.message["result"]["content"][0]["text"].as_str();
+        text.unwrap_or_else(|| panic!("no text: {self:?}"))
+    }
+
+    /// The code of the reason for a refusal; empty if it is none.
+    pub fn reason(&self) -> &str {
+        self.message["error"]["data"]["reason"].as_str().unwrap_or_default()
+    }
+
+    pub fn data(&self) -> &Value {
+        &self.message["error"]["data"]
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// `allowed`, or the status and reason of the refusal.
+    pub fn verdict(&self) -> String {
+        match self.is_result() {
+            true => "allowed".into(),
+            false => format!("{} {}", self.status, self.reason()),
+        }
+    }
+}

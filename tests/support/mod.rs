@@ -1,0 +1,42 @@
+//! What the stories are told with: a real `guardian` process, a recording MCP server, issuers, clients and both stores.
+
+// Each story file uses its own part of this.
+#![allow(dead_code)]
+
+pub mod certificates;
+pub mod client;
+pub mod folder;
+pub mod golden;
+pub mod http;
+pub mod issuer;
+pub mod ports;
+pub mod postgres;
+pub mod server;
+pub mod stores;
+pub mod upstream;
+pub mod wait;
+pub mod world;
+
+/// Tells the same story on the embedded store and on Postgres.
+macro_rules! on_both_stores {
+    ($($(#[$doc:meta])* async fn $name:ident($world:ident: World) $story:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$doc])*
+            async fn story(mut $world: World) $story
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_sqlite() {
+                story(World::new(crate::support::stores::Engine::Sqlite).await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_postgres() {
+                story(World::new(crate::support::stores::Engine::Postgres).await).await;
+            }
+        }
+    )*};
+}
+
+pub(crate) use on_both_stores;

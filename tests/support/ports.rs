@@ -1,0 +1,37 @@
+//! Ports that no other test running on this machine will pick: each is held by a locked file until its process ends.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Mutex;
+
+/// Below the ports that the system gives to connections.
+const FIRST: u16 = 10_000;
+const COUNT: u16 = 9_000;
+
+/// A port on loopback that is free now and stays this process's own.
+pub fn free_port() -> u16 {
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let mut held = HELD.lock().unwrap();
+    // Any start will do; different ones keep processes out of each other's way.
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).expect("less than 9,000");
+    for offset in 0..COUNT {
+        let port = FIRST + (start + offset) % COUNT;
+        if let Some(lock) = hold(port) {
+            held.push(lock);
+            return port;
+        }
+    }
+    panic!("no port is free between {FIRST} and {}", FIRST + COUNT);
+}
+
+fn hold(port: u16) -> Option<File> {
+    let lock = File::create(std::env::temp_dir().join(format!("guardian-port-{port}.lock"))).ok()?;
+    lock.try_lock().ok()?;
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
+    Some(lock)
+}
+
+#[test]
+fn free_ports_differ() {
+    assert_ne!(free_port(), free_port());
+}

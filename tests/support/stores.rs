@@ -1,0 +1,117 @@
+//! The two stores a story runs on: an embedded database in its folder, or one of its own on a real Postgres, with a login
+//! that may do what a proxy may and no more.
+
+use super::postgres;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use std::path::Path;
+use std::str::FromStr;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+pub struct Database {
+    inner: postgres::Database,
+    /// The proxy's login; its password is a canary.
+    pub proxy: String,
+    pub password: String,
+}
+
+/// Group roles belong to the whole cluster: one migration at a time makes them.
+const ONE_AT_A_TIME: i64 = 0x6775_6172;
+
+impl Database {
+    pub async fn create() -> Database {
+        let inner = postgres::Database::new().await;
+        let (proxy, password) = (format!("proxy_{}", inner.name), format!("canary-{}", inner.name));
+        inner
+            .execute(&format!("CREATE ROLE {proxy} LOGIN PASSWORD '{password}'"))
+            .await;
+        Database { inner, proxy, password }
+    }
+
+    /// What `store.url` is set to.
+    pub fn proxy_url(&self) -> String {
+        let cluster = self.cluster();
+        format!(
+            "postgres://{}:{}@{}:{}/{}",
+            self.proxy,
+            self.password,
+            cluster.get_host(),
+            cluster.get_port(),
+            self.inner.name
+        )
+    }
+
+    /// What `store.admin_url` is set to.
+    pub fn admin_url(&self) -> String {
+        self.inner.url()
+    }
+
+    /// Runs the migration while no other test does, and lets the proxy's login be one.
+    pub async fn alone<T>(&self, migrate: impl FnOnce() -> T) -> T {
+        let mut cluster = self.cluster().connect().await.unwrap();
+        let lock = format!("SELECT pg_advisory_lock({ONE_AT_A_TIME})");
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut cluster).await.unwrap();
+        let migrated = migrate();
+        self.execute(&format!("GRANT guardian_proxy TO {}", self.proxy)).await;
+        cluster.close().await.unwrap();
+        migrated
+    }
+
+    /// Runs SQL in this database as its owner.
+    pub async fn execute(&self, sql: &str) {
+        self.inner.execute(sql).await;
+    }
+
+    /// The one number a query gives.
+    pub async fn count(&self, sql: &str) -> i64 {
+        let mut connection = self.inner.connect().await;
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    }
+
+    /// Cuts every connection to it and lets no new one in, as if the server were gone.
+    pub async fn go_down(&self) {
+        self.on_cluster(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.inner.name))
+            .await;
+        let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname =";
+        self.on_cluster(&format!("{cut} '{}'", self.inner.name)).await;
+    }
+
+    pub async fn come_back(&self) {
+        self.on_cluster(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.inner.name))
+            .await;
+    }
+
+    async fn on_cluster(&self, sql: &str) {
+        let mut cluster = self.cluster().connect().await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+            .execute(&mut cluster)
+            .await
+            .unwrap();
+    }
+
+    fn cluster(&self) -> PgConnectOptions {
+        PgConnectOptions::from_str(&self.inner.url()).unwrap().database("postgres")
+    }
+}
+
+/// Runs SQL in an embedded database beside whoever has it open.
+pub async fn execute_in_file(file: &Path, sql: &str) {
+    let mut connection = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(file)
+        .connect()
+        .await
+        .unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+}

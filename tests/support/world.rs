@@ -1,0 +1,451 @@
+//! A whole installation in a folder: certificates, configuration, policies, a store, and the real `guardian` process.
+
+use super::certificates::{Authority, Pair};
+use super::client::Client;
+use super::folder::Folder;
+use super::http::{Address, Protocol};
+use super::ports::free_port;
+use super::stores::{Database, Engine, execute_in_file};
+use super::wait::{LONGEST, eventually};
+use serde_json::Value;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use toml::Table;
+
+pub struct World {
+    pub folder: Folder,
+    pub authority: Authority,
+    pub port: u16,
+    pub metrics_port: u16,
+    pub database: Option<Database>,
+    /// What will be written as `guardian.toml`.
+    pub config: Table,
+    policies: Vec<(String, String)>,
+    process: Option<Child>,
+    migrated: bool,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Whoever reads may read; whoever writes may do everything else; nobody reads under /etc.
+pub const POLICIES: &str = r#"
+@id("readers-read")
+permit (principal in Guardian::Role::"reader", action in Guardian::Action::"read_only", resource);
+
+@id("writers-write")
+permit (principal in Guardian::Role::"writer", action in Guardian::Action::"call_tool", resource);
+
+@id("nothing-under-etc")
+@reason("Files under /etc are off limits.")
+@remedy("Ask for a copy under /srv.")
+forbid (principal, action == Guardian::Action::"files/read_file", resource)
+when { context.input.path like "/etc/*" };
+"#;
+
+impl World {
+    /// Nothing started yet: a folder, certificates, the policies above, and an empty store.
+    pub async fn new(engine: Engine) -> World {
+        let (port, metrics_port) = (free_port(), free_port());
+        let folder = Folder::new();
+        let database = match engine {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(Database::create().await),
+        };
+        let config = basics(port, metrics_port, database.as_ref());
+        let world = World {
+            folder,
+            authority: Authority::new("Guardian's tests"),
+            port,
+            metrics_port,
+            database,
+            config,
+            policies: vec![("rules.cedar".into(), POLICIES.into())],
+            process: None,
+            migrated: false,
+        };
+        world.install_certificate(&world.authority.server());
+        world.folder.write("ca.pem", &world.authority.pem);
+        world
+    }
+
+    /// Sets `a.b.c` of the configuration to a TOML value: `world.set("limits.max_keys", "10")`.
+    pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
+        let parsed: Table =
+            toml::from_str(&format!("value = {value}")).unwrap_or_else(|error| panic!("{key} = {value}: {error}"));
+        let mut table = &mut self.config;
+        let mut names: Vec<&str> = key.split('.').collect();
+        let last = names.pop().expect("a key");
+        for name in names {
+            let entry = table.entry(name).or_insert_with(|| Table::new().into());
+            table = entry.as_table_mut().expect("a table");
+        }
+        table.insert(last.into(), parsed["value"].clone());
+        self
+    }
+
+    /// Adds an MCP server; `more` is TOML for the rest of its entry.
+    pub fn server(&mut self, name: &str, url: &str, more: &str) -> &mut Self {
+        let text = format!("name = '{name}'\nurl = '{url}'\nallow_private_address = true\n{more}");
+        self.push("servers", &text)
+    }
+
+    pub fn issuer(&mut self, alias: &str, iss: &str, more: &str) -> &mut Self {
+        self.push("issuers", &format!("alias = '{alias}'\nissuer = '{iss}'\n{more}"))
+    }
+
+    fn push(&mut self, list: &str, text: &str) -> &mut Self {
+        let entry: Table = toml::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let list = self.config.entry(list).or_insert_with(|| toml::Value::Array(Vec::new()));
+        list.as_array_mut().expect("a list").push(entry.into());
+        self
+    }
+
+    /// Replaces all policies.
+    pub fn policies(&mut self, text: &str) -> &mut Self {
+        self.policies = vec![("rules.cedar".into(), text.into())];
+        self
+    }
+
+    pub fn install_certificate(&self, pair: &Pair) {
+        std::fs::create_dir_all(self.folder.path().join("certs")).unwrap();
+        pair.write(&self.folder.path().join("certs"), "server");
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes configuration and policies as they now are.
+    pub fn write(&self) {
+        self.folder.write("guardian.toml", &toml::to_string(&self.config).unwrap());
+        for (name, text) in &self.policies {
+            self.folder.write(&format!("policies/{name}"), text);
+        }
+    }
+
+    // ---- commands
+
+    /// Runs `guardian` with this installation's configuration; the arguments are separated by spaces.
+    pub fn guardian(&self, arguments: &str) -> Ended {
+        self.guardian_with(&arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    pub fn guardian_with(&self, arguments: &[&str]) -> Ended {
+        self.write();
+        let mut command = self.command();
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let process = command.spawn().unwrap();
+        let id = process.id();
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || done.send(process.wait_with_output().unwrap()));
+        match ended.recv_timeout(LONGEST) {
+            Ok(output) => Ended {
+                code: output.status.code().unwrap_or(-1),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            },
+            Err(_) => {
+                signal("KILL", id);
+                panic!("`guardian {}` is still running after {LONGEST:?}", arguments.join(" "));
+            }
+        }
+    }
+
+    /// Makes or updates the store, once.
+    pub async fn migrate(&mut self) {
+        if std::mem::replace(&mut self.migrated, true) {
+            return;
+        }
+        match &self.database {
+            None => drop(self.guardian("db migrate").ok()),
+            Some(database) => {
+                database.alone(|| self.guardian("db migrate").ok()).await;
+                self.guardian(&format!("db bind {} --environment default", database.proxy))
+                    .ok();
+            }
+        }
+    }
+
+    /// A user with these roles; the name is also the e-mail address's.
+    pub async fn person(&mut self, name: &str, roles: &[&str]) -> &mut Self {
+        self.migrate().await;
+        let roles: Vec<String> = roles.iter().map(|role| format!("--role {role}")).collect();
+        self.guardian(&format!("user add {name}@example.com {}", roles.join(" ")))
+            .ok();
+        self
+    }
+
+    /// Grants scopes, separated by commas, on a server.
+    pub fn grant(&self, name: &str, server: &str, scopes: &str) {
+        self.guardian(&format!(
+            "grant add --user {name}@example.com --server {server} --scopes {scopes}"
+        ))
+        .ok();
+    }
+
+    pub fn revoke(&self, name: &str, server: &str) {
+        self.guardian(&format!("grant revoke --user {name}@example.com --server {server}"))
+            .ok();
+    }
+
+    /// A new API key of this user.
+    pub fn key(&self, name: &str) -> String {
+        self.key_with(name, "")
+    }
+
+    pub fn key_with(&self, name: &str, more: &str) -> String {
+        let made = self
+            .guardian(&format!("key new --user {name}@example.com --name test --json {more}"))
+            .ok();
+        made.json()["key"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no key in {made:?}"))
+            .to_owned()
+    }
+
+    /// Tokens of `issuer` with this subject are this user's.
+    pub fn link(&self, name: &str, iss: &str, subject: &str) {
+        self.guardian(&format!("user link {name}@example.com --issuer {iss} --subject {subject}"))
+            .ok();
+    }
+
+    /// Rows of the audit trail, oldest first; `filter` as `guardian audit query` takes it.
+    pub fn audit(&self, filter: &str) -> Vec<Value> {
+        self.guardian(&format!("audit query --ascending --limit 10000 --json {filter}"))
+            .ok()
+            .rows()
+    }
+
+    /// Waits until everything recorded has reached the store.
+    pub async fn shipped(&self) {
+        eventually("the journal to be shipped", async || {
+            let unshipped = self.metric("guardian_audit_unshipped").await?;
+            (unshipped == 0.0).then_some(())
+        })
+        .await;
+    }
+
+    /// Runs SQL in the store as its owner; `{t}` stands before the names of tables.
+    pub async fn sql(&self, text: &str) {
+        match &self.database {
+            None => execute_in_file(&self.file("data/guardian.db"), &text.replace("{t}", "")).await,
+            Some(database) => database.execute(&text.replace("{t}", "guardian.")).await,
+        }
+    }
+
+    // ---- the process
+
+    /// Starts `guardian serve` and waits until it is ready.
+    pub async fn start(&mut self) -> &mut Self {
+        self.migrate().await;
+        self.spawn();
+        eventually("`guardian serve` to be ready", async || {
+            if let Some(status) = self.exited() {
+                panic!("`guardian serve` ended with {status}:\n{}", self.log());
+            }
+            (self.ready().await == Some(200)).then_some(())
+        })
+        .await;
+        self
+    }
+
+    /// Starts `guardian serve` without waiting for anything.
+    pub fn spawn(&mut self) {
+        assert!(self.process.is_none(), "one process at a time");
+        self.write();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.file("guardian.log"))
+            .unwrap();
+        let mut command = self.command();
+        command
+            .arg("serve")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.process = Some(command.spawn().unwrap());
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_guardian"));
+        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GUARDIAN"));
+        for (name, _) in ours {
+            command.env_remove(name);
+        }
+        command.env("NO_COLOR", "1").env("TZ", "UTC").current_dir(self.folder.path());
+        command.arg("-c").arg(self.file("guardian.toml"));
+        command
+    }
+
+    /// The status of `/readyz`; `None` while nobody listens.
+    pub async fn ready(&self) -> Option<u16> {
+        Address::plain(self.metrics_port)
+            .get("/readyz")
+            .await
+            .ok()
+            .map(|reply| reply.status)
+    }
+
+    pub async fn metrics(&self) -> String {
+        Address::plain(self.metrics_port)
+            .get("/metrics")
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    }
+
+    /// The value of the first sample whose line starts with `name`.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = self.metrics().await;
+        let line = metrics.lines().find(|line| line.starts_with(name))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// kill -9, by its own id.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("a running process");
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    pub fn terminate(&self) {
+        signal("TERM", self.process.as_ref().expect("a running process").id());
+    }
+
+    /// Waits until the process ends by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = eventually("`guardian serve` to end", async || self.exited()).await;
+        self.process = None;
+        status
+    }
+
+    fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.as_mut().and_then(|process| process.try_wait().unwrap())
+    }
+
+    /// Everything `serve` has written to its standard streams.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.file("guardian.log")).unwrap_or_default()
+    }
+
+    // ---- callers
+
+    /// A client without a credential, on HTTP/1.1.
+    pub fn client(&self, server: &str) -> Client {
+        Client::new(self.address(None, Protocol::Http1), server)
+    }
+
+    /// A client with a key that has shaken hands.
+    pub async fn connected(&self, server: &str, key: &str) -> Client {
+        let mut client = self.client(server).bearer(key);
+        let answer = client.handshake().await;
+        assert!(answer.is_result(), "the handshake of the story: {answer:?}");
+        client
+    }
+
+    pub fn address(&self, presents: Option<&Pair>, protocol: Protocol) -> Address {
+        Address::tls(self.port, &self.authority, presents, protocol)
+    }
+
+    /// The audience of tokens for a server.
+    pub fn resource(&self, server: &str) -> String {
+        format!("https://localhost:{}/mcp/{server}", self.port)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended by itself.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("---- the end of guardian.log");
+            last.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Ended {
+    /// The command must have succeeded.
+    pub fn ok(self) -> Ended {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// One JSON array, or one object a line.
+    pub fn rows(&self) -> Vec<Value> {
+        let lines = || {
+            self.stdout
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{self:?}")))
+                .collect()
+        };
+        serde_json::from_str(&self.stdout).unwrap_or_else(|_| lines())
+    }
+}
+
+/// Sends a signal to a process of this story.
+fn signal(name: &str, id: u32) {
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -{name} {id}"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "kill -{name} {id}");
+}
+
+fn basics(port: u16, metrics_port: u16, database: Option<&Database>) -> Table {
+    let store = match database {
+        None => "kind = 'sqlite'".to_owned(),
+        Some(database) => {
+            format!(
+                "kind = 'postgres'\nurl = '{}'\nadmin_url = '{}'",
+                database.proxy_url(),
+                database.admin_url()
+            )
+        }
+    };
+    let text = format!(
+        "
+        data_dir = 'data'
+        [listen]
+        address = '127.0.0.1:{port}'
+        public_url = 'https://localhost:{port}'
+        [listen.tls]
+        certificate_file = 'certs/server.pem'
+        key_file = 'certs/server.key'
+        [admin]
+        metrics_address = '127.0.0.1:{metrics_port}'
+        [journal]
+        allow_volatile = true
+        [log]
+        level = 'info,neural_guardian=debug'
+        [store]
+        {store}
+        "
+    );
+    toml::from_str(&text).unwrap()
+}
