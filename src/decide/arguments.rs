@@ -40,7 +40,7 @@ impl Arguments {
     }
 
     /// Reads the arguments of a call. Absent ones are `{}`.
-    pub fn read(&self, text: Option<&[u8]>) -> Result<Map<String, Value>, Refusal> {
+    pub fn read(&self, text: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         let validator = self.validator.as_ref().map_err(|why| Refusal {
             errors: vec![why.clone()],
             ..Refusal::with_detail(Reason::PolicyError, "the arguments of this tool cannot be checked")
@@ -79,7 +79,7 @@ pub(super) fn input(
     arguments: &Map<String, Value>,
     fields: &Fields,
     names: Option<&BTreeSet<String>>,
-) -> Result<RestrictedExpression, Refusal> {
+) -> Result<RestrictedExpression, Box<Refusal>> {
     let wanted = |name: &str| names.is_none_or(|names| names.contains(name));
     record(arguments, fields, wanted, "").map_err(|Unseen { at, why }| invalid(&format!("argument `{at}` {why}")))
 }
@@ -192,8 +192,8 @@ fn unseen(at: String, why: &'static str) -> Unseen {
     Unseen { at, why }
 }
 
-fn invalid(detail: &str) -> Refusal {
-    Refusal::with_detail(Reason::InvalidArguments, cut(detail))
+fn invalid(detail: &str) -> Box<Refusal> {
+    Refusal::with_detail(Reason::InvalidArguments, cut(detail)).into()
 }
 
 /// Foreign text made fit for a message: no control characters, at most 200 characters.

@@ -6,17 +6,18 @@
 //! tool of the group then has such an argument in another type, that is the tool's doing: the policy cannot be judged
 //! for it (a forbid refuses its calls, a permit does not count), which is a warning.
 
-use super::problem::nearest;
+use super::known::{Found, Known};
 use super::reads::Mention;
 use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule};
 use super::schema::{self, Action};
-use super::shape::{Field, Fields, Shape};
+use super::shape::Fields;
 use super::slice::RuleIndex;
 use super::snapshot::Draft;
+use super::suppose::{Absent, absent, conflict, hide, supposed};
+use super::typing::{Finding, Typing, Typist};
 use super::{Problem, arguments};
-use crate::domain::{Catalogue, ServerName, Standing};
-use cedar_policy::{Effect, EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
-use miette::Diagnostic;
+use crate::domain::Standing;
+use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What was found, and which rules each tool has.
@@ -40,14 +41,6 @@ pub(super) struct Fit {
     pub conflicts: BTreeSet<(RuleIndex, usize)>,
 }
 
-/// The names that exist.
-pub(super) struct Known<'a> {
-    drafts: &'a [Draft],
-    by_id: HashMap<&'a str, &'a Draft>,
-    /// Each server with whether any of its tools is known.
-    servers: BTreeMap<&'a str, bool>,
-}
-
 impl Fit {
     fn has(&self, index: usize) -> bool {
         self.rules.binary_search(&number(index)).is_ok()
@@ -58,47 +51,19 @@ impl Fit {
     }
 }
 
-impl<'a> Known<'a> {
-    pub fn new(catalogue: &'a Catalogue, drafts: &'a [Draft]) -> Self {
-        let servers = catalogue.servers.iter();
-        Self {
-            drafts,
-            by_id: drafts.iter().map(|draft| (draft.place.id.as_str(), draft)).collect(),
-            servers: servers
-                .map(|(name, entry)| (ServerName::as_str(name), !entry.tools.is_empty()))
-                .collect(),
-        }
-    }
-
-    fn is_group(&self, id: &str) -> bool {
-        schema::GROUPS.contains(&id) || self.servers.contains_key(id)
-    }
-
-    fn groups(&self) -> impl Iterator<Item = &str> {
-        schema::GROUPS.into_iter().chain(self.servers.keys().copied())
-    }
-
-    fn tools(&self) -> impl Iterator<Item = &str> {
-        self.drafts.iter().map(|draft| draft.place.id.as_str())
-    }
-}
-
 pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     let mut check = Check {
         rules,
         known,
         found: Checked::default(),
-        literals: rules.iter().map(literals).collect(),
+        typist: Typist::new(rules, known),
         asks_for_actions: Vec::new(),
         unsound: BTreeSet::new(),
+        unchecked: BTreeSet::new(),
         possible: vec![false; rules.len()],
         seen: vec![false; rules.len()],
     };
-    check.asks_for_actions = rules
-        .iter()
-        .zip(&check.literals)
-        .map(|(rule, literals)| asks_for_actions(rule, literals))
-        .collect();
+    check.asks_for_actions = (0..rules.len()).map(|index| check.asks_for_actions(index)).collect();
     for index in 0..rules.len() {
         check.names(index);
     }
@@ -108,6 +73,7 @@ pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     }
     check.groups();
     check.tools();
+    check.holes();
     check.impossible();
     check.found.problems = one_a_place(check.found.problems);
     check.found.warnings.dedup();
@@ -128,52 +94,35 @@ struct Check<'a> {
     rules: &'a [Rule],
     known: &'a Known<'a>,
     found: Checked,
-    /// The actions, tools and servers that each rule names anywhere.
-    literals: Vec<Vec<EntityUid>>,
+    typist: Typist<'a>,
     /// Whether the conditions of each rule name actions beside those of its scope.
     asks_for_actions: Vec<bool>,
     /// Rules of which enough is said already.
     unsound: BTreeSet<usize>,
+    /// Rules that name tools of which nothing is known yet.
+    unchecked: BTreeSet<usize>,
     /// Whether some kind of call could satisfy each rule, and whether it was looked at.
     possible: Vec<bool>,
     seen: Vec<bool>,
-}
-
-/// What Cedar says of one rule.
-struct Finding {
-    rule: usize,
-    problem: Problem,
-    /// An argument is read without asking first whether it is there.
-    unguarded: bool,
 }
 
 impl Check<'_> {
     /// Every action, tool and server exists, and the scope can match something.
     fn names(&mut self, index: usize) {
         let rule = &self.rules[index];
-        for uid in self.literals[index].clone() {
+        for uid in self.typist.literals(index) {
             let id = uid.id().unescaped();
-            let unknown = match uid.type_name().basename() {
-                "Action" if !self.known.is_group(id) => self.unknown_tool(id, true),
-                "Tool" => self.unknown_tool(id, false),
-                "Server" if !self.known.servers.contains_key(id) => {
-                    let near = nearest(id, self.known.servers.keys().copied());
-                    Some(Err((
-                        format!("there is no server `{}`", arguments::cut(id)),
-                        near.map(str::to_owned),
-                    )))
+            match self.known.look_up(uid.type_name().basename(), id) {
+                Found::Known => {}
+                Found::Unchecked(server) => {
+                    let message = format!("the tools of server `{server}` are not known yet: not checked");
+                    self.found.warnings.push(rule.problem_at_entity(id, message));
+                    self.unchecked.insert(index);
                 }
-                _ => None,
-            };
-            match unknown {
-                None => {}
-                Some(Ok(warning)) => self.found.warnings.push(rule.problem_at_entity(id, warning)),
-                Some(Err((message, near))) => {
-                    let problem = rule.problem_at_entity(id, message);
-                    self.found.problems.push(match near {
-                        Some(near) => problem.help(format!("did you mean `{near}`?")),
-                        None => problem,
-                    });
+                Found::Unknown { kind, near } => {
+                    let mut problem = rule.problem_at_entity(id, format!("there is no {kind} `{}`", arguments::cut(id)));
+                    problem.help = near.map(|near| format!("did you mean `{near}`?"));
+                    self.found.problems.push(problem);
                     self.unsound.insert(index);
                 }
             }
@@ -208,29 +157,6 @@ impl Check<'_> {
         }
     }
 
-    /// Nothing if the tool is known, a warning if its server has not shown any tool yet.
-    fn unknown_tool(&self, id: &str, or_group: bool) -> Option<Result<String, (String, Option<String>)>> {
-        if self.known.by_id.contains_key(id) {
-            return None;
-        }
-        let server = id.split_once('/').map(|(server, _)| server);
-        if let Some(false) = server.and_then(|server| self.known.servers.get(server)) {
-            return Some(Ok(format!(
-                "the tools of server `{}` are not known yet: not checked",
-                server.unwrap_or_default()
-            )));
-        }
-        let groups = self.known.groups().filter(|_| or_group);
-        let near = nearest(id, self.known.tools().chain(groups)).map(str::to_owned);
-        let near = near.or_else(|| {
-            let (server, tool) = id.split_once('/')?;
-            let of_server = self.known.tools().filter_map(|id| id.strip_prefix(server)?.strip_prefix('/'));
-            nearest(tool, of_server).map(|tool| format!("{server}/{tool}"))
-        });
-        let kind = if or_group { "action" } else { "tool" };
-        Some(Err((format!("there is no {kind} `{}`", arguments::cut(id)), near)))
-    }
-
     /// Every argument of a policy that names tools is one of them; in a group, a name that is nearly one is remarked on.
     fn arguments(&mut self, index: usize) {
         let rule = &self.rules[index];
@@ -246,47 +172,30 @@ impl Check<'_> {
             return;
         }
         for mention in &rule.looks.mentions {
-            let absent: Option<Vec<Absent>> = tools
-                .iter()
-                .map(|tool| absent(tool.arguments.fields(), &mention.path))
-                .collect();
-            let Some(absent) = absent else {
+            let absent = tools.iter().map(|tool| absent(tool.arguments.fields(), &mention.path));
+            let Some(absent) = absent.collect::<Option<Vec<Absent>>>() else {
                 continue;
             };
-            let near = absent.iter().find_map(|absent| absent.near.clone());
-            let is_slip = |near: &String| strsim::damerau_levenshtein(near, &mention.path[mention.path.len() - 1]) == 1;
-            let Some(first) = absent.into_iter().min_by_key(|absent| absent.hole.is_none()) else {
+            let Some(problem) = missing(rule, &tools, absent) else {
                 continue;
             };
-            let name = &first.name;
-            let of = match tools.as_slice() {
-                [tool] => format!("tool `{}`", tool.place.id),
-                _ => "any of its tools".to_owned(),
-            };
-            let message = match first.hole {
-                Some(why) => format!("argument `{name}` of {of} cannot be read by policies: {why}"),
-                None if tools.len() == 1 => format!("{of} has no argument `{name}`"),
-                None => format!("no argument of {of} is called `{name}`"),
-            };
-            let mut problem = rule.problem_at_attribute(first.name.rsplit('.').next().unwrap_or(name), message);
-            problem.help = near.as_ref().map(|near| format!("did you mean `{near}`?"));
-            match rule.names_tools_only() {
-                true => {
+            match (rule.names_tools_only(), &problem.help) {
+                (true, _) => {
                     self.found.problems.push(problem);
                     self.unsound.insert(index);
                 }
-                false if near.as_ref().is_some_and(is_slip) => self.found.warnings.push(problem),
-                false => {}
+                (false, Some(_)) => self.found.warnings.push(problem),
+                (false, None) => {}
             }
         }
     }
 
     /// Policies that are not only for tools they name, against a tool with all that they mention.
     fn groups(&mut self) {
-        let mut alike: HashMap<(Fields, BTreeSet<String>), Vec<usize>> = HashMap::new();
+        let mut alike: BTreeMap<(Fields, BTreeSet<String>), Vec<usize>> = BTreeMap::new();
         for (index, rule) in self.rules.iter().enumerate() {
             if !rule.names_tools_only() && !self.unsound.contains(&index) {
-                let actions = actions(&self.literals[index]);
+                let actions = self.typist.actions(index);
                 alike
                     .entry((supposed(&rule.looks.mentions).0, actions))
                     .or_default()
@@ -305,7 +214,7 @@ impl Check<'_> {
                     .collect(),
                 input: Some(&fields),
             };
-            for finding in self.validate(any_tool, &indices).0 {
+            for finding in self.validate(any_tool, &indices).findings {
                 let index = finding.rule;
                 if !finding.unguarded && self.holds_for_some_tool(index) {
                     continue;
@@ -328,7 +237,7 @@ impl Check<'_> {
         let tools: Vec<&Draft> = tools.filter(has_any).collect();
         tools
             .into_iter()
-            .any(|draft| self.validate(draft.action(), &[index]).0.is_empty())
+            .any(|draft| self.validate(draft.action(), &[index]).findings.is_empty())
     }
 
     /// Every policy against every tool that it can apply to.
@@ -339,7 +248,9 @@ impl Check<'_> {
             if indices.is_empty() {
                 continue;
             }
-            let (findings, impossible) = self.validate(draft.action(), &indices);
+            let Typing {
+                findings, impossible, ..
+            } = self.validate(draft.action(), &indices);
             let wrong: BTreeSet<usize> = findings.iter().map(|finding| finding.rule).collect();
             let idle = impossible
                 .difference(&wrong)
@@ -374,7 +285,7 @@ impl Check<'_> {
             input: Some(&without),
             ..draft.action()
         };
-        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).0.is_empty();
+        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).findings.is_empty();
 
         let fit = &mut self.found.fits[position];
         let which = match settled {
@@ -392,21 +303,34 @@ impl Check<'_> {
                 "at all".to_owned()
             }
         };
-        let effect = match rule.effect {
-            Effect::Permit => "the permit then does not count",
-            Effect::Forbid => "they are then refused",
-        };
-        let tool = &draft.place.id;
-        let message = format!(
-            "{}: it cannot judge calls of tool `{tool}` {which}, {effect}",
-            finding.problem.message
-        );
-        let help = Some("the tool has the argument in another type than the policy takes it for".to_owned());
-        self.found.warnings.push(Problem {
-            message,
-            help,
-            ..finding.problem
-        });
+        let (message, at) = (finding.problem.message.clone(), finding.problem);
+        let help = "the tool has the argument in another type than the policy takes it for";
+        self.found
+            .warnings
+            .push(cannot_judge(rule, draft, message, &which, at).help(help));
+    }
+
+    /// Arguments that a policy for a group asks for and that a tool has in no type that policies can read.
+    fn holes(&mut self) {
+        for (draft, fit) in self.known.drafts.iter().zip(&self.found.fits) {
+            for index in &fit.rules {
+                let rule = &self.rules[*index as usize];
+                let holes = rule
+                    .looks
+                    .mentions
+                    .iter()
+                    .filter_map(|mention| absent(draft.arguments.fields(), &mention.path));
+                if let Some(hole) = holes.into_iter().find(|absent| absent.hole.is_some()) {
+                    let at = rule.problem_at_attribute(&hole.name, "");
+                    let message = format!("policy `{}`: it asks for `{}`", rule.id, hole.path);
+                    let which = format!("with `{}`", hole.path);
+                    let help = "the tool's schema gives the argument no type that policies can read";
+                    self.found
+                        .warnings
+                        .push(cannot_judge(rule, draft, message, &which, at).help(help));
+                }
+            }
+        }
     }
 
     /// Whether the rule could be typed otherwise for this tool than for any tool.
@@ -416,87 +340,39 @@ impl Check<'_> {
         may && !self.unsound.contains(&index)
     }
 
-    /// Asks Cedar about some rules for one action: what is wrong, and which can never be satisfied.
-    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> (Vec<Finding>, BTreeSet<usize>) {
-        let named: BTreeSet<String> = indices.iter().flat_map(|index| actions(&self.literals[*index])).collect();
-        let mut declared: Vec<Action<'_>> = Vec::new();
-        let mut groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(action.groups.iter().copied()).collect();
-        for id in named.iter().filter(|id| **id != action.id) {
-            match (self.known.by_id.get(id.as_str()), id.contains('/')) {
-                (Some(draft), _) => {
-                    groups.extend(draft.place.groups.iter().map(String::as_str));
-                    declared.push(Action {
-                        input: None,
-                        ..draft.action()
-                    });
-                }
-                (None, true) => declared.push(Action {
-                    id,
-                    groups: Vec::new(),
-                    input: None,
-                }),
-                (None, false) => {
-                    groups.insert(id);
-                }
-            }
-        }
-        declared.push(action);
-        let schema = match schema::schema(groups, &declared) {
-            Ok(schema) => schema,
-            Err(error) => {
-                let problem = |rule: &usize| self.rules[*rule].problem(format!("the schema of a tool is not usable: {error}"));
-                let finding = |rule: &usize| Finding {
-                    rule: *rule,
-                    problem: problem(rule),
-                    unguarded: true,
-                };
-                return (indices.iter().map(finding).collect(), BTreeSet::new());
-            }
+    fn asks_for_actions(&self, index: usize) -> bool {
+        let in_scope = |id: &String| match &self.rules[index].action {
+            ActionScope::Any => false,
+            ActionScope::Is(other) => id == other,
+            ActionScope::In(ids) => ids.contains(id),
         };
-        let policies = indices.iter().map(|index| self.rules[*index].policy.clone());
-        let set = PolicySet::from_policies(policies).expect("each rule has a number of its own");
-        let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
-        let mut impossible = BTreeSet::new();
-        for warning in result.validation_warnings() {
-            let index = place(warning.policy_id());
-            match warning {
-                ValidationWarning::ImpossiblePolicy(_) => {
-                    impossible.insert(index);
-                }
-                ValidationWarning::InvalidActionApplication(_) => {}
-                other if !self.seen[index] => {
-                    let problem = self.rules[index].problem(message(other, index));
-                    self.found.warnings.push(problem);
-                }
-                _ => {}
+        !self.typist.actions(index).iter().all(in_scope)
+    }
+
+    /// Asks Cedar, and keeps what it says on the side.
+    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Typing {
+        let mut typing = self.typist.hold(action, indices);
+        for (index, warning) in std::mem::take(&mut typing.warnings) {
+            if !self.seen[index] {
+                self.found.warnings.push(warning);
             }
         }
         for index in indices {
             self.seen[*index] = true;
-            self.possible[*index] |= !impossible.contains(index);
+            self.possible[*index] |= !typing.impossible.contains(index);
         }
-        let findings = result.validation_errors().map(|error| self.finding(error)).collect();
-        (findings, impossible)
+        typing
     }
 
-    fn finding(&self, error: &ValidationError) -> Finding {
-        let index = place(error.policy_id());
-        let rule = &self.rules[index];
-        let offset = error
-            .labels()
-            .and_then(|mut labels| labels.next())
-            .map(|label| label.offset());
-        let mut problem = rule.problem_at(offset.unwrap_or(rule.span.start), message(error, index));
-        problem.help = error.help().map(|help| help.to_string());
-        Finding {
-            rule: index,
-            problem,
-            unguarded: matches!(error, ValidationError::UnsafeOptionalAttributeAccess(_)),
-        }
-    }
-
+    /// Policies that are right but can do nothing.
     fn impossible(&mut self) {
         for (index, rule) in self.rules.iter().enumerate() {
+            let fits = || self.found.fits.iter().any(|fit| fit.has(index));
+            if rule.names_tools_only() && !self.unsound.contains(&index) && !self.unchecked.contains(&index) && !fits() {
+                self.found
+                    .warnings
+                    .push(rule.problem("no tool is of its action and of its resource: it has no effect"));
+            }
             if self.seen[index] && !self.possible[index] && !self.unsound.contains(&index) {
                 self.found
                     .warnings
@@ -504,6 +380,42 @@ impl Check<'_> {
             }
         }
     }
+}
+
+fn cannot_judge(rule: &Rule, draft: &Draft, message: String, which: &str, at: Problem) -> Problem {
+    let effect = match (rule.effect, rule.shadow) {
+        (Effect::Permit, _) => "the permit then does not count",
+        (Effect::Forbid, false) => "they are then refused",
+        (Effect::Forbid, true) => "they would then be refused",
+    };
+    let tool = &draft.place.id;
+    Problem {
+        message: format!("{message}: it cannot judge calls of tool `{tool}` {which}, {effect}"),
+        ..at
+    }
+}
+
+/// An argument that none of some tools has. Of a group, only a slip of the pen is sure to be meant for one of them.
+fn missing(rule: &Rule, tools: &[&Draft], absent: Vec<Absent>) -> Option<Problem> {
+    let near = absent.iter().find_map(|absent| Some((absent, absent.near.as_ref()?)));
+    let is_slip = |(absent, near): &(&Absent, &String)| strsim::damerau_levenshtein(near, &absent.name) == 1;
+    let near = near
+        .filter(|found| rule.names_tools_only() || is_slip(found))
+        .map(|(_, near)| near.clone());
+    let first = absent.into_iter().min_by_key(|absent| absent.hole.is_none())?;
+    let path = &first.path;
+    let message = match (first.hole, tools) {
+        (Some(why), [tool]) => format!(
+            "argument `{path}` of tool `{}` cannot be read by policies: {why}",
+            tool.place.id
+        ),
+        (Some(why), _) => format!("argument `{path}` of its tools cannot be read by policies: {why}"),
+        (None, [tool]) => format!("tool `{}` has no argument `{path}`", tool.place.id),
+        (None, _) => format!("none of its tools has an argument `{path}`"),
+    };
+    let mut problem = rule.problem_at_attribute(&first.name, message);
+    problem.help = near.map(|near| format!("did you mean `{near}`?"));
+    Some(problem)
 }
 
 /// Which rules can apply to which tools, by action and resource.
@@ -532,8 +444,6 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
             ResourceScope::Server(server) => server == place.server.as_str(),
             ResourceScope::Nothing => false,
         });
-        // `==` a group equals none of its actions
-        fitting.retain(|index| !matches!(&rules[*index as usize].action, ActionScope::Is(id) if *id != place.id));
         fitting.sort_unstable();
         fitting.dedup();
         Fit {
@@ -544,138 +454,6 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
     known.drafts.iter().map(fit).collect()
 }
 
-/// An argument that a tool does not have, or not in a type that policies can read.
-struct Absent {
-    name: String,
-    hole: Option<&'static str>,
-    near: Option<String>,
-}
-
-fn absent(fields: &Fields, path: &[String]) -> Option<Absent> {
-    let mut fields = fields;
-    for (depth, name) in path.iter().enumerate() {
-        let absent = |hole, near: Option<&str>| Absent {
-            name: path[..=depth].join("."),
-            hole,
-            near: near.map(str::to_owned),
-        };
-        match fields.get(name).map(|field| &field.shape) {
-            Some(Ok(Shape::Record(inner))) => fields = inner,
-            Some(Ok(_)) => return None,
-            Some(Err(why)) => return Some(absent(Some(*why), None)),
-            None => return Some(absent(None, nearest(name, fields.keys().map(String::as_str)))),
-        }
-    }
-    None
-}
-
-/// A tool that has all these arguments, each optional and of the type that its use shows; and whether a type was guessed.
-fn supposed(mentions: &[Mention]) -> (Fields, bool) {
-    let mut fields = Fields::new();
-    let mut guessed = false;
-    for mention in mentions {
-        suppose(&mut fields, &mention.path, mention.shape.as_ref());
-    }
-    guess(&mut fields, &mut guessed);
-    (fields, guessed)
-}
-
-/// Whether a tool has the argument at `path` in another type than supposed.
-fn conflict(fields: &Fields, supposed: &Fields, path: &[String]) -> bool {
-    let Some((first, rest)) = path.split_first() else {
-        return false;
-    };
-    let shape = |fields: &Fields| fields.get(first).and_then(|field| field.shape.clone().ok());
-    match (shape(fields), shape(supposed), rest) {
-        (Some(Shape::Record(fields)), Some(Shape::Record(supposed)), rest) if !rest.is_empty() => {
-            conflict(&fields, &supposed, rest)
-        }
-        (Some(shape), Some(supposed), _) => shape != supposed,
-        _ => false,
-    }
-}
-
-/// Makes a hole of the argument at `path`, as deep as the tool has it.
-fn hide(fields: &mut Fields, path: &[String]) {
-    let Some((first, rest)) = path.split_first() else {
-        return;
-    };
-    match fields.get_mut(first).map(|field| &mut field.shape) {
-        Some(Ok(Shape::Record(inner))) if !rest.is_empty() => hide(inner, rest),
-        Some(shape) => *shape = Err(NOT_SHOWN),
-        None => {}
-    }
-}
-
-const NOT_SHOWN: &str = "";
-
-fn suppose(fields: &mut Fields, path: &[String], shape: Option<&Shape>) {
-    let Some((first, rest)) = path.split_first() else {
-        return;
-    };
-    let field = fields.entry(first.clone()).or_insert(Field {
-        required: false,
-        shape: Err(NOT_SHOWN),
-    });
-    match (&mut field.shape, rest, shape) {
-        (Ok(Shape::Record(inner)), rest, shape) => suppose(inner, rest, shape),
-        (seen, [], Some(shape)) if seen.is_err() => *seen = Ok(shape.clone()),
-        (_, [], _) => {}
-        (seen, rest, shape) => {
-            let mut inner = Fields::new();
-            suppose(&mut inner, rest, shape);
-            *seen = Ok(Shape::Record(inner));
-        }
-    }
-}
-
-fn guess(fields: &mut Fields, guessed: &mut bool) {
-    for field in fields.values_mut() {
-        match &mut field.shape {
-            Ok(Shape::Record(inner)) => guess(inner, guessed),
-            Ok(_) => {}
-            unseen => {
-                *unseen = Ok(Shape::String);
-                *guessed = true;
-            }
-        }
-    }
-}
-
-fn literals(rule: &Rule) -> Vec<EntityUid> {
-    let ours = |uid: &EntityUid| uid.type_name().namespace() == "Guardian";
-    rule.policy.entity_literals().into_iter().filter(ours).collect()
-}
-
-fn actions(literals: &[EntityUid]) -> BTreeSet<String> {
-    let actions = literals.iter().filter(|uid| uid.type_name().basename() == "Action");
-    actions.map(|uid| uid.id().unescaped().to_owned()).collect()
-}
-
-fn asks_for_actions(rule: &Rule, literals: &[EntityUid]) -> bool {
-    let in_scope = |id: &String| match &rule.action {
-        ActionScope::Any => false,
-        ActionScope::Is(other) => id == other,
-        ActionScope::In(ids) => ids.contains(id),
-    };
-    !actions(literals).iter().all(in_scope)
-}
-
 fn number(index: usize) -> RuleIndex {
     RuleIndex::try_from(index).expect("fewer policies than would fit into memory")
-}
-
-fn place(id: &cedar_policy::PolicyId) -> usize {
-    let id: &str = id.as_ref();
-    id.parse().expect("policies are numbered when they are read")
-}
-
-/// Cedar's words without its name for the policy.
-fn message(error: &dyn std::fmt::Display, index: usize) -> String {
-    let text = error.to_string();
-    let prefix = format!("for policy `{index}`");
-    match text.strip_prefix(&prefix) {
-        Some(rest) => rest.trim_start_matches([',', ':', ' ']).to_owned(),
-        None => text,
-    }
 }

@@ -5,7 +5,7 @@ use crate::domain::{Member, Principal, Timestamp};
 use std::net::IpAddr;
 
 /// What is known at the moment of the call.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     pub now: Timestamp,
     pub source_ip: IpAddr,

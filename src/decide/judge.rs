@@ -20,7 +20,7 @@ pub(super) fn judge(
     held: &Held<'_>,
     facts: &Facts<'_>,
     basis: &mut Basis,
-) -> Result<(), Refusal> {
+) -> Result<(), Box<Refusal>> {
     let case = Case::new(tool, Some(arguments), held, facts);
     let verdict = case.verdict();
     basis.shadow = case.shadow(&verdict);
@@ -78,27 +78,28 @@ impl<'a> Case<'a> {
     }
 
     /// The permits that let the call pass, or the refusal.
-    fn verdict(&self) -> Result<Vec<RuleIndex>, Refusal> {
+    fn verdict(&self) -> Result<Vec<RuleIndex>, Box<Refusal>> {
         let broken: Vec<RuleIndex> = self.seat.slices().flat_map(|slice| slice.broken.iter().copied()).collect();
         if !broken.is_empty() {
-            return Err(self.unjudged(broken.into_iter().map(|rule| (rule, "it cannot be judged for this tool"))));
+            let errors = broken.into_iter().map(|rule| (rule, "it cannot be judged for this tool"));
+            return Err(self.unjudged(errors).into());
         }
         let blind = self.blind();
         let forbids = blind
             .iter()
             .filter(|spot| self.effect(spot.rule) == Effect::Forbid && !self.is_shadow(spot.rule));
         if let Some(first) = forbids.min_by_key(|spot| (spot.rule, spot.mention)) {
-            return Err(self.unseen(first));
+            return Err(self.unseen(first).into());
         }
         let mut outcome = self.evaluate(|slice| &slice.slice.live)?;
         outcome.merge(self.seat.fixed());
         let is_blind = |rule: &RuleIndex| blind.iter().any(|spot| spot.rule == *rule);
         outcome.errors.retain(|(rule, _)| !is_blind(rule));
         if !outcome.errors.is_empty() {
-            return Err(self.unjudged(outcome.errors.into_iter()));
+            return Err(self.unjudged(outcome.errors.into_iter()).into());
         }
         if !outcome.forbids.is_empty() {
-            return Err(self.forbidden(&outcome.forbids));
+            return Err(self.forbidden(&outcome.forbids).into());
         }
         outcome.permits.retain(|rule| !is_blind(rule));
         match outcome.permits.is_empty() {
@@ -118,23 +119,19 @@ impl<'a> Case<'a> {
     }
 
     /// Shadow policies of which each alone would have turned `verdict` around.
-    fn shadow(&self, verdict: &Result<Vec<RuleIndex>, Refusal>) -> Vec<PolicyId> {
+    fn shadow(&self, verdict: &Result<Vec<RuleIndex>, Box<Refusal>>) -> Vec<PolicyId> {
         if !self.seat.slices().any(|slice| slice.has_shadow) {
             return Vec::new();
         }
         let blind = self.blind();
         let is_blind = |rule: &RuleIndex| blind.iter().any(|spot| spot.rule == *rule);
-        let turned = match verdict {
+        let turned: Vec<RuleIndex> = match verdict {
             Ok(_) => {
-                let outcome = self.evaluate(|slice| &slice.slice.shadow).unwrap_or_default();
-                let failed = outcome
-                    .errors
-                    .into_iter()
-                    .map(|(rule, _)| rule)
-                    .filter(|rule| !is_blind(rule));
                 let unseen = blind.iter().map(|spot| spot.rule);
                 let unseen = unseen.filter(|rule| self.is_shadow(*rule) && self.effect(*rule) == Effect::Forbid);
-                outcome.forbids.into_iter().chain(failed).chain(unseen).collect()
+                unseen
+                    .chain(self.refusing_shadows().into_iter().filter(|rule| !is_blind(rule)))
+                    .collect()
             }
             Err(refusal) if refusal.reason == Reason::NoPolicyPermits => {
                 let outcome = self.evaluate(|slice| &slice.slice.shadow_permits).unwrap_or_default();
@@ -145,20 +142,36 @@ impl<'a> Case<'a> {
         self.names(&turned)
     }
 
+    /// Shadow policies that would refuse: that forbid, that err, or that read an argument which cannot be held.
+    fn refusing_shadows(&self) -> Vec<RuleIndex> {
+        match self.evaluate(|slice| &slice.slice.shadow) {
+            Ok(outcome) => outcome
+                .forbids
+                .into_iter()
+                .chain(outcome.errors.into_iter().map(|(rule, _)| rule))
+                .collect(),
+            Err(_) => {
+                let all = self.seat.slices().flat_map(|slice| slice.slice.shadow.rules.iter().copied());
+                all.filter(|rule| self.library.rule(*rule).reads_input()).collect()
+            }
+        }
+    }
+
     /// Asks Cedar about one part of each slice.
-    fn evaluate(&self, part: impl Fn(&ToolSlice) -> &Part) -> Result<Outcome, Refusal> {
+    fn evaluate(&self, part: impl Fn(&ToolSlice) -> &Part) -> Result<Outcome, Box<Refusal>> {
         let context = || {
-            let mut reads: Vec<&Reads> = self.seat.slices().map(|slice| &part(slice).reads).collect();
-            match (reads.pop(), reads.pop()) {
-                (Some(reads), None) => self.context(reads),
-                (one, other) => self.context(&one.into_iter().chain(other).fold(Reads::none(), |all, reads| all.and(reads))),
+            let mut reads = self.seat.slices().map(|slice| &part(slice).reads);
+            match (reads.next(), reads.next()) {
+                (Some(general), Some(personal)) => self.context(&general.clone().and(personal)),
+                (Some(general), None) => self.context(general),
+                (None, _) => Ok(Context::empty()),
             }
         };
         self.seat.ask(self.facts.subject, &part, context)
     }
 
     /// Those facts that are read, and no others.
-    fn context(&self, reads: &Reads) -> Result<Context, Refusal> {
+    fn context(&self, reads: &Reads) -> Result<Context, Box<Refusal>> {
         let facts = self.facts;
         let mut pairs: Vec<(String, RestrictedExpression)> = Vec::new();
         let mut add = |fact: Fact, value| pairs.push((fact.name().to_owned(), value));
@@ -190,9 +203,10 @@ impl<'a> Case<'a> {
         if let (true, Some(session)) = (reads.fact(Fact::Session), facts.session) {
             add(Fact::Session, RestrictedExpression::new_string(session.to_owned()));
         }
-        Context::from_pairs(pairs).map_err(|_| Refusal {
-            errors: vec!["the context of the call could not be built".to_owned()],
-            ..Refusal::new(Reason::PolicyError)
+        Context::from_pairs(pairs).map_err(|_| {
+            let errors = vec!["the context of the call could not be built".to_owned()];
+            let refusal = Refusal::new(Reason::PolicyError);
+            Refusal { errors, ..refusal }.into()
         })
     }
 

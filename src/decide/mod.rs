@@ -8,6 +8,7 @@ mod check;
 mod effort;
 mod facts;
 mod judge;
+mod known;
 mod problem;
 mod reads;
 mod rule;
@@ -19,8 +20,10 @@ mod slice;
 mod snapshot;
 mod standing;
 mod subject;
+mod suppose;
 mod text;
 mod tool;
+mod typing;
 mod verdict;
 mod when;
 
@@ -38,7 +41,11 @@ pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
     let mut basis = Basis::new(facts.snapshot);
     match judged(&call, facts, &mut basis) {
         Ok(()) => Verdict::Permit(Permit::new(call, basis)),
-        Err(refusal) => Verdict::Refuse(Box::new(Refused { call, refusal, basis })),
+        Err(refusal) => Verdict::Refuse(Box::new(Refused {
+            call,
+            refusal: *refusal,
+            basis,
+        })),
     }
 }
 
@@ -51,7 +58,7 @@ pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>)
     standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
 }
 
-fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Refusal> {
+fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
     let held = standing::held(&call.server, facts)?;
     basis.hold(&held, facts);
     if call.method != Method::ToolsCall {

@@ -4,7 +4,7 @@
 use super::reads::PRINCIPAL;
 use super::shape::{Field, Fields, Shape};
 use crate::domain::{ServerName, Standing, ToolEntry};
-use cedar_policy::{Schema, SchemaError};
+use cedar_policy::Schema;
 use serde_json::{Map, Value, json};
 use std::fmt::{self, Write};
 
@@ -60,8 +60,8 @@ pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Act
 }
 
 /// The same as a schema.
-pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Result<Schema, SchemaError> {
-    Schema::from_json_value(json(groups, actions))
+pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Result<Schema, String> {
+    Schema::from_json_value(json(groups, actions)).map_err(|error| error.to_string())
 }
 
 fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Value {

@@ -3,7 +3,7 @@
 use super::slice::{Library, Part, RuleIndex, ToolSlice};
 use super::tool::Place;
 use super::{CompiledTool, Subject};
-use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, Entity, EvaluationError, Request, Response};
+use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, EvaluationError, Request, Response};
 use std::sync::{Arc, LazyLock};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
@@ -31,11 +31,11 @@ pub(super) struct Outcome {
 }
 
 impl Seat {
-    pub fn new(subject: &Subject, entity: &Entity, tool: &CompiledTool, library: &Library) -> Self {
+    pub fn new(subject: &Subject, caller: Entities, tool: &CompiledTool, library: &Library) -> Self {
         let place = tool.place().clone();
-        let entities = place.entities.iter().chain([entity]).cloned();
+        let entities = caller.add_entities(place.entities.clone(), None);
         let mut seat = Self {
-            entities: Entities::from_entities(entities, None).expect("roles, groups and servers are in nothing"),
+            entities: entities.expect("a tool and its action are other entities than the caller"),
             general: tool.index().general(library, subject),
             personal: tool.index().personal(subject).cloned(),
             fixed: Outcome::default(),

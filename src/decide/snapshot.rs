@@ -1,6 +1,7 @@
 //! Policies and catalogue compiled together: one immutable value, swapped whole.
 
 use super::arguments::Arguments;
+use super::known::Known;
 use super::rule::{self, Rule};
 use super::slice::{Index, Library};
 use super::tool::{CompiledTool, Place};
@@ -8,6 +9,7 @@ use super::{Problem, check, schema, shape};
 use crate::domain::{Catalogue, Digest, EnvironmentName, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 /// One policy file as it was read.
@@ -55,7 +57,7 @@ impl Snapshot {
         let (rules, mut problems) = rule::read(sources);
         problems.extend(reserved_names(catalogue));
         let drafts = drafts(catalogue);
-        let known = check::Known::new(catalogue, &drafts);
+        let known = Known::new(catalogue, &drafts);
         let checked = check::check(&rules, &known);
         problems.extend(checked.problems);
         if problems.is_empty() && !settings.deny_all && !rules.iter().any(permits) {
@@ -134,6 +136,16 @@ impl Snapshot {
 
     pub(super) fn utc_offset_minutes(&self) -> i32 {
         self.settings.utc_offset_minutes
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("policy_set", &self.policy_set)
+            .field("catalogue", &self.catalogue)
+            .field("policies", &self.policies())
+            .finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) struct Held<'a> {
 }
 
 /// The grant with which this caller may speak to this server at all.
-pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a>, Refusal> {
+pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a>, Box<Refusal>> {
     let member = match facts.enrolment {
         Enrolment::Absent => return Err(Reason::NotEnrolled.into()),
         Enrolment::Disabled => return Err(Reason::MemberDisabled.into()),
@@ -38,25 +38,19 @@ pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a
 }
 
 /// Whether the tool is offered as it was pinned and the scopes held cover it.
-pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result<(), Refusal> {
+pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result<(), Box<Refusal>> {
     match tool.entry().standing {
         Standing::Pinned => {}
         Standing::Changed => return Err(Reason::DefinitionChanged.into()),
         Standing::Unapproved => return Err(Reason::ToolNotApproved.into()),
-        Standing::Gone => {
-            return Err(Refusal::with_detail(
-                Reason::UnknownTool,
-                "the server no longer offers this tool",
-            ));
-        }
+        Standing::Gone => return Err(Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool").into()),
     }
-    match tool.needs().iter().all(|needed| held.covers(needed)) {
-        true => Ok(()),
-        false => Err(Refusal {
-            scopes: tool.needs().to_vec(),
-            ..Refusal::new(Reason::MissingScope)
-        }),
+    if tool.needs().iter().all(|needed| held.covers(needed)) {
+        return Ok(());
     }
+    let scopes = tool.needs().to_vec();
+    let refusal = Refusal::new(Reason::MissingScope);
+    Err(Refusal { scopes, ..refusal }.into())
 }
 
 impl Held<'_> {

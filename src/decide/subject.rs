@@ -5,8 +5,9 @@ use super::seat::{Seat, Seats};
 use super::slice::Library;
 use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use cedar_policy::{Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
+use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ struct Inner {
     uid: EntityUid,
     kind: PrincipalKind,
     roles: BTreeSet<RoleName>,
-    entity: Entity,
+    /// The caller alone.
+    entities: Entities,
     seats: ArcSwap<Seats>,
     address: ArcSwapOption<(IpAddr, RestrictedExpression)>,
 }
@@ -35,8 +37,9 @@ impl Subject {
         let uid = uid(kind, &format!("{}|{}", principal.alias, principal.subject));
         let in_roles: HashSet<EntityUid> = roles.iter().map(|role| self::uid("Guardian::Role", role.as_str())).collect();
         let attributes = attributes(principal, member, environment);
+        let entity = Entity::new(uid.clone(), attributes, in_roles).expect("texts are values");
         Self(Arc::new(Inner {
-            entity: Entity::new(uid.clone(), attributes, in_roles).expect("texts are values"),
+            entities: Entities::from_entities([entity], None).expect("one entity is in no circle"),
             uid,
             kind: principal.kind,
             roles,
@@ -63,7 +66,7 @@ impl Subject {
         if let Some(seat) = seats.find(tool) {
             return seat.clone();
         }
-        let seat = Arc::new(Seat::new(self, &self.0.entity, tool, library));
+        let seat = Arc::new(Seat::new(self, self.0.entities.clone(), tool, library));
         self.0.seats.store(Arc::new(seats.with(seat.clone())));
         seat
     }
@@ -78,6 +81,12 @@ impl Subject {
         let expression = RestrictedExpression::new_ip(address.to_canonical().to_string());
         self.0.address.store(Some(Arc::new((address, expression.clone()))));
         expression
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subject({})", self.0.uid)
     }
 }
 

@@ -58,7 +58,7 @@ impl CompiledTool {
         &self.arguments
     }
 
-    pub(super) fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Refusal> {
+    pub(super) fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         self.arguments.read(arguments)
     }
 

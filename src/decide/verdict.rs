@@ -2,8 +2,13 @@
 
 use super::standing::Held;
 use super::{Facts, Snapshot};
-use crate::domain::{Call, Digest, GrantUsed, PolicyId, Refusal, Scope};
+use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a permit is the common case; it is moved and not stored"
+)]
+#[derive(Debug)]
 pub enum Verdict {
     Permit(Permit),
     Refuse(Box<Refused>),
@@ -75,5 +80,11 @@ impl Basis {
             seq: facts.view.seq,
             age_ms: facts.view.age_ms,
         });
+    }
+}
+
+impl From<Reason> for Box<Refusal> {
+    fn from(reason: Reason) -> Self {
+        Box::new(Refusal::new(reason))
     }
 }

@@ -91,7 +91,7 @@ fn of_several_named_tools_one_must_have_the_argument() {
     assert_eq!(problems(&guarded("sql"), &demo_only()), [""; 0]);
     assert_eq!(
         problems(&guarded("sqll"), &demo_only()),
-        ["p.cedar:4:26: policy `no`: no argument of any of its tools is called `sqll` (did you mean `sql`?)"]
+        ["p.cedar:4:26: policy `no`: none of its tools has an argument `sqll` (did you mean `sql`?)"]
     );
     let unguarded = problems(&forbid(scope, r#"context.input.sql like "*x*""#), &demo_only());
     assert_eq!(unguarded.len(), 1, "{unguarded:#?}");
@@ -279,6 +279,10 @@ fn what_policies_cannot_read_is_told_of() {
         found,
         ["p.cedar:4:26: policy `no`: argument `any` of tool `demo/t` cannot be read by policies: it has no type"]
     );
+    let found = warnings(&forbid("action", "context.input has any"), &holes);
+    let told = "p.cedar:4:26: policy `no`: it asks for `any`: it cannot judge calls of tool `demo/t` with `any`, they are then refused \
+                (the tool's schema gives the argument no type that policies can read)";
+    assert!(found.iter().any(|warning| warning == told), "{found:#?}");
     let unusable = catalogue([("demo", vec![tool("t", json!({ "type": "strin" }))])]);
     let found = warnings("", &unusable);
     assert!(
@@ -312,7 +316,7 @@ fn a_nearly_right_argument_in_a_group_is_remarked_on() {
     );
     assert_eq!(
         found,
-        ["p.cedar:4:26: policy `no`: no argument of any of its tools is called `contents` (did you mean `content`?)"]
+        ["p.cedar:4:26: policy `no`: none of its tools has an argument `contents` (did you mean `content`?)"]
     );
 }
 
@@ -322,6 +326,16 @@ fn a_policy_without_effect_is_remarked_on() {
     assert_eq!(
         found,
         ["p.cedar:2:1: policy `no`: its conditions can never hold: it has no effect"]
+    );
+}
+
+#[test]
+fn a_policy_for_no_tool_is_remarked_on() {
+    let policy =
+        "@id(\"no\") forbid(principal, action == Guardian::Action::\"demo/query\", resource == Guardian::Tool::\"demo/count\");";
+    assert_eq!(
+        warnings(policy, &demo_only()),
+        ["p.cedar:2:1: policy `no`: no tool is of its action and of its resource: it has no effect"]
     );
 }
 

@@ -184,6 +184,60 @@ fn a_grant_for_the_client_goes_before_the_grant_for_any() {
 }
 
 #[test]
+fn a_grant_ends_at_its_moment() {
+    let snapshot = snapshot("");
+    let mut world = World::new(&[]);
+    world.member.grants[0].expires_at = Some(at("2026-11-18T12:00:00Z"));
+    world.now = at("2026-11-18T11:59:59.999999Z");
+    assert_eq!(
+        shown(&world.decide(&snapshot, call("demo", "list_files", None))),
+        "permit open"
+    );
+    world.now = at("2026-11-18T12:00:00Z");
+    assert_eq!(
+        refusal(&world, &snapshot, call("demo", "list_files", None)).reason,
+        Reason::GrantExpired
+    );
+}
+
+#[test]
+fn each_call_is_judged_by_its_own_address_hour_and_session() {
+    let snapshot = snapshot(
+        "@id(\"net\") forbid(principal, action, resource) unless { context.source_ip.isInRange(ip(\"10.0.0.0/8\")) };\n\
+         @id(\"late\") forbid(principal, action, resource) when { context.hour == 3 };\n\
+         @id(\"mine\") forbid(principal, action, resource) when { context has session && context.session == \"other\" };\n",
+    );
+    let world = World::new(&[]);
+    let subject = neural_guardian::decide::Subject::new(&world.principal, Some(&world.member), &settings().environment);
+    let verdict = |address: &str, now: &str, session: Option<&str>| {
+        world.with(&snapshot, |facts| {
+            let facts = neural_guardian::decide::Facts {
+                subject: &subject,
+                source_ip: address.parse().unwrap(),
+                now: at(now),
+                session,
+                ..*facts
+            };
+            shown(&neural_guardian::decide::decide(call("demo", "list_files", None), &facts))
+        })
+    };
+    for _ in 0..2 {
+        assert_eq!(verdict("10.0.0.1", "2026-11-18T12:00:00Z", None), "permit open");
+        assert_eq!(verdict("11.0.0.1", "2026-11-18T12:00:00Z", None), "forbidden_by_policy net");
+        assert_eq!(verdict("::ffff:10.0.0.1", "2026-11-18T12:00:00Z", Some("one")), "permit open");
+        assert_eq!(
+            verdict("2001:db8::1", "2026-11-18T12:00:00Z", None),
+            "forbidden_by_policy net"
+        );
+        assert_eq!(verdict("10.0.0.1", "2026-11-18T03:59:59Z", None), "forbidden_by_policy late");
+        assert_eq!(
+            verdict("10.0.0.1", "2026-11-18T12:00:00Z", Some("other")),
+            "forbidden_by_policy mine"
+        );
+    }
+}
+
+#[test]
 fn a_forbid_wins_and_says_why() {
     let snapshot = snapshot(
         "@id(\"one\") forbid(principal, action == Guardian::Action::\"demo/query\", resource);\n\

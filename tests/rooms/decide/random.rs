@@ -551,3 +551,97 @@ fn a_list_without_arguments_is_exact() {
         })
         .unwrap_or_else(|error| panic!("{error}"));
 }
+
+/// A JSON value; with `keywords`, one that looks like a schema, though rarely a sensible one.
+fn json_value(keywords: bool) -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        select(vec![
+            "string",
+            "integer",
+            "number",
+            "object",
+            "array",
+            "null",
+            "#",
+            "#/$defs/a",
+            "(",
+            "^a"
+        ])
+        .prop_map(Value::from),
+        ".{0,6}".prop_map(Value::from),
+    ];
+    let key = match keywords {
+        true => select(vec![
+            "type",
+            "properties",
+            "required",
+            "items",
+            "anyOf",
+            "allOf",
+            "enum",
+            "const",
+            "$ref",
+            "$defs",
+            "a",
+            "b",
+            "pattern",
+            "additionalProperties",
+            "propertyNames",
+            "not",
+            "minimum",
+            "prefixItems",
+            "$id",
+            "$schema",
+        ])
+        .prop_map(str::to_owned)
+        .boxed(),
+        false => prop_oneof![
+            select(vec!["a", "b", "path", "__entity", "__extn"]).prop_map(str::to_owned),
+            ".{0,4}"
+        ]
+        .boxed(),
+    };
+    leaf.prop_recursive(6, 40, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((key.clone(), inner), 0..5).prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+#[test]
+fn no_schema_and_no_arguments_break_the_judge() {
+    let policies = "@id(\"p\") permit(principal, action, resource);\n\
+        @id(\"f\") forbid(principal, action, resource) when { context.input has a && context.input.a like \"*x*\" };\n\
+        @id(\"g\") forbid(principal, action, resource) when { context.input has b.a && context.input.b.a > 3 };\n\
+        @id(\"h\") forbid(principal, action, resource) when { context.input == context.input && context.hour > 20 };\n";
+    let schema = prop_oneof![
+        json_value(true),
+        (json_value(true), json_value(true)).prop_map(|(a, b)| json!({ "type": "object", "properties": { "a": a, "b": b } })),
+    ];
+    let world = World::new(&[]);
+    let verdicts = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    runner(300)
+        .run(
+            &(schema, prop::collection::vec(json_value(false), 6)),
+            |(schema, arguments)| {
+                let snapshot = compile(policies, &catalogue([("demo", vec![tool("t", schema)])]));
+                let snapshot = snapshot.unwrap_or_else(|problems| panic!("{problems:#?}"));
+                for arguments in arguments {
+                    let verdict = world.decide(&snapshot, call("demo", "t", Some(arguments)));
+                    verdicts.borrow_mut().insert(shown(&verdict));
+                }
+                Ok(())
+            },
+        )
+        .unwrap_or_else(|error| panic!("{error}"));
+    let verdicts = verdicts.into_inner();
+    assert!(
+        verdicts.contains("permit p") && verdicts.contains("policy_error"),
+        "{verdicts:?}"
+    );
+}

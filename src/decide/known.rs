@@ -1,0 +1,84 @@
+//! The servers, tools and groups that policies may name.
+
+use super::problem::nearest;
+use super::schema;
+use super::snapshot::Draft;
+use crate::domain::{Catalogue, ServerName};
+use std::collections::{BTreeMap, HashMap};
+
+/// The names that exist.
+pub(super) struct Known<'a> {
+    pub drafts: &'a [Draft],
+    by_id: HashMap<&'a str, &'a Draft>,
+    /// Each server with whether any of its tools is known.
+    servers: BTreeMap<&'a str, bool>,
+}
+
+impl<'a> Known<'a> {
+    pub fn new(catalogue: &'a Catalogue, drafts: &'a [Draft]) -> Self {
+        let servers = catalogue.servers.iter();
+        Self {
+            drafts,
+            by_id: drafts.iter().map(|draft| (draft.place.id.as_str(), draft)).collect(),
+            servers: servers
+                .map(|(name, entry)| (ServerName::as_str(name), !entry.tools.is_empty()))
+                .collect(),
+        }
+    }
+
+    pub fn is_group(&self, id: &str) -> bool {
+        schema::GROUPS.contains(&id) || self.servers.contains_key(id)
+    }
+
+    /// Looks for an action, tool or server.
+    pub fn look_up(&self, kind: &str, id: &str) -> Found {
+        match kind {
+            "Action" if self.is_group(id) => Found::Known,
+            "Action" => self.tool("action", id, schema::GROUPS.into_iter().chain(self.servers.keys().copied())),
+            "Tool" => self.tool("tool", id, []),
+            "Server" if !self.servers.contains_key(id) => Found::Unknown {
+                kind: "server",
+                near: nearest(id, self.servers.keys().copied()).map(str::to_owned),
+            },
+            _ => Found::Known,
+        }
+    }
+
+    pub fn draft(&self, id: &str) -> Option<&'a Draft> {
+        self.by_id.get(id).copied()
+    }
+
+    fn tool<'b>(&'b self, kind: &'static str, id: &str, others: impl IntoIterator<Item = &'b str>) -> Found {
+        if self.by_id.contains_key(id) {
+            return Found::Known;
+        }
+        let parts = id.split_once('/');
+        if let Some((server, _)) = parts
+            && self.servers.get(server) == Some(&false)
+        {
+            return Found::Unchecked(server.to_owned());
+        }
+        let tools = || self.drafts.iter().map(|draft| draft.place.id.as_str());
+        let near = nearest(id, tools().chain(others)).map(str::to_owned);
+        let on_server = || {
+            let (server, tool) = parts?;
+            let names = tools().filter_map(|id| id.strip_prefix(server)?.strip_prefix('/'));
+            nearest(tool, names).map(|tool| format!("{server}/{tool}"))
+        };
+        Found::Unknown {
+            kind,
+            near: near.or_else(on_server),
+        }
+    }
+}
+
+/// What is known of a name.
+pub(super) enum Found {
+    Known,
+    /// A tool of this server, which has not shown any yet.
+    Unchecked(String),
+    Unknown {
+        kind: &'static str,
+        near: Option<String>,
+    },
+}
