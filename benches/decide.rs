@@ -1,7 +1,7 @@
 //! What a decision costs as policies grow in number while those that can apply stay the same.
 //!
 //! `cargo bench --bench decide` prints the cost at 10, 100, 1,000 and 10,000 policies and fails if it grows by half
-//! from the least to the most. CPU time of this thread, least of several rounds: other load does not count.
+//! from the least to the most (not with `--quick`). CPU time of this thread, least of several rounds: other load does not count.
 
 use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, Verdict, View, could_permit, decide};
@@ -49,7 +49,9 @@ fn main() -> ExitCode {
     );
     let compiled: String = worlds.iter().map(|(_, took)| format!("{:>8.0?}  ", took)).collect();
     println!("compiling the set         {compiled}");
-    match ok {
+    // Tests run it to see that it runs: a machine that is busy with them must not fail one.
+    let judged = std::env::args().all(|argument| argument != "--quick");
+    match ok || !judged {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
