@@ -4,10 +4,6 @@ use super::standing::Held;
 use super::{Facts, Snapshot};
 use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a permit is the common case; it is moved and not stored"
-)]
 #[derive(Debug)]
 pub enum Verdict {
     Permit(Permit),
