@@ -64,11 +64,13 @@ impl Shipper {
     {
         let mut pause = BACKOFF[0];
         loop {
+            // Asked before: what was recorded up to the stop is to be in this attempt.
+            let last = stop.is_cancelled();
             match self.ship_all(&mut ship, &stop).await {
                 Ok(()) => {
                     pause = BACKOFF[0];
                     *locked(&self.shared.ship_error) = None;
-                    if stop.is_cancelled() {
+                    if last {
                         return;
                     }
                     tokio::select! {
@@ -79,7 +81,7 @@ impl Shipper {
                 Err(error) => {
                     tracing::warn!(%error, "the database does not take the journal's records; trying again");
                     *locked(&self.shared.ship_error) = Some(error);
-                    if stop.is_cancelled() {
+                    if last {
                         return;
                     }
                     tokio::select! {
