@@ -34,7 +34,8 @@ pub use subject::Subject;
 pub use tool::CompiledTool;
 pub use verdict::{Basis, Permit, Refused, Verdict};
 
-use crate::domain::{Call, Method, Reason, Refusal, ServerName};
+use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
+use standing::Held;
 
 /// Judges a call in the order of the standing, the scope, the arguments, the policies; the first refusal wins.
 pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
@@ -58,9 +59,23 @@ pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>)
     standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
 }
 
+/// What a tool began is spoken about by whoever could begin something with it now: with what arguments this one was begun
+/// nobody says any more.
+fn task_may_go_on(call: &Call, tool: &ToolName, held: &Held<'_>, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
+    let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
+    standing::tool_may_be_called(tool, held)?;
+    match judge::could_permit(tool, held, facts) {
+        true => Ok(()),
+        false => Err(Reason::NoPolicyPermits.into()),
+    }
+}
+
 fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
     let held = standing::held(&call.server, facts)?;
     basis.hold(&held, facts);
+    if let Target::Task(tool, _) = &call.target {
+        return task_may_go_on(call, tool, &held, facts);
+    }
     if call.method != Method::ToolsCall {
         return Ok(());
     }

@@ -100,6 +100,12 @@ pub enum Method {
     OpenStream,
     /// DELETE: end of a legacy session.
     EndSession,
+    /// The client's answer to a request of the server, in a legacy session.
+    Answer,
+    TasksGet,
+    TasksResult,
+    TasksUpdate,
+    TasksCancel,
 }
 
 impl Method {
@@ -113,6 +119,11 @@ impl Method {
             Method::Notification => "notifications",
             Method::OpenStream => "GET",
             Method::EndSession => "DELETE",
+            Method::Answer => "answer",
+            Method::TasksGet => "tasks/get",
+            Method::TasksResult => "tasks/result",
+            Method::TasksUpdate => "tasks/update",
+            Method::TasksCancel => "tasks/cancel",
         }
     }
 }
@@ -122,6 +133,8 @@ impl Method {
 pub enum Target {
     Server,
     Tool(ToolName),
+    /// What a call of this tool began; the id is the server's own.
+    Task(ToolName, String),
 }
 
 /// A message parsed once; the body is the exact bytes that were judged and that are sent.
@@ -143,7 +156,7 @@ pub struct Call {
 impl Call {
     pub fn tool(&self) -> Option<&ToolName> {
         match &self.target {
-            Target::Tool(name) => Some(name),
+            Target::Tool(name) | Target::Task(name, _) => Some(name),
             Target::Server => None,
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Values only. Nothing here reads a clock, a file or a socket; what cannot be right cannot be built.
 
+mod asks;
 mod call;
 mod catalogue;
 mod digest;
@@ -12,6 +13,7 @@ mod reason;
 mod record;
 mod time;
 
+pub use asks::{ClientRequest, ClientRequests};
 pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Annotations, Catalogue, ServerEntry, Standing, ToolEntry};
 pub use digest::{Digest, Sha256};

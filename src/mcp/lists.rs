@@ -3,10 +3,10 @@
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
+use super::splice::spliced;
 use crate::domain::{Era, Reason};
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Rewrites `result.tools`: `keep` gives the definition to show for a name, or `None` to hide it. An answer that is an
@@ -48,7 +48,7 @@ fn rewritten(
         None if era == Era::Modern => edits.push((inside..inside, r#""cacheScope":"private","#.to_owned())),
         None => (),
     }
-    Ok(splice(answer, edits))
+    Ok(spliced(answer, edits))
 }
 
 struct List {
@@ -121,19 +121,6 @@ fn shown(answer: &[u8], items: &[Option<Span>], keep: &mut dyn FnMut(&str) -> Op
     }
     text.push(']');
     Ok(text)
-}
-
-fn splice(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Bytes {
-    edits.sort_by_key(|(range, _)| range.start);
-    let mut spliced = Vec::with_capacity(text.len());
-    let mut at = 0;
-    for (range, new) in edits {
-        spliced.extend_from_slice(&text[at..range.start]);
-        spliced.extend_from_slice(new.as_bytes());
-        at = range.end;
-    }
-    spliced.extend_from_slice(&text[at..]);
-    spliced.into()
 }
 
 #[cfg(test)]

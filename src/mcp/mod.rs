@@ -8,8 +8,11 @@ mod heads;
 mod json;
 mod lists;
 mod names;
+mod prune;
 mod read;
+mod said;
 mod sentinel;
+mod splice;
 mod sse;
 
 pub use answer::{AnswerKind, answer_kind, error, negotiated, readdress, result};
@@ -20,6 +23,9 @@ pub use heads::{
 };
 pub use json::{Bounds, Malformed, check};
 pub use lists::{filter_listed, filter_tools};
-pub use read::{Message, Meta, Notification, Params, Request, Response, read};
+pub use prune::prune;
+pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
+pub use said::{Ask, ResultType, Said, Wish, said};
 pub use sentinel::{decode_sentinel, encode_sentinel};
+pub use splice::{Place, splice};
 pub use sse::{SseFault, SseFrame, SseReader};
