@@ -102,7 +102,7 @@ impl Upstream {
                 .into_iter()
                 .collect();
             fields_of_session(&mut fields, session);
-            Refusals::new(self.clone(), fields)
+            Box::new(Refusals::new(self.clone(), fields))
         });
         let expected = Expected {
             id: call.id.clone(),

@@ -62,7 +62,7 @@ pub(super) struct Expected {
     pub method: Method,
     /// What the server may ask of the client; it is told of what it may not.
     pub asks: ClientRequests,
-    pub refusals: Option<Refusals>,
+    pub refusals: Option<Box<Refusals>>,
     pub max_event: usize,
     /// Between two frames; `None` where nothing is pending.
     pub idle: Option<Duration>,
