@@ -6,6 +6,7 @@
 
 mod bodies;
 mod caller;
+mod lens;
 mod metadata;
 mod noise;
 mod redact;
@@ -14,6 +15,7 @@ mod screen;
 mod site;
 mod streams;
 mod talk;
+mod target;
 mod trail;
 
 pub use caller::{Callers, JustInTime};
@@ -40,6 +42,7 @@ use bytes::Bytes;
 use caller::Caller;
 use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
+use lens::{Lens, Viewer};
 use noise::Noise;
 use reply::Listener;
 use screen::{Open, Screen, Sealing};
@@ -174,7 +177,7 @@ impl Gate {
         let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
         let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
         let talk = Talk::new(&self.talks, &principal, &server, label, asks);
-        let (call, session, task) = match verb {
+        let (call, session, tasks) = match verb {
             Verb::Post => read(body.map_err(unread)?, &heads, session, &server, &talk, trail)?,
             Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
             Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
@@ -207,7 +210,9 @@ impl Gate {
         let admission = self
             .admit(&permit, &caller.principal)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
-        let screen = Screen::of(permit.call(), Handing::of(talk, permit.call(), task), &facts);
+        let handing = Handing::of(talk, permit.call(), tasks);
+        let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
+        let screen = Screen::of(permit.call(), handing, lens);
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
         let decision = trail.permitted(&self.parts.environment, arguments);
         let ticket = ticket(generation, &caller, permit.basis());
@@ -244,6 +249,20 @@ impl Gate {
                 ticket,
             },
         )
+    }
+
+    fn viewer(&self, caller: &Caller, trail: &Trail) -> Viewer {
+        Viewer {
+            environment: self.parts.environment.clone(),
+            snapshot: self.parts.snapshot.clone(),
+            grants: self.parts.grants.clone(),
+            now: self.parts.clock.now,
+            principal: caller.principal.clone(),
+            member: caller.member.clone(),
+            subject: caller.subject.clone(),
+            source_ip: trail.source,
+            session: trail.session.clone(),
+        }
     }
 
     async fn prove(
@@ -388,7 +407,7 @@ impl Gate {
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
-            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+            Method::OpenStream | Method::Listen if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
                 retry_after: Some(Duration::from_secs(1)),
                 ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
             }),
@@ -397,7 +416,20 @@ impl Gate {
                 let admission = self.parts.limits.admit(PrincipalKey::of(principal), &call.server, None);
                 admission.map(Some).map_err(|refusal| *refusal)
             }
-            Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
+            Method::Initialize
+            | Method::ToolsList
+            | Method::ToolsCall
+            | Method::ResourcesList
+            | Method::TemplatesList
+            | Method::ReadResource
+            | Method::Subscribe
+            | Method::Unsubscribe
+            | Method::PromptsList
+            | Method::GetPrompt
+            | Method::Complete
+            | Method::SetLevel
+            | Method::Listen
+            | Method::OpenStream => {
                 let admission = self
                     .parts
                     .limits
@@ -454,7 +486,7 @@ fn read(
     server: &ServerName,
     talk: &Talk,
     trail: &mut Trail,
-) -> Result<(Call, Option<Session>, Option<BroughtTask>), Refusal> {
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
@@ -470,7 +502,7 @@ fn read(
         body: Bytes::new(),
         arguments: None,
     };
-    let mut task = None;
+    let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
             trail.id = Some(request.id.clone());
@@ -489,25 +521,8 @@ fn read(
                 body: brought.body,
                 ..call
             };
-            if let Some(named) = &brought.task {
-                trail.tool = Some(named.tool.to_string());
-                call.target = talk::target(named);
-            }
-            task = brought.task;
-            if method == Method::ToolsCall {
-                let params = request.params.unwrap_or_default();
-                let name = params
-                    .name
-                    .ok_or_else(|| Refusal::with_detail(Reason::InvalidParams, "`name` is missing"))?;
-                let tool = crate::domain::ToolName::parse(&name).map_err(|_| Refusal::new(Reason::UnknownTool))?;
-                trail.tool = Some(tool.to_string());
-                trail.arguments.clone_from(&params.arguments);
-                call = Call {
-                    target: Target::Tool(tool),
-                    arguments: params.arguments,
-                    ..call
-                };
-            }
+            call = target::aim(call, request.params, &brought.tasks, trail)?;
+            tasks = brought.tasks;
         }
         Message::Notification(notification) => {
             trail.said_method = Some(fit_for_a_record(&notification.method));
@@ -538,7 +553,7 @@ fn read(
             };
         }
     }
-    Ok((call, session, task))
+    Ok((call, session, tasks))
 }
 
 fn without_body(
@@ -547,7 +562,7 @@ fn without_body(
     session: Option<Session>,
     server: &ServerName,
     trail: &mut Trail,
-) -> Result<(Call, Option<Session>, Option<BroughtTask>), Refusal> {
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     trail.method = Some(method);
     let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
         .map_err(|malformed| heard(malformed, trail))?;
@@ -565,7 +580,7 @@ fn without_body(
         body: Bytes::new(),
         arguments: None,
     };
-    Ok((call, session, None))
+    Ok((call, session, Vec::new()))
 }
 
 /// A server of one era cannot be asked in the other: the client is told so and falls back.

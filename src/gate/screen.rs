@@ -1,10 +1,10 @@
 //! The answer on its way back: lists shrunk to what the caller may call, session ids sealed, streams passed frame by frame.
 //! What a server says of itself (cookies, challenges, redirects) never got this far.
 
+use super::lens::Lens;
 use super::reply;
 use super::streams::{Guarded, Streams};
 use super::talk::Handing;
-use crate::decide::{Facts, could_permit};
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
 use crate::limits::Admission;
@@ -13,7 +13,6 @@ use crate::transport::{self, Body};
 use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +22,7 @@ pub struct Screen {
     era: Era,
     method: Method,
     handing: Handing,
-    /// Where a list can come: the pinned definition of every tool this caller could call. What is not in it is hidden.
-    shown: Option<HashMap<String, Arc<str>>>,
+    lens: Lens,
 }
 
 /// What a new session is sealed with.
@@ -45,16 +43,13 @@ pub struct Open {
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, handing: Handing, facts: &Facts<'_>) -> Self {
-        // A stream that is resumed plays answers again, also that to a list.
-        let lists = matches!(call.method, Method::ToolsList | Method::OpenStream);
-        let shown = lists.then(|| shown(&call.server, facts));
+    pub fn of(call: &Call, handing: Handing, lens: Lens) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
             handing,
-            shown,
+            lens,
         }
     }
 
@@ -91,18 +86,14 @@ impl Screen {
             .handing
             .hand_out(body, said)
             .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
-        match &self.shown {
-            None => Ok(handed),
-            Some(shown) => mcp::filter_tools(&handed, &mut |name| shown.get(name).cloned(), self.era)
-                .map_err(|_| Refusal::with_detail(Reason::UpstreamBroken, "its list of tools cannot be read")),
-        }
+        self.lens.answer(handed)
     }
 
     fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
         let (enrolled, cut) = open.streams.enrol(open.ticket);
         frames.cut_by(cut);
         // The server's own stream stays open for hours; only its opening counts.
-        let admission = admission.filter(|_| self.method != Method::OpenStream);
+        let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
         let headers = response.headers_mut();
@@ -124,6 +115,7 @@ impl Screen {
             None | Some(AnswerKind::Error { .. } | AnswerKind::Malformed(_)) => Some(frame.raw),
             Some(AnswerKind::Result { .. }) => Some(self.answered(frame, &said)),
             Some(AnswerKind::NotOurs) => self.replayed(frame, &said),
+            Some(AnswerKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
             Some(AnswerKind::ServerRequest | AnswerKind::ServerNotification) => self.handed(frame, &said),
         }
     }
@@ -139,14 +131,13 @@ impl Screen {
 
     /// An answer to an earlier request. If it holds what cannot be passed on, it is left out.
     fn replayed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
-        let shown = self.shown.as_ref()?;
         let data = frame.data.take()?;
         let handed = self.handing.hand_out(data.clone(), said)?;
-        match mcp::filter_listed(&handed, &mut |name| shown.get(name).cloned(), self.era) {
+        match self.lens.replayed(&handed) {
             Ok(None) if handed == data => Some(frame.raw),
             Ok(None) => Some(replace_data(&frame, &handed)),
             Ok(Some(body)) => Some(replace_data(&frame, &body)),
-            Err(_) => None,
+            Err(()) => None,
         }
     }
 
@@ -176,13 +167,6 @@ impl Screen {
         }
         response
     }
-}
-
-fn shown(server: &ServerName, facts: &Facts<'_>) -> HashMap<String, Arc<str>> {
-    let callable = facts.snapshot.tools(server).filter(|tool| could_permit(server, tool, facts));
-    callable
-        .map(|tool| (tool.entry().name.to_string(), tool.entry().definition.clone()))
-        .collect()
 }
 
 fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {

@@ -2,7 +2,7 @@
 //! ids, and what the server asks of the client. The caller gets handles and brings them back; whatever else it brings is
 //! unknown. Both ways the rest of a message stays byte for byte.
 
-use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, ToolName};
+use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, ToolName};
 use crate::mcp::{self, Params, Place, Said, Token, splice};
 use crate::upstream::{Handed, Holder, SessionKeys};
 use bytes::Bytes;
@@ -36,8 +36,8 @@ pub struct Talk {
 /// What a message says once everything that was handed out is the server's own again.
 pub struct Brought {
     pub body: Bytes,
-    /// The task that it names.
-    pub task: Option<BroughtTask>,
+    /// The tasks that it names.
+    pub tasks: Vec<BroughtTask>,
 }
 
 pub struct BroughtTask {
@@ -99,7 +99,7 @@ impl Talk {
     pub fn bring(&self, body: &Bytes, params: Option<&Params>, method: Method, era: Era) -> Result<Brought, Refusal> {
         let none = |body: &Bytes| Brought {
             body: body.clone(),
-            task: None,
+            tasks: Vec::new(),
         };
         let Some(params) = params else { return Ok(none(body)) };
         let mut edits = Vec::new();
@@ -108,10 +108,10 @@ impl Talk {
             edits.push((cursor.at, self.taken(handed, cursor, Reason::UnknownCursor)?.text));
         }
         self.bring_input(params, method, era, &mut edits)?;
-        let task = match is_of_task(method) {
-            true => Some(self.bring_task(params, &mut edits)?),
-            false => None,
-        };
+        let named = params.task_id.as_ref().filter(|_| is_of_task(method));
+        let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
+        let tasks = named.into_iter().chain(listened).map(|task| self.bring_task(task, &mut edits));
+        let tasks = tasks.collect::<Result<_, _>>()?;
         let meta = params.meta.as_ref();
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {
             edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownTask)?.text));
@@ -127,7 +127,7 @@ impl Talk {
         }
         Ok(Brought {
             body: splice(body, edits),
-            task,
+            tasks,
         })
     }
 
@@ -157,9 +157,7 @@ impl Talk {
         }
     }
 
-    fn bring_task(&self, params: &Params, edits: &mut Vec<(Place, String)>) -> Result<BroughtTask, Refusal> {
-        let missing = || Refusal::with_detail(Reason::InvalidParams, "`taskId` is missing");
-        let named = params.task_id.as_ref().ok_or_else(missing)?;
+    fn bring_task(&self, named: &Token, edits: &mut Vec<(Place, String)>) -> Result<BroughtTask, Refusal> {
         let returned = self.taken(Handed::Task, named, Reason::UnknownTask)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
         let task = BroughtTask {
@@ -228,14 +226,13 @@ impl Drop for Claim {
 
 impl Handing {
     /// For the answer to a call, and for what comes with it.
-    pub fn of(talk: Talk, call: &Call, task: Option<BroughtTask>) -> Self {
-        let tool = call.tool().map(ToString::to_string).unwrap_or_default();
+    pub fn of(talk: Talk, call: &Call, tasks: Vec<BroughtTask>) -> Self {
         Self {
             talk,
             method: call.method,
-            target: tool.clone(),
-            tool,
-            named: task.into_iter().map(|task| (task.text, task.handle)).collect(),
+            target: call.target.to_string(),
+            tool: call.tool().map(ToString::to_string).unwrap_or_default(),
+            named: tasks.into_iter().map(|task| (task.text, task.handle)).collect(),
         }
     }
 
@@ -295,17 +292,15 @@ impl Handing {
     }
 }
 
-/// The target of a call that names a task.
-pub fn target(task: &BroughtTask) -> Target {
-    Target::Task(task.tool.clone(), task.id.clone())
-}
-
 const fn is_list(method: Method) -> bool {
-    matches!(method, Method::ToolsList)
+    matches!(
+        method,
+        Method::ToolsList | Method::ResourcesList | Method::TemplatesList | Method::PromptsList
+    )
 }
 
 const fn takes_input(method: Method) -> bool {
-    matches!(method, Method::ToolsCall)
+    matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
 }
 
 const fn is_of_task(method: Method) -> bool {

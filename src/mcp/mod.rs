@@ -8,6 +8,8 @@ mod heads;
 mod json;
 mod lists;
 mod names;
+mod notices;
+mod params;
 mod prune;
 mod read;
 mod said;
@@ -22,7 +24,9 @@ pub use heads::{
     mirrored, notification, read_heads,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::{filter_listed, filter_tools};
+pub use lists::{Keep, Listed, Shown, filter_list, filter_listed, made_private};
+pub use notices::{Notice, notice};
+pub use params::{Completion, Reference, completion, listened};
 pub use prune::prune;
 pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
 pub use said::{Ask, ResultType, Said, Wish, said};

@@ -2,6 +2,7 @@
 //! The bytes are kept as they are: what is judged is what is sent.
 
 use super::json::{Bounds, Fault, Fields, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
+use super::params;
 use super::splice::Place;
 use crate::domain::{MessageId, Reason};
 use bytes::Bytes;
@@ -66,6 +67,14 @@ pub struct Params {
     pub as_task: bool,
     /// What `initialize` says the client can do.
     pub capabilities: Option<Place>,
+    /// `ref`, `argument` and `context` of a completion, as they stand in the body.
+    pub reference: Option<Bytes>,
+    pub argument: Option<Bytes>,
+    pub context: Option<Bytes>,
+    /// What a stream is asked to tell of.
+    pub notifications: Option<Bytes>,
+    /// The tasks among it.
+    pub listened_tasks: Vec<Token>,
     /// The request that a `notifications/cancelled` means.
     pub request_id: Option<MessageId>,
     pub meta: Option<Meta>,
@@ -116,8 +125,7 @@ impl Request {
 
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
 
-/// The first six are all that `tools/call` may have.
-const PARAMS: [&str; 13] = [
+const PARAMS: [&str; 17] = [
     "name",
     "arguments",
     "_meta",
@@ -130,9 +138,12 @@ const PARAMS: [&str; 13] = [
     "taskId",
     "requestId",
     "ref",
+    "argument",
+    "context",
+    "level",
+    "notifications",
     "capabilities",
 ];
-const CALL_PARAMS: usize = 6;
 
 const META: [&str; 8] = [
     "io.modelcontextprotocol/protocolVersion",
@@ -183,10 +194,11 @@ impl Seen {
 
 /// Where things stand in `params`, before it is known what they mean.
 struct Inside {
-    fields: Fields<13>,
+    fields: Fields<17>,
     stranger: Option<String>,
     meta: Option<Fields<8>>,
     related_task: Option<Span>,
+    listened_tasks: Vec<Span>,
 }
 
 fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, Fault> {
@@ -239,7 +251,11 @@ fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, 
 fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
     let start = scan.here();
     let (mut fields_of_meta, mut related_task) = (None, None);
+    let mut listened_tasks = Vec::new();
     let fields = scan.fields(depth, &PARAMS, |scan, index, depth| {
+        if PARAMS[index] == "notifications" && scan.peek() == Some(b'{') {
+            return listened(scan, depth, &mut listened_tasks);
+        }
         if PARAMS[index] != "_meta" {
             return scan.value(depth);
         }
@@ -254,8 +270,26 @@ fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
         stranger,
         meta: fields_of_meta,
         related_task,
+        listened_tasks,
     };
     Ok((span, inside))
+}
+
+/// What a stream is asked to tell of, and the tasks among it.
+fn listened(scan: &mut Scan<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<Span, Fault> {
+    let start = scan.here();
+    scan.fields(depth, &["taskIds"], |scan, _, depth| {
+        if scan.peek() != Some(b'[') {
+            return Err(bad_params("`taskIds` is not an array"));
+        }
+        let start = scan.here();
+        scan.array(depth, &mut |scan, depth| {
+            tasks.push(scan.value(depth)?);
+            Ok(())
+        })?;
+        Ok(scan.since(start, Kind::Array))
+    })?;
+    Ok(scan.since(start, Kind::Object))
 }
 
 /// `_meta`, if it is an object, with the id of the task it relates to.
@@ -300,8 +334,10 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, relat
         return Err(invalid(format!("{} needs an id", quoted(&method))));
     }
     let params = match (params, inside) {
-        (None, _) if method == "tools/call" => return Err(bad_params("`name` is missing")),
-        (None, _) => None,
+        (None, _) => match params::needed(&method).first() {
+            Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
+            None => None,
+        },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
         (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
     };
@@ -356,24 +392,31 @@ impl Params {
             uri,
             task_id,
             request_id,
-            _,
+            reference,
+            argument,
+            context,
+            level,
+            notifications,
             capabilities,
         ] = spans;
         let name = text(body, "name", name)?;
-        if method == "tools/call" {
-            only_call_params(&spans, inside.stranger)?;
-            if name.is_none() {
-                return Err(bad_params("`name` is missing"));
-            }
-        }
+        only_known(method, &spans, inside.stranger)?;
+        text(body, "level", level)?;
+        let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         let capabilities = match method {
             "initialize" => object("capabilities", capabilities)?.map(Place::from),
             _ => None,
         };
+        let listened = inside.listened_tasks.into_iter().map(|span| token(body, "taskIds", Some(span)));
+        let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
         object("_meta", meta)?;
         Ok(Self {
             name,
-            arguments: object("arguments", arguments)?.map(|span| body.slice(span.range())),
+            arguments: piece("arguments", arguments)?,
+            reference: piece("ref", reference)?,
+            argument: piece("argument", argument)?,
+            context: piece("context", context)?,
+            notifications: piece("notifications", notifications)?,
             protocol_version: text(body, "protocolVersion", version)?,
             cursor: token(body, "cursor", cursor)?,
             uri: text(body, "uri", uri)?,
@@ -382,6 +425,7 @@ impl Params {
             input_responses: object("inputResponses", responses)?.is_some(),
             as_task: object("task", task)?.is_some(),
             capabilities,
+            listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
             meta: inside
                 .meta
@@ -403,15 +447,28 @@ impl Meta {
     }
 }
 
-fn only_call_params(spans: &[Option<Span>; 13], stranger: Option<String>) -> Result<(), Fault> {
-    let known = PARAMS.iter().zip(spans).skip(CALL_PARAMS);
-    let known = known.filter(|(_, span)| span.is_some()).map(|(name, _)| (*name).to_owned());
-    match stranger.or_else(|| known.into_iter().next()) {
+/// Nothing beside what the method takes, and all that it needs.
+fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>) -> Result<(), Fault> {
+    let given = || {
+        PARAMS
+            .iter()
+            .zip(spans)
+            .filter(|(_, span)| span.is_some())
+            .map(|(name, _)| *name)
+    };
+    if let Some(allowed) = params::allowed(method) {
+        let unasked = given().find(|name| !allowed.contains(name)).map(str::to_owned);
+        if let Some(name) = stranger.or(unasked) {
+            let detail = format!("{} does not belong into the parameters of `{method}`", quoted(&name));
+            return Err(bad_params(detail));
+        }
+    }
+    match params::needed(method)
+        .iter()
+        .find(|needed| !given().any(|name| name == **needed))
+    {
+        Some(missing) => Err(bad_params(format!("`{missing}` is missing"))),
         None => Ok(()),
-        Some(name) => Err(bad_params(format!(
-            "{} does not belong into the parameters of `tools/call`",
-            quoted(&name)
-        ))),
     }
 }
 

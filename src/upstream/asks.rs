@@ -43,7 +43,7 @@ pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: Clie
 
 /// Which requests a client may be asked to repeat with more.
 const fn takes_input(method: Method) -> bool {
-    matches!(method, Method::ToolsCall)
+    matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
 }
 
 /// A server's word, fit for a record or a sentence.

@@ -7,7 +7,7 @@ use super::keys::UpstreamSessionId;
 use super::outcome::Open;
 use super::server::Upstream;
 use super::stream::{Expected, Frames, said};
-use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion, Target};
+use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
 use crate::mcp::{self, AnswerKind, Said, answer_kind, readdress};
 use bytes::Bytes;
@@ -58,7 +58,11 @@ impl Upstream {
         let fields = fields(cleared.call(), &heads);
         let (call, ticket) = cleared.into_sending();
         let mut outcome = Open::new(Some(ticket));
-        match self.exchange(&http_method(call.method), &fields, &call.body).await {
+        let client = match call.method.is_stream() {
+            true => &self.streams,
+            false => &self.client,
+        };
+        match self.exchange(client, &http_method(call.method), &fields, &call.body).await {
             Ok(response) => {
                 let session = heads.session.as_ref();
                 self.answer(response, &call, session, outcome).await
@@ -111,7 +115,7 @@ impl Upstream {
             asks: self.asks,
             refusals,
             max_event: self.patience.max_event,
-            idle: call.id.is_some().then_some(self.patience.idle),
+            idle: (!call.method.is_stream()).then_some(self.patience.idle),
         };
         Frames::new(response.into_body(), expected, outcome)
     }
@@ -284,6 +288,16 @@ const fn http_method(method: Method) -> http::Method {
         | Method::Discover
         | Method::ToolsList
         | Method::ToolsCall
+        | Method::ResourcesList
+        | Method::TemplatesList
+        | Method::ReadResource
+        | Method::Subscribe
+        | Method::Unsubscribe
+        | Method::PromptsList
+        | Method::GetPrompt
+        | Method::Complete
+        | Method::SetLevel
+        | Method::Listen
         | Method::Notification
         | Method::Answer
         | Method::TasksGet
@@ -295,12 +309,9 @@ const fn http_method(method: Method) -> http::Method {
 
 /// The MCP fields of this call, written from what was judged.
 fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
-    let name = match &call.target {
-        Target::Server => None,
-        Target::Tool(tool) => Some(tool.as_str()),
-        Target::Task(_, id) => Some(id.as_str()),
-    };
-    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, name).into_iter().collect();
+    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.mirrored_name())
+        .into_iter()
+        .collect();
     let of_arguments = heads
         .params
         .iter()
