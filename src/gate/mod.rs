@@ -329,6 +329,7 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
+                of_ware: trail.method.is_some_and(Method::is_of_ware),
                 unseen: trail.unseen,
             },
         )

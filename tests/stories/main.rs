@@ -20,6 +20,7 @@ mod real_clients;
 mod revocation;
 mod streams;
 mod verdicts;
+mod wares;
 
 use support::upstream::Upstream;
 use support::world::World;
@@ -51,4 +52,5 @@ const STORIES: &[&str] = &[
     include_str!("revocation.rs"),
     include_str!("streams.rs"),
     include_str!("verdicts.rs"),
+    include_str!("wares.rs"),
 ];

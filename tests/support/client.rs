@@ -131,8 +131,10 @@ impl Client {
         if self.version == MODERN {
             let mirrored = |text: &Value| HeaderValue::from_str(text.as_str().unwrap_or_default()).unwrap();
             headers.insert("mcp-method", mirrored(&message["method"]));
-            if message["method"] == "tools/call" {
-                headers.insert("mcp-name", mirrored(&message["params"]["name"]));
+            match message["method"].as_str() {
+                Some("tools/call" | "prompts/get") => drop(headers.insert("mcp-name", mirrored(&message["params"]["name"]))),
+                Some("resources/read") => drop(headers.insert("mcp-name", mirrored(&message["params"]["uri"]))),
+                _ => (),
             }
         }
         self.send("POST", headers, message.to_string().into()).await
