@@ -9,6 +9,7 @@ mod support;
 mod attacks;
 mod conversation;
 mod errors;
+mod handles;
 mod identity;
 mod isolation;
 mod journal;
@@ -42,6 +43,7 @@ async fn ana(world: &mut World) -> String {
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
     include_str!("conversation.rs"),
+    include_str!("handles.rs"),
     include_str!("identity.rs"),
     include_str!("isolation.rs"),
     include_str!("journal.rs"),
