@@ -65,7 +65,9 @@ mod tests {
         type Error = BodyError;
 
         fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            self.0
+                .poll_recv(context)
+                .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
         }
     }
 
@@ -92,7 +94,11 @@ mod tests {
             say
         });
         for _ in 0..4 {
-            assert_eq!(next(&mut body).await.as_ref(), Some(&event), "nothing between events ten seconds apart");
+            assert_eq!(
+                next(&mut body).await.as_ref(),
+                Some(&event),
+                "nothing between events ten seconds apart"
+            );
         }
         let say = told.await.unwrap();
         let silent = Instant::now();

@@ -20,6 +20,7 @@ mod protocol;
 mod real_clients;
 mod revocation;
 mod streams;
+mod tasks;
 mod verdicts;
 
 use support::upstream::Upstream;
@@ -52,5 +53,6 @@ const STORIES: &[&str] = &[
     include_str!("protocol.rs"),
     include_str!("revocation.rs"),
     include_str!("streams.rs"),
+    include_str!("tasks.rs"),
     include_str!("verdicts.rs"),
 ];
