@@ -9,6 +9,7 @@ mod bodies;
 mod caller;
 mod lens;
 mod metadata;
+mod mirror;
 mod noise;
 mod redact;
 mod reply;
@@ -208,6 +209,8 @@ impl Gate {
                 return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
+        let params = mirror::fields(permit.call(), &head.headers, &snapshot)
+            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
             .admit(&permit, &caller.principal)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
@@ -228,7 +231,7 @@ impl Gate {
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
             last_event_id: heads.last_event_id.map(str::to_owned),
-            ..ForwardHeads::default()
+            params,
         };
         let answer = upstream.forward(cleared, forward).await.inspect_err(|failed| {
             let cause = failed.cause.as_deref().unwrap_or_default();
@@ -328,6 +331,7 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
+                of_ware: trail.method.is_some_and(Method::is_of_ware),
                 unseen: trail.unseen,
             },
         )

@@ -19,6 +19,8 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
+    /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
+    pub of_ware: bool,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -157,6 +159,7 @@ const fn row(reason: Reason) -> Row {
             Some("ask the operator for the scopes named"),
         ),
         R::UnknownTool => (200, -32602, "unknown tool", Some("list the tools again")),
+        R::UnknownTarget => (200, -32602, "there is nothing of this name", None),
         R::ToolNotApproved => (
             200,
             4034,
@@ -221,7 +224,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         refusal.reason,
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
-    if let (true, Denials::ToolResult, Some(id)) = (by_policy, to.denials, to.id) {
+    if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware, to.id) {
         let text = format!("Refused: {}.", sentence(&row, refusal));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
@@ -229,7 +232,11 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     }
     if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
         let denials = Denials::Error;
-        return refuse(&Reason::UnknownTool.into(), &Listener { denials, ..*to });
+        let unknown = match to.of_ware {
+            true => Reason::UnknownTarget,
+            false => Reason::UnknownTool,
+        };
+        return refuse(&unknown.into(), &Listener { denials, ..*to });
     }
     let body = mcp::error(
         to.id,
@@ -275,6 +282,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
+        of_ware: false,
         unseen: false,
     };
     mcp::error(
@@ -389,6 +397,7 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
+            of_ware: false,
             unseen: false,
         }
     }

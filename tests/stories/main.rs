@@ -22,6 +22,7 @@ mod revocation;
 mod streams;
 mod tasks;
 mod verdicts;
+mod wares;
 
 use support::upstream::Upstream;
 use support::world::World;
@@ -55,4 +56,5 @@ const STORIES: &[&str] = &[
     include_str!("streams.rs"),
     include_str!("tasks.rs"),
     include_str!("verdicts.rs"),
+    include_str!("wares.rs"),
 ];

@@ -30,6 +30,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::DefinitionChanged, "a_changed_tool_definition_is_refused_until_pinned"),
     (Reason::AuditUnavailable, "a_journal_that_cannot_write_refuses_every_call"),
     (Reason::CredentialRevoked, "tokens_issued_before_a_revocation_are_refused"),
+    (Reason::UnknownTarget, "a_refused_resource_is_told_as_the_operator_wants"),
 ];
 
 /// Reasons nobody can bring about from outside, and why.
