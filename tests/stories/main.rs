@@ -18,6 +18,7 @@ mod limits;
 mod matrix;
 mod protocol;
 mod real_clients;
+mod replicas;
 mod revocation;
 mod streams;
 mod tasks;
@@ -52,6 +53,7 @@ const STORIES: &[&str] = &[
     include_str!("lifecycle.rs"),
     include_str!("limits.rs"),
     include_str!("protocol.rs"),
+    include_str!("replicas.rs"),
     include_str!("revocation.rs"),
     include_str!("streams.rs"),
     include_str!("tasks.rs"),
