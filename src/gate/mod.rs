@@ -4,6 +4,7 @@
 //! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
 //! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
 
+mod alive;
 mod bodies;
 mod caller;
 mod lens;
@@ -250,6 +251,7 @@ impl Gate {
             Open {
                 streams: self.streams.clone(),
                 ticket,
+                keep_alive: self.parts.site.keep_alive,
             },
         )
     }
