@@ -165,7 +165,7 @@ fn every_character_stands_in_a_string_as_the_grammar_says() {
             Accept
         };
         // a quote alone ends the string, and then something follows
-        cases.push((format!("\"a{char}b\"").into_bytes(), must));
+        cases.push((format!("\"a{char}c\"").into_bytes(), must));
     }
     held("character", cases);
 }
@@ -417,5 +417,5 @@ fn no_slip_of_a_byte_makes_it_more_lenient_than_another_strict_parser() {
             }
         }
     }
-    assert!(tried > 30_000 && taken > 1_000, "{tried} {taken}");
+    assert!(tried > 20_000 && taken > 1_000, "{tried} {taken}");
 }
