@@ -1,6 +1,6 @@
 //! The whole path of a call against a bare hyper+rustls passthrough made of the same crates, in one run.
 //!
-//! Both proxies stand before the same server and get the same load: 32 TLS connections, closed loop, `tools/call` with a
+//! Both proxies stand, on a core of their own, before the same server and get the same load: 32 TLS connections, closed loop, `tools/call` with a
 //! body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
 //! least values is the figure to quote. Absolute times depend on the machine. A last line tells what bringing the
 //! records of all these calls to the store costs beside it, on threads of its own.
@@ -297,7 +297,7 @@ struct Bare {
 impl Bare {
     fn start(scratch: &Path, server: SocketAddr) -> Self {
         let address = free_address();
-        let child = Command::new(std::env::current_exe().expect("this program"))
+        let child = on_core(0, std::env::current_exe().expect("this program"))
             .args(["--passthrough", &address.to_string(), &server.to_string()])
             .arg(scratch)
             .spawn()
@@ -420,7 +420,7 @@ allow_private_address = true
         let made = run(&config, &["key", "new", "--user", "bench@example.com", "--json"]);
         let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
         let key = made["key"].as_str().expect("a key").to_owned();
-        let child = Command::new(env!("CARGO_BIN_EXE_guardian"))
+        let child = on_core(0, env!("CARGO_BIN_EXE_guardian"))
             .args(["serve", "-c"])
             .arg(&config)
             .spawn()
@@ -517,6 +517,13 @@ fn client_tls(scratch: &Path) -> TlsConnector {
             .with_root_certificates(roots)
             .with_no_client_auth(),
     ))
+}
+
+/// The proxies have one core, the load and the server the other, so that neither takes time from the other.
+fn on_core(core: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &core.to_string()]).arg(program);
+    command
 }
 
 fn free_address() -> SocketAddr {

@@ -145,8 +145,8 @@ impl Gate {
         } else {
             self.parts.site.max_body.min(STRANGERS_BODY)
         };
-        let who = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
-        let body = self.bodies.read(body, most, self.parts.site.body_timeout, who).await;
+        let counted = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
+        let body = self.bodies.read(body, most, self.parts.site.body_timeout, counted).await;
         let principal = match proved {
             Ok(principal) => principal,
             Err(reason) => {
@@ -198,7 +198,7 @@ impl Gate {
             }
         };
         let admission = self
-            .admit(&permit, &caller.principal)
+            .admit(&permit, &caller.principal, counted)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let screen = Screen::of(permit.call(), &facts);
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
@@ -248,7 +248,7 @@ impl Gate {
     }
 
     /// Durable before anything is sent; if it cannot be written, nothing is.
-    async fn record(&self, permit: Permit, decision: Decision, trail: &mut Trail) -> Result<Cleared, Refusal> {
+    async fn record(&self, permit: Permit, decision: Box<Decision>, trail: &mut Trail) -> Result<Cleared, Refusal> {
         match self.parts.journal.open(permit, decision).await {
             Ok(cleared) => {
                 trail.recorded = true;
@@ -319,7 +319,7 @@ impl Gate {
         );
         self.parts
             .journal
-            .append(Event::Decision(Box::new(decision)))
+            .append(Event::Decision(decision))
             .await
             .map(|_| true)
             .map_err(|sealed| {
@@ -373,7 +373,7 @@ impl Gate {
     }
 
     /// Counted last, so that a call refused for another reason consumes nothing.
-    fn admit(&self, permit: &Permit, principal: &Principal) -> Result<Option<Admission>, Refusal> {
+    fn admit(&self, permit: &Permit, principal: &Principal, counted: Option<PrincipalKey>) -> Result<Option<Admission>, Refusal> {
         let call = permit.call();
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
@@ -383,10 +383,8 @@ impl Gate {
                 ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
             }),
             Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
-                let admission = self
-                    .parts
-                    .limits
-                    .admit(PrincipalKey::of(principal), &call.server, call.tool());
+                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
+                let admission = self.parts.limits.admit(counted, &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
             }
         }

@@ -68,11 +68,11 @@ impl Trail {
     }
 
     /// What was permitted and why is for the journal to fill in: it has the permit.
-    pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Decision {
+    pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Box<Decision> {
         self.decision(environment, Decided::Allow, "permitted", arguments)
     }
 
-    pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Decision {
+    pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Box<Decision> {
         let mut decision = self.decision(environment, Decided::Deny, refusal.reason.code(), arguments);
         decision.detail = refusal.detail.clone();
         decision.errors = refusal.errors.clone();
@@ -86,8 +86,8 @@ impl Trail {
         decision
     }
 
-    fn decision(&self, environment: &EnvironmentName, decision: Decided, reason: &str, args: Option<String>) -> Decision {
-        Decision {
+    fn decision(&self, environment: &EnvironmentName, decision: Decided, reason: &str, args: Option<String>) -> Box<Decision> {
+        Box::new(Decision {
             at: self.at,
             environment: environment.clone(),
             request: self.request,
@@ -111,7 +111,7 @@ impl Trail {
             trace: self.trace.clone(),
             era: self.method.map(|_| self.era),
             took_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-        }
+        })
     }
 
     fn who(&self, principal: &Principal) -> Who {

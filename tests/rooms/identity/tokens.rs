@@ -326,7 +326,7 @@ async fn of_cloudflare_access_only_its_application_assertions_count() {
                 text: token,
                 assertion: true,
             },
-            nobody,
+            None,
             RESOURCE,
             at(0),
         ))
