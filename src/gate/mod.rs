@@ -285,10 +285,9 @@ impl Gate {
             server = trail.server.as_ref().map_or("", ServerName::as_str), "refused"
         );
         let metadata = self.parts.site.metadata_url(trail.server.as_ref());
-        let denials = trail
-            .server
-            .as_ref()
-            .and_then(|server| self.parts.denials.get(server).copied());
+        let server = trail.server.as_ref();
+        let denials = server.and_then(|server| self.parts.denials.get(server).copied());
+        let eras = server.and_then(|server| self.parts.upstreams.get(server));
         reply::refuse(
             refusal,
             &Listener {
@@ -297,6 +296,7 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
+                eras: eras.map_or(Eras::Unknown, Upstream::eras),
                 unseen: trail.unseen,
             },
         )

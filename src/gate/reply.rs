@@ -6,6 +6,7 @@ use crate::config::Denials;
 use crate::domain::{Era, MessageId, Reason, Refusal, RequestId};
 use crate::mcp;
 use crate::transport::{self, Body};
+use crate::upstream::Eras;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -19,6 +20,8 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
+    /// What the server speaks, so that no client is told of a version that it would be refused.
+    pub eras: Eras,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -212,7 +215,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
     if let (true, Denials::ToolResult, Some(id)) = (by_policy, to.denials, to.id) {
-        let text = format!("Refused: {}.", sentence(&row, refusal));
+        let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
         return json(StatusCode::OK, mcp::result(id, result));
@@ -265,6 +268,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
+        eras: Eras::Unknown,
         unseen: false,
     };
     mcp::error(
@@ -321,6 +325,7 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
         let supported: Vec<_> = crate::domain::ProtocolVersion::ALL
             .iter()
             .rev()
+            .filter(|version| !to.eras.lack(version.era()))
             .map(|version| version.as_str())
             .collect();
         data.insert("supported".to_owned(), supported.into());
@@ -379,6 +384,7 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
+            eras: Eras::Unknown,
             unseen: false,
         }
     }
@@ -402,6 +408,28 @@ mod tests {
         assert_eq!(response.status(), 403);
         let challenge = response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap();
         assert!(challenge.contains("scope=\"a b\""), "{challenge}");
+    }
+
+    #[test]
+    fn a_refused_version_is_answered_with_those_that_the_server_speaks() {
+        let supported = |eras| {
+            let to = Listener {
+                eras,
+                ..to(Era::Modern, Denials::Error)
+            };
+            data(
+                &row(Reason::UnsupportedVersion),
+                &Refusal::new(Reason::UnsupportedVersion),
+                &to,
+            )["supported"]
+                .clone()
+        };
+        assert_eq!(supported(Eras::Modern), json!(["2026-07-28"]));
+        assert_eq!(
+            supported(Eras::Legacy),
+            json!(["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"])
+        );
+        assert_eq!(supported(Eras::Both), supported(Eras::Unknown));
     }
 
     #[test]

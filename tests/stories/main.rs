@@ -7,6 +7,7 @@
 mod support;
 
 mod attacks;
+mod clients;
 mod errors;
 mod identity;
 mod isolation;

@@ -11,6 +11,7 @@ pub mod http;
 pub mod issuer;
 pub mod ports;
 pub mod postgres;
+pub mod real;
 pub mod server;
 pub mod stores;
 pub mod upstream;

@@ -56,6 +56,7 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Eras {
     Legacy,
+    Modern,
     Both,
 }
 
@@ -86,6 +87,10 @@ impl Upstream {
 
     pub async fn legacy() -> Upstream {
         Self::begin(Eras::Legacy, None, 0).await
+    }
+
+    pub async fn modern() -> Upstream {
+        Self::begin(Eras::Modern, None, 0).await
     }
 
     pub async fn with_tls(authority: &Authority) -> Upstream {
@@ -151,6 +156,11 @@ impl Upstream {
     /// Lets one more event of `slow`, or one held answer, go out.
     pub fn step(&self) {
         self.state.steps.add_permits(1);
+    }
+
+    /// Ends all sessions, as a restart would.
+    pub fn forget_sessions(&self) {
+        self.state.sessions.lock().unwrap().clear();
     }
 
     /// Offers another description of a tool than before.
@@ -255,6 +265,9 @@ impl State {
         let modern = received.message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"].is_string();
         if modern && self.eras == Eras::Legacy {
             return error(400, &id, -32600, "no session");
+        }
+        if !modern && self.eras == Eras::Modern {
+            return error(400, &id, -32022, "only 2026-07-28 is spoken here");
         }
         if !modern && received.method() != "initialize" && !self.knows_session(received) {
             return error(404, &id, -32001, "session not found");
@@ -453,7 +466,7 @@ fn discovery() -> Value {
     json!({
         "supportedVersions": ["2026-07-28"],
         "capabilities": { "tools": {} },
-        "serverInfo": server_info(),
+        "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
         "ttlMs": 60_000,
         "cacheScope": "public",
     })
