@@ -174,6 +174,13 @@ impl Tale {
             json!({ "text": "hello" }),
         )
         .await;
+        self.lose_the_sessions().await;
+        self.calls(
+            "comes back when Guardian knows its session no more",
+            "echo",
+            json!({ "text": "hello" }),
+        )
+        .await;
         self.revoke_the_key().await;
         let seen = self.client.call("echo", json!({ "text": "hello" })).await;
         self.say("calls with a key that was revoked", &seen);
@@ -215,6 +222,13 @@ impl Tale {
         if !alive {
             self.connect("files", &self.key.clone()).await;
         }
+    }
+
+    /// Guardian starts again without the keys that its sessions are sealed with.
+    async fn lose_the_sessions(&mut self) {
+        self.world.kill();
+        std::fs::remove_file(self.world.file("data/session.keys")).unwrap();
+        self.world.start().await;
     }
 
     /// And waits until Guardian knows.

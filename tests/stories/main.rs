@@ -18,6 +18,7 @@ mod matrix;
 mod protocol;
 mod real_clients;
 mod revocation;
+mod signing_in;
 mod streams;
 mod verdicts;
 

@@ -3,6 +3,7 @@
 // Each story file uses its own part of this.
 #![allow(dead_code)]
 
+pub mod authorization;
 pub mod certificates;
 pub mod client;
 pub mod folder;
