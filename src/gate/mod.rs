@@ -440,6 +440,9 @@ fn read(
     trail: &mut Trail,
 ) -> Result<(Call, Option<Session>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    if let Message::Request(request) = &message {
+        trail.id = Some(request.id.clone());
+    }
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
     let negotiated = session.as_ref().map(|session| session.version);
@@ -456,7 +459,6 @@ fn read(
     };
     match message {
         Message::Request(request) => {
-            trail.id = Some(request.id.clone());
             trail.said_method = Some(fit_for_a_record(&request.method));
             trail.trace = request.trace().map(fit_for_a_record);
             let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -70,6 +71,8 @@ struct State {
     steps: Semaphore,
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
+    /// Sessions ever begun: no name is used twice.
+    begun: AtomicUsize,
     on_call: Mutex<Option<OnCall>>,
     /// What the server's own stream will give.
     own_stream: Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>,
@@ -106,6 +109,7 @@ impl Upstream {
             steps: Semaphore::new(0),
             tools: Mutex::new(tools()),
             sessions: Mutex::default(),
+            begun: AtomicUsize::new(0),
             on_call: Mutex::default(),
             own_stream: Mutex::default(),
         });
@@ -362,9 +366,8 @@ impl State {
         let version = if asked == "2026-07-28" { "2025-11-25" } else { asked };
         let capabilities = json!({ "tools": { "listChanged": true } });
         let offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
-        let mut sessions = self.sessions.lock().unwrap();
-        let session = format!("upstream-session-{}", sessions.len() + 1);
-        sessions.insert(session.clone());
+        let session = format!("upstream-session-{}", self.begun.fetch_add(1, Ordering::Relaxed) + 1);
+        self.sessions.lock().unwrap().insert(session.clone());
         with(result(&received.message["id"], offer, false), "mcp-session-id", &session)
     }
 
