@@ -296,6 +296,7 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
+                said_version: trail.said_version.as_deref(),
                 eras: eras.map_or(Eras::Unknown, Upstream::eras),
                 unseen: trail.unseen,
             },
@@ -460,6 +461,7 @@ fn read(
     match message {
         Message::Request(request) => {
             trail.said_method = Some(fit_for_a_record(&request.method));
+            trail.said_version = request.said_version().map(fit_for_a_record);
             trail.trace = request.trace().map(fit_for_a_record);
             let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
             trail.era = era;

@@ -20,6 +20,8 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
+    /// The protocol version asked for, to be told back when it is refused.
+    pub said_version: Option<&'a str>,
     /// What the server speaks, so that no client is told of a version that it would be refused.
     pub eras: Eras,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
@@ -268,6 +270,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
+        said_version: None,
         eras: Eras::Unknown,
         unseen: false,
     };
@@ -329,6 +332,9 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
             .map(|version| version.as_str())
             .collect();
         data.insert("supported".to_owned(), supported.into());
+        if let Some(requested) = to.said_version {
+            data.insert("requested".to_owned(), requested.into());
+        }
     }
     if let Some(record) = to.record {
         data.insert("record".to_owned(), record.to_string().into());
@@ -384,6 +390,7 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
+            said_version: None,
             eras: Eras::Unknown,
             unseen: false,
         }
@@ -411,25 +418,21 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_version_is_answered_with_those_that_the_server_speaks() {
-        let supported = |eras| {
+    fn a_refused_version_is_told_back_with_those_that_the_server_speaks() {
+        let refused = |eras| {
             let to = Listener {
+                said_version: Some("2030-01-01"),
                 eras,
                 ..to(Era::Modern, Denials::Error)
             };
-            data(
-                &row(Reason::UnsupportedVersion),
-                &Refusal::new(Reason::UnsupportedVersion),
-                &to,
-            )["supported"]
-                .clone()
+            let refusal = Refusal::new(Reason::UnsupportedVersion);
+            data(&row(refusal.reason), &refusal, &to)
         };
-        assert_eq!(supported(Eras::Modern), json!(["2026-07-28"]));
-        assert_eq!(
-            supported(Eras::Legacy),
-            json!(["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"])
-        );
-        assert_eq!(supported(Eras::Both), supported(Eras::Unknown));
+        assert_eq!(refused(Eras::Both)["requested"], "2030-01-01");
+        assert_eq!(refused(Eras::Modern)["supported"], json!(["2026-07-28"]));
+        let older = json!(["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]);
+        assert_eq!(refused(Eras::Legacy)["supported"], older);
+        assert_eq!(refused(Eras::Both), refused(Eras::Unknown));
     }
 
     #[test]
