@@ -1,11 +1,12 @@
 //! The whole path of a call against a bare hyper+rustls passthrough made of the same crates, in one run.
 //!
-//! Both proxies stand, on a core of their own, before the same server and get the same load: 32 TLS connections, closed loop, `tools/call` with a
-//! body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
+//! Both proxies stand before the same server, on a core that load and server leave to them, and get the same load: 32 TLS
+//! connections, closed loop, `tools/call` with a body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
 //! least values is the figure to quote. Absolute times depend on the machine. A last line tells what bringing the
 //! records of all these calls to the store costs beside it, on threads of its own.
 //!
-//! `cargo bench --bench path` prints the table; `--quick` as an argument runs short windows; `--limit R` fails above R.
+//! `cargo bench --profile dist --bench path` measures what ships; `--quick` as an argument runs short windows; `--limit R`
+//! fails above R.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -38,7 +39,22 @@ fn main() -> ExitCode {
             passthrough(&arguments[at + 1], &arguments[at + 2], Path::new(&arguments[at + 3]));
             ExitCode::SUCCESS
         }
+        None if !arguments.iter().any(|argument| argument == PINNED) => pinned(&arguments),
         None => compare(&arguments),
+    }
+}
+
+const PINNED: &str = "--pinned";
+
+/// The same once more, with load and server on a core that the proxies leave to them.
+fn pinned(arguments: &[String]) -> ExitCode {
+    let done = on_core(1, std::env::current_exe().expect("this program"))
+        .args(&arguments[1..])
+        .arg(PINNED)
+        .status();
+    match done.expect("`taskset` of util-linux is there").success() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
@@ -519,7 +535,6 @@ fn client_tls(scratch: &Path) -> TlsConnector {
     ))
 }
 
-/// The proxies have one core, the load and the server the other, so that neither takes time from the other.
 fn on_core(core: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", &core.to_string()]).arg(program);

@@ -77,9 +77,10 @@ pub struct Principal {
     pub assurance: Option<Arc<str>>,
     /// Roles that a configured claim of the token carries, beside those of `users.roles`.
     pub roles: Vec<RoleName>,
-    /// The API key used, and the scopes it narrows its owner's grants to (`None`: no narrowing).
+    /// The API key used.
     pub key: Option<KeyId>,
-    pub key_scopes: Option<Scopes>,
+    /// The scopes that the credential itself narrows its owner's grants to (`None`: no narrowing).
+    pub narrowed_to: Option<Scopes>,
     pub issued_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
 }

@@ -285,10 +285,9 @@ impl Gate {
             server = trail.server.as_ref().map_or("", ServerName::as_str), "refused"
         );
         let metadata = self.parts.site.metadata_url(trail.server.as_ref());
-        let denials = trail
-            .server
-            .as_ref()
-            .and_then(|server| self.parts.denials.get(server).copied());
+        let server = trail.server.as_ref();
+        let denials = server.and_then(|server| self.parts.denials.get(server).copied());
+        let eras = server.and_then(|server| self.parts.upstreams.get(server));
         reply::refuse(
             refusal,
             &Listener {
@@ -297,6 +296,8 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
+                said_version: trail.said_version.as_deref(),
+                eras: eras.map_or(Eras::Unknown, Upstream::eras),
                 unseen: trail.unseen,
             },
         )
@@ -438,6 +439,9 @@ fn read(
     trail: &mut Trail,
 ) -> Result<(Call, Option<Session>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    if let Message::Request(request) = &message {
+        trail.id = Some(request.id.clone());
+    }
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
     let negotiated = session.as_ref().map(|session| session.version);
@@ -454,8 +458,8 @@ fn read(
     };
     match message {
         Message::Request(request) => {
-            trail.id = Some(request.id.clone());
             trail.said_method = Some(fit_for_a_record(&request.method));
+            trail.said_version = request.said_version().map(fit_for_a_record);
             trail.trace = request.trace().map(fit_for_a_record);
             let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
             trail.era = era;

@@ -24,6 +24,8 @@ pub struct Trail {
     pub method: Option<Method>,
     /// What the message called its method, as far as that is fit for a record.
     pub said_method: Option<String>,
+    /// The protocol version that the message asks for, likewise.
+    pub said_version: Option<String>,
     pub tool: Option<String>,
     pub arguments: Option<Bytes>,
     pub session: Option<String>,
@@ -49,6 +51,7 @@ impl Trail {
             era: Era::Legacy,
             method: None,
             said_method: None,
+            said_version: None,
             tool: None,
             arguments: None,
             session: None,

@@ -224,7 +224,7 @@ pub(super) fn principal(member: &Member, key: &ApiKey, credential: &Digest) -> R
         assurance: None,
         roles: Vec::new(),
         key: Some(key.id.clone()),
-        key_scopes: (!key.scopes.is_empty()).then(|| key.scopes.clone()),
+        narrowed_to: (!key.scopes.is_empty()).then(|| key.scopes.clone()),
         issued_at: Some(key.created_at),
         expires_at: key.expires_at,
     })

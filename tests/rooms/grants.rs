@@ -408,7 +408,7 @@ fn principal(name: &str) -> Principal {
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: Some(Timestamp::from_secs(1)),
         expires_at: None,
     }

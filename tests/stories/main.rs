@@ -7,6 +7,7 @@
 mod support;
 
 mod attacks;
+mod clients;
 mod errors;
 mod identity;
 mod isolation;
@@ -17,6 +18,7 @@ mod matrix;
 mod protocol;
 mod real_clients;
 mod revocation;
+mod signing_in;
 mod streams;
 mod verdicts;
 

@@ -61,7 +61,7 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
         ("guardian", "guardian", "u-1")
     );
     assert_eq!(
-        (principal.key.as_ref(), principal.key_scopes.as_ref()),
+        (principal.key.as_ref(), principal.narrowed_to.as_ref()),
         (Some(&new.id), Some(&stored.scopes))
     );
     assert!(
@@ -78,7 +78,7 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
         scopes: Scopes::default(),
         ..stored.clone()
     }));
-    assert_eq!(prove(0).await.unwrap().key_scopes, None, "changed scopes count at once");
+    assert_eq!(prove(0).await.unwrap().narrowed_to, None, "changed scopes count at once");
     *store.lock().unwrap() = Some(with(ApiKey {
         revoked_at: Some(at(0)),
         ..stored.clone()
