@@ -6,6 +6,7 @@ use crate::config::Denials;
 use crate::domain::{Era, MessageId, Reason, Refusal, RequestId};
 use crate::mcp;
 use crate::transport::{self, Body};
+use crate::upstream::Eras;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -21,6 +22,10 @@ pub struct Listener<'a> {
     pub denials: Denials,
     /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
     pub of_ware: bool,
+    /// The protocol version asked for, to be told back when it is refused.
+    pub said_version: Option<&'a str>,
+    /// What the server speaks, so that no client is told of a version that it would be refused.
+    pub eras: Eras,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -231,7 +236,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
     if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware, to.id) {
-        let text = format!("Refused: {}.", sentence(&row, refusal));
+        let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
         return json(StatusCode::OK, mcp::result(id, result));
@@ -289,6 +294,8 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         metadata: "",
         denials: Denials::Error,
         of_ware: false,
+        said_version: None,
+        eras: Eras::Unknown,
         unseen: false,
     };
     mcp::error(
@@ -345,9 +352,13 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
         let supported: Vec<_> = crate::domain::ProtocolVersion::ALL
             .iter()
             .rev()
+            .filter(|version| !to.eras.lack(version.era()))
             .map(|version| version.as_str())
             .collect();
         data.insert("supported".to_owned(), supported.into());
+        if let Some(requested) = to.said_version {
+            data.insert("requested".to_owned(), requested.into());
+        }
     }
     if let Some(record) = to.record {
         data.insert("record".to_owned(), record.to_string().into());
@@ -404,6 +415,8 @@ mod tests {
             metadata: "https://g.example/.well-known/x",
             denials,
             of_ware: false,
+            said_version: None,
+            eras: Eras::Unknown,
             unseen: false,
         }
     }
@@ -427,6 +440,24 @@ mod tests {
         assert_eq!(response.status(), 403);
         let challenge = response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap();
         assert!(challenge.contains("scope=\"a b\""), "{challenge}");
+    }
+
+    #[test]
+    fn a_refused_version_is_told_back_with_those_that_the_server_speaks() {
+        let refused = |eras| {
+            let to = Listener {
+                said_version: Some("2030-01-01"),
+                eras,
+                ..to(Era::Modern, Denials::Error)
+            };
+            let refusal = Refusal::new(Reason::UnsupportedVersion);
+            data(&row(refusal.reason), &refusal, &to)
+        };
+        assert_eq!(refused(Eras::Both)["requested"], "2030-01-01");
+        assert_eq!(refused(Eras::Modern)["supported"], json!(["2026-07-28"]));
+        let older = json!(["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]);
+        assert_eq!(refused(Eras::Legacy)["supported"], older);
+        assert_eq!(refused(Eras::Both), refused(Eras::Unknown));
     }
 
     #[test]

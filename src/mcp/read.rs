@@ -117,6 +117,13 @@ impl Message {
 }
 
 impl Request {
+    /// The version that the message wants to be read in: of its `_meta`, or the one that `initialize` proposes.
+    pub fn said_version(&self) -> Option<&str> {
+        let params = self.params.as_ref()?;
+        let meta = params.meta.as_ref().and_then(|meta| meta.protocol_version.as_deref());
+        meta.or(params.protocol_version.as_deref())
+    }
+
     /// `traceparent` of `_meta`.
     pub fn trace(&self) -> Option<&str> {
         self.params.as_ref()?.meta.as_ref()?.traceparent.as_deref()

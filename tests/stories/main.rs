@@ -7,6 +7,7 @@
 mod support;
 
 mod attacks;
+mod clients;
 mod conversation;
 mod errors;
 mod handles;
@@ -20,6 +21,7 @@ mod protocol;
 mod real_clients;
 mod replicas;
 mod revocation;
+mod signing_in;
 mod streams;
 mod tasks;
 mod verdicts;
