@@ -27,7 +27,7 @@ pub use json::{Bounds, Malformed, check};
 pub use lists::{Keep, Listed, Shown, filter_list, filter_listed, made_private};
 pub use notices::{Notice, notice};
 pub use params::{Completion, Reference, completion, listened};
-pub use prune::prune;
+pub use prune::{prune, without};
 pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
 pub use said::{Ask, ResultType, Said, Wish, said};
 pub use sentinel::{decode_sentinel, encode_sentinel};

@@ -24,6 +24,10 @@ pub struct Said {
     pub cancels: Option<Place>,
     /// What is asked of the client: by the message itself, or by the requests in it.
     pub asks: Vec<Ask>,
+    /// An error that wants the user to open a URL first.
+    pub wants_url: bool,
+    /// What a server says of its tasks when it introduces itself.
+    pub tasks_offered: Option<Place>,
 }
 
 /// One request to the client.
@@ -66,6 +70,8 @@ const LISTS: [(&str, &str); 4] = [
     ("resources", "resources/list"),
     ("resourceTemplates", "resources/templates/list"),
 ];
+/// The error of the old era that asks for an elicitation without a request.
+const URL_WANTED: &str = "-32042";
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 struct Reader<'a> {
@@ -91,6 +97,7 @@ impl Reader<'_> {
             |scan, index, depth| match (index, scan.peek()) {
                 (3, Some(b'{')) => self.params(scan, depth, &mut manner),
                 (4, Some(b'{')) => self.result(scan, depth),
+                (5, Some(b'{')) => self.error(scan, depth),
                 _ => scan.value(depth),
             },
         )?;
@@ -116,7 +123,8 @@ impl Reader<'_> {
     }
 
     fn result(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
-        const MEMBERS: [&str; 11] = [
+        const MEMBERS: [&str; 12] = [
+            "capabilities",
             "resultType",
             "requestState",
             "nextCursor",
@@ -134,9 +142,10 @@ impl Reader<'_> {
             ("task", Some(b'{')) => self.task(scan, depth),
             ("_meta", Some(b'{')) => self.meta(scan, depth),
             ("inputRequests", Some(b'{')) => self.requests(scan, depth),
+            ("capabilities", Some(b'{')) => self.offers(scan, depth),
             _ => scan.value(depth),
         })?;
-        let [kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
+        let [_, kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
         self.said.result_type = match kind {
             None => ResultType::Complete,
             Some(span) => match text(self.text, "resultType", span)?.as_str() {
@@ -183,6 +192,23 @@ impl Reader<'_> {
             mode,
             as_task: as_task.is_some(),
         };
+        Ok(scan.since(start, Kind::Object))
+    }
+
+    fn error(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
+        let start = scan.here();
+        let fields = scan.fields(depth, &["code"], |scan, _, depth| scan.value(depth))?;
+        let code = fields.spans[0].map(|span| &self.text[span.range()]);
+        self.said.wants_url = code == Some(URL_WANTED.as_bytes());
+        Ok(scan.since(start, Kind::Object))
+    }
+
+    /// `{"tasks": {…}}` of what a server offers.
+    fn offers(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
+        let start = scan.here();
+        let fields = scan.fields(depth, &["tasks"], |scan, _, depth| scan.value(depth))?;
+        let tasks = fields.spans[0].filter(|span| span.kind == Kind::Object);
+        self.said.tasks_offered = tasks.map(Place::from);
         Ok(scan.since(start, Kind::Object))
     }
 
@@ -378,6 +404,13 @@ mod tests {
             read(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).result_type,
             ResultType::Complete
         );
+    }
+
+    #[test]
+    fn an_error_can_ask_too() {
+        let wants = |error: &str| read(&format!(r#"{{"jsonrpc":"2.0","id":1,"error":{error}}}"#)).wants_url;
+        assert!(wants(r#"{"code":-32042,"message":"","data":{"elicitations":[]}}"#));
+        assert!(!wants(r#"{"code":-32602,"message":"-32042"}"#));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A cleared call on its way: sent once, answered as JSON, as a stream or with nothing, its outcome recorded however it ends.
 
-use super::asks::{Refusals, check_result};
+use super::asks::{self, Refusals, URL, check_result, wants_too_much};
 use super::exchange::{Media, media};
 use super::failed::Failed;
 use super::keys::UpstreamSessionId;
@@ -183,6 +183,9 @@ impl Upstream {
         let said = said(&kind, &body).map_err(|failed| failed.with_status(status))?;
         if matches!(kind, AnswerKind::Result { .. }) {
             check_result(&said, call.era, call.method, self.asks).map_err(|failed| failed.with_status(status))?;
+        }
+        if wants_too_much(&said, self.asks) {
+            return Err(asks::refused(URL).with_status(status));
         }
         let opened = match opening {
             Some(session) if !is_error => Some(opened(&body, session)?),

@@ -1,7 +1,7 @@
 //! An event stream from a server, passed frame by frame and never held: each message is recognised, the answer ends the
 //! claim to an outcome, and a stream that breaks off before its answer ends with the reason.
 
-use super::asks::{Refusals, allowed, check_result};
+use super::asks::{Refusals, URL, allowed, check_result, refused, wants_too_much};
 use super::failed::Failed;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
@@ -211,6 +211,7 @@ impl Frames {
                     Err(failed) => self.fail(failed),
                 }
             }
+            AnswerKind::Error { .. } if wants_too_much(&said, self.expected.asks) => self.fail(refused(URL)),
             AnswerKind::Error { addressed: true, .. } => self.answer(Piece::of(frame, kind, said), true),
             AnswerKind::Error { addressed: false, .. } => match readdress(&data, &id) {
                 Ok(data) => self.answer(Piece::of(event(data), kind, said), true),
@@ -239,6 +240,10 @@ impl Frames {
             AnswerKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
             AnswerKind::ServerRequest => Some(Ok(self.ask(frame, data, said))),
             AnswerKind::ServerNotification => Some(Ok(self.note(frame, said))),
+            _ if wants_too_much(&said, self.expected.asks) => {
+                self.outcome.asked(URL, false);
+                Some(Ok(Piece::withheld()))
+            }
             kind => Some(Ok(Piece::of(frame, kind, said))),
         }
     }
@@ -324,11 +329,13 @@ impl Frames {
 /// What is in a message that can hold something.
 pub(super) fn said(kind: &AnswerKind, data: &[u8]) -> Result<Said, Failed> {
     match kind {
-        AnswerKind::Malformed(_) | AnswerKind::Error { .. } => Ok(Said::default()),
-        AnswerKind::Result { .. } | AnswerKind::NotOurs | AnswerKind::ServerRequest | AnswerKind::ServerNotification => {
-            mcp::said(data)
-                .map_err(|fault| Failed::broken(format!("the server sent a message that cannot be read: {}", fault.detail)))
-        }
+        AnswerKind::Malformed(_) => Ok(Said::default()),
+        AnswerKind::Result { .. }
+        | AnswerKind::Error { .. }
+        | AnswerKind::NotOurs
+        | AnswerKind::ServerRequest
+        | AnswerKind::ServerNotification => mcp::said(data)
+            .map_err(|fault| Failed::broken(format!("the server sent a message that cannot be read: {}", fault.detail))),
     }
 }
 
