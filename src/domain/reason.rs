@@ -80,6 +80,7 @@ reasons! {
     InvalidArguments = "invalid_arguments",
     // resource, prompt
     UnknownTarget = "unknown_target",
+    UnfitUri = "unfit_uri",
     // policy
     NoPolicyPermits = "no_policy_permits",
     ForbiddenByPolicy = "forbidden_by_policy",

@@ -160,6 +160,12 @@ const fn row(reason: Reason) -> Row {
         ),
         R::UnknownTool => (200, -32602, "unknown tool", Some("list the tools again")),
         R::UnknownTarget => (200, -32602, "there is nothing of this name", None),
+        R::UnfitUri => (
+            200,
+            -32602,
+            "resources are named by URIs in their normal form",
+            Some("write the URI as RFC 3986 normalises it"),
+        ),
         R::ToolNotApproved => (
             200,
             4034,
