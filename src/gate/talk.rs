@@ -241,6 +241,12 @@ impl Handing {
         }
     }
 
+    /// Whether it is for this caller: a subscription tells of the tasks it was opened for.
+    pub fn is_for(&self, message: &[u8], said: &Said) -> bool {
+        let named = |place: &Place| self.named.iter().any(|(text, _)| text == place.text(message));
+        self.method != Method::Listen || said.tasks.iter().all(named)
+    }
+
     /// The message as the caller may have it; `None` if something in it cannot be handed out.
     pub fn hand_out(&self, message: Bytes, said: &Said) -> Option<Bytes> {
         let mut edits = Vec::new();
