@@ -63,8 +63,6 @@ pub struct Params {
     /// What a retry brings back, and the answers it brings.
     pub request_state: Option<Token>,
     pub input_responses: bool,
-    /// Whether the call asks to be carried out as a task.
-    pub as_task: bool,
     /// What `initialize` says the client can do.
     pub capabilities: Option<Place>,
     /// `ref`, `argument` and `context` of a completion, as they stand in the body.
@@ -419,6 +417,7 @@ impl Params {
             .into_iter()
             .map(|span| token(body, "taskIds", Some(span)));
         let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
+        object("task", task)?;
         object("_meta", meta)?;
         Ok(Self {
             name,
@@ -433,7 +432,6 @@ impl Params {
             task_id: token(body, "taskId", task_id)?,
             request_state: token(body, "requestState", state)?,
             input_responses: object("inputResponses", responses)?.is_some(),
-            as_task: object("task", task)?.is_some(),
             capabilities,
             listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
