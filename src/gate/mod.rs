@@ -551,8 +551,8 @@ fn read(
         Message::Response(response) => {
             trail.method = Some(Method::Answer);
             let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            let (body, claim) = talk.answer(&response)?;
-            trail.claim = Some(claim);
+            let (body, claim, asked) = talk.answer(&response)?;
+            (trail.claim, trail.target) = (Some(claim), asked);
             call = Call {
                 version,
                 method: Method::Answer,

@@ -1,7 +1,7 @@
 //! An event stream from a server, passed frame by frame and never held: each message is recognised, the answer ends the
 //! claim to an outcome, and a stream that breaks off before its answer ends with the reason.
 
-use super::asks::{Refusals, URL, allowed, check_result, refused, wants_too_much};
+use super::asks::{LONGEST_ID, Refusals, URL, allowed, check_result, refused, wants_too_much};
 use super::failed::Failed;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
@@ -239,7 +239,8 @@ impl Frames {
 
     /// A request to the client: passed on if it is allowed, else answered for it.
     fn ask(&mut self, frame: SseFrame, data: &[u8], said: Said) -> Piece {
-        let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
+        let short = said.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
+        let may = short && said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
         said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
         if may {
             return Piece::of(frame, AnswerKind::ServerRequest, said);
