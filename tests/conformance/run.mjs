@@ -2,8 +2,9 @@
 // said about a failure goes to standard error. It compares nothing: the test that runs it does.
 //
 //   node run.mjs server <suite> <url> [<scenario>]   a suite against a server
-//   node run.mjs client [<ways>]                     the client scenarios, the client either at the scenario's server or, where
-//                                                    `ways` has {"<version>/<scenario>": {"url": …, "relay": port}}, behind Guardian
+//   node run.mjs client [<ways>]                     the client scenarios; behind Guardian where `ways` says so:
+//                                                    {"<version>/<scenario>": {"url": …, "relay": port}}, see client.mjs
+//   node run.mjs scenarios                           a list of the client scenarios, as `ways` has them
 //
 // CONFORMANCE_BEARER is the key to send, NODE_EXTRA_CA_CERTS the authority to trust. Needs Node 22 or later.
 
@@ -42,6 +43,11 @@ const clientScenarios = {
 };
 
 const [what, ...rest] = process.argv.slice(2);
+if (what === "scenarios") {
+  const named = ([version, scenarios]) => scenarios.map((scenario) => `${version}/${scenario}`);
+  console.log(JSON.stringify(Object.entries(clientScenarios).flatMap(named)));
+  process.exit(0);
+}
 const found = await { server: judgeServer, client: judgeClients }[what](...rest);
 if (Object.keys(found).length === 0) throw new Error("the suite reported no check");
 const lines = Object.entries(found).map(([check, status]) => `${JSON.stringify(check)}: ${JSON.stringify(status)}`);

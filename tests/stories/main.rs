@@ -7,6 +7,7 @@
 mod support;
 
 mod attacks;
+mod conformance;
 mod errors;
 mod identity;
 mod isolation;
