@@ -6,6 +6,7 @@
 
 mod bodies;
 mod caller;
+mod lens;
 mod metadata;
 mod noise;
 mod redact;
@@ -13,6 +14,7 @@ mod reply;
 mod screen;
 mod site;
 mod streams;
+mod target;
 mod trail;
 
 pub use caller::{Callers, JustInTime};
@@ -39,6 +41,7 @@ use bytes::Bytes;
 use caller::Caller;
 use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
+use lens::{Lens, Viewer};
 use noise::Noise;
 use reply::Listener;
 use screen::{Open, Screen, Sealing};
@@ -200,7 +203,7 @@ impl Gate {
         let admission = self
             .admit(&permit, &caller.principal)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
-        let screen = Screen::of(permit.call(), &facts);
+        let screen = Screen::of(permit.call(), Lens::of(permit.call(), self.viewer(&caller, trail)));
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
         let decision = trail.permitted(&self.parts.environment, arguments);
         let ticket = ticket(generation, &caller, permit.basis());
@@ -234,6 +237,20 @@ impl Gate {
                 ticket,
             },
         )
+    }
+
+    fn viewer(&self, caller: &Caller, trail: &Trail) -> Viewer {
+        Viewer {
+            environment: self.parts.environment.clone(),
+            snapshot: self.parts.snapshot.clone(),
+            grants: self.parts.grants.clone(),
+            now: self.parts.clock.now,
+            principal: caller.principal.clone(),
+            member: caller.member.clone(),
+            subject: caller.subject.clone(),
+            source_ip: trail.source,
+            session: trail.session.clone(),
+        }
     }
 
     async fn prove(
@@ -378,11 +395,24 @@ impl Gate {
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession => Ok(None),
-            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+            Method::OpenStream | Method::Listen if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
                 retry_after: Some(Duration::from_secs(1)),
                 ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
             }),
-            Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
+            Method::Initialize
+            | Method::ToolsList
+            | Method::ToolsCall
+            | Method::ResourcesList
+            | Method::TemplatesList
+            | Method::ReadResource
+            | Method::Subscribe
+            | Method::Unsubscribe
+            | Method::PromptsList
+            | Method::GetPrompt
+            | Method::Complete
+            | Method::SetLevel
+            | Method::Listen
+            | Method::OpenStream => {
                 let admission = self
                     .parts
                     .limits
@@ -471,20 +501,7 @@ fn read(
                 body: request.body,
                 ..call
             };
-            if method == Method::ToolsCall {
-                let params = request.params.unwrap_or_default();
-                let name = params
-                    .name
-                    .ok_or_else(|| Refusal::with_detail(Reason::InvalidParams, "`name` is missing"))?;
-                let tool = crate::domain::ToolName::parse(&name).map_err(|_| Refusal::new(Reason::UnknownTool))?;
-                trail.tool = Some(tool.to_string());
-                trail.arguments.clone_from(&params.arguments);
-                call = Call {
-                    target: Target::Tool(tool),
-                    arguments: params.arguments,
-                    ..call
-                };
-            }
+            call = target::aim(call, request.params, trail)?;
         }
         Message::Notification(notification) => {
             trail.said_method = Some(fit_for_a_record(&notification.method));

@@ -1,9 +1,9 @@
 //! The answer on its way back: lists shrunk to what the caller may call, session ids sealed, streams passed frame by frame.
 //! What a server says of itself (cookies, challenges, redirects) never got this far.
 
+use super::lens::Lens;
 use super::reply;
 use super::streams::{Guarded, Streams};
-use crate::decide::{Facts, could_permit};
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
 use crate::limits::Admission;
@@ -12,7 +12,6 @@ use crate::transport::{self, Body};
 use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +20,7 @@ pub struct Screen {
     id: Option<MessageId>,
     era: Era,
     method: Method,
-    /// Where a list can come: the pinned definition of every tool this caller could call. What is not in it is hidden.
-    shown: Option<HashMap<String, Arc<str>>>,
+    lens: Lens,
 }
 
 /// What a new session is sealed with.
@@ -43,15 +41,12 @@ pub struct Open {
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, facts: &Facts<'_>) -> Self {
-        // A stream that is resumed plays answers again, also that to a list.
-        let lists = matches!(call.method, Method::ToolsList | Method::OpenStream);
-        let shown = lists.then(|| shown(&call.server, facts));
+    pub fn of(call: &Call, lens: Lens) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
-            shown,
+            lens,
         }
     }
 
@@ -68,7 +63,7 @@ impl Screen {
             Answer::Json {
                 status, body, opened, ..
             } => {
-                let mut response = reply::json(told(status, self.era), self.list(body)?);
+                let mut response = reply::json(told(status, self.era), self.lens.answer(body)?);
                 if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
                     response.headers_mut().insert(mcp::SESSION_ID, sealed);
                 }
@@ -78,19 +73,11 @@ impl Screen {
         }
     }
 
-    fn list(&self, body: Bytes) -> Result<Bytes, Refusal> {
-        match &self.shown {
-            None => Ok(body),
-            Some(shown) => mcp::filter_tools(&body, &mut |name| shown.get(name).cloned(), self.era)
-                .map_err(|_| Refusal::with_detail(Reason::UpstreamBroken, "its list of tools cannot be read")),
-        }
-    }
-
     fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
         let (enrolled, cut) = open.streams.enrol(open.ticket);
         frames.cut_by(cut);
         // The server's own stream stays open for hours; only its opening counts.
-        let admission = admission.filter(|_| self.method != Method::OpenStream);
+        let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
         let headers = response.headers_mut();
@@ -109,18 +96,22 @@ impl Screen {
             Ok(Piece {
                 frame,
                 kind: Some(AnswerKind::Result { .. }),
-            }) if self.shown.is_some() => Some(self.listed(frame)),
+            }) if self.lens.changes() => Some(self.listed(frame)),
             Ok(Piece {
                 frame,
                 kind: Some(AnswerKind::NotOurs),
             }) => self.replayed(frame),
+            Ok(Piece {
+                frame,
+                kind: Some(AnswerKind::ServerNotification),
+            }) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
             Ok(Piece { frame, .. }) => Some(frame.raw),
         }
     }
 
     fn listed(&self, mut frame: SseFrame) -> Bytes {
         let data = frame.data.take().unwrap_or_default();
-        match self.list(data) {
+        match self.lens.answer(data) {
             Ok(body) => replace_data(&frame, &body),
             Err(refusal) => event(&self.broken(&refusal)),
         }
@@ -128,11 +119,10 @@ impl Screen {
 
     /// An answer to an earlier request. If it holds a list that cannot be read, it is left out.
     fn replayed(&self, frame: SseFrame) -> Option<Bytes> {
-        let (shown, data) = (self.shown.as_ref()?, frame.data.as_ref()?);
-        match mcp::filter_listed(data, &mut |name| shown.get(name).cloned(), self.era) {
+        match self.lens.replayed(frame.data.as_ref()?) {
             Ok(None) => Some(frame.raw),
             Ok(Some(body)) => Some(replace_data(&frame, &body)),
-            Err(_) => None,
+            Err(()) => None,
         }
     }
 
@@ -153,13 +143,6 @@ impl Screen {
         }
         response
     }
-}
-
-fn shown(server: &ServerName, facts: &Facts<'_>) -> HashMap<String, Arc<str>> {
-    let callable = facts.snapshot.tools(server).filter(|tool| could_permit(server, tool, facts));
-    callable
-        .map(|tool| (tool.entry().name.to_string(), tool.entry().definition.clone()))
-        .collect()
 }
 
 fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {

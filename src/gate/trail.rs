@@ -25,6 +25,8 @@ pub struct Trail {
     /// What the message called its method, as far as that is fit for a record.
     pub said_method: Option<String>,
     pub tool: Option<String>,
+    /// What else is acted upon: a URI, a prompt, what a stream is asked to tell of.
+    pub target: Option<String>,
     pub arguments: Option<Bytes>,
     pub session: Option<String>,
     pub trace: Option<String>,
@@ -50,6 +52,7 @@ impl Trail {
             method: None,
             said_method: None,
             tool: None,
+            target: None,
             arguments: None,
             session: None,
             trace: None,
@@ -95,6 +98,7 @@ impl Trail {
             server: self.server.clone(),
             method: self.method().to_owned(),
             tool: self.tool.clone(),
+            target: self.target.clone(),
             decision,
             reason: reason.to_owned(),
             detail: None,

@@ -90,6 +90,16 @@ pub fn method(request: &Request, era: Era) -> Option<Method> {
         (Era::Modern, "server/discover") => Method::Discover,
         (_, "tools/list") => Method::ToolsList,
         (_, "tools/call") => Method::ToolsCall,
+        (_, "resources/list") => Method::ResourcesList,
+        (_, "resources/templates/list") => Method::TemplatesList,
+        (_, "resources/read") => Method::ReadResource,
+        (Era::Legacy, "resources/subscribe") => Method::Subscribe,
+        (Era::Legacy, "resources/unsubscribe") => Method::Unsubscribe,
+        (_, "prompts/list") => Method::PromptsList,
+        (_, "prompts/get") => Method::GetPrompt,
+        (_, "completion/complete") => Method::Complete,
+        (Era::Legacy, "logging/setLevel") => Method::SetLevel,
+        (Era::Modern, "subscriptions/listen") => Method::Listen,
         _ => return None,
     })
 }
@@ -110,7 +120,7 @@ pub fn mirrored(
     era: Era,
     version: Option<ProtocolVersion>,
     method: Method,
-    tool: Option<&str>,
+    name: Option<&str>,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut fields = Vec::with_capacity(3);
     if let Some(version) = version.filter(|_| method != Method::Initialize) {
@@ -118,7 +128,7 @@ pub fn mirrored(
     }
     if era == Era::Modern && method != Method::Notification {
         fields.push((METHOD, HeaderValue::from_static(method.as_str())));
-        if let Some(Ok(name)) = tool.map(|tool| HeaderValue::from_str(&encode_sentinel(tool))) {
+        if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&encode_sentinel(name))) {
             fields.push((NAME, name));
         }
     }

@@ -8,6 +8,8 @@ mod heads;
 mod json;
 mod lists;
 mod names;
+mod notices;
+mod params;
 mod read;
 mod sentinel;
 mod sse;
@@ -19,7 +21,9 @@ pub use heads::{
     mirrored, notification, read_heads,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::{filter_listed, filter_tools};
+pub use lists::{Keep, Listed, Shown, filter_list, filter_listed, made_private};
+pub use notices::{Notice, notice};
+pub use params::{Completion, Reference, completion, listened};
 pub use read::{Message, Meta, Notification, Params, Request, Response, read};
 pub use sentinel::{decode_sentinel, encode_sentinel};
 pub use sse::{SseFault, SseFrame, SseReader};

@@ -2,6 +2,7 @@
 //! The bytes are kept as they are: what is judged is what is sent.
 
 use super::json::{Bounds, Fault, Fields, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
+use super::params;
 use crate::domain::{MessageId, Reason};
 use bytes::Bytes;
 
@@ -48,6 +49,12 @@ pub struct Params {
     pub cursor: Option<String>,
     pub uri: Option<String>,
     pub task_id: Option<String>,
+    /// `ref`, `argument` and `context` of a completion, as they stand in the body.
+    pub reference: Option<Bytes>,
+    pub argument: Option<Bytes>,
+    pub context: Option<Bytes>,
+    /// What a stream is asked to tell of.
+    pub notifications: Option<Bytes>,
     /// The request that a `notifications/cancelled` means.
     pub request_id: Option<MessageId>,
     pub meta: Option<Meta>,
@@ -96,8 +103,7 @@ impl Request {
 
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
 
-/// The first six are all that `tools/call` may have.
-const PARAMS: [&str; 12] = [
+const PARAMS: [&str; 16] = [
     "name",
     "arguments",
     "_meta",
@@ -110,8 +116,11 @@ const PARAMS: [&str; 12] = [
     "taskId",
     "requestId",
     "ref",
+    "argument",
+    "context",
+    "level",
+    "notifications",
 ];
-const CALL_PARAMS: usize = 6;
 
 const META: [&str; 7] = [
     "io.modelcontextprotocol/protocolVersion",
@@ -158,7 +167,7 @@ impl Seen {
 
 /// Where things stand in `params`, before it is known what they mean.
 struct Inside {
-    fields: Fields<12>,
+    fields: Fields<16>,
     stranger: Option<String>,
     meta: Option<Fields<7>>,
 }
@@ -240,8 +249,10 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>) -> Re
         return Err(invalid(format!("{} needs an id", quoted(&method))));
     }
     let params = match (params, inside) {
-        (None, _) if method == "tools/call" => return Err(bad_params("`name` is missing")),
-        (None, _) => None,
+        (None, _) => match params::needed(&method).first() {
+            Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
+            None => None,
+        },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
         (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
     };
@@ -292,22 +303,27 @@ impl Params {
             uri,
             task_id,
             request_id,
-            _,
+            reference,
+            argument,
+            context,
+            level,
+            notifications,
         ] = spans;
         let name = text(body, "name", name)?;
-        if method == "tools/call" {
-            only_call_params(&spans, inside.stranger)?;
-            if name.is_none() {
-                return Err(bad_params("`name` is missing"));
-            }
-        }
+        only_known(method, &spans, inside.stranger)?;
+        text(body, "level", level)?;
+        let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         object("inputResponses", responses)?;
         text(body, "requestState", state)?;
         object("task", task)?;
         object("_meta", meta)?;
         Ok(Self {
             name,
-            arguments: object("arguments", arguments)?.map(|span| body.slice(span.range())),
+            arguments: piece("arguments", arguments)?,
+            reference: piece("ref", reference)?,
+            argument: piece("argument", argument)?,
+            context: piece("context", context)?,
+            notifications: piece("notifications", notifications)?,
             protocol_version: text(body, "protocolVersion", version)?,
             cursor: text(body, "cursor", cursor)?,
             uri: text(body, "uri", uri)?,
@@ -329,15 +345,28 @@ impl Meta {
     }
 }
 
-fn only_call_params(spans: &[Option<Span>; 12], stranger: Option<String>) -> Result<(), Fault> {
-    let known = PARAMS.iter().zip(spans).skip(CALL_PARAMS);
-    let known = known.filter(|(_, span)| span.is_some()).map(|(name, _)| (*name).to_owned());
-    match stranger.or_else(|| known.into_iter().next()) {
+/// Nothing beside what the method takes, and all that it needs.
+fn only_known(method: &str, spans: &[Option<Span>; 16], stranger: Option<String>) -> Result<(), Fault> {
+    let given = || {
+        PARAMS
+            .iter()
+            .zip(spans)
+            .filter(|(_, span)| span.is_some())
+            .map(|(name, _)| *name)
+    };
+    if let Some(allowed) = params::allowed(method) {
+        let unasked = given().find(|name| !allowed.contains(name)).map(str::to_owned);
+        if let Some(name) = stranger.or(unasked) {
+            let detail = format!("{} does not belong into the parameters of `{method}`", quoted(&name));
+            return Err(bad_params(detail));
+        }
+    }
+    match params::needed(method)
+        .iter()
+        .find(|needed| !given().any(|name| name == **needed))
+    {
+        Some(missing) => Err(bad_params(format!("`{missing}` is missing"))),
         None => Ok(()),
-        Some(name) => Err(bad_params(format!(
-            "{} does not belong into the parameters of `tools/call`",
-            quoted(&name)
-        ))),
     }
 }
 

@@ -55,7 +55,11 @@ impl Upstream {
         let fields = fields(cleared.call(), &heads);
         let (call, ticket) = cleared.into_sending();
         let mut outcome = Open::new(Some(ticket));
-        match self.exchange(&http_method(call.method), &fields, &call.body).await {
+        let client = match call.method.is_stream() {
+            true => &self.streams,
+            false => &self.client,
+        };
+        match self.exchange(client, &http_method(call.method), &fields, &call.body).await {
             Ok(response) => self.answer(response, &call, outcome).await,
             Err(failed) => {
                 outcome.failed(&failed);
@@ -89,7 +93,7 @@ impl Upstream {
             id: call.id.clone(),
             era: call.era,
             max_event: self.patience.max_event,
-            idle: call.id.is_some().then_some(self.patience.idle),
+            idle: (!call.method.is_stream()).then_some(self.patience.idle),
         };
         Frames::new(response.into_body(), expected, outcome)
     }
@@ -255,15 +259,28 @@ const fn http_method(method: Method) -> http::Method {
     match method {
         Method::OpenStream => http::Method::GET,
         Method::EndSession => http::Method::DELETE,
-        Method::Initialize | Method::Ping | Method::Discover | Method::ToolsList | Method::ToolsCall | Method::Notification => {
-            http::Method::POST
-        }
+        Method::Initialize
+        | Method::Ping
+        | Method::Discover
+        | Method::ToolsList
+        | Method::ToolsCall
+        | Method::ResourcesList
+        | Method::TemplatesList
+        | Method::ReadResource
+        | Method::Subscribe
+        | Method::Unsubscribe
+        | Method::PromptsList
+        | Method::GetPrompt
+        | Method::Complete
+        | Method::SetLevel
+        | Method::Listen
+        | Method::Notification => http::Method::POST,
     }
 }
 
 /// The MCP fields of this call, written from what was judged.
 fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
-    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.tool().map(|tool| tool.as_str()))
+    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.mirrored_name())
         .into_iter()
         .collect();
     let of_arguments = heads
