@@ -1,6 +1,6 @@
 //! The shape of `guardian.toml`. Every field has a comment here that becomes its description in the exported schema.
 
-use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
+use crate::domain::{ClientId, ClientRequest, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -293,6 +293,9 @@ pub struct ServerConfig {
     pub pin: PinMode,
     #[serde(default)]
     pub denials: Denials,
+    /// What it may ask of the clients that call it. The rest is cut from what clients declare, and refused when asked all the same.
+    #[serde(default)]
+    pub client_requests: Vec<ClientRequest>,
     /// Scopes a tool needs instead of the scope of its own name.
     #[serde(default)]
     pub tool_scopes: BTreeMap<String, Vec<String>>,

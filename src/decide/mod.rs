@@ -38,7 +38,7 @@ pub use subject::Subject;
 pub use tool::CompiledTool;
 pub use verdict::{Basis, Permit, Refused, Verdict};
 
-use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target};
+use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
 use serde_json::Map;
 use sort::Sort;
 use standing::Held;
@@ -65,6 +65,17 @@ pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>)
     standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
 }
 
+/// What a tool began is spoken about by whoever could begin something with it now: with what arguments this one was begun
+/// nobody says any more.
+fn task_may_go_on(call: &Call, tool: &ToolName, held: &Held<'_>, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
+    let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
+    standing::tool_may_be_called(tool, held)?;
+    match judge::could_permit(tool, held, facts) {
+        true => Ok(()),
+        false => Err(Reason::NoPolicyPermits.into()),
+    }
+}
+
 fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
     let held = standing::held(&call.server, facts)?;
     basis.hold(&held, facts);
@@ -82,6 +93,14 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<R
         (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => one(Sort::Resource, uri.as_str()),
         (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => one(Sort::Prompt, name.as_str()),
         (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str())),
+        (Method::Listen, Target::Listened(uris, tools)) => {
+            uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str()))?;
+            tools.iter().try_for_each(|tool| task_may_go_on(call, tool, &held, facts))
+        }
+        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, Target::Task(tool, _)) => {
+            task_may_go_on(call, tool, &held, facts)
+        }
+        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, _) => Err(Reason::UnknownTask.into()),
         (Method::ReadResource | Method::Subscribe | Method::GetPrompt | Method::Complete | Method::Listen, _) => {
             Err(Reason::InvalidParams.into())
         }
@@ -90,7 +109,7 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<R
             Ok(())
         }
         (Method::Initialize | Method::Ping | Method::Discover | Method::SetLevel, _) => Ok(()),
-        (Method::Notification | Method::OpenStream | Method::EndSession, _) => Ok(()),
+        (Method::Notification | Method::OpenStream | Method::EndSession | Method::Answer, _) => Ok(()),
     }
 }
 

@@ -111,6 +111,12 @@ pub enum Method {
     OpenStream,
     /// DELETE: end of a legacy session.
     EndSession,
+    /// The client's answer to a request of the server, in a legacy session.
+    Answer,
+    TasksGet,
+    TasksResult,
+    TasksUpdate,
+    TasksCancel,
 }
 
 impl Method {
@@ -134,6 +140,11 @@ impl Method {
             Method::Notification => "notifications",
             Method::OpenStream => "GET",
             Method::EndSession => "DELETE",
+            Method::Answer => "answer",
+            Method::TasksGet => "tasks/get",
+            Method::TasksResult => "tasks/result",
+            Method::TasksUpdate => "tasks/update",
+            Method::TasksCancel => "tasks/cancel",
         }
     }
 
@@ -153,6 +164,10 @@ pub enum Target {
     Prompt(PromptName),
     /// What a stream is asked to tell of; may be none.
     Resources(Vec<ResourceUri>),
+    /// What a call of this tool began; the id is the server's own.
+    Task(ToolName, String),
+    /// The same as `Resources`, with tasks that these tools began.
+    Listened(Vec<ResourceUri>, Vec<ToolName>),
 }
 
 impl fmt::Display for Target {
@@ -162,7 +177,8 @@ impl fmt::Display for Target {
             Target::Tool(name) => fmt::Display::fmt(name, f),
             Target::Resource(uri) => fmt::Display::fmt(uri, f),
             Target::Prompt(name) => fmt::Display::fmt(name, f),
-            Target::Resources(uris) => {
+            Target::Task(_, id) => f.write_str(id),
+            Target::Resources(uris) | Target::Listened(uris, _) => {
                 let uris: Vec<&str> = uris.iter().map(ResourceUri::as_str).collect();
                 f.write_str(&uris.join(" "))
             }
@@ -189,8 +205,8 @@ pub struct Call {
 impl Call {
     pub fn tool(&self) -> Option<&ToolName> {
         match &self.target {
-            Target::Tool(name) => Some(name),
-            Target::Server | Target::Resource(_) | Target::Prompt(_) | Target::Resources(_) => None,
+            Target::Tool(name) | Target::Task(name, _) => Some(name),
+            Target::Server | Target::Resource(_) | Target::Prompt(_) | Target::Resources(_) | Target::Listened(..) => None,
         }
     }
 
@@ -200,6 +216,7 @@ impl Call {
             (Method::ToolsCall, Target::Tool(name)) => Some(name.as_str()),
             (Method::GetPrompt, Target::Prompt(name)) => Some(name.as_str()),
             (Method::ReadResource, Target::Resource(uri)) => Some(uri.as_str()),
+            (_, Target::Task(_, id)) => Some(id),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Values only. Nothing here reads a clock, a file or a socket; what cannot be right cannot be built.
 
+mod asks;
 mod call;
 mod catalogue;
 mod digest;
@@ -13,6 +14,7 @@ mod record;
 mod time;
 mod uri;
 
+pub use asks::{ClientRequest, ClientRequests};
 pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Annotations, Catalogue, ServerEntry, Standing, ToolEntry};
 pub use digest::{Digest, Sha256};

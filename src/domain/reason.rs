@@ -91,6 +91,12 @@ reasons! {
     UpstreamTimeout = "upstream_timeout",
     UpstreamBroken = "upstream_broken",
     Internal = "internal",
+    // conversation
+    ClientRequestRefused = "client_request_refused",
+    UnknownCursor = "unknown_cursor",
+    UnknownState = "unknown_state",
+    UnknownTask = "unknown_task",
+    UnknownAnswer = "unknown_answer",
 }
 
 /// A refusal with what the caller may be told and what the record keeps.

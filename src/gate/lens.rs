@@ -57,11 +57,6 @@ impl Lens {
         }
     }
 
-    /// Whether answers to this call are changed at all.
-    pub fn changes(&self) -> bool {
-        listed(self.method).is_some() || (self.method, self.era) == (Method::ReadResource, Era::Modern)
-    }
-
     /// An answer to some earlier call, as a resumed stream plays it again: `Ok(None)` if it is for everybody, an error if it
     /// holds a list that cannot be read.
     pub fn replayed(&self, body: &[u8]) -> Result<Option<Bytes>, ()> {

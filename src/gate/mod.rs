@@ -14,6 +14,7 @@ mod reply;
 mod screen;
 mod site;
 mod streams;
+mod talk;
 mod target;
 mod trail;
 
@@ -51,6 +52,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use streams::Streams;
+use talk::{BroughtTask, Handing, Talk, Talks};
 use trail::Trail;
 
 /// The clock and the source of ids, handed in by the app.
@@ -84,6 +86,7 @@ pub struct Gate {
     bodies: Bodies,
     noise: Noise,
     streams: Arc<Streams>,
+    talks: Arc<Talks>,
     draining: AtomicBool,
 }
 
@@ -98,6 +101,7 @@ impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
             bodies: Bodies::new(parts.site.max_body),
+            talks: Talks::new(parts.upstreams.sessions().clone()),
             parts,
             noise: Noise::default(),
             streams: Arc::default(),
@@ -170,8 +174,11 @@ impl Gate {
         site::media_types(head, verb)?;
         let heads = mcp::read_heads(&head.headers).map_err(|malformed| heard(malformed, trail))?;
         let session = named_session(&heads, upstreams, &principal, &server, trail.at);
-        let (call, session) = match verb {
-            Verb::Post => read(body.map_err(unread)?, &heads, session, &server, trail)?,
+        let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
+        let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
+        let talk = Talk::new(&self.talks, &principal, &server, label, asks);
+        let (call, session, tasks) = match verb {
+            Verb::Post => read(body.map_err(unread)?, &heads, session, &server, &talk, trail)?,
             Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
             Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
         };
@@ -203,7 +210,9 @@ impl Gate {
         let admission = self
             .admit(&permit, &caller.principal)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
-        let screen = Screen::of(permit.call(), Lens::of(permit.call(), self.viewer(&caller, trail)));
+        let handing = Handing::of(talk, permit.call(), tasks);
+        let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
+        let screen = Screen::of(permit.call(), handing, lens);
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
         let decision = trail.permitted(&self.parts.environment, arguments);
         let ticket = ticket(generation, &caller, permit.basis());
@@ -211,6 +220,9 @@ impl Gate {
         if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
             cleared.abort(reason.code());
             return Err(reason.into());
+        }
+        if let Some(claim) = trail.claim.take() {
+            claim.spend();
         }
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
@@ -394,11 +406,16 @@ impl Gate {
         let call = permit.call();
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
-            Method::Discover | Method::Ping | Method::Notification | Method::EndSession => Ok(None),
+            Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
             Method::OpenStream | Method::Listen if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
                 retry_after: Some(Duration::from_secs(1)),
                 ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
             }),
+            // Whoever waits for a task asks again and again; that is no call of its tool.
+            Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
+                let admission = self.parts.limits.admit(PrincipalKey::of(principal), &call.server, None);
+                admission.map(Some).map_err(|refusal| *refusal)
+            }
             Method::Initialize
             | Method::ToolsList
             | Method::ToolsCall
@@ -467,8 +484,9 @@ fn read(
     heads: &Heads<'_>,
     session: Result<Option<Session>, Refusal>,
     server: &ServerName,
+    talk: &Talk,
     trail: &mut Trail,
-) -> Result<(Call, Option<Session>), Refusal> {
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
@@ -484,6 +502,7 @@ fn read(
         body: Bytes::new(),
         arguments: None,
     };
+    let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
             trail.id = Some(request.id.clone());
@@ -493,15 +512,17 @@ fn read(
             trail.era = era;
             let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
             trail.method = Some(method);
+            let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
             call = Call {
                 era,
                 version,
                 method,
                 id: Some(request.id),
-                body: request.body,
+                body: brought.body,
                 ..call
             };
-            call = target::aim(call, request.params, trail)?;
+            call = target::aim(call, request.params, &brought.tasks, trail)?;
+            tasks = brought.tasks;
         }
         Message::Notification(notification) => {
             trail.said_method = Some(fit_for_a_record(&notification.method));
@@ -510,22 +531,29 @@ fn read(
             trail.era = era;
             let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
             trail.method = Some(method);
+            let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
             call = Call {
                 era,
                 version,
                 method,
-                body: notification.body,
+                body: brought.body,
                 ..call
             };
         }
-        Message::Response(_) => {
-            return Err(Refusal::with_detail(
-                Reason::InvalidRequest,
-                "no request of a server is waiting for this answer",
-            ));
+        Message::Response(response) => {
+            trail.method = Some(Method::Answer);
+            let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            let (body, claim) = talk.answer(&response)?;
+            trail.claim = Some(claim);
+            call = Call {
+                version,
+                method: Method::Answer,
+                body,
+                ..call
+            };
         }
     }
-    Ok((call, session))
+    Ok((call, session, tasks))
 }
 
 fn without_body(
@@ -534,7 +562,7 @@ fn without_body(
     session: Option<Session>,
     server: &ServerName,
     trail: &mut Trail,
-) -> Result<(Call, Option<Session>), Refusal> {
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     trail.method = Some(method);
     let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
         .map_err(|malformed| heard(malformed, trail))?;
@@ -552,7 +580,7 @@ fn without_body(
         body: Bytes::new(),
         arguments: None,
     };
-    Ok((call, session))
+    Ok((call, session, Vec::new()))
 }
 
 /// A server of one era cannot be asked in the other: the client is told so and falls back.

@@ -189,6 +189,16 @@ const fn row(reason: Reason) -> Row {
         R::UpstreamUnreachable => (502, 5020, "the server cannot be reached", Some("try again later")),
         R::UpstreamTimeout => (504, 5040, "the server did not answer in time", None),
         R::UpstreamBroken => (502, 5021, "the server answered in a way that cannot be passed on", None),
+        R::ClientRequestRefused => (
+            502,
+            5022,
+            "the server asked for something that it may not ask of clients",
+            Some("ask the operator to list it in `client_requests`"),
+        ),
+        R::UnknownCursor => (200, -32602, "there is no such cursor", Some("list from the beginning")),
+        R::UnknownState => (200, -32602, "there is no such request state", Some("call again without it")),
+        R::UnknownTask => (200, -32602, "there is no such task", None),
+        R::UnknownAnswer => (400, -32600, "no request of a server is waiting for this answer", None),
         R::Internal => (
             500,
             5000,

@@ -4,10 +4,11 @@
 use super::lens::Lens;
 use super::reply;
 use super::streams::{Guarded, Streams};
+use super::talk::Handing;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
 use crate::limits::Admission;
-use crate::mcp::{self, AnswerKind, SseFrame};
+use crate::mcp::{self, AnswerKind, Said, SseFrame};
 use crate::transport::{self, Body};
 use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
 use bytes::Bytes;
@@ -20,6 +21,7 @@ pub struct Screen {
     id: Option<MessageId>,
     era: Era,
     method: Method,
+    handing: Handing,
     lens: Lens,
 }
 
@@ -41,11 +43,12 @@ pub struct Open {
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, lens: Lens) -> Self {
+    pub fn of(call: &Call, handing: Handing, lens: Lens) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
+            handing,
             lens,
         }
     }
@@ -61,9 +64,13 @@ impl Screen {
         match answer {
             Answer::Empty { status } => Ok(self.empty(status)),
             Answer::Json {
-                status, body, opened, ..
+                status,
+                body,
+                said,
+                opened,
+                ..
             } => {
-                let mut response = reply::json(told(status, self.era), self.lens.answer(body)?);
+                let mut response = reply::json(told(status, self.era), self.result(body, &said)?);
                 if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
                     response.headers_mut().insert(mcp::SESSION_ID, sealed);
                 }
@@ -71,6 +78,15 @@ impl Screen {
             }
             Answer::Stream(frames) => Ok(self.stream(frames, admission, open)),
         }
+    }
+
+    /// The answer as this caller may have it.
+    fn result(&self, body: Bytes, said: &Said) -> Result<Bytes, Refusal> {
+        let handed = self
+            .handing
+            .hand_out(body, said)
+            .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
+        self.lens.answer(handed)
     }
 
     fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
@@ -91,38 +107,46 @@ impl Screen {
     }
 
     fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
-        match piece {
-            Err(failed) => Some(event(&self.broken(&failed.into()))),
-            Ok(Piece {
-                frame,
-                kind: Some(AnswerKind::Result { .. }),
-            }) if self.lens.changes() => Some(self.listed(frame)),
-            Ok(Piece {
-                frame,
-                kind: Some(AnswerKind::NotOurs),
-            }) => self.replayed(frame),
-            Ok(Piece {
-                frame,
-                kind: Some(AnswerKind::ServerNotification),
-            }) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
-            Ok(Piece { frame, .. }) => Some(frame.raw),
+        let Piece { frame, kind, said } = match piece {
+            Err(failed) => return Some(event(&self.broken(&failed.into()))),
+            Ok(piece) => piece,
+        };
+        match kind {
+            None | Some(AnswerKind::Error { .. } | AnswerKind::Malformed(_)) => Some(frame.raw),
+            Some(AnswerKind::Result { .. }) => Some(self.answered(frame, &said)),
+            Some(AnswerKind::NotOurs) => self.replayed(frame, &said),
+            Some(AnswerKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
+            Some(AnswerKind::ServerRequest | AnswerKind::ServerNotification) => self.handed(frame, &said),
         }
     }
 
-    fn listed(&self, mut frame: SseFrame) -> Bytes {
+    fn answered(&self, mut frame: SseFrame, said: &Said) -> Bytes {
         let data = frame.data.take().unwrap_or_default();
-        match self.lens.answer(data) {
+        match self.result(data.clone(), said) {
+            Ok(body) if body == data => frame.raw,
             Ok(body) => replace_data(&frame, &body),
             Err(refusal) => event(&self.broken(&refusal)),
         }
     }
 
-    /// An answer to an earlier request. If it holds a list that cannot be read, it is left out.
-    fn replayed(&self, frame: SseFrame) -> Option<Bytes> {
-        match self.lens.replayed(frame.data.as_ref()?) {
-            Ok(None) => Some(frame.raw),
+    /// An answer to an earlier request. If it holds what cannot be passed on, it is left out.
+    fn replayed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
+        let data = frame.data.take()?;
+        let handed = self.handing.hand_out(data.clone(), said)?;
+        match self.lens.replayed(&handed) {
+            Ok(None) if handed == data => Some(frame.raw),
+            Ok(None) => Some(replace_data(&frame, &handed)),
             Ok(Some(body)) => Some(replace_data(&frame, &body)),
             Err(()) => None,
+        }
+    }
+
+    /// A message of the server's own.
+    fn handed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
+        let data = frame.data.take()?;
+        match self.handing.hand_out(data.clone(), said)? {
+            body if body == data => Some(frame.raw),
+            body => Some(replace_data(&frame, &body)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a message acts upon: read from its parameters once, judged, recorded, mirrored and sent as that.
 
+use super::talk::BroughtTask;
 use super::trail::Trail;
 use crate::domain::{Call, Method, PromptName, Reason, Refusal, ResourceUri, Target, ToolName};
 use crate::mcp::{self, Params, Reference};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 const MOST_LISTENED: usize = 256;
 
 /// Puts the target and the arguments into a call whose method is known.
-pub(super) fn aim(call: Call, params: Option<Params>, trail: &mut Trail) -> Result<Call, Refusal> {
+pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], trail: &mut Trail) -> Result<Call, Refusal> {
     let params = params.unwrap_or_default();
     let said = params.name.as_deref().or(params.uri.as_deref());
     let arguments = params.arguments.clone();
@@ -26,12 +27,21 @@ pub(super) fn aim(call: Call, params: Option<Params>, trail: &mut Trail) -> Resu
         Method::Complete => completed(&params, trail)?,
         Method::Listen => {
             let listened = mcp::listened(&params).map_err(|malformed| super::heard(malformed, trail))?;
-            if listened.len() > MOST_LISTENED {
-                let detail = format!("more than {MOST_LISTENED} resources are listened to");
+            if listened.len() + tasks.len() > MOST_LISTENED {
+                let detail = format!("more than {MOST_LISTENED} resources and tasks are listened to");
                 return Err(Refusal::with_detail(Reason::InvalidParams, detail));
             }
             let uris = listened.iter().map(|text| uri(text)).collect::<Result<_, _>>()?;
-            (Target::Resources(uris), params.notifications.clone())
+            let target = match tasks {
+                [] => Target::Resources(uris),
+                tasks => Target::Listened(uris, tasks.iter().map(|task| task.tool.clone()).collect()),
+            };
+            (target, params.notifications.clone())
+        }
+        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
+            let task = tasks.first().ok_or_else(missing)?;
+            trail.tool = Some(task.tool.to_string());
+            (Target::Task(task.tool.clone(), task.id.clone()), None)
         }
         Method::Initialize
         | Method::Ping
@@ -42,6 +52,7 @@ pub(super) fn aim(call: Call, params: Option<Params>, trail: &mut Trail) -> Resu
         | Method::PromptsList
         | Method::SetLevel
         | Method::Notification
+        | Method::Answer
         | Method::OpenStream
         | Method::EndSession => (Target::Server, None),
     };

@@ -1,5 +1,6 @@
 //! What is known of a message so far: enough to record and answer a refusal at any point of the path.
 
+use super::talk::Claim;
 use crate::decide::Basis;
 use crate::domain::{
     Decided, Decision, Digest, EnvironmentName, Era, Member, MessageId, Method, Principal, Refusal, RequestId, ServerName,
@@ -31,6 +32,8 @@ pub struct Trail {
     pub session: Option<String>,
     pub trace: Option<String>,
     pub basis: Option<Basis>,
+    /// The caller's answer to what the server asked, until it is sent.
+    pub claim: Option<Claim>,
     /// The tool is there, but this caller is not shown it.
     pub unseen: bool,
     /// The permit is on record already: what goes wrong now is an outcome, not a decision.
@@ -57,6 +60,7 @@ impl Trail {
             session: None,
             trace: None,
             basis: None,
+            claim: None,
             unseen: false,
             recorded: false,
         }

@@ -100,6 +100,10 @@ pub fn method(request: &Request, era: Era) -> Option<Method> {
         (_, "completion/complete") => Method::Complete,
         (Era::Legacy, "logging/setLevel") => Method::SetLevel,
         (Era::Modern, "subscriptions/listen") => Method::Listen,
+        (_, "tasks/get") => Method::TasksGet,
+        (_, "tasks/cancel") => Method::TasksCancel,
+        (Era::Legacy, "tasks/result") => Method::TasksResult,
+        (Era::Modern, "tasks/update") => Method::TasksUpdate,
         _ => return None,
     })
 }
@@ -145,7 +149,7 @@ fn agree_any(
     let meta = params.and_then(|params| params.meta.as_ref());
     match meta.and_then(|meta| meta.protocol_version.as_deref()) {
         Some(written) => {
-            let capable = meta.is_some_and(|meta| meta.client_capabilities);
+            let capable = meta.is_some_and(|meta| meta.client_capabilities.is_some());
             modern(method, written, capable, params, heads).map(|version| (Era::Modern, Some(version)))
         }
         None if method == "server/discover" => Err(Malformed::new(
@@ -224,7 +228,7 @@ fn mirrored_name<'p>(method: &str, params: Option<&'p Params>) -> Option<&'p str
     match method {
         "tools/call" | "prompts/get" => params.name.as_deref(),
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => params.uri.as_deref(),
-        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_deref(),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_ref().map(|task| task.text.as_str()),
         _ => None,
     }
 }

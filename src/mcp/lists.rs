@@ -3,6 +3,7 @@
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
+use super::splice::spliced;
 use crate::domain::{Era, Reason};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -72,7 +73,7 @@ pub fn filter_listed(answer: &[u8], keep: Keep<'_>, era: Era) -> Result<Option<B
 pub fn made_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result.filter(|result| result.kind == Kind::Object) {
-        Some(result) => Ok(splice(answer, lists.private(result, era).into_iter().collect())),
+        Some(result) => Ok(spliced(answer, lists.private(result, era).into_iter().collect())),
         None => Ok(Bytes::copy_from_slice(answer)),
     }
 }
@@ -131,7 +132,7 @@ impl Lists {
             .map(|list| Ok((list.span.range(), list.shown(answer, keep)?)));
         let mut edits = lists.collect::<Result<Vec<_>, Fault>>()?;
         edits.extend(self.private(result, era));
-        Ok(splice(answer, edits))
+        Ok(spliced(answer, edits))
     }
 
     fn private(&self, result: Span, era: Era) -> Option<(Range<usize>, String)> {
@@ -188,19 +189,6 @@ impl List {
         text.push(']');
         Ok(text)
     }
-}
-
-fn splice(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Bytes {
-    edits.sort_by_key(|(range, _)| range.start);
-    let mut spliced = Vec::with_capacity(text.len());
-    let mut at = 0;
-    for (range, new) in edits {
-        spliced.extend_from_slice(&text[at..range.start]);
-        spliced.extend_from_slice(new.as_bytes());
-        at = range.end;
-    }
-    spliced.extend_from_slice(&text[at..]);
-    spliced.into()
 }
 
 #[cfg(test)]

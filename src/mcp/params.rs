@@ -33,6 +33,8 @@ pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
         "completion/complete" => &["ref", "argument", "context", "_meta"],
         "logging/setLevel" => &["level", "_meta"],
         "subscriptions/listen" => &["notifications", "_meta"],
+        "tasks/get" | "tasks/result" | "tasks/cancel" => &["taskId", "_meta"],
+        "tasks/update" => &["taskId", "inputResponses", "_meta"],
         "tools/list" | "resources/list" | "resources/templates/list" | "prompts/list" => &["cursor", "_meta"],
         _ => return None,
     })
@@ -46,6 +48,8 @@ pub(super) fn needed(method: &str) -> &'static [&'static str] {
         "completion/complete" => &["ref", "argument"],
         "logging/setLevel" => &["level"],
         "subscriptions/listen" => &["notifications"],
+        "tasks/get" | "tasks/result" | "tasks/cancel" => &["taskId"],
+        "tasks/update" => &["taskId", "inputResponses"],
         _ => &[],
     }
 }
@@ -70,15 +74,16 @@ pub fn completion(params: &Params) -> Result<Completion, Malformed> {
 
 /// The URIs in the filter of `subscriptions/listen`, in their order.
 pub fn listened(params: &Params) -> Result<Vec<String>, Malformed> {
-    const FILTER: [&str; 4] = [
+    const FILTER: [&str; 5] = [
         "toolsListChanged",
         "promptsListChanged",
         "resourcesListChanged",
         "resourceSubscriptions",
+        "taskIds",
     ];
     let text = params.notifications.as_ref().ok_or_else(|| missing("notifications"))?;
     let filter = Object::read(text, &FILTER, "notifications")?;
-    let [flags @ .., uris] = filter.spans;
+    let [flags @ .., uris, _] = filter.spans;
     if flags.iter().flatten().any(|span| !matches!(span.kind, Kind::Bool(_))) {
         return Err(bad("a member of `notifications` is not a boolean").into());
     }

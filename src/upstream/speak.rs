@@ -7,7 +7,7 @@ use super::keys::UpstreamSessionId;
 use super::outcome::Open;
 use super::server::Upstream;
 use super::stream::{Expected, Frames};
-use crate::domain::{Era, MessageId};
+use crate::domain::{self, ClientRequests, Era, MessageId};
 use crate::mcp::{AnswerKind, answer_kind};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -65,6 +65,9 @@ impl Upstream {
         let expected = Expected {
             id: Some(id),
             era,
+            method: domain::Method::Ping,
+            asks: ClientRequests::default(),
+            refusals: None,
             max_event: self.patience.max_event,
             idle: Some(self.patience.idle),
         };

@@ -87,7 +87,7 @@ async fn the_suite_cannot_tell_a_client_behind_guardian_from_one_that_is_not() {
 }
 
 /// May ask the client whatever the protocol knows.
-const CONVERSES: &str = "";
+const CONVERSES: &str = "client_requests = ['sampling', 'elicitation', 'elicitation_url', 'roots']";
 
 /// A suite does everything at once, from one address: no policy and no limit of Guardian's own is in its way. What it sends
 /// as the origin of the server it was given is `http://…`, whatever the address says, and it tries to be `evil.example.com`.

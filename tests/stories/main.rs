@@ -8,6 +8,7 @@ mod support;
 
 mod attacks;
 mod conformance;
+mod conversation;
 mod errors;
 mod identity;
 mod isolation;
@@ -41,6 +42,7 @@ async fn ana(world: &mut World) -> String {
 /// The text of the stories, so that a table may name one and be held to it.
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
+    include_str!("conversation.rs"),
     include_str!("identity.rs"),
     include_str!("isolation.rs"),
     include_str!("journal.rs"),

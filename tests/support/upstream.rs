@@ -60,6 +60,17 @@ pub enum Eras {
 }
 
 type OnCall = Box<dyn Fn(&Received) + Send>;
+type Script = Box<dyn Fn(&Received) -> Option<Scripted> + Send>;
+
+/// What a story has the server answer.
+pub enum Scripted {
+    /// The result, or with `jsonrpc` a whole message.
+    Json(Value),
+    /// Events, for as long as the sender lasts.
+    Stream(mpsc::Receiver<io::Result<Bytes>>),
+    /// Events that are there at once.
+    Events(Vec<Value>),
+}
 
 struct State {
     eras: Eras,
@@ -70,6 +81,8 @@ struct State {
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
     on_call: Mutex<Option<OnCall>>,
+    script: Mutex<Option<Script>>,
+    seen: watch::Sender<usize>,
     /// What the server's own stream will give.
     own_stream: Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>,
 }
@@ -102,6 +115,8 @@ impl Upstream {
             tools: Mutex::new(tools()),
             sessions: Mutex::default(),
             on_call: Mutex::default(),
+            script: Mutex::default(),
+            seen: watch::Sender::new(0),
             own_stream: Mutex::default(),
         });
         let shared = state.clone();
@@ -174,6 +189,19 @@ impl Upstream {
         send
     }
 
+    /// Asks this first for an answer to whatever arrives.
+    pub fn script(&self, answer: impl Fn(&Received) -> Option<Scripted> + Send + 'static) {
+        *self.state.script.lock().unwrap() = Some(Box::new(answer));
+    }
+
+    /// Waits until a request has arrived that `is` it.
+    pub async fn arrived(&self, what: &str, is: impl Fn(&Received) -> bool) -> Received {
+        let mut seen = self.state.seen.subscribe();
+        let found = || self.received().into_iter().find(|received| is(received));
+        soon(what, seen.wait_for(|_| found().is_some())).await.unwrap();
+        found().expect("what has arrived stays")
+    }
+
     /// Looks at each tool call at the moment it arrives, before it is answered.
     pub fn on_call(&self, look: impl Fn(&Received) + Send + 'static) {
         *self.state.on_call.lock().unwrap() = Some(Box::new(look));
@@ -233,6 +261,14 @@ impl State {
             body,
         };
         self.received.lock().unwrap().push(received.clone());
+        self.seen.send_modify(|count| *count += 1);
+        let scripted = self.script.lock().unwrap().as_ref().and_then(|script| script(&received));
+        match scripted {
+            None => (),
+            Some(Scripted::Json(message)) => return scripted_json(&received, message),
+            Some(Scripted::Stream(events)) => return stream(events),
+            Some(Scripted::Events(all)) => return events(all.iter().map(event).collect()),
+        }
         if received.tool().is_some() {
             if let Some(look) = &*self.on_call.lock().unwrap() {
                 look(&received);
@@ -262,6 +298,7 @@ impl State {
         match received.method() {
             "initialize" => self.begin_session(received),
             method if method.starts_with("notifications/") => empty(202),
+            "" if received.message.get("id").is_some() => empty(202),
             "ping" => result(&id, json!({}), modern),
             "server/discover" if modern => result(&id, discovery(), modern),
             "tools/list" => result(&id, json!({ "tools": *self.tools.lock().unwrap() }), modern),
@@ -489,6 +526,14 @@ fn result(id: &Value, value: Value, modern: bool) -> Response<Body> {
 fn error(status: u16, id: &Value, code: i64, message: &str) -> Response<Body> {
     let body = json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } });
     full(status, "application/json", body.to_string())
+}
+
+fn scripted_json(received: &Received, message: Value) -> Response<Body> {
+    let message = match message.get("jsonrpc") {
+        Some(_) => message,
+        None => json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": message }),
+    };
+    full(200, "application/json", message.to_string())
 }
 
 fn full(status: u16, media_type: &str, body: String) -> Response<Body> {

@@ -35,6 +35,7 @@ pub fn config(url: &str) -> ServerConfig {
         "idle_timeout": "20s",
         "max_answer_bytes": 65536,
         "allow_private_address": true,
+        "client_requests": ["roots"],
     }))
     .unwrap();
     config.catalogue_refresh = Span(Duration::from_secs(1));
