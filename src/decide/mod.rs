@@ -10,6 +10,7 @@ mod facts;
 mod judge;
 mod known;
 mod listing;
+mod mirror;
 mod problem;
 mod reads;
 mod rule;
@@ -32,6 +33,7 @@ mod when;
 
 pub use facts::{Enrolment, Facts, View};
 pub use listing::Listing;
+pub use mirror::{Mirrored, MirroredKind};
 pub use problem::Problem;
 pub use snapshot::{PolicySource, Settings, Snapshot};
 pub use subject::Subject;

@@ -8,7 +8,7 @@ use super::slice::{Index, Library};
 use super::sort::Sort;
 use super::tool::{CompiledTool, Place};
 use super::ware::Wares;
-use super::{Problem, check, schema, shape};
+use super::{Problem, check, mirror, schema, shape};
 use crate::domain::{Catalogue, Digest, EnvironmentName, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, HashMap};
@@ -203,10 +203,13 @@ fn blanks(draft: &Draft) -> Vec<Problem> {
     if let Some(why) = draft.arguments.unusable() {
         return vec![Problem::new(format!("every call of tool `{tool}` is refused: {why}"))];
     }
+    let left_out = mirror::mirrored(&draft.entry.input_schema)
+        .err()
+        .map(|why| Problem::new(format!("clients of 2026-07-28 cannot use tool `{tool}`: {why}")));
     let holes = shape::holes(draft.arguments.fields()).into_iter();
-    holes
-        .map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")))
-        .collect()
+    let holes =
+        holes.map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
+    left_out.into_iter().chain(holes).collect()
 }
 
 fn schema(catalogue: &Catalogue, drafts: &[Draft], wares: &[WareFit]) -> String {

@@ -1,6 +1,7 @@
 //! One tool with everything that is made of its definition once: its arguments, its place in Cedar, its policies.
 
 use super::arguments::Arguments;
+use super::mirror::{self, Mirrored};
 use super::schema;
 use super::slice::Index;
 use super::sort::Sort;
@@ -15,6 +16,7 @@ pub struct CompiledTool {
     entry: ToolEntry,
     needs: Vec<Scope>,
     arguments: Arguments,
+    mirrored: Result<Vec<Mirrored>, String>,
     place: Arc<Place>,
     index: Index,
 }
@@ -43,11 +45,17 @@ impl CompiledTool {
             } else {
                 entry.scopes.clone()
             },
+            mirrored: mirror::mirrored(&entry.input_schema),
             entry,
             arguments,
             place,
             index,
         }
+    }
+
+    /// The arguments that clients of the stateless protocol repeat in header fields; or why these cannot use the tool.
+    pub fn mirrored(&self) -> Result<&[Mirrored], &str> {
+        self.mirrored.as_deref().map_err(String::as_str)
     }
 
     /// All of these scopes; the tool's own name if nothing else is said.

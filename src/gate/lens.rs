@@ -92,6 +92,7 @@ impl Lens {
     /// Tools are shown as they were pinned.
     fn tool(&self, name: &str, facts: &Facts<'_>) -> Shown {
         match facts.snapshot.tool(&self.server, name) {
+            Some(tool) if self.era == Era::Modern && tool.mirrored().is_err() => Shown::Hidden,
             Some(tool) if could_permit(&self.server, tool, facts) => Shown::As(tool.entry().definition.clone()),
             _ => Shown::Hidden,
         }

@@ -8,6 +8,7 @@ mod bodies;
 mod caller;
 mod lens;
 mod metadata;
+mod mirror;
 mod noise;
 mod redact;
 mod reply;
@@ -207,6 +208,8 @@ impl Gate {
                 return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
+        let params = mirror::fields(permit.call(), &head.headers, &snapshot)
+            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
             .admit(&permit, &caller.principal)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
@@ -227,7 +230,7 @@ impl Gate {
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
             last_event_id: heads.last_event_id.map(str::to_owned),
-            ..ForwardHeads::default()
+            params,
         };
         let answer = upstream.forward(cleared, forward).await.inspect_err(|failed| {
             let cause = failed.cause.as_deref().unwrap_or_default();

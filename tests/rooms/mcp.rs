@@ -37,3 +37,5 @@ mod threats;
 mod readings;
 
 mod eras;
+
+mod params;

@@ -144,6 +144,7 @@ impl Rig {
             server: Some(call.server.clone()),
             method: call.method.as_str().to_owned(),
             tool: call.tool().map(ToString::to_string),
+            target: None,
             decision: Decided::Allow,
             reason: "permitted".to_owned(),
             detail: None,
