@@ -102,7 +102,9 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<R
         (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, Target::Task(tool, _)) => {
             task_may_go_on(call, tool, &held, facts)
         }
-        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, _) => Err(Reason::UnknownTask.into()),
+        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, _) => {
+            Err(Reason::UnknownTask.into())
+        }
         (Method::ReadResource | Method::Subscribe | Method::GetPrompt | Method::Complete | Method::Listen, _) => {
             Err(Reason::InvalidParams.into())
         }

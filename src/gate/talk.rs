@@ -110,7 +110,10 @@ impl Talk {
         self.bring_input(params, method, era, &mut edits)?;
         let named = params.task_id.as_ref().filter(|_| is_of_task(method));
         let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
-        let tasks = named.into_iter().chain(listened).map(|task| self.bring_task(task, &mut edits));
+        let tasks = named
+            .into_iter()
+            .chain(listened)
+            .map(|task| self.bring_task(task, &mut edits));
         let tasks = tasks.collect::<Result<_, _>>()?;
         let meta = params.meta.as_ref();
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {

@@ -407,7 +407,10 @@ impl Params {
             "initialize" => object("capabilities", capabilities)?.map(Place::from),
             _ => None,
         };
-        let listened = inside.listened_tasks.into_iter().map(|span| token(body, "taskIds", Some(span)));
+        let listened = inside
+            .listened_tasks
+            .into_iter()
+            .map(|span| token(body, "taskIds", Some(span)));
         let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
         object("_meta", meta)?;
         Ok(Self {
