@@ -138,7 +138,11 @@ impl Check<'_> {
                     self.unsound.insert(index);
                 }
                 Found::Unknown { kind, near } => {
-                    let named = if kind == "server" { id.split('/').next().unwrap_or(id) } else { id };
+                    let named = if kind == "server" {
+                        id.split('/').next().unwrap_or(id)
+                    } else {
+                        id
+                    };
                     let mut problem = rule.problem_at_entity(id, format!("there is no {kind} `{}`", arguments::cut(named)));
                     problem.help = near.map(|near| format!("did you mean `{near}`?"));
                     self.found.problems.push(problem);

@@ -321,6 +321,7 @@ impl Gate {
             .server
             .as_ref()
             .and_then(|server| self.parts.denials.get(server).copied());
+        let upstream = trail.server.as_ref().and_then(|server| self.parts.upstreams.get(server));
         reply::refuse(
             refusal,
             &Listener {
@@ -329,6 +330,8 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
+                version: trail.said_version.as_deref(),
+                eras: upstream.map_or(Eras::Unknown, Upstream::eras),
                 unseen: trail.unseen,
             },
         )
@@ -491,6 +494,10 @@ fn read(
     trail: &mut Trail,
 ) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    trail.said_version = heads.protocol_version.map(fit_for_a_record);
+    if message.is_modern() {
+        trail.era = Era::Modern;
+    }
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
     let negotiated = session.as_ref().map(|session| session.version);

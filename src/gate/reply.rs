@@ -3,9 +3,10 @@
 //! Nothing is decided here, and nothing secret can get in: a `Refusal` never holds any.
 
 use crate::config::Denials;
-use crate::domain::{Era, MessageId, Reason, Refusal, RequestId};
+use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, RequestId};
 use crate::mcp;
 use crate::transport::{self, Body};
+use crate::upstream::Eras;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -19,6 +20,9 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
+    /// The protocol version asked for, and the eras the server is known to speak.
+    pub version: Option<&'a str>,
+    pub eras: Eras,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -275,6 +279,8 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
+        version: None,
+        eras: Eras::Unknown,
         unseen: false,
     };
     mcp::error(
@@ -328,17 +334,28 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
         );
     }
     if refusal.reason == Reason::UnsupportedVersion {
-        let supported: Vec<_> = crate::domain::ProtocolVersion::ALL
-            .iter()
-            .rev()
-            .map(|version| version.as_str())
-            .collect();
-        data.insert("supported".to_owned(), supported.into());
+        data.insert("supported".to_owned(), spoken(to.era, to.eras).into());
+        if let Some(version) = to.version {
+            data.insert("requested".to_owned(), version.into());
+        }
     }
     if let Some(record) = to.record {
         data.insert("record".to_owned(), record.to_string().into());
     }
     data
+}
+
+/// The versions the same message could have named, newest first; those of the other era if the server speaks only that.
+fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
+    let era = match (asked, eras.lack(asked)) {
+        (Era::Legacy, false) | (Era::Modern, true) => Era::Legacy,
+        (Era::Modern, false) | (Era::Legacy, true) => Era::Modern,
+    };
+    let versions = ProtocolVersion::ALL.iter().rev();
+    versions
+        .filter(|version| version.era() == era)
+        .map(|version| version.as_str())
+        .collect()
 }
 
 /// RFC 6750 and RFC 9728: where to get a token, or which scopes are missing.
@@ -389,6 +406,8 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
+            version: None,
+            eras: Eras::Unknown,
             unseen: false,
         }
     }

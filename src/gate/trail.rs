@@ -25,6 +25,8 @@ pub struct Trail {
     pub method: Option<Method>,
     /// What the message called its method, as far as that is fit for a record.
     pub said_method: Option<String>,
+    /// The same of the version it asked for.
+    pub said_version: Option<String>,
     pub tool: Option<String>,
     /// What else is acted upon: a URI, a prompt, what a stream is asked to tell of.
     pub target: Option<String>,
@@ -54,6 +56,7 @@ impl Trail {
             era: Era::Legacy,
             method: None,
             said_method: None,
+            said_version: None,
             tool: None,
             target: None,
             arguments: None,

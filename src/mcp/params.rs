@@ -40,6 +40,15 @@ pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
     })
 }
 
+/// Whether only the other era has this method. It is refused as unknown, whatever its parameters are.
+pub(super) fn foreign(method: &str, modern: bool) -> bool {
+    match method {
+        "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "tasks/result" => modern,
+        "subscriptions/listen" | "tasks/update" => !modern,
+        _ => false,
+    }
+}
+
 /// The members that must be there.
 pub(super) fn needed(method: &str) -> &'static [&'static str] {
     match method {

@@ -335,8 +335,10 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, relat
     }
     let params = match (params, inside) {
         (None, _) => match params::needed(&method).first() {
-            Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
-            None => None,
+            Some(missing) if !params::foreign(&method, false) => {
+                return Err(bad_params(format!("`{missing}` is missing")));
+            }
+            _ => None,
         },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
         (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
@@ -400,7 +402,15 @@ impl Params {
             capabilities,
         ] = spans;
         let name = text(body, "name", name)?;
-        only_known(method, &spans, inside.stranger)?;
+        object("_meta", meta)?;
+        let meta = inside
+            .meta
+            .map(|meta| Meta::read(body, &meta, inside.related_task))
+            .transpose()?;
+        let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
+        if !params::foreign(method, modern) {
+            only_known(method, &spans, inside.stranger)?;
+        }
         text(body, "level", level)?;
         let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         let capabilities = match method {
@@ -412,7 +422,6 @@ impl Params {
             .into_iter()
             .map(|span| token(body, "taskIds", Some(span)));
         let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
-        object("_meta", meta)?;
         Ok(Self {
             name,
             arguments: piece("arguments", arguments)?,
@@ -430,10 +439,7 @@ impl Params {
             capabilities,
             listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
-            meta: inside
-                .meta
-                .map(|meta| Meta::read(body, &meta, inside.related_task))
-                .transpose()?,
+            meta,
         })
     }
 }

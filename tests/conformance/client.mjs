@@ -4,12 +4,15 @@
 //
 // With CONFORMANCE_THROUGH (Guardian's address) and CONFORMANCE_RELAY (the port Guardian has for its server), it speaks to
 // Guardian, and hands on what arrives at that port to the scenario's server: that one gets a new port with every run.
+// With CONFORMANCE_LEARN it only stays until Guardian shows the server's tools, so that Guardian has nothing to ask later.
 
 import { connect, createServer } from "node:net";
+import { setTimeout as pause } from "node:timers/promises";
 import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";
 
 const {
   CONFORMANCE_BEARER: bearer,
+  CONFORMANCE_LEARN: learn,
   CONFORMANCE_RELAY: relay,
   CONFORMANCE_THROUGH: through,
   MCP_CONFORMANCE_CONTEXT: context = "{}",
@@ -59,7 +62,11 @@ await client.close();
 process.exit(0);
 
 async function use() {
-  const { tools } = await client.listTools();
+  let { tools } = await client.listTools();
+  if (learn) {
+    for (; tools.length === 0; { tools } = await client.listTools()) await pause(100);
+    return;
+  }
   for (const call of calls[scenario](tools)) await attempt(client.callTool(call));
   if (resources) {
     for (const { uri } of (await client.listResources()).resources) await attempt(client.readResource({ uri }));

@@ -4,6 +4,7 @@
 //   node run.mjs server <suite> <url> [<scenario>]   a suite against a server
 //   node run.mjs client [<ways>]                     the client scenarios; behind Guardian where `ways` says so:
 //                                                    {"<version>/<scenario>": {"url": …, "relay": port}}, see client.mjs
+//   node run.mjs learn <ways>                        the same for nobody to judge: until Guardian knows each scenario's tools
 //   node run.mjs scenarios                           a list of the client scenarios, as `ways` has them
 //
 // CONFORMANCE_BEARER is the key to send, NODE_EXTRA_CA_CERTS the authority to trust. Needs Node 22 or later.
@@ -22,30 +23,29 @@ const suites = {
   "0.2/2026-07-28": ["conformance-0.2", ["--requirements", "2026-07-28"]],
 };
 
-const clientScenarios = {
-  "2025-11-25": [
-    "initialize",
-    "tools_call",
-    "elicitation-sep1034-client-defaults",
-    "sse-retry",
-    "json-schema-2020-12-preservation",
-  ],
-  "2026-07-28": [
-    "tools_call",
-    "request-metadata",
-    "http-standard-headers",
-    "http-custom-headers",
-    "http-invalid-tool-headers",
-    "sep-2322-client-request-state",
-    "json-schema-ref-no-deref",
-    "json-schema-2020-12-preservation",
-  ],
-};
+const clientScenarios = [
+  "2025-11-25/initialize",
+  "2025-11-25/tools_call",
+  "2025-11-25/elicitation-sep1034-client-defaults",
+  "2025-11-25/sse-retry",
+  "2025-11-25/json-schema-2020-12-preservation",
+  "2026-07-28/tools_call",
+  "2026-07-28/request-metadata",
+  "2026-07-28/http-standard-headers",
+  "2026-07-28/http-custom-headers",
+  "2026-07-28/http-invalid-tool-headers",
+  "2026-07-28/sep-2322-client-request-state",
+  "2026-07-28/json-schema-ref-no-deref",
+  "2026-07-28/json-schema-2020-12-preservation",
+];
 
 const [what, ...rest] = process.argv.slice(2);
 if (what === "scenarios") {
-  const named = ([version, scenarios]) => scenarios.map((scenario) => `${version}/${scenario}`);
-  console.log(JSON.stringify(Object.entries(clientScenarios).flatMap(named)));
+  console.log(JSON.stringify(clientScenarios));
+  process.exit(0);
+}
+if (what === "learn") {
+  await Promise.all(Object.entries(JSON.parse(rest[0])).map(([named, way]) => judgeClient(named, way, { CONFORMANCE_LEARN: "1" })));
   process.exit(0);
 }
 const found = await { server: judgeServer, client: judgeClients }[what](...rest);
@@ -83,17 +83,19 @@ async function answers(url) {
 
 async function judgeClients(ways = "{}") {
   const found = {};
-  for (const [version, scenarios] of Object.entries(clientScenarios)) {
-    for (const scenario of scenarios) {
-      const way = JSON.parse(ways)[`${version}/${scenario}`];
-      const command = `"${process.execPath}" "${here("client.mjs")}"`;
-      const ask = ["client", "--command", command, "--scenario", scenario, "--spec-version", version];
-      const checks = await reported("", (out) =>
-        run([cli("conformance-0.2"), ...ask, "-o", out], way && { CONFORMANCE_THROUGH: way.url, CONFORMANCE_RELAY: way.relay }));
-      for (const [check, status] of Object.entries(checks)) found[`${version}/${check}`] = status;
-    }
+  for (const named of clientScenarios) {
+    const checks = await judgeClient(named, JSON.parse(ways)[named]);
+    for (const [check, status] of Object.entries(checks)) found[`${named.split("/")[0]}/${check}`] = status;
   }
   return found;
+}
+
+function judgeClient(named, way, env = {}) {
+  const [version, scenario] = named.split("/");
+  const command = `"${process.execPath}" "${here("client.mjs")}"`;
+  const ask = ["client", "--command", command, "--scenario", scenario, "--spec-version", version];
+  const through = way && { CONFORMANCE_THROUGH: way.url, CONFORMANCE_RELAY: way.relay };
+  return reported("", (out) => run([cli("conformance-0.2"), ...ask, "-o", out], { ...through, ...env }));
 }
 
 function cli(release) {

@@ -101,6 +101,11 @@ fn the_body_decides_the_era() {
     assert_eq!(judged(&legacy_call(), &[], None), Ok((Era::Legacy, None)));
     assert_eq!(
         judged(&legacy_call(), &[legacy], Some(ProtocolVersion::V20250618)),
+        Ok((Era::Legacy, Some(ProtocolVersion::V20250618))),
+        "a session speaks what it negotiated"
+    );
+    assert_eq!(
+        judged(&legacy_call(), &[modern], Some(ProtocolVersion::V20250618)),
         Err(Reason::HeaderMismatch)
     );
     assert_eq!(
