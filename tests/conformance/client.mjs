@@ -39,34 +39,33 @@ const calls = {
   },
 };
 
+// The suite gives a client thirty seconds, and then ends the shell it runs in.
+setTimeout(() => process.exit(1), 25_000).unref();
 if (through) await relayTo(server);
-const client = new Client(
-  { name: "conformance-client", version: "1.0.0" },
-  {
-    capabilities: { elicitation: { form: { applyDefaults: true } }, roots: { listChanged: true }, sampling: {} },
-    versionNegotiation: { mode: version === "2026-07-28" ? "auto" : "legacy" },
-  },
-);
-client.setRequestHandler("elicitation/create", ({ params }) => ({
-  action: "accept",
-  content: params.requestedSchema.properties.confirmed ? { confirmed: true } : {},
-}));
-await client.connect(
-  new StreamableHTTPClientTransport(through ? new URL(through) : server, {
-    requestInit: { headers: through ? { authorization: `Bearer ${bearer}` } : {} },
-  }),
-);
-const { tools = [], resources, prompts } = client.getServerCapabilities();
-if (tools) await use();
+const client = await connected(through ? new URL(through) : server, through && { authorization: `Bearer ${bearer}` });
+await (learn ? stay() : use());
 await client.close();
 process.exit(0);
 
+async function connected(url, headers = {}) {
+  const client = new Client(
+    { name: "conformance-client", version: "1.0.0" },
+    {
+      capabilities: { elicitation: { form: { applyDefaults: true } }, roots: { listChanged: true }, sampling: {} },
+      versionNegotiation: { mode: version === "2026-07-28" ? "auto" : "legacy" },
+    },
+  );
+  client.setRequestHandler("elicitation/create", ({ params }) => ({
+    action: "accept",
+    content: params.requestedSchema.properties.confirmed ? { confirmed: true } : {},
+  }));
+  await client.connect(new StreamableHTTPClientTransport(url, { requestInit: { headers } }));
+  return client;
+}
+
 async function use() {
-  let { tools } = await client.listTools();
-  if (learn) {
-    for (; tools.length === 0; { tools } = await client.listTools()) await pause(100);
-    return;
-  }
+  const { resources, prompts } = client.getServerCapabilities();
+  const { tools } = await client.listTools();
   for (const call of calls[scenario](tools)) await attempt(client.callTool(call));
   if (resources) {
     for (const { uri } of (await client.listResources()).resources) await attempt(client.readResource({ uri }));
@@ -74,6 +73,12 @@ async function use() {
   if (prompts) {
     for (const { name } of (await client.listPrompts()).prompts) await attempt(client.getPrompt({ name }));
   }
+}
+
+async function stay() {
+  const direct = await connected(server);
+  const { tools } = await direct.listTools();
+  while (tools.length > 0 && (await client.listTools()).tools.length === 0) await pause(100);
 }
 
 async function attempt(outcome) {

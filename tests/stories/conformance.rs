@@ -13,8 +13,11 @@ use std::process::{Child, Command, Stdio};
 /// What a suite found: `scenario/check` → one status, or one for each time it was checked.
 type Checks = BTreeMap<String, Value>;
 
-/// Checks that Guardian rightly does not answer as the server would, and why.
-const RIGHTLY_DIFFERENT: &[(&str, &str)] = &[];
+/// Checks that rightly fail behind Guardian.
+const RIGHTLY_DIFFERENT: &[&str] = &[
+    // The scenario calls with `"verbose": null` where the tool's own schema says boolean: that call never leaves.
+    "2026-07-28/http-custom-headers/sep-2243-client-omit-null",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_suite_of_the_older_versions_finds_the_server_behind_guardian_unchanged() {
@@ -170,17 +173,22 @@ fn run(command: &mut Command) -> Value {
 
 /// Every check has the same status; one that only Guardian passes is welcome.
 fn same(direct: &Checks, through: &Checks) {
-    let rightly = |check: &str| RIGHTLY_DIFFERENT.iter().any(|(rightly, _)| *rightly == check);
     let mut differences = Vec::new();
     for (check, status) in direct {
         let now = through.get(check);
-        if now != Some(status) && now != Some(&json!("SUCCESS")) && !rightly(check) {
+        let failure = json!("FAILURE");
+        let expected = if RIGHTLY_DIFFERENT.contains(&check.as_str()) {
+            &failure
+        } else {
+            status
+        };
+        if now != Some(expected) && now != Some(&json!("SUCCESS")) {
             let now = now.map_or("lost".into(), Value::to_string);
             differences.push(format!("{check}: {status} directly, {now} through Guardian"));
         }
     }
     for (check, status) in through {
-        if !direct.contains_key(check) && status != "SUCCESS" && !rightly(check) {
+        if !direct.contains_key(check) && status != "SUCCESS" {
             differences.push(format!("{check}: not checked directly, {status} through Guardian"));
         }
     }
