@@ -114,6 +114,8 @@ pub struct ConnectionLimits {
     pub idle_timeout: Span,
     /// The longest life of one answer, streams included.
     pub total_timeout: Span,
+    /// How long a stream may be silent before it gets a comment, which keeps those between from closing it.
+    pub keep_alive: Span,
     /// How long running calls may take to finish after SIGTERM.
     pub drain_timeout: Span,
     pub max_header_bytes: usize,
@@ -464,6 +466,7 @@ defaults! {
         body_timeout: secs(30),
         idle_timeout: secs(60),
         total_timeout: secs(3_600),
+        keep_alive: secs(15),
         drain_timeout: secs(30),
         max_header_bytes: 32 * 1024,
         max_body_bytes: 4 * 1024 * 1024,

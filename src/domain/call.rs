@@ -148,6 +148,15 @@ impl Method {
         }
     }
 
+    /// Whether it is about resources or prompts.
+    pub const fn is_of_ware(self) -> bool {
+        use Method as M;
+        matches!(
+            self,
+            M::ReadResource | M::Subscribe | M::Unsubscribe | M::GetPrompt | M::Complete | M::Listen
+        )
+    }
+
     /// Whether the answer is a stream that stays open with nothing pending on it.
     pub const fn is_stream(self) -> bool {
         matches!(self, Method::OpenStream | Method::Listen)

@@ -78,6 +78,9 @@ reasons! {
     ToolNotApproved = "tool_not_approved",
     DefinitionChanged = "definition_changed",
     InvalidArguments = "invalid_arguments",
+    // resource, prompt
+    UnknownTarget = "unknown_target",
+    UnfitUri = "unfit_uri",
     // policy
     NoPolicyPermits = "no_policy_permits",
     ForbiddenByPolicy = "forbidden_by_policy",

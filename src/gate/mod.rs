@@ -4,6 +4,7 @@
 //! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
 //! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
 
+mod alive;
 mod bodies;
 mod caller;
 mod lens;
@@ -250,6 +251,7 @@ impl Gate {
             Open {
                 streams: self.streams.clone(),
                 ticket,
+                keep_alive: self.parts.site.keep_alive,
             },
         )
     }
@@ -332,6 +334,7 @@ impl Gate {
                 denials: denials.unwrap_or_default(),
                 version: trail.said_version.as_deref(),
                 eras: upstream.map_or(Eras::Unknown, Upstream::eras),
+                of_ware: trail.method.is_some_and(Method::is_of_ware),
                 unseen: trail.unseen,
             },
         )

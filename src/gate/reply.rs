@@ -23,6 +23,8 @@ pub struct Listener<'a> {
     /// The protocol version asked for, and the eras the server is known to speak.
     pub version: Option<&'a str>,
     pub eras: Eras,
+    /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
+    pub of_ware: bool,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -161,6 +163,13 @@ const fn row(reason: Reason) -> Row {
             Some("ask the operator for the scopes named"),
         ),
         R::UnknownTool => (200, -32602, "unknown tool", Some("list the tools again")),
+        R::UnknownTarget => (200, -32602, "there is nothing of this name", None),
+        R::UnfitUri => (
+            200,
+            -32602,
+            "resources are named by URIs in their normal form",
+            Some("write the URI as RFC 3986 normalises it"),
+        ),
         R::ToolNotApproved => (
             200,
             4034,
@@ -225,7 +234,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         refusal.reason,
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
-    if let (true, Denials::ToolResult, Some(id)) = (by_policy, to.denials, to.id) {
+    if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware, to.id) {
         let text = format!("Refused: {}.", sentence(&row, refusal));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
@@ -233,7 +242,11 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     }
     if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
         let denials = Denials::Error;
-        return refuse(&Reason::UnknownTool.into(), &Listener { denials, ..*to });
+        let unknown = match to.of_ware {
+            true => Reason::UnknownTarget,
+            false => Reason::UnknownTool,
+        };
+        return refuse(&unknown.into(), &Listener { denials, ..*to });
     }
     let body = mcp::error(
         to.id,
@@ -281,6 +294,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         denials: Denials::Error,
         version: None,
         eras: Eras::Unknown,
+        of_ware: false,
         unseen: false,
     };
     mcp::error(
@@ -408,6 +422,7 @@ mod tests {
             denials,
             version: None,
             eras: Eras::Unknown,
+            of_ware: false,
             unseen: false,
         }
     }

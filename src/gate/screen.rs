@@ -1,6 +1,7 @@
 //! The answer on its way back: lists shrunk to what the caller may call, session ids sealed, streams passed frame by frame.
 //! What a server says of itself (cookies, challenges, redirects) never got this far.
 
+use super::alive::Alive;
 use super::lens::Lens;
 use super::reply;
 use super::streams::{Guarded, Streams};
@@ -38,6 +39,8 @@ pub struct Sealing<'a> {
 pub struct Open {
     pub streams: Arc<Streams>,
     pub ticket: Ticket,
+    /// How long it may be silent.
+    pub keep_alive: Duration,
 }
 
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -95,6 +98,7 @@ impl Screen {
         // The server's own stream stays open for hours; only its opening counts.
         let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
+        let body = Alive::new(body, open.keep_alive).boxed();
         let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

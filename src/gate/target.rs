@@ -90,7 +90,7 @@ fn uri(text: &str) -> Result<ResourceUri, Refusal> {
 }
 
 fn bad_uri(why: crate::domain::BadUri) -> Refusal {
-    Refusal::with_detail(Reason::InvalidParams, why.to_string())
+    Refusal::with_detail(Reason::UnfitUri, why.to_string())
 }
 
 fn prompt(name: &str) -> Result<PromptName, Refusal> {

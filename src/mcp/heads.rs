@@ -191,7 +191,8 @@ fn modern(
     if request && heads.method.is_none() {
         return Err(mismatch("Mcp-Method is missing"));
     }
-    if request && mirrored_name(method, params).is_some() && heads.name.is_none() {
+    let left = matches!(method, "resources/subscribe" | "resources/unsubscribe"); // with the era before
+    if request && !left && mirrored_name(method, params).is_some() && heads.name.is_none() {
         return Err(mismatch("Mcp-Name is missing"));
     }
     Ok(version)

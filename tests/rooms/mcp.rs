@@ -39,3 +39,5 @@ mod readings;
 mod eras;
 
 mod params;
+
+mod suite;

@@ -135,7 +135,7 @@ on_both_stores! {
         headers.insert("accept", "text/event-stream".parse().unwrap());
         let mut stream = client.send("GET", headers, Bytes::new()).await.unwrap();
         assert_eq!(stream.status, 200);
-        let second = alike(&client);
+        let second = client.alike();
 
         say(&server, &json!({ "jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage" })).await;
         files.arrived("the refusal", |received| received.message["error"]["code"] == -32601).await;
@@ -164,18 +164,9 @@ async fn call(files: &Upstream, client: &Client) -> (Server, Reply) {
         events.lock().unwrap().take().map(Scripted::Stream)
     });
     let request = client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" } }));
-    let stream = Client::open(&alike(client), &request).await.unwrap();
+    let stream = client.alike().open(&request).await.unwrap();
     assert_eq!(stream.status, 200);
     (server, stream)
-}
-
-/// The same client on a connection of its own.
-fn alike(client: &Client) -> Client {
-    let mut other = Client::new(client.address.clone(), "files");
-    other.version = client.version;
-    other.session.clone_from(&client.session);
-    other.headers = client.headers.clone();
-    other
 }
 
 /// The server answers the call after all.

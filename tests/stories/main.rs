@@ -10,6 +10,7 @@ mod attacks;
 mod conformance;
 mod conversation;
 mod errors;
+mod handles;
 mod identity;
 mod isolation;
 mod journal;
@@ -18,9 +19,12 @@ mod limits;
 mod matrix;
 mod protocol;
 mod real_clients;
+mod replicas;
 mod revocation;
 mod streams;
+mod tasks;
 mod verdicts;
+mod wares;
 
 use support::upstream::Upstream;
 use support::world::World;
@@ -43,13 +47,17 @@ async fn ana(world: &mut World) -> String {
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
     include_str!("conversation.rs"),
+    include_str!("handles.rs"),
     include_str!("identity.rs"),
     include_str!("isolation.rs"),
     include_str!("journal.rs"),
     include_str!("lifecycle.rs"),
     include_str!("limits.rs"),
     include_str!("protocol.rs"),
+    include_str!("replicas.rs"),
     include_str!("revocation.rs"),
     include_str!("streams.rs"),
+    include_str!("tasks.rs"),
     include_str!("verdicts.rs"),
+    include_str!("wares.rs"),
 ];

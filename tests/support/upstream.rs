@@ -3,6 +3,7 @@
 use super::certificates::{Authority, server_tls};
 use super::server::{Answering, Body, serve};
 use super::wait::{LONGEST, soon};
+use super::wares;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
@@ -168,6 +169,11 @@ impl Upstream {
         self.state.steps.add_permits(1);
     }
 
+    /// Offers one more tool.
+    pub fn offer(&self, definition: Value) {
+        self.state.tools.lock().unwrap().push(definition);
+    }
+
     /// Offers another description of a tool than before.
     pub fn redescribe(&self, tool: &str, description: &str) {
         for definition in self
@@ -303,7 +309,14 @@ impl State {
             "server/discover" if modern => result(&id, discovery(), modern),
             "tools/list" => result(&id, json!({ "tools": *self.tools.lock().unwrap() }), modern),
             "tools/call" => self.call(received, modern).await,
-            _ => error(404, &id, -32601, "method not found"),
+            "subscriptions/listen" if modern => match self.own_stream.lock().unwrap().take() {
+                Some(events) => stream(events),
+                None => events(vec![event(&wares::acknowledged(received))]),
+            },
+            _ => match wares::result(received) {
+                Some(found) => result(&id, found, modern),
+                None => error(404, &id, -32601, "method not found"),
+            },
         }
     }
 
@@ -508,7 +521,7 @@ fn text(text: &str) -> Value {
 fn message(id: &Value, mut result: Value, modern: bool) -> Value {
     if modern {
         result["resultType"] = json!("complete");
-        if result.get("tools").is_some() {
+        if wares::is_kept(&result) {
             (result["ttlMs"], result["cacheScope"]) = (json!(60_000), json!("public"));
         }
     }
