@@ -40,13 +40,12 @@ pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
     })
 }
 
-/// Whether only the other era has this method. It is refused as unknown, whatever its parameters are.
-pub(super) fn foreign(method: &str, modern: bool) -> bool {
-    match method {
-        "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "tasks/result" => modern,
-        "subscriptions/listen" | "tasks/update" => !modern,
-        _ => false,
-    }
+/// Whether the modern era has lost this method: there it is unknown, whatever its parameters are.
+pub(super) fn lost(method: &str) -> bool {
+    matches!(
+        method,
+        "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "tasks/result"
+    )
 }
 
 /// The members that must be there.

@@ -335,10 +335,8 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, relat
     }
     let params = match (params, inside) {
         (None, _) => match params::needed(&method).first() {
-            Some(missing) if !params::foreign(&method, false) => {
-                return Err(bad_params(format!("`{missing}` is missing")));
-            }
-            _ => None,
+            Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
+            None => None,
         },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
         (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
@@ -408,7 +406,7 @@ impl Params {
             .map(|meta| Meta::read(body, &meta, inside.related_task))
             .transpose()?;
         let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
-        if !params::foreign(method, modern) {
+        if !(modern && params::lost(method)) {
             only_known(method, &spans, inside.stranger)?;
         }
         text(body, "level", level)?;
