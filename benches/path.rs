@@ -1,11 +1,12 @@
 //! The whole path of a call against a bare hyper+rustls passthrough made of the same crates, in one run.
 //!
-//! Both proxies stand before the same server and get the same load: 32 TLS connections, closed loop, `tools/call` with a
-//! body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
+//! Both proxies stand before the same server, on a core that load and server leave to them, and get the same load: 32 TLS
+//! connections, closed loop, `tools/call` with a body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
 //! least values is the figure to quote. Absolute times depend on the machine. A last line tells what bringing the
 //! records of all these calls to the store costs beside it, on threads of its own.
 //!
-//! `cargo bench --bench path` prints the table; `--quick` as an argument runs short windows; `--limit R` fails above R.
+//! `cargo bench --profile dist --bench path` measures what ships; `--quick` as an argument runs short windows; `--limit R`
+//! fails above R.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -38,7 +39,22 @@ fn main() -> ExitCode {
             passthrough(&arguments[at + 1], &arguments[at + 2], Path::new(&arguments[at + 3]));
             ExitCode::SUCCESS
         }
+        None if !arguments.iter().any(|argument| argument == PINNED) => pinned(&arguments),
         None => compare(&arguments),
+    }
+}
+
+const PINNED: &str = "--pinned";
+
+/// The same once more, with load and server on a core that the proxies leave to them.
+fn pinned(arguments: &[String]) -> ExitCode {
+    let done = on_core(1, std::env::current_exe().expect("this program"))
+        .args(&arguments[1..])
+        .arg(PINNED)
+        .status();
+    match done.expect("`taskset` of util-linux is there").success() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
@@ -297,7 +313,7 @@ struct Bare {
 impl Bare {
     fn start(scratch: &Path, server: SocketAddr) -> Self {
         let address = free_address();
-        let child = Command::new(std::env::current_exe().expect("this program"))
+        let child = on_core(0, std::env::current_exe().expect("this program"))
             .args(["--passthrough", &address.to_string(), &server.to_string()])
             .arg(scratch)
             .spawn()
@@ -420,7 +436,7 @@ allow_private_address = true
         let made = run(&config, &["key", "new", "--user", "bench@example.com", "--json"]);
         let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
         let key = made["key"].as_str().expect("a key").to_owned();
-        let child = Command::new(env!("CARGO_BIN_EXE_guardian"))
+        let child = on_core(0, env!("CARGO_BIN_EXE_guardian"))
             .args(["serve", "-c"])
             .arg(&config)
             .spawn()
@@ -517,6 +533,15 @@ fn client_tls(scratch: &Path) -> TlsConnector {
             .with_root_certificates(roots)
             .with_no_client_auth(),
     ))
+}
+
+fn on_core(core: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1) && core > 0 {
+        return Command::new(program.as_ref());
+    }
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &core.to_string()]).arg(program);
+    command
 }
 
 fn free_address() -> SocketAddr {

@@ -18,7 +18,8 @@ use anyhow::{Context, Result, bail};
 use rules::Rules;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -31,11 +32,21 @@ pub fn now() -> Timestamp {
 }
 
 /// A UUID of version 7. Its random part comes from a generator in this process: the kernel's costs a system call.
+/// Unique by the millisecond, a count, and what this process drew once; ordered as they are made.
 fn request_id() -> RequestId {
-    let mut random = [0; 10];
-    aws_lc_rs::rand::fill(&mut random).expect("the generator was seeded when TLS was set up");
+    static DRAWN: LazyLock<u64> = LazyLock::new(|| {
+        let mut drawn = [0; 8];
+        aws_lc_rs::rand::fill(&mut drawn).expect("the generator was seeded when TLS was set up");
+        u64::from_be_bytes(drawn)
+    });
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // The first two bytes keep twelve bits, the rest all but two.
+    let mut rest = [0; 10];
+    rest[..2].copy_from_slice(&(count as u16).to_be_bytes());
+    rest[2..].copy_from_slice(&DRAWN.wrapping_add(count >> 12).to_be_bytes());
     let millis = u64::try_from(now().millis()).unwrap_or_default();
-    RequestId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    RequestId(uuid::Builder::from_unix_timestamp_millis(millis, &rest).into_uuid())
 }
 
 /// Serves until told to stop. What cannot work is refused before anything binds.

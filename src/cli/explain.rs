@@ -204,7 +204,7 @@ fn principal(member: &Member, client: Option<ClientId>, config: &Config) -> Resu
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: None,
         expires_at: None,
     })

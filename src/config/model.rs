@@ -218,6 +218,10 @@ pub struct IssuerConfig {
     /// A claim (dotted) whose strings become roles beside `users.roles`. Never one the user can write, such as `user_metadata`.
     #[serde(default)]
     pub roles_claim: Option<String>,
+    /// A claim (dotted) whose scopes, in a list or between spaces, narrow the grants of whoever shows the token; one without it
+    /// may call nothing. By default the grants alone say what may be called.
+    #[serde(default)]
+    pub scopes_claim: Option<String>,
     /// A claim (dotted) that becomes `principal.tenant`.
     #[serde(default)]
     pub tenant_claim: Option<String>,

@@ -81,13 +81,13 @@ fn usable(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
     }
 }
 
-/// The grant's scopes; with a key that names scopes, those that both cover.
+/// The grant's scopes; with a key or token that names scopes, those that both cover.
 fn scopes<'a>(grant: &'a Grant, principal: &'a Principal) -> Vec<&'a Scope> {
-    let Some(key) = principal.key_scopes.as_ref().filter(|scopes| !scopes.is_empty()) else {
+    let Some(credential) = &principal.narrowed_to else {
         return grant.scopes.iter().collect();
     };
-    let narrowed = grant.scopes.iter().filter(|scope| key.covers(scope));
-    let named = key.iter().filter(|scope| grant.scopes.covers(scope));
+    let narrowed = grant.scopes.iter().filter(|scope| credential.covers(scope));
+    let named = credential.iter().filter(|scope| grant.scopes.covers(scope));
     let mut both: Vec<_> = narrowed.chain(named).collect();
     both.sort();
     both.dedup();

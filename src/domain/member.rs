@@ -93,6 +93,12 @@ pub struct Member {
     pub grants: Vec<Grant>,
 }
 
+impl Member {
+    pub fn key(&self, id: &KeyId) -> Option<&ApiKey> {
+        self.keys.iter().find(|key| key.id == *id)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RevocationKind {

@@ -45,7 +45,7 @@ impl Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
     }
 }
 
@@ -77,9 +77,10 @@ pub struct Principal {
     pub assurance: Option<Arc<str>>,
     /// Roles that a configured claim of the token carries, beside those of `users.roles`.
     pub roles: Vec<RoleName>,
-    /// The API key used, and the scopes it narrows its owner's grants to (`None`: no narrowing).
+    /// The API key used.
     pub key: Option<KeyId>,
-    pub key_scopes: Option<Scopes>,
+    /// The scopes that the credential itself narrows its owner's grants to (`None`: no narrowing).
+    pub narrowed_to: Option<Scopes>,
     pub issued_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
 }

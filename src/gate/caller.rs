@@ -64,11 +64,11 @@ impl Callers {
             return Ok(principal);
         }
         // A key made a moment ago may not be known yet; looking again is bounded.
-        let stored = match &presented {
+        let owner = match &presented {
             Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
             Presented::Token { .. } | Presented::Certificate(_) => None,
         };
-        self.identity.prove(&presented, |_| stored.clone(), audience, now).await
+        self.identity.prove(&presented, owner, audience, now).await
     }
 
     /// The member behind a proved principal, with everything Cedar wants to know of both. To be asked after the view that
@@ -104,10 +104,8 @@ impl Callers {
             return Ok(self.grants.find_by_identity(&principal.issuer, &principal.subject).await);
         };
         let stands = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|expiry| now < expiry);
-        match self.grants.by_key(id) {
-            Some((member, key)) if stands(&key) => Ok(Some(member)),
-            _ => Err(Reason::CredentialRevoked),
-        }
+        let owner = self.grants.by_key(id).filter(|member| member.key(id).is_some_and(stands));
+        owner.map(Some).ok_or(Reason::CredentialRevoked)
     }
 
     async fn enrol(&self, principal: &Principal) -> Result<Option<Arc<Member>>, Refusal> {

@@ -154,8 +154,8 @@ impl Gate {
         } else {
             self.parts.site.max_body.min(STRANGERS_BODY)
         };
-        let who = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
-        let body = self.bodies.read(body, most, self.parts.site.body_timeout, who).await;
+        let counted = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
+        let body = self.bodies.read(body, most, self.parts.site.body_timeout, counted).await;
         let principal = match proved {
             Ok(principal) => principal,
             Err(reason) => {
@@ -212,7 +212,7 @@ impl Gate {
         let params = mirror::fields(permit.call(), &head.headers, &snapshot)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
-            .admit(&permit, &caller.principal)
+            .admit(&permit, &caller.principal, counted)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let handing = Handing::of(talk, permit.call(), tasks);
         let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
@@ -282,7 +282,7 @@ impl Gate {
     }
 
     /// Durable before anything is sent; if it cannot be written, nothing is.
-    async fn record(&self, permit: Permit, decision: Decision, trail: &mut Trail) -> Result<Cleared, Refusal> {
+    async fn record(&self, permit: Permit, decision: Box<Decision>, trail: &mut Trail) -> Result<Cleared, Refusal> {
         match self.parts.journal.open(permit, decision).await {
             Ok(cleared) => {
                 trail.recorded = true;
@@ -319,11 +319,9 @@ impl Gate {
             server = trail.server.as_ref().map_or("", ServerName::as_str), "refused"
         );
         let metadata = self.parts.site.metadata_url(trail.server.as_ref());
-        let denials = trail
-            .server
-            .as_ref()
-            .and_then(|server| self.parts.denials.get(server).copied());
-        let upstream = trail.server.as_ref().and_then(|server| self.parts.upstreams.get(server));
+        let server = trail.server.as_ref();
+        let denials = server.and_then(|server| self.parts.denials.get(server).copied());
+        let eras = server.and_then(|server| self.parts.upstreams.get(server));
         reply::refuse(
             refusal,
             &Listener {
@@ -332,9 +330,9 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
-                version: trail.said_version.as_deref(),
-                eras: upstream.map_or(Eras::Unknown, Upstream::eras),
                 of_ware: trail.method.is_some_and(Method::is_of_ware),
+                said_version: trail.said_version.as_deref(),
+                eras: eras.map_or(Eras::Unknown, Upstream::eras),
                 unseen: trail.unseen,
             },
         )
@@ -357,7 +355,7 @@ impl Gate {
         );
         self.parts
             .journal
-            .append(Event::Decision(Box::new(decision)))
+            .append(Event::Decision(decision))
             .await
             .map(|_| true)
             .map_err(|sealed| {
@@ -411,7 +409,7 @@ impl Gate {
     }
 
     /// Counted last, so that a call refused for another reason consumes nothing.
-    fn admit(&self, permit: &Permit, principal: &Principal) -> Result<Option<Admission>, Refusal> {
+    fn admit(&self, permit: &Permit, principal: &Principal, counted: Option<PrincipalKey>) -> Result<Option<Admission>, Refusal> {
         let call = permit.call();
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
@@ -422,7 +420,8 @@ impl Gate {
             }),
             // Whoever waits for a task asks again and again; that is no call of its tool.
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
-                let admission = self.parts.limits.admit(PrincipalKey::of(principal), &call.server, None);
+                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
+                let admission = self.parts.limits.admit(counted, &call.server, None);
                 admission.map(Some).map_err(|refusal| *refusal)
             }
             Method::Initialize
@@ -439,10 +438,8 @@ impl Gate {
             | Method::SetLevel
             | Method::Listen
             | Method::OpenStream => {
-                let admission = self
-                    .parts
-                    .limits
-                    .admit(PrincipalKey::of(principal), &call.server, call.tool());
+                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
+                let admission = self.parts.limits.admit(counted, &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
             }
         }
@@ -497,12 +494,14 @@ fn read(
     trail: &mut Trail,
 ) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
-    trail.said_version = heads.protocol_version.map(fit_for_a_record);
-    if message.is_modern() {
-        trail.era = Era::Modern;
+    if let Message::Request(request) = &message {
+        trail.id = Some(request.id.clone());
     }
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
+    if message.is_modern() {
+        trail.era = Era::Modern;
+    }
     let negotiated = session.as_ref().map(|session| session.version);
     let mut call = Call {
         request: trail.request,
@@ -518,8 +517,8 @@ fn read(
     let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
-            trail.id = Some(request.id.clone());
             trail.said_method = Some(fit_for_a_record(&request.method));
+            trail.said_version = request.said_version().map(fit_for_a_record);
             trail.trace = request.trace().map(fit_for_a_record);
             let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
             trail.era = era;

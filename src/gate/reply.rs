@@ -20,11 +20,12 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
-    /// The protocol version asked for, and the eras the server is known to speak.
-    pub version: Option<&'a str>,
-    pub eras: Eras,
     /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
     pub of_ware: bool,
+    /// The protocol version asked for, to be told back when it is refused.
+    pub said_version: Option<&'a str>,
+    /// What the server speaks, so that no client is told of a version that it would be refused.
+    pub eras: Eras,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -235,7 +236,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
     if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware, to.id) {
-        let text = format!("Refused: {}.", sentence(&row, refusal));
+        let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
         return json(StatusCode::OK, mcp::result(id, result));
@@ -292,9 +293,9 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
-        version: None,
-        eras: Eras::Unknown,
         of_ware: false,
+        said_version: None,
+        eras: Eras::Unknown,
         unseen: false,
     };
     mcp::error(
@@ -349,8 +350,8 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
     }
     if refusal.reason == Reason::UnsupportedVersion {
         data.insert("supported".to_owned(), spoken(to.era, to.eras).into());
-        if let Some(version) = to.version {
-            data.insert("requested".to_owned(), version.into());
+        if let Some(requested) = to.said_version {
+            data.insert("requested".to_owned(), requested.into());
         }
     }
     if let Some(record) = to.record {
@@ -420,9 +421,9 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
-            version: None,
-            eras: Eras::Unknown,
             of_ware: false,
+            said_version: None,
+            eras: Eras::Unknown,
             unseen: false,
         }
     }
@@ -446,6 +447,24 @@ mod tests {
         assert_eq!(response.status(), 403);
         let challenge = response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap();
         assert!(challenge.contains("scope=\"a b\""), "{challenge}");
+    }
+
+    #[test]
+    fn a_refused_version_is_told_back_with_those_that_the_server_speaks() {
+        let refused = |eras| {
+            let to = Listener {
+                said_version: Some("2030-01-01"),
+                eras,
+                ..to(Era::Modern, Denials::Error)
+            };
+            let refusal = Refusal::new(Reason::UnsupportedVersion);
+            data(&row(refusal.reason), &refusal, &to)
+        };
+        assert_eq!(refused(Eras::Both)["requested"], "2030-01-01");
+        assert_eq!(refused(Eras::Modern)["supported"], json!(["2026-07-28"]));
+        let older = json!(["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"]);
+        assert_eq!(refused(Eras::Legacy)["supported"], older);
+        assert_eq!(refused(Eras::Both), refused(Eras::Unknown));
     }
 
     #[test]

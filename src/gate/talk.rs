@@ -58,6 +58,7 @@ pub struct Claim {
 /// What becomes of messages on the way to the caller.
 pub struct Handing {
     talk: Talk,
+    era: Era,
     method: Method,
     target: String,
     tool: String,
@@ -232,6 +233,7 @@ impl Handing {
     pub fn of(talk: Talk, call: &Call, tasks: Vec<BroughtTask>) -> Self {
         Self {
             talk,
+            era: call.era,
             method: call.method,
             target: call.target.to_string(),
             tool: call.tool().map(ToString::to_string).unwrap_or_default(),
@@ -239,10 +241,18 @@ impl Handing {
         }
     }
 
+    /// Whether it is for this caller: a subscription tells of the tasks it was opened for.
+    pub fn is_for(&self, message: &[u8], said: &Said) -> bool {
+        let named = |place: &Place| self.named.iter().any(|(text, _)| text == place.text(message));
+        self.method != Method::Listen || said.tasks.iter().all(named)
+    }
+
     /// The message as the caller may have it; `None` if something in it cannot be handed out.
     pub fn hand_out(&self, message: Bytes, said: &Said) -> Option<Bytes> {
         let mut edits = Vec::new();
-        for place in said.id.iter().chain(&said.cancels) {
+        // In the new era a server takes back nothing but the caller's own subscription.
+        let cancels = said.cancels.iter().filter(|_| self.era == Era::Legacy);
+        for place in said.id.iter().chain(cancels) {
             let handle = self.hand(
                 Handed::Request {
                     session: &self.talk.session,
@@ -270,8 +280,16 @@ impl Handing {
         for place in &said.tasks {
             edits.push((*place, self.task(place.text(&message))?));
         }
-        let quoted = edits.into_iter().map(|(place, handle)| (place, format!("\"{handle}\"")));
-        Some(splice(&message, quoted.collect()))
+        let mut edits: Vec<_> = edits
+            .into_iter()
+            .map(|(place, handle)| (place, format!("\"{handle}\"")))
+            .collect();
+        if let Some(place) = said.tasks_offered.filter(|_| self.method == Method::Initialize) {
+            // Whose tasks they are a list does not say, so there is none.
+            let kept = mcp::without(&message, place, "list").ok()?;
+            edits.extend(kept.map(|text| (place, text)));
+        }
+        Some(splice(&message, edits))
     }
 
     fn hand(&self, handed: Handed<'_>, text: &str) -> Option<String> {

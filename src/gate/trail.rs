@@ -25,7 +25,7 @@ pub struct Trail {
     pub method: Option<Method>,
     /// What the message called its method, as far as that is fit for a record.
     pub said_method: Option<String>,
-    /// The same of the version it asked for.
+    /// The protocol version that the message asks for, likewise.
     pub said_version: Option<String>,
     pub tool: Option<String>,
     /// What else is acted upon: a URI, a prompt, what a stream is asked to tell of.
@@ -78,11 +78,11 @@ impl Trail {
     }
 
     /// What was permitted and why is for the journal to fill in: it has the permit.
-    pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Decision {
+    pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Box<Decision> {
         self.decision(environment, Decided::Allow, "permitted", arguments)
     }
 
-    pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Decision {
+    pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Box<Decision> {
         let mut decision = self.decision(environment, Decided::Deny, refusal.reason.code(), arguments);
         decision.detail = refusal.detail.clone();
         decision.errors = refusal.errors.clone();
@@ -96,8 +96,8 @@ impl Trail {
         decision
     }
 
-    fn decision(&self, environment: &EnvironmentName, decision: Decided, reason: &str, args: Option<String>) -> Decision {
-        Decision {
+    fn decision(&self, environment: &EnvironmentName, decision: Decided, reason: &str, args: Option<String>) -> Box<Decision> {
+        Box::new(Decision {
             at: self.at,
             environment: environment.clone(),
             request: self.request,
@@ -122,7 +122,7 @@ impl Trail {
             trace: self.trace.clone(),
             era: self.method.map(|_| self.era),
             took_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-        }
+        })
     }
 
     fn who(&self, principal: &Principal) -> Who {

@@ -2,7 +2,7 @@
 //! The indices are hints: what they lead to is looked at again, so that a reader between two writes cannot be misled.
 
 use super::revocations::Revocations;
-use crate::domain::{ApiKey, Issuer, KeyId, Member, Principal, Revocation, Subject, Timestamp, UserId};
+use crate::domain::{Issuer, KeyId, Member, Principal, Revocation, Subject, Timestamp, UserId};
 use crate::store::RegistryRow;
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
@@ -53,10 +53,9 @@ impl Cache {
         identity.is_of(&member).then_some(member)
     }
 
-    pub(super) fn by_key(&self, key: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
+    pub(super) fn by_key(&self, key: &KeyId) -> Option<Arc<Member>> {
         let member = self.members.get(&self.keys.get(key)?)?;
-        let key = member.keys.iter().find(|held| held.id == *key)?.clone();
-        Some((member, key))
+        member.key(key).is_some().then_some(member)
     }
 
     pub(super) fn revoked(&self, principal: &Principal, now: Timestamp) -> bool {

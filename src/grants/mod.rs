@@ -18,8 +18,7 @@ mod tests;
 
 use crate::config::GrantsConfig;
 use crate::domain::{
-    ApiKey, EnvironmentName, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, Principal, Reason, Subject, Timestamp,
-    UserId,
+    EnvironmentName, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, Principal, Reason, Subject, Timestamp, UserId,
 };
 use crate::store::{RegistryRow, Store, StoreError};
 use cache::Cache;
@@ -170,7 +169,7 @@ impl Grants {
     }
 
     /// The key with its owner, in whatever state they are.
-    pub fn by_key(&self, key: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
+    pub fn by_key(&self, key: &KeyId) -> Option<Arc<Member>> {
         self.shared.cache.by_key(key)
     }
 
@@ -185,7 +184,7 @@ impl Grants {
     }
 
     /// As `by_key`, with the same second look.
-    pub async fn find_by_key(&self, key: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
+    pub async fn find_by_key(&self, key: &KeyId) -> Option<Arc<Member>> {
         if let Some(found) = self.by_key(key) {
             return Some(found);
         }

@@ -552,7 +552,7 @@ fn principal(name: &str) -> Principal {
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: None,
         expires_at: None,
     }

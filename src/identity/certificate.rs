@@ -37,7 +37,7 @@ pub(super) fn principal(certificate: &PeerCertificate, now: Timestamp) -> Result
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: Some(certificate.not_before),
         expires_at: Some(certificate.not_after),
     })

@@ -6,7 +6,7 @@ use super::token::{Claims, Token};
 use crate::config::IssuerKind;
 use crate::domain::{
     AuthMethod, ClientId, Digest, EnvironmentName, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, RoleName,
-    Subject, Timestamp,
+    Scope, Scopes, Subject, Timestamp,
 };
 use jsonwebtoken::Algorithm;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub(super) struct TrustedIssuer {
     pub environment: EnvironmentName,
     pub environment_claim: Option<String>,
     pub roles_claim: Option<String>,
+    pub scopes_claim: Option<String>,
     pub tenant_claim: Option<String>,
     pub allow_anonymous: bool,
     pub skew: Duration,
@@ -181,7 +182,7 @@ impl TrustedIssuer {
             assurance: either("aal", "acr")?,
             roles: self.roles(claims)?,
             key: None,
-            key_scopes: None,
+            narrowed_to: self.scopes(claims)?,
             issued_at,
             expires_at: Some(expires_at),
         })
@@ -206,6 +207,13 @@ impl TrustedIssuer {
         }
         let parse = |role: &str| RoleName::parse(role).map_err(|_| Reason::MalformedCredential);
         roles.into_iter().map(parse).collect()
+    }
+
+    /// Scopes that no grant could hold, such as an issuer's own longer ones, narrow to nothing.
+    fn scopes(&self, claims: &Claims) -> Result<Option<Scopes>, Reason> {
+        let Some(path) = &self.scopes_claim else { return Ok(None) };
+        let scopes = claims.texts(path)?.into_iter().flat_map(|text| text.split(' '));
+        Ok(Some(scopes.filter_map(|scope| Scope::parse(scope).ok()).collect()))
     }
 }
 

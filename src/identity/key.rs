@@ -164,7 +164,8 @@ impl<'a> KeyText<'a> {
         let (Some(id), Some(secret), Some(check), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
             return Err(Reason::BadKey);
         };
-        let shaped = |part: &str, chars: usize| part.len() == chars && part.bytes().all(|byte| BASE32.contains(&byte));
+        let shaped =
+            |part: &str, chars: usize| part.len() == chars && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'));
         if !shaped(id, ID_CHARS) || !shaped(secret, SECRET_CHARS) || check.len() != CHECK_CHARS {
             return Err(Reason::BadKey);
         }
@@ -223,7 +224,7 @@ pub(super) fn principal(member: &Member, key: &ApiKey, credential: &Digest) -> R
         assurance: None,
         roles: Vec::new(),
         key: Some(key.id.clone()),
-        key_scopes: (!key.scopes.is_empty()).then(|| key.scopes.clone()),
+        narrowed_to: (!key.scopes.is_empty()).then(|| key.scopes.clone()),
         issued_at: Some(key.created_at),
         expires_at: key.expires_at,
     })

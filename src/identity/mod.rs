@@ -21,7 +21,7 @@ pub use present::Presented;
 pub use settings::IdentityError;
 
 use crate::config::{Config, IssuerKind};
-use crate::domain::{ApiKey, Digest, IssuerAlias, KeyId, Member, Principal, Reason, Timestamp};
+use crate::domain::{Digest, IssuerAlias, Member, Principal, Reason, Timestamp};
 use crate::transport::PeerCertificate;
 use http::HeaderMap;
 use issuer::TrustedIssuer;
@@ -62,6 +62,8 @@ pub struct IssuerState {
 #[derive(Clone)]
 struct Known {
     principal: Arc<Principal>,
+    /// Whose row a key was held against.
+    owner: Option<Arc<Member>>,
     life: Duration,
 }
 
@@ -109,20 +111,21 @@ impl Identity {
     }
 
     /// Whom this credential proves, for a call of the resource `audience`. It waits only for an issuer's keys.
+    /// `owner` is whoever a presented key is stored with now.
     pub async fn prove(
         &self,
         presented: &Presented<'_>,
-        lookup: impl Fn(&KeyId) -> Option<(Arc<Member>, ApiKey)>,
+        owner: Option<Arc<Member>>,
         audience: &str,
         now: Timestamp,
     ) -> Result<Arc<Principal>, Reason> {
         let slot = self.slot(presented, audience);
         match presented {
-            Presented::Key(key) => self.prove_key(key, lookup, slot, now),
+            Presented::Key(key) => self.prove_key(key, owner, slot, now),
             Presented::Certificate(certificate) => {
                 let principal = certificate::principal(certificate, now)?;
                 let life = certificate.not_after.since(now);
-                Ok(self.remember(slot, principal, life))
+                Ok(self.remember(slot, principal, None, life))
             }
             Presented::Token { text, .. } => {
                 if self.forged.contains_key(&slot) {
@@ -133,7 +136,7 @@ impl Identity {
                     self.forged.insert(slot, ());
                 }
                 let (principal, life) = proved?;
-                Ok(self.remember(slot, principal, life))
+                Ok(self.remember(slot, principal, None, life))
             }
         }
     }
@@ -173,20 +176,29 @@ impl Identity {
     fn prove_key(
         &self,
         key: &KeyText<'_>,
-        lookup: impl Fn(&KeyId) -> Option<(Arc<Member>, ApiKey)>,
+        owner: Option<Arc<Member>>,
         slot: Slot,
         now: Timestamp,
     ) -> Result<Arc<Principal>, Reason> {
-        let found = lookup(&key.id());
-        let matches = self.pepper.matches(key, found.as_ref().map(|(_, stored)| stored));
-        let (member, stored) = found.filter(|_| matches).ok_or(Reason::BadKey)?;
-        key::standing(&stored, now)?;
-        let principal = key::principal(&member, &stored, &slot.credential)?;
-        // The same caller is the same value, so that what hangs on it need not be built again.
-        match self.known.get(&slot) {
-            Some(known) if *known.principal == principal => Ok(known.principal),
-            _ => Ok(self.remember(slot, principal, KEY_LIFE)),
+        let stored = owner.as_ref().and_then(|owner| owner.key(&key.id()));
+        let known = self.known.get(&slot);
+        if let (Some(owner), Some(stored), Some(known)) = (&owner, stored, &known)
+            && known.owner.as_ref().is_some_and(|before| Arc::ptr_eq(before, owner))
+        {
+            // The same key, held against the same row as then.
+            return key::standing(stored, now).map(|()| known.principal.clone());
         }
+        let matches = self.pepper.matches(key, stored);
+        let stored = stored.filter(|_| matches).ok_or(Reason::BadKey)?;
+        key::standing(stored, now)?;
+        let member = owner.as_ref().ok_or(Reason::BadKey)?;
+        let principal = key::principal(member, stored, &slot.credential)?;
+        // The same caller is the same value, so that what hangs on it need not be built again.
+        let principal = match known {
+            Some(known) if *known.principal == principal => known.principal,
+            _ => Arc::new(principal),
+        };
+        Ok(self.keep(slot, principal, owner, KEY_LIFE))
     }
 
     async fn prove_token(
@@ -209,15 +221,17 @@ impl Identity {
         Ok((principal, left.min(issuer.keys.times.refresh)))
     }
 
-    fn remember(&self, slot: Slot, principal: Principal, life: Duration) -> Arc<Principal> {
-        let principal = Arc::new(principal);
-        self.known.insert(
-            slot,
-            Known {
-                principal: principal.clone(),
-                life,
-            },
-        );
+    fn remember(&self, slot: Slot, principal: Principal, owner: Option<Arc<Member>>, life: Duration) -> Arc<Principal> {
+        self.keep(slot, Arc::new(principal), owner, life)
+    }
+
+    fn keep(&self, slot: Slot, principal: Arc<Principal>, owner: Option<Arc<Member>>, life: Duration) -> Arc<Principal> {
+        let known = Known {
+            principal: principal.clone(),
+            owner,
+            life,
+        };
+        self.known.insert(slot, known);
         principal
     }
 

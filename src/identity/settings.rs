@@ -75,7 +75,12 @@ fn accepted(issuer: &IssuerConfig) -> impl Iterator<Item = &crate::domain::Issue
 }
 
 fn trusted(issuer: &IssuerConfig, config: &Config, shared: &Arc<Shared>) -> Result<TrustedIssuer, IdentityError> {
-    let claims = [&issuer.environment_claim, &issuer.roles_claim, &issuer.tenant_claim];
+    let claims = [
+        &issuer.environment_claim,
+        &issuer.roles_claim,
+        &issuer.scopes_claim,
+        &issuer.tenant_claim,
+    ];
     for claim in claims.into_iter().flatten() {
         if claim.split('.').next() == Some("user_metadata") {
             return Err(IdentityError::UserWritten {
@@ -100,6 +105,7 @@ fn trusted(issuer: &IssuerConfig, config: &Config, shared: &Arc<Shared>) -> Resu
         environment: config.environment.clone(),
         environment_claim: issuer.environment_claim.clone(),
         roles_claim: issuer.roles_claim.clone(),
+        scopes_claim: issuer.scopes_claim.clone(),
         tenant_claim: issuer.tenant_claim.clone(),
         allow_anonymous: issuer.allow_anonymous,
         skew: issuer.skew.0,

@@ -4,6 +4,7 @@
 
 use super::chain::ENVELOPE;
 use super::format::MAX_RECORD;
+use super::text::json;
 use crate::domain::{Decision, Event};
 
 const MAX_EVENT: usize = MAX_RECORD - ENVELOPE;
@@ -19,12 +20,6 @@ pub(super) fn serialise(event: &Event) -> Vec<u8> {
     let cut = STEPS.iter().map(|(text, list)| json(&shortened(event.clone(), *text, *list)));
     let mut cut = cut.skip_while(|bytes| bytes.len() > MAX_EVENT);
     cut.next().expect("the last step leaves only fields of bounded length")
-}
-
-fn json(event: &Event) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1_024);
-    serde_json::to_writer(&mut bytes, event).expect("an event has only string keys, and memory takes every write");
-    bytes
 }
 
 fn shortened(mut event: Event, text: usize, list: usize) -> Event {

@@ -16,6 +16,7 @@ mod segment;
 mod shared;
 mod shipper;
 mod spool;
+mod text;
 mod ticket;
 mod walk;
 mod watermark;
@@ -115,8 +116,8 @@ impl Journal {
 
     /// Records a permit and keeps room for its outcome. The record names what was permitted and why, whatever
     /// `decision` says of that; what comes back can be sent.
-    pub async fn open(&self, permit: Permit, mut decision: Decision) -> Result<Cleared, (Call, Sealed)> {
-        let (call, basis) = permit.into_parts();
+    pub async fn open(&self, permit: Permit, decision: impl Into<Box<Decision>>) -> Result<Cleared, (Call, Sealed)> {
+        let (mut decision, (call, basis)) = (decision.into(), permit.into_parts());
         decision.request = call.request;
         decision.decision = Decided::Allow;
         decision.server = Some(call.server.clone());
@@ -130,10 +131,11 @@ impl Journal {
         self.clear(call, decision).await
     }
 
-    async fn clear(&self, call: Call, decision: Decision) -> Result<Cleared, (Call, Sealed)> {
+    async fn clear(&self, call: Call, decision: impl Into<Box<Decision>>) -> Result<Cleared, (Call, Sealed)> {
         let shared = &self.0.shared;
         let began = shared.observer.get().map(|observe| (observe, Instant::now()));
-        let waiter = match shared.append(&Event::Decision(Box::new(decision))) {
+        let appended = shared.append(&Event::Decision(decision.into()));
+        let waiter = match appended {
             Ok(waiter) => waiter,
             Err(sealed) => return Err((call, sealed)),
         };

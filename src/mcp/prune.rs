@@ -11,6 +11,17 @@ pub fn prune(message: &[u8], capabilities: Place, allowed: ClientRequests) -> Re
     Ok(pruned(written, |name, value| keep(name, value, allowed))?)
 }
 
+/// An object without one of its members; `None` where it has none of that name.
+pub fn without(message: &[u8], object: Place, member: &str) -> Result<Option<String>, Malformed> {
+    let cut = |name: &str, _: &str| {
+        Ok(match fold_equal(name, member) {
+            true => Kept::Cut,
+            false => Kept::AsItIs,
+        })
+    };
+    Ok(pruned(object.text(message), cut)?)
+}
+
 /// What becomes of one member.
 enum Kept {
     AsItIs,

@@ -63,8 +63,6 @@ pub struct Params {
     /// What a retry brings back, and the answers it brings.
     pub request_state: Option<Token>,
     pub input_responses: bool,
-    /// Whether the call asks to be carried out as a task.
-    pub as_task: bool,
     /// What `initialize` says the client can do.
     pub capabilities: Option<Place>,
     /// `ref`, `argument` and `context` of a completion, as they stand in the body.
@@ -117,6 +115,13 @@ impl Message {
 }
 
 impl Request {
+    /// The version that the message wants to be read in: of its `_meta`, or the one that `initialize` proposes.
+    pub fn said_version(&self) -> Option<&str> {
+        let params = self.params.as_ref()?;
+        let meta = params.meta.as_ref().and_then(|meta| meta.protocol_version.as_deref());
+        meta.or(params.protocol_version.as_deref())
+    }
+
     /// `traceparent` of `_meta`.
     pub fn trace(&self) -> Option<&str> {
         self.params.as_ref()?.meta.as_ref()?.traceparent.as_deref()
@@ -420,6 +425,7 @@ impl Params {
             .into_iter()
             .map(|span| token(body, "taskIds", Some(span)));
         let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
+        object("task", task)?;
         Ok(Self {
             name,
             arguments: piece("arguments", arguments)?,
@@ -433,7 +439,6 @@ impl Params {
             task_id: token(body, "taskId", task_id)?,
             request_state: token(body, "requestState", state)?,
             input_responses: object("inputResponses", responses)?.is_some(),
-            as_task: object("task", task)?.is_some(),
             capabilities,
             listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,

@@ -1,10 +1,10 @@
 //! What a server's message says that concerns more than its reader: what it asks of the client, and where it holds what
 //! only this client may bring back. One strict reading; it does not know what is allowed.
 
-use super::answer::ANSWER_BOUNDS;
-use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode, fault};
+use super::answer::{ANSWER_BOUNDS, AnswerKind, Envelope};
+use super::json::{Fault, Kind, Scan, Span, Twins, decode, fault};
 use super::splice::Place;
-use crate::domain::{ClientRequest, Reason};
+use crate::domain::{ClientRequest, MessageId, Reason};
 
 /// A server's message taken apart as far as it matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub struct Said {
     pub cancels: Option<Place>,
     /// What is asked of the client: by the message itself, or by the requests in it.
     pub asks: Vec<Ask>,
+    /// An error that wants the user to open a URL first.
+    pub wants_url: bool,
+    /// What a server says of its tasks when it introduces itself.
+    pub tasks_offered: Option<Place>,
 }
 
 /// One request to the client.
@@ -51,13 +55,22 @@ pub enum ResultType {
     Unknown,
 }
 
-/// Reads a message of which it is known that it is one.
-pub fn said(message: &[u8]) -> Result<Said, Malformed> {
-    Ok(Reader {
+/// Recognises a server's message, as `answer_kind` does, and reads it in the same pass.
+pub fn heard(message: &[u8], id: &MessageId) -> (AnswerKind, Said) {
+    match read(message) {
+        Ok((envelope, said)) => (envelope.kind(message, id), said),
+        Err(fault) => (AnswerKind::Malformed(fault.detail), Said::default()),
+    }
+}
+
+fn read(message: &[u8]) -> Result<(Envelope, Said), Fault> {
+    let reader = Reader {
         text: message,
         said: Said::default(),
-    }
-    .read()?)
+        is_error: None,
+        code: None,
+    };
+    reader.read()
 }
 
 const LISTS: [(&str, &str); 4] = [
@@ -66,11 +79,15 @@ const LISTS: [(&str, &str); 4] = [
     ("resources", "resources/list"),
     ("resourceTemplates", "resources/templates/list"),
 ];
+/// The error of the old era that asks for an elicitation without a request.
+const URL_WANTED: &str = "-32042";
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 struct Reader<'a> {
     text: &'a [u8],
     said: Said,
+    is_error: Option<Span>,
+    code: Option<Span>,
 }
 
 /// How a request says what it wants, beside its method.
@@ -82,7 +99,7 @@ struct Manner {
 }
 
 impl Reader<'_> {
-    fn read(mut self) -> Result<Said, Fault> {
+    fn read(mut self) -> Result<(Envelope, Said), Fault> {
         let mut scan = Scan::open(self.text, &ANSWER_BOUNDS, Twins::Exact)?;
         let mut manner = Manner::default();
         let fields = scan.fields(
@@ -91,14 +108,16 @@ impl Reader<'_> {
             |scan, index, depth| match (index, scan.peek()) {
                 (3, Some(b'{')) => self.params(scan, depth, &mut manner),
                 (4, Some(b'{')) => self.result(scan, depth),
+                (5, Some(b'{')) => self.error(scan, depth),
                 _ => scan.value(depth),
             },
         )?;
         scan.close()?;
-        let [_, id, method, ..] = fields.spans;
+        let [jsonrpc, id, method, _, result, error] = fields.spans;
+        let envelope = Envelope::of(self.text, [jsonrpc, id, method, result, error], self.is_error, self.code)?;
         let Some(method) = method else {
             self.said.cancels = None;
-            return Ok(self.said);
+            return Ok((envelope, self.said));
         };
         let method = text(self.text, "method", method)?;
         let id = id.filter(|id| id.kind != Kind::Null);
@@ -112,11 +131,13 @@ impl Reader<'_> {
         self.said.cancels = self.said.cancels.filter(|_| method == "notifications/cancelled");
         self.said.id = id.map(Place::from);
         self.said.method = Some(method);
-        Ok(self.said)
+        Ok((envelope, self.said))
     }
 
     fn result(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
-        const MEMBERS: [&str; 11] = [
+        const MEMBERS: [&str; 13] = [
+            "isError",
+            "capabilities",
             "resultType",
             "requestState",
             "nextCursor",
@@ -134,9 +155,11 @@ impl Reader<'_> {
             ("task", Some(b'{')) => self.task(scan, depth),
             ("_meta", Some(b'{')) => self.meta(scan, depth),
             ("inputRequests", Some(b'{')) => self.requests(scan, depth),
+            ("capabilities", Some(b'{')) => self.offers(scan, depth),
             _ => scan.value(depth),
         })?;
-        let [kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
+        let [is_error, _, kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
+        self.is_error = is_error;
         self.said.result_type = match kind {
             None => ResultType::Complete,
             Some(span) => match text(self.text, "resultType", span)?.as_str() {
@@ -183,6 +206,24 @@ impl Reader<'_> {
             mode,
             as_task: as_task.is_some(),
         };
+        Ok(scan.since(start, Kind::Object))
+    }
+
+    fn error(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
+        let start = scan.here();
+        let fields = scan.fields(depth, &["code"], |scan, _, depth| scan.value(depth))?;
+        self.code = fields.spans[0];
+        let code = self.code.map(|span| &self.text[span.range()]);
+        self.said.wants_url = code == Some(URL_WANTED.as_bytes());
+        Ok(scan.since(start, Kind::Object))
+    }
+
+    /// `{"tasks": {…}}` of what a server offers.
+    fn offers(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
+        let start = scan.here();
+        let fields = scan.fields(depth, &["tasks"], |scan, _, depth| scan.value(depth))?;
+        let tasks = fields.spans[0].filter(|span| span.kind == Kind::Object);
+        self.said.tasks_offered = tasks.map(Place::from);
         Ok(scan.since(start, Kind::Object))
     }
 
@@ -292,7 +333,9 @@ mod tests {
     use super::*;
 
     fn read(message: &str) -> Said {
-        said(message.as_bytes()).unwrap_or_else(|fault| panic!("{message}: {fault}"))
+        super::read(message.as_bytes())
+            .unwrap_or_else(|fault| panic!("{message}: {fault}"))
+            .1
     }
 
     fn at(message: &str, place: Option<Place>) -> &str {
@@ -367,17 +410,24 @@ mod tests {
     fn a_result_has_one_of_three_types() {
         let kind = |written: &str| {
             let message = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":{written}}}}}"#);
-            said(message.as_bytes()).map(|said| said.result_type)
+            super::read(message.as_bytes()).map(|(_, said)| said.result_type).ok()
         };
-        assert_eq!(kind(r#""complete""#), Ok(ResultType::Complete));
-        assert_eq!(kind(r#""input\u005frequired""#), Ok(ResultType::InputRequired));
-        assert_eq!(kind(r#""task""#), Ok(ResultType::Task));
-        assert_eq!(kind(r#""Task""#), Ok(ResultType::Unknown));
-        assert!(kind("null").is_err() && kind("1").is_err());
+        assert_eq!(kind(r#""complete""#), Some(ResultType::Complete));
+        assert_eq!(kind(r#""input\u005frequired""#), Some(ResultType::InputRequired));
+        assert_eq!(kind(r#""task""#), Some(ResultType::Task));
+        assert_eq!(kind(r#""Task""#), Some(ResultType::Unknown));
+        assert!(kind("null").is_none() && kind("1").is_none());
         assert_eq!(
             read(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).result_type,
             ResultType::Complete
         );
+    }
+
+    #[test]
+    fn an_error_can_ask_too() {
+        let wants = |error: &str| read(&format!(r#"{{"jsonrpc":"2.0","id":1,"error":{error}}}"#)).wants_url;
+        assert!(wants(r#"{"code":-32042,"message":"","data":{"elicitations":[]}}"#));
+        assert!(!wants(r#"{"code":-32602,"message":"-32042"}"#));
     }
 
     #[test]
@@ -394,7 +444,29 @@ mod tests {
             r#"{"inputRequests":{"a":{"method":"roots/list","Method":"ping"}}}"#,
         ] {
             let message = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#);
-            assert!(said(message.as_bytes()).is_err(), "{message}");
+            assert!(super::read(message.as_bytes()).is_err(), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_recognised_as_without_reading_it() {
+        let id = MessageId::from_json(bytes::Bytes::from_static(b"7"));
+        for message in [
+            r#"{"jsonrpc":"2.0","id":7,"result":{"isError":true,"taskId":"a"}}"#,
+            r#"{"jsonrpc":"2.0","id":7.0,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":null}"#,
+            r#"{"jsonrpc":"2.0","id":8,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no"}}"#,
+            r#"{"jsonrpc":"2.0","error":{"message":"no"}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{},"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{"a":1,"a":2}}"#,
+            r#"{"id":7,"result":{}}"#,
+            "[]",
+        ] {
+            let kind = super::super::answer_kind(message.as_bytes(), &id);
+            assert_eq!(heard(message.as_bytes(), &id).0, kind, "{message}");
         }
     }
 }

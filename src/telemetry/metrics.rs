@@ -8,8 +8,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 /// Microseconds to a second: judging and writing.
@@ -38,6 +39,8 @@ pub struct Metrics {
     policy_set: Family<HashLabel, Gauge>,
     reload_failures: Counter,
     operation: Family<OperationLabels, Histogram, fn() -> Histogram>,
+    /// What was looked up in `operation` before, without making its labels again.
+    operations: RwLock<HashMap<(&'static str, &'static str), Operations>>,
     connections: Gauge,
     in_flight: Gauge,
     refused_connections: Family<CauseLabel, Counter>,
@@ -71,6 +74,9 @@ struct OperationLabels {
     error_type: &'static str,
 }
 
+/// By configured server; `None` stands for all others.
+type Operations = HashMap<Option<ServerName>, Histogram>;
+
 /// Counts one more of something until dropped.
 #[derive(Debug)]
 pub struct Held(Gauge);
@@ -100,6 +106,7 @@ impl Metrics {
             policy_set: Family::default(),
             reload_failures: Counter::default(),
             operation: Family::new_with_constructor(|| Histogram::new(OPERATION)),
+            operations: RwLock::default(),
             connections: Gauge::default(),
             in_flight: Gauge::default(),
             refused_connections: Family::default(),
@@ -202,13 +209,23 @@ impl Metrics {
 
     /// `method` and `error_type` are words of the code, `error_type` empty for success.
     pub fn operation(&self, method: &'static str, server: Option<&ServerName>, error_type: &'static str, took: Duration) {
-        let known = server.filter(|server| self.servers.contains(*server));
-        let labels = OperationLabels {
-            mcp_method_name: method,
-            server: known.map_or(UNKNOWN_SERVER, ServerName::as_str).to_owned(),
-            error_type,
-        };
-        self.operation.get_or_create(&labels).observe(took.as_secs_f64());
+        let known = server.and_then(|server| self.servers.get(server));
+        let place = (method, error_type);
+        let found = read(&self.operations)
+            .get(&place)
+            .and_then(|operations| operations.get(&known.cloned()).cloned());
+        let histogram = found.unwrap_or_else(|| {
+            let labels = OperationLabels {
+                mcp_method_name: method,
+                server: known.map_or(UNKNOWN_SERVER, ServerName::as_str).to_owned(),
+                error_type,
+            };
+            let made = self.operation.get_or_create_owned(&labels);
+            let mut operations = self.operations.write().unwrap_or_else(PoisonError::into_inner);
+            operations.entry(place).or_default().insert(known.cloned(), made.clone());
+            made
+        });
+        histogram.observe(took.as_secs_f64());
     }
 
     /// How many connections are open now.
@@ -234,6 +251,10 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text
     }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
@@ -55,7 +55,8 @@ where
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(BodyProblem::TooLarge);
     }
-    tokio::time::timeout(timeout, collect(body, max_bytes))
+    let whole = pin!(collect(body, max_bytes));
+    tokio::time::timeout(timeout, whole)
         .await
         .unwrap_or(Err(BodyProblem::TooSlow))
 }

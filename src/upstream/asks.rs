@@ -3,7 +3,7 @@
 
 use super::failed::Failed;
 use super::server::Upstream;
-use crate::domain::{ClientRequests, Era, Method, Reason};
+use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason};
 use crate::mcp::{self, Ask, ResultType, Said, Wish};
 use bytes::Bytes;
 use http::HeaderMap;
@@ -34,11 +34,20 @@ pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: Clie
     }
     match said.asks.iter().find(|ask| !allowed(ask, requests)) {
         None => Ok(()),
-        Some(ask) => Err(Failed::after_sending(
-            Reason::ClientRequestRefused,
-            format!("`{}`", shown(&ask.method)),
-        )),
+        Some(ask) => Err(refused(&ask.method)),
     }
+}
+
+/// Whether an error asks for what a request may not ask for.
+pub(super) fn wants_too_much(said: &Said, requests: ClientRequests) -> bool {
+    said.wants_url && !requests.allow(ClientRequest::ElicitationUrl)
+}
+
+/// What such an error asks for.
+pub(super) const URL: &str = "elicitation/create";
+
+pub(super) fn refused(method: &str) -> Failed {
+    Failed::after_sending(Reason::ClientRequestRefused, format!("`{}`", shown(method)))
 }
 
 /// Which requests a client may be asked to repeat with more.

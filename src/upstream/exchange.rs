@@ -6,9 +6,10 @@ use super::server::Upstream;
 use crate::transport::{Client, ClientError};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -36,9 +37,8 @@ impl Upstream {
         body: &Bytes,
     ) -> Result<Response<Incoming>, Failed> {
         let late = || Failed::late("the server did not answer in time");
-        let answer = timeout(self.patience.first_byte, self.send(client, method, mcp, body))
-            .await
-            .map_err(|_| late())??;
+        let sent = pin!(self.send(client, method, mcp, body));
+        let answer = timeout(self.patience.first_byte, sent).await.map_err(|_| late())??;
         check_head(&answer).map_err(|failed| failed.with_status(answer.status()))?;
         Ok(answer)
     }
@@ -46,7 +46,8 @@ impl Upstream {
     /// Reads an answer that is no stream.
     pub(super) async fn collect(&self, body: Incoming) -> Result<Bytes, Failed> {
         let idle = self.patience.idle;
-        timeout(idle.saturating_mul(SLOWEST), collect(body, self.patience.max_answer, idle))
+        let whole = pin!(collect(body, self.patience.max_answer, idle));
+        timeout(idle.saturating_mul(SLOWEST), whole)
             .await
             .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
     }
@@ -68,24 +69,37 @@ impl Upstream {
         *request.method_mut() = method.clone();
         *request.uri_mut() = self.endpoint.clone();
         let headers = request.headers_mut();
-        *headers = mcp.clone();
-        headers.insert(
-            USER_AGENT,
-            HeaderValue::from_static(concat!("guardian/", env!("CARGO_PKG_VERSION"))),
-        );
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let accept = match *method {
-            Method::GET => "text/event-stream",
-            _ => "application/json, text/event-stream",
+        *headers = match *method {
+            Method::POST => self.heads.post.clone(),
+            _ => self.heads.other.clone(),
         };
-        headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        if *method == Method::POST {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if *method == Method::GET {
+            headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         }
-        if let Some((name, value)) = &self.credential {
-            headers.insert(name.clone(), value.clone());
-        }
+        headers.extend(mcp.iter().map(|(name, value)| (name.clone(), value.clone())));
         request
+    }
+}
+
+/// What every request to one server begins with. No field of a message has the name of one of these.
+#[derive(Clone)]
+pub(super) struct OwnHeads {
+    post: HeaderMap,
+    other: HeaderMap,
+}
+
+impl OwnHeads {
+    pub fn new(credential: Option<(HeaderName, HeaderValue)>) -> Self {
+        let agent = HeaderValue::from_static(concat!("guardian/", env!("CARGO_PKG_VERSION")));
+        let mut other = HeaderMap::from_iter([
+            (USER_AGENT, agent),
+            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+            (ACCEPT, HeaderValue::from_static("application/json, text/event-stream")),
+        ]);
+        other.extend(credential);
+        let mut post = other.clone();
+        post.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Self { post, other }
     }
 }
 

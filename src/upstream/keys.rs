@@ -271,7 +271,7 @@ mod tests {
             assurance: None,
             roles: Vec::new(),
             key: None,
-            key_scopes: None,
+            narrowed_to: None,
             issued_at: None,
             expires_at: None,
         }

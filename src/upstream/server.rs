@@ -1,5 +1,6 @@
 //! One configured server: where it is, how it is authenticated to, how long and how much is waited for.
 
+use super::exchange::OwnHeads;
 use crate::config::{ServerConfig, UpstreamCredential};
 use crate::domain::{ClientRequests, Era, ServerName};
 use crate::transport::{Client, ClientError, ClientSettings};
@@ -19,7 +20,8 @@ pub struct Upstream {
     pub(super) client: Client,
     /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
     pub(super) streams: Client,
-    pub(super) credential: Option<(HeaderName, HeaderValue)>,
+    /// With the credential that this server knows Guardian by.
+    pub(super) heads: OwnHeads,
     pub(super) patience: Patience,
     pub(super) asks: ClientRequests,
     eras: Arc<AtomicU8>,
@@ -116,11 +118,13 @@ impl Upstream {
                 http2: false,
                 ..settings
             })?,
-            credential: config
-                .credential
-                .as_ref()
-                .map(|credential| read_credential(&config.name, credential))
-                .transpose()?,
+            heads: OwnHeads::new(
+                config
+                    .credential
+                    .as_ref()
+                    .map(|credential| read_credential(&config.name, credential))
+                    .transpose()?,
+            ),
             patience: Patience {
                 first_byte: config.first_byte_timeout.0,
                 idle: config.idle_timeout.0,

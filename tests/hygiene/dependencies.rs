@@ -71,20 +71,25 @@ fn every_dependency_is_used() {
 }
 
 #[test]
-fn the_lock_file_of_the_clients_names_no_registry() {
-    let lock = read("tests/clients/package-lock.json");
-    let findings = lock
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| line.contains("\"resolved\""))
-        .map(|(index, _)| Finding {
-            file: "tests/clients/package-lock.json".into(),
+fn the_lock_files_of_the_clients_name_no_registry() {
+    let locks = [
+        ("tests/clients/package-lock.json", "\"resolved\""),
+        ("tests/clients/python/v1.txt", "://"),
+        ("tests/clients/python/v2.txt", "://"),
+    ];
+    let mut findings = Vec::new();
+    for (file, place) in locks {
+        let lock = read(file);
+        let lines = lock.lines().enumerate().filter(|(_, line)| line.contains(place));
+        findings.extend(lines.map(|(index, line)| Finding {
+            file: file.into(),
             line: index + 1,
-            what: "`resolved`".into(),
-        });
+            what: line.trim().into(),
+        }));
+    }
     hold(
-        "Write the lock file with `omit-lockfile-registry-resolved=true`.",
-        findings.collect(),
+        "Write the lock file with `omit-lockfile-registry-resolved=true`, or with `pip-compile --no-emit-index-url`.",
+        findings,
     );
 }
 

@@ -92,11 +92,11 @@ async fn everything_about_a_member_follows_the_store(place: Place) {
 
     let id = KeyId::parse("keykeykey").unwrap();
     place.admin.add_key(&env(), &ann, &key(&id)).await.unwrap();
-    let (owner, found) = grants.find_by_key(&id).await.unwrap();
-    assert_eq!((&owner.id, found.hash), (&ann, [7; 32]));
+    let owner = grants.find_by_key(&id).await.unwrap();
+    assert_eq!((&owner.id, owner.key(&id).unwrap().hash), (&ann, [7; 32]));
     place.admin.revoke_key(&env(), &id, now()).await.unwrap();
     grants.confirm().await.unwrap();
-    assert!(grants.by_key(&id).unwrap().1.revoked_at.is_some());
+    assert!(grants.by_key(&id).unwrap().key(&id).unwrap().revoked_at.is_some());
 
     // An identity that moves from one to the other.
     place.admin.unlink_identity(&env(), &issuer, &subject).await.unwrap();
@@ -408,7 +408,7 @@ fn principal(name: &str) -> Principal {
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: Some(Timestamp::from_secs(1)),
         expires_at: None,
     }

@@ -11,7 +11,7 @@ use hyper::{Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use neural_guardian::config::{Config, ConnectionLimits};
 use neural_guardian::domain::{
-    ApiKey, AuthMethod, Digest, KeyId, Member, MemberStatus, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
+    ApiKey, AuthMethod, Digest, Member, MemberStatus, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
 };
 use neural_guardian::identity::{Identity, IdentityError, Pepper, Presented};
 use neural_guardian::transport::{PeerCertificate, Stop, StopHandle, full, serve};
@@ -225,10 +225,6 @@ fn oidc(alias: &str, iss: &str, url: &str, more: &str) -> String {
     format!("[[issuers]]\nalias = \"{alias}\"\nkind = \"oidc\"\nissuer = \"{iss}\"\njwks_url = \"{url}\"\n{more}\n")
 }
 
-fn nobody(_: &KeyId) -> Option<(Arc<Member>, ApiKey)> {
-    None
-}
-
 async fn prove(identity: &Identity, token: &str) -> Result<Arc<Principal>, Reason> {
     prove_at(identity, token, at(0)).await
 }
@@ -239,7 +235,7 @@ async fn prove_at(identity: &Identity, token: &str, now: Timestamp) -> Result<Ar
             text: token,
             assertion: false,
         },
-        nobody,
+        None,
         RESOURCE,
         now,
     ))

@@ -447,7 +447,7 @@ fn principal(issuer: &str, subject: &str) -> Principal {
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: None,
         expires_at: None,
     }

@@ -141,6 +141,30 @@ on_both_stores! {
         assert!(rows.iter().any(|row| row["outcome"]["detail"].as_str().is_some_and(|told| told.contains("sampling/createMessage"))));
     }
 
+    /// The old era's error that sends users to a URL is a request by another name.
+    async fn an_error_that_sends_the_user_to_a_url_is_held_to_the_same(world: World) {
+        let (files, ana, _) = two(&mut world, "client_requests = ['elicitation']").await;
+        let other = Upstream::start().await;
+        world.server("other", &other.url, "client_requests = ['elicitation_url']");
+        world.grant("ana", "other", "*");
+        world.start().await;
+        for in_events in [false, true] {
+            for upstream in [&files, &other] {
+                upstream.script(move |received| {
+                    received.tool()?;
+                    let data = json!({ "elicitations": [{ "mode": "url", "url": "https://evil.test", "elicitationId": "1" }] });
+                    let error = json!({ "jsonrpc": "2.0", "id": received.message["id"], "error": { "code": -32042, "message": "first", "data": data } });
+                    Some(if in_events { Scripted::Events(vec![error]) } else { Scripted::Json(error) })
+                });
+            }
+            let refused = world.connected("files", &ana).await.call("echo", json!({ "text": "hi" })).await;
+            assert_eq!(refused.reason(), "client_request_refused");
+            assert!(!refused.body.contains("evil"), "{refused:?}");
+            let passed = world.connected("other", &ana).await.call("echo", json!({ "text": "hi" })).await;
+            assert_eq!(passed.message["error"]["code"], -32042, "{passed:?}");
+        }
+    }
+
     async fn a_request_on_a_stream_of_the_new_era_ends_the_call(world: World) {
         let (files, ana, _) = two(&mut world, "client_requests = ['roots']").await;
         world.start().await;

@@ -7,6 +7,7 @@
 mod support;
 
 mod attacks;
+mod clients;
 mod conformance;
 mod conversation;
 mod errors;
@@ -21,6 +22,7 @@ mod protocol;
 mod real_clients;
 mod replicas;
 mod revocation;
+mod signing_in;
 mod streams;
 mod tasks;
 mod verdicts;

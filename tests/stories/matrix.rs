@@ -31,6 +31,14 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::DefinitionChanged, "a_changed_tool_definition_is_refused_until_pinned"),
     (Reason::AuditUnavailable, "a_journal_that_cannot_write_refuses_every_call"),
     (Reason::CredentialRevoked, "tokens_issued_before_a_revocation_are_refused"),
+    (
+        Reason::ClientRequestRefused,
+        "an_answer_that_asks_for_what_it_may_not_ends_the_call",
+    ),
+    (Reason::UnknownAnswer, "only_the_one_who_was_asked_answers_and_once"),
+    (Reason::UnknownCursor, "a_cursor_goes_on_for_the_one_it_was_given_to"),
+    (Reason::UnknownState, "a_call_that_needs_more_is_repeated_with_it"),
+    (Reason::UnknownTask, "a_task_of_the_old_era_is_its_callers"),
     (Reason::UnknownTarget, "a_refused_resource_is_told_as_the_operator_wants"),
 ];
 

@@ -1,14 +1,14 @@
-//! Clients that people really use. `npm ci` in tests/clients installs them; tests/run does.
+//! The first things a user does, with the client that most people have: three verdicts, and the quickstart.
 
 use crate::support::folder::Folder;
 use crate::support::on_both_stores;
 use crate::support::ports::free_port;
+use crate::support::real::{Kind, RealClient};
 use crate::support::upstream::Upstream;
 use crate::support::wait::eventually;
 use crate::support::world::World;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs::File;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 on_both_stores! {
@@ -17,23 +17,18 @@ on_both_stores! {
         world.server("files", &files.url, "");
         let key = crate::ana(&mut world).await;
         world.start().await;
-        let plan = json!([
-            { "tool": "read_file", "arguments": { "path": "/srv/a" } },
-            { "tool": "query", "arguments": { "sql": "select 1" } },
-            { "tool": "read_file", "arguments": { "path": "/etc/passwd" } },
-        ]);
+        let mut client = RealClient::start(Kind::TypescriptV1, &world.file("ca.pem"), &world.folder);
 
-        let (url, ca) = (world.resource("files"), world.file("ca.pem"));
-        let seen = tokio::task::spawn_blocking(move || typescript(&url, &key, &ca, &plan)).await.unwrap();
-
-        assert_eq!(seen["tools"], json!(["echo", "read_file", "slow"]));
-        let calls = seen["calls"].as_array().unwrap();
-        assert_eq!(calls[0]["content"][0]["text"], "contents of /srv/a", "{seen}");
+        client.connect(&world.resource("files"), &key, "legacy").await;
+        assert_eq!(client.list().await["names"], json!(["echo", "read_file", "slow"]));
+        let seen = client.call("read_file", json!({ "path": "/srv/a" })).await;
+        assert_eq!(seen["text"], "contents of /srv/a", "{seen}");
         // The SDK shows the body of a 403 as its message.
-        assert_eq!(calls[1]["verdict"], "refused");
-        assert!(calls[1]["message"].as_str().unwrap().contains("missing_scope"), "{seen}");
-        assert_eq!(calls[2]["data"]["reason"], "forbidden_by_policy", "{seen}");
-        assert_eq!(calls[2]["data"]["remedy"], "Ask for a copy under /srv.");
+        let seen = client.call("query", json!({ "sql": "select 1" })).await;
+        assert!(seen["message"].as_str().unwrap().contains("missing_scope"), "{seen}");
+        let seen = client.call("read_file", json!({ "path": "/etc/passwd" })).await;
+        assert_eq!(seen["data"]["reason"], "forbidden_by_policy", "{seen}");
+        assert_eq!(seen["data"]["remedy"], "Ask for a copy under /srv.");
         assert_eq!(files.calls().len(), 1);
 
         world.shipped().await;
@@ -45,23 +40,6 @@ on_both_stores! {
             .collect();
         assert_eq!(verdicts, [("read_file", "permitted"), ("query", "missing_scope"), ("read_file", "forbidden_by_policy")]);
     }
-}
-
-/// Runs the official SDK; gives what it saw.
-fn typescript(url: &str, key: &str, ca: &Path, plan: &Value) -> Value {
-    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
-    assert!(
-        clients.join("node_modules").is_dir(),
-        "`npm ci` in tests/clients first (tests/run does)"
-    );
-    let output = Command::new("node")
-        .current_dir(&clients)
-        .env("NODE_EXTRA_CA_CERTS", ca)
-        .args(["allowed-refused.mjs", url, key, &plan.to_string()])
-        .output()
-        .expect("node runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
 /// The first command of the README: what it prints can be pasted, and a real client hears what it says.
@@ -84,23 +62,16 @@ async fn quickstart_shows_three_verdicts_and_serves_on() {
     let key = std::fs::read_to_string(folder.path().join(".guardian/demo.key")).unwrap();
     let url = format!("https://localhost:{}/mcp/demo", quickstart.port);
     let ca = folder.path().join(".guardian/certs/ca.pem");
-    let plan = json!([
-        { "tool": "read_file", "arguments": { "path": "welcome.txt" } },
-        { "tool": "write_file", "arguments": { "path": "welcome.txt", "content": "mine now" } },
-        { "tool": "delete_file", "arguments": { "path": "welcome.txt" } },
-    ]);
-    let seen = tokio::task::spawn_blocking(move || typescript(&url, key.trim(), &ca, &plan))
-        .await
-        .unwrap();
-    let verdicts: Vec<&str> = seen["calls"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|call| call["verdict"].as_str().unwrap())
-        .collect();
-    assert_eq!(verdicts, ["answered", "refused", "refused"], "{seen}");
-    assert!(seen["calls"][1]["message"].as_str().unwrap().contains("write_file"), "{seen}");
-    assert_eq!(seen["calls"][2]["data"]["reason"], "forbidden_by_policy", "{seen}");
+    let mut client = RealClient::start(Kind::TypescriptV1, &ca, &folder);
+    client.connect(&url, key.trim(), "legacy").await;
+    let seen = client.call("read_file", json!({ "path": "welcome.txt" })).await;
+    assert_eq!(seen["heard"], "answer", "{seen}");
+    let seen = client
+        .call("write_file", json!({ "path": "welcome.txt", "content": "mine now" }))
+        .await;
+    assert!(seen["message"].as_str().unwrap().contains("write_file"), "{seen}");
+    let seen = client.call("delete_file", json!({ "path": "welcome.txt" })).await;
+    assert_eq!(seen["data"]["reason"], "forbidden_by_policy", "{seen}");
 
     let curls: Vec<&str> = said
         .lines()

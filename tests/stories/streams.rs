@@ -160,7 +160,7 @@ on_both_stores! {
         world.start().await;
         let client = world.connected("files", &key).await;
         let result = |id: &Value| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[]}}}}"#);
-        let amiss: Vec<(&str, Box<dyn Fn(&Value) -> Vec<u8>>, &str)> = vec![
+        let amiss: Vec<(&str, Bytewise, &str)> = vec![
             ("a member twice", Box::new(|id| format!("data: {{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{\"a\":1,\"a\":2}}}}\n\n").into()), "upstream_broken"),
             ("another id", Box::new(move |_| format!("data: {}\n\n", result(&json!(99_999))).into()), "upstream_broken"),
             ("a batch", Box::new(move |id| format!("data: [{}]\n\n", result(id)).into()), "upstream_broken"),
@@ -192,6 +192,9 @@ on_both_stores! {
         assert_eq!(rows.iter().filter(|row| row["outcome"]["ending"] == "failed").count(), amiss.len(), "{rows:?}");
     }
 }
+
+/// The bytes of an answer to the request with this id.
+type Bytewise = Box<dyn Fn(&Value) -> Vec<u8>>;
 
 /// An event of about so many bytes.
 fn note(bytes: usize) -> Bytes {

@@ -57,6 +57,19 @@ on_both_stores! {
         assert!(methods.contains(&"tasks/get") && methods.contains(&"tasks/result") && methods.contains(&"tasks/cancel"), "{rows:?}");
     }
 
+    async fn a_list_of_tasks_is_not_offered(world: World) {
+        let (files, ana, _) = tasks(&mut world).await;
+        world.start().await;
+        files.script(|received| {
+            let offer = json!({ "list": {}, "cancel": {}, "requests": { "tools": { "call": {} } } });
+            let capabilities = json!({ "tools": {}, "tasks": offer });
+            (received.method() == "initialize").then(|| Scripted::Json(json!({ "protocolVersion": "2025-11-25", "capabilities": capabilities, "serverInfo": {} })))
+        });
+        let params = json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "stories", "version": "1" } });
+        let offered = world.client("files").bearer(&ana).ask("initialize", params).await.message["result"]["capabilities"].clone();
+        assert_eq!(offered, json!({ "tools": {}, "tasks": { "cancel": {}, "requests": { "tools": { "call": {} } } } }));
+    }
+
     async fn what_a_server_says_of_a_task_names_it_as_the_caller_does(world: World) {
         let (files, ana, _) = tasks(&mut world).await;
         world.start().await;
@@ -146,6 +159,7 @@ on_both_stores! {
         assert_eq!(next(&mut stream).await["params"]["notifications"]["taskIds"], json!([task]));
         let note = |more: Value| json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-1", "status": "working", "inputRequests": more } });
         say(&server, &note(json!({ "k": { "method": "sampling/createMessage", "params": {} } }))).await;
+        say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-of-another", "status": "completed", "result": {} } })).await;
         say(&server, &note(json!({ "k": { "method": "elicitation/create", "params": {} } }))).await;
         let heard = next(&mut stream).await;
         assert_eq!((&heard["params"]["taskId"], &heard["params"]["inputRequests"]["k"]["method"]), (&task, &json!("elicitation/create")));

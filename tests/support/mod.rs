@@ -3,6 +3,7 @@
 // Each story file uses its own part of this.
 #![allow(dead_code)]
 
+pub mod authorization;
 pub mod certificates;
 pub mod client;
 pub mod folder;
@@ -11,6 +12,7 @@ pub mod http;
 pub mod issuer;
 pub mod ports;
 pub mod postgres;
+pub mod real;
 pub mod server;
 pub mod stores;
 pub mod upstream;

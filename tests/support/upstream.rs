@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -57,6 +58,7 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Eras {
     Legacy,
+    Modern,
     Both,
 }
 
@@ -81,6 +83,8 @@ struct State {
     steps: Semaphore,
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
+    /// Sessions ever begun: no name is used twice.
+    begun: AtomicUsize,
     on_call: Mutex<Option<OnCall>>,
     script: Mutex<Option<Script>>,
     seen: watch::Sender<usize>,
@@ -102,6 +106,10 @@ impl Upstream {
         Self::begin(Eras::Legacy, None, 0).await
     }
 
+    pub async fn modern() -> Upstream {
+        Self::begin(Eras::Modern, None, 0).await
+    }
+
     pub async fn with_tls(authority: &Authority) -> Upstream {
         Self::begin(Eras::Both, Some(authority), 0).await
     }
@@ -115,6 +123,7 @@ impl Upstream {
             steps: Semaphore::new(0),
             tools: Mutex::new(tools()),
             sessions: Mutex::default(),
+            begun: AtomicUsize::new(0),
             on_call: Mutex::default(),
             script: Mutex::default(),
             seen: watch::Sender::new(0),
@@ -172,6 +181,11 @@ impl Upstream {
     /// Offers one more tool.
     pub fn offer(&self, definition: Value) {
         self.state.tools.lock().unwrap().push(definition);
+    }
+
+    /// Ends all sessions, as a restart would.
+    pub fn forget_sessions(&self) {
+        self.state.sessions.lock().unwrap().clear();
     }
 
     /// Offers another description of a tool than before.
@@ -298,6 +312,9 @@ impl State {
         if modern && self.eras == Eras::Legacy {
             return error(400, &id, -32600, "no session");
         }
+        if !modern && self.eras == Eras::Modern {
+            return error(400, &id, -32022, "only 2026-07-28 is spoken here");
+        }
         if !modern && received.method() != "initialize" && !self.knows_session(received) {
             return error(404, &id, -32001, "session not found");
         }
@@ -399,9 +416,8 @@ impl State {
         let version = if asked == "2026-07-28" { "2025-11-25" } else { asked };
         let capabilities = json!({ "tools": { "listChanged": true } });
         let offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
-        let mut sessions = self.sessions.lock().unwrap();
-        let session = format!("upstream-session-{}", sessions.len() + 1);
-        sessions.insert(session.clone());
+        let session = format!("upstream-session-{}", self.begun.fetch_add(1, Ordering::Relaxed) + 1);
+        self.sessions.lock().unwrap().insert(session.clone());
         with(result(&received.message["id"], offer, false), "mcp-session-id", &session)
     }
 
@@ -503,7 +519,7 @@ fn discovery() -> Value {
     json!({
         "supportedVersions": ["2026-07-28"],
         "capabilities": { "tools": {} },
-        "serverInfo": server_info(),
+        "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
         "ttlMs": 60_000,
         "cacheScope": "public",
     })

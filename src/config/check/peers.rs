@@ -136,6 +136,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     for (name, claim) in [
         ("roles_claim", &issuer.roles_claim),
         ("environment_claim", &issuer.environment_claim),
+        ("scopes_claim", &issuer.scopes_claim),
         ("tenant_claim", &issuer.tenant_claim),
     ] {
         let Some(claim) = claim else { continue };

@@ -231,9 +231,9 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
         Standing::Pinned => {}
     }
     // scope
-    let by_key = |scope: &str| match &world.principal.key_scopes {
-        Some(key) if !key.is_empty() => key.iter().any(|held| held.as_str() == scope || held.as_str() == "*"),
-        _ => true,
+    let by_key = |scope: &str| match &world.principal.narrowed_to {
+        Some(key) => key.iter().any(|held| held.as_str() == scope || held.as_str() == "*"),
+        None => true,
     };
     let by_grant = |scope: &str| grant.scopes.iter().any(|held| held.as_str() == scope || held.as_str() == "*");
     if !tool
@@ -243,7 +243,7 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
     {
         return refuse("missing_scope");
     }
-    let of_key = world.principal.key_scopes.iter().flat_map(|scopes| scopes.iter());
+    let of_key = world.principal.narrowed_to.iter().flat_map(|scopes| scopes.iter());
     let named = grant.scopes.iter().chain(of_key).map(Scope::as_str);
     let mut scopes: Vec<String> = named
         .filter(|scope| by_grant(scope) && by_key(scope))

@@ -131,7 +131,7 @@ fn a_tool_whose_scopes_were_left_empty_needs_its_own_name() {
 }
 
 #[test]
-fn a_key_narrows_and_never_widens() {
+fn a_credential_narrows_and_never_widens() {
     let snapshot = snapshot("");
     let mut world = World::new(&[]);
     let can = |world: &World, tool: &str| {
@@ -146,19 +146,20 @@ fn a_key_narrows_and_never_widens() {
         )
     };
     for (granted, key, read, query) in [
-        (vec!["*"], vec!["read_file"], true, false),
-        (vec!["read_file"], vec!["*"], true, false),
-        (vec!["read_file"], vec!["query"], false, false),
-        (vec!["read_file", "query"], vec![], true, true),
-        (vec!["*"], vec!["*"], true, true),
+        (vec!["*"], Some(vec!["read_file"]), true, false),
+        (vec!["read_file"], Some(vec!["*"]), true, false),
+        (vec!["read_file"], Some(vec!["query"]), false, false),
+        (vec!["read_file", "query"], Some(vec![]), false, false),
+        (vec!["read_file", "query"], None, true, true),
+        (vec!["*"], Some(vec!["*"]), true, true),
     ] {
         world.member.grants[0].scopes = scopes(granted);
-        world.principal.key_scopes = Some(scopes(key));
+        world.principal.narrowed_to = key.map(scopes);
         assert_eq!(
             (can(&world, "read_file"), can(&world, "query")),
             (read, query),
             "{:?}",
-            world.principal.key_scopes
+            world.principal.narrowed_to
         );
     }
 }

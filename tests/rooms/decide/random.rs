@@ -230,7 +230,7 @@ fn caller() -> impl Strategy<Value = Principal> {
     (kind, key, client, method, subsequence(ROLES.to_vec(), 0..2)).prop_map(|(kind, key, client, method, roles)| Principal {
         method,
         client: client.map(|name| ClientId::parse(name).unwrap()),
-        key_scopes: key.map(scopes),
+        narrowed_to: key.map(scopes),
         roles: roles.into_iter().map(|role| RoleName::parse(role).unwrap()).collect(),
         email: Some("t@example.com".into()),
         ..principal(kind)
@@ -450,7 +450,7 @@ fn a_slice_decides_as_the_whole_set() {
             let set: PolicySet = text(&enforced).parse().unwrap();
             for (mut world, ((server, tool), (path, n, flag))) in facts {
                 (world.enrolled, world.fresh) = (Enrolled::Active, true);
-                (world.principal.key_scopes, world.principal.client) = (None, None);
+                (world.principal.narrowed_to, world.principal.client) = (None, None);
                 world.member.grants = vec![grant(server, ["*"])];
                 let arguments = match tool {
                     "plain" => {

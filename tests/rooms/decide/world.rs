@@ -192,7 +192,7 @@ pub fn principal(kind: PrincipalKind) -> Principal {
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: None,
         expires_at: None,
     }

@@ -32,23 +32,23 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
         expires_at: Some(at(100)),
         revoked_at: None,
     };
-    let owner = Arc::new(member("u-1"));
-    let store = Mutex::new(Some(stored.clone()));
-    let lookup = |id: &KeyId| {
-        store
-            .lock()
-            .unwrap()
-            .clone()
-            .filter(|key| key.id == *id)
-            .map(|key| (owner.clone(), key))
+    let with = |key: ApiKey| {
+        Arc::new(Member {
+            keys: vec![key],
+            ..member("u-1")
+        })
     };
+    let store = Mutex::new(Some(with(stored.clone())));
     let mut headers = HeaderMap::new();
     headers.insert(
         "authorization",
         format!("Bearer {}", new.shown.expose_secret()).parse().unwrap(),
     );
     let presented = identity.present(&headers, None).unwrap();
-    let prove = async |now: i64| identity.prove(&presented, lookup, RESOURCE, at(now)).await;
+    let prove = async |now: i64| {
+        let owner = store.lock().unwrap().clone();
+        identity.prove(&presented, owner, RESOURCE, at(now)).await
+    };
 
     let principal = prove(0).await.unwrap();
     assert_eq!((principal.kind, principal.method), (PrincipalKind::Service, AuthMethod::Key));
@@ -61,7 +61,7 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
         ("guardian", "guardian", "u-1")
     );
     assert_eq!(
-        (principal.key.as_ref(), principal.key_scopes.as_ref()),
+        (principal.key.as_ref(), principal.narrowed_to.as_ref()),
         (Some(&new.id), Some(&stored.scopes))
     );
     assert!(
@@ -74,22 +74,22 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
     );
     assert_eq!(prove(100).await.err(), Some(Reason::KeyExpired));
 
-    *store.lock().unwrap() = Some(ApiKey {
+    *store.lock().unwrap() = Some(with(ApiKey {
         scopes: Scopes::default(),
         ..stored.clone()
-    });
-    assert_eq!(prove(0).await.unwrap().key_scopes, None, "changed scopes count at once");
-    *store.lock().unwrap() = Some(ApiKey {
+    }));
+    assert_eq!(prove(0).await.unwrap().narrowed_to, None, "changed scopes count at once");
+    *store.lock().unwrap() = Some(with(ApiKey {
         revoked_at: Some(at(0)),
         ..stored.clone()
-    });
+    }));
     assert_eq!(prove(0).await.err(), Some(Reason::KeyRevoked));
     let other = pepper.new_key().unwrap();
-    *store.lock().unwrap() = Some(ApiKey {
+    *store.lock().unwrap() = Some(with(ApiKey {
         hash: other.hash,
         revoked_at: Some(at(0)),
         ..stored
-    });
+    }));
     assert_eq!(
         prove(0).await.err(),
         Some(Reason::BadKey),
@@ -116,7 +116,6 @@ fn a_pepper_is_made_once_whoever_comes_first() {
         .collect();
     assert_eq!(left, ["pepper"], "nothing lies beside it");
     let identity = Identity::new(&config(""), Arc::new(Pepper::load_or_create(&file).unwrap())).unwrap();
-    let owner = Arc::new(member("u-1"));
     for new in made {
         let stored = ApiKey {
             id: new.id,
@@ -134,7 +133,11 @@ fn a_pepper_is_made_once_whoever_comes_first() {
             format!("Bearer {}", new.shown.expose_secret()).parse().unwrap(),
         );
         let presented = identity.present(&headers, None).unwrap();
-        let proof = identity.prove(&presented, |_: &KeyId| Some((owner.clone(), stored.clone())), RESOURCE, at(0));
+        let owner = Arc::new(Member {
+            keys: vec![stored],
+            ..member("u-1")
+        });
+        let proof = identity.prove(&presented, Some(owner), RESOURCE, at(0));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(runtime.block_on(proof).is_ok(), "all of them have the same pepper");
     }
@@ -153,7 +156,7 @@ async fn a_client_certificate_names_its_holder() {
     });
     let headers = HeaderMap::new();
     let presented = identity.present(&headers, Some(&certificate)).unwrap();
-    let prove = async |now: i64| identity.prove(&presented, nobody, RESOURCE, at(now)).await;
+    let prove = async |now: i64| identity.prove(&presented, None, RESOURCE, at(now)).await;
     let bot = prove(0).await.unwrap();
     assert_eq!(
         (bot.method, bot.issuer.as_str(), bot.subject.as_str()),

@@ -304,6 +304,54 @@ async fn of_supabase_only_signed_in_people_are_callers() {
 }
 
 #[tokio::test]
+async fn the_scopes_of_a_token_are_read_where_its_issuer_writes_them() {
+    let signer = Signer::p256("1");
+    let keys = Publisher::start(key_set(&[&signer])).await;
+    let iss = "https://id.example";
+    let issuer = |more: &str| {
+        format!(
+            "[[issuers]]\nalias = \"main\"\nkind = \"oidc\"\nissuer = \"{iss}\"\njwks_url = \"{}\"\n{more}\n",
+            keys.url
+        )
+    };
+    let claims = |changes: Value| {
+        let base = json!({ "iss": iss, "aud": RESOURCE, "exp": NOW + 600, "iat": NOW, "sub": "5b2f" });
+        signer.sign(&with(base, changes))
+    };
+    let narrows = identity("scopes", &issuer("scopes_claim = \"scope\""));
+    for (changes, expected) in [
+        (json!({"scope": "echo query"}), vec!["echo", "query"]),
+        (json!({"scope": ["echo", "query all"]}), vec!["all", "echo", "query"]),
+        (json!({"scope": "*"}), vec!["*"]),
+        (json!({"scope": "  echo \u{e9} "}), vec!["echo"]),
+        (json!({"scope": ""}), vec![]),
+        (json!({"scp": "echo"}), vec![]),
+    ] {
+        let principal = prove(&narrows, &claims(changes.clone())).await.unwrap();
+        let scopes = principal.narrowed_to.as_ref().expect("a token of this issuer always narrows");
+        assert_eq!(
+            scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>(),
+            expected,
+            "{changes}"
+        );
+    }
+    for changes in [
+        json!({"scope": 1}),
+        json!({"scope": {"echo": true}}),
+        json!({"scope": ["echo", 1]}),
+    ] {
+        assert_eq!(
+            reason(&narrows, &claims(changes.clone())).await,
+            Some(Reason::MalformedCredential),
+            "{changes}"
+        );
+    }
+    let grants_alone = identity("no-scopes", &issuer(""));
+    let principal = prove(&grants_alone, &claims(json!({"scope": "echo"}))).await.unwrap();
+    assert_eq!(principal.narrowed_to, None);
+}
+
+#[tokio::test]
 async fn of_cloudflare_access_only_its_application_assertions_count() {
     let (signer, other) = (Signer::rsa("1"), Signer::p256("1"));
     let (keys, other_keys) = (
@@ -326,7 +374,7 @@ async fn of_cloudflare_access_only_its_application_assertions_count() {
                 text: token,
                 assertion: true,
             },
-            nobody,
+            None,
             RESOURCE,
             at(0),
         ))

@@ -236,7 +236,7 @@ fn principal() -> Principal {
         assurance: None,
         roles: Vec::new(),
         key: None,
-        key_scopes: None,
+        narrowed_to: None,
         issued_at: None,
         expires_at: None,
     }

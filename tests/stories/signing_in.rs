@@ -1,0 +1,159 @@
+//! OAuth clients that know nothing but a URL: a 401 tells them where to sign in, a 403 which scopes to ask for besides.
+
+use crate::support::authorization::AuthorizationServer;
+use crate::support::golden::golden;
+use crate::support::real::{Kind, RealClient};
+use crate::support::stores::Engine;
+use crate::support::upstream::Upstream;
+use crate::support::wait::{eventually, soon};
+use crate::support::world::World;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn typescript_v2_signs_in_steps_up_and_refreshes() {
+    signs_in(Kind::TypescriptV2, "sign-in-typescript-v2.txt").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn python_v2_signs_in_steps_up_and_refreshes() {
+    signs_in(Kind::PythonV2, "sign-in-python-v2.txt").await;
+}
+
+async fn signs_in(kind: Kind, file: &str) {
+    let mut told = format!(
+        "How {} gets a token for Guardian, and a wider one, knowing only Guardian's URL.\n",
+        kind.name()
+    );
+    for mode in ["legacy", "auto"] {
+        let mut world = World::new(Engine::Sqlite).await;
+        let server = Upstream::start().await;
+        let issuer = begin(&mut world, &server, "scopes_claim = 'scope'").await;
+        world.grant("ana", "files", "echo,query,read_file");
+        world.start().await;
+        let mut client = RealClient::start(kind, &world.file("ca.pem"), &world.folder);
+        let mut say = |what: &str, seen: &Value| {
+            let heard = match seen["heard"].as_str() {
+                Some("connected") => "is connected".to_owned(),
+                Some("answer") => format!("is answered {}", seen["text"]),
+                _ => panic!("{what}: {seen}"),
+            };
+            writeln!(told, "\n  {what}\n      {heard}, holds a token for {}", seen["scope"]).unwrap();
+            for asked in issuer.asked() {
+                writeln!(told, "      asked the authorization server {asked}").unwrap();
+            }
+        };
+
+        let url = world.resource("files");
+        let step = json!({ "do": "connect", "url": url, "mode": mode, "sign_in": true });
+        say(&format!("in mode {mode}, connects"), &client.take(&step).await);
+        say(
+            "calls within the scopes of its token",
+            &client.call("echo", json!({ "text": "hello" })).await,
+        );
+        let seen = client.call("query", json!({ "sql": "select 1" })).await;
+        assert!(
+            seen["scope"]
+                .as_str()
+                .is_some_and(|scope| scope.contains("echo") && scope.contains("query")),
+            "{seen}"
+        );
+        say("calls beyond them, within the grant", &seen);
+        say("calls as before", &client.call("echo", json!({ "text": "hello" })).await);
+        revoke(&world, &issuer).await;
+        say(
+            "calls after its token was revoked",
+            &client.call("echo", json!({ "text": "hello" })).await,
+        );
+
+        assert_eq!(server.calls().len(), 4, "each call reached the server once");
+        let leaks = server
+            .received()
+            .into_iter()
+            .find(|request| request.header("authorization").is_some());
+        assert!(leaks.is_none(), "a token of the caller reached the server: {leaks:?}");
+    }
+    golden(&format!("clients/{file}"), &told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn typescript_v2_steps_up_where_consent_writes_the_grant() {
+    consents(Kind::TypescriptV2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn python_v2_steps_up_where_consent_writes_the_grant() {
+    consents(Kind::PythonV2).await;
+}
+
+/// Supabase puts no scopes of tools into tokens: what its user agrees to becomes the grant.
+async fn consents(kind: Kind) {
+    let mut world = World::new(Engine::Sqlite).await;
+    let server = Upstream::start().await;
+    let issuer = begin(&mut world, &server, "").await;
+    world.grant("ana", "files", "echo");
+    let key = world.key("ana");
+    world.start().await;
+    let mut client = RealClient::start(kind, &world.file("ca.pem"), &world.folder);
+    let step = json!({ "do": "connect", "url": world.resource("files"), "mode": "auto", "sign_in": true });
+    let seen = client.take(&step).await;
+    assert_eq!(seen["heard"], "connected", "{seen}");
+
+    let mut asked = issuer.consents();
+    let handshake = async {
+        let consent = soon("the client to ask for more", asked.recv())
+            .await
+            .expect("the server runs");
+        world.grant("ana", "files", &consent.scope.replace(' ', ","));
+        let bystander = world.client("files").modern().bearer(&key);
+        eventually("the grant to be known", async || {
+            let answer = bystander.call("query", json!({ "sql": "select 1" })).await;
+            (answer.verdict() == "allowed").then_some(())
+        })
+        .await;
+        consent.done.send(()).expect("the server waits");
+        consent.scope
+    };
+    let (seen, agreed) = tokio::join!(client.call("query", json!({ "sql": "select 1" })), handshake);
+    assert_eq!(seen["text"], "0 rows", "{seen}");
+    let agreed: Vec<&str> = agreed.split(' ').collect();
+    assert!(
+        agreed.contains(&"query") && agreed.contains(&"echo"),
+        "one consent to all scopes: {agreed:?}"
+    );
+    let seen = client.call("echo", json!({ "text": "hello" })).await;
+    assert_eq!(seen["text"], "hello", "{seen}");
+    assert_eq!(server.calls().len(), 3, "the bystander's, and the client's two");
+}
+
+/// Ana, whom the authorization server knows under another name, and a server `files`.
+async fn begin(world: &mut World, server: &Upstream, more: &str) -> AuthorizationServer {
+    let issuer = AuthorizationServer::start(&world.authority, "subject-of-ana", "echo").await;
+    world.server("files", &server.url, "");
+    let (iss, keys) = (&issuer.iss, issuer.jwks_url());
+    world.issuer(
+        "id",
+        iss,
+        &format!("kind = 'oidc'\njwks_url = '{keys}'\njwks_ca_file = 'ca.pem'\n{more}"),
+    );
+    world.person("ana", &["reader"]).await;
+    world.link("ana", iss, "subject-of-ana");
+    issuer
+}
+
+/// Voids the newest token, and waits until Guardian knows.
+async fn revoke(world: &World, issuer: &AuthorizationServer) {
+    let newest = issuer.newest_token();
+    let row = format!("('default', '{}', 'jti', '{}')", issuer.iss, newest.id);
+    world
+        .sql(&format!(
+            "INSERT INTO {{t}}revocations (environment, issuer, kind, value) VALUES {row}"
+        ))
+        .await;
+    let bystander = world.client("files").modern().bearer(&newest.token);
+    eventually("the token to be refused", async || {
+        let refused = bystander.ask("server/discover", json!({})).await.status == 401;
+        refused.then_some(())
+    })
+    .await;
+}

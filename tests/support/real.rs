@@ -1,0 +1,143 @@
+//! Clients that people really use, each in a process of its own: a step goes in as one line of JSON, what the client saw
+//! of it comes out as one. `bash tests/clients/install` installs them.
+
+use super::folder::Folder;
+use super::wait::LONGEST;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    TypescriptV1,
+    TypescriptV2,
+    PythonV1,
+    PythonV2,
+    Rmcp,
+}
+
+pub struct RealClient {
+    process: Child,
+    steps: ChildStdin,
+    seen: mpsc::UnboundedReceiver<String>,
+    complaints: PathBuf,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 5] = [
+        Kind::TypescriptV1,
+        Kind::TypescriptV2,
+        Kind::PythonV1,
+        Kind::PythonV2,
+        Kind::Rmcp,
+    ];
+
+    /// As its users call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::TypescriptV1 => "TypeScript SDK 1.32.2",
+            Kind::TypescriptV2 => "TypeScript SDK 2.4.0",
+            Kind::PythonV1 => "Python SDK 1.30.0",
+            Kind::PythonV2 => "Python SDK 2.3.0",
+            Kind::Rmcp => "Rust SDK rmcp 3.8.0",
+        }
+    }
+
+    /// The ways in which it can be told to find the era.
+    pub fn modes(self) -> &'static [&'static str] {
+        match self {
+            Kind::TypescriptV1 | Kind::PythonV1 => &["legacy"],
+            Kind::TypescriptV2 | Kind::PythonV2 | Kind::Rmcp => &["legacy", "auto", "2026-07-28"],
+        }
+    }
+
+    fn command(self) -> Command {
+        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients");
+        let (needs, script) = match self {
+            Kind::TypescriptV1 => (clients.join("node_modules"), Some("typescript-v1.mjs")),
+            Kind::TypescriptV2 => (clients.join("node_modules"), Some("typescript-v2.mjs")),
+            Kind::PythonV1 => (built.join("python-v1/bin/python"), Some("python/v1.py")),
+            Kind::PythonV2 => (built.join("python-v2/bin/python"), Some("python/v2.py")),
+            Kind::Rmcp => (built.join("rmcp/debug/rmcp-client"), None),
+        };
+        assert!(
+            needs.exists(),
+            "{} is not there: `bash tests/clients/install`",
+            needs.display()
+        );
+        let program = if needs.is_dir() { "node".into() } else { needs };
+        let mut command = Command::new(program);
+        command.args(script.map(|script| clients.join(script)));
+        command
+    }
+}
+
+impl RealClient {
+    /// Trusts `ca`; what it complains of is kept in `folder`.
+    pub fn start(kind: Kind, ca: &Path, folder: &Folder) -> RealClient {
+        let complaints = folder.path().join(format!("{kind:?}.stderr"));
+        let mut process = kind
+            .command()
+            .env("NODE_EXTRA_CA_CERTS", ca)
+            .env("SSL_CERT_FILE", ca)
+            .env("NO_PROXY", "localhost")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&complaints).unwrap())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", kind.name()));
+        let out = BufReader::new(process.stdout.take().expect("it is piped"));
+        let (tell, seen) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                // The story may be over before its client is.
+                let _ = tell.send(line);
+            }
+        });
+        RealClient {
+            steps: process.stdin.take().expect("it is piped"),
+            process,
+            seen,
+            complaints,
+        }
+    }
+
+    /// What the client saw of this step; it always sees something, be it an error.
+    pub async fn take(&mut self, step: &Value) -> Value {
+        let written = writeln!(self.steps, "{step}");
+        let line = timeout(LONGEST, self.seen.recv()).await.ok().flatten();
+        let parsed = line.as_deref().and_then(|line| serde_json::from_str(line).ok());
+        parsed.unwrap_or_else(|| {
+            let complaints = std::fs::read_to_string(&self.complaints).unwrap_or_default();
+            panic!("the client was given {step} ({written:?}) and said {line:?}\n{complaints}")
+        })
+    }
+
+    pub async fn connect(&mut self, url: &str, key: &str, mode: &str) -> Value {
+        self.take(&json!({ "do": "connect", "url": url, "key": key, "mode": mode }))
+            .await
+    }
+
+    pub async fn list(&mut self) -> Value {
+        self.take(&json!({ "do": "list" })).await
+    }
+
+    pub async fn call(&mut self, tool: &str, arguments: Value) -> Value {
+        let step = json!({ "do": "call", "tool": tool, "arguments": arguments, "progress": true });
+        self.take(&step).await
+    }
+}
+
+impl Drop for RealClient {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
