@@ -330,9 +330,9 @@ impl Gate {
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
-                of_ware: trail.method.is_some_and(Method::is_of_ware),
                 said_version: trail.said_version.as_deref(),
                 eras: eras.map_or(Eras::Unknown, Upstream::eras),
+                of_ware: trail.method.is_some_and(Method::is_of_ware),
                 unseen: trail.unseen,
             },
         )
@@ -411,6 +411,7 @@ impl Gate {
     /// Counted last, so that a call refused for another reason consumes nothing.
     fn admit(&self, permit: &Permit, principal: &Principal, counted: Option<PrincipalKey>) -> Result<Option<Admission>, Refusal> {
         let call = permit.call();
+        let counted = || counted.unwrap_or_else(|| PrincipalKey::of(principal));
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
@@ -420,8 +421,7 @@ impl Gate {
             }),
             // Whoever waits for a task asks again and again; that is no call of its tool.
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
-                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
-                let admission = self.parts.limits.admit(counted, &call.server, None);
+                let admission = self.parts.limits.admit(counted(), &call.server, None);
                 admission.map(Some).map_err(|refusal| *refusal)
             }
             Method::Initialize
@@ -438,8 +438,7 @@ impl Gate {
             | Method::SetLevel
             | Method::Listen
             | Method::OpenStream => {
-                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
-                let admission = self.parts.limits.admit(counted, &call.server, call.tool());
+                let admission = self.parts.limits.admit(counted(), &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
             }
         }

@@ -20,12 +20,12 @@ pub struct Listener<'a> {
     /// Absolute URL of the protected-resource document, for challenges.
     pub metadata: &'a str,
     pub denials: Denials,
-    /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
-    pub of_ware: bool,
     /// The protocol version asked for, to be told back when it is refused.
     pub said_version: Option<&'a str>,
     /// What the server speaks, so that no client is told of a version that it would be refused.
     pub eras: Eras,
+    /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
+    pub of_ware: bool,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -293,9 +293,9 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         record: None,
         metadata: "",
         denials: Denials::Error,
-        of_ware: false,
         said_version: None,
         eras: Eras::Unknown,
+        of_ware: false,
         unseen: false,
     };
     mcp::error(
@@ -421,9 +421,9 @@ mod tests {
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
-            of_ware: false,
             said_version: None,
             eras: Eras::Unknown,
+            of_ware: false,
             unseen: false,
         }
     }

@@ -21,7 +21,7 @@ pub struct Upstream {
     /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
     pub(super) streams: Client,
     /// With the credential that this server knows Guardian by.
-    pub(super) heads: OwnHeads,
+    pub(super) heads: Arc<OwnHeads>,
     pub(super) patience: Patience,
     pub(super) asks: ClientRequests,
     eras: Arc<AtomicU8>,
@@ -118,13 +118,13 @@ impl Upstream {
                 http2: false,
                 ..settings
             })?,
-            heads: OwnHeads::new(
+            heads: Arc::new(OwnHeads::new(
                 config
                     .credential
                     .as_ref()
                     .map(|credential| read_credential(&config.name, credential))
                     .transpose()?,
-            ),
+            )),
             patience: Patience {
                 first_byte: config.first_byte_timeout.0,
                 idle: config.idle_timeout.0,

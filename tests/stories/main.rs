@@ -8,7 +8,6 @@ mod support;
 
 mod attacks;
 mod clients;
-mod conformance;
 mod conversation;
 mod errors;
 mod handles;

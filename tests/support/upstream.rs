@@ -178,14 +178,14 @@ impl Upstream {
         self.state.steps.add_permits(1);
     }
 
-    /// Offers one more tool.
-    pub fn offer(&self, definition: Value) {
-        self.state.tools.lock().unwrap().push(definition);
-    }
-
     /// Ends all sessions, as a restart would.
     pub fn forget_sessions(&self) {
         self.state.sessions.lock().unwrap().clear();
+    }
+
+    /// Offers one more tool.
+    pub fn offer(&self, definition: Value) {
+        self.state.tools.lock().unwrap().push(definition);
     }
 
     /// Offers another description of a tool than before.
