@@ -207,7 +207,7 @@ mod tests {
             server: with.then(|| ServerName::parse("demo").unwrap()),
             method: text.to_owned(),
             tool: some(text),
-            target: some(text).filter(|_| number % 2 == 0),
+            target: some(text).filter(|_| number.is_multiple_of(2)),
             decision: if with { Decided::Allow } else { Decided::Deny },
             reason: text.to_owned(),
             detail: some(text),

@@ -82,7 +82,6 @@ impl Upstream {
 }
 
 /// What every request to one server begins with. No field of a message has the name of one of these.
-#[derive(Clone)]
 pub(super) struct OwnHeads {
     post: HeaderMap,
     other: HeaderMap,
