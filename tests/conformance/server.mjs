@@ -21,6 +21,7 @@ import {
   ResourceTemplate,
   WebStandardStreamableHTTPServerTransport,
 } from "@modelcontextprotocol/server";
+import { EXTENSION, jobTools, withTasks } from "./tasks.mjs";
 
 // A red pixel, and 44 bytes of header that make a WAV without a sample.
 const PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg==";
@@ -34,12 +35,15 @@ function conformanceServer(changed) {
   const server = new McpServer(
     { name: "conformance-fixture", version: "1.0.0" },
     {
-      capabilities: { completions: {}, logging: {}, resources: { subscribe: true } },
+      capabilities: { completions: {}, extensions: { [EXTENSION]: {} }, logging: {}, resources: { subscribe: true } },
       requestState: { verify: states.verify },
     },
   );
   for (const [name, { description, inputSchema, run }] of Object.entries(tools)) {
     server.registerTool(name, { description, inputSchema }, (given, ctx) => run(given, ctx, { server, changed }));
+  }
+  for (const [name, { description, inputSchema, run }] of Object.entries(jobTools)) {
+    server.registerTool(name, { description, inputSchema: fromJsonSchema(inputSchema) }, run);
   }
   for (const [name, { description, argsSchema, render }] of Object.entries(prompts)) {
     // Without arguments of its own a prompt is called with the context alone.
@@ -64,6 +68,7 @@ const tool = (description, run, schema = object()) => ({ description, run, input
 // ---- tools
 
 const tools = {
+  // The first of the list has no arguments: a scenario calls it without any.
   test_simple_text: tool("One text", () => text("This is a simple text response for testing.")),
 
   test_image_content: tool("One image", () => ({ content: [image] })),
@@ -125,6 +130,8 @@ const tools = {
     ({ region }) => text(`Region: ${region}`),
     required({ region: { ...string, "x-mcp-header": "Region" } }),
   ),
+
+  greet: tool("Greets", ({ name }) => text(`Hello, ${name}!`), required({ name: string })),
 
   test_trigger_tool_change: tool("Announces that the tools have changed", (_, _ctx, { changed }) => {
     changed.tools();
@@ -465,7 +472,7 @@ const position = (id) => Number(id.slice(id.lastIndexOf("_") + 1));
 // ---- the endpoint
 
 const answer = toNodeHandler(
-  { fetch: async (request) => ((await isLegacyRequest(request)) ? legacy(request) : modern.fetch(request)) },
+  { fetch: async (request) => ((await isLegacyRequest(request)) ? legacy(request) : withTasks(request, modern.fetch)) },
   { onerror: (error) => console.error(error) },
 );
 const knownHost = localhostHostValidation();
