@@ -498,6 +498,9 @@ fn read(
     }
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
+    if message.is_modern() {
+        trail.era = Era::Modern;
+    }
     let negotiated = session.as_ref().map(|session| session.version);
     let mut call = Call {
         request: trail.request,

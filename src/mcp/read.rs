@@ -405,7 +405,15 @@ impl Params {
             capabilities,
         ] = spans;
         let name = text(body, "name", name)?;
-        only_known(method, &spans, inside.stranger)?;
+        object("_meta", meta)?;
+        let meta = inside
+            .meta
+            .map(|meta| Meta::read(body, &meta, inside.related_task))
+            .transpose()?;
+        let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
+        if !(modern && params::lost(method)) {
+            only_known(method, &spans, inside.stranger)?;
+        }
         text(body, "level", level)?;
         let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         let capabilities = match method {
@@ -418,7 +426,6 @@ impl Params {
             .map(|span| token(body, "taskIds", Some(span)));
         let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
         object("task", task)?;
-        object("_meta", meta)?;
         Ok(Self {
             name,
             arguments: piece("arguments", arguments)?,
@@ -435,10 +442,7 @@ impl Params {
             capabilities,
             listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
-            meta: inside
-                .meta
-                .map(|meta| Meta::read(body, &meta, inside.related_task))
-                .transpose()?,
+            meta,
         })
     }
 }
