@@ -387,7 +387,8 @@ fn serve_data(
 ) -> impl Future<Output = ()> + use<> {
     let handler = move |request, peer| {
         let gate = gate.clone();
-        async move { gate.handle(request, peer).await }
+        // In one place from the first step: it is large, and would be moved through every layer of the connection.
+        Box::pin(async move { gate.handle(request, peer).await })
     };
     transport::serve_counted(
         listener,
