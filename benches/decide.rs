@@ -7,8 +7,8 @@ use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, Verdict, View, could_permit, decide};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, MemberStatus, Method, Principal, PrincipalKind, RequestId, RoleName, Scope, ServerEntry, ServerName,
-    Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    IssuerAlias, Member, MemberStatus, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope,
+    ServerEntry, ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::json;
 use std::fmt::Write;
@@ -38,6 +38,8 @@ fn main() -> ExitCode {
             Stage::new("t1", r#"{"path":"notes/today.txt","n":3}"#, Expect::Permit),
         ),
         ("forbidden", Stage::new("t1", r#"{"path":"../secret","n":3}"#, Expect::Refuse)),
+        ("reading a resource", Stage::reading("x:notes/today")),
+        ("having a prompt", Stage::having("summarise", r#"{"file":"today.txt"}"#)),
     ];
     let worlds: Vec<(World, Duration)> = SIZES.iter().map(|size| World::new(*size)).collect();
     for (name, stage) in &stages {
@@ -90,6 +92,20 @@ impl Stage {
             arguments: Some(Bytes::from_static(arguments.as_bytes())),
         };
         Self { call, expect }
+    }
+
+    fn reading(uri: &str) -> Self {
+        let mut stage = Self::new("t0", "{}", Expect::Permit);
+        let target = Target::Resource(ResourceUri::parse(uri).expect("a URI"));
+        (stage.call.method, stage.call.target) = (Method::ReadResource, target);
+        stage
+    }
+
+    fn having(prompt: &str, arguments: &'static str) -> Self {
+        let mut stage = Self::new("t0", arguments, Expect::Permit);
+        let target = Target::Prompt(PromptName::parse(prompt).expect("a prompt name"));
+        (stage.call.method, stage.call.target) = (Method::GetPrompt, target);
+        stage
     }
 }
 
@@ -220,7 +236,10 @@ fn text(policies: usize) -> String {
     for index in 10..policies {
         let (server, tool) = (1 + index % 10, index / 10 % 50);
         let effect = if index % 10 == 9 { "forbid" } else { "permit" };
-        let scope = match index % 3 {
+        let scope = match index % 4 {
+            3 => format!(
+                r#"principal in Guardian::Role::"team{index}", action == Guardian::Action::"read_resource", resource == Guardian::Resource::"s{server}/x:{index}""#
+            ),
             0 => format!(
                 r#"principal in Guardian::Role::"team{index}", action == Guardian::Action::"s{server}/t{tool}", resource"#
             ),
@@ -308,7 +327,7 @@ fn member() -> Member {
             server: name("s0"),
             client: None,
             status: GrantStatus::Verified,
-            scopes: ["t0", "t1", "t2"]
+            scopes: ["t0", "t1", "t2", "resources", "prompts"]
                 .map(|scope| Scope::parse(scope).expect("a scope"))
                 .into_iter()
                 .collect(),

@@ -75,6 +75,12 @@ pub struct Which {
     /// Calls of this tool.
     #[arg(long)]
     tool: Option<String>,
+    /// Messages about this resource or prompt.
+    #[arg(long, value_name = "URI|PROMPT")]
+    target: Option<String>,
+    /// Messages of this method, such as `resources/read`.
+    #[arg(long)]
+    method: Option<String>,
     /// What was decided.
     #[arg(long, value_enum)]
     decision: Option<Verdict>,
@@ -157,6 +163,8 @@ impl Which {
             user: self.user.clone(),
             server: self.server.as_ref().map(ToString::to_string),
             tool: self.tool.clone(),
+            target: self.target.clone(),
+            method: self.method.clone(),
             decision: self.decision.map(|verdict| match verdict {
                 Verdict::Allow => Decided::Allow,
                 Verdict::Deny => Decided::Deny,
@@ -230,6 +238,8 @@ async fn show(admin: &Admin, request: RequestId, format: Format) -> Result<(), F
         user: None,
         server: None,
         tool: None,
+        target: None,
+        method: None,
         decision: None,
         reason: None,
         request: Some(request),
@@ -285,11 +295,11 @@ pub fn as_table<'a>(rows: impl Iterator<Item = &'a AuditRow>) -> String {
     table(&HEADS, rows.map(row))
 }
 
-const HEADS: [&str; 8] = ["time", "decision", "reason", "user", "server", "tool", "ended", "request"];
+const HEADS: [&str; 8] = ["time", "decision", "reason", "user", "server", "what", "ended", "request"];
 
 fn row(row: &AuditRow) -> Vec<String> {
     let who = row.email.clone().or_else(|| row.subject.as_ref().map(ToString::to_string));
-    let what = row.tool.as_ref().or(row.method.as_ref());
+    let what = row.tool.as_ref().or(row.target.as_ref()).or(row.method.as_ref());
     vec![
         millis(row.at),
         row.decision

@@ -6,6 +6,7 @@ pub const POLICIES: &[(&str, &str)] = &[
     ("20-destructive.cedar", include_str!("../../policies/20-destructive.cedar")),
     ("30-paths.cedar", include_str!("../../policies/30-paths.cedar")),
     ("40-sql.cedar", include_str!("../../policies/40-sql.cedar")),
+    ("50-resources.cedar", include_str!("../../policies/50-resources.cedar")),
 ];
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::decide::Snapshot;
 use crate::decide::{Basis, Enrolment, Facts, Subject, Verdict, View, decide};
 use crate::domain::{
     AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, Member, MemberStatus, Method, Principal,
-    ProtocolVersion, Refusal, RequestId, ServerName, Subject as SubjectName, Target, ToolName,
+    PromptName, ProtocolVersion, Refusal, RequestId, ResourceUri, ServerName, Subject as SubjectName, Target, ToolName,
 };
 use crate::identity::KEY_ISSUER;
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 /// Say how a call would be judged now, and by which policies, without making it.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --args '{\"path\":\"/etc/hosts\"}'\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --policies drafts/"
+    after_help = "Examples:\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --args '{\"path\":\"/etc/hosts\"}'\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --policies drafts/\n  guardian policy explain --user alice@example.com --server demo --resource file:///notes.txt"
 )]
 pub struct Explain {
     /// Who would call, by id or e-mail.
@@ -32,10 +32,9 @@ pub struct Explain {
     /// Which server would be called.
     #[arg(long)]
     server: ServerName,
-    /// Which of its tools.
-    #[arg(long)]
-    tool: ToolName,
-    /// The arguments, as JSON.
+    #[command(flatten)]
+    what: What,
+    /// The arguments of a tool or prompt, as JSON.
     #[arg(long, default_value = "{}", value_parser = arguments, value_name = "JSON")]
     args: Bytes,
     /// As a token issued to this OAuth client.
@@ -49,6 +48,21 @@ pub struct Explain {
     policies: Option<PathBuf>,
     #[command(flatten)]
     format: Format,
+}
+
+/// What would be asked for.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct What {
+    /// Which of its tools would be called.
+    #[arg(long)]
+    tool: Option<ToolName>,
+    /// Which of its resources would be read.
+    #[arg(long, value_name = "URI")]
+    resource: Option<ResourceUri>,
+    /// Which of its prompts would be asked for.
+    #[arg(long, value_name = "NAME")]
+    prompt: Option<PromptName>,
 }
 
 impl Explain {
@@ -91,13 +105,14 @@ impl Explain {
     }
 
     fn call(&self) -> Call {
+        let (method, target) = self.what.target();
         Call {
             request: RequestId(Uuid::new_v4()),
             server: self.server.clone(),
             era: Era::Modern,
             version: Some(ProtocolVersion::V20260728),
-            method: Method::ToolsCall,
-            target: Target::Tool(self.tool.clone()),
+            method,
+            target,
             id: None,
             body: Bytes::new(),
             arguments: Some(self.args.clone()),
@@ -141,6 +156,17 @@ impl Explain {
         ];
         let mut said = facts.iter().filter(|(_, text)| !text.is_empty());
         said.try_for_each(|(name, text)| line(format_args!("  {name:<10}{}", clean(text))))
+    }
+}
+
+impl What {
+    fn target(&self) -> (Method, Target) {
+        match (&self.tool, &self.resource, &self.prompt) {
+            (Some(tool), _, _) => (Method::ToolsCall, Target::Tool(tool.clone())),
+            (None, Some(uri), _) => (Method::ReadResource, Target::Resource(uri.clone())),
+            (None, None, Some(prompt)) => (Method::GetPrompt, Target::Prompt(prompt.clone())),
+            (None, None, None) => (Method::ToolsCall, Target::Server), // clap sees to it that one is there
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Policy {
         format: Format,
     },
     /// Print the schema that policies are checked against, made of the tools in the store.
+    ///
+    /// Prompts are not in the store: theirs are the arguments that the policies of the configuration name, each a text.
     #[command(after_help = "Example:\n  guardian policy schema > guardian.cedarschema")]
     Schema {},
     Explain(Explain),
@@ -52,7 +54,10 @@ impl Policy {
                 let mut config = file.load()?;
                 let catalogue = catalogue(&config).await?;
                 config.policies.deny_all = true;
-                match Snapshot::compile(&[], &catalogue, &settings(&config)) {
+                // Prompts have the arguments that policies name. While those are wrong, there is a schema all the same.
+                let sources = sources(&config.policies.dir).unwrap_or_default();
+                let compiled = Snapshot::compile(&sources, &catalogue, &settings(&config));
+                match compiled.or_else(|_| Snapshot::compile(&[], &catalogue, &settings(&config))) {
                     Ok(snapshot) => line(snapshot.cedar_schema().trim_end()),
                     Err(problems) => refuse(&problems, &[]),
                 }

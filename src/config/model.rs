@@ -1,6 +1,6 @@
 //! The shape of `guardian.toml`. Every field has a comment here that becomes its description in the exported schema.
 
-use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
+use crate::domain::{ClientId, ClientRequest, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -114,6 +114,8 @@ pub struct ConnectionLimits {
     pub idle_timeout: Span,
     /// The longest life of one answer, streams included.
     pub total_timeout: Span,
+    /// How long a stream may be silent before it gets a comment, which keeps those between from closing it.
+    pub keep_alive: Span,
     /// How long running calls may take to finish after SIGTERM.
     pub drain_timeout: Span,
     pub max_header_bytes: usize,
@@ -297,6 +299,9 @@ pub struct ServerConfig {
     pub pin: PinMode,
     #[serde(default)]
     pub denials: Denials,
+    /// What it may ask of the clients that call it. The rest is cut from what clients declare, and refused when asked all the same.
+    #[serde(default)]
+    pub client_requests: Vec<ClientRequest>,
     /// Scopes a tool needs instead of the scope of its own name.
     #[serde(default)]
     pub tool_scopes: BTreeMap<String, Vec<String>>,
@@ -465,6 +470,7 @@ defaults! {
         body_timeout: secs(30),
         idle_timeout: secs(60),
         total_timeout: secs(3_600),
+        keep_alive: secs(15),
         drain_timeout: secs(30),
         max_header_bytes: 32 * 1024,
         max_body_bytes: 4 * 1024 * 1024,

@@ -6,6 +6,8 @@
 //! tool of the group then has such an argument in another type, that is the tool's doing: the policy cannot be judged
 //! for it (a forbid refuses its calls, a permit does not count), which is a warning.
 
+mod wares;
+
 use super::known::{Found, Known};
 use super::reads::Mention;
 use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule};
@@ -13,6 +15,7 @@ use super::schema::{self, Action};
 use super::shape::Fields;
 use super::slice::RuleIndex;
 use super::snapshot::Draft;
+use super::sort::Sort;
 use super::suppose::{Absent, absent, conflict, hide, supposed};
 use super::typing::{Finding, Typing, Typist};
 use super::{Problem, arguments};
@@ -27,10 +30,19 @@ pub(super) struct Checked {
     pub warnings: Vec<Problem>,
     /// In the order of the drafts.
     pub fits: Vec<Fit>,
+    /// Of all resources and of all prompts, in the order of `Sort::WARES`.
+    pub wares: Vec<WareFit>,
+}
+
+/// The rules of all resources or prompts, and the arguments that they can see.
+pub(super) struct WareFit {
+    pub sort: Sort,
+    pub fit: Fit,
+    pub fields: Fields,
 }
 
 /// The rules of one tool, and what of them cannot be judged for it.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Fit {
     pub rules: Vec<RuleIndex>,
     /// Rules that are wrong for the tool whatever a call carries.
@@ -74,6 +86,7 @@ pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     check.groups();
     check.tools();
     check.holes();
+    check.wares();
     check.impossible();
     check.found.problems = one_a_place(check.found.problems);
     check.found.warnings.dedup();
@@ -119,8 +132,18 @@ impl Check<'_> {
                     self.found.warnings.push(rule.problem_at_entity(id, message));
                     self.unchecked.insert(index);
                 }
+                Found::Never(why) => {
+                    let message = format!("nothing is called `{}`: {why}", arguments::cut(id));
+                    self.found.problems.push(rule.problem_at_entity(id, message));
+                    self.unsound.insert(index);
+                }
                 Found::Unknown { kind, near } => {
-                    let mut problem = rule.problem_at_entity(id, format!("there is no {kind} `{}`", arguments::cut(id)));
+                    let named = if kind == "server" {
+                        id.split('/').next().unwrap_or(id)
+                    } else {
+                        id
+                    };
+                    let mut problem = rule.problem_at_entity(id, format!("there is no {kind} `{}`", arguments::cut(named)));
                     problem.help = near.map(|near| format!("did you mean `{near}`?"));
                     self.found.problems.push(problem);
                     self.unsound.insert(index);
@@ -149,10 +172,9 @@ impl Check<'_> {
             self.unsound.insert(index);
         }
         if rule.resource == ResourceScope::Nothing {
-            let problem = rule.problem("no tool can be the resource of its scope");
-            self.found
-                .problems
-                .push(problem.help("tools are `Guardian::Tool`, in `Guardian::Server`"));
+            let problem = rule.problem("nothing can be the resource of its scope");
+            let help = "there are `Guardian::Tool`, `Guardian::Resource` and `Guardian::Prompt`, in `Guardian::Server`";
+            self.found.problems.push(problem.help(help));
             self.unsound.insert(index);
         }
     }
@@ -194,7 +216,7 @@ impl Check<'_> {
     fn groups(&mut self) {
         let mut alike: BTreeMap<(Fields, BTreeSet<String>), Vec<usize>> = BTreeMap::new();
         for (index, rule) in self.rules.iter().enumerate() {
-            if !rule.names_tools_only() && !self.unsound.contains(&index) {
+            if !rule.names_tools_only() && rule.reaches(Sort::Tool) && !self.unsound.contains(&index) {
                 let actions = self.typist.actions(index);
                 alike
                     .entry((supposed(&rule.looks.mentions).0, actions))
@@ -203,8 +225,10 @@ impl Check<'_> {
             }
         }
         for ((fields, actions), indices) in alike {
-            let groups = actions.iter().map(String::as_str).filter(|id| !id.contains('/'));
+            let is_group = |id: &&str| !id.contains('/') && !Sort::is_action(id);
+            let groups = actions.iter().map(String::as_str).filter(is_group);
             let any_tool = Action {
+                sort: Sort::Tool,
                 id: "any tool",
                 groups: schema::GROUPS
                     .into_iter()
@@ -368,10 +392,15 @@ impl Check<'_> {
     fn impossible(&mut self) {
         for (index, rule) in self.rules.iter().enumerate() {
             let fits = || self.found.fits.iter().any(|fit| fit.has(index));
-            if rule.names_tools_only() && !self.unsound.contains(&index) && !self.unchecked.contains(&index) && !fits() {
+            let for_nothing = || !Sort::ALL.iter().any(|sort| rule.reaches(*sort));
+            if (rule.names_tools_only() || for_nothing())
+                && !self.unsound.contains(&index)
+                && !self.unchecked.contains(&index)
+                && !fits()
+            {
                 self.found
                     .warnings
-                    .push(rule.problem("no tool is of its action and of its resource: it has no effect"));
+                    .push(rule.problem("nothing is of its action and of its resource: it has no effect"));
             }
             if self.seen[index] && !self.possible[index] && !self.unsound.contains(&index) {
                 self.found
@@ -439,10 +468,10 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
         let by_name = ids.filter_map(|id| by_action.get(id.as_str())).flatten();
         let mut fitting: Vec<RuleIndex> = by_name.chain(&anywhere).copied().collect();
         fitting.retain(|index| match &rules[*index as usize].resource {
-            ResourceScope::Any => true,
-            ResourceScope::Tool(id) => *id == place.id,
-            ResourceScope::Server(server) => server == place.server.as_str(),
-            ResourceScope::Nothing => false,
+            ResourceScope::Any | ResourceScope::Sort(Sort::Tool) => true,
+            ResourceScope::One(Sort::Tool, id) => *id == place.id,
+            ResourceScope::Server(None | Some(Sort::Tool), server) => server == place.server.as_str(),
+            ResourceScope::Sort(_) | ResourceScope::One(..) | ResourceScope::Server(..) | ResourceScope::Nothing => false,
         });
         fitting.sort_unstable();
         fitting.dedup();

@@ -4,9 +4,12 @@
 
 use super::reads::{Fact, Reads};
 use super::seat::{Outcome, Seat};
+use super::shape::Fields;
 use super::sight::{self, Spot, Unseen};
-use super::slice::{Library, Part, RuleIndex, ToolSlice};
+use super::slice::{Index, Library, Part, RuleIndex, ToolSlice};
+use super::sort::Sort;
 use super::standing::Held;
+use super::ware::Wares;
 use super::{Basis, CompiledTool, Facts, arguments, when};
 use crate::domain::{PolicyId, Reason, Refusal};
 use cedar_policy::{Context, Effect, RestrictedExpression};
@@ -21,12 +24,31 @@ pub(super) fn judge(
     facts: &Facts<'_>,
     basis: &mut Basis,
 ) -> Result<(), Box<Refusal>> {
-    let case = Case::new(tool, Some(arguments), held, facts);
+    settle(&Case::of_tool(tool, Some(arguments), held, facts), basis)
+}
+
+/// The same for a resource or prompt.
+pub(super) fn judge_ware(
+    wares: &Wares,
+    name: &str,
+    arguments: &Map<String, Value>,
+    held: &Held<'_>,
+    facts: &Facts<'_>,
+    basis: &mut Basis,
+) -> Result<(), Box<Refusal>> {
+    settle(
+        &Case::of_ware(wares, name, wares.index(name), Some(arguments), held, facts),
+        basis,
+    )
+}
+
+/// A call for several things is judged once for each: what decided about any of them is told.
+fn settle(case: &Case<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
     let verdict = case.verdict();
-    basis.shadow = case.shadow(&verdict);
+    add(&mut basis.shadow, case.shadow(&verdict));
     match verdict {
         Ok(permits) => {
-            basis.policies = case.names(&permits);
+            add(&mut basis.policies, case.names(&permits));
             Ok(())
         }
         Err(refusal) => {
@@ -36,26 +58,48 @@ pub(super) fn judge(
     }
 }
 
+fn add(policies: &mut Vec<PolicyId>, more: Vec<PolicyId>) {
+    for policy in more {
+        if !policies.contains(&policy) {
+            policies.push(policy);
+        }
+    }
+}
+
 /// Judges by the policies that read no argument: whether some arguments could be permitted.
 pub(super) fn could_permit(tool: &CompiledTool, held: &Held<'_>, facts: &Facts<'_>) -> bool {
-    if tool.arguments().unusable().is_some() {
-        return false;
+    tool.arguments().unusable().is_none() && Case::of_tool(tool, None, held, facts).could_pass()
+}
+
+/// The same for a prompt. A resource has no arguments: what is said of it is certain.
+pub(super) fn could_permit_ware(wares: &Wares, name: &str, held: &Held<'_>, facts: &Facts<'_>) -> bool {
+    let case = |arguments| Case::of_ware(wares, name, wares.index(name), arguments, held, facts);
+    match wares.sort() {
+        Sort::Resource => case(Some(&Map::new())).verdict().is_ok(),
+        Sort::Prompt | Sort::Tool => case(None).could_pass(),
     }
-    let case = Case::new(tool, None, held, facts);
-    if case.seat.slices().any(|slice| !slice.broken.is_empty()) {
-        return false;
-    }
-    let Ok(mut outcome) = case.evaluate(|slice| &slice.slice.steady) else {
-        return false;
-    };
-    outcome.merge(case.seat.fixed());
-    let open = || case.seat.slices().any(|slice| slice.slice.some_permit_reads_input);
-    outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
+}
+
+/// Whether some resource could be permitted, by the policies that say the same of all resources of a server.
+pub(super) fn could_permit_some(wares: &Wares, held: &Held<'_>, facts: &Facts<'_>) -> bool {
+    Case::of_ware(wares, "", wares.all(), Some(&Map::new()), held, facts).could_pass_somewhere()
+}
+
+/// Whether the same is said of all resources or prompts that no policy names.
+pub(super) fn is_same_for_all(wares: &Wares, facts: &Facts<'_>) -> bool {
+    let (index, library) = (wares.index(""), facts.snapshot.library());
+    let general = index.general(library, facts.subject);
+    let personal = index.personal(facts.subject).cloned();
+    !std::iter::once(general)
+        .chain(personal)
+        .any(|slice| slice.slice.some_look_at_resource)
 }
 
 /// One call before the policies that can apply to it.
 struct Case<'a> {
-    tool: &'a CompiledTool,
+    sort: Sort,
+    /// The arguments that policies can see.
+    fields: &'a Fields,
     /// `None`: only what reads no argument is asked.
     arguments: Option<&'a Map<String, Value>>,
     held: &'a Held<'a>,
@@ -65,10 +109,16 @@ struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    fn new(tool: &'a CompiledTool, arguments: Option<&'a Map<String, Value>>, held: &'a Held<'a>, facts: &'a Facts<'a>) -> Self {
+    fn of_tool(
+        tool: &'a CompiledTool,
+        arguments: Option<&'a Map<String, Value>>,
+        held: &'a Held<'a>,
+        facts: &'a Facts<'a>,
+    ) -> Self {
         let library = facts.snapshot.library();
         Self {
-            tool,
+            sort: Sort::Tool,
+            fields: tool.arguments().fields(),
             arguments,
             held,
             facts,
@@ -77,11 +127,61 @@ impl<'a> Case<'a> {
         }
     }
 
+    fn of_ware(
+        wares: &'a Wares,
+        name: &str,
+        index: &Index,
+        arguments: Option<&'a Map<String, Value>>,
+        held: &'a Held<'a>,
+        facts: &'a Facts<'a>,
+    ) -> Self {
+        let library = facts.snapshot.library();
+        Self {
+            sort: wares.sort(),
+            fields: wares.fields(),
+            arguments,
+            held,
+            facts,
+            library,
+            seat: Arc::new(facts.subject.seat_at(wares.place(name), index, library)),
+        }
+    }
+
+    /// Whether some arguments could be permitted.
+    fn could_pass(&self) -> bool {
+        if self.seat.slices().any(|slice| !slice.broken.is_empty()) {
+            return false;
+        }
+        let Ok(mut outcome) = self.evaluate(|slice| &slice.slice.steady) else {
+            return false;
+        };
+        outcome.merge(self.seat.fixed());
+        let open = || self.seat.slices().any(|slice| slice.slice.some_permit_reads_input);
+        outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
+    }
+
+    /// Whether some place of the server could be permitted.
+    fn could_pass_somewhere(&self) -> bool {
+        if self.seat.slices().any(|slice| !slice.broken.is_empty()) {
+            return false;
+        }
+        let Ok(outcome) = self.evaluate(|slice| slice.slice.unplaced(self.library)) else {
+            return false;
+        };
+        let open = || self.seat.slices().any(|slice| slice.slice.some_permit_looks_at_resource);
+        outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
+    }
+
     /// The permits that let the call pass, or the refusal.
     fn verdict(&self) -> Result<Vec<RuleIndex>, Box<Refusal>> {
         let broken: Vec<RuleIndex> = self.seat.slices().flat_map(|slice| slice.broken.iter().copied()).collect();
         if !broken.is_empty() {
-            let errors = broken.into_iter().map(|rule| (rule, "it cannot be judged for this tool"));
+            let why = match self.sort {
+                Sort::Tool => "it cannot be judged for this tool",
+                Sort::Resource => "it cannot be judged for a resource",
+                Sort::Prompt => "it cannot be judged for a prompt",
+            };
+            let errors = broken.into_iter().map(|rule| (rule, why));
             return Err(self.unjudged(errors).into());
         }
         let blind = self.blind();
@@ -113,7 +213,7 @@ impl<'a> Case<'a> {
         let Some(arguments) = self.arguments else {
             return Vec::new();
         };
-        let fields = self.tool.arguments().fields();
+        let fields = self.fields;
         let hidden = |spot: &&Spot| sight::hidden(spot, self.library.rule(spot.rule), fields, arguments).is_some();
         self.seat.slices().flat_map(|slice| &slice.spots).filter(hidden).collect()
     }
@@ -176,7 +276,7 @@ impl<'a> Case<'a> {
         let mut pairs: Vec<(String, RestrictedExpression)> = Vec::new();
         let mut add = |fact: Fact, value| pairs.push((fact.name().to_owned(), value));
         if let (true, Some(members)) = (reads.fact(Fact::Input), self.arguments) {
-            let fields = self.tool.arguments().fields();
+            let fields = self.fields;
             add(Fact::Input, arguments::input(members, fields, reads.names())?);
         }
         if reads.fact(Fact::Scopes) {
@@ -235,7 +335,7 @@ impl<'a> Case<'a> {
     fn unseen(&self, spot: &Spot) -> Refusal {
         let rule = self.library.rule(spot.rule);
         let argument = rule.looks.mentions[spot.mention].path.join(".");
-        let fields = self.tool.arguments().fields();
+        let fields = self.fields;
         let why = self
             .arguments
             .and_then(|arguments| sight::hidden(spot, rule, fields, arguments));
@@ -244,7 +344,10 @@ impl<'a> Case<'a> {
                 policies: vec![rule.id.clone()],
                 ..Refusal::with_detail(
                     Reason::InvalidArguments,
-                    format!("argument `{argument}` is not one of this tool, and policies ask for it"),
+                    format!(
+                        "argument `{argument}` is not one of this {}, and policies ask for it",
+                        self.sort.word()
+                    ),
                 )
             },
             Some(Unseen::Untyped) | None => Refusal {

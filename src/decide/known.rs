@@ -3,7 +3,8 @@
 use super::problem::nearest;
 use super::schema;
 use super::snapshot::Draft;
-use crate::domain::{Catalogue, ServerName};
+use super::sort::Sort;
+use crate::domain::{Catalogue, PromptName, ResourceUri, ServerName};
 use std::collections::{BTreeMap, HashMap};
 
 /// The names that exist.
@@ -33,14 +34,39 @@ impl<'a> Known<'a> {
     /// Looks for an action, tool or server.
     pub fn look_up(&self, kind: &str, id: &str) -> Found {
         match kind {
-            "Action" if self.is_group(id) => Found::Known,
-            "Action" => self.tool("action", id, schema::GROUPS.into_iter().chain(self.servers.keys().copied())),
+            "Action" if self.is_group(id) || Sort::is_action(id) => Found::Known,
+            "Action" => {
+                let shared = Sort::WARES.iter().filter_map(|sort| sort.action());
+                self.tool(
+                    "action",
+                    id,
+                    schema::GROUPS.into_iter().chain(shared).chain(self.servers.keys().copied()),
+                )
+            }
             "Tool" => self.tool("tool", id, []),
-            "Server" if !self.servers.contains_key(id) => Found::Unknown {
+            "Server" => self.server(id),
+            "Resource" => self.ware(id, |uri| Some(ResourceUri::parse_template(uri).err()?.to_string())),
+            "Prompt" => self.ware(id, |name| Some(PromptName::parse(name).err()?.to_string())),
+            _ => Found::Known,
+        }
+    }
+
+    fn server(&self, id: &str) -> Found {
+        match self.servers.contains_key(id) {
+            true => Found::Known,
+            false => Found::Unknown {
                 kind: "server",
                 near: nearest(id, self.servers.keys().copied()).map(str::to_owned),
             },
-            _ => Found::Known,
+        }
+    }
+
+    /// `<server>/<URI or prompt>`: the server is known, the rest can be right.
+    fn ware(&self, id: &str, wrong: impl Fn(&str) -> Option<String>) -> Found {
+        let (server, name) = id.split_once('/').unwrap_or((id, ""));
+        match (self.server(server), wrong(name)) {
+            (Found::Known, Some(why)) => Found::Never(why),
+            (found, _) => found,
         }
     }
 
@@ -75,6 +101,8 @@ impl<'a> Known<'a> {
 /// What is known of a name.
 pub(super) enum Found {
     Known,
+    /// Nothing can have this name, and why.
+    Never(String),
     /// A tool of this server, which has not shown any yet.
     Unchecked(String),
     Unknown {

@@ -9,6 +9,8 @@ mod effort;
 mod facts;
 mod judge;
 mod known;
+mod listing;
+mod mirror;
 mod problem;
 mod reads;
 mod rule;
@@ -18,6 +20,7 @@ mod shape;
 mod sight;
 mod slice;
 mod snapshot;
+mod sort;
 mod standing;
 mod subject;
 mod suppose;
@@ -25,16 +28,22 @@ mod text;
 mod tool;
 mod typing;
 mod verdict;
+mod ware;
 mod when;
 
 pub use facts::{Enrolment, Facts, View};
+pub use listing::Listing;
+pub use mirror::{Mirrored, MirroredKind};
 pub use problem::Problem;
 pub use snapshot::{PolicySource, Settings, Snapshot};
 pub use subject::Subject;
 pub use tool::CompiledTool;
 pub use verdict::{Basis, Permit, Refused, Verdict};
 
-use crate::domain::{Call, Method, Reason, Refusal, ServerName};
+use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
+use serde_json::Map;
+use sort::Sort;
+use standing::Held;
 
 /// Judges a call in the order of the standing, the scope, the arguments, the policies; the first refusal wins.
 pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
@@ -58,15 +67,62 @@ pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>)
     standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
 }
 
+/// What a tool began is spoken about by whoever could begin something with it now: with what arguments this one was begun
+/// nobody says any more.
+fn task_may_go_on(call: &Call, tool: &ToolName, held: &Held<'_>, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
+    let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
+    standing::tool_may_be_called(tool, held)?;
+    match judge::could_permit(tool, held, facts) {
+        true => Ok(()),
+        false => Err(Reason::NoPolicyPermits.into()),
+    }
+}
+
 fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
     let held = standing::held(&call.server, facts)?;
     basis.hold(&held, facts);
-    if call.method != Method::ToolsCall {
-        return Ok(());
+    let mut one = |sort, name: &str| ware(call, sort, name, &held, facts, basis);
+    match (call.method, &call.target) {
+        (Method::ToolsCall, target) => {
+            let Target::Tool(name) = target else {
+                return Err(Reason::UnknownTool.into());
+            };
+            let tool = facts.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
+            standing::tool_may_be_called(tool, &held)?;
+            let arguments = tool.read(call.arguments.as_deref())?;
+            judge::judge(tool, &arguments, &held, facts, basis)
+        }
+        (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => one(Sort::Resource, uri.as_str()),
+        (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => one(Sort::Prompt, name.as_str()),
+        (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str())),
+        (Method::Listen, Target::Listened(uris, tools)) => {
+            uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str()))?;
+            tools.iter().try_for_each(|tool| task_may_go_on(call, tool, &held, facts))
+        }
+        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, Target::Task(tool, _)) => {
+            task_may_go_on(call, tool, &held, facts)
+        }
+        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, _) => {
+            Err(Reason::UnknownTask.into())
+        }
+        (Method::ReadResource | Method::Subscribe | Method::GetPrompt | Method::Complete | Method::Listen, _) => {
+            Err(Reason::InvalidParams.into())
+        }
+        // To be told no more takes nothing but the session; what the others say or list is filtered on its way back.
+        (Method::Unsubscribe | Method::ResourcesList | Method::TemplatesList | Method::PromptsList | Method::ToolsList, _) => {
+            Ok(())
+        }
+        (Method::Initialize | Method::Ping | Method::Discover | Method::SetLevel, _) => Ok(()),
+        (Method::Notification | Method::OpenStream | Method::EndSession | Method::Answer, _) => Ok(()),
     }
-    let tool = call.tool().ok_or(Reason::UnknownTool)?;
-    let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTool)?;
-    standing::tool_may_be_called(tool, &held)?;
-    let arguments = tool.read(call.arguments.as_deref())?;
-    judge::judge(tool, &arguments, &held, facts, basis)
+}
+
+fn ware(call: &Call, sort: Sort, name: &str, held: &Held<'_>, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
+    let wares = facts.snapshot.wares(&call.server, sort).ok_or(Reason::UnknownServer)?;
+    standing::covered(wares.needs(), held)?;
+    let arguments = match sort {
+        Sort::Prompt => wares.read(call.arguments.as_deref())?,
+        Sort::Tool | Sort::Resource => Map::new(),
+    };
+    judge::judge_ware(wares, name, &arguments, held, facts, basis)
 }

@@ -52,6 +52,9 @@ impl Fact {
 /// What a caller may have; `schema.rs` declares the same.
 pub(super) const PRINCIPAL: [&str; 6] = ["assurance", "client", "email", "environment", "method", "tenant"];
 
+/// What a prompt and a resource have; `schema.rs` declares the same.
+pub(super) const RESOURCE: [&str; 2] = ["name", "uri"];
+
 /// An argument that a policy names: `context.input.filter.owner` is `["filter", "owner"]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mention {
@@ -114,6 +117,7 @@ pub(super) fn of(policy: &Template) -> Looks {
         mentions: Vec::new(),
         unknown: Vec::new(),
         can_err: false,
+        resource: false,
     };
     for clause in policy.clauses() {
         let (Clause::When(condition) | Clause::Unless(condition)) = clause;
@@ -127,6 +131,7 @@ pub(super) fn of(policy: &Template) -> Looks {
         mentions,
         unknown: reader.unknown,
         can_err: reader.can_err,
+        resource: reader.resource,
     }
 }
 
@@ -137,6 +142,8 @@ pub(super) struct Looks {
     pub unknown: Vec<Unknown>,
     /// It reckons: though rightly typed, it may err.
     pub can_err: bool,
+    /// It asks what is acted upon, beyond the scope.
+    pub resource: bool,
 }
 
 /// An attribute that does not exist. Cedar remarks only on reading one, not on asking with `has`.
@@ -152,6 +159,7 @@ struct Reader {
     mentions: Vec<Mention>,
     unknown: Vec<Unknown>,
     can_err: bool,
+    resource: bool,
 }
 
 impl Reader {
@@ -167,6 +175,7 @@ impl Reader {
                     self.mention(&path, false, None);
                 }
                 None if **expr == Expr::Var(Var::Principal) => self.principal(&attrs.head),
+                None if **expr == Expr::Var(Var::Resource) => self.of_resource(&attrs.head),
                 None => self.read(expr, None),
             },
             Expr::GetAttr { expr, .. } | Expr::Is { expr, in_expr: None, .. } => self.read(expr, None),
@@ -203,13 +212,15 @@ impl Reader {
             }
             Expr::Set(elements) => elements.iter().for_each(|element| self.read(element, None)),
             Expr::Record(members) => members.values().for_each(|member| self.read(member, None)),
-            Expr::Literal(_) | Expr::Var(Var::Principal | Var::Action | Var::Resource) => {}
+            Expr::Literal(_) | Expr::Var(Var::Principal | Var::Action) => {}
+            Expr::Var(Var::Resource) => self.resource = true,
             _ => self.everything(),
         }
     }
 
     fn everything(&mut self) {
         self.can_err = true;
+        self.resource = true;
         self.reads.facts = u8::MAX;
         self.argument(&[], true, None);
     }
@@ -230,6 +241,13 @@ impl Reader {
     fn principal(&mut self, name: &str) {
         if !PRINCIPAL.contains(&name) {
             self.unknown("principal", name, &PRINCIPAL);
+        }
+    }
+
+    fn of_resource(&mut self, name: &str) {
+        self.resource = true;
+        if !RESOURCE.contains(&name) {
+            self.unknown("resource", name, &RESOURCE);
         }
     }
 

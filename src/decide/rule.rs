@@ -2,6 +2,7 @@
 //! Whether the names in it exist is not checked here; see `check.rs`.
 
 use super::reads::{self, Fact, Looks};
+use super::sort::Sort;
 use super::{PolicySource, Problem, text};
 use crate::domain::{PolicyId, PrincipalKind};
 use cedar_policy::{
@@ -53,9 +54,11 @@ pub(super) enum ActionScope {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ResourceScope {
     Any,
-    Tool(String),
-    Server(String),
-    /// Of a type that no tool is.
+    Sort(Sort),
+    /// `<server>/<tool, URI or prompt>`
+    One(Sort, String),
+    Server(Option<Sort>, String),
+    /// Of a type that nothing is which a call is for.
     Nothing,
 }
 
@@ -93,7 +96,7 @@ impl Rule {
             ActionScope::Is(id) => id == tool,
             ActionScope::In(ids) => ids.iter().any(|id| id == tool),
         };
-        by_action || matches!(&self.resource, ResourceScope::Tool(id) if id == tool)
+        by_action || matches!(&self.resource, ResourceScope::One(Sort::Tool, id) if id == tool)
     }
 
     /// Whether the scope holds only tools that it names.
@@ -104,7 +107,45 @@ impl Rule {
             ActionScope::Is(id) => is_tool(id),
             ActionScope::In(ids) => ids.iter().all(is_tool),
         };
-        by_action || matches!(self.resource, ResourceScope::Tool(_))
+        by_action || matches!(self.resource, ResourceScope::One(Sort::Tool, _))
+    }
+
+    /// Whether something of this sort can be in the scope.
+    pub fn reaches(&self, sort: Sort) -> bool {
+        let is_its = |id: &String| match sort.action() {
+            Some(action) => id == action,
+            None => !Sort::is_action(id),
+        };
+        let by_action = match &self.action {
+            ActionScope::Any => true,
+            ActionScope::Is(id) => is_its(id),
+            ActionScope::In(ids) => ids.iter().any(is_its),
+        };
+        by_action
+            && match &self.resource {
+                ResourceScope::Any | ResourceScope::Server(None, _) => true,
+                ResourceScope::Sort(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == sort,
+                ResourceScope::Nothing => false,
+            }
+    }
+
+    /// Whether the scope is for this sort, not only for everything.
+    pub fn names_sort(&self, sort: Sort) -> bool {
+        let by_action = match (&self.action, sort.action()) {
+            (ActionScope::Is(id), Some(action)) => id == action,
+            (ActionScope::In(ids), Some(action)) => ids.iter().any(|id| id == action),
+            _ => false,
+        };
+        let by_resource = match &self.resource {
+            ResourceScope::Sort(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == sort,
+            ResourceScope::Any | ResourceScope::Server(None, _) | ResourceScope::Nothing => false,
+        };
+        by_action || by_resource
+    }
+
+    /// Whether its conditions or its scope tell one thing of a server from another.
+    pub fn looks_at_resource(&self) -> bool {
+        self.looks.resource || matches!(self.resource, ResourceScope::One(..))
     }
 }
 
@@ -298,20 +339,27 @@ fn action(constraint: ActionConstraint) -> ActionScope {
 }
 
 fn resource(constraint: ResourceConstraint) -> ResourceScope {
-    let among = |uid: EntityUid| match uid.type_name().to_string().as_str() {
-        "Guardian::Tool" => ResourceScope::Tool(id(&uid)),
-        "Guardian::Server" => ResourceScope::Server(id(&uid)),
+    let sort = |name: &EntityTypeName| match name.namespace() == "Guardian" {
+        true => Sort::of_entity(name.basename()),
+        false => None,
+    };
+    let among = |wanted: Option<Sort>, uid: EntityUid| match sort(uid.type_name()) {
+        Some(of) if wanted.is_none_or(|wanted| wanted == of) => ResourceScope::One(of, id(&uid)),
+        None if is(uid.type_name(), "Guardian::Server") => ResourceScope::Server(wanted, id(&uid)),
         _ => ResourceScope::Nothing,
     };
     match constraint {
         ResourceConstraint::Any => ResourceScope::Any,
-        ResourceConstraint::Eq(uid) if is(uid.type_name(), "Guardian::Tool") => ResourceScope::Tool(id(&uid)),
-        ResourceConstraint::Eq(_) => ResourceScope::Nothing,
-        ResourceConstraint::Is(name) if is(&name, "Guardian::Tool") => ResourceScope::Any,
-        ResourceConstraint::Is(_) => ResourceScope::Nothing,
-        ResourceConstraint::In(uid) => among(uid),
-        ResourceConstraint::IsIn(name, uid) if is(&name, "Guardian::Tool") => among(uid),
-        ResourceConstraint::IsIn(..) => ResourceScope::Nothing,
+        ResourceConstraint::Eq(uid) => match sort(uid.type_name()) {
+            Some(of) => ResourceScope::One(of, id(&uid)),
+            None => ResourceScope::Nothing,
+        },
+        ResourceConstraint::Is(name) => sort(&name).map_or(ResourceScope::Nothing, ResourceScope::Sort),
+        ResourceConstraint::In(uid) => among(None, uid),
+        ResourceConstraint::IsIn(name, uid) => match sort(&name) {
+            Some(of) => among(Some(of), uid),
+            None => ResourceScope::Nothing,
+        },
     }
 }
 
@@ -377,7 +425,7 @@ mod tests {
         assert_eq!(problems, [""; 0]);
         assert_eq!(rules[0].principal, PrincipalScope::Role(None, "r".to_owned()));
         assert_eq!(rules[0].action, ActionScope::Is("s/t".to_owned()));
-        assert_eq!(rules[0].resource, ResourceScope::Server("s".to_owned()));
+        assert_eq!(rules[0].resource, ResourceScope::Server(None, "s".to_owned()));
         assert_eq!(
             rules[1].principal,
             PrincipalScope::Role(Some(PrincipalKind::User), "r".to_owned())

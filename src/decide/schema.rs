@@ -3,14 +3,16 @@
 
 use super::reads::PRINCIPAL;
 use super::shape::{Field, Fields, Shape};
+use super::sort::Sort;
 use crate::domain::{ServerName, Standing, ToolEntry};
 use cedar_policy::Schema;
 use serde_json::{Map, Value, json};
 use std::fmt::{self, Write};
 
-/// A tool as the schema declares it.
+/// The action of a tool, or of all resources or prompts, as the schema declares it.
 pub(super) struct Action<'a> {
-    /// `<server>/<tool>`
+    pub sort: Sort,
+    /// `<server>/<tool>`, or that of its sort.
     pub id: &'a str,
     pub groups: Vec<&'a str>,
     /// `None`: declared by name only, because nothing is known of it yet.
@@ -77,8 +79,19 @@ fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -
         "memberOfTypes": ["Role"],
         "shape": { "type": "Record", "attributes": PRINCIPAL.map(text).into_iter().collect::<Map<_, _>>() },
     });
+    let ware = |sort: Sort| {
+        let attributes: Map<String, Value> = sort
+            .attribute()
+            .map(|name| (name.to_owned(), json!({ "type": "String" })))
+            .into_iter()
+            .collect();
+        json!({ "memberOfTypes": ["Server"], "shape": { "type": "Record", "attributes": attributes } })
+    };
     json!({ "Guardian": {
-        "entityTypes": { "Role": {}, "Server": {}, "Tool": { "memberOfTypes": ["Server"] }, "User": caller, "Service": caller },
+        "entityTypes": {
+            "Role": {}, "Server": {}, "Tool": { "memberOfTypes": ["Server"] }, "Resource": ware(Sort::Resource),
+            "Prompt": ware(Sort::Prompt), "User": caller, "Service": caller,
+        },
         "actions": all,
     } })
 }
@@ -91,6 +104,12 @@ namespace Guardian {
     entity Role;
     entity Server;
     entity Tool in [Server];
+    entity Resource in [Server] {
+        uri: String,
+    };
+    entity Prompt in [Server] {
+        name: String,
+    };
     entity User in [Role] {
         assurance?: String,
         client?: String,
@@ -122,13 +141,15 @@ impl Action<'_> {
         let Some(input) = self.input else {
             return text.write_str(";\n");
         };
-        text.push_str(
-            " appliesTo {
+        write!(
+            text,
+            " appliesTo {{
         principal: [User, Service],
-        resource: [Tool],
-        context: {
+        resource: [{}],
+        context: {{
             input: ",
-        );
+            self.sort.entity()
+        )?;
         write_fields(input, 12, text)?;
         text.write_str(
             ",
@@ -161,7 +182,7 @@ impl Action<'_> {
             });
             action["appliesTo"] = json!({
                 "principalTypes": ["User", "Service"],
-                "resourceTypes": ["Tool"],
+                "resourceTypes": [self.sort.entity()],
                 "context": { "type": "Record", "attributes": context },
             });
         }
@@ -251,6 +272,7 @@ mod tests {
     fn one(id: &str, schema: Value) -> String {
         let fields = arguments(&schema);
         let actions = [Action {
+            sort: Sort::Tool,
             id,
             groups: vec!["call_tool", "s"],
             input: Some(&fields),

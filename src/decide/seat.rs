@@ -1,6 +1,6 @@
 //! A caller at a tool: what of a decision depends on nothing else, worked out once and kept with the caller.
 
-use super::slice::{Library, Part, RuleIndex, ToolSlice};
+use super::slice::{Index, Library, Part, RuleIndex, ToolSlice};
 use super::tool::Place;
 use super::{CompiledTool, Subject};
 use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, EvaluationError, Request, Response};
@@ -31,13 +31,12 @@ pub(super) struct Outcome {
 }
 
 impl Seat {
-    pub fn new(subject: &Subject, caller: Entities, tool: &CompiledTool, library: &Library) -> Self {
-        let place = tool.place().clone();
+    pub fn new(subject: &Subject, caller: Entities, place: Arc<Place>, index: &Index, library: &Library) -> Self {
         let entities = caller.add_entities(place.entities.clone(), None);
         let mut seat = Self {
             entities: entities.expect("a tool and its action are other entities than the caller"),
-            general: tool.index().general(library, subject),
-            personal: tool.index().personal(subject).cloned(),
+            general: index.general(library, subject),
+            personal: index.personal(subject).cloned(),
             fixed: Outcome::default(),
             place,
         };

@@ -13,7 +13,7 @@ use super::sight::{self, Spot};
 use crate::domain::PrincipalKind;
 use cedar_policy::{Effect, EntityUid, PolicySet};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// Place of a rule in the list of all rules.
 pub(super) type RuleIndex = u32;
@@ -40,6 +40,11 @@ pub(super) struct Slice {
     /// Shadow policies, and of them the permits.
     pub shadow: Part,
     pub shadow_permits: Part,
+    /// Enforced policies tell one thing of a server from another, or some permit does.
+    pub some_look_at_resource: bool,
+    pub some_permit_looks_at_resource: bool,
+    /// The enforced policies that do not; seldom asked for.
+    unplaced: OnceLock<Part>,
 }
 
 pub(super) struct Part {
@@ -124,14 +129,28 @@ impl Slice {
     fn new(library: &Library, rules: &[RuleIndex]) -> Self {
         let part = |wanted: &dyn Fn(&Rule) -> bool| Part::new(library, rules, wanted);
         let is_open = |rule: &Rule| !rule.shadow && rule.effect == Effect::Permit && rule.reads_input();
+        let looks = |rule: &Rule| !rule.shadow && rule.looks_at_resource();
+        let some = |wanted: &dyn Fn(&Rule) -> bool| rules.iter().any(|index| wanted(library.rule(*index)));
         Self {
             fixed: part(&|rule| !rule.shadow && rule.looks.reads.is_empty()),
             live: part(&|rule| !rule.shadow && !rule.looks.reads.is_empty()),
             steady: part(&|rule| !rule.shadow && !rule.looks.reads.is_empty() && !rule.reads_input()),
-            some_permit_reads_input: rules.iter().any(|index| is_open(library.rule(*index))),
+            some_permit_reads_input: some(&is_open),
             shadow: part(&|rule| rule.shadow),
             shadow_permits: part(&|rule| rule.shadow && rule.effect == Effect::Permit),
+            some_look_at_resource: some(&looks),
+            some_permit_looks_at_resource: some(&|rule| looks(rule) && rule.effect == Effect::Permit),
+            unplaced: OnceLock::new(),
         }
+    }
+
+    /// The enforced policies that say the same of everything on a server.
+    pub fn unplaced(&self, library: &Library) -> &Part {
+        self.unplaced.get_or_init(|| {
+            let mut rules: Vec<RuleIndex> = self.fixed.rules.iter().chain(&self.live.rules).copied().collect();
+            rules.sort_unstable();
+            Part::new(library, &rules, &|rule| !rule.looks_at_resource())
+        })
     }
 }
 

@@ -1,12 +1,15 @@
 //! Policies and catalogue compiled together: one immutable value, swapped whole.
 
 use super::arguments::Arguments;
+use super::check::WareFit;
 use super::known::Known;
 use super::rule::{self, Rule};
 use super::slice::{Index, Library};
+use super::sort::Sort;
 use super::tool::{CompiledTool, Place};
-use super::{Problem, check, schema, shape};
-use crate::domain::{Catalogue, Digest, EnvironmentName, ServerName, Sha256, ToolEntry, ToolName};
+use super::ware::Wares;
+use super::{Problem, check, mirror, schema, shape};
+use crate::domain::{Catalogue, Digest, EnvironmentName, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -42,6 +45,8 @@ pub struct Snapshot {
 struct Server {
     enabled: bool,
     tools: HashMap<ToolName, CompiledTool>,
+    /// In the order of `Sort::WARES`.
+    wares: Vec<Wares>,
 }
 
 /// A tool on its way to being compiled.
@@ -69,9 +74,10 @@ impl Snapshot {
         }
         let mut warnings = checked.warnings;
         warnings.extend(drafts.iter().flat_map(blanks));
-        let schema = schema(catalogue, &drafts);
+        let schema = schema(catalogue, &drafts, &checked.wares);
         let library = Library::new(rules);
-        let mut servers: HashMap<ServerName, Server> = catalogue.servers.iter().map(empty_server).collect();
+        let server = |server| empty_server(&library, server, &checked.wares);
+        let mut servers: HashMap<ServerName, Server> = catalogue.servers.iter().map(server).collect();
         for (draft, fit) in drafts.into_iter().zip(checked.fits) {
             let index = Index::new(&library, fit, draft.arguments.fields());
             let server = servers
@@ -126,6 +132,10 @@ impl Snapshot {
         &self.warnings
     }
 
+    pub(super) fn wares(&self, server: &ServerName, sort: Sort) -> Option<&Wares> {
+        self.servers.get(server)?.wares.iter().find(|wares| wares.sort() == sort)
+    }
+
     pub(super) fn server_enabled(&self, server: &ServerName) -> Option<bool> {
         self.servers.get(server).map(|server| server.enabled)
     }
@@ -167,10 +177,11 @@ fn drafts(catalogue: &Catalogue) -> Vec<Draft> {
         .collect()
 }
 
-fn empty_server((name, entry): (&ServerName, &crate::domain::ServerEntry)) -> (ServerName, Server) {
+fn empty_server(library: &Library, (name, entry): (&ServerName, &ServerEntry), wares: &[WareFit]) -> (ServerName, Server) {
     let server = Server {
         enabled: entry.enabled,
         tools: HashMap::new(),
+        wares: wares.iter().map(|fit| Wares::new(library, name, fit)).collect(),
     };
     (name.clone(), server)
 }
@@ -192,23 +203,31 @@ fn blanks(draft: &Draft) -> Vec<Problem> {
     if let Some(why) = draft.arguments.unusable() {
         return vec![Problem::new(format!("every call of tool `{tool}` is refused: {why}"))];
     }
+    let left_out = mirror::mirrored(&draft.entry.input_schema)
+        .err()
+        .map(|why| Problem::new(format!("clients of 2026-07-28 cannot use tool `{tool}`: {why}")));
     let holes = shape::holes(draft.arguments.fields()).into_iter();
-    holes
-        .map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")))
-        .collect()
+    let holes =
+        holes.map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
+    left_out.into_iter().chain(holes).collect()
 }
 
-fn schema(catalogue: &Catalogue, drafts: &[Draft]) -> String {
+fn schema(catalogue: &Catalogue, drafts: &[Draft], wares: &[WareFit]) -> String {
     let groups = schema::GROUPS
         .into_iter()
         .chain(catalogue.servers.keys().map(ServerName::as_str));
-    let actions: Vec<schema::Action<'_>> = drafts.iter().map(Draft::action).collect();
+    let actions: Vec<schema::Action<'_>> = wares
+        .iter()
+        .map(WareFit::action)
+        .chain(drafts.iter().map(Draft::action))
+        .collect();
     schema::text(groups, &actions)
 }
 
 impl Draft {
     pub fn action(&self) -> schema::Action<'_> {
         schema::Action {
+            sort: Sort::Tool,
             id: &self.place.id,
             groups: self.place.groups.iter().map(String::as_str).collect(),
             input: Some(self.arguments.fields()),

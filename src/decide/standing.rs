@@ -45,10 +45,15 @@ pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result
         Standing::Unapproved => return Err(Reason::ToolNotApproved.into()),
         Standing::Gone => return Err(Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool").into()),
     }
-    if tool.needs().iter().all(|needed| held.covers(needed)) {
+    covered(tool.needs(), held)
+}
+
+/// Whether the scopes held cover all that is needed.
+pub(super) fn covered(needs: &[Scope], held: &Held<'_>) -> Result<(), Box<Refusal>> {
+    if needs.iter().all(|needed| held.covers(needed)) {
         return Ok(());
     }
-    let scopes = tool.needs().to_vec();
+    let scopes = needs.to_vec();
     let refusal = Refusal::new(Reason::MissingScope);
     Err(Refusal { scopes, ..refusal }.into())
 }

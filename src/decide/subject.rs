@@ -2,7 +2,8 @@
 
 use super::CompiledTool;
 use super::seat::{Seat, Seats};
-use super::slice::Library;
+use super::slice::{Index, Library};
+use super::tool::Place;
 use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
@@ -66,9 +67,14 @@ impl Subject {
         if let Some(seat) = seats.find(tool) {
             return seat.clone();
         }
-        let seat = Arc::new(Seat::new(self, self.0.entities.clone(), tool, library));
+        let seat = Arc::new(self.seat_at(tool.place().clone(), tool.index(), library));
         self.0.seats.store(Arc::new(seats.with(seat.clone())));
         seat
+    }
+
+    /// The caller at a resource or prompt. There is no end of them, so none is kept.
+    pub(super) fn seat_at(&self, place: Arc<Place>, index: &Index, library: &Library) -> Seat {
+        Seat::new(self, self.0.entities.clone(), place, index, library)
     }
 
     /// An address as Cedar's `ipaddr`. Cedar parses the name of the function anew each time, for microseconds, so the

@@ -1,26 +1,29 @@
 //! One tool with everything that is made of its definition once: its arguments, its place in Cedar, its policies.
 
 use super::arguments::Arguments;
+use super::mirror::{self, Mirrored};
 use super::schema;
 use super::slice::Index;
+use super::sort::Sort;
 use super::subject::uid;
 use crate::domain::{Refusal, Scope, ServerName, ToolEntry};
-use cedar_policy::{Entity, EntityUid};
+use cedar_policy::{Entity, EntityId, EntityUid, RestrictedExpression};
 use serde_json::{Map, Value};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 pub struct CompiledTool {
     entry: ToolEntry,
     needs: Vec<Scope>,
     arguments: Arguments,
+    mirrored: Result<Vec<Mirrored>, String>,
     place: Arc<Place>,
     index: Index,
 }
 
-/// A tool's action and resource, with the groups and the server they are in.
+/// The action and the resource of a tool, resource or prompt, with the groups and the server they are in.
 pub(super) struct Place {
-    /// `<server>/<tool>`
+    /// `<server>/<tool, URI or prompt>`
     pub id: String,
     pub groups: Vec<String>,
     pub server: ServerName,
@@ -42,11 +45,17 @@ impl CompiledTool {
             } else {
                 entry.scopes.clone()
             },
+            mirrored: mirror::mirrored(&entry.input_schema),
             entry,
             arguments,
             place,
             index,
         }
+    }
+
+    /// The arguments that clients of the stateless protocol repeat in header fields; or why these cannot use the tool.
+    pub fn mirrored(&self) -> Result<&[Mirrored], &str> {
+        self.mirrored.as_deref().map_err(String::as_str)
     }
 
     /// All of these scopes; the tool's own name if nothing else is said.
@@ -72,6 +81,24 @@ impl CompiledTool {
 }
 
 impl Place {
+    /// That of a resource or prompt.
+    pub fn of_ware(sort: Sort, server: &ServerName, name: &str) -> Option<Self> {
+        let (action, attribute) = (sort.action_uid()?.clone(), sort.attribute()?);
+        let id = format!("{server}/{name}");
+        let resource = EntityUid::from_type_name_and_id(sort.entity_type().clone(), EntityId::new(&id));
+        let attributes = HashMap::from([(attribute.to_owned(), RestrictedExpression::new_string(name.to_owned()))]);
+        let in_server = HashSet::from([uid("Guardian::Server", server.as_str())]);
+        let entity = Entity::new(resource.clone(), attributes, in_server).expect("a text is a value");
+        Some(Self {
+            entities: [Entity::new_no_attrs(action.clone(), HashSet::new()), entity],
+            id,
+            groups: Vec::new(),
+            server: server.clone(),
+            action,
+            resource,
+        })
+    }
+
     pub fn new(server: &ServerName, entry: &ToolEntry) -> Self {
         let id = format!("{server}/{}", entry.name);
         let groups: Vec<String> = schema::groups(server, entry).into_iter().map(str::to_owned).collect();

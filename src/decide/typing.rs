@@ -5,6 +5,7 @@ use super::Problem;
 use super::known::Known;
 use super::rule::Rule;
 use super::schema::{self, Action};
+use super::sort::Sort;
 use cedar_policy::{EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
 use miette::Diagnostic;
 use std::collections::BTreeSet;
@@ -71,6 +72,7 @@ impl<'a> Typist<'a> {
                     });
                 }
                 (None, true) => declared.push(Action {
+                    sort: Sort::Tool,
                     id,
                     groups: Vec::new(),
                     input: None,

@@ -1,6 +1,6 @@
 //! One judged message: the value that travels the request path. What was judged is what is sent.
 
-use super::{ServerName, ToolName};
+use super::{PromptName, ResourceUri, ServerName, ToolName};
 use bytes::Bytes;
 use std::fmt;
 use uuid::Uuid;
@@ -94,12 +94,29 @@ pub enum Method {
     Discover,
     ToolsList,
     ToolsCall,
+    ResourcesList,
+    TemplatesList,
+    ReadResource,
+    Subscribe,
+    Unsubscribe,
+    PromptsList,
+    GetPrompt,
+    Complete,
+    SetLevel,
+    /// `subscriptions/listen`: the modern stream of what changes.
+    Listen,
     /// `notifications/…` a client may send: initialized, cancelled, progress, roots/list_changed.
     Notification,
     /// GET: the server's stream of a legacy session.
     OpenStream,
     /// DELETE: end of a legacy session.
     EndSession,
+    /// The client's answer to a request of the server, in a legacy session.
+    Answer,
+    TasksGet,
+    TasksResult,
+    TasksUpdate,
+    TasksCancel,
 }
 
 impl Method {
@@ -110,10 +127,39 @@ impl Method {
             Method::Discover => "server/discover",
             Method::ToolsList => "tools/list",
             Method::ToolsCall => "tools/call",
+            Method::ResourcesList => "resources/list",
+            Method::TemplatesList => "resources/templates/list",
+            Method::ReadResource => "resources/read",
+            Method::Subscribe => "resources/subscribe",
+            Method::Unsubscribe => "resources/unsubscribe",
+            Method::PromptsList => "prompts/list",
+            Method::GetPrompt => "prompts/get",
+            Method::Complete => "completion/complete",
+            Method::SetLevel => "logging/setLevel",
+            Method::Listen => "subscriptions/listen",
             Method::Notification => "notifications",
             Method::OpenStream => "GET",
             Method::EndSession => "DELETE",
+            Method::Answer => "answer",
+            Method::TasksGet => "tasks/get",
+            Method::TasksResult => "tasks/result",
+            Method::TasksUpdate => "tasks/update",
+            Method::TasksCancel => "tasks/cancel",
         }
+    }
+
+    /// Whether it is about resources or prompts.
+    pub const fn is_of_ware(self) -> bool {
+        use Method as M;
+        matches!(
+            self,
+            M::ReadResource | M::Subscribe | M::Unsubscribe | M::GetPrompt | M::Complete | M::Listen
+        )
+    }
+
+    /// Whether the answer is a stream that stays open with nothing pending on it.
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Method::OpenStream | Method::Listen)
     }
 }
 
@@ -122,6 +168,31 @@ impl Method {
 pub enum Target {
     Server,
     Tool(ToolName),
+    /// Also the template of which a completion is asked.
+    Resource(ResourceUri),
+    Prompt(PromptName),
+    /// What a stream is asked to tell of; may be none.
+    Resources(Vec<ResourceUri>),
+    /// What a call of this tool began; the id is the server's own.
+    Task(ToolName, String),
+    /// The same as `Resources`, with tasks that these tools began.
+    Listened(Vec<ResourceUri>, Vec<ToolName>),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Server => Ok(()),
+            Target::Tool(name) => fmt::Display::fmt(name, f),
+            Target::Resource(uri) => fmt::Display::fmt(uri, f),
+            Target::Prompt(name) => fmt::Display::fmt(name, f),
+            Target::Task(_, id) => f.write_str(id),
+            Target::Resources(uris) | Target::Listened(uris, _) => {
+                let uris: Vec<&str> = uris.iter().map(ResourceUri::as_str).collect();
+                f.write_str(&uris.join(" "))
+            }
+        }
+    }
 }
 
 /// A message parsed once; the body is the exact bytes that were judged and that are sent.
@@ -143,8 +214,19 @@ pub struct Call {
 impl Call {
     pub fn tool(&self) -> Option<&ToolName> {
         match &self.target {
-            Target::Tool(name) => Some(name),
-            Target::Server => None,
+            Target::Tool(name) | Target::Task(name, _) => Some(name),
+            Target::Server | Target::Resource(_) | Target::Prompt(_) | Target::Resources(_) | Target::Listened(..) => None,
+        }
+    }
+
+    /// What `Mcp-Name` mirrors.
+    pub fn mirrored_name(&self) -> Option<&str> {
+        match (self.method, &self.target) {
+            (Method::ToolsCall, Target::Tool(name)) => Some(name.as_str()),
+            (Method::GetPrompt, Target::Prompt(name)) => Some(name.as_str()),
+            (Method::ReadResource, Target::Resource(uri)) => Some(uri.as_str()),
+            (_, Target::Task(_, id)) => Some(id),
+            _ => None,
         }
     }
 }

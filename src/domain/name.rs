@@ -90,6 +90,9 @@ names! {
     /// A tool as its server names it.
     ToolName, "a tool name", "letters, digits, `_`, `.` and `-`, at most 128",
         |t| matches!(t.len(), 1..=128) && t.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    /// A prompt as its server names it.
+    PromptName, "a prompt name", "1 to 256 bytes without control characters",
+        |t| matches!(t.len(), 1..=256) && !t.chars().any(char::is_control);
     /// One scope of a grant (RFC 6749 scope-token); `*` covers every tool of the server.
     Scope, "a scope", "visible ASCII without space, `\"` and `\\`, at most 200",
         |t| matches!(t.len(), 1..=200) && t.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e));

@@ -78,6 +78,9 @@ reasons! {
     ToolNotApproved = "tool_not_approved",
     DefinitionChanged = "definition_changed",
     InvalidArguments = "invalid_arguments",
+    // resource, prompt
+    UnknownTarget = "unknown_target",
+    UnfitUri = "unfit_uri",
     // policy
     NoPolicyPermits = "no_policy_permits",
     ForbiddenByPolicy = "forbidden_by_policy",
@@ -91,6 +94,12 @@ reasons! {
     UpstreamTimeout = "upstream_timeout",
     UpstreamBroken = "upstream_broken",
     Internal = "internal",
+    // conversation
+    ClientRequestRefused = "client_request_refused",
+    UnknownCursor = "unknown_cursor",
+    UnknownState = "unknown_state",
+    UnknownTask = "unknown_task",
+    UnknownAnswer = "unknown_answer",
 }
 
 /// A refusal with what the caller may be told and what the record keeps.

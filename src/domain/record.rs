@@ -134,6 +134,9 @@ pub struct Decision {
     pub server: Option<ServerName>,
     pub method: String,
     pub tool: Option<String>,
+    /// What else was acted upon: a URI, a prompt, what a stream was asked to tell of. Records of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     pub decision: Decided,
     /// A `Reason` code; `permitted` for an allow.
     pub reason: String,

@@ -4,15 +4,20 @@
 //! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
 //! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
 
+mod alive;
 mod bodies;
 mod caller;
+mod lens;
 mod metadata;
+mod mirror;
 mod noise;
 mod redact;
 mod reply;
 mod screen;
 mod site;
 mod streams;
+mod talk;
+mod target;
 mod trail;
 
 pub use caller::{Callers, JustInTime};
@@ -39,6 +44,7 @@ use bytes::Bytes;
 use caller::Caller;
 use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
+use lens::{Lens, Viewer};
 use noise::Noise;
 use reply::Listener;
 use screen::{Open, Screen, Sealing};
@@ -48,6 +54,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use streams::Streams;
+use talk::{BroughtTask, Handing, Talk, Talks};
 use trail::Trail;
 
 /// The clock and the source of ids, handed in by the app.
@@ -81,6 +88,7 @@ pub struct Gate {
     bodies: Bodies,
     noise: Noise,
     streams: Arc<Streams>,
+    talks: Arc<Talks>,
     draining: AtomicBool,
 }
 
@@ -95,6 +103,7 @@ impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
             bodies: Bodies::new(parts.site.max_body),
+            talks: Talks::new(parts.upstreams.sessions().clone()),
             parts,
             noise: Noise::default(),
             streams: Arc::default(),
@@ -167,8 +176,11 @@ impl Gate {
         site::media_types(head, verb)?;
         let heads = mcp::read_heads(&head.headers).map_err(|malformed| heard(malformed, trail))?;
         let session = named_session(&heads, upstreams, &principal, &server, trail.at);
-        let (call, session) = match verb {
-            Verb::Post => read(body.map_err(unread)?, &heads, session, &server, trail)?,
+        let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
+        let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
+        let talk = Talk::new(&self.talks, &principal, &server, label, asks);
+        let (call, session, tasks) = match verb {
+            Verb::Post => read(body.map_err(unread)?, &heads, session, &server, &talk, trail)?,
             Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
             Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
         };
@@ -197,10 +209,14 @@ impl Gate {
                 return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
+        let params = mirror::fields(permit.call(), &head.headers, &snapshot)
+            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
             .admit(&permit, &caller.principal, counted)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
-        let screen = Screen::of(permit.call(), &facts);
+        let handing = Handing::of(talk, permit.call(), tasks);
+        let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
+        let screen = Screen::of(permit.call(), handing, lens);
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
         let decision = trail.permitted(&self.parts.environment, arguments);
         let ticket = ticket(generation, &caller, permit.basis());
@@ -209,10 +225,13 @@ impl Gate {
             cleared.abort(reason.code());
             return Err(reason.into());
         }
+        if let Some(claim) = trail.claim.take() {
+            claim.spend();
+        }
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
             last_event_id: heads.last_event_id.map(str::to_owned),
-            ..ForwardHeads::default()
+            params,
         };
         let answer = upstream.forward(cleared, forward).await.inspect_err(|failed| {
             let cause = failed.cause.as_deref().unwrap_or_default();
@@ -232,8 +251,23 @@ impl Gate {
             Open {
                 streams: self.streams.clone(),
                 ticket,
+                keep_alive: self.parts.site.keep_alive,
             },
         )
+    }
+
+    fn viewer(&self, caller: &Caller, trail: &Trail) -> Viewer {
+        Viewer {
+            environment: self.parts.environment.clone(),
+            snapshot: self.parts.snapshot.clone(),
+            grants: self.parts.grants.clone(),
+            now: self.parts.clock.now,
+            principal: caller.principal.clone(),
+            member: caller.member.clone(),
+            subject: caller.subject.clone(),
+            source_ip: trail.source,
+            session: trail.session.clone(),
+        }
     }
 
     async fn prove(
@@ -298,6 +332,7 @@ impl Gate {
                 denials: denials.unwrap_or_default(),
                 said_version: trail.said_version.as_deref(),
                 eras: eras.map_or(Eras::Unknown, Upstream::eras),
+                of_ware: trail.method.is_some_and(Method::is_of_ware),
                 unseen: trail.unseen,
             },
         )
@@ -378,12 +413,31 @@ impl Gate {
         let call = permit.call();
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
-            Method::Discover | Method::Ping | Method::Notification | Method::EndSession => Ok(None),
-            Method::OpenStream if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
+            Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
+            Method::OpenStream | Method::Listen if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
                 retry_after: Some(Duration::from_secs(1)),
                 ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
             }),
-            Method::Initialize | Method::ToolsList | Method::ToolsCall | Method::OpenStream => {
+            // Whoever waits for a task asks again and again; that is no call of its tool.
+            Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
+                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
+                let admission = self.parts.limits.admit(counted, &call.server, None);
+                admission.map(Some).map_err(|refusal| *refusal)
+            }
+            Method::Initialize
+            | Method::ToolsList
+            | Method::ToolsCall
+            | Method::ResourcesList
+            | Method::TemplatesList
+            | Method::ReadResource
+            | Method::Subscribe
+            | Method::Unsubscribe
+            | Method::PromptsList
+            | Method::GetPrompt
+            | Method::Complete
+            | Method::SetLevel
+            | Method::Listen
+            | Method::OpenStream => {
                 let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
                 let admission = self.parts.limits.admit(counted, &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
@@ -436,8 +490,9 @@ fn read(
     heads: &Heads<'_>,
     session: Result<Option<Session>, Refusal>,
     server: &ServerName,
+    talk: &Talk,
     trail: &mut Trail,
-) -> Result<(Call, Option<Session>), Refusal> {
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
     if let Message::Request(request) = &message {
         trail.id = Some(request.id.clone());
@@ -456,6 +511,7 @@ fn read(
         body: Bytes::new(),
         arguments: None,
     };
+    let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
             trail.said_method = Some(fit_for_a_record(&request.method));
@@ -465,28 +521,17 @@ fn read(
             trail.era = era;
             let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
             trail.method = Some(method);
+            let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
             call = Call {
                 era,
                 version,
                 method,
                 id: Some(request.id),
-                body: request.body,
+                body: brought.body,
                 ..call
             };
-            if method == Method::ToolsCall {
-                let params = request.params.unwrap_or_default();
-                let name = params
-                    .name
-                    .ok_or_else(|| Refusal::with_detail(Reason::InvalidParams, "`name` is missing"))?;
-                let tool = crate::domain::ToolName::parse(&name).map_err(|_| Refusal::new(Reason::UnknownTool))?;
-                trail.tool = Some(tool.to_string());
-                trail.arguments.clone_from(&params.arguments);
-                call = Call {
-                    target: Target::Tool(tool),
-                    arguments: params.arguments,
-                    ..call
-                };
-            }
+            call = target::aim(call, request.params, &brought.tasks, trail)?;
+            tasks = brought.tasks;
         }
         Message::Notification(notification) => {
             trail.said_method = Some(fit_for_a_record(&notification.method));
@@ -495,22 +540,29 @@ fn read(
             trail.era = era;
             let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
             trail.method = Some(method);
+            let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
             call = Call {
                 era,
                 version,
                 method,
-                body: notification.body,
+                body: brought.body,
                 ..call
             };
         }
-        Message::Response(_) => {
-            return Err(Refusal::with_detail(
-                Reason::InvalidRequest,
-                "no request of a server is waiting for this answer",
-            ));
+        Message::Response(response) => {
+            trail.method = Some(Method::Answer);
+            let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            let (body, claim) = talk.answer(&response)?;
+            trail.claim = Some(claim);
+            call = Call {
+                version,
+                method: Method::Answer,
+                body,
+                ..call
+            };
         }
     }
-    Ok((call, session))
+    Ok((call, session, tasks))
 }
 
 fn without_body(
@@ -519,7 +571,7 @@ fn without_body(
     session: Option<Session>,
     server: &ServerName,
     trail: &mut Trail,
-) -> Result<(Call, Option<Session>), Refusal> {
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     trail.method = Some(method);
     let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
         .map_err(|malformed| heard(malformed, trail))?;
@@ -537,7 +589,7 @@ fn without_body(
         body: Bytes::new(),
         arguments: None,
     };
-    Ok((call, session))
+    Ok((call, session, Vec::new()))
 }
 
 /// A server of one era cannot be asked in the other: the client is told so and falls back.

@@ -24,6 +24,8 @@ pub struct Listener<'a> {
     pub said_version: Option<&'a str>,
     /// What the server speaks, so that no client is told of a version that it would be refused.
     pub eras: Eras,
+    /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
+    pub of_ware: bool,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
 }
@@ -162,6 +164,13 @@ const fn row(reason: Reason) -> Row {
             Some("ask the operator for the scopes named"),
         ),
         R::UnknownTool => (200, -32602, "unknown tool", Some("list the tools again")),
+        R::UnknownTarget => (200, -32602, "there is nothing of this name", None),
+        R::UnfitUri => (
+            200,
+            -32602,
+            "resources are named by URIs in their normal form",
+            Some("write the URI as RFC 3986 normalises it"),
+        ),
         R::ToolNotApproved => (
             200,
             4034,
@@ -194,6 +203,16 @@ const fn row(reason: Reason) -> Row {
         R::UpstreamUnreachable => (502, 5020, "the server cannot be reached", Some("try again later")),
         R::UpstreamTimeout => (504, 5040, "the server did not answer in time", None),
         R::UpstreamBroken => (502, 5021, "the server answered in a way that cannot be passed on", None),
+        R::ClientRequestRefused => (
+            502,
+            5022,
+            "the server asked for something that it may not ask of clients",
+            Some("ask the operator to list it in `client_requests`"),
+        ),
+        R::UnknownCursor => (200, -32602, "there is no such cursor", Some("list from the beginning")),
+        R::UnknownState => (200, -32602, "there is no such request state", Some("call again without it")),
+        R::UnknownTask => (200, -32602, "there is no such task", None),
+        R::UnknownAnswer => (400, -32600, "no request of a server is waiting for this answer", None),
         R::Internal => (
             500,
             5000,
@@ -216,7 +235,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         refusal.reason,
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
-    if let (true, Denials::ToolResult, Some(id)) = (by_policy, to.denials, to.id) {
+    if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware, to.id) {
         let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
@@ -224,7 +243,11 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     }
     if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
         let denials = Denials::Error;
-        return refuse(&Reason::UnknownTool.into(), &Listener { denials, ..*to });
+        let unknown = match to.of_ware {
+            true => Reason::UnknownTarget,
+            false => Reason::UnknownTool,
+        };
+        return refuse(&unknown.into(), &Listener { denials, ..*to });
     }
     let body = mcp::error(
         to.id,
@@ -272,6 +295,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         denials: Denials::Error,
         said_version: None,
         eras: Eras::Unknown,
+        of_ware: false,
         unseen: false,
     };
     mcp::error(
@@ -392,6 +416,7 @@ mod tests {
             denials,
             said_version: None,
             eras: Eras::Unknown,
+            of_ware: false,
             unseen: false,
         }
     }

@@ -1,18 +1,19 @@
 //! The answer on its way back: lists shrunk to what the caller may call, session ids sealed, streams passed frame by frame.
 //! What a server says of itself (cookies, challenges, redirects) never got this far.
 
+use super::alive::Alive;
+use super::lens::Lens;
 use super::reply;
 use super::streams::{Guarded, Streams};
-use crate::decide::{Facts, could_permit};
+use super::talk::Handing;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
 use crate::limits::Admission;
-use crate::mcp::{self, AnswerKind, SseFrame};
+use crate::mcp::{self, AnswerKind, Said, SseFrame};
 use crate::transport::{self, Body};
 use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ pub struct Screen {
     id: Option<MessageId>,
     era: Era,
     method: Method,
-    /// Where a list can come: the pinned definition of every tool this caller could call. What is not in it is hidden.
-    shown: Option<HashMap<String, Arc<str>>>,
+    handing: Handing,
+    lens: Lens,
 }
 
 /// What a new session is sealed with.
@@ -38,20 +39,20 @@ pub struct Sealing<'a> {
 pub struct Open {
     pub streams: Arc<Streams>,
     pub ticket: Ticket,
+    /// How long it may be silent.
+    pub keep_alive: Duration,
 }
 
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, facts: &Facts<'_>) -> Self {
-        // A stream that is resumed plays answers again, also that to a list.
-        let lists = matches!(call.method, Method::ToolsList | Method::OpenStream);
-        let shown = lists.then(|| shown(&call.server, facts));
+    pub fn of(call: &Call, handing: Handing, lens: Lens) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
-            shown,
+            handing,
+            lens,
         }
     }
 
@@ -66,9 +67,13 @@ impl Screen {
         match answer {
             Answer::Empty { status } => Ok(self.empty(status)),
             Answer::Json {
-                status, body, opened, ..
+                status,
+                body,
+                said,
+                opened,
+                ..
             } => {
-                let mut response = reply::json(told(status, self.era), self.list(body)?);
+                let mut response = reply::json(told(status, self.era), self.result(body, &said)?);
                 if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
                     response.headers_mut().insert(mcp::SESSION_ID, sealed);
                 }
@@ -78,20 +83,22 @@ impl Screen {
         }
     }
 
-    fn list(&self, body: Bytes) -> Result<Bytes, Refusal> {
-        match &self.shown {
-            None => Ok(body),
-            Some(shown) => mcp::filter_tools(&body, &mut |name| shown.get(name).cloned(), self.era)
-                .map_err(|_| Refusal::with_detail(Reason::UpstreamBroken, "its list of tools cannot be read")),
-        }
+    /// The answer as this caller may have it.
+    fn result(&self, body: Bytes, said: &Said) -> Result<Bytes, Refusal> {
+        let handed = self
+            .handing
+            .hand_out(body, said)
+            .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
+        self.lens.answer(handed)
     }
 
     fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
         let (enrolled, cut) = open.streams.enrol(open.ticket);
         frames.cut_by(cut);
         // The server's own stream stays open for hours; only its opening counts.
-        let admission = admission.filter(|_| self.method != Method::OpenStream);
+        let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
+        let body = Alive::new(body, open.keep_alive).boxed();
         let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -104,35 +111,46 @@ impl Screen {
     }
 
     fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
-        match piece {
-            Err(failed) => Some(event(&self.broken(&failed.into()))),
-            Ok(Piece {
-                frame,
-                kind: Some(AnswerKind::Result { .. }),
-            }) if self.shown.is_some() => Some(self.listed(frame)),
-            Ok(Piece {
-                frame,
-                kind: Some(AnswerKind::NotOurs),
-            }) => self.replayed(frame),
-            Ok(Piece { frame, .. }) => Some(frame.raw),
+        let Piece { frame, kind, said } = match piece {
+            Err(failed) => return Some(event(&self.broken(&failed.into()))),
+            Ok(piece) => piece,
+        };
+        match kind {
+            None | Some(AnswerKind::Error { .. } | AnswerKind::Malformed(_)) => Some(frame.raw),
+            Some(AnswerKind::Result { .. }) => Some(self.answered(frame, &said)),
+            Some(AnswerKind::NotOurs) => self.replayed(frame, &said),
+            Some(AnswerKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
+            Some(AnswerKind::ServerRequest | AnswerKind::ServerNotification) => self.handed(frame, &said),
         }
     }
 
-    fn listed(&self, mut frame: SseFrame) -> Bytes {
+    fn answered(&self, mut frame: SseFrame, said: &Said) -> Bytes {
         let data = frame.data.take().unwrap_or_default();
-        match self.list(data) {
+        match self.result(data.clone(), said) {
+            Ok(body) if body == data => frame.raw,
             Ok(body) => replace_data(&frame, &body),
             Err(refusal) => event(&self.broken(&refusal)),
         }
     }
 
-    /// An answer to an earlier request. If it holds a list that cannot be read, it is left out.
-    fn replayed(&self, frame: SseFrame) -> Option<Bytes> {
-        let (shown, data) = (self.shown.as_ref()?, frame.data.as_ref()?);
-        match mcp::filter_listed(data, &mut |name| shown.get(name).cloned(), self.era) {
-            Ok(None) => Some(frame.raw),
+    /// An answer to an earlier request. If it holds what cannot be passed on, it is left out.
+    fn replayed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
+        let data = frame.data.take()?;
+        let handed = self.handing.hand_out(data.clone(), said)?;
+        match self.lens.replayed(&handed) {
+            Ok(None) if handed == data => Some(frame.raw),
+            Ok(None) => Some(replace_data(&frame, &handed)),
             Ok(Some(body)) => Some(replace_data(&frame, &body)),
-            Err(_) => None,
+            Err(()) => None,
+        }
+    }
+
+    /// A message of the server's own.
+    fn handed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
+        let data = frame.data.take()?;
+        match self.handing.hand_out(data.clone(), said)? {
+            body if body == data => Some(frame.raw),
+            body => Some(replace_data(&frame, &body)),
         }
     }
 
@@ -153,13 +171,6 @@ impl Screen {
         }
         response
     }
-}
-
-fn shown(server: &ServerName, facts: &Facts<'_>) -> HashMap<String, Arc<str>> {
-    let callable = facts.snapshot.tools(server).filter(|tool| could_permit(server, tool, facts));
-    callable
-        .map(|tool| (tool.entry().name.to_string(), tool.entry().definition.clone()))
-        .collect()
 }
 
 fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {

@@ -15,6 +15,7 @@ pub struct Site {
     pub max_body: usize,
     pub body_timeout: Duration,
     pub total_timeout: Duration,
+    pub keep_alive: Duration,
 }
 
 /// What a path leads to.
@@ -63,6 +64,7 @@ impl Site {
             max_body: limits.max_body_bytes,
             body_timeout: limits.body_timeout.0,
             total_timeout: limits.total_timeout.0,
+            keep_alive: limits.keep_alive.0,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What is known of a message so far: enough to record and answer a refusal at any point of the path.
 
+use super::talk::Claim;
 use crate::decide::Basis;
 use crate::domain::{
     Decided, Decision, Digest, EnvironmentName, Era, Member, MessageId, Method, Principal, Refusal, RequestId, ServerName,
@@ -27,10 +28,14 @@ pub struct Trail {
     /// The protocol version that the message asks for, likewise.
     pub said_version: Option<String>,
     pub tool: Option<String>,
+    /// What else is acted upon: a URI, a prompt, what a stream is asked to tell of.
+    pub target: Option<String>,
     pub arguments: Option<Bytes>,
     pub session: Option<String>,
     pub trace: Option<String>,
     pub basis: Option<Basis>,
+    /// The caller's answer to what the server asked, until it is sent.
+    pub claim: Option<Claim>,
     /// The tool is there, but this caller is not shown it.
     pub unseen: bool,
     /// The permit is on record already: what goes wrong now is an outcome, not a decision.
@@ -53,10 +58,12 @@ impl Trail {
             said_method: None,
             said_version: None,
             tool: None,
+            target: None,
             arguments: None,
             session: None,
             trace: None,
             basis: None,
+            claim: None,
             unseen: false,
             recorded: false,
         }
@@ -98,6 +105,7 @@ impl Trail {
             server: self.server.clone(),
             method: self.method().to_owned(),
             tool: self.tool.clone(),
+            target: self.target.clone(),
             decision,
             reason: reason.to_owned(),
             detail: None,

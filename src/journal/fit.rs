@@ -62,6 +62,7 @@ fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
     }
     for field in [
         &mut decision.tool,
+        &mut decision.target,
         &mut decision.detail,
         &mut decision.args,
         &mut decision.session,

@@ -28,6 +28,7 @@ impl Text {
             server,
             method,
             tool,
+            target,
             decision: decided,
             reason,
             detail,
@@ -53,6 +54,10 @@ impl Text {
             .option(server.as_ref(), |text, server| text.string(server.as_str()));
         self.member(r#","method":"#).string(method);
         self.member(r#","tool":"#).option(tool.as_deref(), Self::string);
+        // Where there is none the member is left out, as in records of before.
+        if let Some(target) = target {
+            self.member(r#","target":"#).string(target);
+        }
         self.member(r#","decision":"#).value(decided);
         self.member(r#","reason":"#).string(reason);
         self.member(r#","detail":"#).option(detail.as_deref(), Self::string);
@@ -203,6 +208,7 @@ mod tests {
             server: with.then(|| ServerName::parse("demo").unwrap()),
             method: text.to_owned(),
             tool: some(text),
+            target: some(text),
             decision: if with { Decided::Allow } else { Decided::Deny },
             reason: text.to_owned(),
             detail: some(text),

@@ -90,6 +90,20 @@ pub fn method(request: &Request, era: Era) -> Option<Method> {
         (Era::Modern, "server/discover") => Method::Discover,
         (_, "tools/list") => Method::ToolsList,
         (_, "tools/call") => Method::ToolsCall,
+        (_, "resources/list") => Method::ResourcesList,
+        (_, "resources/templates/list") => Method::TemplatesList,
+        (_, "resources/read") => Method::ReadResource,
+        (Era::Legacy, "resources/subscribe") => Method::Subscribe,
+        (Era::Legacy, "resources/unsubscribe") => Method::Unsubscribe,
+        (_, "prompts/list") => Method::PromptsList,
+        (_, "prompts/get") => Method::GetPrompt,
+        (_, "completion/complete") => Method::Complete,
+        (Era::Legacy, "logging/setLevel") => Method::SetLevel,
+        (Era::Modern, "subscriptions/listen") => Method::Listen,
+        (_, "tasks/get") => Method::TasksGet,
+        (_, "tasks/cancel") => Method::TasksCancel,
+        (Era::Legacy, "tasks/result") => Method::TasksResult,
+        (Era::Modern, "tasks/update") => Method::TasksUpdate,
         _ => return None,
     })
 }
@@ -110,7 +124,7 @@ pub fn mirrored(
     era: Era,
     version: Option<ProtocolVersion>,
     method: Method,
-    tool: Option<&str>,
+    name: Option<&str>,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut fields = Vec::with_capacity(3);
     if let Some(version) = version.filter(|_| method != Method::Initialize) {
@@ -118,7 +132,7 @@ pub fn mirrored(
     }
     if era == Era::Modern && method != Method::Notification {
         fields.push((METHOD, HeaderValue::from_static(method.as_str())));
-        if let Some(Ok(name)) = tool.map(|tool| HeaderValue::from_str(&encode_sentinel(tool))) {
+        if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&encode_sentinel(name))) {
             fields.push((NAME, name));
         }
     }
@@ -135,7 +149,7 @@ fn agree_any(
     let meta = params.and_then(|params| params.meta.as_ref());
     match meta.and_then(|meta| meta.protocol_version.as_deref()) {
         Some(written) => {
-            let capable = meta.is_some_and(|meta| meta.client_capabilities);
+            let capable = meta.is_some_and(|meta| meta.client_capabilities.is_some());
             modern(method, written, capable, params, heads).map(|version| (Era::Modern, Some(version)))
         }
         None if method == "server/discover" => Err(Malformed::new(
@@ -186,7 +200,8 @@ fn modern(
     if request && heads.method.is_none() {
         return Err(mismatch("Mcp-Method is missing"));
     }
-    if request && mirrored_name(method, params).is_some() && heads.name.is_none() {
+    let left = matches!(method, "resources/subscribe" | "resources/unsubscribe"); // with the era before
+    if request && !left && mirrored_name(method, params).is_some() && heads.name.is_none() {
         return Err(mismatch("Mcp-Name is missing"));
     }
     Ok(version)
@@ -214,7 +229,7 @@ fn mirrored_name<'p>(method: &str, params: Option<&'p Params>) -> Option<&'p str
     match method {
         "tools/call" | "prompts/get" => params.name.as_deref(),
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => params.uri.as_deref(),
-        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_deref(),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_ref().map(|task| task.text.as_str()),
         _ => None,
     }
 }

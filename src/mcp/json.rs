@@ -244,7 +244,12 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn object(&mut self, depth: usize, each: &mut impl FnMut(&mut Self, Name, usize) -> Result<(), Fault>) -> Result<(), Fault> {
+    /// Reads an object, if one stands here; `each` reads the value of a member.
+    pub fn object(
+        &mut self,
+        depth: usize,
+        each: &mut impl FnMut(&mut Self, Name, usize) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         self.enter(depth, b'{')?;
         if self.take(b'}') {
             return Ok(());

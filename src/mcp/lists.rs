@@ -1,139 +1,194 @@
-//! `tools/list` answers rewritten for one caller: hidden tools go, shown ones carry their pinned definition, everything
+//! Answers that hold lists, rewritten for one caller: hidden things go, shown tools carry their pinned definition, everything
 //! else stays byte for byte. Filtering is a courtesy; the call itself is what is judged.
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
+use super::splice::spliced;
 use crate::domain::{Era, Reason};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Rewrites `result.tools`: `keep` gives the definition to show for a name, or `None` to hide it. An answer that is an
-/// error comes back as it is.
-pub fn filter_tools(answer: &[u8], keep: &mut dyn FnMut(&str) -> Option<Arc<str>>, era: Era) -> Result<Bytes, Malformed> {
-    let list = List::read(answer)?;
-    match (list.result, list.tools) {
-        (None, _) => Ok(Bytes::copy_from_slice(answer)),
-        (Some(_), None) => Err(Malformed::new(Reason::UpstreamBroken, "the answer has no list of tools")),
-        (Some(result), Some(tools)) => Ok(rewritten(answer, &list, result, tools, keep, era)?),
+/// What a list is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    Tools,
+    Resources,
+    Templates,
+    Prompts,
+}
+
+/// What a caller is shown of one thing in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    Hidden,
+    AsItIs,
+    /// Once, with this definition.
+    As(Arc<str>),
+}
+
+/// Says by its name, or URI, what is shown of a thing.
+pub type Keep<'a> = &'a mut dyn FnMut(Listed, &str) -> Shown;
+
+impl Listed {
+    const ALL: [Listed; 4] = [Listed::Tools, Listed::Resources, Listed::Templates, Listed::Prompts];
+    const MEMBERS: [&'static str; 5] = ["tools", "resources", "resourceTemplates", "prompts", "cacheScope"];
+
+    const fn named_by(self) -> &'static [&'static str; 1] {
+        match self {
+            Listed::Tools | Listed::Prompts => &["name"],
+            Listed::Resources => &["uri"],
+            Listed::Templates => &["uriTemplate"],
+        }
     }
 }
 
-/// The same for an answer of which it is not known what it answers: `None` if it holds no list of tools.
-pub fn filter_listed(
-    answer: &[u8],
-    keep: &mut dyn FnMut(&str) -> Option<Arc<str>>,
-    era: Era,
-) -> Result<Option<Bytes>, Malformed> {
-    let list = List::read(answer)?;
-    match (list.result, list.tools) {
-        (Some(result), Some(tools)) => Ok(Some(rewritten(answer, &list, result, tools, keep, era)?)),
+/// Rewrites the answer to the question for a list. An answer that is an error comes back as it is.
+pub fn filter_list(answer: &[u8], of: Listed, keep: Keep<'_>, era: Era) -> Result<Bytes, Malformed> {
+    let lists = Lists::read(answer)?;
+    match lists.result {
+        None => Ok(Bytes::copy_from_slice(answer)),
+        Some(_) if lists.lists.iter().all(|list| list.of != of) => {
+            let member = Listed::MEMBERS[of as usize];
+            Err(Malformed::new(
+                Reason::UpstreamBroken,
+                format!("the answer has no list `{member}`"),
+            ))
+        }
+        Some(result) => Ok(lists.rewritten(answer, result, keep, era)?),
+    }
+}
+
+/// The same for an answer of which it is not known what it answers: `None` if it holds no list.
+pub fn filter_listed(answer: &[u8], keep: Keep<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
+    let lists = Lists::read(answer)?;
+    match lists.result {
+        Some(result) if !lists.lists.is_empty() => Ok(Some(lists.rewritten(answer, result, keep, era)?)),
         _ => Ok(None),
     }
 }
 
-fn rewritten(
-    answer: &[u8],
-    list: &List,
-    result: Span,
-    tools: Span,
-    keep: &mut dyn FnMut(&str) -> Option<Arc<str>>,
-    era: Era,
-) -> Result<Bytes, Fault> {
-    let inside = result.range().start + 1;
-    let mut edits = vec![(tools.range(), shown(answer, &list.items, keep)?)];
-    match list.cache_scope {
-        Some(span) => edits.push((span.range(), r#""private""#.to_owned())),
-        None if era == Era::Modern => edits.push((inside..inside, r#""cacheScope":"private","#.to_owned())),
-        None => (),
+/// An answer that not everybody may have, so that nobody keeps it for others. An error comes back as it is.
+pub fn made_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
+    let lists = Lists::read(answer)?;
+    match lists.result.filter(|result| result.kind == Kind::Object) {
+        Some(result) => Ok(spliced(answer, lists.private(result, era).into_iter().collect())),
+        None => Ok(Bytes::copy_from_slice(answer)),
     }
-    Ok(splice(answer, edits))
+}
+
+/// The lists in an answer, and what is beside them.
+struct Lists {
+    result: Option<Span>,
+    cache_scope: Option<Span>,
+    lists: Vec<List>,
 }
 
 struct List {
-    result: Option<Span>,
-    tools: Option<Span>,
-    cache_scope: Option<Span>,
-    /// The name of each tool, where it has one.
-    items: Vec<Option<Span>>,
+    of: Listed,
+    span: Span,
+    items: Vec<Item>,
 }
 
-impl List {
+struct Item {
+    span: Span,
+    name: Option<Span>,
+}
+
+impl Lists {
     fn read(answer: &[u8]) -> Result<Self, Fault> {
         let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact)?;
-        let mut items = Vec::new();
-        let (mut tools, mut cache_scope) = (None, None);
+        let mut lists = Vec::new();
+        let mut cache_scope = None;
         let fields = scan.fields(0, &["jsonrpc", "id", "result", "error"], |scan, index, depth| {
             if index != 2 || scan.peek() != Some(b'{') {
                 return scan.value(depth);
             }
             let start = scan.here();
-            let fields = scan.fields(depth, &["tools", "cacheScope"], |scan, index, depth| {
-                if index != 0 || scan.peek() != Some(b'[') {
-                    return scan.value(depth);
+            let fields = scan.fields(depth, &Listed::MEMBERS, |scan, index, depth| match Listed::ALL.get(index) {
+                Some(of) if scan.peek() == Some(b'[') => {
+                    let (span, items) = items(scan, *of, depth)?;
+                    lists.push(List { of: *of, span, items });
+                    Ok(span)
                 }
-                read_tools(scan, depth, &mut items)
+                _ => scan.value(depth),
             })?;
-            tools = fields.spans[0].filter(|span| span.kind == Kind::Array);
-            cache_scope = fields.spans[1];
+            cache_scope = fields.spans[Listed::ALL.len()];
             Ok(scan.since(start, Kind::Object))
         })?;
         scan.close()?;
         Ok(Self {
             result: fields.spans[2],
-            tools,
             cache_scope,
-            items,
+            lists,
         })
     }
+
+    fn rewritten(&self, answer: &[u8], result: Span, keep: Keep<'_>, era: Era) -> Result<Bytes, Fault> {
+        let lists = self
+            .lists
+            .iter()
+            .map(|list| Ok((list.span.range(), list.shown(answer, keep)?)));
+        let mut edits = lists.collect::<Result<Vec<_>, Fault>>()?;
+        edits.extend(self.private(result, era));
+        Ok(spliced(answer, edits))
+    }
+
+    fn private(&self, result: Span, era: Era) -> Option<(Range<usize>, String)> {
+        let inside = result.range().start + 1;
+        match self.cache_scope {
+            Some(span) => Some((span.range(), r#""private""#.to_owned())),
+            None if era == Era::Modern => Some((inside..inside, r#""cacheScope":"private","#.to_owned())),
+            None => None,
+        }
+    }
 }
 
-fn read_tools(scan: &mut Scan<'_>, depth: usize, items: &mut Vec<Option<Span>>) -> Result<Span, Fault> {
+fn items(scan: &mut Scan<'_>, of: Listed, depth: usize) -> Result<(Span, Vec<Item>), Fault> {
     let start = scan.here();
+    let mut items = Vec::new();
     scan.array(depth, &mut |scan, depth| {
-        let name = match scan.peek() {
-            Some(b'{') => scan.fields(depth, &["name"], |scan, _, depth| scan.value(depth))?.spans[0],
-            _ => {
-                scan.value(depth)?;
-                None
+        let start = scan.here();
+        let (span, name) = match scan.peek() {
+            Some(b'{') => {
+                let fields = scan.fields(depth, of.named_by(), |scan, _, depth| scan.value(depth))?;
+                (scan.since(start, Kind::Object), fields.spans[0])
             }
+            _ => (scan.value(depth)?, None),
         };
-        items.push(name.filter(|span| matches!(span.kind, Kind::Text(_))));
+        items.push(Item {
+            span,
+            name: name.filter(|span| matches!(span.kind, Kind::Text(_))),
+        });
         Ok(())
     })?;
-    Ok(scan.since(start, Kind::Array))
+    Ok((scan.since(start, Kind::Array), items))
 }
 
-fn shown(answer: &[u8], items: &[Option<Span>], keep: &mut dyn FnMut(&str) -> Option<Arc<str>>) -> Result<String, Fault> {
-    let mut text = String::from("[");
-    let mut seen = BTreeSet::new();
-    for span in items.iter().flatten() {
-        let name = decode(answer, *span)?;
-        let Some(definition) = keep(&name) else { continue };
-        if !seen.insert(name) {
-            continue;
+impl List {
+    fn shown(&self, answer: &[u8], keep: Keep<'_>) -> Result<String, Fault> {
+        let mut text = String::from("[");
+        let mut seen = BTreeSet::new();
+        for Item { span, name } in &self.items {
+            let Some(name) = name.map(|name| decode(answer, name)).transpose()? else {
+                continue;
+            };
+            let shown = keep(self.of, &name);
+            let definition = match &shown {
+                Shown::Hidden => continue,
+                Shown::As(_) if !seen.insert(name) => continue,
+                Shown::As(definition) => definition,
+                Shown::AsItIs => std::str::from_utf8(&answer[span.range()]).expect("the reader has seen that it is UTF-8"),
+            };
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(definition);
         }
-        if text.len() > 1 {
-            text.push(',');
-        }
-        text.push_str(&definition);
+        text.push(']');
+        Ok(text)
     }
-    text.push(']');
-    Ok(text)
-}
-
-fn splice(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Bytes {
-    edits.sort_by_key(|(range, _)| range.start);
-    let mut spliced = Vec::with_capacity(text.len());
-    let mut at = 0;
-    for (range, new) in edits {
-        spliced.extend_from_slice(&text[at..range.start]);
-        spliced.extend_from_slice(new.as_bytes());
-        at = range.end;
-    }
-    spliced.extend_from_slice(&text[at..]);
-    spliced.into()
 }
 
 #[cfg(test)]
@@ -141,12 +196,12 @@ mod tests {
     use super::*;
 
     fn filtered(answer: &str, era: Era) -> String {
-        let mut keep = |name: &str| match name {
-            "hidden" => None,
-            "Hidden" => None,
-            name => Some(format!(r#"{{"name":"{name}","pinned":true}}"#).into()),
+        let mut keep = |_: Listed, name: &str| match name {
+            "hidden" | "Hidden" => Shown::Hidden,
+            name => Shown::As(format!(r#"{{"name":"{name}","pinned":true}}"#).into()),
         };
-        String::from_utf8(filter_tools(answer.as_bytes(), &mut keep, era).unwrap().to_vec()).unwrap()
+        let filtered = filter_list(answer.as_bytes(), Listed::Tools, &mut keep, era);
+        String::from_utf8(filtered.unwrap().to_vec()).unwrap()
     }
 
     #[test]
@@ -163,9 +218,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_pinned_stays_as_it_is_and_in_its_order() {
+        let answer = r#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ {"uri":"x:1" , "n":1.50}, {"uri":"x:secret"},{"name":"x:2"}, {"n":2,"u\u0072i":"x:3"},{"uri":"x:1"} ],"ttlMs":5}}"#;
+        let keep = &mut |of: Listed, uri: &str| {
+            assert_eq!(of, Listed::Resources);
+            if uri == "x:secret" { Shown::Hidden } else { Shown::AsItIs }
+        };
+        let shown = filter_list(answer.as_bytes(), Listed::Resources, keep, Era::Legacy).unwrap();
+        let wanted = r#"{"jsonrpc":"2.0","id":1,"result":{"resources":[{"uri":"x:1" , "n":1.50},{"n":2,"u\u0072i":"x:3"},{"uri":"x:1"}],"ttlMs":5}}"#;
+        assert_eq!(shown, wanted);
+        for (list, of) in [
+            (r#""resourceTemplates":[{"uriTemplate":"x:{a}"}]"#, Listed::Templates),
+            (r#""prompts":[{"name":"p"}]"#, Listed::Prompts),
+        ] {
+            let answer = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{list}}}}}"#);
+            let hide = &mut |seen: Listed, _: &str| if seen == of { Shown::Hidden } else { Shown::AsItIs };
+            let shown = filter_list(answer.as_bytes(), of, hide, Era::Legacy).unwrap();
+            assert!(shown.ends_with(b"[]}}"), "{shown:?}");
+            assert!(filter_list(answer.as_bytes(), Listed::Tools, hide, Era::Legacy).is_err());
+        }
+    }
+
+    #[test]
+    fn what_one_may_read_is_not_for_all() {
+        let private = |answer: &str, era| made_private(answer.as_bytes(), era).unwrap();
+        let read = r#"{"jsonrpc":"2.0","id":1,"result":{"contents":[],"cacheScope":"public"}}"#;
+        let kept = r#"{"jsonrpc":"2.0","id":1,"result":{"contents":[],"cacheScope":"private"}}"#;
+        assert_eq!(private(read, Era::Modern), kept);
+        let bare = r#"{"jsonrpc":"2.0","id":1,"result":{"contents":[]}}"#;
+        assert_eq!(private(bare, Era::Legacy), bare);
+        assert!(private(bare, Era::Modern).starts_with(br#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope":"private","#));
+        let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
+        assert_eq!(private(error, Era::Modern), error);
+    }
+
+    #[test]
     fn a_list_is_found_in_an_answer_to_nobody_knows_what() {
         let listed = |answer: &str| {
-            let found = filter_listed(answer.as_bytes(), &mut |_| None, Era::Legacy);
+            let found = filter_listed(answer.as_bytes(), &mut |_, _| Shown::Hidden, Era::Legacy);
             found.map(|found| found.map(|body| String::from_utf8(body.to_vec()).unwrap()))
         };
         let hidden = listed(r#"{"jsonrpc":"2.0","id":9,"result":{"tools":[{"name":"hidden"}]}}"#);
@@ -203,7 +293,7 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}"#,
         ] {
             assert!(
-                filter_tools(answer.as_bytes(), &mut |_| None, Era::Legacy).is_err(),
+                filter_list(answer.as_bytes(), Listed::Tools, &mut |_, _| Shown::Hidden, Era::Legacy).is_err(),
                 "{answer}"
             );
         }

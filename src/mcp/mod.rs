@@ -8,8 +8,13 @@ mod heads;
 mod json;
 mod lists;
 mod names;
+mod notices;
+mod params;
+mod prune;
 mod read;
+mod said;
 mod sentinel;
+mod splice;
 mod sse;
 
 pub use answer::{AnswerKind, answer_kind, error, negotiated, readdress, result};
@@ -19,7 +24,12 @@ pub use heads::{
     mirrored, notification, read_heads,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::{filter_listed, filter_tools};
-pub use read::{Message, Meta, Notification, Params, Request, Response, read};
+pub use lists::{Keep, Listed, Shown, filter_list, filter_listed, made_private};
+pub use notices::{Notice, notice};
+pub use params::{Completion, Reference, completion, listened};
+pub use prune::{prune, without};
+pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
+pub use said::{Ask, ResultType, Said, Wish, said};
 pub use sentinel::{decode_sentinel, encode_sentinel};
+pub use splice::{Place, splice};
 pub use sse::{SseFault, SseFrame, SseReader};

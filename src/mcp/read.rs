@@ -2,6 +2,8 @@
 //! The bytes are kept as they are: what is judged is what is sent.
 
 use super::json::{Bounds, Fault, Fields, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
+use super::params;
+use super::splice::Place;
 use crate::domain::{MessageId, Reason};
 use bytes::Bytes;
 
@@ -32,8 +34,18 @@ pub struct Notification {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     pub id: MessageId,
+    pub id_at: Place,
+    /// The task that `result._meta` says it belongs to.
+    pub related_task: Option<Token>,
     pub is_error: bool,
     pub body: Bytes,
+}
+
+/// A text that means something to a server alone, and where it stands in the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    pub text: String,
+    pub at: Place,
 }
 
 /// The parameters that authority, era or ownership are read from. The rest stays in the body unread.
@@ -45,9 +57,24 @@ pub struct Params {
     pub arguments: Option<Bytes>,
     /// The version that `initialize` proposes.
     pub protocol_version: Option<String>,
-    pub cursor: Option<String>,
+    pub cursor: Option<Token>,
     pub uri: Option<String>,
-    pub task_id: Option<String>,
+    pub task_id: Option<Token>,
+    /// What a retry brings back, and the answers it brings.
+    pub request_state: Option<Token>,
+    pub input_responses: bool,
+    /// Whether the call asks to be carried out as a task.
+    pub as_task: bool,
+    /// What `initialize` says the client can do.
+    pub capabilities: Option<Place>,
+    /// `ref`, `argument` and `context` of a completion, as they stand in the body.
+    pub reference: Option<Bytes>,
+    pub argument: Option<Bytes>,
+    pub context: Option<Bytes>,
+    /// What a stream is asked to tell of.
+    pub notifications: Option<Bytes>,
+    /// The tasks among it.
+    pub listened_tasks: Vec<Token>,
     /// The request that a `notifications/cancelled` means.
     pub request_id: Option<MessageId>,
     pub meta: Option<Meta>,
@@ -57,8 +84,10 @@ pub struct Params {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
     pub protocol_version: Option<String>,
-    /// Whether the object `clientCapabilities` is there.
-    pub client_capabilities: bool,
+    /// The object `clientCapabilities`, if it is there.
+    pub client_capabilities: Option<Place>,
+    /// The task that the message says it belongs to.
+    pub related_task: Option<Token>,
     pub traceparent: Option<String>,
 }
 
@@ -103,8 +132,7 @@ impl Request {
 
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
 
-/// The first six are all that `tools/call` may have.
-const PARAMS: [&str; 12] = [
+const PARAMS: [&str; 17] = [
     "name",
     "arguments",
     "_meta",
@@ -117,10 +145,14 @@ const PARAMS: [&str; 12] = [
     "taskId",
     "requestId",
     "ref",
+    "argument",
+    "context",
+    "level",
+    "notifications",
+    "capabilities",
 ];
-const CALL_PARAMS: usize = 6;
 
-const META: [&str; 7] = [
+const META: [&str; 8] = [
     "io.modelcontextprotocol/protocolVersion",
     "io.modelcontextprotocol/clientCapabilities",
     "traceparent",
@@ -128,10 +160,14 @@ const META: [&str; 7] = [
     "io.modelcontextprotocol/clientInfo",
     "io.modelcontextprotocol/logLevel",
     "tracestate",
+    RELATED_TASK,
 ];
+const RELATED_TASK: &str = "io.modelcontextprotocol/related-task";
 
 /// Longest string and largest whole number that all parsers keep as an id.
 const MAX_ID_BYTES: usize = 256;
+/// The id of a server's request is the server's own with everything it is bound to.
+const MAX_ANSWERED_ID_BYTES: usize = 1024;
 const MAX_ID: u64 = (1 << 53) - 1;
 
 /// Reads a whole body. Nothing that two parsers could read differently comes through.
@@ -165,9 +201,11 @@ impl Seen {
 
 /// Where things stand in `params`, before it is known what they mean.
 struct Inside {
-    fields: Fields<12>,
+    fields: Fields<17>,
     stranger: Option<String>,
-    meta: Option<Fields<7>>,
+    meta: Option<Fields<8>>,
+    related_task: Option<Span>,
+    listened_tasks: Vec<Span>,
 }
 
 fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, Fault> {
@@ -182,6 +220,7 @@ fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, 
         }
     }
     let mut inside = None;
+    let mut related_task = None;
     let fields = scan.fields(0, &ENVELOPE, |scan, index, depth| match ENVELOPE[index] {
         "id" => {
             let span = scan.value(depth)?;
@@ -196,6 +235,15 @@ fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, 
             inside = Some(params);
             Ok(span)
         }
+        "result" if scan.peek() == Some(b'{') => {
+            let start = scan.here();
+            scan.fields(depth, &["_meta"], |scan, _, depth| {
+                let (span, _, related) = meta(scan, depth)?;
+                related_task = related;
+                Ok(span)
+            })?;
+            Ok(scan.since(start, Kind::Object))
+        }
         _ => scan.value(depth),
     })?;
     if let Some(stranger) = &fields.stranger {
@@ -204,34 +252,80 @@ fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, 
         return Err(invalid(detail));
     }
     scan.close()?;
-    message(body, fields.spans, inside)
+    message(body, fields.spans, inside, related_task)
 }
 
 fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
     let start = scan.here();
-    let mut meta = None;
+    let (mut fields_of_meta, mut related_task) = (None, None);
+    let mut listened_tasks = Vec::new();
     let fields = scan.fields(depth, &PARAMS, |scan, index, depth| {
-        if PARAMS[index] != "_meta" || scan.peek() != Some(b'{') {
+        if PARAMS[index] == "notifications" && scan.peek() == Some(b'{') {
+            return listened(scan, depth, &mut listened_tasks);
+        }
+        if PARAMS[index] != "_meta" {
             return scan.value(depth);
         }
-        let start = scan.here();
-        meta = Some(scan.fields(depth, &META, |scan, _, depth| scan.value(depth))?);
-        Ok(scan.since(start, Kind::Object))
+        let (span, fields, related) = meta(scan, depth)?;
+        (fields_of_meta, related_task) = (fields, related);
+        Ok(span)
     })?;
     let stranger = fields.stranger.as_ref().map(|name| scan.name(name).to_owned());
     let span = scan.since(start, Kind::Object);
-    Ok((span, Inside { fields, stranger, meta }))
+    let inside = Inside {
+        fields,
+        stranger,
+        meta: fields_of_meta,
+        related_task,
+        listened_tasks,
+    };
+    Ok((span, inside))
 }
 
-fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>) -> Result<Message, Fault> {
+/// What a stream is asked to tell of, and the tasks among it.
+fn listened(scan: &mut Scan<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<Span, Fault> {
+    let start = scan.here();
+    scan.fields(depth, &["taskIds"], |scan, _, depth| {
+        if scan.peek() != Some(b'[') {
+            return Err(bad_params("`taskIds` is not an array"));
+        }
+        let start = scan.here();
+        scan.array(depth, &mut |scan, depth| {
+            tasks.push(scan.value(depth)?);
+            Ok(())
+        })?;
+        Ok(scan.since(start, Kind::Array))
+    })?;
+    Ok(scan.since(start, Kind::Object))
+}
+
+/// `_meta`, if it is an object, with the id of the task it relates to.
+fn meta(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Option<Fields<8>>, Option<Span>), Fault> {
+    if scan.peek() != Some(b'{') {
+        return Ok((scan.value(depth)?, None, None));
+    }
+    let start = scan.here();
+    let mut related_task = None;
+    let fields = scan.fields(depth, &META, |scan, index, depth| {
+        if META[index] != RELATED_TASK || scan.peek() != Some(b'{') {
+            return scan.value(depth);
+        }
+        let start = scan.here();
+        related_task = scan.fields(depth, &["taskId"], |scan, _, depth| scan.value(depth))?.spans[0];
+        Ok(scan.since(start, Kind::Object))
+    })?;
+    Ok((scan.since(start, Kind::Object), Some(fields), related_task))
+}
+
+fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, related_task: Option<Span>) -> Result<Message, Fault> {
     let [jsonrpc, id, method, params, result, error] = spans;
     if jsonrpc.is_none_or(|span| &body[span.range()] != b"\"2.0\"") {
         return Err(invalid("`jsonrpc` is not \"2.0\""));
     }
-    let id = id.map(|span| message_id(body, span)).transpose()?;
     let Some(method) = method else {
-        return response(body, id, params, result, error).map(Message::Response);
+        return response(body, id, related_task, params, result, error).map(Message::Response);
     };
+    let id = id.map(|span| message_id(body, span)).transpose()?;
     if result.is_some() || error.is_some() {
         return Err(invalid("a message with a method and a result or error"));
     }
@@ -247,8 +341,10 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>) -> Re
         return Err(invalid(format!("{} needs an id", quoted(&method))));
     }
     let params = match (params, inside) {
-        (None, _) if method == "tools/call" => return Err(bad_params("`name` is missing")),
-        (None, _) => None,
+        (None, _) => match params::needed(&method).first() {
+            Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
+            None => None,
+        },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
         (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
     };
@@ -266,7 +362,8 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>) -> Re
 
 fn response(
     body: &Bytes,
-    id: Option<MessageId>,
+    id: Option<Span>,
+    related_task: Option<Span>,
     params: Option<Span>,
     result: Option<Span>,
     error: Option<Span>,
@@ -277,8 +374,11 @@ fn response(
     if result.is_some() == error.is_some() {
         return Err(invalid("a message that is neither request, notification nor response"));
     }
+    let id = id.ok_or_else(|| invalid("a response without an id"))?;
     Ok(Response {
-        id: id.ok_or_else(|| invalid("a response without an id"))?,
+        id: bounded_id(body, id, MAX_ANSWERED_ID_BYTES)?,
+        id_at: id.into(),
+        related_task: token(body, "taskId", related_task)?,
         is_error: error.is_some(),
         body: body.clone(),
     })
@@ -299,52 +399,86 @@ impl Params {
             uri,
             task_id,
             request_id,
-            _,
+            reference,
+            argument,
+            context,
+            level,
+            notifications,
+            capabilities,
         ] = spans;
         let name = text(body, "name", name)?;
-        if method == "tools/call" {
-            only_call_params(&spans, inside.stranger)?;
-            if name.is_none() {
-                return Err(bad_params("`name` is missing"));
-            }
-        }
-        object("inputResponses", responses)?;
-        text(body, "requestState", state)?;
-        object("task", task)?;
+        only_known(method, &spans, inside.stranger)?;
+        text(body, "level", level)?;
+        let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
+        let capabilities = match method {
+            "initialize" => object("capabilities", capabilities)?.map(Place::from),
+            _ => None,
+        };
+        let listened = inside
+            .listened_tasks
+            .into_iter()
+            .map(|span| token(body, "taskIds", Some(span)));
+        let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
         object("_meta", meta)?;
         Ok(Self {
             name,
-            arguments: object("arguments", arguments)?.map(|span| body.slice(span.range())),
+            arguments: piece("arguments", arguments)?,
+            reference: piece("ref", reference)?,
+            argument: piece("argument", argument)?,
+            context: piece("context", context)?,
+            notifications: piece("notifications", notifications)?,
             protocol_version: text(body, "protocolVersion", version)?,
-            cursor: text(body, "cursor", cursor)?,
+            cursor: token(body, "cursor", cursor)?,
             uri: text(body, "uri", uri)?,
-            task_id: text(body, "taskId", task_id)?,
+            task_id: token(body, "taskId", task_id)?,
+            request_state: token(body, "requestState", state)?,
+            input_responses: object("inputResponses", responses)?.is_some(),
+            as_task: object("task", task)?.is_some(),
+            capabilities,
+            listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
-            meta: inside.meta.map(|meta| Meta::read(body, &meta)).transpose()?,
+            meta: inside
+                .meta
+                .map(|meta| Meta::read(body, &meta, inside.related_task))
+                .transpose()?,
         })
     }
 }
 
 impl Meta {
-    fn read(body: &Bytes, fields: &Fields<7>) -> Result<Self, Fault> {
+    fn read(body: &Bytes, fields: &Fields<8>, related_task: Option<Span>) -> Result<Self, Fault> {
         let [version, capabilities, traceparent, ..] = fields.spans;
         Ok(Self {
             protocol_version: text(body, META[0], version)?,
-            client_capabilities: object(META[1], capabilities)?.is_some(),
+            client_capabilities: object(META[1], capabilities)?.map(Place::from),
+            related_task: token(body, "taskId", related_task)?,
             traceparent: text(body, META[2], traceparent)?,
         })
     }
 }
 
-fn only_call_params(spans: &[Option<Span>; 12], stranger: Option<String>) -> Result<(), Fault> {
-    let known = PARAMS.iter().zip(spans).skip(CALL_PARAMS);
-    let known = known.filter(|(_, span)| span.is_some()).map(|(name, _)| (*name).to_owned());
-    match stranger.or_else(|| known.into_iter().next()) {
+/// Nothing beside what the method takes, and all that it needs.
+fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>) -> Result<(), Fault> {
+    let given = || {
+        PARAMS
+            .iter()
+            .zip(spans)
+            .filter(|(_, span)| span.is_some())
+            .map(|(name, _)| *name)
+    };
+    if let Some(allowed) = params::allowed(method) {
+        let unasked = given().find(|name| !allowed.contains(name)).map(str::to_owned);
+        if let Some(name) = stranger.or(unasked) {
+            let detail = format!("{} does not belong into the parameters of `{method}`", quoted(&name));
+            return Err(bad_params(detail));
+        }
+    }
+    match params::needed(method)
+        .iter()
+        .find(|needed| !given().any(|name| name == **needed))
+    {
+        Some(missing) => Err(bad_params(format!("`{missing}` is missing"))),
         None => Ok(()),
-        Some(name) => Err(bad_params(format!(
-            "{} does not belong into the parameters of `tools/call`",
-            quoted(&name)
-        ))),
     }
 }
 
@@ -356,6 +490,11 @@ fn text(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<String>, 
     }
 }
 
+fn token(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<Token>, Fault> {
+    let text = text(body, name, span)?;
+    Ok(text.zip(span).map(|(text, span)| Token { text, at: span.into() }))
+}
+
 fn object(name: &str, span: Option<Span>) -> Result<Option<Span>, Fault> {
     match span {
         Some(span) if span.kind != Kind::Object => Err(bad_params(format!("`{name}` is not an object"))),
@@ -365,9 +504,13 @@ fn object(name: &str, span: Option<Span>) -> Result<Option<Span>, Fault> {
 
 /// A string, or an integer that every parser reads alike.
 fn message_id(body: &Bytes, span: Span) -> Result<MessageId, Fault> {
+    bounded_id(body, span, MAX_ID_BYTES)
+}
+
+fn bounded_id(body: &Bytes, span: Span, most: usize) -> Result<MessageId, Fault> {
     let written = std::str::from_utf8(&body[span.range()]).unwrap_or_default();
     match span.kind {
-        Kind::Text(_) if written.len() > MAX_ID_BYTES => return Err(invalid(format!("an id longer than {MAX_ID_BYTES} bytes"))),
+        Kind::Text(_) if written.len() > most => return Err(invalid(format!("an id longer than {most} bytes"))),
         Kind::Number(true) if written != "-0" => {
             let digits = written.strip_prefix('-').unwrap_or(written);
             if !digits.parse::<u64>().is_ok_and(|number| number <= MAX_ID) {

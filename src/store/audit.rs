@@ -20,6 +20,9 @@ pub struct AuditFilter {
     pub user: Option<String>,
     pub server: Option<String>,
     pub tool: Option<String>,
+    /// A URI or a prompt.
+    pub target: Option<String>,
+    pub method: Option<String>,
     pub decision: Option<Decided>,
     pub reason: Option<String>,
     pub request: Option<RequestId>,
@@ -86,6 +89,8 @@ pub struct AuditRow {
     pub server: Option<String>,
     pub method: Option<String>,
     pub tool: Option<String>,
+    /// What else was acted upon: a URI, a prompt, what a stream was asked to tell of.
+    pub target: Option<String>,
     pub policies: Vec<PolicyId>,
     pub errors: Vec<String>,
     pub scopes: Vec<Scope>,
@@ -170,6 +175,8 @@ impl AuditFilter {
             user: None,
             server: None,
             tool: None,
+            target: None,
+            method: None,
             decision: None,
             reason: None,
             request: None,
@@ -190,7 +197,13 @@ impl AuditFilter {
         }
         let texts = [
             (" AND d.server_name = ?", &self.server),
-            (" AND d.tool_name = ?", &self.tool),
+            // a prompt may have the name of a tool
+            (
+                " AND d.tool_name = ? AND d.method NOT IN ('prompts/get', 'completion/complete')",
+                &self.tool,
+            ),
+            (" AND d.tool_name = ? AND d.method <> 'tools/call'", &self.target),
+            (" AND d.method = ?", &self.method),
             (" AND d.reason = ?", &self.reason),
         ];
         for (part, text) in texts {
@@ -485,6 +498,7 @@ impl AuditRow {
             server: None,
             method: None,
             tool: None,
+            target: None,
             policies: Vec::new(),
             errors: Vec::new(),
             scopes: Vec::new(),
@@ -519,6 +533,7 @@ impl AuditRow {
             server: decision.server.map(|server| server.to_string()),
             method: Some(decision.method),
             tool: decision.tool,
+            target: decision.target,
             policies: decision.policies,
             errors: decision.errors,
             scopes: decision.scopes,

@@ -125,6 +125,7 @@ struct Derived {
     key: Option<String>,
     server: Option<String>,
     method: Option<String>,
+    /// Or what else was acted upon; the method tells which.
     tool: Option<String>,
     policies: Option<String>,
     policy_set: Option<Vec<u8>>,
@@ -270,7 +271,7 @@ impl Derived {
             key: who.and_then(|who| who.key.as_ref()).map(ToString::to_string),
             server: decision.server.as_ref().map(ToString::to_string),
             method: Some(decision.method.clone()),
-            tool: decision.tool.clone(),
+            tool: decision.tool.clone().or_else(|| decision.target.as_deref().map(beginning)),
             policies: Some(serde_json::json!(decision.policies).to_string()),
             policy_set: Some(decision.policy_set.as_bytes().to_vec()),
             grant_seq: grant.map(|grant| grant.seq),
@@ -296,6 +297,16 @@ impl Derived {
             .into_iter()
             .flatten()
             .all(|text| text.len() <= LONGEST && !text.contains('\0'))
+    }
+}
+
+/// As much as a column holds. The record has the rest.
+fn beginning(text: &str) -> String {
+    let longest = LONGEST - 8; // leaves room for a character that is longer than one byte
+    let fits = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= longest).last();
+    match text.len() <= LONGEST {
+        true => text.to_owned(),
+        false => text[..fits.unwrap_or(0)].to_owned(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::failed::Failed;
 use super::server::Upstream;
-use crate::transport::ClientError;
+use crate::transport::{Client, ClientError};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -29,9 +29,15 @@ pub(super) enum Media {
 
 impl Upstream {
     /// Sends one request and waits for the head of the answer. `mcp` are the fields that this message has of its own.
-    pub(super) async fn exchange(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
+    pub(super) async fn exchange(
+        &self,
+        client: &Client,
+        method: &Method,
+        mcp: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, Failed> {
         let late = || Failed::late("the server did not answer in time");
-        let sent = pin!(self.send(method, mcp, body));
+        let sent = pin!(self.send(client, method, mcp, body));
         let answer = timeout(self.patience.first_byte, sent).await.map_err(|_| late())??;
         check_head(&answer).map_err(|failed| failed.with_status(answer.status()))?;
         Ok(answer)
@@ -46,8 +52,7 @@ impl Upstream {
             .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
     }
 
-    async fn send(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
-        let client = if *method == Method::GET { &self.streams } else { &self.client };
+    async fn send(&self, client: &Client, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
         let mut tries = 1;
         loop {
             match client.send(self.request(method, mcp, body)).await {
@@ -77,6 +82,7 @@ impl Upstream {
 }
 
 /// What every request to one server begins with. No field of a message has the name of one of these.
+#[derive(Clone)]
 pub(super) struct OwnHeads {
     post: HeaderMap,
     other: HeaderMap,

@@ -1,14 +1,15 @@
 //! A cleared call on its way: sent once, answered as JSON, as a stream or with nothing, its outcome recorded however it ends.
 
+use super::asks::{self, Refusals, URL, check_result, wants_too_much};
 use super::exchange::{Media, media};
 use super::failed::Failed;
 use super::keys::UpstreamSessionId;
 use super::outcome::Open;
 use super::server::Upstream;
-use super::stream::{Expected, Frames};
+use super::stream::{Expected, Frames, said};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
-use crate::mcp::{self, AnswerKind, answer_kind, readdress};
+use crate::mcp::{self, AnswerKind, Said, answer_kind, readdress};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
@@ -31,6 +32,8 @@ pub enum Answer {
         status: StatusCode,
         body: Bytes,
         kind: AnswerKind,
+        /// What it says; nothing for an error.
+        said: Box<Said>,
         /// What `initialize` opened.
         opened: Option<Opened>,
     },
@@ -55,8 +58,15 @@ impl Upstream {
         let fields = fields(cleared.call(), &heads);
         let (call, ticket) = cleared.into_sending();
         let mut outcome = Open::new(Some(ticket));
-        match self.exchange(&http_method(call.method), &fields, &call.body).await {
-            Ok(response) => self.answer(response, &call, outcome).await,
+        let client = match call.method.is_stream() {
+            true => &self.streams,
+            false => &self.client,
+        };
+        match self.exchange(client, &http_method(call.method), &fields, &call.body).await {
+            Ok(response) => {
+                let session = heads.session.as_ref();
+                self.answer(response, &call, session, outcome).await
+            }
             Err(failed) => {
                 outcome.failed(&failed);
                 Err(failed)
@@ -64,17 +74,23 @@ impl Upstream {
         }
     }
 
-    async fn answer(&self, response: Response<Incoming>, call: &Call, mut outcome: Open) -> Result<Answer, Failed> {
+    async fn answer(
+        &self,
+        response: Response<Incoming>,
+        call: &Call,
+        session: Option<&UpstreamSessionId>,
+        mut outcome: Open,
+    ) -> Result<Answer, Failed> {
         outcome.status = Some(response.status());
         let success = response.status().is_success();
         let read = match (success, media(response.headers()), &call.id, call.method) {
-            (true, Media::Events, Some(id), Method::Initialize) => {
-                let opened = self.opened_by_stream(response, call, id, &mut outcome);
+            (true, Media::Events, Some(_), Method::Initialize) => {
+                let opened = self.opened_by_stream(response, call, &mut outcome);
                 let late = |_| Err(Failed::late("the server took too long to open a session"));
                 timeout(self.patience.first_byte, opened).await.unwrap_or_else(late)
             }
             (true, Media::Events, Some(_), _) | (true, Media::Events, None, Method::OpenStream) => {
-                return Ok(Answer::Stream(self.frames(response, call, outcome)));
+                return Ok(Answer::Stream(self.frames(response, call, session, outcome)));
             }
             _ => self.read(response, call, &mut outcome).await,
         };
@@ -84,27 +100,31 @@ impl Upstream {
         read
     }
 
-    fn frames(&self, response: Response<Incoming>, call: &Call, outcome: Open) -> Frames {
+    fn frames(&self, response: Response<Incoming>, call: &Call, session: Option<&UpstreamSessionId>, outcome: Open) -> Frames {
+        let refusals = (call.era == Era::Legacy).then(|| {
+            let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, Method::Answer, None)
+                .into_iter()
+                .collect();
+            fields_of_session(&mut fields, session);
+            Box::new(Refusals::new(self.clone(), fields))
+        });
         let expected = Expected {
             id: call.id.clone(),
             era: call.era,
+            method: call.method,
+            asks: self.asks,
+            refusals,
             max_event: self.patience.max_event,
-            idle: call.id.is_some().then_some(self.patience.idle),
+            idle: (!call.method.is_stream()).then_some(self.patience.idle),
         };
         Frames::new(response.into_body(), expected, outcome)
     }
 
     /// `initialize` streams nothing: its answer is taken out of the stream, so that the session can be sealed with its version.
-    async fn opened_by_stream(
-        &self,
-        response: Response<Incoming>,
-        call: &Call,
-        id: &MessageId,
-        outcome: &mut Open,
-    ) -> Result<Answer, Failed> {
+    async fn opened_by_stream(&self, response: Response<Incoming>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
         let status = response.status();
         let opening = Some(session_of(response.headers()));
-        let mut frames = self.frames(response, call, Open::new(None));
+        let mut frames = self.frames(response, call, None, Open::new(None));
         while let Some(piece) = frames.next().await {
             let piece = piece?;
             let (Some(kind @ (AnswerKind::Result { .. } | AnswerKind::Error { .. })), Some(body)) =
@@ -113,7 +133,7 @@ impl Upstream {
                 continue;
             };
             outcome.bytes = body.len() as u64;
-            return whole_answer(status, body, kind, id, opening, outcome);
+            return self.whole_answer(status, body, kind, call, opening, outcome);
         }
         Err(Failed::broken("the server ended its stream before it answered"))
     }
@@ -144,31 +164,42 @@ impl Upstream {
         if !status.is_success() && !matches!(kind, AnswerKind::Error { .. }) {
             return refused(status, outcome);
         }
-        whole_answer(status, body, kind, id, opening, outcome)
+        self.whole_answer(status, body, kind, call, opening, outcome)
     }
-}
 
-/// The answer in one piece, and what it opened where it answers an `initialize`.
-fn whole_answer(
-    status: StatusCode,
-    body: Bytes,
-    kind: AnswerKind,
-    id: &MessageId,
-    opening: Option<SessionField>,
-    outcome: &mut Open,
-) -> Result<Answer, Failed> {
-    let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
-    let opened = match opening {
-        Some(session) if !is_error => Some(opened(&body, session)?),
-        _ => None,
-    };
-    outcome.done(Some(is_error));
-    Ok(Answer::Json {
-        status,
-        body,
-        kind,
-        opened,
-    })
+    /// The answer in one piece, and what it opened where it answers an `initialize`.
+    fn whole_answer(
+        &self,
+        status: StatusCode,
+        body: Bytes,
+        kind: AnswerKind,
+        call: &Call,
+        opening: Option<SessionField>,
+        outcome: &mut Open,
+    ) -> Result<Answer, Failed> {
+        let nobody = MessageId::from_json(Bytes::from_static(b"null"));
+        let id = call.id.as_ref().unwrap_or(&nobody);
+        let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
+        let said = said(&kind, &body).map_err(|failed| failed.with_status(status))?;
+        if matches!(kind, AnswerKind::Result { .. }) {
+            check_result(&said, call.era, call.method, self.asks).map_err(|failed| failed.with_status(status))?;
+        }
+        if wants_too_much(&said, self.asks) {
+            return Err(asks::refused(URL).with_status(status));
+        }
+        let opened = match opening {
+            Some(session) if !is_error => Some(opened(&body, session)?),
+            _ => None,
+        };
+        outcome.done(Some(is_error));
+        Ok(Answer::Json {
+            status,
+            body,
+            kind,
+            said: Box::new(said),
+            opened,
+        })
+    }
 }
 
 /// Notifications, GET and DELETE ask for no answer: only whether they were taken.
@@ -180,7 +211,7 @@ fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answe
         return Err(Failed::broken("the server opened no event stream").with_status(status));
     }
     outcome.done(None);
-    let status = match status.is_success() && method == Method::Notification {
+    let status = match status.is_success() && matches!(method, Method::Notification | Method::Answer) {
         true => StatusCode::ACCEPTED,
         false => status,
     };
@@ -255,15 +286,33 @@ const fn http_method(method: Method) -> http::Method {
     match method {
         Method::OpenStream => http::Method::GET,
         Method::EndSession => http::Method::DELETE,
-        Method::Initialize | Method::Ping | Method::Discover | Method::ToolsList | Method::ToolsCall | Method::Notification => {
-            http::Method::POST
-        }
+        Method::Initialize
+        | Method::Ping
+        | Method::Discover
+        | Method::ToolsList
+        | Method::ToolsCall
+        | Method::ResourcesList
+        | Method::TemplatesList
+        | Method::ReadResource
+        | Method::Subscribe
+        | Method::Unsubscribe
+        | Method::PromptsList
+        | Method::GetPrompt
+        | Method::Complete
+        | Method::SetLevel
+        | Method::Listen
+        | Method::Notification
+        | Method::Answer
+        | Method::TasksGet
+        | Method::TasksResult
+        | Method::TasksUpdate
+        | Method::TasksCancel => http::Method::POST,
     }
 }
 
 /// The MCP fields of this call, written from what was judged.
 fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
-    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.tool().map(|tool| tool.as_str()))
+    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.mirrored_name())
         .into_iter()
         .collect();
     let of_arguments = heads

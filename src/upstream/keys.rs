@@ -3,6 +3,7 @@
 
 use crate::domain::{Digest, Principal, ProtocolVersion, ServerName, Timestamp};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use std::collections::BTreeMap;
@@ -66,7 +67,13 @@ pub enum SessionKeysError {
 }
 
 /// Keys by version. The highest seals; all of them open, so that a new key can be added before the old one goes.
-pub struct SessionKeys(BTreeMap<u32, RandomizedNonceKey>);
+pub struct SessionKeys(BTreeMap<u32, Keys>);
+
+/// What is made of one key: `handles` writes with the second.
+struct Keys {
+    sealing: RandomizedNonceKey,
+    handing: hmac::Key,
+}
 
 /// Begins every sealed id; another format gets another.
 const PREFIX: &str = "gs1.";
@@ -95,7 +102,7 @@ impl SessionKeys {
     pub fn random() -> Result<Self, SessionKeysError> {
         Ok(Self(BTreeMap::from([(
             1,
-            aead(&random_key()?).ok_or(SessionKeysError::Random)?,
+            Keys::of(&random_key()?).ok_or(SessionKeysError::Random)?,
         )])))
     }
 
@@ -107,6 +114,7 @@ impl SessionKeys {
         text.extend_from_slice(session.id.as_str().as_bytes());
         let bound = Aad::from(bound(*version, principal, server));
         let nonce = key
+            .sealing
             .seal_in_place_append_tag(bound, &mut text)
             .expect("AES-GCM seals a short text");
         let sealed = [&version.to_be_bytes(), nonce.as_ref().as_slice(), &text].concat();
@@ -121,12 +129,22 @@ impl SessionKeys {
         let version = u32::from_be_bytes(version.try_into().ok()?);
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let bound = Aad::from(bound(version, principal, server));
-        let text = self.0.get(&version)?.open_in_place(nonce, bound, text).ok()?;
+        let text = self.0.get(&version)?.sealing.open_in_place(nonce, bound, text).ok()?;
         let session = Session::read(text)?;
         (now < session.expires_at).then_some(session)
     }
 
-    fn parse(text: &str, file: &Path) -> Result<Self, SessionKeysError> {
+    /// The key that writes handles now, and its version.
+    pub(super) fn handing(&self) -> (u32, &hmac::Key) {
+        let (version, keys) = self.0.last_key_value().expect("there is a key");
+        (*version, &keys.handing)
+    }
+
+    pub(super) fn handed(&self, version: u32) -> Option<&hmac::Key> {
+        self.0.get(&version).map(|keys| &keys.handing)
+    }
+
+    pub(super) fn parse(text: &str, file: &Path) -> Result<Self, SessionKeysError> {
         let mut keys = BTreeMap::new();
         for (line, written) in (1..).zip(text.lines()) {
             let written = written.trim();
@@ -185,14 +203,21 @@ fn bound(version: u32, principal: &Principal, server: &ServerName) -> Vec<u8> {
     bytes
 }
 
-fn key_line(written: &str) -> Option<(u32, RandomizedNonceKey)> {
+fn key_line(written: &str) -> Option<(u32, Keys)> {
     let (version, key) = written.split_once(':')?;
     let key: [u8; 32] = STANDARD.decode(key.trim()).ok()?.try_into().ok()?;
-    Some((version.trim().parse().ok()?, aead(&key)?))
+    Some((version.trim().parse().ok()?, Keys::of(&key)?))
 }
 
-fn aead(key: &[u8; 32]) -> Option<RandomizedNonceKey> {
-    RandomizedNonceKey::new(&AES_256_GCM, key).ok()
+impl Keys {
+    /// Handles get a key of their own: no text of theirs is ever a text of a seal.
+    fn of(key: &[u8; 32]) -> Option<Self> {
+        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"guardian handles");
+        Some(Self {
+            sealing: RandomizedNonceKey::new(&AES_256_GCM, key).ok()?,
+            handing: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+        })
+    }
 }
 
 fn random_key() -> Result<[u8; 32], SessionKeysError> {

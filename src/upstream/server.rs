@@ -2,15 +2,17 @@
 
 use super::exchange::OwnHeads;
 use crate::config::{ServerConfig, UpstreamCredential};
-use crate::domain::{Era, ServerName};
+use crate::domain::{ClientRequests, Era, ServerName};
 use crate::transport::{Client, ClientError, ClientSettings};
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-/// An MCP server that calls are forwarded to.
+/// An MCP server that calls are forwarded to. Copies are the same server.
+#[derive(Clone)]
 pub struct Upstream {
     pub(super) name: ServerName,
     pub(super) endpoint: Uri,
@@ -21,7 +23,8 @@ pub struct Upstream {
     /// With the credential that this server knows Guardian by.
     pub(super) heads: OwnHeads,
     pub(super) patience: Patience,
-    eras: AtomicU8,
+    pub(super) asks: ClientRequests,
+    eras: Arc<AtomicU8>,
 }
 
 /// Bounds of one answer.
@@ -128,12 +131,18 @@ impl Upstream {
                 max_answer: config.max_answer_bytes,
                 max_event: config.max_answer_bytes.min(MAX_EVENT_BYTES),
             },
-            eras: AtomicU8::new(Eras::Unknown as u8),
+            asks: config.client_requests.iter().copied().collect(),
+            eras: Arc::new(AtomicU8::new(Eras::Unknown as u8)),
         })
     }
 
     pub fn name(&self) -> &ServerName {
         &self.name
+    }
+
+    /// What it may ask of its clients.
+    pub fn asks(&self) -> ClientRequests {
+        self.asks
     }
 
     /// What the last successful `fetch_tools` found.

@@ -7,7 +7,7 @@ use super::keys::UpstreamSessionId;
 use super::outcome::Open;
 use super::server::Upstream;
 use super::stream::{Expected, Frames};
-use crate::domain::{Era, MessageId};
+use crate::domain::{self, ClientRequests, Era, MessageId};
 use crate::mcp::{AnswerKind, answer_kind};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -37,7 +37,7 @@ impl Upstream {
         let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let id = MessageId::from_json(Bytes::from(id.to_string()));
         let response = self
-            .exchange(&Method::POST, fields, &Bytes::from(message.to_string()))
+            .exchange(&self.client, &Method::POST, fields, &Bytes::from(message.to_string()))
             .await?;
         let status = response.status();
         let session = match session_of(response.headers()) {
@@ -58,13 +58,16 @@ impl Upstream {
 
     /// Tells something that has no answer.
     pub(super) async fn tell(&self, method: &Method, fields: &HeaderMap, body: &Bytes) -> Result<(), Failed> {
-        self.exchange(method, fields, body).await.map(drop)
+        self.exchange(&self.client, method, fields, body).await.map(drop)
     }
 
     async fn answer_in(&self, response: Response<Incoming>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
         let expected = Expected {
             id: Some(id),
             era,
+            method: domain::Method::Ping,
+            asks: ClientRequests::default(),
+            refusals: None,
             max_event: self.patience.max_event,
             idle: Some(self.patience.idle),
         };

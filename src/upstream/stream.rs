@@ -1,10 +1,11 @@
 //! An event stream from a server, passed frame by frame and never held: each message is recognised, the answer ends the
 //! claim to an outcome, and a stream that breaks off before its answer ends with the reason.
 
+use super::asks::{Refusals, URL, allowed, check_result, refused, wants_too_much};
 use super::failed::Failed;
 use super::outcome::Open;
-use crate::domain::{Ending, Era, MessageId, Reason};
-use crate::mcp::{AnswerKind, SseFault, SseFrame, SseReader, answer_kind, readdress};
+use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
+use crate::mcp::{self, AnswerKind, Said, SseFault, SseFrame, SseReader, answer_kind, readdress};
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
@@ -23,6 +24,34 @@ pub struct Piece {
     pub frame: SseFrame,
     /// `None`: a comment or bare field, or an event that is no message.
     pub kind: Option<AnswerKind>,
+    /// What its message says; nothing for an error.
+    pub said: Said,
+}
+
+impl Piece {
+    fn of(frame: SseFrame, kind: AnswerKind, said: Said) -> Self {
+        Self {
+            frame,
+            kind: Some(kind),
+            said,
+        }
+    }
+
+    fn bare(frame: SseFrame) -> Self {
+        Self {
+            frame,
+            kind: None,
+            said: Said::default(),
+        }
+    }
+
+    /// In place of what is not passed on: a comment, which still keeps the connection alive.
+    fn withheld() -> Self {
+        Self::bare(SseFrame {
+            raw: Bytes::from_static(b":\n\n"),
+            ..SseFrame::default()
+        })
+    }
 }
 
 /// What is expected of a stream.
@@ -30,6 +59,10 @@ pub(super) struct Expected {
     /// The request to be answered; `None` for the server's own stream of a legacy session.
     pub id: Option<MessageId>,
     pub era: Era,
+    pub method: Method,
+    /// What the server may ask of the client; it is told of what it may not.
+    pub asks: ClientRequests,
+    pub refusals: Option<Box<Refusals>>,
     pub max_event: usize,
     /// Between two frames; `None` where nothing is pending.
     pub idle: Option<Duration>,
@@ -92,6 +125,9 @@ impl Frames {
             self.revoked = None;
             return Poll::Ready(self.revoke());
         }
+        if let Some(refusals) = &mut self.expected.refusals {
+            refusals.poll(context);
+        }
         loop {
             if self.ended {
                 return Poll::Ready(None);
@@ -137,28 +173,32 @@ impl Frames {
     fn judge(&mut self, frame: SseFrame) -> Option<Result<Piece, Failed>> {
         self.resumable |= frame.id.is_some();
         let Some(data) = frame.data.clone().filter(|data| !data.is_empty()) else {
-            return Some(Ok(Piece { frame, kind: None }));
+            return Some(Ok(Piece::bare(frame)));
         };
-        // Clients read no event of another type; as a comment it still keeps the connection alive.
+        // Clients read no event of another type.
         if frame
             .event
             .as_ref()
             .is_some_and(|event| event != "message" && !event.is_empty())
         {
-            let raw = Bytes::from_static(b":\n\n");
-            let frame = SseFrame {
-                raw,
-                ..SseFrame::default()
-            };
-            return Some(Ok(Piece { frame, kind: None }));
+            return Some(Ok(Piece::withheld()));
         }
         let Some(id) = self.expected.id.clone() else {
             return self.judge_unasked(frame, &data);
         };
         let kind = answer_kind(&data, &id);
+        let said = match said(&kind, &data) {
+            Ok(said) => said,
+            Err(failed) if self.answered => {
+                tracing::debug!(%failed, "cut off behind the answer");
+                self.ended = true;
+                return None;
+            }
+            Err(failed) => return self.fail(failed),
+        };
         match &kind {
-            AnswerKind::ServerNotification => Some(Ok(Piece { frame, kind: Some(kind) })),
-            AnswerKind::ServerRequest if self.expected.era == Era::Legacy => Some(Ok(Piece { frame, kind: Some(kind) })),
+            AnswerKind::ServerNotification => Some(Ok(self.note(frame, said))),
+            AnswerKind::ServerRequest if self.expected.era == Era::Legacy => Some(Ok(self.ask(frame, &data, said))),
             // The answer has been passed on; what comes after it is cut off without a word.
             _ if self.answered => {
                 self.ended = true;
@@ -166,11 +206,15 @@ impl Frames {
             }
             AnswerKind::Result { is_error } => {
                 let is_error = *is_error;
-                self.answer(frame, kind, is_error)
+                match check_result(&said, self.expected.era, self.expected.method, self.expected.asks) {
+                    Ok(()) => self.answer(Piece::of(frame, kind, said), is_error),
+                    Err(failed) => self.fail(failed),
+                }
             }
-            AnswerKind::Error { addressed: true, .. } => self.answer(frame, kind, true),
+            AnswerKind::Error { .. } if wants_too_much(&said, self.expected.asks) => self.fail(refused(URL)),
+            AnswerKind::Error { addressed: true, .. } => self.answer(Piece::of(frame, kind, said), true),
             AnswerKind::Error { addressed: false, .. } => match readdress(&data, &id) {
-                Ok(data) => self.answer(event(data), kind, true),
+                Ok(data) => self.answer(Piece::of(event(data), kind, said), true),
                 Err(fault) => self.fail(Failed::broken(fault.detail)),
             },
             AnswerKind::ServerRequest => self.fail(Failed::broken(
@@ -187,16 +231,50 @@ impl Frames {
     /// On the server's own stream: everything that is a message, answers to earlier requests of a resumed stream too.
     fn judge_unasked(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<Piece, Failed>> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-        match answer_kind(data, &nobody) {
+        let kind = answer_kind(data, &nobody);
+        let said = match said(&kind, data) {
+            Ok(said) => said,
+            Err(failed) => return self.fail(failed),
+        };
+        match kind {
             AnswerKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
-            kind => Some(Ok(Piece { frame, kind: Some(kind) })),
+            AnswerKind::ServerRequest => Some(Ok(self.ask(frame, data, said))),
+            AnswerKind::ServerNotification => Some(Ok(self.note(frame, said))),
+            _ if wants_too_much(&said, self.expected.asks) => {
+                self.outcome.asked(URL, false);
+                Some(Ok(Piece::withheld()))
+            }
+            kind => Some(Ok(Piece::of(frame, kind, said))),
         }
     }
 
-    fn answer(&mut self, frame: SseFrame, kind: AnswerKind, is_error: bool) -> Option<Result<Piece, Failed>> {
+    /// A request to the client: passed on if it is allowed, else answered for it.
+    fn ask(&mut self, frame: SseFrame, data: &[u8], said: Said) -> Piece {
+        let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
+        said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
+        if may {
+            return Piece::of(frame, AnswerKind::ServerRequest, said);
+        }
+        if let (Some(refusals), Some(id)) = (&mut self.expected.refusals, said.id) {
+            refusals.send(id.text(data));
+        }
+        Piece::withheld()
+    }
+
+    /// A notification that asks for what is not allowed, as that of a task can, is not passed on.
+    fn note(&mut self, frame: SseFrame, said: Said) -> Piece {
+        let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
+        said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
+        match may {
+            true => Piece::of(frame, AnswerKind::ServerNotification, said),
+            false => Piece::withheld(),
+        }
+    }
+
+    fn answer(&mut self, piece: Piece, is_error: bool) -> Option<Result<Piece, Failed>> {
         self.answered = true;
         self.outcome.done(Some(is_error));
-        Some(Ok(Piece { frame, kind: Some(kind) }))
+        Some(Ok(piece))
     }
 
     fn end_of_stream(&mut self) -> Option<Result<Piece, Failed>> {
@@ -245,6 +323,19 @@ impl Frames {
         self.outcome.close(Ending::Revoked, Some(detail.to_owned()), None);
         let failed = Failed::after_sending(Reason::GrantRevoked, detail);
         (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
+    }
+}
+
+/// What is in a message that can hold something.
+pub(super) fn said(kind: &AnswerKind, data: &[u8]) -> Result<Said, Failed> {
+    match kind {
+        AnswerKind::Malformed(_) => Ok(Said::default()),
+        AnswerKind::Result { .. }
+        | AnswerKind::Error { .. }
+        | AnswerKind::NotOurs
+        | AnswerKind::ServerRequest
+        | AnswerKind::ServerNotification => mcp::said(data)
+            .map_err(|fault| Failed::broken(format!("the server sent a message that cannot be read: {}", fault.detail))),
     }
 }
 

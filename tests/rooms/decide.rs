@@ -5,4 +5,5 @@ mod model;
 mod order;
 mod random;
 mod starter;
+mod wares;
 pub mod world;

@@ -100,6 +100,7 @@ fn full(number: u128) -> Decision {
         server: None,
         method: awkward.clone(),
         tool: Some(awkward.clone()),
+        target: Some(awkward.clone()),
         decision: Decided::Allow,
         reason: "permitted".to_owned(),
         detail: Some(awkward.clone()),

@@ -37,3 +37,7 @@ mod threats;
 mod readings;
 
 mod eras;
+
+mod params;
+
+mod suite;

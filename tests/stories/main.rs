@@ -8,7 +8,9 @@ mod support;
 
 mod attacks;
 mod clients;
+mod conversation;
 mod errors;
+mod handles;
 mod identity;
 mod isolation;
 mod journal;
@@ -17,10 +19,13 @@ mod limits;
 mod matrix;
 mod protocol;
 mod real_clients;
+mod replicas;
 mod revocation;
 mod signing_in;
 mod streams;
+mod tasks;
 mod verdicts;
+mod wares;
 
 use support::upstream::Upstream;
 use support::world::World;
@@ -42,13 +47,18 @@ async fn ana(world: &mut World) -> String {
 /// The text of the stories, so that a table may name one and be held to it.
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
+    include_str!("conversation.rs"),
+    include_str!("handles.rs"),
     include_str!("identity.rs"),
     include_str!("isolation.rs"),
     include_str!("journal.rs"),
     include_str!("lifecycle.rs"),
     include_str!("limits.rs"),
     include_str!("protocol.rs"),
+    include_str!("replicas.rs"),
     include_str!("revocation.rs"),
     include_str!("streams.rs"),
+    include_str!("tasks.rs"),
     include_str!("verdicts.rs"),
+    include_str!("wares.rs"),
 ];

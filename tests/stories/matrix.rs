@@ -10,6 +10,7 @@ use crate::support::ports::free_port;
 use crate::support::upstream::{Fault, Upstream};
 use crate::support::wait::eventually;
 use crate::support::world::{POLICIES, World};
+use crate::wares::WARES;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use neural_guardian::domain::Reason;
@@ -30,6 +31,15 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::DefinitionChanged, "a_changed_tool_definition_is_refused_until_pinned"),
     (Reason::AuditUnavailable, "a_journal_that_cannot_write_refuses_every_call"),
     (Reason::CredentialRevoked, "tokens_issued_before_a_revocation_are_refused"),
+    (
+        Reason::ClientRequestRefused,
+        "an_answer_that_asks_for_what_it_may_not_ends_the_call",
+    ),
+    (Reason::UnknownAnswer, "only_the_one_who_was_asked_answers_and_once"),
+    (Reason::UnknownCursor, "a_cursor_goes_on_for_the_one_it_was_given_to"),
+    (Reason::UnknownState, "a_call_that_needs_more_is_repeated_with_it"),
+    (Reason::UnknownTask, "a_task_of_the_old_era_is_its_callers"),
+    (Reason::UnknownTarget, "a_refused_resource_is_told_as_the_operator_wants"),
 ];
 
 /// Reasons nobody can bring about from outside, and why.
@@ -141,7 +151,7 @@ impl Scene {
         world.server("silent", &self.silent.url, "first_byte_timeout = '1s'");
         let errs = "@id(\"overflows\") forbid (principal, action == Guardian::Action::\"files/add\", resource)\n\
                     when { context.input.a + 9223372036854775807 > 0 };";
-        world.policies(&format!("{POLICIES}\n{errs}"));
+        world.policies(&format!("{POLICIES}\n{WARES}\n{errs}"));
         self.broken.fault("echo", Fault::Status(500));
         self.silent.fault("echo", Fault::Hang);
     }
@@ -218,10 +228,10 @@ impl Scene {
             let verdicts = asks(client).await;
             let same = verdicts.iter().all(|(_, verdict)| *verdict == verdicts[0].1);
             match same {
-                true => writeln!(text, "    {:<36} {}", "whatever it asks", verdicts[0].1).unwrap(),
+                true => writeln!(text, "    {:<40} {}", "whatever it asks", verdicts[0].1).unwrap(),
                 false => verdicts
                     .iter()
-                    .for_each(|(ask, verdict)| writeln!(text, "    {ask:<36} {verdict}").unwrap()),
+                    .for_each(|(ask, verdict)| writeln!(text, "    {ask:<40} {verdict}").unwrap()),
             }
         }
         text
@@ -451,6 +461,21 @@ impl Scene {
         headers.insert("mcp-name", HeaderValue::from_static("read_file"));
         let reply = modern.send("POST", headers, echo(&modern).to_string().into()).await.unwrap();
         say("with a header that names another tool", Answer::read(reply).await.unwrap());
+        let secret = json!({ "notifications": { "resourceSubscriptions": ["notes://a/1", "notes://secret/1"] } });
+        say(
+            "listening to a resource that may not be read",
+            modern.ask("subscriptions/listen", secret).await,
+        );
+        say(
+            "setting a level that is a matter of each request now",
+            modern.ask("logging/setLevel", json!({ "level": "debug" })).await,
+        );
+        say(
+            "reading a resource with a parameter nobody knows",
+            modern
+                .ask("resources/read", json!({ "uri": "notes://a/1", "as": "root" }))
+                .await,
+        );
         text
     }
 }
@@ -458,8 +483,15 @@ impl Scene {
 /// What every caller asks, in its own words, and what it hears.
 async fn asks(mut client: Client) -> Vec<(String, String)> {
     let mut verdicts = vec![("initialize".to_owned(), client.handshake().await.verdict())];
-    let listed = client.ask("tools/list", json!({})).await;
-    verdicts.push(("tools/list".to_owned(), shown(&listed)));
+    for (list, member, name) in [
+        ("tools/list", "tools", "name"),
+        ("resources/list", "resources", "uri"),
+        ("resources/templates/list", "resourceTemplates", "uriTemplate"),
+        ("prompts/list", "prompts", "name"),
+    ] {
+        let listed = client.ask(list, json!({})).await;
+        verdicts.push((list.to_owned(), shown(&listed, member, name)));
+    }
     for (tool, arguments) in [
         ("echo", json!({ "text": "hi" })),
         ("read_file", json!({ "path": "/srv/a" })),
@@ -481,15 +513,68 @@ async fn asks(mut client: Client) -> Vec<(String, String)> {
             client.call(tool, arguments).await.verdict(),
         ));
     }
+    let of_prompt =
+        |name: &str| json!({ "ref": { "type": "ref/prompt", "name": name }, "argument": { "name": "who", "value": "" } });
+    let of_template =
+        json!({ "ref": { "type": "ref/resource", "uri": "notes://a/{number}" }, "argument": { "name": "number", "value": "" } });
+    for (ask, method, params) in [
+        (
+            "resources/read notes://a/1",
+            "resources/read",
+            json!({ "uri": "notes://a/1" }),
+        ),
+        (
+            "resources/read notes://secret/1",
+            "resources/read",
+            json!({ "uri": "notes://secret/1" }),
+        ),
+        (
+            "resources/read notes://a/../b",
+            "resources/read",
+            json!({ "uri": "notes://a/../b" }),
+        ),
+        (
+            "resources/subscribe notes://a/1",
+            "resources/subscribe",
+            json!({ "uri": "notes://a/1" }),
+        ),
+        (
+            "resources/subscribe notes://secret/1",
+            "resources/subscribe",
+            json!({ "uri": "notes://secret/1" }),
+        ),
+        (
+            "resources/unsubscribe notes://secret/1",
+            "resources/unsubscribe",
+            json!({ "uri": "notes://secret/1" }),
+        ),
+        ("prompts/get greet", "prompts/get", json!({ "name": "greet" })),
+        (
+            "prompts/get deploy prod",
+            "prompts/get",
+            json!({ "name": "deploy", "arguments": { "env": "prod" } }),
+        ),
+        (
+            "prompts/get deploy staging",
+            "prompts/get",
+            json!({ "name": "deploy", "arguments": { "env": "staging" } }),
+        ),
+        ("completion of prompt greet", "completion/complete", of_prompt("greet")),
+        ("completion of notes://a/{number}", "completion/complete", of_template),
+        ("logging/setLevel debug", "logging/setLevel", json!({ "level": "debug" })),
+        ("subscriptions/listen", "subscriptions/listen", json!({ "notifications": {} })),
+    ] {
+        verdicts.push((ask.to_owned(), client.ask(method, params).await.verdict()));
+    }
     verdicts
 }
 
-fn shown(listed: &Answer) -> String {
-    match listed.message["result"]["tools"].as_array() {
+fn shown(listed: &Answer, member: &str, name: &str) -> String {
+    match listed.message["result"][member].as_array() {
         None => listed.verdict(),
-        Some(tools) if tools.is_empty() => "allowed: no tool".into(),
-        Some(tools) => {
-            let names: Vec<&str> = tools.iter().map(|tool| tool["name"].as_str().unwrap()).collect();
+        Some(items) if items.is_empty() => "allowed: nothing".into(),
+        Some(items) => {
+            let names: Vec<&str> = items.iter().map(|item| item[name].as_str().unwrap()).collect();
             format!("allowed: {}", names.join(", "))
         }
     }

@@ -98,6 +98,17 @@ impl Client {
         tools.iter().map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// The same client on a connection of its own.
+    pub fn alike(&self) -> Client {
+        let mut other = Client::new(self.address.clone(), "");
+        other.path.clone_from(&self.path);
+        other.version = self.version;
+        other.session.clone_from(&self.session);
+        other.headers = self.headers.clone();
+        other.next_id.store(1_000, Ordering::Relaxed);
+        other
+    }
+
     /// A request with the next id, and the answer to it.
     pub async fn ask(&self, method: &str, params: Value) -> Answer {
         self.post(&self.request(method, params)).await
@@ -131,8 +142,14 @@ impl Client {
         if self.version == MODERN {
             let mirrored = |text: &Value| HeaderValue::from_str(text.as_str().unwrap_or_default()).unwrap();
             headers.insert("mcp-method", mirrored(&message["method"]));
-            if message["method"] == "tools/call" {
-                headers.insert("mcp-name", mirrored(&message["params"]["name"]));
+            let named = match message["method"].as_str().unwrap_or_default() {
+                "tools/call" | "prompts/get" => Some("name"),
+                "resources/read" => Some("uri"),
+                "tasks/get" | "tasks/update" | "tasks/cancel" => Some("taskId"),
+                _ => None,
+            };
+            if let Some(member) = named {
+                headers.insert("mcp-name", mirrored(&message["params"][member]));
             }
         }
         self.send("POST", headers, message.to_string().into()).await

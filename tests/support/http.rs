@@ -174,6 +174,16 @@ impl Reply {
         Ok(String::from_utf8_lossy(&self.unread).into_owned())
     }
 
+    /// The next bytes as they come; `None` at the end.
+    pub async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        while let Some(frame) = soon("the next bytes", self.body.frame()).await {
+            if let Ok(data) = frame.map_err(io::Error::other)?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
     /// The data of the next server-sent event that has any; `None` at the end of the stream.
     pub async fn event(&mut self) -> io::Result<Option<String>> {
         loop {

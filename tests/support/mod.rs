@@ -17,6 +17,7 @@ pub mod server;
 pub mod stores;
 pub mod upstream;
 pub mod wait;
+pub mod wares;
 pub mod world;
 
 /// Tells the same story on the embedded store and on Postgres.

@@ -3,6 +3,7 @@
 use super::certificates::{Authority, server_tls};
 use super::server::{Answering, Body, serve};
 use super::wait::{LONGEST, soon};
+use super::wares;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
@@ -62,6 +63,17 @@ pub enum Eras {
 }
 
 type OnCall = Box<dyn Fn(&Received) + Send>;
+type Script = Box<dyn Fn(&Received) -> Option<Scripted> + Send>;
+
+/// What a story has the server answer.
+pub enum Scripted {
+    /// The result, or with `jsonrpc` a whole message.
+    Json(Value),
+    /// Events, for as long as the sender lasts.
+    Stream(mpsc::Receiver<io::Result<Bytes>>),
+    /// Events that are there at once.
+    Events(Vec<Value>),
+}
 
 struct State {
     eras: Eras,
@@ -74,6 +86,8 @@ struct State {
     /// Sessions ever begun: no name is used twice.
     begun: AtomicUsize,
     on_call: Mutex<Option<OnCall>>,
+    script: Mutex<Option<Script>>,
+    seen: watch::Sender<usize>,
     /// What the server's own stream will give.
     own_stream: Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>,
 }
@@ -111,6 +125,8 @@ impl Upstream {
             sessions: Mutex::default(),
             begun: AtomicUsize::new(0),
             on_call: Mutex::default(),
+            script: Mutex::default(),
+            seen: watch::Sender::new(0),
             own_stream: Mutex::default(),
         });
         let shared = state.clone();
@@ -167,6 +183,11 @@ impl Upstream {
         self.state.sessions.lock().unwrap().clear();
     }
 
+    /// Offers one more tool.
+    pub fn offer(&self, definition: Value) {
+        self.state.tools.lock().unwrap().push(definition);
+    }
+
     /// Offers another description of a tool than before.
     pub fn redescribe(&self, tool: &str, description: &str) {
         for definition in self
@@ -186,6 +207,19 @@ impl Upstream {
         let (send, receive) = mpsc::channel(8);
         *self.state.own_stream.lock().unwrap() = Some(receive);
         send
+    }
+
+    /// Asks this first for an answer to whatever arrives.
+    pub fn script(&self, answer: impl Fn(&Received) -> Option<Scripted> + Send + 'static) {
+        *self.state.script.lock().unwrap() = Some(Box::new(answer));
+    }
+
+    /// Waits until a request has arrived that `is` it.
+    pub async fn arrived(&self, what: &str, is: impl Fn(&Received) -> bool) -> Received {
+        let mut seen = self.state.seen.subscribe();
+        let found = || self.received().into_iter().find(|received| is(received));
+        soon(what, seen.wait_for(|_| found().is_some())).await.unwrap();
+        found().expect("what has arrived stays")
     }
 
     /// Looks at each tool call at the moment it arrives, before it is answered.
@@ -247,6 +281,14 @@ impl State {
             body,
         };
         self.received.lock().unwrap().push(received.clone());
+        self.seen.send_modify(|count| *count += 1);
+        let scripted = self.script.lock().unwrap().as_ref().and_then(|script| script(&received));
+        match scripted {
+            None => (),
+            Some(Scripted::Json(message)) => return scripted_json(&received, message),
+            Some(Scripted::Stream(events)) => return stream(events),
+            Some(Scripted::Events(all)) => return events(all.iter().map(event).collect()),
+        }
         if received.tool().is_some() {
             if let Some(look) = &*self.on_call.lock().unwrap() {
                 look(&received);
@@ -279,11 +321,19 @@ impl State {
         match received.method() {
             "initialize" => self.begin_session(received),
             method if method.starts_with("notifications/") => empty(202),
+            "" if received.message.get("id").is_some() => empty(202),
             "ping" => result(&id, json!({}), modern),
             "server/discover" if modern => result(&id, discovery(), modern),
             "tools/list" => result(&id, json!({ "tools": *self.tools.lock().unwrap() }), modern),
             "tools/call" => self.call(received, modern).await,
-            _ => error(404, &id, -32601, "method not found"),
+            "subscriptions/listen" if modern => match self.own_stream.lock().unwrap().take() {
+                Some(events) => stream(events),
+                None => events(vec![event(&wares::acknowledged(received))]),
+            },
+            _ => match wares::result(received) {
+                Some(found) => result(&id, found, modern),
+                None => error(404, &id, -32601, "method not found"),
+            },
         }
     }
 
@@ -487,7 +537,7 @@ fn text(text: &str) -> Value {
 fn message(id: &Value, mut result: Value, modern: bool) -> Value {
     if modern {
         result["resultType"] = json!("complete");
-        if result.get("tools").is_some() {
+        if wares::is_kept(&result) {
             (result["ttlMs"], result["cacheScope"]) = (json!(60_000), json!("public"));
         }
     }
@@ -505,6 +555,14 @@ fn result(id: &Value, value: Value, modern: bool) -> Response<Body> {
 fn error(status: u16, id: &Value, code: i64, message: &str) -> Response<Body> {
     let body = json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } });
     full(status, "application/json", body.to_string())
+}
+
+fn scripted_json(received: &Received, message: Value) -> Response<Body> {
+    let message = match message.get("jsonrpc") {
+        Some(_) => message,
+        None => json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": message }),
+    };
+    full(200, "application/json", message.to_string())
 }
 
 fn full(status: u16, media_type: &str, body: String) -> Response<Body> {

@@ -76,6 +76,46 @@ impl World {
         world
     }
 
+    /// Another instance beside this one: a folder and ports of its own, the same store, keys and policies.
+    pub fn replica(&self) -> World {
+        let (port, metrics_port) = (free_port(), free_port());
+        let mut other = World {
+            folder: Folder::new(),
+            authority: Authority::new("Guardian's tests"),
+            port,
+            metrics_port,
+            database: None,
+            config: self.config.clone(),
+            policies: self.policies.clone(),
+            process: None,
+            migrated: true,
+        };
+        other.install_certificate(&other.authority.server());
+        let text = |value: String| format!("'{value}'");
+        let of_first = |name: &str| format!("'{}'", self.file(name).display());
+        other
+            .set("listen.address", &text(format!("127.0.0.1:{port}")))
+            .set("listen.public_url", &text(format!("https://localhost:{port}")))
+            .set("admin.metrics_address", &text(format!("127.0.0.1:{metrics_port}")))
+            .set("keys.pepper_file", &of_first("data/pepper"))
+            .set("sessions.key_file", &of_first("data/session.keys"));
+        if self.database.is_none() {
+            other.set("store.file", &of_first("data/guardian.db"));
+        }
+        other
+    }
+
+    /// Bytes of memory that the process holds now.
+    pub fn resident(&self) -> u64 {
+        let id = self.process.as_ref().expect("a running process").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("Linux says so");
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
     /// Sets `a.b.c` of the configuration to a TOML value: `world.set("limits.max_keys", "10")`.
     pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
         let parsed: Table =

@@ -87,6 +87,7 @@ fn connection_limits(limits: &ConnectionLimits, found: &mut Vec<Problem>) {
         ("body_timeout", limits.body_timeout),
         ("idle_timeout", limits.idle_timeout),
         ("total_timeout", limits.total_timeout),
+        ("keep_alive", limits.keep_alive),
     ] {
         positive(&at(name), span, found);
     }

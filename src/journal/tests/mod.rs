@@ -86,6 +86,7 @@ fn allow(number: u128) -> Decision {
         server: None,
         method: "tools/call".to_owned(),
         tool: None,
+        target: None,
         decision: Decided::Allow,
         reason: "permitted".to_owned(),
         detail: None,

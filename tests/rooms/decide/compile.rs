@@ -130,7 +130,7 @@ fn misspelt_names_are_errors_with_the_nearest_one() {
         ),
         (
             r#"principal, action, resource == Guardian::Server::"demo""#,
-            "no tool can be the resource of its scope (tools are `Guardian::Tool`, in `Guardian::Server`)",
+            "nothing can be the resource of its scope (there are `Guardian::Tool`, `Guardian::Resource` and `Guardian::Prompt`, in `Guardian::Server`)",
         ),
     ];
     for (scope, said) in cases {
@@ -335,7 +335,7 @@ fn a_policy_for_no_tool_is_remarked_on() {
         "@id(\"no\") forbid(principal, action == Guardian::Action::\"demo/query\", resource == Guardian::Tool::\"demo/count\");";
     assert_eq!(
         warnings(policy, &demo_only()),
-        ["p.cedar:2:1: policy `no`: no tool is of its action and of its resource: it has no effect"]
+        ["p.cedar:2:1: policy `no`: nothing is of its action and of its resource: it has no effect"]
     );
 }
 

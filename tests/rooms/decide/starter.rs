@@ -2,7 +2,7 @@
 
 use super::world::*;
 use neural_guardian::decide::{PolicySource, Snapshot, Verdict};
-use neural_guardian::domain::{Catalogue, Timestamp};
+use neural_guardian::domain::{Catalogue, Method, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -19,8 +19,10 @@ struct Cases {
 struct Case {
     name: String,
     roles: Vec<String>,
-    tool: String,
-    input: Value,
+    tool: Option<String>,
+    resource: Option<String>,
+    prompt: Option<String>,
+    input: Option<Value>,
     at: Option<String>,
     expect: String,
     policy: Option<String>,
@@ -55,7 +57,13 @@ impl Case {
         if let Some(text) = &self.at {
             world.now = Timestamp::parse_rfc3339(text).unwrap();
         }
-        world.decide(snapshot, call("demo", &self.tool, Some(self.input.clone())))
+        let asked = match (&self.tool, &self.resource, &self.prompt) {
+            (Some(tool), None, None) => call("demo", tool, self.input.clone()),
+            (None, Some(uri), None) => about("demo", Method::ReadResource, uri),
+            (None, None, Some(prompt)) => get_prompt("demo", prompt, self.input.clone()),
+            _ => panic!("{}: one of `tool`, `resource` and `prompt`", self.name),
+        };
+        world.decide(snapshot, asked)
     }
 }
 

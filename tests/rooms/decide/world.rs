@@ -4,8 +4,8 @@ use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
-    MemberStatus, MessageId, Method, Principal, PrincipalKind, RequestId, RoleName, Scope, Scopes, ServerEntry, ServerName,
-    Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    MemberStatus, MessageId, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
+    ServerEntry, ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -230,6 +230,29 @@ pub fn call(server_name: &str, tool: &str, arguments: Option<Value>) -> Call {
         target: Target::Tool(ToolName::parse(tool).unwrap()),
         arguments: arguments.map(|arguments| Bytes::from(arguments.to_string())),
         ..message(server_name, Method::ToolsCall)
+    }
+}
+
+/// A message about a resource.
+pub fn about(server_name: &str, method: Method, uri: &str) -> Call {
+    Call {
+        target: Target::Resource(ResourceUri::parse_template(uri).unwrap()),
+        ..message(server_name, method)
+    }
+}
+
+pub fn get_prompt(server_name: &str, prompt: &str, arguments: Option<Value>) -> Call {
+    Call {
+        target: Target::Prompt(PromptName::parse(prompt).unwrap()),
+        arguments: arguments.map(|arguments| Bytes::from(arguments.to_string())),
+        ..message(server_name, Method::GetPrompt)
+    }
+}
+
+pub fn listen(server_name: &str, uris: &[&str]) -> Call {
+    Call {
+        target: Target::Resources(uris.iter().map(|uri| ResourceUri::parse(uri).unwrap()).collect()),
+        ..message(server_name, Method::Listen)
     }
 }
 

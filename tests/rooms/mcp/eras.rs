@@ -164,7 +164,15 @@ fn initialize_is_legacy_and_proposes_a_version() {
 #[test]
 fn each_era_has_its_methods() {
     let known = |name: &str, era| {
-        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{name}","params":{{"name":"x"}}}}"#);
+        let params = match name {
+            "tools/call" | "prompts/get" => r#"{"name":"x"}"#,
+            "resources/read" | "resources/subscribe" | "resources/unsubscribe" => r#"{"uri":"x:y"}"#,
+            "completion/complete" => r#"{"ref":{"type":"ref/prompt","name":"x"},"argument":{"name":"a","value":""}}"#,
+            "logging/setLevel" => r#"{"level":"info"}"#,
+            "subscriptions/listen" => r#"{"notifications":{}}"#,
+            _ => "{}",
+        };
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{name}","params":{params}}}"#);
         method(&request(&body), era).is_some()
     };
     for (name, legacy, modern) in [
@@ -174,8 +182,17 @@ fn each_era_has_its_methods() {
         ("tools/list", true, true),
         ("tools/call", true, true),
         ("tools/Call", false, false),
-        ("resources/read", false, false),
-        ("logging/setLevel", false, false),
+        ("resources/list", true, true),
+        ("resources/templates/list", true, true),
+        ("resources/read", true, true),
+        ("resources/subscribe", true, false),
+        ("resources/unsubscribe", true, false),
+        ("prompts/list", true, true),
+        ("prompts/get", true, true),
+        ("completion/complete", true, true),
+        ("logging/setLevel", true, false),
+        ("subscriptions/listen", false, true),
+        ("resources/write", false, false),
         ("", false, false),
     ] {
         assert_eq!(

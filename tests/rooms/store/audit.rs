@@ -328,6 +328,7 @@ impl Journal {
     fn decision(&self, seq: u64, tool: &str, decided: Decided) -> SealedRecord {
         let decision = Decision {
             tool: Some(tool.into()),
+            target: None,
             decision: decided,
             at: second(seq),
             ..self.plain_decision(seq)
@@ -396,6 +397,7 @@ impl Journal {
             server: Some(parse("files")),
             method: "tools/call".into(),
             tool: Some("read".into()),
+            target: None,
             decision: Decided::Allow,
             reason: "permitted".into(),
             detail: None,

@@ -35,6 +35,7 @@ pub fn config(url: &str) -> ServerConfig {
         "idle_timeout": "20s",
         "max_answer_bytes": 65536,
         "allow_private_address": true,
+        "client_requests": ["roots"],
     }))
     .unwrap();
     config.catalogue_refresh = Span(Duration::from_secs(1));
@@ -143,6 +144,7 @@ impl Rig {
             server: Some(call.server.clone()),
             method: call.method.as_str().to_owned(),
             tool: call.tool().map(ToString::to_string),
+            target: None,
             decision: Decided::Allow,
             reason: "permitted".to_owned(),
             detail: None,

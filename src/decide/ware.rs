@@ -1,0 +1,122 @@
+//! The resources and prompts of one server. No catalogue lists them: which policies apply to one follows from its name.
+
+use super::check::{Fit, WareFit};
+use super::rule::{ResourceScope, Rule};
+use super::shape::Fields;
+use super::slice::{Index, Library, RuleIndex};
+use super::sort::Sort;
+use super::tool::Place;
+use crate::domain::{Reason, Refusal, Scope, ServerName};
+use serde_json::{Map, Value};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// All resources, or all prompts, of a server.
+pub(super) struct Wares {
+    sort: Sort,
+    server: ServerName,
+    /// The scope that they need.
+    needs: Vec<Scope>,
+    /// The arguments that policies can see.
+    fields: Arc<Fields>,
+    /// The policies of all that no policy names.
+    any: Index,
+    /// Those of the others, by their names on the server.
+    named: HashMap<String, Index>,
+    /// All of these policies: those of a template, of which any resource may come.
+    all: Index,
+}
+
+impl Wares {
+    pub fn new(library: &Library, server: &ServerName, of: &WareFit) -> Self {
+        let sort = of.sort;
+        let name_of = |rule: &Rule| match &rule.resource {
+            ResourceScope::One(_, id) => id
+                .split_once('/')
+                .filter(|(on, _)| *on == server.as_str())
+                .map(|(_, name)| name.to_owned()),
+            _ => None,
+        };
+        let is_on_server = |index: &RuleIndex| match &library.rule(*index).resource {
+            ResourceScope::Server(_, other) => other == server.as_str(),
+            ResourceScope::One(..) => name_of(library.rule(*index)).is_some(),
+            ResourceScope::Any | ResourceScope::Sort(_) => true,
+            ResourceScope::Nothing => false,
+        };
+        let here: Vec<RuleIndex> = of.fit.rules.iter().copied().filter(is_on_server).collect();
+        let index = |wanted: &dyn Fn(Option<String>) -> bool| {
+            let rules = here
+                .iter()
+                .copied()
+                .filter(|rule| wanted(name_of(library.rule(*rule))))
+                .collect();
+            Index::new(library, Fit { rules, ..of.fit.clone() }, &of.fields)
+        };
+        let names: BTreeSet<String> = here.iter().filter_map(|rule| name_of(library.rule(*rule))).collect();
+        let named = |name: String| {
+            let of_it = index(&|wanted| wanted.is_none_or(|wanted| wanted == name));
+            (name, of_it)
+        };
+        Self {
+            any: index(&|name| name.is_none()),
+            all: index(&|_| true),
+            named: names.into_iter().map(named).collect(),
+            needs: Scope::parse(scope(sort)).into_iter().collect(),
+            fields: Arc::new(of.fields.clone()),
+            server: server.clone(),
+            sort,
+        }
+    }
+
+    pub fn sort(&self) -> Sort {
+        self.sort
+    }
+
+    pub fn needs(&self) -> &[Scope] {
+        &self.needs
+    }
+
+    pub fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
+    /// The policies of the one called so.
+    pub fn index(&self, name: &str) -> &Index {
+        self.named.get(name).unwrap_or(&self.any)
+    }
+
+    pub fn is_named(&self, name: &str) -> bool {
+        self.named.contains_key(name)
+    }
+
+    pub fn all(&self) -> &Index {
+        &self.all
+    }
+
+    pub fn place(&self, name: &str) -> Arc<Place> {
+        Arc::new(Place::of_ware(self.sort, &self.server, name).expect("a tool is no ware"))
+    }
+
+    /// Reads the arguments of a prompt: texts, as the protocol has them.
+    pub fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
+        let refused = |detail| Refusal::with_detail(Reason::InvalidArguments, detail);
+        let Some(text) = arguments else {
+            return Ok(Map::new());
+        };
+        let members: Map<String, Value> =
+            serde_json::from_slice(text).map_err(|_| refused("the arguments are not an object".to_owned()))?;
+        match members.iter().find(|(_, value)| !value.is_string()) {
+            None => Ok(members),
+            Some((name, _)) => Err(refused(format!("argument `{}` is not a text", super::arguments::cut(name))).into()),
+        }
+    }
+}
+
+/// Reading and listening, or having a prompt written.
+const fn scope(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Tool => "*",
+        Sort::Resource => "resources",
+        Sort::Prompt => "prompts",
+    }
+}

@@ -1,0 +1,216 @@
+//! The URI of a resource, in the one spelling that policies are written in.
+//!
+//! Policies compare bytes, servers may not: where a server could take two spellings for one resource, only the normal one
+//! of RFC 3986 is a URI here. Nothing is rewritten; the other spellings are refused.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// An absolute URI as it was sent, or the template of such URIs where one may stand.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceUri(Arc<str>);
+
+/// Why a text is not the URI of a resource. The text itself is not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the URI {0}")]
+pub struct BadUri(pub &'static str);
+
+const MAX_BYTES: usize = 2_048;
+
+/// Schemes whose host is read without regard to case.
+const FOLDING: [&str; 6] = ["http", "https", "ws", "wss", "ftp", "file"];
+
+impl ResourceUri {
+    pub fn parse(text: &str) -> Result<Self, BadUri> {
+        Self::checked(text, false)
+    }
+
+    /// The same, with RFC 6570 expressions: `file:///{path}`.
+    pub fn parse_template(text: &str) -> Result<Self, BadUri> {
+        Self::checked(text, true)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn checked(text: &str, template: bool) -> Result<Self, BadUri> {
+        if text.len() > MAX_BYTES {
+            return Err(BadUri("is longer than 2048 bytes"));
+        }
+        let (scheme, rest) = text.split_once(':').ok_or(BadUri("has no scheme"))?;
+        if !is_scheme(scheme) {
+            return Err(BadUri("does not begin with a scheme in lower case"));
+        }
+        characters(rest, template)?;
+        let path = &rest[..rest.find(['?', '#']).unwrap_or(rest.len())];
+        escapes(rest, path.len())?;
+        parts(scheme, path)?;
+        Ok(Self(text.into()))
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_lowercase())
+        && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.'))
+}
+
+/// RFC 3986 has no others. A space, a `\` or a letter beyond ASCII is read one way by one parser and another by the next.
+fn characters(text: &str, template: bool) -> Result<(), BadUri> {
+    let mut inside = false;
+    for char in text.chars() {
+        match char {
+            '{' if template && !inside => inside = true,
+            '}' if inside => inside = false,
+            '|' | '^' if inside => (),
+            'a'..='z' | 'A'..='Z' | '0'..='9' => (),
+            '-' | '.' | '_' | '~' | ':' | '/' | '?' | '#' | '[' | ']' | '@' | '%' => (),
+            '!' | '$' | '&' | '\'' | '(' | ')' | '*' | '+' | ',' | ';' | '=' => (),
+            _ if char.is_ascii_graphic() => return Err(BadUri("holds a character that must be percent-encoded")),
+            _ if char.is_ascii() => return Err(BadUri("holds a space or control character")),
+            _ => return Err(BadUri("holds characters beyond ASCII that must be percent-encoded")),
+        }
+    }
+    match inside {
+        true => Err(BadUri("has a template expression without an end")),
+        false => Ok(()),
+    }
+}
+
+/// An escape that may be left out, or that hides what separates the parts of a path, is a second spelling.
+fn escapes(text: &str, path: usize) -> Result<(), BadUri> {
+    for (at, _) in text.match_indices('%') {
+        let digits = text.as_bytes().get(at + 1..at + 3).unwrap_or_default();
+        let upper = |digit: &u8| digit.is_ascii_digit() || matches!(digit, b'A'..=b'F');
+        if digits.len() != 2 || !digits.iter().all(upper) {
+            return Err(BadUri("has a `%` that is not followed by two upper-case hexadecimal digits"));
+        }
+        let value = |digit: u8| (digit as char).to_digit(16).unwrap_or_default() as u8;
+        match value(digits[0]) << 4 | value(digits[1]) {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                return Err(BadUri("percent-encodes a letter, digit or `-._~`"));
+            }
+            0..=0x1f | 0x7f => return Err(BadUri("holds an encoded control character")),
+            b'/' | b'\\' if at < path => return Err(BadUri("percent-encodes a separator in its path")),
+            _ => (),
+        }
+    }
+    Ok(())
+}
+
+/// `.` and `..` are resolved by some readers and looked up by others; a file system takes `//` for `/`.
+fn parts(scheme: &str, path: &str) -> Result<(), BadUri> {
+    let (authority, path) = match path.strip_prefix("//") {
+        Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+        None => ("", path),
+    };
+    if FOLDING.contains(&scheme) && authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(BadUri("has a host that is not in lower case"));
+    }
+    if path.split('/').chain([authority]).any(|part| part == "." || part == "..") {
+        return Err(BadUri("has a `.` or `..` in its path"));
+    }
+    match scheme == "file" && path.contains("//") {
+        true => Err(BadUri("has an empty part in its path")),
+        false => Ok(()),
+    }
+}
+
+impl fmt::Display for ResourceUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ResourceUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl std::str::FromStr for ResourceUri {
+    type Err = BadUri;
+    fn from_str(text: &str) -> Result<Self, BadUri> {
+        Self::parse(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_uris_are_kept_byte_for_byte() {
+        for uri in [
+            "file:///project/src/main.rs",
+            "file:///a%20b/%C3%A4.txt",
+            "https://example.com/a?q=a%2Fb&up=..#part",
+            "demo://Resource/static/1",
+            "urn:isbn:0451450523",
+            "postgres://host/db/customers/schema",
+            "test://static-text",
+            "note+v2:a(b)*",
+            "data:text/plain,hello",
+            "x://a//b",
+        ] {
+            assert_eq!(ResourceUri::parse(uri).map(|uri| uri.to_string()), Ok(uri.to_owned()));
+            assert!(ResourceUri::parse_template(uri).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_second_spelling_is_no_uri() {
+        let long = format!("x:{}", "a".repeat(MAX_BYTES));
+        for (uri, why) in [
+            ("", "scheme"),
+            ("/etc/passwd", "scheme"),
+            (":a", "scheme"),
+            ("FILE:///a", "scheme"),
+            ("1a:b", "scheme"),
+            ("file:///a b", "space"),
+            ("file:///a\n", "control"),
+            ("file:///a\0", "control"),
+            ("file:///\u{e4}", "beyond ASCII"),
+            ("file:///\u{202e}", "beyond ASCII"),
+            ("file:///a\\b", "must be percent-encoded"),
+            ("file:///{path}", "must be percent-encoded"),
+            ("file:///a/../b", "`..`"),
+            ("file:///a/./b", "`.`"),
+            ("file:///..", "`..`"),
+            ("x://../b", "`..`"),
+            ("x:../b", "`..`"),
+            ("file:///a/%2e%2e/b", "upper-case"),
+            ("file:///a/%2E%2E/b", "`-._~`"),
+            ("file:///%61", "`-._~`"),
+            ("file:///a%2Fb", "separator"),
+            ("file:///a%5Cb", "separator"),
+            ("file:///a%00", "control"),
+            ("file:///a%", "`%`"),
+            ("file:///a%zz", "`%`"),
+            ("file:///%c3%a4", "upper-case"),
+            ("https://EXAMPLE.com/", "lower case"),
+            ("file:///a//b", "empty"),
+            (&long, "longer"),
+        ] {
+            let refused = ResourceUri::parse(uri).expect_err(uri).to_string();
+            assert!(refused.contains(why), "{uri}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_template_may_hold_expressions_and_nothing_more() {
+        for template in ["file:///{path}", "test://template/{id}/data", "x://{+a,b*}{?q}{#f:3}"] {
+            assert!(ResourceUri::parse_template(template).is_ok(), "{template}");
+        }
+        for broken in [
+            "file:///{path",
+            "file:///a}",
+            "file:///{a{b}}",
+            "file:///../{a}",
+            "file:///{a b}",
+        ] {
+            assert!(ResourceUri::parse_template(broken).is_err(), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! A stream that says something now and then while there is nothing to say, so that nobody between takes it for dead.
+//! What it says is a comment, which no client reads and no limit counts.
+
+use crate::transport::{Body, BodyError};
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Sleep;
+
+/// A body of whole events with comments between them.
+pub struct Alive {
+    body: Body,
+    every: Duration,
+    /// Runs only while nothing comes.
+    silence: Option<Pin<Box<Sleep>>>,
+}
+
+const COMMENT: Bytes = Bytes::from_static(b":\n\n");
+
+impl Alive {
+    pub fn new(body: Body, every: Duration) -> Self {
+        Self {
+            body,
+            every,
+            silence: None,
+        }
+    }
+
+    pub fn boxed(self) -> Body {
+        UnsyncBoxBody::new(self)
+    }
+}
+
+impl http_body::Body for Alive {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            self.silence = None;
+            return Poll::Ready(frame);
+        }
+        let every = self.every;
+        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(every)));
+        std::task::ready!(silence.as_mut().poll(context));
+        self.silence = None;
+        Poll::Ready(Some(Ok(Frame::data(COMMENT))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    struct Channel(mpsc::Receiver<Bytes>);
+
+    impl http_body::Body for Channel {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            self.0
+                .poll_recv(context)
+                .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
+    async fn next(body: &mut Body) -> Option<Bytes> {
+        Some(body.frame().await?.unwrap().into_data().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_gets_a_comment_and_a_busy_one_none() {
+        let (say, said) = mpsc::channel(1);
+        let every = Duration::from_secs(15);
+        let mut body = Alive::new(UnsyncBoxBody::new(Channel(said)), every).boxed();
+        let begun = Instant::now();
+        assert_eq!(next(&mut body).await, Some(COMMENT));
+        assert_eq!(next(&mut body).await, Some(COMMENT));
+        assert_eq!(begun.elapsed().as_secs(), 30);
+        let event = Bytes::from_static(b"data: {}\n\n");
+        let told = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_secs(10));
+            for _ in 0..4 {
+                ticks.tick().await;
+                say.send(Bytes::from_static(b"data: {}\n\n")).await.unwrap();
+            }
+            say
+        });
+        for _ in 0..4 {
+            assert_eq!(
+                next(&mut body).await.as_ref(),
+                Some(&event),
+                "nothing between events ten seconds apart"
+            );
+        }
+        let say = told.await.unwrap();
+        let silent = Instant::now();
+        assert_eq!(next(&mut body).await, Some(COMMENT));
+        assert_eq!(silent.elapsed(), every, "counted from the last event");
+        drop(say);
+        assert_eq!(next(&mut body).await, None);
+    }
+}

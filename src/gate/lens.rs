@@ -1,0 +1,143 @@
+//! What one caller may see of what a server says: judged when the server says it, by the policies and the member of that
+//! moment. A list may come late and a stream stay open for hours; who may see what changes meanwhile.
+
+use crate::decide::{Enrolment, Facts, Listing, Snapshot, Subject, View, could_permit};
+use crate::domain::{
+    Call, EnvironmentName, Era, Member, MemberStatus, Method, Principal, PromptName, Reason, Refusal, ResourceUri, ServerName,
+    Timestamp,
+};
+use crate::grants::Grants;
+use crate::mcp::{self, Keep, Listed, Notice, Shown};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Who looks, and where what they may see is known.
+#[derive(Clone)]
+pub struct Viewer {
+    pub environment: EnvironmentName,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub grants: Arc<Grants>,
+    pub now: fn() -> Timestamp,
+    pub principal: Arc<Principal>,
+    pub member: Option<Arc<Member>>,
+    pub subject: Subject,
+    pub source_ip: IpAddr,
+    pub session: Option<String>,
+}
+
+/// A caller's view of the answers to one call.
+pub struct Lens {
+    viewer: Viewer,
+    server: ServerName,
+    era: Era,
+    method: Method,
+}
+
+impl Lens {
+    pub fn of(call: &Call, viewer: Viewer) -> Self {
+        Self {
+            viewer,
+            server: call.server.clone(),
+            era: call.era,
+            method: call.method,
+        }
+    }
+
+    /// The answer to the call, as this caller may see it.
+    pub fn answer(&self, body: Bytes) -> Result<Bytes, Refusal> {
+        let broken = |_| Refusal::with_detail(Reason::UpstreamBroken, "its list cannot be read");
+        match (listed(self.method), self.method, self.era) {
+            (Some(of), _, _) => self
+                .keeping(|keep| mcp::filter_list(&body, of, keep, self.era))
+                .map_err(broken),
+            (None, Method::ReadResource, Era::Modern) => mcp::made_private(&body, self.era).map_err(broken),
+            (None, _, _) => Ok(body),
+        }
+    }
+
+    /// An answer to some earlier call, as a resumed stream plays it again: `Ok(None)` if it is for everybody, an error if it
+    /// holds a list that cannot be read.
+    pub fn replayed(&self, body: &[u8]) -> Result<Option<Bytes>, ()> {
+        self.keeping(|keep| mcp::filter_listed(body, keep, self.era)).map_err(|_| ())
+    }
+
+    /// Whether the caller may hear this. That a resource has changed is for those who may read it now.
+    pub fn hears(&self, notification: &[u8]) -> bool {
+        match mcp::notice(notification) {
+            Some(Notice::Other) => true,
+            Some(Notice::Updated(uri)) => self.looking(|facts| is_readable(&Listing::new(&self.server, facts), &uri)),
+            None => false,
+        }
+    }
+
+    fn keeping<T>(&self, filter: impl FnOnce(Keep<'_>) -> T) -> T {
+        self.looking(|facts| {
+            let listing = Listing::new(&self.server, facts);
+            filter(&mut |of, name| self.shown(of, name, &listing, facts))
+        })
+    }
+
+    fn shown(&self, of: Listed, name: &str, listing: &Listing<'_>, facts: &Facts<'_>) -> Shown {
+        let shown = match of {
+            Listed::Tools => return self.tool(name, facts),
+            Listed::Resources => is_readable(listing, name),
+            Listed::Templates => ResourceUri::parse_template(name).is_ok() && listing.template(),
+            Listed::Prompts => PromptName::parse(name).is_ok_and(|name| listing.prompt(&name)),
+        };
+        if shown { Shown::AsItIs } else { Shown::Hidden }
+    }
+
+    /// Tools are shown as they were pinned.
+    fn tool(&self, name: &str, facts: &Facts<'_>) -> Shown {
+        match facts.snapshot.tool(&self.server, name) {
+            Some(tool) if self.era == Era::Modern && tool.mirrored().is_err() => Shown::Hidden,
+            Some(tool) if could_permit(&self.server, tool, facts) => Shown::As(tool.entry().definition.clone()),
+            _ => Shown::Hidden,
+        }
+    }
+
+    fn looking<T>(&self, look: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let viewer = &self.viewer;
+        let snapshot = viewer.snapshot.load_full();
+        let member = viewer.member.as_ref().and_then(|member| viewer.grants.by_id(&member.id));
+        let subject = match (&member, &viewer.member) {
+            (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => Subject::new(&viewer.principal, Some(now), &viewer.environment),
+            _ => viewer.subject.clone(),
+        };
+        look(&Facts {
+            now: (viewer.now)(),
+            source_ip: viewer.source_ip,
+            principal: &viewer.principal,
+            subject: &subject,
+            enrolment: match &member {
+                None => Enrolment::Absent,
+                Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
+                Some(member) => Enrolment::Active(member),
+            },
+            // A stream whose authorisation cannot be confirmed any more is cut within a second.
+            view: View {
+                seq: 0,
+                age_ms: 0,
+                fresh: true,
+            },
+            snapshot: &snapshot,
+            session: viewer.session.as_deref(),
+        })
+    }
+}
+
+fn is_readable(listing: &Listing<'_>, uri: &str) -> bool {
+    ResourceUri::parse(uri).is_ok_and(|uri| listing.resource(&uri))
+}
+
+fn listed(method: Method) -> Option<Listed> {
+    match method {
+        Method::ToolsList => Some(Listed::Tools),
+        Method::ResourcesList => Some(Listed::Resources),
+        Method::TemplatesList => Some(Listed::Templates),
+        Method::PromptsList => Some(Listed::Prompts),
+        _ => None,
+    }
+}

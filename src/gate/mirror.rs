@@ -1,0 +1,195 @@
+//! `Mcp-Param-…`: the header fields that repeat arguments of a call. Those that the tool declares must say what the arguments
+//! say, and are written anew from them; others pass as they came, and nothing is ever decided by either.
+
+use crate::decide::{Mirrored, MirroredKind, Snapshot};
+use crate::domain::{Call, Era, Method, Reason, Refusal};
+use crate::mcp::{decode_sentinel, encode_sentinel};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
+
+type Field = (HeaderName, HeaderValue);
+
+const PREFIX: &str = "mcp-param-";
+/// The largest whole number that every parser keeps.
+const MAX_WHOLE: i64 = (1 << 53) - 1;
+
+/// The fields to send with a call that may be sent.
+pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Vec<Field>, Refusal> {
+    if call.era == Era::Legacy {
+        return Ok(Vec::new());
+    }
+    let declared = declared(call, snapshot)?;
+    let is_declared = |name: &HeaderName| declared.iter().any(|mirrored| mirrored.field == name.as_str());
+    let undeclared = |(name, _): &(&HeaderName, &HeaderValue)| name.as_str().starts_with(PREFIX) && !is_declared(name);
+    let passed = headers.iter().filter(undeclared);
+    let mut fields: Vec<Field> = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
+    if declared.is_empty() {
+        return Ok(fields);
+    }
+    let arguments: Value = match &call.arguments {
+        None => Value::Null,
+        Some(text) => serde_json::from_slice(text).map_err(|_| Refusal::new(Reason::InvalidArguments))?,
+    };
+    for mirrored in declared {
+        fields.extend(mirror(mirrored, &arguments, headers)?);
+    }
+    Ok(fields)
+}
+
+/// A tool that marks its arguments wrongly is not there for clients that heed the marks.
+fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [Mirrored], Refusal> {
+    if call.method != Method::ToolsCall {
+        return Ok(&[]);
+    }
+    let tool = call.tool().and_then(|tool| snapshot.tool(&call.server, tool.as_str()));
+    match tool.map(|tool| tool.mirrored()) {
+        None => Ok(&[]),
+        Some(Ok(declared)) => Ok(declared),
+        Some(Err(why)) => Err(Refusal::with_detail(
+            Reason::UnknownTool,
+            format!("it is left out, because {why}"),
+        )),
+    }
+}
+
+fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result<Option<Field>, Refusal> {
+    let mismatch = |what: &str| Refusal::with_detail(Reason::HeaderMismatch, format!("{} {what}", mirrored.field));
+    let argument = mirrored.path.iter().try_fold(arguments, |value, name| value.get(name));
+    let argument = argument.filter(|value| !value.is_null());
+    let mut values = headers.get_all(mirrored.field.as_str()).iter();
+    let (argument, field) = match (argument, values.next(), values.next()) {
+        (_, _, Some(_)) => return Err(mismatch("is there more than once")),
+        (None, None, None) => return Ok(None),
+        (None, Some(_), None) => return Err(mismatch("is there, the argument is not")),
+        (Some(_), None, None) => return Err(mismatch("is missing")),
+        (Some(argument), Some(field), None) => (argument, field),
+    };
+    let text = field.to_str().ok().map(|text| text.trim_matches([' ', '\t']));
+    let said = text.and_then(decode_sentinel).ok_or_else(|| mismatch("is not readable"))?;
+    if !says(&said, argument, mirrored.kind) {
+        return Err(mismatch("does not say what the argument says"));
+    }
+    let written = match argument {
+        Value::String(text) => encode_sentinel(text).into_owned(),
+        Value::Number(_) => whole(argument).map(|number| number.to_string()).unwrap_or_default(),
+        other => other.to_string(),
+    };
+    let name = HeaderName::from_bytes(mirrored.field.as_bytes());
+    let value = HeaderValue::from_str(&written);
+    match (name, value) {
+        (Ok(name), Ok(value)) => Ok(Some((name, value))),
+        _ => Err(mismatch("cannot be written")),
+    }
+}
+
+fn says(said: &str, argument: &Value, kind: MirroredKind) -> bool {
+    match (kind, argument) {
+        (MirroredKind::Text, Value::String(text)) => said == text,
+        (MirroredKind::Flag, Value::Bool(flag)) => said == if *flag { "true" } else { "false" },
+        (MirroredKind::Whole, Value::Number(_)) => {
+            let digits = said.strip_prefix('-').unwrap_or(said);
+            let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            is_whole && whole(argument).is_some() && whole(argument) == said.parse().ok()
+        }
+        _ => false,
+    }
+}
+
+/// A number that is whole in whatever way it is written, `42.0` as `42`.
+fn whole(number: &Value) -> Option<i64> {
+    let number = number.as_i64().or_else(|| {
+        let number = number.as_f64()?;
+        // The bound is asked for below; within it a double holds each whole number exactly.
+        (number.fract() == 0.0 && number.abs() <= MAX_WHOLE as f64).then_some(number as i64)
+    });
+    number.filter(|number| number.abs() <= MAX_WHOLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn mirrored(kind: MirroredKind) -> Mirrored {
+        Mirrored {
+            field: "mcp-param-x".to_owned(),
+            path: vec!["a".to_owned(), "b".to_owned()],
+            kind,
+        }
+    }
+
+    fn sent(kind: MirroredKind, argument: Value, values: &[&str]) -> Result<Option<String>, Reason> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("mcp-param-x", HeaderValue::from_str(value).unwrap());
+        }
+        match mirror(&mirrored(kind), &json!({ "a": { "b": argument } }), &headers) {
+            Ok(field) => Ok(field.map(|(_, value)| value.to_str().unwrap().to_owned())),
+            Err(refusal) => Err(refusal.reason),
+        }
+    }
+
+    #[test]
+    fn a_field_says_what_its_argument_says_and_is_written_anew() {
+        use MirroredKind::{Flag, Text, Whole};
+        for (kind, argument, said, written) in [
+            (Text, json!("us-west1"), "us-west1", "us-west1"),
+            (Text, json!("us-west1"), "=?base64?dXMtd2VzdDE=?=", "us-west1"),
+            (
+                Text,
+                json!("Hello, 世界"),
+                "=?base64?SGVsbG8sIOS4lueVjA==?=",
+                "=?base64?SGVsbG8sIOS4lueVjA==?=",
+            ),
+            (Text, json!(" padded "), "=?base64?IHBhZGRlZCA=?=", "=?base64?IHBhZGRlZCA=?="),
+            (Whole, json!(42), "42", "42"),
+            (Whole, json!(42), "042", "42"),
+            (Whole, json!(42.0), "42", "42"),
+            (Whole, json!(-7), "-7", "-7"),
+            (Whole, json!(0), "-0", "0"),
+            (Whole, json!(MAX_WHOLE), "9007199254740991", "9007199254740991"),
+            (Flag, json!(true), "true", "true"),
+            (Flag, json!(false), "false", "false"),
+        ] {
+            assert_eq!(
+                sent(kind, argument.clone(), &[said]),
+                Ok(Some(written.to_owned())),
+                "{argument} {said}"
+            );
+        }
+        assert_eq!(sent(Text, Value::Null, &[]), Ok(None));
+    }
+
+    #[test]
+    fn a_field_that_says_something_else_is_refused() {
+        use MirroredKind::{Flag, Text, Whole};
+        for (kind, argument, said) in [
+            (Text, json!("a"), &["b"][..]),
+            (Text, json!("a"), &["A"]),
+            (Text, json!("a"), &[]),
+            (Text, json!("a"), &["a", "a"]),
+            (Text, json!("a"), &["=?base64?YQ?="]),
+            (Text, json!("1"), &["=?base64?MQ==?=", "1"]),
+            (Text, json!(1), &["1"]),
+            (Text, Value::Null, &["null"]),
+            (Text, Value::Null, &[""]),
+            (Whole, json!(42), &["43"]),
+            (Whole, json!(42), &["42.0"]),
+            (Whole, json!(42), &["+42"]),
+            (Whole, json!(42), &["0x2a"]),
+            (Whole, json!(42), &[""]),
+            (Whole, json!(42.5), &["42"]),
+            (Whole, json!(MAX_WHOLE + 1), &["9007199254740992"]),
+            (Whole, json!(1e300), &["1"]),
+            (Flag, json!(true), &["True"]),
+            (Flag, json!(true), &["1"]),
+            (Flag, json!(false), &["true"]),
+        ] {
+            assert_eq!(
+                sent(kind, argument.clone(), said),
+                Err(Reason::HeaderMismatch),
+                "{argument} {said:?}"
+            );
+        }
+    }
+}

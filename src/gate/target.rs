@@ -1,0 +1,102 @@
+//! What a message acts upon: read from its parameters once, judged, recorded, mirrored and sent as that.
+
+use super::talk::BroughtTask;
+use super::trail::Trail;
+use crate::domain::{Call, Method, PromptName, Reason, Refusal, ResourceUri, Target, ToolName};
+use crate::mcp::{self, Params, Reference};
+use bytes::Bytes;
+
+/// Resources that one stream may be asked to tell of: each is judged before it is opened.
+const MOST_LISTENED: usize = 256;
+
+/// Puts the target and the arguments into a call whose method is known.
+pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], trail: &mut Trail) -> Result<Call, Refusal> {
+    let params = params.unwrap_or_default();
+    let said = params.name.as_deref().or(params.uri.as_deref());
+    let arguments = params.arguments.clone();
+    let (target, arguments) = match call.method {
+        Method::ToolsCall => {
+            let name = ToolName::parse(said.ok_or_else(missing)?).map_err(|_| Refusal::new(Reason::UnknownTool))?;
+            (Target::Tool(name), arguments)
+        }
+        Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
+            trail.target = said.map(super::fit_for_a_record);
+            (Target::Resource(uri(said.ok_or_else(missing)?)?), None)
+        }
+        Method::GetPrompt => (Target::Prompt(prompt(said.ok_or_else(missing)?)?), arguments),
+        Method::Complete => completed(&params, trail)?,
+        Method::Listen => {
+            let listened = mcp::listened(&params).map_err(|malformed| super::heard(malformed, trail))?;
+            if listened.len() + tasks.len() > MOST_LISTENED {
+                let detail = format!("more than {MOST_LISTENED} resources and tasks are listened to");
+                return Err(Refusal::with_detail(Reason::InvalidParams, detail));
+            }
+            let uris = listened.iter().map(|text| uri(text)).collect::<Result<_, _>>()?;
+            let target = match tasks {
+                [] => Target::Resources(uris),
+                tasks => Target::Listened(uris, tasks.iter().map(|task| task.tool.clone()).collect()),
+            };
+            (target, params.notifications.clone())
+        }
+        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
+            let task = tasks.first().ok_or_else(missing)?;
+            trail.tool = Some(task.tool.to_string());
+            (Target::Task(task.tool.clone(), task.id.clone()), None)
+        }
+        Method::Initialize
+        | Method::Ping
+        | Method::Discover
+        | Method::ToolsList
+        | Method::ResourcesList
+        | Method::TemplatesList
+        | Method::PromptsList
+        | Method::SetLevel
+        | Method::Notification
+        | Method::Answer
+        | Method::OpenStream
+        | Method::EndSession => (Target::Server, None),
+    };
+    match &target {
+        Target::Tool(name) => trail.tool = Some(name.to_string()),
+        Target::Server => (),
+        other => trail.target = Some(other.to_string()).filter(|target| !target.is_empty()),
+    }
+    trail.arguments.clone_from(&arguments);
+    Ok(Call {
+        target,
+        arguments,
+        ..call
+    })
+}
+
+/// A completion tells what a prompt or resource may be asked with: it is judged as that is.
+fn completed(params: &Params, trail: &mut Trail) -> Result<(Target, Option<Bytes>), Refusal> {
+    let completion = mcp::completion(params).map_err(|malformed| super::heard(malformed, trail))?;
+    match completion.of {
+        Reference::Resource(text) => {
+            trail.target = Some(super::fit_for_a_record(&text));
+            let template = ResourceUri::parse_template(&text).map_err(bad_uri)?;
+            Ok((Target::Resource(template), None))
+        }
+        Reference::Prompt(name) => {
+            let arguments = serde_json::to_vec(&completion.arguments).map_err(|_| Refusal::new(Reason::Internal))?;
+            Ok((Target::Prompt(prompt(&name)?), Some(arguments.into())))
+        }
+    }
+}
+
+fn uri(text: &str) -> Result<ResourceUri, Refusal> {
+    ResourceUri::parse(text).map_err(bad_uri)
+}
+
+fn bad_uri(why: crate::domain::BadUri) -> Refusal {
+    Refusal::with_detail(Reason::UnfitUri, why.to_string())
+}
+
+fn prompt(name: &str) -> Result<PromptName, Refusal> {
+    PromptName::parse(name).map_err(|_| Refusal::with_detail(Reason::InvalidParams, "`name` is not a prompt name"))
+}
+
+fn missing() -> Refusal {
+    Refusal::with_detail(Reason::InvalidParams, "what is asked for is not named")
+}

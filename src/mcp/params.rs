@@ -1,0 +1,174 @@
+//! The parameters of the methods that carry authority: which there may be, and what they name.
+//!
+//! A member that nobody here knows could carry authority past the judge, so beside the known ones there is none.
+
+use super::json::{Bounds, Fault, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
+use super::read::Params;
+use crate::domain::Reason;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// What a completion is asked of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reference {
+    Prompt(String),
+    /// A resource, or a template of some.
+    Resource(String),
+}
+
+/// A completion: of what, and the arguments that are settled, the one being completed as far as it is typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    pub of: Reference,
+    pub arguments: BTreeMap<String, String>,
+}
+
+/// The members of `params`; `None`: any, because nothing in them carries authority.
+pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
+    Some(match method {
+        "tools/call" => &["name", "arguments", "_meta", "inputResponses", "requestState", "task"],
+        "prompts/get" => &["name", "arguments", "_meta", "inputResponses", "requestState"],
+        "resources/read" => &["uri", "_meta", "inputResponses", "requestState"],
+        "resources/subscribe" | "resources/unsubscribe" => &["uri", "_meta"],
+        "completion/complete" => &["ref", "argument", "context", "_meta"],
+        "logging/setLevel" => &["level", "_meta"],
+        "subscriptions/listen" => &["notifications", "_meta"],
+        "tasks/get" | "tasks/result" | "tasks/cancel" => &["taskId", "_meta"],
+        "tasks/update" => &["taskId", "inputResponses", "_meta"],
+        "tools/list" | "resources/list" | "resources/templates/list" | "prompts/list" => &["cursor", "_meta"],
+        _ => return None,
+    })
+}
+
+/// The members that must be there.
+pub(super) fn needed(method: &str) -> &'static [&'static str] {
+    match method {
+        "tools/call" | "prompts/get" => &["name"],
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => &["uri"],
+        "completion/complete" => &["ref", "argument"],
+        "logging/setLevel" => &["level"],
+        "subscriptions/listen" => &["notifications"],
+        "tasks/get" | "tasks/result" | "tasks/cancel" => &["taskId"],
+        "tasks/update" => &["taskId", "inputResponses"],
+        _ => &[],
+    }
+}
+
+/// Reads the parameters of `completion/complete`.
+pub fn completion(params: &Params) -> Result<Completion, Malformed> {
+    let of = reference(params.reference.as_ref().ok_or_else(|| missing("ref"))?)?;
+    let argument = Object::read(
+        params.argument.as_ref().ok_or_else(|| missing("argument"))?,
+        &["name", "value"],
+        "argument",
+    )?;
+    let (name, value) = (argument.text(0)?, argument.text(1)?);
+    let mut arguments = match &params.context {
+        Some(context) => settled(context)?,
+        None => BTreeMap::new(),
+    };
+    let name = name.ok_or_else(|| missing("argument.name"))?;
+    arguments.insert(name, value.ok_or_else(|| missing("argument.value"))?);
+    Ok(Completion { of, arguments })
+}
+
+/// The URIs in the filter of `subscriptions/listen`, in their order.
+pub fn listened(params: &Params) -> Result<Vec<String>, Malformed> {
+    const FILTER: [&str; 5] = [
+        "toolsListChanged",
+        "promptsListChanged",
+        "resourcesListChanged",
+        "resourceSubscriptions",
+        "taskIds",
+    ];
+    let text = params.notifications.as_ref().ok_or_else(|| missing("notifications"))?;
+    let filter = Object::read(text, &FILTER, "notifications")?;
+    let [flags @ .., uris, _] = filter.spans;
+    if flags.iter().flatten().any(|span| !matches!(span.kind, Kind::Bool(_))) {
+        return Err(bad("a member of `notifications` is not a boolean").into());
+    }
+    match uris {
+        Some(span) => Ok(texts(&text.slice(span.range()))?),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn reference(text: &Bytes) -> Result<Reference, Fault> {
+    let of = Object::read(text, &["type", "name", "uri", "title"], "ref")?;
+    of.text(3)?;
+    match (of.text(0)?.as_deref(), of.text(1)?, of.text(2)?) {
+        (Some("ref/prompt"), Some(name), None) => Ok(Reference::Prompt(name)),
+        (Some("ref/resource"), None, Some(uri)) => Ok(Reference::Resource(uri)),
+        _ => Err(bad("`ref` is neither a prompt with its `name` nor a resource with its `uri`")),
+    }
+}
+
+/// `context.arguments` of a completion.
+fn settled(context: &Bytes) -> Result<BTreeMap<String, String>, Fault> {
+    let context = Object::read(context, &["arguments"], "context")?;
+    let Some(span) = context.spans[0] else {
+        return Ok(BTreeMap::new());
+    };
+    // The strict pass over the body let no name stand there twice.
+    serde_json::from_slice(&context.text[span.range()]).map_err(|_| bad("`context.arguments` is not an object of strings"))
+}
+
+fn texts(list: &Bytes) -> Result<Vec<String>, Fault> {
+    let wrong = || bad("`notifications.resourceSubscriptions` is not an array of strings");
+    let bounds = Bounds::default();
+    let mut scan = Scan::open(list, &bounds, Twins::Folded)?;
+    if scan.peek() != Some(b'[') {
+        return Err(wrong());
+    }
+    let mut texts = Vec::new();
+    scan.array(0, &mut |scan, depth| {
+        let span = scan.value(depth)?;
+        match span.kind {
+            Kind::Text(_) => texts.push(decode(list, span)?.into_owned()),
+            _ => return Err(wrong()),
+        }
+        Ok(())
+    })?;
+    scan.close()?;
+    Ok(texts)
+}
+
+/// An object inside of the parameters that holds nothing beside `N` known members.
+struct Object<'a, const N: usize> {
+    text: &'a Bytes,
+    names: &'static [&'static str; N],
+    spans: [Option<Span>; N],
+}
+
+impl<'a, const N: usize> Object<'a, N> {
+    fn read(text: &'a Bytes, names: &'static [&'static str; N], what: &str) -> Result<Self, Fault> {
+        let bounds = Bounds::default();
+        let mut scan = Scan::open(text, &bounds, Twins::Folded)?;
+        let fields = scan.fields(0, names, |scan, _, depth| scan.value(depth))?;
+        if let Some(stranger) = &fields.stranger {
+            return Err(bad(format!("{} does not belong into `{what}`", quoted(scan.name(stranger)))));
+        }
+        scan.close()?;
+        Ok(Self {
+            text,
+            names,
+            spans: fields.spans,
+        })
+    }
+
+    fn text(&self, index: usize) -> Result<Option<String>, Fault> {
+        match self.spans[index] {
+            None => Ok(None),
+            Some(span) if matches!(span.kind, Kind::Text(_)) => Ok(Some(decode(self.text, span)?.into_owned())),
+            Some(_) => Err(bad(format!("`{}` is not a string", self.names[index]))),
+        }
+    }
+}
+
+fn missing(name: &str) -> Malformed {
+    Malformed::new(Reason::InvalidParams, format!("`{name}` is missing"))
+}
+
+fn bad(detail: impl Into<String>) -> Fault {
+    fault(Reason::InvalidParams, detail)
+}

@@ -1,0 +1,102 @@
+//! What servers ask of the clients that called them, held to what each may ask. In the old era a request that is not
+//! allowed is withheld and answered here, in the server's own session; in the new one it ends the call it came with.
+
+use super::failed::Failed;
+use super::server::Upstream;
+use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason};
+use crate::mcp::{self, Ask, ResultType, Said, Wish};
+use bytes::Bytes;
+use http::HeaderMap;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// Whether a server may ask this.
+pub(super) fn allowed(ask: &Ask, requests: ClientRequests) -> bool {
+    match ask.wish {
+        Wish::Ping => true,
+        Wish::Client(request) => requests.allow(request),
+        Wish::Other => false,
+    }
+}
+
+/// Whether a result may go to the client: of a type that its method can have, asking for nothing that is not allowed.
+pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: ClientRequests) -> Result<(), Failed> {
+    if era == Era::Legacy {
+        return Ok(());
+    }
+    match said.result_type {
+        ResultType::Complete => (),
+        ResultType::InputRequired if takes_input(method) => (),
+        ResultType::InputRequired => return Err(Failed::broken("the server asks for input where none can be given")),
+        ResultType::Task if method == Method::ToolsCall => (),
+        ResultType::Task => return Err(Failed::broken("the server makes a task of what cannot be one")),
+        ResultType::Unknown => return Err(Failed::broken("the server's result is of a type that is not known")),
+    }
+    match said.asks.iter().find(|ask| !allowed(ask, requests)) {
+        None => Ok(()),
+        Some(ask) => Err(refused(&ask.method)),
+    }
+}
+
+/// Whether an error asks for what a request may not ask for.
+pub(super) fn wants_too_much(said: &Said, requests: ClientRequests) -> bool {
+    said.wants_url && !requests.allow(ClientRequest::ElicitationUrl)
+}
+
+/// What such an error asks for.
+pub(super) const URL: &str = "elicitation/create";
+
+pub(super) fn refused(method: &str) -> Failed {
+    Failed::after_sending(Reason::ClientRequestRefused, format!("`{}`", shown(method)))
+}
+
+/// Which requests a client may be asked to repeat with more.
+const fn takes_input(method: Method) -> bool {
+    matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
+}
+
+/// A server's word, fit for a record or a sentence.
+pub(super) fn shown(word: &str) -> String {
+    word.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
+/// Tells a server that some of its requests go nowhere. Polled with the stream they came on, and gone with it.
+pub(super) struct Refusals {
+    upstream: Upstream,
+    /// The session and version that the stream belongs to.
+    fields: HeaderMap,
+    sending: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// A server that asks faster than it takes refusals hears no more of them.
+const MOST_AT_ONCE: usize = 16;
+
+impl Refusals {
+    pub fn new(upstream: Upstream, fields: HeaderMap) -> Self {
+        Self {
+            upstream,
+            fields,
+            sending: Vec::new(),
+        }
+    }
+
+    /// `id` as the server wrote it.
+    pub fn send(&mut self, id: &str) {
+        if self.sending.len() >= MOST_AT_ONCE {
+            return;
+        }
+        let (upstream, fields) = (self.upstream.clone(), self.fields.clone());
+        let id = crate::domain::MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
+        let body = mcp::error(Some(&id), -32601, "the client does not offer this", None);
+        self.sending.push(Box::pin(async move {
+            if let Err(failed) = upstream.tell(&http::Method::POST, &fields, &body).await {
+                tracing::debug!(server = %upstream.name(), %failed, "the server did not take a refusal");
+            }
+        }));
+    }
+
+    pub fn poll(&mut self, context: &mut Context<'_>) {
+        self.sending
+            .retain_mut(|sending| matches!(sending.as_mut().poll(context), Poll::Pending));
+    }
+}

@@ -1,0 +1,262 @@
+//! What a server hands out for its client to bring back (cursors, request states, task ids, ids of its own requests), as
+//! clients hold it: the server's text with a mark that binds it to whom it was given. There is no table, so any replica
+//! with the session keys takes it back; and the same text gets the same handle, so that a later message can name it.
+
+use super::keys::SessionKeys;
+use crate::domain::{Principal, ServerName};
+use aws_lc_rs::{constant_time, hmac};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// What is handed out. One kind never passes for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handed<'a> {
+    /// Where a list goes on; within its method.
+    Cursor { method: &'a str },
+    /// What a retry is to bring back; within the method and the name of what is retried.
+    State { method: &'a str, target: &'a str },
+    /// The id of a server's request to its client; within the session.
+    Request { session: &'a str },
+    /// The id of a task. The tool that began it travels in the handle, since nothing else says it later.
+    Task,
+}
+
+/// To whom it is handed, by which server's leave.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Holder {
+    principal: Vec<u8>,
+    server: ServerName,
+}
+
+/// A handle that was taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Returned {
+    /// The server's own JSON text.
+    pub text: String,
+    /// The tool, for a task.
+    pub tool: String,
+}
+
+/// Begins every handle; another format gets another.
+const PREFIX: &str = "gh1.";
+const MARK_LEN: usize = 16;
+/// The longest text that is handed on. Request states are the longest there are.
+const LONGEST: usize = 256 * 1024;
+
+impl Holder {
+    pub fn new(principal: &Principal, server: &ServerName) -> Self {
+        let client = principal.client.as_ref().map_or("", |client| client.as_str());
+        let mut bytes = Vec::new();
+        for part in [principal.issuer.as_str(), principal.subject.as_str(), client] {
+            push(&mut bytes, part);
+        }
+        Self {
+            principal: bytes,
+            server: server.clone(),
+        }
+    }
+}
+
+impl SessionKeys {
+    /// The handle for a server's JSON text; `None` for one that is too long to go through a client.
+    pub fn hand(&self, handed: Handed<'_>, tool: &str, text: &str, holder: &Holder) -> Option<String> {
+        if text.len() > LONGEST {
+            return None;
+        }
+        let (version, key) = self.handing();
+        let mut inside = version.to_be_bytes().to_vec();
+        push(&mut inside, holder.server.as_str());
+        push(&mut inside, tool);
+        inside.extend_from_slice(text.as_bytes());
+        let mark = mark(key, handed, holder, &inside);
+        let mark = URL_SAFE_NO_PAD.encode(&mark.as_ref()[..MARK_LEN]);
+        Some(format!("{PREFIX}{}.{mark}", URL_SAFE_NO_PAD.encode(inside)))
+    }
+
+    /// What was handed out as `handle`, if it was to this holder and as this. All that is wrong looks alike.
+    pub fn take_back(&self, handed: Handed<'_>, handle: &str, holder: &Holder) -> Option<Returned> {
+        let (inside, written) = handle.strip_prefix(PREFIX)?.split_once('.')?;
+        let inside = URL_SAFE_NO_PAD.decode(inside).ok()?;
+        let written = URL_SAFE_NO_PAD.decode(written).ok()?;
+        let (version, rest) = inside.split_first_chunk::<4>()?;
+        let mark = mark(self.handed(u32::from_be_bytes(*version))?, handed, holder, &inside);
+        constant_time::verify_slices_are_equal(&mark.as_ref()[..MARK_LEN], &written).ok()?;
+        let (server, rest) = pull(rest)?;
+        let (tool, text) = pull(rest)?;
+        (server == holder.server.as_str()).then_some(Returned {
+            text: std::str::from_utf8(text).ok()?.to_owned(),
+            tool: tool.to_owned(),
+        })
+    }
+}
+
+fn mark(key: &hmac::Key, handed: Handed<'_>, holder: &Holder, inside: &[u8]) -> hmac::Tag {
+    let (kind, within) = match handed {
+        Handed::Cursor { method } => ("cursor", [method, ""]),
+        Handed::State { method, target } => ("state", [method, target]),
+        Handed::Request { session } => ("request", [session, ""]),
+        Handed::Task => ("task", ["", ""]),
+    };
+    let mut bound = Vec::with_capacity(256 + inside.len());
+    push(&mut bound, kind);
+    within.into_iter().for_each(|part| push(&mut bound, part));
+    bound.extend_from_slice(&holder.principal);
+    bound.extend_from_slice(inside);
+    hmac::sign(key, &bound)
+}
+
+/// Lengths stand before texts so that no two lists read the same.
+fn push(bytes: &mut Vec<u8>, part: &str) {
+    bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(part.as_bytes());
+}
+
+fn pull(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (part, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    Some((std::str::from_utf8(part).ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{AuthMethod, ClientId, Digest, Fingerprint, Issuer, IssuerAlias, PrincipalKind, Subject};
+    use base64::engine::general_purpose::STANDARD;
+    use std::path::Path;
+
+    fn holder(issuer: &str, subject: &str, client: Option<&str>, server: &str) -> Holder {
+        let principal = Principal {
+            kind: PrincipalKind::User,
+            issuer: Issuer::parse(issuer).unwrap(),
+            alias: IssuerAlias::parse("a").unwrap(),
+            subject: Subject::parse(subject).unwrap(),
+            method: AuthMethod::Jwt,
+            fingerprint: Fingerprint::of(&Digest::ZERO),
+            client: client.map(|client| ClientId::parse(client).unwrap()),
+            token_session: None,
+            token_id: None,
+            email: None,
+            tenant: None,
+            assurance: None,
+            roles: Vec::new(),
+            key: None,
+            narrowed_to: None,
+            issued_at: None,
+            expires_at: None,
+        };
+        Holder::new(&principal, &ServerName::parse(server).unwrap())
+    }
+
+    fn keys(versions: &[u8]) -> SessionKeys {
+        let lines: Vec<_> = versions
+            .iter()
+            .map(|version| format!("{version}:{}", STANDARD.encode([*version; 32])))
+            .collect();
+        SessionKeys::parse(&lines.join("\n"), Path::new("session.keys")).unwrap()
+    }
+
+    const CURSOR: Handed<'static> = Handed::Cursor { method: "tools/list" };
+
+    #[test]
+    fn a_handle_is_taken_back_from_whom_it_was_given_and_as_what_it_was_given() {
+        let keys = keys(&[1]);
+        let alice = holder("https://i", "alice", Some("cli"), "files");
+        let ways = [
+            CURSOR,
+            Handed::Cursor { method: "prompts/list" },
+            Handed::State {
+                method: "tools/call",
+                target: "echo",
+            },
+            Handed::State {
+                method: "tools/call",
+                target: "ech",
+            },
+            Handed::State {
+                method: "prompts/get",
+                target: "echo",
+            },
+            Handed::Request { session: "s1" },
+            Handed::Request { session: "s2" },
+            Handed::Request { session: "" },
+            Handed::Task,
+        ];
+        let others = [
+            holder("https://i", "bob", Some("cli"), "files"),
+            holder("https://j", "alice", Some("cli"), "files"),
+            holder("https://i", "alice", None, "files"),
+            holder("https://ia", "lice", Some("cli"), "files"),
+            holder("https://i", "alice", Some("cli"), "file"),
+        ];
+        for given in ways {
+            let handle = keys.hand(given, "echo", r#""p\u00e9""#, &alice).unwrap();
+            assert!(
+                handle
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)),
+                "{handle}"
+            );
+            for taken in ways {
+                let back = keys.take_back(taken, &handle, &alice);
+                let wanted = (taken == given).then(|| Returned {
+                    text: r#""p\u00e9""#.to_owned(),
+                    tool: "echo".to_owned(),
+                });
+                assert_eq!(back, wanted, "{given:?} as {taken:?}");
+            }
+            for other in &others {
+                assert_eq!(keys.take_back(given, &handle, other), None, "{other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_text_gets_the_same_handle_and_another_another() {
+        let keys = keys(&[1]);
+        let alice = holder("https://i", "alice", None, "files");
+        let hand = |tool: &str, text: &str| keys.hand(Handed::Task, tool, text, &alice).unwrap();
+        assert_eq!(hand("echo", "\"1\""), hand("echo", "\"1\""));
+        assert_ne!(hand("echo", "\"1\""), hand("echo", "1"));
+        assert_ne!(hand("echo", "\"1\""), hand("add", "\"1\""));
+        assert_eq!(keys.hand(CURSOR, "", &"x".repeat(LONGEST + 1), &alice), None);
+    }
+
+    #[test]
+    fn a_changed_or_plain_text_is_no_handle() {
+        let keys = keys(&[1]);
+        let alice = holder("https://i", "alice", None, "files");
+        let handle = keys.hand(CURSOR, "", "\"page 2\"", &alice).unwrap();
+        for index in 0..handle.len() {
+            let mut changed = handle.clone().into_bytes();
+            changed[index] = if changed[index] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(changed).unwrap();
+            assert_eq!(keys.take_back(CURSOR, &changed, &alice), None, "{changed}");
+        }
+        for cut in 0..handle.len() {
+            assert_eq!(keys.take_back(CURSOR, &handle[..cut], &alice), None);
+        }
+        for plain in [
+            "",
+            "page 2",
+            "gh1.",
+            "gh1..",
+            "gh1.AAAA.AAAA",
+            &format!("{handle}="),
+            &format!("{handle}."),
+        ] {
+            assert_eq!(keys.take_back(CURSOR, plain, &alice), None, "{plain}");
+        }
+    }
+
+    #[test]
+    fn keys_are_rotated_and_the_handles_of_an_older_one_are_still_taken() {
+        let alice = holder("https://i", "alice", None, "files");
+        let (old, both, new) = (keys(&[1]), keys(&[2, 1]), keys(&[2]));
+        let before = old.hand(CURSOR, "", "\"a\"", &alice).unwrap();
+        let after = both.hand(CURSOR, "", "\"a\"", &alice).unwrap();
+        assert!(both.take_back(CURSOR, &before, &alice).is_some());
+        assert!(new.take_back(CURSOR, &after, &alice).is_some());
+        assert_eq!(new.take_back(CURSOR, &before, &alice), None);
+        assert_eq!(old.take_back(CURSOR, &after, &alice), None);
+    }
+}

@@ -1,0 +1,88 @@
+//! Sessions and everything that was handed out are nobody's memory: another instance with the same keys takes them, and
+//! keys are changed without anybody losing what they hold.
+
+use crate::ana_reads_files;
+use crate::support::on_both_stores;
+use crate::support::upstream::{Scripted, Upstream, say};
+use crate::support::world::World;
+use serde_json::{Value, json};
+
+on_both_stores! {
+    async fn another_instance_takes_over_with_the_same_keys(world: World) {
+        let files = Upstream::start().await;
+        world.server("files", &files.url, "client_requests = ['roots']");
+        let key = crate::ana(&mut world).await;
+        world.start().await;
+        let mut other = world.replica();
+        other.start().await;
+
+        let here = world.connected("files", &key).await;
+        let mut there = other.client("files").bearer(&key);
+        there.session.clone_from(&here.session);
+        assert_eq!(there.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+        let calls = files.calls();
+        assert_eq!(calls.last().unwrap().header("mcp-session-id"), Some("upstream-session-1"));
+
+        paging(&files);
+        let cursor = here.ask("tools/list", json!({})).await.message["result"]["nextCursor"].clone();
+        assert!(there.ask("tools/list", json!({ "cursor": cursor })).await.is_result());
+        let begun = here.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "task": {} })).await;
+        let task = begun.message["result"]["task"]["taskId"].clone();
+        assert_eq!(there.ask("tasks/get", json!({ "taskId": task })).await.message["result"]["taskId"], task);
+
+        let server = files.offer_stream();
+        let mut headers = here.base_headers();
+        headers.remove("content-type");
+        headers.insert("accept", "text/event-stream".parse().unwrap());
+        let mut stream = here.alike().send("GET", headers, Default::default()).await.unwrap();
+        say(&server, &json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" })).await;
+        let asked: Value = serde_json::from_str(&stream.event().await.unwrap().unwrap()).unwrap();
+        let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": { "roots": [] } });
+        assert_eq!(there.post(&answer).await.status, 202);
+        files.arrived("the answer", |received| received.message["id"] == 5).await;
+    }
+
+    async fn keys_are_changed_without_ending_a_session(world: World) {
+        let (files, key) = ana_reads_files(&mut world).await;
+        world.start().await;
+        paging(&files);
+        let before = world.connected("files", &key).await;
+        let cursor = before.ask("tools/list", json!({})).await.message["result"]["nextCursor"].clone();
+        let first = std::fs::read_to_string(world.file("data/session.keys")).unwrap();
+        let second = "2:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\n";
+
+        restart(&mut world, &format!("{first}{second}")).await;
+        assert!(before.ask("tools/list", json!({ "cursor": cursor })).await.is_result(), "what the older key made is still taken");
+        let after = world.connected("files", &key).await;
+        let newer = after.ask("tools/list", json!({})).await.message["result"]["nextCursor"].clone();
+        assert_ne!(newer, cursor, "the newer key makes it");
+
+        restart(&mut world, second).await;
+        assert_eq!(before.ask("tools/list", json!({})).await.verdict(), "404 unknown_session");
+        assert_eq!(after.ask("tools/list", json!({ "cursor": cursor })).await.verdict(), "200 unknown_cursor");
+        assert!(after.ask("tools/list", json!({ "cursor": newer })).await.is_result());
+    }
+}
+
+/// Lists with a second page, and tools that begin tasks.
+fn paging(files: &Upstream) {
+    files.script(|received| {
+        let task = json!({ "taskId": "t-1", "status": "working" });
+        Some(Scripted::Json(
+            match (received.method(), received.message["params"]["cursor"].as_str()) {
+                ("tools/list", None) => json!({ "tools": [], "nextCursor": "p2" }),
+                ("tools/list", Some("p2")) => json!({ "tools": [] }),
+                ("tools/call", _) => json!({ "task": task }),
+                ("tasks/get", _) => task,
+                _ => return None,
+            },
+        ))
+    });
+}
+
+async fn restart(world: &mut World, keys: &str) {
+    world.terminate();
+    world.ended().await;
+    std::fs::write(world.file("data/session.keys"), keys).unwrap();
+    world.start().await;
+}

@@ -1,0 +1,59 @@
+//! What the recording MCP server has beside tools: resources, templates, prompts, completions.
+
+use super::upstream::Received;
+use serde_json::{Value, json};
+
+pub const RESOURCES: [&str; 4] = ["notes://a/1", "notes://a/2", "notes://secret/1", "notes://b"];
+
+/// The result of a method that has one here.
+pub fn result(received: &Received) -> Option<Value> {
+    let params = &received.message["params"];
+    Some(match received.method() {
+        "resources/list" => json!({ "resources": resources(), "x": 1.50 }),
+        "resources/templates/list" => json!({ "resourceTemplates": [
+            { "uriTemplate": "notes://a/{number}", "name": "notes", "extra": [1] },
+            { "uriTemplate": "notes:// broken", "name": "broken" },
+        ] }),
+        "resources/read" => json!({ "contents": [{ "uri": params["uri"], "text": format!("contents of {}", params["uri"]) }] }),
+        "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" => json!({}),
+        "prompts/list" => json!({ "prompts": [
+            { "name": "greet", "arguments": [{ "name": "who" }], "extra": { "a": 1 } },
+            { "name": "deploy", "arguments": [{ "name": "env" }] },
+        ] }),
+        "prompts/get" => json!({ "messages": [{ "role": "user", "content": { "type": "text", "text": params["name"] } }] }),
+        "completion/complete" => json!({ "completion": { "values": ["one", "two"], "total": 2, "hasMore": false } }),
+        _ => return None,
+    })
+}
+
+/// The last one has a name that no URI has.
+fn resources() -> Vec<Value> {
+    let uris = RESOURCES.iter().copied().chain(["notes://a/../secret/1"]);
+    uris.map(|uri| json!({ "uri": uri, "name": uri, "extra": { "of": uri } }))
+        .collect()
+}
+
+/// What a modern result of a list or a resource says of keeping it.
+pub fn is_kept(result: &Value) -> bool {
+    ["tools", "resources", "resourceTemplates", "prompts", "contents"]
+        .iter()
+        .any(|member| result.get(member).is_some())
+}
+
+/// Begins a modern stream of what changes.
+pub fn acknowledged(received: &Received) -> Value {
+    json!({ "jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {
+        "_meta": { "io.modelcontextprotocol/subscriptionId": received.message["id"] },
+        "notifications": received.message["params"]["notifications"],
+    } })
+}
+
+/// Tells that a resource has changed.
+pub fn updated(uri: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "method": "notifications/resources/updated", "params": { "uri": uri } })
+}
+
+/// Tells that a list has changed.
+pub fn changed(list: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "method": format!("notifications/{list}/list_changed") })
+}
