@@ -32,11 +32,22 @@ pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
     }
     for server in &mut config.servers {
         optional.push(&mut server.ca_file);
+        always.extend(server.env_files.values_mut());
         optional.extend(server.credential.as_mut().map(|credential| &mut credential.value_file));
     }
     always.extend(optional.into_iter().filter_map(Option::as_mut));
     for path in always {
         *path = joined(folder, path);
+    }
+    for server in config.servers.iter_mut().filter(|server| !server.command.is_empty()) {
+        let dir = server.working_dir.get_or_insert_default();
+        *dir = joined(folder, dir);
+        // A bare name is looked for in PATH, and a path is one of the file's folder.
+        if server.command[0].contains('/')
+            && let Some(program) = joined(folder, Path::new(&server.command[0])).to_str()
+        {
+            server.command[0] = program.to_owned();
+        }
     }
 }
 
@@ -65,10 +76,18 @@ pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
             secrets.push((key, &mut credential.value, &credential.value_file));
         }
     }
-    secrets
+    let read = secrets
         .into_iter()
-        .filter_map(|(key, secret, file)| read_secret(&key, secret, file.as_ref()?).err())
-        .collect()
+        .filter_map(|(key, secret, file)| read_secret(&key, secret, file.as_ref()?).err());
+    let mut problems: Vec<_> = read.collect();
+    for (index, server) in config.servers.iter_mut().enumerate() {
+        for (name, file) in &server.env_files {
+            let mut value = server.env.remove(name);
+            problems.extend(read_secret(&format!("servers[{index}].env.{name}"), &mut value, file).err());
+            server.env.extend(value.map(|value| (name.clone(), value)));
+        }
+    }
+    problems
 }
 
 fn read_secret(key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), Problem> {

@@ -3,15 +3,21 @@
 
 mod asks;
 mod catalogue;
+mod events;
 mod exchange;
 mod failed;
 mod forward;
 mod handles;
+mod inbox;
 mod keys;
+mod lines;
+mod link;
+mod links;
 mod outcome;
 mod pins;
 mod server;
 mod speak;
+mod stdio;
 mod stream;
 
 pub use catalogue::{FetchFailed, LeftOut, Offer, RawTool};
@@ -44,6 +50,19 @@ impl Upstreams {
             servers,
             sessions: Arc::new(sessions),
         })
+    }
+
+    /// Ends sessions that nobody uses; the app calls it once a second.
+    pub fn sweep(&self) {
+        self.servers.values().for_each(Upstream::sweep);
+    }
+
+    /// Ends every process and connection that was started for a session.
+    pub async fn stop(&self) {
+        self.servers.values().for_each(Upstream::stop);
+        for server in self.servers.values() {
+            server.stopped().await;
+        }
     }
 
     pub fn get(&self, name: &ServerName) -> Option<&Upstream> {

@@ -8,6 +8,7 @@ mod secret;
 
 use super::document::join;
 use super::model::*;
+use super::server::ServerConfig;
 use super::problem::{Problem, did_you_mean, quoted};
 use crate::domain::ToolName;
 use secrecy::ExposeSecret;
