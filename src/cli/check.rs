@@ -127,7 +127,11 @@ impl Check {
 fn of_server(server: &ServerConfig) -> String {
     match &server.url {
         Some(url) => format!("{} at {}", server.name, clean(url)),
-        None => format!("{} by {}", server.name, clean(server.command.first().map_or("", String::as_str))),
+        None => format!(
+            "{} by {}",
+            server.name,
+            clean(server.command.first().map_or("", String::as_str))
+        ),
     }
 }
 

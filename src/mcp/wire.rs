@@ -72,7 +72,12 @@ fn read(message: &[u8]) -> Result<Wire, Fault> {
             }
         }
         (None, Some(_)) => (WireKind::Answer, None),
-        _ => return Err(fault(Reason::UpstreamBroken, "neither a request, a notification nor an answer")),
+        _ => {
+            return Err(fault(
+                Reason::UpstreamBroken,
+                "neither a request, a notification nor an answer",
+            ));
+        }
     };
     let cancels = cancels.filter(|_| kind == WireKind::Notification("notifications/cancelled".to_owned()));
     Ok(Wire {
@@ -106,15 +111,22 @@ mod tests {
             read(request),
             (WireKind::Request("tools/call".into()), [Some("7"), Some("\"p\""), None])
         );
-        let progress = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":3,"_meta":{"progressToken":4}}}"#;
+        let progress =
+            r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":3,"_meta":{"progressToken":4}}}"#;
         assert_eq!(
             read(progress),
-            (WireKind::Notification("notifications/progress".into()), [None, Some("3"), None])
+            (
+                WireKind::Notification("notifications/progress".into()),
+                [None, Some("3"), None]
+            )
         );
         let cancelled = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"a"}}"#;
         assert_eq!(
             read(cancelled),
-            (WireKind::Notification("notifications/cancelled".into()), [None, None, Some("\"a\"")])
+            (
+                WireKind::Notification("notifications/cancelled".into()),
+                [None, None, Some("\"a\"")]
+            )
         );
         // What is inside a result belongs to nobody else.
         let answer = r#"{"jsonrpc":"2.0","id":"1","result":{"id":2,"method":"x","params":{"progressToken":3}}}"#;

@@ -97,7 +97,10 @@ async fn read(link: &Link, stream: &mut Stream) -> &'static str {
             Ok(frame) => frame,
             Err(why) => return why,
         };
-        let is_message = frame.event.as_ref().is_none_or(|event| event == "message" || event.is_empty());
+        let is_message = frame
+            .event
+            .as_ref()
+            .is_none_or(|event| event == "message" || event.is_empty());
         if let Some(data) = frame.data.filter(|data| is_message && !data.is_empty()) {
             link.received(data).await;
         }
@@ -154,7 +157,9 @@ impl Posts {
     }
 
     pub fn post_if_there_is_room(&self, body: Bytes) {
-        let Ok(place) = self.room.clone().try_acquire_owned() else { return };
+        let Ok(place) = self.room.clone().try_acquire_owned() else {
+            return;
+        };
         let (endpoint, to) = (self.endpoint.clone(), self.to.clone());
         self.tasks.spawn(async move {
             if let Err(failed) = post(&endpoint, &to, &body).await {
@@ -167,9 +172,7 @@ impl Posts {
 
 async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), Failed> {
     let none = HeaderMap::new();
-    let response = endpoint
-        .exchange_at(to, &endpoint.client, &Method::POST, &none, body)
-        .await?;
+    let response = endpoint.exchange_at(to, &endpoint.client, &Method::POST, &none, body).await?;
     match response.status() {
         status if status.is_success() => Ok(()),
         status => Err(Failed::broken(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)),
@@ -180,7 +183,9 @@ async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), Failed>
 fn posting_to(own: &Uri, named: &str) -> Result<Uri, &'static str> {
     const ELSEWHERE: &str = "the server names a place on another origin for messages";
     let named = named.trim();
-    let plain = named.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\' && byte != b'#');
+    let plain = named
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'\\' && byte != b'#');
     if named.is_empty() || !plain {
         return Err("the server names no place for messages");
     }
@@ -190,7 +195,10 @@ fn posting_to(own: &Uri, named: &str) -> Result<Uri, &'static str> {
         _ if named.starts_with("//") => return Err(ELSEWHERE),
         _ if has_scheme => named.to_owned(),
         _ => {
-            let (scheme, authority) = (own.scheme_str().unwrap_or_default(), own.authority().map_or("", |at| at.as_str()));
+            let (scheme, authority) = (
+                own.scheme_str().unwrap_or_default(),
+                own.authority().map_or("", |at| at.as_str()),
+            );
             let path = match named.as_bytes()[0] {
                 b'/' => named.to_owned(),
                 b'?' => format!("{}{named}", own.path()),
@@ -228,7 +236,10 @@ mod tests {
             ("messages", "https://mcp.example:8443/a/messages"),
             ("?s=1", "https://mcp.example:8443/a/sse?s=1"),
             ("https://MCP.example:8443/m", "https://MCP.example:8443/m"),
-            ("/m?next=https://evil.example/", "https://mcp.example:8443/m?next=https://evil.example/"),
+            (
+                "/m?next=https://evil.example/",
+                "https://mcp.example:8443/m?next=https://evil.example/",
+            ),
         ] {
             assert_eq!(to(named).as_deref(), Ok(whole));
         }

@@ -36,7 +36,6 @@ impl Upstream {
             .await
             .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
     }
-
 }
 
 impl Endpoint {

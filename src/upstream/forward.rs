@@ -69,7 +69,10 @@ impl Upstream {
             true => &endpoint.streams,
             false => &endpoint.client,
         };
-        match endpoint.exchange(client, &http_method(call.method), &fields, &call.body).await {
+        match endpoint
+            .exchange(client, &http_method(call.method), &fields, &call.body)
+            .await
+        {
             Ok(response) => {
                 let session = heads.session.as_ref();
                 self.answer(response, &call, session, outcome).await

@@ -104,7 +104,10 @@ impl Outlet {
 }
 
 fn size(message: &Bytes) -> u32 {
-    u32::try_from(message.len()).unwrap_or(ROOM).saturating_add(OVERHEAD).min(ROOM)
+    u32::try_from(message.len())
+        .unwrap_or(ROOM)
+        .saturating_add(OVERHEAD)
+        .min(ROOM)
 }
 
 /// What a session's own stream brings: messages that belong to no call.

@@ -108,7 +108,10 @@ mod tests {
 
     #[tokio::test]
     async fn lines_end_at_line_feeds_and_at_the_end() {
-        assert_eq!(all(b"{}\r\n\nab\nrest", 8).await, ["{}", "", "ab", "rest"].map(|line| Ok(line.into())));
+        assert_eq!(
+            all(b"{}\r\n\nab\nrest", 8).await,
+            ["{}", "", "ab", "rest"].map(|line| Ok(line.into()))
+        );
         assert_eq!(all(b"", 8).await, []);
     }
 

@@ -119,7 +119,11 @@ impl Link {
         let number = {
             let state = self.state();
             let own = |pending: &Pending| &*pending.session == session && pending.id == named;
-            state.pending.iter().find(|(_, pending)| own(pending)).map(|(number, _)| *number)
+            state
+                .pending
+                .iter()
+                .find(|(_, pending)| own(pending))
+                .map(|(number, _)| *number)
         };
         match number {
             Some(number) => self.say(splice(body, vec![(place, number.to_string())])).await,
@@ -299,7 +303,11 @@ impl Link {
         let Heard::One(mailbox) = &self.heard else { return false };
         let call = {
             let state = self.state();
-            let open = state.pending.values().rev().find(|pending| pending.carries && !pending.to.is_closed());
+            let open = state
+                .pending
+                .values()
+                .rev()
+                .find(|pending| pending.carries && !pending.to.is_closed());
             open.map(|pending| pending.to.clone())
         };
         if let Some(call) = call {

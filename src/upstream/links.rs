@@ -105,7 +105,9 @@ impl Links {
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
                 // One more is Guardian's own.
-                places: Arc::new(Semaphore::new(config.max_sessions.saturating_add(1).min(Semaphore::MAX_PERMITS))),
+                places: Arc::new(Semaphore::new(
+                    config.max_sessions.saturating_add(1).min(Semaphore::MAX_PERMITS),
+                )),
                 backoff: Arc::default(),
             },
             shared: !config.per_session,
@@ -119,7 +121,13 @@ impl Links {
     }
 
     /// Sends a cleared call and returns the server's answer, or why there is none.
-    pub async fn forward(&self, server: &Upstream, call: &Call, heads: &ForwardHeads, mut outcome: Open) -> Result<Answer, Failed> {
+    pub async fn forward(
+        &self,
+        server: &Upstream,
+        call: &Call,
+        heads: &ForwardHeads,
+        mut outcome: Open,
+    ) -> Result<Answer, Failed> {
         if call.method == Method::Initialize {
             let opened = self.initialize(server, call, heads, &mut outcome).await;
             return opened.inspect_err(|failed| outcome.failed(failed));
@@ -245,10 +253,7 @@ impl Links {
                 outcome.bytes = message.len() as u64;
                 Some(server.whole_answer(StatusCode::OK, message.clone(), kind, call, None, outcome))
             }
-            AnswerKind::NotOurs
-            | AnswerKind::ServerRequest
-            | AnswerKind::ServerNotification
-            | AnswerKind::Malformed(_) => None,
+            AnswerKind::NotOurs | AnswerKind::ServerRequest | AnswerKind::ServerNotification | AnswerKind::Malformed(_) => None,
         }
     }
 
@@ -265,8 +270,17 @@ impl Links {
     }
 
     /// Opens a session; whatever goes wrong, nothing stays behind.
-    async fn initialize(&self, server: &Upstream, call: &Call, heads: &ForwardHeads, outcome: &mut Open) -> Result<Answer, Failed> {
-        let holder = heads.holder.clone().ok_or_else(|| Failed::broken("a session is somebody's"))?;
+    async fn initialize(
+        &self,
+        server: &Upstream,
+        call: &Call,
+        heads: &ForwardHeads,
+        outcome: &mut Open,
+    ) -> Result<Answer, Failed> {
+        let holder = heads
+            .holder
+            .clone()
+            .ok_or_else(|| Failed::broken("a session is somebody's"))?;
         let arriving = Arriving {
             links: self,
             seat: Some(self.take_seat(holder)?),
@@ -280,7 +294,10 @@ impl Links {
                 let late = |_| Err(Failed::late("the server took too long to open a session"));
                 let answer = async {
                     let mut inbox = link.request(&seat.name, call.method, &call.body).await?;
-                    inbox.next().await.unwrap_or_else(|| Err(Failed::broken("the server is gone")))
+                    inbox
+                        .next()
+                        .await
+                        .unwrap_or_else(|| Err(Failed::broken("the server is gone")))
                 };
                 timeout(self.patience.first_byte, answer).await.unwrap_or_else(late)?
             }
@@ -391,7 +408,10 @@ impl Links {
         let mut seats = self.seats.map();
         let own: Vec<_> = seats.values().filter(|seat| seat.holder == holder).cloned().collect();
         if own.len() >= self.most.div_ceil(2) || seats.len() >= self.most {
-            let unused = own.into_iter().filter(|seat| !self.is_busy(seat)).max_by_key(|seat| seat.unused());
+            let unused = own
+                .into_iter()
+                .filter(|seat| !self.is_busy(seat))
+                .max_by_key(|seat| seat.unused());
             let unused = unused.ok_or_else(full)?;
             seats.remove(&unused.name);
             unused.end();

@@ -79,13 +79,7 @@ impl Program {
     }
 
     /// Starts it. What it says is read, and what it is told written, until its link ends.
-    pub fn start(
-        &self,
-        heard: Heard,
-        asks: ClientRequests,
-        max_line: usize,
-        begun: Begun,
-    ) -> Result<Arc<Link>, Failed> {
+    pub fn start(&self, heard: Heard, asks: ClientRequests, max_line: usize, begun: Begun) -> Result<Arc<Link>, Failed> {
         let spawned = Command::new(&self.program)
             .args(&self.arguments)
             .current_dir(&self.dir)
@@ -245,7 +239,10 @@ async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> Strin
 
 /// Line feeds in JSON stand only between its parts.
 fn one_line(message: &Bytes) -> Vec<u8> {
-    let mut line: Vec<u8> = message.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect();
+    let mut line: Vec<u8> = message
+        .iter()
+        .map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte })
+        .collect();
     line.push(b'\n');
     line
 }
@@ -276,7 +273,15 @@ fn without(secrets: &[String], line: &[u8]) -> String {
             line = line.replace(secret.as_str(), "[secret]");
         }
     }
-    line.chars().flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] }).collect()
+    line.chars()
+        .flat_map(|char| {
+            if char.is_control() {
+                char.escape_default().collect()
+            } else {
+                vec![char]
+            }
+        })
+        .collect()
 }
 
 /// Everything that is set is held to be secret; the longest first, so that none is cut by another.
@@ -334,7 +339,10 @@ mod tests {
     fn the_environment_is_a_short_list_and_what_is_set() {
         let set = set(&[("TOKEN", "t"), ("LANG", "C.UTF-8")]);
         let env = environment(set.iter(), |name| Some(format!("own {name}").into()));
-        let names: Vec<_> = env.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
+        let names: Vec<_> = env
+            .iter()
+            .map(|(name, value)| format!("{}={}", name.display(), value.display()))
+            .collect();
         assert_eq!(
             names,
             [

@@ -116,7 +116,7 @@ fn the_environment_overrides_the_file_by_section_key_and_index() {
     assert_eq!(config.listen.limits.max_connections, 7);
     assert_eq!(config.listen.hosts, ["a.example", "b.example"]);
     assert!(config.policies.deny_all);
-    assert_eq!(config.servers[0].url, "https://new.example/mcp");
+    assert_eq!(config.servers[0].url.as_deref(), Some("https://new.example/mcp"));
     assert_eq!(config.servers[1].name.as_str(), "second");
     assert_eq!(config.limits.per_tool.unwrap().rate, 3);
     let credential = config.servers[0].credential.as_ref().unwrap().value.as_ref().unwrap();

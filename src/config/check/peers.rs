@@ -2,8 +2,8 @@
 
 use super::super::document::join;
 use super::super::model::*;
-use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::super::problem::{Problem, quoted};
+use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
 use super::positive;
 use super::secret::{is_placeholder, placeholder};
@@ -201,8 +201,11 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
             }
             (None, false) => program(server, &at, found),
             (None, true) => found.push(
-                Problem::error(format!("servers[{index}]"), format!("server `{name}` has neither `url` nor `command`"))
-                    .help("a server is reached at a URL, or started as a program"),
+                Problem::error(
+                    format!("servers[{index}]"),
+                    format!("server `{name}` has neither `url` nor `command`"),
+                )
+                .help("a server is reached at a URL, or started as a program"),
             ),
             (Some(_), false) => found.push(
                 Problem::error(at("command"), format!("server `{name}` has both `url` and `command`")).help("keep one of them"),
