@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Where messages of one link are posted.
@@ -22,6 +23,7 @@ pub(super) struct Posts {
     endpoint: Arc<Endpoint>,
     to: Uri,
     tasks: TaskTracker,
+    end: CancellationToken,
     /// For what is posted while the stream is read.
     room: Arc<Semaphore>,
 }
@@ -61,13 +63,15 @@ pub(super) async fn open(
     };
     let late = |_| Err(Failed::late("the server does not say where messages are posted"));
     let (stream, to) = timeout(endpoint.first_byte, opening).await.unwrap_or_else(late)?;
+    let end = begun.end();
     let posts = Posts {
         endpoint: endpoint.clone(),
         to,
         tasks: begun.keep.tasks.clone(),
+        end: end.clone(),
         room: Arc::new(Semaphore::new(MOST_REPLIES)),
     };
-    let link = Link::new(Out::Posts(posts), heard, asks, begun.end());
+    let link = Link::new(Out::Posts(posts), heard, asks, end);
     let tasks = begun.keep.tasks.clone();
     tasks.spawn(follow(link.clone(), stream, begun));
     Ok(link)
@@ -160,9 +164,10 @@ impl Posts {
         let Ok(place) = self.room.clone().try_acquire_owned() else {
             return;
         };
-        let (endpoint, to) = (self.endpoint.clone(), self.to.clone());
+        let (endpoint, to, end) = (self.endpoint.clone(), self.to.clone(), self.end.clone());
         self.tasks.spawn(async move {
-            if let Err(failed) = post(&endpoint, &to, &body).await {
+            let posted = end.run_until_cancelled(post(&endpoint, &to, &body)).await;
+            if let Some(Err(failed)) = posted {
                 tracing::debug!(%failed, "the server did not take a reply");
             }
             drop(place);

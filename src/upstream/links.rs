@@ -149,6 +149,12 @@ impl Links {
             outcome.done(None);
             return Ok(Answer::Empty { status: StatusCode::OK });
         }
+        if let (true, Method::Unsubscribe | Method::SetLevel, Some(id)) = (self.shared, call.method, &call.id) {
+            // What one caller says would hold for all: others go on hearing of their resources, and nobody hears the log.
+            let taken = mcp::result(id, json!({}));
+            let kind = AnswerKind::Result { is_error: false };
+            return server.whole_answer(StatusCode::OK, taken, kind, call, None, &mut outcome);
+        }
         let link = match self.link_of(&seat).await {
             Ok(link) => link,
             Err(failed) => {
@@ -561,18 +567,47 @@ impl Begun {
 
 impl Keep {
     fn wait(&self) -> Duration {
-        let until = self.backoff().until;
-        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+        self.backoff().wait(Instant::now())
     }
 
     fn failed(&self) {
-        let mut backoff = self.backoff();
-        let wait = FIRST_WAIT.saturating_mul(1 << backoff.failures.min(16)).min(LONGEST_WAIT);
-        backoff.failures += 1;
-        backoff.until = Some(Instant::now() + wait);
+        self.backoff().failed(Instant::now());
     }
 
     fn backoff(&self) -> MutexGuard<'_, Backoff> {
         self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backoff {
+    fn failed(&mut self, now: Instant) {
+        let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
+        self.failures += 1;
+        self.until = Some(now + wait);
+    }
+
+    fn wait(&self, now: Instant) -> Duration {
+        self.until
+            .map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_doubles_the_wait_up_to_a_bound() {
+        let (now, mut backoff) = (Instant::now(), Backoff::default());
+        assert_eq!(backoff.wait(now), Duration::ZERO);
+        let mut waits = Vec::new();
+        for _ in 0..40 {
+            backoff.failed(now);
+            waits.push(backoff.wait(now).as_millis());
+        }
+        assert_eq!(waits[..4], [100, 200, 400, 800]);
+        assert_eq!(waits[39], LONGEST_WAIT.as_millis());
+        assert!(waits.is_sorted());
+        assert_eq!(backoff.wait(now + LONGEST_WAIT), Duration::ZERO);
     }
 }

@@ -34,6 +34,9 @@ use crate::domain::ServerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// How long processes may take to end; they are killed before.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Every configured server, and the keys that seal their sessions.
 pub struct Upstreams {
     servers: BTreeMap<ServerName, Upstream>,
@@ -60,8 +63,13 @@ impl Upstreams {
     /// Ends every process and connection that was started for a session.
     pub async fn stop(&self) {
         self.servers.values().for_each(Upstream::stop);
-        for server in self.servers.values() {
-            server.stopped().await;
+        let all = async {
+            for server in self.servers.values() {
+                server.stopped().await;
+            }
+        };
+        if tokio::time::timeout(ENDING, all).await.is_err() {
+            tracing::warn!("some servers did not end in time");
         }
     }
 

@@ -165,6 +165,8 @@ impl Running {
         self.link.die(told);
         if !asked {
             tracing::warn!(%server, why, "the server's program is gone");
+            // What it says of its end.
+            let _ = timeout(LAST_WORDS, logged).await;
             self.begun.ended_by_itself(&self.link);
         }
         let status = self.end(lines).await;

@@ -281,7 +281,7 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
         .unwrap();
     next(&mut held).await;
     let crashed = client.call("crash", json!({})).await;
-    assert_eq!((crashed.reason(), crashed.status), ("upstream_broken", 200));
+    assert_eq!((crashed.reason(), crashed.status), ("upstream_broken", 502));
     let told = next(&mut held).await;
     assert_eq!(
         (&told["id"], &told["error"]["data"]["reason"]),

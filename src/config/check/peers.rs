@@ -290,7 +290,7 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<P
     ] {
         if given {
             let message = format!("`{key}` of server `{name}` is for a server with a `url`");
-            found.push(Problem::error(at(key), message).help("a program gets its secrets by `env` or `env_files`"));
+            found.push(Problem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"));
         }
     }
     if !server.per_session && !server.client_requests.is_empty() {
