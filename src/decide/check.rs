@@ -42,7 +42,7 @@ pub(super) struct WareFit {
 }
 
 /// The rules of one tool, and what of them cannot be judged for it.
-#[derive(Default, Clone)]
+#[derive(Default)]
 pub(super) struct Fit {
     pub rules: Vec<RuleIndex>,
     /// Rules that are wrong for the tool whatever a call carries.
@@ -54,6 +54,20 @@ pub(super) struct Fit {
 }
 
 impl Fit {
+    /// What holds of some of its rules.
+    pub fn of(&self, rules: Vec<RuleIndex>) -> Self {
+        let among = |set: &BTreeSet<RuleIndex>| rules.iter().copied().filter(|rule| set.contains(rule)).collect();
+        let conflicts = rules
+            .iter()
+            .flat_map(|rule| self.conflicts.range((*rule, 0)..=(*rule, usize::MAX)));
+        Self {
+            unjudgeable: among(&self.unjudgeable),
+            idle: among(&self.idle),
+            conflicts: conflicts.copied().collect(),
+            rules,
+        }
+    }
+
     fn has(&self, index: usize) -> bool {
         self.rules.binary_search(&number(index)).is_ok()
     }

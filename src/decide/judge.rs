@@ -37,7 +37,7 @@ pub(super) fn judge_ware(
     basis: &mut Basis,
 ) -> Result<(), Box<Refusal>> {
     settle(
-        &Case::of_ware(wares, name, wares.index(name), Some(arguments), held, facts),
+        &Case::of_ware(wares, name, wares.indices(name), Some(arguments), held, facts),
         basis,
     )
 }
@@ -73,7 +73,7 @@ pub(super) fn could_permit(tool: &CompiledTool, held: &Held<'_>, facts: &Facts<'
 
 /// The same for a prompt. A resource has no arguments: what is said of it is certain.
 pub(super) fn could_permit_ware(wares: &Wares, name: &str, held: &Held<'_>, facts: &Facts<'_>) -> bool {
-    let case = |arguments| Case::of_ware(wares, name, wares.index(name), arguments, held, facts);
+    let case = |arguments| Case::of_ware(wares, name, wares.indices(name), arguments, held, facts);
     match wares.sort() {
         Sort::Resource => case(Some(&Map::new())).verdict().is_ok(),
         Sort::Prompt | Sort::Tool => case(None).could_pass(),
@@ -82,17 +82,13 @@ pub(super) fn could_permit_ware(wares: &Wares, name: &str, held: &Held<'_>, fact
 
 /// Whether some resource could be permitted, by the policies that say the same of all resources of a server.
 pub(super) fn could_permit_some(wares: &Wares, held: &Held<'_>, facts: &Facts<'_>) -> bool {
-    Case::of_ware(wares, "", wares.all(), Some(&Map::new()), held, facts).could_pass_somewhere()
+    Case::of_ware(wares, "", std::iter::once(wares.all()), Some(&Map::new()), held, facts).could_pass_somewhere()
 }
 
 /// Whether the same is said of all resources or prompts that no policy names.
-pub(super) fn is_same_for_all(wares: &Wares, facts: &Facts<'_>) -> bool {
-    let (index, library) = (wares.index(""), facts.snapshot.library());
-    let general = index.general(library, facts.subject);
-    let personal = index.personal(facts.subject).cloned();
-    !std::iter::once(general)
-        .chain(personal)
-        .any(|slice| slice.slice.some_look_at_resource)
+pub(super) fn is_same_for_all(wares: &Wares, held: &Held<'_>, facts: &Facts<'_>) -> bool {
+    let case = Case::of_ware(wares, "", wares.indices(""), None, held, facts);
+    !case.seat.slices().any(|slice| slice.slice.some_look_at_resource)
 }
 
 /// One call before the policies that can apply to it.
@@ -130,7 +126,7 @@ impl<'a> Case<'a> {
     fn of_ware(
         wares: &'a Wares,
         name: &str,
-        index: &Index,
+        indices: impl Iterator<Item = &'a Index>,
         arguments: Option<&'a Map<String, Value>>,
         held: &'a Held<'a>,
         facts: &'a Facts<'a>,
@@ -143,7 +139,7 @@ impl<'a> Case<'a> {
             held,
             facts,
             library,
-            seat: Arc::new(facts.subject.seat_at(wares.place(name), index, library)),
+            seat: Arc::new(facts.subject.seat_at(wares.place(name), indices, library)),
         }
     }
 
@@ -262,8 +258,8 @@ impl<'a> Case<'a> {
         let context = || {
             let mut reads = self.seat.slices().map(|slice| &part(slice).reads);
             match (reads.next(), reads.next()) {
-                (Some(general), Some(personal)) => self.context(&general.clone().and(personal)),
-                (Some(general), None) => self.context(general),
+                (Some(one), Some(other)) => self.context(&reads.fold(one.clone().and(other), Reads::and)),
+                (Some(one), None) => self.context(one),
                 (None, _) => Ok(Context::empty()),
             }
         };

@@ -73,7 +73,7 @@ impl Shelf<'_> {
         }
         let same = *self
             .same
-            .get_or_init(|| judge::is_same_for_all(self.wares, facts).then(judge));
+            .get_or_init(|| judge::is_same_for_all(self.wares, &self.held, facts).then(judge));
         same.unwrap_or_else(judge)
     }
 }

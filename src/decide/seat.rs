@@ -11,8 +11,8 @@ static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 pub(super) struct Seat {
     place: Arc<Place>,
     entities: Entities,
-    general: Arc<ToolSlice>,
-    personal: Option<Arc<ToolSlice>>,
+    /// For the caller's kind and roles, and for the caller alone, of each index.
+    slices: Vec<Arc<ToolSlice>>,
     fixed: Outcome,
 }
 
@@ -31,12 +31,19 @@ pub(super) struct Outcome {
 }
 
 impl Seat {
-    pub fn new(subject: &Subject, caller: Entities, place: Arc<Place>, index: &Index, library: &Library) -> Self {
+    pub fn new<'a>(
+        subject: &Subject,
+        caller: Entities,
+        place: Arc<Place>,
+        indices: impl Iterator<Item = &'a Index>,
+        library: &Library,
+    ) -> Self {
         let entities = caller.add_entities(place.entities.clone(), None);
         let mut seat = Self {
             entities: entities.expect("a tool and its action are other entities than the caller"),
-            general: index.general(library, subject),
-            personal: index.personal(subject).cloned(),
+            slices: indices
+                .flat_map(|index| std::iter::once(index.general(library, subject)).chain(index.personal(subject).cloned()))
+                .collect(),
             fixed: Outcome::default(),
             place,
         };
@@ -51,9 +58,9 @@ impl Seat {
         &self.fixed
     }
 
-    /// The policies for the caller's kind and roles, and those for the caller alone.
+    /// The policies that can apply; each is in one of them.
     pub fn slices(&self) -> impl Iterator<Item = &ToolSlice> {
-        std::iter::once(&self.general).chain(&self.personal).map(Arc::as_ref)
+        self.slices.iter().map(Arc::as_ref)
     }
 
     /// Asks Cedar about one part of each slice. The context is made only if there is something to ask.

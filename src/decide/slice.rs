@@ -73,7 +73,7 @@ pub(super) struct Index {
     /// Never satisfied by a call of the tool whose arguments they can see.
     idle: BTreeSet<RuleIndex>,
     conflicts: BTreeSet<(RuleIndex, usize)>,
-    fields: Fields,
+    fields: Arc<Fields>,
 }
 
 /// Whom a policy of an `Index` is for; personal ones are filed apart.
@@ -178,7 +178,7 @@ impl Part {
 impl Index {
     /// Files the rules that can apply to a tool. Of those that cannot be judged for it, a permit does not count, and
     /// a forbid refuses.
-    pub fn new(library: &Library, fit: Fit, fields: &Fields) -> Self {
+    pub fn new(library: &Library, fit: Fit, fields: Arc<Fields>) -> Self {
         let mut index = Self {
             filed: Vec::new(),
             roles: HashMap::new(),
@@ -187,7 +187,7 @@ impl Index {
             broken: fit.unjudgeable,
             idle: fit.idle,
             conflicts: fit.conflicts,
-            fields: fields.clone(),
+            fields,
         };
         let mut personal: HashMap<EntityUid, Vec<RuleIndex>> = HashMap::new();
         for number in &fit.rules {

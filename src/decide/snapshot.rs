@@ -79,7 +79,7 @@ impl Snapshot {
         let server = |server| empty_server(&library, server, &checked.wares);
         let mut servers: HashMap<ServerName, Server> = catalogue.servers.iter().map(server).collect();
         for (draft, fit) in drafts.into_iter().zip(checked.fits) {
-            let index = Index::new(&library, fit, draft.arguments.fields());
+            let index = Index::new(&library, fit, Arc::new(draft.arguments.fields().clone()));
             let server = servers
                 .get_mut(&draft.place.server)
                 .expect("drafts are made of the catalogue");

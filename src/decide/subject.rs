@@ -67,14 +67,14 @@ impl Subject {
         if let Some(seat) = seats.find(tool) {
             return seat.clone();
         }
-        let seat = Arc::new(self.seat_at(tool.place().clone(), tool.index(), library));
+        let seat = Arc::new(self.seat_at(tool.place().clone(), std::iter::once(tool.index()), library));
         self.0.seats.store(Arc::new(seats.with(seat.clone())));
         seat
     }
 
     /// The caller at a resource or prompt. There is no end of them, so none is kept.
-    pub(super) fn seat_at(&self, place: Arc<Place>, index: &Index, library: &Library) -> Seat {
-        Seat::new(self, self.0.entities.clone(), place, index, library)
+    pub(super) fn seat_at<'a>(&self, place: Arc<Place>, indices: impl Iterator<Item = &'a Index>, library: &Library) -> Seat {
+        Seat::new(self, self.0.entities.clone(), place, indices, library)
     }
 
     /// An address as Cedar's `ipaddr`. Cedar parses the name of the function anew each time, for microseconds, so the

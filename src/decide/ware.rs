@@ -1,6 +1,6 @@
 //! The resources and prompts of one server. No catalogue lists them: which policies apply to one follows from its name.
 
-use super::check::{Fit, WareFit};
+use super::check::WareFit;
 use super::rule::{ResourceScope, Rule};
 use super::shape::Fields;
 use super::slice::{Index, Library, RuleIndex};
@@ -8,7 +8,7 @@ use super::sort::Sort;
 use super::tool::Place;
 use crate::domain::{Reason, Refusal, Scope, ServerName};
 use serde_json::{Map, Value};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// All resources, or all prompts, of a server.
@@ -19,11 +19,11 @@ pub(super) struct Wares {
     needs: Vec<Scope>,
     /// The arguments that policies can see.
     fields: Arc<Fields>,
-    /// The policies of all that no policy names.
+    /// The policies that name none of them.
     any: Index,
-    /// Those of the others, by their names on the server.
+    /// The others, by whom they name.
     named: HashMap<String, Index>,
-    /// All of these policies: those of a template, of which any resource may come.
+    /// Both: those of a template, of which any resource may come.
     all: Index,
 }
 
@@ -44,26 +44,23 @@ impl Wares {
             ResourceScope::Nothing => false,
         };
         let here: Vec<RuleIndex> = of.fit.rules.iter().copied().filter(is_on_server).collect();
-        let index = |wanted: &dyn Fn(Option<String>) -> bool| {
-            let rules = here
-                .iter()
-                .copied()
-                .filter(|rule| wanted(name_of(library.rule(*rule))))
-                .collect();
-            Index::new(library, Fit { rules, ..of.fit.clone() }, &of.fields)
-        };
-        let names: BTreeSet<String> = here.iter().filter_map(|rule| name_of(library.rule(*rule))).collect();
-        let named = |name: String| {
-            let of_it = index(&|wanted| wanted.is_none_or(|wanted| wanted == name));
-            (name, of_it)
-        };
+        let fields = Arc::new(of.fields.clone());
+        let index = |rules: Vec<RuleIndex>| Index::new(library, of.fit.of(rules), fields.clone());
+        let mut any = Vec::new();
+        let mut named: HashMap<String, Vec<RuleIndex>> = HashMap::new();
+        for rule in &here {
+            match name_of(library.rule(*rule)) {
+                None => any.push(*rule),
+                Some(name) => named.entry(name).or_default().push(*rule),
+            }
+        }
         Self {
-            any: index(&|name| name.is_none()),
-            all: index(&|_| true),
-            named: names.into_iter().map(named).collect(),
+            any: index(any),
+            named: named.into_iter().map(|(name, rules)| (name, index(rules))).collect(),
+            all: index(here),
             needs: Scope::parse(scope(sort)).into_iter().collect(),
-            fields: Arc::new(of.fields.clone()),
             server: server.clone(),
+            fields,
             sort,
         }
     }
@@ -81,8 +78,8 @@ impl Wares {
     }
 
     /// The policies of the one called so.
-    pub fn index(&self, name: &str) -> &Index {
-        self.named.get(name).unwrap_or(&self.any)
+    pub fn indices(&self, name: &str) -> impl Iterator<Item = &Index> {
+        std::iter::once(&self.any).chain(self.named.get(name))
     }
 
     pub fn is_named(&self, name: &str) -> bool {

@@ -412,6 +412,7 @@ impl Gate {
     /// Counted last, so that a call refused for another reason consumes nothing.
     fn admit(&self, permit: &Permit, principal: &Principal, counted: Option<PrincipalKey>) -> Result<Option<Admission>, Refusal> {
         let call = permit.call();
+        let counted = || counted.unwrap_or_else(|| PrincipalKey::of(principal));
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
@@ -421,8 +422,7 @@ impl Gate {
             }),
             // Whoever waits for a task asks again and again; that is no call of its tool.
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
-                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
-                let admission = self.parts.limits.admit(counted, &call.server, None);
+                let admission = self.parts.limits.admit(counted(), &call.server, None);
                 admission.map(Some).map_err(|refusal| *refusal)
             }
             Method::Initialize
@@ -439,8 +439,7 @@ impl Gate {
             | Method::SetLevel
             | Method::Listen
             | Method::OpenStream => {
-                let counted = counted.unwrap_or_else(|| PrincipalKey::of(principal));
-                let admission = self.parts.limits.admit(counted, &call.server, call.tool());
+                let admission = self.parts.limits.admit(counted(), &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
             }
         }
@@ -500,6 +499,9 @@ fn read(
     }
     // The new era has no sessions and ignores the header.
     let session = if message.is_modern() { None } else { session? };
+    if message.is_modern() {
+        trail.era = Era::Modern;
+    }
     let negotiated = session.as_ref().map(|session| session.version);
     let mut call = Call {
         request: trail.request,
@@ -553,8 +555,8 @@ fn read(
         Message::Response(response) => {
             trail.method = Some(Method::Answer);
             let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            let (body, claim) = talk.answer(&response)?;
-            trail.claim = Some(claim);
+            let (body, claim, asked) = talk.answer(&response)?;
+            (trail.claim, trail.target) = (Some(claim), asked);
             call = Call {
                 version,
                 method: Method::Answer,

@@ -3,7 +3,7 @@
 //! Nothing is decided here, and nothing secret can get in: a `Refusal` never holds any.
 
 use crate::config::Denials;
-use crate::domain::{Era, MessageId, Reason, Refusal, RequestId};
+use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, RequestId};
 use crate::mcp;
 use crate::transport::{self, Body};
 use crate::upstream::Eras;
@@ -349,13 +349,7 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
         );
     }
     if refusal.reason == Reason::UnsupportedVersion {
-        let supported: Vec<_> = crate::domain::ProtocolVersion::ALL
-            .iter()
-            .rev()
-            .filter(|version| !to.eras.lack(version.era()))
-            .map(|version| version.as_str())
-            .collect();
-        data.insert("supported".to_owned(), supported.into());
+        data.insert("supported".to_owned(), spoken(to.era, to.eras).into());
         if let Some(requested) = to.said_version {
             data.insert("requested".to_owned(), requested.into());
         }
@@ -364,6 +358,19 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
         data.insert("record".to_owned(), record.to_string().into());
     }
     data
+}
+
+/// The versions the same message could have named, newest first; those of the other era if the server speaks only that.
+fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
+    let era = match (asked, eras.lack(asked)) {
+        (Era::Legacy, false) | (Era::Modern, true) => Era::Legacy,
+        (Era::Modern, false) | (Era::Legacy, true) => Era::Modern,
+    };
+    let versions = ProtocolVersion::ALL.iter().rev();
+    versions
+        .filter(|version| version.era() == era)
+        .map(|version| version.as_str())
+        .collect()
 }
 
 /// RFC 6750 and RFC 9728: where to get a token, or which scopes are missing.

@@ -148,6 +148,9 @@ impl Screen {
     /// A message of the server's own.
     fn handed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
         let data = frame.data.take()?;
+        if !self.handing.is_for(&data, said) {
+            return None;
+        }
         match self.handing.hand_out(data.clone(), said)? {
             body if body == data => Some(frame.raw),
             body => Some(replace_data(&frame, &body)),

@@ -7,6 +7,7 @@ use crate::mcp::{self, Params, Place, Said, Token, splice};
 use crate::upstream::{Handed, Holder, SessionKeys};
 use bytes::Bytes;
 use moka::sync::Cache;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ pub struct Talks {
     keys: Arc<SessionKeys>,
     /// Requests of servers that were answered, by their handles: each is answered once.
     answered: Cache<String, ()>,
+    /// What was asked under these handles, for the records of the answers.
+    asked: Cache<String, String>,
     /// The tools that began tasks, for messages that name a task and nothing else.
     begun: Cache<(Holder, String), String>,
 }
@@ -68,16 +71,24 @@ pub struct Handing {
 
 impl Talks {
     pub fn new(keys: Arc<SessionKeys>) -> Arc<Self> {
-        let remembered = || Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(REMEMBERED_FOR);
         Arc::new(Self {
             keys,
-            answered: remembered().build(),
-            begun: Cache::builder()
-                .max_capacity(MOST_REMEMBERED)
-                .time_to_live(REMEMBERED_FOR)
-                .build(),
+            answered: remembered(),
+            asked: remembered(),
+            begun: remembered(),
         })
     }
+}
+
+fn remembered<K, V>() -> Cache<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    Cache::builder()
+        .max_capacity(MOST_REMEMBERED)
+        .time_to_live(REMEMBERED_FOR)
+        .build()
 }
 
 impl Talk {
@@ -176,7 +187,8 @@ impl Talk {
     }
 
     /// The client's answer to a request of the server, if that was asked in this session and has no answer yet.
-    pub fn answer(&self, answer: &mcp::Response) -> Result<(Bytes, Claim), Refusal> {
+    /// With it comes what it answers, where this instance passed that on.
+    pub fn answer(&self, answer: &mcp::Response) -> Result<(Bytes, Claim, Option<String>), Refusal> {
         let unknown = || Refusal::new(Reason::UnknownAnswer);
         let handle: String = serde_json::from_str(answer.id.as_json()).map_err(|_| unknown())?;
         let handed = Handed::Request { session: &self.session };
@@ -186,8 +198,9 @@ impl Talk {
         if let Some(related) = &answer.related_task {
             edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownAnswer)?.text));
         }
+        let asked = self.talks.asked.get(&handle);
         let claim = Claim::new(&self.talks, handle).ok_or_else(unknown)?;
-        Ok((splice(&answer.body, edits), claim))
+        Ok((splice(&answer.body, edits), claim, asked))
     }
 
     fn taken(&self, handed: Handed<'_>, token: &Token, otherwise: Reason) -> Result<crate::upstream::Returned, Refusal> {
@@ -241,6 +254,12 @@ impl Handing {
         }
     }
 
+    /// Whether it is for this caller: a subscription tells of the tasks it was opened for.
+    pub fn is_for(&self, message: &[u8], said: &Said) -> bool {
+        let named = |place: &Place| self.named.iter().any(|(text, _)| text == place.text(message));
+        self.method != Method::Listen || said.tasks.iter().all(named)
+    }
+
     /// The message as the caller may have it; `None` if something in it cannot be handed out.
     pub fn hand_out(&self, message: Bytes, said: &Said) -> Option<Bytes> {
         let mut edits = Vec::new();
@@ -258,6 +277,9 @@ impl Handing {
             }
             // What is asked again may be answered again.
             self.talk.talks.answered.invalidate(&handle);
+            if let (Some(_), Some(method)) = (said.id, &said.method) {
+                self.talk.talks.asked.insert(handle.clone(), method.clone());
+            }
             edits.push((*place, handle));
         }
         if let Some(place) = said.next_cursor {

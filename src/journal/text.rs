@@ -54,7 +54,6 @@ impl Text {
             .option(server.as_ref(), |text, server| text.string(server.as_str()));
         self.member(r#","method":"#).string(method);
         self.member(r#","tool":"#).option(tool.as_deref(), Self::string);
-        // Where there is none the member is left out, as in records of before.
         if let Some(target) = target {
             self.member(r#","target":"#).string(target);
         }
@@ -202,13 +201,13 @@ mod tests {
                 user: UserId::parse("u1").ok(),
                 method: AuthMethod::Certificate,
                 fingerprint: text.to_owned(),
-                client: ClientId::parse("c").ok().filter(|_| number % 2 == 0),
-                key: KeyId::parse("k23456789").ok().filter(|_| number % 3 == 0),
+                client: ClientId::parse("c").ok().filter(|_| number.is_multiple_of(2)),
+                key: KeyId::parse("k23456789").ok().filter(|_| number.is_multiple_of(3)),
             }),
             server: with.then(|| ServerName::parse("demo").unwrap()),
             method: text.to_owned(),
             tool: some(text),
-            target: some(text),
+            target: some(text).filter(|_| number.is_multiple_of(2)),
             decision: if with { Decided::Allow } else { Decided::Deny },
             reason: text.to_owned(),
             detail: some(text),

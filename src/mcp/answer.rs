@@ -83,13 +83,14 @@ pub fn negotiated(answer: &[u8]) -> Option<String> {
     decode(answer, version?).ok().map(std::borrow::Cow::into_owned)
 }
 
-struct Envelope {
-    id: Option<Span>,
-    method: Option<Span>,
-    result: Option<Span>,
-    error: Option<Span>,
-    is_error: bool,
-    code: Option<i64>,
+/// What makes a message a result, an error, a request or a notification.
+pub(super) struct Envelope {
+    pub id: Option<Span>,
+    pub method: Option<Span>,
+    pub result: Option<Span>,
+    pub error: Option<Span>,
+    pub is_error: bool,
+    pub code: Option<i64>,
 }
 
 impl Envelope {
@@ -108,6 +109,12 @@ impl Envelope {
         })?;
         scan.close()?;
         let [jsonrpc, id, method, result, error] = fields.spans;
+        Self::of(answer, [jsonrpc, id, method, result, error], is_error, code)
+    }
+
+    /// `spans` are `jsonrpc`, `id`, `method`, `result` and `error`; the others stand in the last two.
+    pub fn of(answer: &[u8], spans: [Option<Span>; 5], is_error: Option<Span>, code: Option<Span>) -> Result<Self, Fault> {
+        let [jsonrpc, id, method, result, error] = spans;
         if jsonrpc.is_none_or(|span| &answer[span.range()] != b"\"2.0\"") {
             return Err(fault(Reason::UpstreamBroken, "`jsonrpc` is not \"2.0\""));
         }
@@ -124,23 +131,29 @@ impl Envelope {
 }
 
 fn recognise(answer: &[u8], id: &MessageId) -> Result<AnswerKind, Fault> {
-    let envelope = Envelope::read(answer)?;
-    let addressed = envelope.id.filter(|span| span.kind != Kind::Null);
-    Ok(match (envelope.method, envelope.result, envelope.error, addressed) {
-        (Some(_), None, None, Some(_)) => AnswerKind::ServerRequest,
-        (Some(_), None, None, None) => AnswerKind::ServerNotification,
-        (None, Some(_), None, Some(span)) | (None, None, Some(_), Some(span)) if !same_id(answer, span, id) => {
-            AnswerKind::NotOurs
+    Ok(Envelope::read(answer)?.kind(answer, id))
+}
+
+impl Envelope {
+    pub fn kind(&self, answer: &[u8], id: &MessageId) -> AnswerKind {
+        let envelope = self;
+        let addressed = envelope.id.filter(|span| span.kind != Kind::Null);
+        match (envelope.method, envelope.result, envelope.error, addressed) {
+            (Some(_), None, None, Some(_)) => AnswerKind::ServerRequest,
+            (Some(_), None, None, None) => AnswerKind::ServerNotification,
+            (None, Some(_), None, Some(span)) | (None, None, Some(_), Some(span)) if !same_id(answer, span, id) => {
+                AnswerKind::NotOurs
+            }
+            (None, Some(_), None, Some(_)) => AnswerKind::Result {
+                is_error: envelope.is_error,
+            },
+            (None, None, Some(error), addressed) if error.kind == Kind::Object => AnswerKind::Error {
+                code: envelope.code.unwrap_or_default(),
+                addressed: addressed.is_some(),
+            },
+            _ => AnswerKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
         }
-        (None, Some(_), None, Some(_)) => AnswerKind::Result {
-            is_error: envelope.is_error,
-        },
-        (None, None, Some(error), addressed) if error.kind == Kind::Object => AnswerKind::Error {
-            code: envelope.code.unwrap_or_default(),
-            addressed: addressed.is_some(),
-        },
-        _ => AnswerKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
-    })
+    }
 }
 
 /// By what the ids mean: a server may escape a string otherwise, or write a number with a fraction of zero.

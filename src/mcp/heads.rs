@@ -58,7 +58,8 @@ pub fn agree_notification(
     agree_any(&notification.method, notification.params.as_ref(), heads, session_version)
 }
 
-/// For GET, DELETE and responses, which only the legacy era has: the version to speak.
+/// For GET, DELETE and responses, which only the legacy era has: the version to speak. A session speaks what it negotiated,
+/// and clients only should repeat it: another known version of the era changes nothing.
 pub fn agree_headless(heads: &Heads<'_>, session_version: Option<ProtocolVersion>) -> Result<Option<ProtocolVersion>, Malformed> {
     let Some(written) = heads.protocol_version else {
         return Ok(session_version);
@@ -69,17 +70,7 @@ pub fn agree_headless(heads: &Heads<'_>, session_version: Option<ProtocolVersion
             "MCP-Protocol-Version names a version without sessions, the message has no `_meta`",
         ));
     }
-    match session_version {
-        Some(negotiated) if negotiated != version => {
-            let detail = format!(
-                "MCP-Protocol-Version is {}, the session speaks `{}`",
-                quoted(written),
-                negotiated.as_str()
-            );
-            Err(mismatch(detail))
-        }
-        _ => Ok(Some(version)),
-    }
+    Ok(Some(session_version.unwrap_or(version)))
 }
 
 /// The method, if its era knows it and it is spoken here.

@@ -30,7 +30,7 @@ pub use notices::{Notice, notice};
 pub use params::{Completion, Reference, completion, listened};
 pub use prune::{prune, without};
 pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
-pub use said::{Ask, ResultType, Said, Wish, said};
+pub use said::{Ask, ResultType, Said, Wish, heard};
 pub use sentinel::{decode_sentinel, encode_sentinel};
 pub use splice::{Place, splice};
 pub use sse::{SseFault, SseFrame, SseReader};

@@ -63,8 +63,6 @@ pub struct Params {
     /// What a retry brings back, and the answers it brings.
     pub request_state: Option<Token>,
     pub input_responses: bool,
-    /// Whether the call asks to be carried out as a task.
-    pub as_task: bool,
     /// What `initialize` says the client can do.
     pub capabilities: Option<Place>,
     /// `ref`, `argument` and `context` of a completion, as they stand in the body.
@@ -407,7 +405,15 @@ impl Params {
             capabilities,
         ] = spans;
         let name = text(body, "name", name)?;
-        only_known(method, &spans, inside.stranger)?;
+        object("_meta", meta)?;
+        let meta = inside
+            .meta
+            .map(|meta| Meta::read(body, &meta, inside.related_task))
+            .transpose()?;
+        let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
+        if !(modern && params::lost(method)) {
+            only_known(method, &spans, inside.stranger)?;
+        }
         text(body, "level", level)?;
         let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         let capabilities = match method {
@@ -419,7 +425,7 @@ impl Params {
             .into_iter()
             .map(|span| token(body, "taskIds", Some(span)));
         let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
-        object("_meta", meta)?;
+        object("task", task)?;
         Ok(Self {
             name,
             arguments: piece("arguments", arguments)?,
@@ -433,14 +439,10 @@ impl Params {
             task_id: token(body, "taskId", task_id)?,
             request_state: token(body, "requestState", state)?,
             input_responses: object("inputResponses", responses)?.is_some(),
-            as_task: object("task", task)?.is_some(),
             capabilities,
             listened_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
-            meta: inside
-                .meta
-                .map(|meta| Meta::read(body, &meta, inside.related_task))
-                .transpose()?,
+            meta,
         })
     }
 }

@@ -1,10 +1,10 @@
 //! What a server's message says that concerns more than its reader: what it asks of the client, and where it holds what
 //! only this client may bring back. One strict reading; it does not know what is allowed.
 
-use super::answer::ANSWER_BOUNDS;
-use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode, fault};
+use super::answer::{ANSWER_BOUNDS, AnswerKind, Envelope};
+use super::json::{Fault, Kind, Scan, Span, Twins, decode, fault};
 use super::splice::Place;
-use crate::domain::{ClientRequest, Reason};
+use crate::domain::{ClientRequest, MessageId, Reason};
 
 /// A server's message taken apart as far as it matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,13 +55,22 @@ pub enum ResultType {
     Unknown,
 }
 
-/// Reads a message of which it is known that it is one.
-pub fn said(message: &[u8]) -> Result<Said, Malformed> {
-    Ok(Reader {
+/// Recognises a server's message, as `answer_kind` does, and reads it in the same pass.
+pub fn heard(message: &[u8], id: &MessageId) -> (AnswerKind, Said) {
+    match read(message) {
+        Ok((envelope, said)) => (envelope.kind(message, id), said),
+        Err(fault) => (AnswerKind::Malformed(fault.detail), Said::default()),
+    }
+}
+
+fn read(message: &[u8]) -> Result<(Envelope, Said), Fault> {
+    let reader = Reader {
         text: message,
         said: Said::default(),
-    }
-    .read()?)
+        is_error: None,
+        code: None,
+    };
+    reader.read()
 }
 
 const LISTS: [(&str, &str); 4] = [
@@ -77,6 +86,8 @@ const RELATED: &str = "io.modelcontextprotocol/related-task";
 struct Reader<'a> {
     text: &'a [u8],
     said: Said,
+    is_error: Option<Span>,
+    code: Option<Span>,
 }
 
 /// How a request says what it wants, beside its method.
@@ -88,7 +99,7 @@ struct Manner {
 }
 
 impl Reader<'_> {
-    fn read(mut self) -> Result<Said, Fault> {
+    fn read(mut self) -> Result<(Envelope, Said), Fault> {
         let mut scan = Scan::open(self.text, &ANSWER_BOUNDS, Twins::Exact)?;
         let mut manner = Manner::default();
         let fields = scan.fields(
@@ -102,10 +113,11 @@ impl Reader<'_> {
             },
         )?;
         scan.close()?;
-        let [_, id, method, ..] = fields.spans;
+        let [jsonrpc, id, method, _, result, error] = fields.spans;
+        let envelope = Envelope::of(self.text, [jsonrpc, id, method, result, error], self.is_error, self.code)?;
         let Some(method) = method else {
             self.said.cancels = None;
-            return Ok(self.said);
+            return Ok((envelope, self.said));
         };
         let method = text(self.text, "method", method)?;
         let id = id.filter(|id| id.kind != Kind::Null);
@@ -119,11 +131,12 @@ impl Reader<'_> {
         self.said.cancels = self.said.cancels.filter(|_| method == "notifications/cancelled");
         self.said.id = id.map(Place::from);
         self.said.method = Some(method);
-        Ok(self.said)
+        Ok((envelope, self.said))
     }
 
     fn result(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
-        const MEMBERS: [&str; 12] = [
+        const MEMBERS: [&str; 13] = [
+            "isError",
             "capabilities",
             "resultType",
             "requestState",
@@ -145,7 +158,8 @@ impl Reader<'_> {
             ("capabilities", Some(b'{')) => self.offers(scan, depth),
             _ => scan.value(depth),
         })?;
-        let [_, kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
+        let [is_error, _, kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
+        self.is_error = is_error;
         self.said.result_type = match kind {
             None => ResultType::Complete,
             Some(span) => match text(self.text, "resultType", span)?.as_str() {
@@ -198,7 +212,8 @@ impl Reader<'_> {
     fn error(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
         let start = scan.here();
         let fields = scan.fields(depth, &["code"], |scan, _, depth| scan.value(depth))?;
-        let code = fields.spans[0].map(|span| &self.text[span.range()]);
+        self.code = fields.spans[0];
+        let code = self.code.map(|span| &self.text[span.range()]);
         self.said.wants_url = code == Some(URL_WANTED.as_bytes());
         Ok(scan.since(start, Kind::Object))
     }
@@ -318,7 +333,9 @@ mod tests {
     use super::*;
 
     fn read(message: &str) -> Said {
-        said(message.as_bytes()).unwrap_or_else(|fault| panic!("{message}: {fault}"))
+        super::read(message.as_bytes())
+            .unwrap_or_else(|fault| panic!("{message}: {fault}"))
+            .1
     }
 
     fn at(message: &str, place: Option<Place>) -> &str {
@@ -393,13 +410,13 @@ mod tests {
     fn a_result_has_one_of_three_types() {
         let kind = |written: &str| {
             let message = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":{written}}}}}"#);
-            said(message.as_bytes()).map(|said| said.result_type)
+            super::read(message.as_bytes()).map(|(_, said)| said.result_type).ok()
         };
-        assert_eq!(kind(r#""complete""#), Ok(ResultType::Complete));
-        assert_eq!(kind(r#""input\u005frequired""#), Ok(ResultType::InputRequired));
-        assert_eq!(kind(r#""task""#), Ok(ResultType::Task));
-        assert_eq!(kind(r#""Task""#), Ok(ResultType::Unknown));
-        assert!(kind("null").is_err() && kind("1").is_err());
+        assert_eq!(kind(r#""complete""#), Some(ResultType::Complete));
+        assert_eq!(kind(r#""input\u005frequired""#), Some(ResultType::InputRequired));
+        assert_eq!(kind(r#""task""#), Some(ResultType::Task));
+        assert_eq!(kind(r#""Task""#), Some(ResultType::Unknown));
+        assert!(kind("null").is_none() && kind("1").is_none());
         assert_eq!(
             read(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).result_type,
             ResultType::Complete
@@ -427,7 +444,29 @@ mod tests {
             r#"{"inputRequests":{"a":{"method":"roots/list","Method":"ping"}}}"#,
         ] {
             let message = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#);
-            assert!(said(message.as_bytes()).is_err(), "{message}");
+            assert!(super::read(message.as_bytes()).is_err(), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_recognised_as_without_reading_it() {
+        let id = MessageId::from_json(bytes::Bytes::from_static(b"7"));
+        for message in [
+            r#"{"jsonrpc":"2.0","id":7,"result":{"isError":true,"taskId":"a"}}"#,
+            r#"{"jsonrpc":"2.0","id":7.0,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":null}"#,
+            r#"{"jsonrpc":"2.0","id":8,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no"}}"#,
+            r#"{"jsonrpc":"2.0","error":{"message":"no"}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{},"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":7,"result":{"a":1,"a":2}}"#,
+            r#"{"id":7,"result":{}}"#,
+            "[]",
+        ] {
+            let kind = super::super::answer_kind(message.as_bytes(), &id);
+            assert_eq!(heard(message.as_bytes(), &id).0, kind, "{message}");
         }
     }
 }

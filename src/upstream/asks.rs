@@ -12,6 +12,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+/// The longest id that still fits into what the client is given for it.
+pub(super) const LONGEST_ID: usize = 512;
+
 /// Whether a server may ask this.
 pub(super) fn allowed(ask: &Ask, requests: ClientRequests) -> bool {
     match ask.wish {

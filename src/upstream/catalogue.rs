@@ -114,13 +114,17 @@ impl Upstream {
             _ if matches!(status.as_u16(), 400 | 404) => return Ok(None),
             other => return Err(refusal("initialize", status.as_u16(), other)),
         };
-        let version = result["protocolVersion"].as_str().and_then(ProtocolVersion::parse);
-        let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
-            let why = "its protocol version is not spoken here";
-            return Err(FetchFailed::Nonsense {
-                method: "initialize",
-                why,
-            });
+        let version = match result["protocolVersion"].as_str().and_then(ProtocolVersion::parse) {
+            Some(version) if version.era() == Era::Legacy => version,
+            // It answers what no server of its era is asked.
+            Some(_) => return Ok(None),
+            None => {
+                let why = "its protocol version is not spoken here";
+                return Err(FetchFailed::Nonsense {
+                    method: "initialize",
+                    why,
+                });
+            }
         };
         let legacy = Speech::Legacy { version, session };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);

@@ -7,10 +7,10 @@ use super::handles::Holder;
 use super::keys::UpstreamSessionId;
 use super::outcome::Open;
 use super::server::{Upstream, Way};
-use super::stream::{Expected, Frames, said};
+use super::stream::{Expected, Frames};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
-use crate::mcp::{self, AnswerKind, Said, answer_kind, readdress};
+use crate::mcp::{self, AnswerKind, Said, heard, readdress};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
@@ -143,7 +143,7 @@ impl Upstream {
                 continue;
             };
             outcome.bytes = body.len() as u64;
-            return self.whole_answer(status, body, kind, call, opening, outcome);
+            return self.whole_answer(status, body, (kind, piece.said), call, opening, outcome);
         }
         Err(Failed::broken("the server ended its stream before it answered"))
     }
@@ -170,11 +170,11 @@ impl Upstream {
             .await
             .map_err(|failed| failed.with_status(status))?;
         outcome.bytes = body.len() as u64;
-        let kind = answer_kind(&body, id);
+        let (kind, said) = heard(&body, id);
         if !status.is_success() && !matches!(kind, AnswerKind::Error { .. }) {
             return refused(status, outcome);
         }
-        self.whole_answer(status, body, kind, call, opening, outcome)
+        self.whole_answer(status, body, (kind, said), call, opening, outcome)
     }
 
     /// The answer in one piece, and what it opened where it answers an `initialize`.
@@ -182,7 +182,7 @@ impl Upstream {
         &self,
         status: StatusCode,
         body: Bytes,
-        kind: AnswerKind,
+        (kind, said): (AnswerKind, Said),
         call: &Call,
         opening: Option<SessionField>,
         outcome: &mut Open,
@@ -190,7 +190,6 @@ impl Upstream {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
         let id = call.id.as_ref().unwrap_or(&nobody);
         let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
-        let said = said(&kind, &body).map_err(|failed| failed.with_status(status))?;
         if matches!(kind, AnswerKind::Result { .. }) {
             check_result(&said, call.era, call.method, self.asks).map_err(|failed| failed.with_status(status))?;
         }

@@ -8,7 +8,7 @@ use super::inbox::{Inbox, Mailbox, Outlet, inbox};
 use super::links::Seats;
 use super::speak::{Said, said};
 use crate::domain::{ClientRequests, MessageId, Method};
-use crate::mcp::{self, Place, WireKind, splice};
+use crate::mcp::{self, AnswerKind, Place, WireKind, splice};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -321,7 +321,11 @@ impl Link {
     }
 
     fn may_ask(&self, message: &[u8]) -> bool {
-        mcp::said(message).is_ok_and(|said| said.asks.iter().all(|ask| allowed(ask, self.asks)))
+        let nobody = MessageId::from_json(Bytes::from_static(b"null"));
+        match mcp::heard(message, &nobody) {
+            (AnswerKind::ServerRequest, said) => said.asks.iter().all(|ask| allowed(ask, self.asks)),
+            _ => false,
+        }
     }
 
     /// Who reads slowly slows the server down where nobody else is served by it, and is left behind elsewhere.

@@ -16,7 +16,7 @@ use super::stdio::Program;
 use super::stream::{Expected, Frames};
 use crate::config::ServerConfig;
 use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion, Reason, ServerName};
-use crate::mcp::{self, AnswerKind, answer_kind};
+use crate::mcp::{self, AnswerKind};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -152,8 +152,8 @@ impl Links {
         if let (true, Method::Unsubscribe | Method::SetLevel, Some(id)) = (self.shared, call.method, &call.id) {
             // What one caller says would hold for all: others go on hearing of their resources, and nobody hears the log.
             let taken = mcp::result(id, json!({}));
-            let kind = AnswerKind::Result { is_error: false };
-            return server.whole_answer(StatusCode::OK, taken, kind, call, None, &mut outcome);
+            let heard = mcp::heard(&taken, id);
+            return server.whole_answer(StatusCode::OK, taken, heard, call, None, &mut outcome);
         }
         let link = match self.link_of(&seat).await {
             Ok(link) => link,
@@ -253,11 +253,11 @@ impl Links {
 
     /// The answer, if `message` is that.
     fn whole(&self, server: &Upstream, call: &Call, message: &Bytes, outcome: &mut Open) -> Option<Result<Answer, Failed>> {
-        let kind = answer_kind(message, call.id.as_ref()?);
-        match kind {
+        let heard = mcp::heard(message, call.id.as_ref()?);
+        match heard.0 {
             AnswerKind::Result { .. } | AnswerKind::Error { .. } => {
                 outcome.bytes = message.len() as u64;
-                Some(server.whole_answer(StatusCode::OK, message.clone(), kind, call, None, outcome))
+                Some(server.whole_answer(StatusCode::OK, message.clone(), heard, call, None, outcome))
             }
             AnswerKind::NotOurs | AnswerKind::ServerRequest | AnswerKind::ServerNotification | AnswerKind::Malformed(_) => None,
         }
@@ -309,10 +309,10 @@ impl Links {
             }
         };
         let id = call.id.as_ref().ok_or_else(|| Failed::broken("a request without an id"))?;
-        let kind = answer_kind(&body, id);
+        let heard = mcp::heard(&body, id);
         let name = UpstreamSessionId::parse(&seat.name).ok_or_else(|| Failed::broken("a session has a name"))?;
         outcome.bytes = body.len() as u64;
-        let answer = server.whole_answer(StatusCode::OK, body, kind, call, Some(SessionField::Id(name)), outcome)?;
+        let answer = server.whole_answer(StatusCode::OK, body, heard, call, Some(SessionField::Id(name)), outcome)?;
         if matches!(&answer, Answer::Json { opened: Some(_), .. }) {
             arriving.stay();
         }

@@ -1,12 +1,12 @@
 //! An event stream from a server, passed frame by frame and never held: each message is recognised, the answer ends the
 //! claim to an outcome, and a stream that breaks off before its answer ends with the reason.
 
-use super::asks::{Refusals, URL, allowed, check_result, refused, wants_too_much};
+use super::asks::{LONGEST_ID, Refusals, URL, allowed, check_result, refused, wants_too_much};
 use super::failed::Failed;
 use super::inbox::Inbox;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
-use crate::mcp::{self, AnswerKind, Said, SseFault, SseFrame, SseReader, answer_kind, readdress};
+use crate::mcp::{AnswerKind, Said, SseFault, SseFrame, SseReader, heard, readdress};
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
@@ -247,19 +247,12 @@ impl Frames {
         let Some(id) = self.expected.id.clone() else {
             return self.judge_unasked(frame, &data);
         };
-        let kind = answer_kind(&data, &id);
-        let said = match said(&kind, &data) {
-            Ok(said) => said,
-            Err(failed) if self.answered => {
-                tracing::debug!(%failed, "cut off behind the answer");
-                self.ended = true;
-                return None;
-            }
-            Err(failed) => return self.fail(failed),
-        };
+        let (kind, said) = heard(&data, &id);
         match &kind {
             AnswerKind::ServerNotification => Some(Ok(self.note(frame, said))),
-            AnswerKind::ServerRequest if self.expected.era == Era::Legacy => Some(Ok(self.ask(frame, &data, said))),
+            AnswerKind::ServerRequest if self.expected.era == Era::Legacy && !self.answered => {
+                Some(Ok(self.ask(frame, &data, said)))
+            }
             // The answer has been passed on; what comes after it is cut off without a word.
             _ if self.answered => {
                 self.ended = true;
@@ -292,11 +285,7 @@ impl Frames {
     /// On the server's own stream: everything that is a message, answers to earlier requests of a resumed stream too.
     fn judge_unasked(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<Piece, Failed>> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-        let kind = answer_kind(data, &nobody);
-        let said = match said(&kind, data) {
-            Ok(said) => said,
-            Err(failed) => return self.fail(failed),
-        };
+        let (kind, said) = heard(data, &nobody);
         match kind {
             AnswerKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
             AnswerKind::ServerRequest => Some(Ok(self.ask(frame, data, said))),
@@ -311,7 +300,8 @@ impl Frames {
 
     /// A request to the client: passed on if it is allowed, else answered for it.
     fn ask(&mut self, frame: SseFrame, data: &[u8], said: Said) -> Piece {
-        let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
+        let short = said.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
+        let may = short && said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
         said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
         if may {
             return Piece::of(frame, AnswerKind::ServerRequest, said);
@@ -382,19 +372,6 @@ impl Frames {
         self.outcome.close(Ending::Revoked, Some(detail.to_owned()), None);
         let failed = Failed::after_sending(Reason::GrantRevoked, detail);
         (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
-    }
-}
-
-/// What is in a message that can hold something.
-pub(super) fn said(kind: &AnswerKind, data: &[u8]) -> Result<Said, Failed> {
-    match kind {
-        AnswerKind::Malformed(_) => Ok(Said::default()),
-        AnswerKind::Result { .. }
-        | AnswerKind::Error { .. }
-        | AnswerKind::NotOurs
-        | AnswerKind::ServerRequest
-        | AnswerKind::ServerNotification => mcp::said(data)
-            .map_err(|fault| Failed::broken(format!("the server sent a message that cannot be read: {}", fault.detail))),
     }
 }
 

@@ -7,6 +7,11 @@ use proptest::prelude::*;
 use serde_json::Value;
 use std::fmt::Write as _;
 
+/// What `manners` is held against; the fuzz target has the same.
+mod reader {
+    pub use neural_guardian::mcp::{Bounds, Message, read};
+}
+
 fn read_text(body: impl AsRef<[u8]>) -> Result<Message, Malformed> {
     read(Bytes::copy_from_slice(body.as_ref()), &Bounds::default())
 }
@@ -33,6 +38,8 @@ fn call(arguments: &str) -> String {
 mod grammar;
 
 mod threats;
+
+mod manners;
 
 mod readings;
 

@@ -30,7 +30,7 @@ on_both_stores! {
         assert_eq!((answer.status, answer.text().await.unwrap().as_str()), (202, ""));
         let arrived = files.arrived("the client's answer", |received| received.message.get("result").is_some()).await;
         assert_eq!(String::from_utf8_lossy(&arrived.body), body.replace(handle, "a\u{e9}/1"));
-        assert_eq!(arrived.header("mcp-session-id"), Some("upstream-session-1"));
+        assert_eq!(arrived.header("mcp-session-id"), files.calls()[0].header("mcp-session-id"));
 
         say(&server, &json!({ "jsonrpc": "2.0", "id": 0, "method": "roots/list" })).await;
         let asked = next(&mut stream).await;
@@ -43,6 +43,7 @@ on_both_stores! {
         let rows = world.audit("");
         let answered = rows.iter().find(|row| row["method"] == "answer").expect("the answer is on record");
         assert_eq!((&answered["decision"], &answered["outcome"]["ending"]), (&json!("allow"), &json!("done")), "{answered}");
+        assert_eq!(answered["target"], "elicitation/create", "{answered}");
         let called = rows.iter().find(|row| row["tool"] == "echo").unwrap();
         let detail = called["outcome"]["detail"].as_str().unwrap();
         assert!(detail.contains("asked `elicitation/create` (1)") && detail.contains("asked `roots/list` (1)"), "{called}");
@@ -105,13 +106,14 @@ on_both_stores! {
             json!({ "jsonrpc": "2.0", "id": "s-3", "method": "elicitation/create", "params": { "mode": "url", "url": "https://evil.test" } }),
             json!({ "jsonrpc": "2.0", "id": "s-4", "method": "elicitation/create", "params": { "task": {} } }),
             json!({ "jsonrpc": "2.0", "id": "s-5", "method": "tools/call", "params": { "name": "rm" } }),
+            json!({ "jsonrpc": "2.0", "id": "s".repeat(600), "method": "elicitation/create", "params": {} }),
         ];
         for request in &requests {
             say(&server, request).await;
             let refusal = files.arrived("the refusal", |received| received.message["id"] == request["id"]).await;
             assert_eq!(refusal.message["error"]["code"], -32601);
             let fields = ["mcp-session-id", "mcp-protocol-version"].map(|name| refusal.header(name));
-            assert_eq!(fields, [Some("upstream-session-1"), Some("2025-11-25")]);
+            assert_eq!(fields, [files.calls()[0].header("mcp-session-id"), Some("2025-11-25")]);
         }
         say(&server, &json!({ "jsonrpc": "2.0", "id": "s-6", "method": "ping" })).await;
         assert_eq!(next(&mut stream).await["method"], "ping", "it is the first that the client hears");
@@ -120,7 +122,7 @@ on_both_stores! {
         world.shipped().await;
         let rows = world.audit("--tool echo");
         let detail = rows[0]["outcome"]["detail"].as_str().unwrap();
-        for told in ["was refused `sampling/createMessage` (1)", "was refused `elicitation/create` (2)", "was refused `roots/list` (1)"] {
+        for told in ["was refused `sampling/createMessage` (1)", "was refused `elicitation/create` (3)", "was refused `roots/list` (1)"] {
             assert!(detail.contains(told), "{detail}");
         }
     }

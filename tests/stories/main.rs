@@ -8,6 +8,7 @@ mod support;
 
 mod attacks;
 mod clients;
+mod conformance;
 mod conversation;
 mod errors;
 mod handles;

@@ -54,6 +54,7 @@ on_both_stores! {
         );
         text.push_str(&scene.callers(&world).await);
         text.push_str(&scene.oddities(&world).await);
+        text.push_str(&elsewhere());
         golden("access.txt", &text);
     }
 }
@@ -78,6 +79,19 @@ fn every_reason_is_in_the_matrix_or_in_a_story_that_brings_it_about() {
         let places = usize::from(in_matrix) + usize::from(elsewhere.is_some()) + usize::from(never);
         assert_eq!(places, 1, "{reason:?} (`{}`) must be in exactly one place", reason.code());
     }
+}
+
+/// The rest of the reasons, each with what has to happen.
+fn elsewhere() -> String {
+    let mut text = String::from("\nRefusals that something else has to happen for, and the story that makes it happen\n");
+    for (reason, story) in ELSEWHERE {
+        writeln!(text, "    {:<24} {}", reason.code(), story.replace('_', " ")).unwrap();
+    }
+    text.push_str("\nRefusals that nobody can bring about from outside\n");
+    for (reason, why) in NEVER {
+        writeln!(text, "    {:<24} {why}", reason.code()).unwrap();
+    }
+    text
 }
 
 struct Scene {

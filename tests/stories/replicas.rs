@@ -19,9 +19,11 @@ on_both_stores! {
         let here = world.connected("files", &key).await;
         let mut there = other.client("files").bearer(&key);
         there.session.clone_from(&here.session);
-        assert_eq!(there.call("echo", json!({ "text": "hi" })).await.text(), "hi");
-        let calls = files.calls();
-        assert_eq!(calls.last().unwrap().header("mcp-session-id"), Some("upstream-session-1"));
+        for client in [&here, &there] {
+            assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+        }
+        let sessions: Vec<_> = files.calls().iter().map(|call| call.header("mcp-session-id").map(str::to_owned)).collect();
+        assert!(sessions[0].is_some() && sessions[0] == sessions[1], "{sessions:?}");
 
         paging(&files);
         let cursor = here.ask("tools/list", json!({})).await.message["result"]["nextCursor"].clone();

@@ -159,6 +159,7 @@ on_both_stores! {
         assert_eq!(next(&mut stream).await["params"]["notifications"]["taskIds"], json!([task]));
         let note = |more: Value| json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-1", "status": "working", "inputRequests": more } });
         say(&server, &note(json!({ "k": { "method": "sampling/createMessage", "params": {} } }))).await;
+        say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-of-another", "status": "completed", "result": {} } })).await;
         say(&server, &note(json!({ "k": { "method": "elicitation/create", "params": {} } }))).await;
         let heard = next(&mut stream).await;
         assert_eq!((&heard["params"]["taskId"], &heard["params"]["inputRequests"]["k"]["method"]), (&task, &json!("elicitation/create")));

@@ -327,11 +327,12 @@ on_both_stores! {
 
     async fn a_stream_of_what_changes_counts_among_streams(world: World) {
         let (files, key) = ana(&mut world, "*").await;
-        files.script(|received| {
+        let open = std::sync::Mutex::new(Vec::new());
+        files.script(move |received| {
             let (sender, events) = tokio::sync::mpsc::channel(1);
             (received.method() == "subscriptions/listen").then(|| {
                 sender.try_send(Ok(Bytes::from_static(b":\n\n"))).unwrap();
-                std::mem::forget(sender);
+                open.lock().unwrap().push(sender);
                 Scripted::Stream(events)
             })
         });

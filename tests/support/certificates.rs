@@ -40,13 +40,11 @@ impl Authority {
 
     /// For a server on this machine.
     pub fn server(&self) -> Pair {
-        self.leaf(
-            "localhost",
-            &["localhost", "127.0.0.1"],
-            &[],
-            ExtendedKeyUsagePurpose::ServerAuth,
-            valid(),
-        )
+        self.server_named(&["localhost", "127.0.0.1"])
+    }
+
+    pub fn server_named(&self, hosts: &[&str]) -> Pair {
+        self.leaf("localhost", hosts, &[], ExtendedKeyUsagePurpose::ServerAuth, valid())
     }
 
     pub fn expired_server(&self) -> Pair {

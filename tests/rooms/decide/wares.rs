@@ -215,7 +215,7 @@ fn whole(set: &PolicySet, world: &World, server: &str, kind: &str, name: &str, i
 #[test]
 fn a_slice_decides_on_resources_and_prompts_as_the_whole_set() {
     let seen = std::cell::RefCell::new(std::collections::BTreeMap::<String, usize>::new());
-    runner(120)
+    runner(60)
         .run(&(policies(), prop::collection::vec(world(), 4)), |(text, worlds)| {
             let snapshot = compiled(&text);
             let set: PolicySet = text.parse().unwrap();
@@ -250,14 +250,14 @@ fn a_slice_decides_on_resources_and_prompts_as_the_whole_set() {
         "policy_error",
         "missing_scope",
     ] {
-        assert!(seen.borrow().get(word).is_some_and(|count| *count > 100), "{word}: {seen:?}");
+        assert!(seen.borrow().get(word).is_some_and(|count| *count > 50), "{word}: {seen:?}");
     }
 }
 
 #[test]
 fn lists_show_the_resources_that_can_be_read_and_hide_no_prompt_that_can_be_had() {
     let counts = std::cell::Cell::new((0, 0, 0, 0));
-    runner(120)
+    runner(60)
         .run(&(policies(), prop::collection::vec(world(), 4)), |(text, worlds)| {
             let snapshot = compiled(&text);
             for world in worlds {
@@ -297,7 +297,7 @@ fn lists_show_the_resources_that_can_be_read_and_hide_no_prompt_that_can_be_had(
         })
         .unwrap_or_else(|error| panic!("{error}"));
     let (hidden, idle, useful, templates) = counts.get();
-    assert!(hidden > 200 && useful > 200 && templates > 200, "{:?}", counts.get());
+    assert!(hidden > 100 && useful > 100 && templates > 100, "{:?}", counts.get());
     assert!(idle * 4 < useful, "much is shown that cannot be had: {:?}", counts.get());
 }
 
@@ -383,6 +383,27 @@ fn the_arguments_of_a_prompt_are_texts_that_policies_can_name() {
     // the forbid takes `to` for a number: what it cannot read does not slip past it
     assert_eq!(get(json!({ "to": "9" })), "policy_error many");
     assert_eq!(get(json!({})), "permit all");
+}
+
+/// What `policy schema` prints is what policies are held against: Cedar itself finds nothing wrong with them.
+#[test]
+fn the_schema_that_is_shown_is_the_one_policies_are_typed_by() {
+    let policies = format!(
+        "{ALL}@id(\"a\") forbid(principal, action == Guardian::Action::\"read_resource\", resource)\n\
+         when {{ resource.uri like \"x:*\" && context.hour > 3 }};\n\
+         @id(\"b\") forbid(principal, action == Guardian::Action::\"get_prompt\", resource in Guardian::Server::\"demo\")\n\
+         when {{ resource.name == \"p\" && context.input has env && context.input.env == \"x\" }};"
+    );
+    let snapshot = compile(&policies, &catalogue([("demo", demo())])).unwrap();
+    let (schema, _) = cedar_policy::Schema::from_cedarschema_str(snapshot.cedar_schema()).unwrap();
+    let valid = |text: &str| {
+        let set: PolicySet = text.parse().unwrap();
+        let result = cedar_policy::Validator::new(schema.clone()).validate(&set, cedar_policy::ValidationMode::Strict);
+        result.validation_errors().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(valid(&policies), [""; 0]);
+    assert!(!valid(&policies.replace("resource.uri", "resource.url")).is_empty());
+    assert!(!valid(&policies.replace("context.input.env", "context.input.other")).is_empty());
 }
 
 #[test]

@@ -101,6 +101,11 @@ fn the_body_decides_the_era() {
     assert_eq!(judged(&legacy_call(), &[], None), Ok((Era::Legacy, None)));
     assert_eq!(
         judged(&legacy_call(), &[legacy], Some(ProtocolVersion::V20250618)),
+        Ok((Era::Legacy, Some(ProtocolVersion::V20250618))),
+        "a session speaks what it negotiated"
+    );
+    assert_eq!(
+        judged(&legacy_call(), &[modern], Some(ProtocolVersion::V20250618)),
         Err(Reason::HeaderMismatch)
     );
     assert_eq!(
@@ -199,6 +204,24 @@ fn each_era_has_its_methods() {
             (known(name, Era::Legacy), known(name, Era::Modern)),
             (legacy, modern),
             "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_method_that_the_modern_era_has_lost_is_unknown_whatever_its_parameters_are() {
+    for name in [
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "logging/setLevel",
+        "tasks/result",
+    ] {
+        let body = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{name}","params":{{{params}}}}}"#);
+        assert_eq!(method(&request(&body(META)), Era::Modern), None, "{name}");
+        assert_eq!(
+            reason(body("")),
+            Reason::InvalidParams,
+            "{name} in its own era lacks something"
         );
     }
 }

@@ -180,6 +180,7 @@ async fn nothing_comes_after_the_answer_but_notifications() {
         RESULT,
         "data: {\"jsonrpc\":\"2.0\",\"id\":8,\"result\":{}}\n\n",
         "data: hello\n\n",
+        ASKED,
     ] {
         let (text, failed, outcome) = streamed(tool_call(), &format!("{RESULT}{PROGRESS}{more}{PROGRESS}")).await;
         assert_eq!((text, failed), (format!("{RESULT}{PROGRESS}"), None));

@@ -134,6 +134,18 @@ async fn a_modern_server_is_asked_without_a_session() {
 }
 
 #[tokio::test]
+async fn a_server_that_answers_initialize_with_the_new_version_is_a_modern_one() {
+    let (_server, upstream) = server(|seen| match seen.called().as_str() {
+        "tools/list" if is_modern(seen) => ok(seen, json!({ "resultType": "complete", "tools": [tool("a")] })),
+        "initialize" => ok(seen, json!({ "protocolVersion": "2026-07-28", "capabilities": {} })),
+        _ => refused(seen, "404 Not Found", -32601),
+    })
+    .await;
+    let offer = upstream.fetch_tools().await.unwrap();
+    assert_eq!((names(&offer), offer.eras), (vec!["a"], Eras::Modern));
+}
+
+#[tokio::test]
 async fn a_server_of_both_eras_is_known_as_such() {
     let old = legacy(|seen| ok(seen, json!({ "tools": [tool("a")] })));
     let (_server, upstream) = server(move |seen| match seen.called().as_str() {

@@ -1,0 +1,21 @@
+//! Bodies as they come: refused, or read by every lenient parser as the strict reader read them.
+
+#![no_main]
+#![allow(dead_code, unused_imports, reason = "of the rooms only the reader is asked")]
+
+#[path = "../../../src/domain/mod.rs"]
+mod domain;
+#[path = "../../rooms/mcp/manners.rs"]
+mod manners;
+#[path = "../../../src/mcp/mod.rs"]
+mod mcp;
+
+mod reader {
+    pub use crate::mcp::{Bounds, Message, read};
+}
+
+libfuzzer_sys::fuzz_target!(|body: &[u8]| {
+    if let Err(difference) = manners::every_reading_agrees(body) {
+        panic!("{difference}");
+    }
+});

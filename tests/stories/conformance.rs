@@ -1,0 +1,225 @@
+//! The published conformance suites, told twice: against one server directly, and against Guardian in front of it. What a
+//! suite says of the server it must say of Guardian, check by check. `npm ci` in tests/conformance installs them; tests/run does.
+
+use crate::support::ports::free_port;
+use crate::support::stores::Engine;
+use crate::support::world::World;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// What a suite found: `scenario/check` → one status, or one for each time it was checked.
+type Checks = BTreeMap<String, Value>;
+
+/// Checks that rightly fail behind Guardian.
+const RIGHTLY_DIFFERENT: &[&str] = &[
+    // The scenario calls with `"verbose": null` where the tool's own schema says boolean: that call never leaves.
+    "2026-07-28/http-custom-headers/sep-2243-client-omit-null",
+    // A client that cannot do tasks asks for one with an invented id. What Guardian never handed out is unknown (-32602); the
+    // server, which would say -32021, is not asked.
+    "tasks-capability-negotiation/sep-2663-tasks-methods-non-declaring",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_suite_of_the_older_versions_finds_the_server_behind_guardian_unchanged() {
+    the_suite_finds_no_difference("0.1", 44).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_suite_of_2025_11_25_finds_the_server_behind_guardian_unchanged() {
+    the_suite_finds_no_difference("0.2/2025-11-25", 84).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_suite_of_2026_07_28_finds_the_server_behind_guardian_unchanged() {
+    the_suite_finds_no_difference("0.2/2026-07-28", 196).await;
+}
+
+async fn the_suite_finds_no_difference(suite: &'static str, passes: usize) {
+    let fixture = Fixture::start();
+    let mut world = World::new(Engine::Sqlite).await;
+    world.server("fixture", &fixture.url, CONVERSES);
+    let key = anything_goes(&mut world, &["fixture"]).await;
+    let url = world.resource("fixture");
+
+    let direct = judge(Command::new(node()).args(["run.mjs", "server", suite, &fixture.url])).await;
+    assert_eq!(count(&direct, "FAILURE"), 0, "the server itself fails: {direct:#?}");
+    assert_eq!(
+        count(&direct, "SUCCESS"),
+        passes,
+        "the suite is not the one it was: {direct:#?}"
+    );
+
+    let mut through = Command::new(node());
+    through
+        .args(["run.mjs", "server", suite, &url])
+        .env("CONFORMANCE_BEARER", &key)
+        .env("NODE_EXTRA_CA_CERTS", world.file("ca.pem"));
+    let through = judge(&mut through).await;
+    same(&direct, &through);
+}
+
+/// The suite judges a client by what its own servers hear: Guardian in between must not be heard.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_suite_cannot_tell_a_client_behind_guardian_from_one_that_is_not() {
+    let scenarios: Vec<String> = serde_json::from_value(run(Command::new(node()).args(["run.mjs", "scenarios"]))).unwrap();
+    let mut world = World::new(Engine::Sqlite).await;
+    let mut ways = serde_json::Map::new();
+    let mut servers = Vec::new();
+    for scenario in &scenarios {
+        let (server, relay) = (format!("s{}", servers.len()), free_port());
+        let settings = format!("{CONVERSES}\ncatalogue_refresh = '1s'");
+        world.server(&server, &format!("http://127.0.0.1:{relay}/mcp"), &settings);
+        ways.insert(scenario.clone(), json!({ "url": world.resource(&server), "relay": relay }));
+        servers.push(server);
+    }
+    let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
+    let key = anything_goes(&mut world, &servers).await;
+    let ways = Value::from(ways).to_string();
+    let behind = |what: &str, world: &World| {
+        let mut command = Command::new(node());
+        command
+            .args(["run.mjs", what, &ways])
+            .env("CONFORMANCE_BEARER", &key)
+            .env("NODE_EXTRA_CA_CERTS", world.file("ca.pem"));
+        command
+    };
+    // What Guardian itself wants to know of a server would be heard too: it learns that before, and does not ask again.
+    let learnt = behind("learn", &world).current_dir(folder()).output().expect("node runs");
+    assert!(learnt.status.success(), "{}", String::from_utf8_lossy(&learnt.stderr));
+    world.terminate();
+    world.ended().await;
+    for server in world.config["servers"].as_array_mut().unwrap() {
+        server["catalogue_refresh"] = "1h".into();
+    }
+    world.start().await;
+
+    let direct = judge(Command::new(node()).args(["run.mjs", "client"])).await;
+    assert_eq!(count(&direct, "FAILURE"), 0, "the client itself fails: {direct:#?}");
+    assert_eq!(count(&direct, "SUCCESS"), 84, "the suite is not the one it was: {direct:#?}");
+
+    let through = judge(&mut behind("client", &world)).await;
+    same(&direct, &through);
+}
+
+/// May ask the client whatever the protocol knows.
+const CONVERSES: &str = "client_requests = ['sampling', 'elicitation', 'elicitation_url', 'roots']";
+
+/// A suite does everything at once, from one address: no policy and no limit of Guardian's own is in its way. What it sends
+/// as the origin of the server it was given is `http://…`, whatever the address says, and it tries to be `evil.example.com`.
+async fn anything_goes(world: &mut World, servers: &[&str]) -> String {
+    let plenty = "{ rate = 1_000_000, per = '1m' }";
+    let origins = format!("['http://localhost:{}']", world.port);
+    world
+        .policies("@id(\"anything\") permit (principal, action, resource);")
+        .set("limits.per_principal", plenty)
+        .set("limits.per_tool", plenty)
+        .set("limits.per_server", plenty)
+        .set("listen.origins", &origins);
+    let hosts = ["localhost", "127.0.0.1", "evil.example.com"];
+    world.install_certificate(&world.authority.server_named(&hosts));
+    world.person("ana", &["reader"]).await;
+    for server in servers {
+        world.grant("ana", server, "*");
+    }
+    let key = world.key("ana");
+    world.start().await;
+    key
+}
+
+/// The server of tests/conformance, until the story ends.
+struct Fixture {
+    process: Child,
+    url: String,
+}
+
+impl Fixture {
+    fn start() -> Fixture {
+        let mut process = Command::new(node())
+            .current_dir(folder())
+            .arg("server.mjs")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let url = said["url"].as_str().unwrap().to_owned();
+        Fixture { process, url }
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn judge(command: &mut Command) -> Checks {
+    let found = tokio::task::block_in_place(|| run(command));
+    serde_json::from_value(found).unwrap()
+}
+
+/// Runs in tests/conformance; what it said on standard error is shown when the story fails.
+fn run(command: &mut Command) -> Value {
+    let output = command.current_dir(folder()).output().expect("node runs");
+    eprintln!("---- {command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Every check has the same status; one that only Guardian passes is welcome.
+fn same(direct: &Checks, through: &Checks) {
+    let mut differences = Vec::new();
+    for (check, status) in direct {
+        let now = through.get(check);
+        let failure = json!("FAILURE");
+        let expected = if RIGHTLY_DIFFERENT.contains(&check.as_str()) {
+            &failure
+        } else {
+            status
+        };
+        if now != Some(expected) && now != Some(&json!("SUCCESS")) {
+            let now = now.map_or("lost".into(), Value::to_string);
+            differences.push(format!("{check}: {status} directly, {now} through Guardian"));
+        }
+    }
+    for (check, status) in through {
+        if !direct.contains_key(check) && status != "SUCCESS" {
+            differences.push(format!("{check}: not checked directly, {status} through Guardian"));
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{} checks differ:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+}
+
+fn count(checks: &Checks, status: &str) -> usize {
+    let times = |found: &Value| match found {
+        Value::Array(several) => several.iter().filter(|one| *one == status).count(),
+        one => usize::from(one == status),
+    };
+    checks.values().map(times).sum()
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
+}
+
+/// The suites need a newer Node than a stable Debian has.
+fn node() -> PathBuf {
+    let machine = match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        _ => "x64",
+    };
+    let node = folder().join(format!("node_modules/node-linux-{machine}/bin/node"));
+    assert!(node.is_file(), "`npm ci` in tests/conformance first (tests/run does)");
+    node
+}
