@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -25,6 +26,8 @@ pub(super) struct Link {
     heard: Heard,
     asks: ClientRequests,
     state: Mutex<State>,
+    /// What came and was no message.
+    noise: AtomicU64,
     /// Cancelled to end it.
     pub end: CancellationToken,
 }
@@ -83,6 +86,7 @@ impl Link {
             heard,
             asks,
             state: Mutex::default(),
+            noise: AtomicU64::new(0),
             end,
         })
     }
@@ -149,7 +153,13 @@ impl Link {
         let wire = match mcp::wire(&message) {
             Ok(wire) => wire,
             // Programs print what is no message; nobody waits for that.
-            Err(malformed) => return tracing::debug!(%malformed, "the server sent what is no message"),
+            Err(malformed) => {
+                let count = self.noise.fetch_add(1, Ordering::Relaxed) + 1;
+                if count.is_power_of_two() {
+                    tracing::debug!(%malformed, count, "the server sent what is no message");
+                }
+                return;
+            }
         };
         match (&wire.kind, wire.id) {
             (WireKind::Answer, id) => self.answer(message, id).await,
@@ -375,4 +385,123 @@ fn too_slow() -> Failed {
 /// JSON that was read from a message is text.
 fn text(json: &Bytes) -> String {
     String::from_utf8_lossy(json).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(heard: Heard) -> (Arc<Link>, mpsc::Receiver<Bytes>) {
+        let (lines, sent) = mpsc::channel(64);
+        let link = Link::new(Out::Lines(lines), heard, ClientRequests::default(), CancellationToken::new());
+        (link, sent)
+    }
+
+    fn call(id: &str, token: &str) -> Bytes {
+        let meta = format!(r#"{{ "_meta":{{"progressToken": {token}}},"name":"echo", "arguments":{{"n":1.50}} }}"#);
+        format!(r#"{{"params":{meta}, "id" : {id},"method":"tools/call","jsonrpc":"2.0"}}"#).into()
+    }
+
+    async fn begin(link: &Arc<Link>, session: &str, body: &Bytes) -> Inbox {
+        link.request(&session.into(), Method::ToolsCall, body).await.unwrap()
+    }
+
+    async fn next(inbox: &mut Inbox) -> String {
+        let message = inbox.next().await.unwrap().unwrap();
+        String::from_utf8(message.to_vec()).unwrap()
+    }
+
+    fn say(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[tokio::test]
+    async fn callers_with_one_id_never_meet_and_nothing_else_of_a_message_changes() {
+        let (link, mut sent) = link(Heard::Nobody);
+        let body = call("\"a\\u00e9\"", "\"p\"");
+        let mut ana = begin(&link, "ana", &body).await;
+        let mut bob = begin(&link, "bob", &body).await;
+        assert_eq!(sent.recv().await.unwrap(), call("1", "1"));
+        assert_eq!(sent.recv().await.unwrap(), call("2", "2"));
+        let progress = |token: &str| {
+            say(&format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token}}}}}"#
+            ))
+        };
+        link.received(progress("2")).await;
+        link.received(progress("3")).await;
+        link.received(progress("\"p\"")).await;
+        link.received(say(r#"{"jsonrpc":"2.0", "id":2, "result":{"id":1}}"#)).await;
+        link.received(say(r#"{"jsonrpc":"2.0","id":2,"result":{"again":1}}"#)).await;
+        link.received(say(r#"{"jsonrpc":"2.0","id":"a\u00e9","result":{}}"#)).await;
+        assert!(next(&mut bob).await.contains(r#""progressToken":"p""#));
+        assert_eq!(
+            next(&mut bob).await,
+            r#"{"jsonrpc":"2.0", "id":"a\u00e9", "result":{"id":1}}"#
+        );
+        assert!(bob.next().await.is_none());
+        link.received(say(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}"#))
+            .await;
+        assert!(next(&mut ana).await.contains("-32700"), "it is the only one that waits");
+        assert!(ana.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn only_ones_own_requests_are_taken_back() {
+        let (link, mut sent) = link(Heard::Nobody);
+        let _ana = begin(&link, "ana", &call("7", "7")).await;
+        let mut bob = begin(&link, "bob", &call("7", "7")).await;
+        let cancel = |id: &str| {
+            say(&format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
+            ))
+        };
+        link.cancel("bob", &cancel("7")).await.unwrap();
+        link.cancel("eve", &cancel("7")).await.unwrap();
+        link.cancel("ana", &cancel("1")).await.unwrap();
+        bob.give_up();
+        for _ in 0..2 {
+            sent.recv().await.unwrap();
+        }
+        assert_eq!(sent.recv().await.unwrap(), cancel("2"));
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains(r#""requestId":2"#));
+        assert!(sent.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_may_answer_is_refused_and_what_nobody_owns_is_dropped() {
+        let (link, mut sent) = link(Heard::All(Arc::default()));
+        let mut ana = begin(&link, "ana", &call("1", "1")).await;
+        sent.recv().await.unwrap();
+        link.received(say(r#"{"jsonrpc":"2.0","id":"s","method":"sampling/createMessage"}"#))
+            .await;
+        link.received(say(r#"{"jsonrpc":"2.0","id":4,"method":"ping"}"#)).await;
+        link.received(say(
+            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"of bob"}}"#,
+        ))
+        .await;
+        link.received(say("no message")).await;
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
+        assert_eq!(sent.recv().await.unwrap(), r#"{"jsonrpc":"2.0","id":4,"result":{}}"#);
+        link.die(Failed::broken("over"));
+        assert_eq!(ana.next().await.unwrap(), Err(Failed::broken("over")));
+        let refused = link
+            .request(&"ana".into(), Method::ToolsCall, &call("2", "2"))
+            .await
+            .err()
+            .unwrap();
+        assert!(!refused.may_have_run);
+    }
+
+    /// A request that was not allowed is refused where nobody would see it either.
+    #[tokio::test]
+    async fn what_is_parked_may_be_asked() {
+        let mailbox = Arc::new(Mailbox::default());
+        let (link, mut sent) = link(Heard::One(mailbox.clone()));
+        link.received(say(r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#)).await;
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
+        link.received(say(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#))
+            .await;
+        assert!(next(&mut mailbox.open()).await.contains("notifications/message"));
+    }
 }

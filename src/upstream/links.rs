@@ -191,7 +191,10 @@ impl Links {
     pub fn sweep(&self) {
         let seats: Vec<_> = self.seats.map().values().cloned().collect();
         for seat in seats {
-            if seat.is_gone() || (seat.unused() > self.idle && !self.is_busy(&seat)) {
+            if self.is_busy(&seat) {
+                seat.touch();
+            }
+            if seat.is_gone() || seat.unused() > self.idle {
                 self.seats.end(&seat.name);
             }
         }
@@ -412,6 +415,7 @@ impl Links {
     /// one of its own that was not used for longest.
     fn take_seat(&self, holder: Holder) -> Result<Arc<Seat>, Failed> {
         let mut seats = self.seats.map();
+        seats.retain(|_, seat| !seat.is_gone());
         let own: Vec<_> = seats.values().filter(|seat| seat.holder == holder).cloned().collect();
         if own.len() >= self.most.div_ceil(2) || seats.len() >= self.most {
             let unused = own
