@@ -466,9 +466,13 @@ async fn follow_files(config: Arc<Config>, grants: Arc<Grants>, rules: Arc<Rules
     }
 }
 
+/// A server whose tools are not known yet may only be slow to start: it is asked again soon.
 async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, rules: Arc<Rules>) {
+    let mut soon = Duration::from_secs(1).min(every);
     loop {
-        tokio::time::sleep(every).await;
+        let known = rules.snapshot.load().tools(&server).next().is_some();
+        tokio::time::sleep(if known { every } else { soon }).await;
+        soon = soon.saturating_mul(2).min(every);
         if rules.look_at(&server).await {
             rules.rebuild(&grants.registry()).await;
         }

@@ -16,6 +16,7 @@ async fn world(more: &str) -> (World, Notes) {
     let mut world = World::new(Engine::Sqlite).await;
     let notes = Notes::program(&mut world, more).await;
     world.start().await;
+    known(&world).await;
     (world, notes)
 }
 
@@ -497,6 +498,7 @@ async fn real_clients_use_a_real_program() {
     world.grant("ana", "notes", "echo,slow");
     let key = world.key("ana");
     world.start().await;
+    known(&world).await;
     for kind in [Kind::TypescriptV1, Kind::PythonV1, Kind::TypescriptV2, Kind::PythonV2] {
         let mut client = RealClient::start(kind, &world.file("ca.pem"), &world.folder);
         let mode = kind.modes()[kind.modes().len().min(2) - 1];
@@ -512,6 +514,15 @@ async fn real_clients_use_a_real_program() {
             "{kind:?}: {seen}"
         );
     }
+}
+
+/// A program may be slower to start than Guardian waits for it.
+async fn known(world: &World) {
+    eventually("the tools to be known", async || {
+        let servers = world.guardian("server list --json").ok().rows();
+        (servers[0]["tools"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
 }
 
 async fn own_stream(client: &Client) -> Reply {
