@@ -466,16 +466,21 @@ async fn follow_files(config: Arc<Config>, grants: Arc<Grants>, rules: Arc<Rules
     }
 }
 
-/// A server whose tools are not known yet may only be slow to start: it is asked again soon.
+/// A server that told nothing is asked again after this, then after twice as long, up to its `catalogue_refresh`.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Looks for changes of a server's tools; one of which no tool is known yet is looked at more often, and ever more rarely.
 async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, rules: Arc<Rules>) {
-    let mut soon = Duration::from_secs(1).min(every);
+    let mut pause = if rules.knows(&server) { every } else { AGAIN.min(every) };
+    let mut missed = AGAIN;
     loop {
-        let known = rules.snapshot.load().tools(&server).next().is_some();
-        tokio::time::sleep(if known { every } else { soon }).await;
-        soon = soon.saturating_mul(2).min(every);
-        if rules.look_at(&server).await {
+        tokio::time::sleep(pause).await;
+        let seen = rules.look_at(&server).await;
+        if seen == Some(true) {
             rules.rebuild(&grants.registry()).await;
         }
+        missed = if seen.is_some() { AGAIN } else { missed.saturating_mul(2) };
+        pause = if rules.knows(&server) { every } else { missed.min(every) };
     }
 }
 

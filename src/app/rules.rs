@@ -150,15 +150,20 @@ impl Rules {
         changed
     }
 
-    /// Asks one server; true if its list differs from the one written down.
-    pub async fn look_at(&self, server: &ServerName) -> bool {
-        let Some(upstream) = self.upstreams.get(server) else {
-            return false;
-        };
-        match upstream.fetch_tools().await {
-            Ok(offer) => self.observe(server, &offer).await,
-            Err(error) => warn_unseen(server, &error.to_string()),
+    /// Asks one server: whether its list differs from the one written down, or `None` if it told no list.
+    pub async fn look_at(&self, server: &ServerName) -> Option<bool> {
+        match self.upstreams.get(server)?.fetch_tools().await {
+            Ok(offer) => Some(self.observe(server, &offer).await),
+            Err(error) => {
+                warn_unseen(server, &error.to_string());
+                None
+            }
         }
+    }
+
+    /// Whether any tool of the server is known, from this start or an earlier one.
+    pub fn knows(&self, server: &ServerName) -> bool {
+        self.snapshot.load().tools(server).next().is_some()
     }
 
     async fn observe(&self, server: &ServerName, Offer { tools, left_out, .. }: &Offer) -> bool {

@@ -8,8 +8,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use std::pin::pin;
+use hyper::body::{Body, Frame, Incoming};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -29,10 +31,24 @@ pub(super) enum Media {
 
 impl Upstream {
     /// Reads an answer that is no stream.
-    pub(super) async fn collect(&self, body: Incoming) -> Result<Bytes, Failed> {
-        let idle = self.patience.idle;
-        let whole = pin!(collect(body, self.patience.max_answer, idle));
-        timeout(idle.saturating_mul(SLOWEST), whole)
+    pub(super) async fn collect(&self, mut body: Incoming) -> Result<Bytes, Failed> {
+        let (max, idle) = (self.patience.max_answer, self.patience.idle);
+        if body.size_hint().lower() > max as u64 {
+            return Err(too_large(max));
+        }
+        let first = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context))).await;
+        // Most answers come with their head: no clock is started for them, and nothing is copied.
+        if let Poll::Ready(Some(Ok(frame))) = &first
+            && let Some(data) = frame.data_ref()
+            && body.is_end_stream()
+        {
+            return match data.len() > max {
+                true => Err(too_large(max)),
+                false => Ok(data.clone()),
+            };
+        }
+        let rest = pin!(collect(body, first, max, idle));
+        timeout(idle.saturating_mul(SLOWEST), rest)
             .await
             .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
     }
@@ -153,15 +169,21 @@ fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
     }
 }
 
-async fn collect(mut body: Incoming, max: usize, idle: Duration) -> Result<Bytes, Failed> {
-    let too_large = || Failed::broken(format!("the server's answer is larger than {max} bytes"));
-    if http_body::Body::size_hint(&body).lower() > max as u64 {
-        return Err(too_large());
-    }
+/// What is left of an answer whose first frame was asked for already.
+async fn collect(
+    mut body: Incoming,
+    mut first: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
+    max: usize,
+    idle: Duration,
+) -> Result<Bytes, Failed> {
     let mut whole = BytesMut::new();
     loop {
-        let frame = timeout(idle, body.frame()).await;
-        let frame = frame.map_err(|_| Failed::late("the server stopped in the middle of its answer"))?;
+        let frame = match std::mem::replace(&mut first, Poll::Pending) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => timeout(idle, body.frame())
+                .await
+                .map_err(|_| Failed::late("the server stopped in the middle of its answer"))?,
+        };
         let Some(frame) = frame else {
             return Ok(whole.freeze());
         };
@@ -170,11 +192,15 @@ async fn collect(mut body: Incoming, max: usize, idle: Duration) -> Result<Bytes
         // Trailers say nothing here.
         let Ok(data) = frame.into_data() else { continue };
         if data.len() > max - whole.len() {
-            return Err(too_large());
+            return Err(too_large(max));
         }
         match whole.is_empty() {
             true => whole = BytesMut::from(data),
             false => whole.extend_from_slice(&data),
         }
     }
+}
+
+fn too_large(max: usize) -> Failed {
+    Failed::broken(format!("the server's answer is larger than {max} bytes"))
 }

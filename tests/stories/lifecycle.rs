@@ -4,7 +4,8 @@ use crate::ana_reads_files;
 use crate::support::client::Client;
 use crate::support::http::Protocol;
 use crate::support::on_both_stores;
-use crate::support::upstream::Fault;
+use crate::support::ports::free_port;
+use crate::support::upstream::{Fault, Upstream};
 use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::json;
@@ -35,6 +36,28 @@ on_both_stores! {
         let rows = world.audit("--tool echo");
         assert_eq!(rows.len(), 1, "{rows:?}");
         assert_eq!(rows[0]["outcome"]["ending"], "done");
+    }
+
+    async fn a_server_that_comes_up_later_is_found(world: World) {
+        let port = free_port();
+        world.server("late", &format!("http://localhost:{port}/mcp"), "");
+        world.policies("@id(\"all\") permit (principal, action in Guardian::Action::\"call_tool\", resource);");
+        world.person("ana", &["reader"]).await;
+        world.grant("ana", "late", "echo");
+        let key = world.key("ana");
+        world.start().await;
+        let client = world.client("late").bearer(&key);
+        assert_eq!(client.call("echo", json!({ "text": "early" })).await.verdict(), "502 upstream_unreachable");
+
+        let late = Upstream::on(port).await;
+        eventually("the server's tools to be known", async || {
+            let verdict = client.call("echo", json!({ "text": "without a session" })).await.verdict();
+            (!["502 upstream_unreachable", "200 unknown_tool"].contains(&verdict.as_str())).then_some(())
+        })
+        .await;
+        let answer = world.connected("late", &key).await.call("echo", json!({ "text": "late" })).await;
+        assert_eq!(answer.text(), "late");
+        assert!(!late.calls().is_empty());
     }
 
     async fn a_second_sigterm_stops_at_once(world: World) {
