@@ -69,6 +69,7 @@ pub struct Running {
     gate: Arc<Gate>,
     journal: Journal,
     grants: Arc<Grants>,
+    upstreams: Arc<Upstreams>,
     stop: StopHandle,
     listeners: JoinSet<()>,
     tasks: JoinSet<()>,
@@ -189,7 +190,7 @@ impl Running {
         ));
         listeners.spawn(serve_console(admin, &config, console, stopped.clone()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(every_second(gate.clone(), limits));
+        tasks.spawn(every_second(gate.clone(), limits, upstreams.clone()));
         tasks.spawn(record_noise(gate.clone()));
         tasks.spawn(follow_registry(grants.clone(), rules.clone()));
         tasks.spawn(follow_files(config.clone(), grants.clone(), rules.clone(), tls));
@@ -210,6 +211,7 @@ impl Running {
             gate,
             journal,
             grants,
+            upstreams,
             stop,
             listeners,
             tasks,
@@ -241,6 +243,7 @@ impl Running {
         }
         all(&mut self.listeners).await;
         self.tasks.shutdown().await;
+        self.upstreams.stop().await;
         self.gate.record_noise().await;
         // A ticket is closed when its answer is dropped, and all answers are gone by now.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.journal.all_closed()).await;
@@ -410,12 +413,13 @@ fn serve_console(
     transport::serve(listener, None, config.listen.limits.clone(), handler, stopped)
 }
 
-async fn every_second(gate: Arc<Gate>, limits: Arc<Limits>) {
+async fn every_second(gate: Arc<Gate>, limits: Arc<Limits>, upstreams: Arc<Upstreams>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for second in 0_u64.. {
         ticks.tick().await;
         gate.recheck_streams().await;
+        upstreams.sweep();
         if second % 30 == 0 {
             limits.sweep();
         }

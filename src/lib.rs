@@ -9,7 +9,7 @@
 //! | 6 | [`app`] | wires the rooms from one configuration: start, watch, drain, stop; the clock |
 //! | 5 | [`gate`] | the request path: caller, facts, decision, record, forward, reply |
 //! | 5 | [`console`] | what operators look at: health and metrics |
-//! | 4 | [`upstream`] | the MCP servers: pools, sessions, tool lists, `forward(Cleared)` |
+//! | 4 | [`upstream`] | the MCP servers: pools, processes, sessions, tool lists, `forward(Cleared)` |
 //! | 3 | [`identity`] | token, API key or certificate → `Principal` |
 //! | 3 | [`grants`] | who may do what, in memory and never older than a bound |
 //! | 3 | [`limits`] | rates and concurrency; a refused call consumes nothing |

@@ -10,7 +10,10 @@ use std::time::Duration;
 pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<Offer, String> {
     let name = &server.name;
     let upstream = Upstream::new(server).map_err(|error| with_causes(&error))?;
-    match tokio::time::timeout(patience, upstream.fetch_tools()).await {
+    let fetched = tokio::time::timeout(patience, upstream.fetch_tools()).await;
+    upstream.stop();
+    upstream.stopped().await;
+    match fetched {
         Ok(Ok(offer)) => Ok(offer),
         Ok(Err(FetchFailed::Failed(failed))) => Err(match &failed.cause {
             Some(cause) => format!("server `{name}`: {failed}: {}", clean(cause)),

@@ -104,7 +104,7 @@ impl Check {
         }
         for server in &config.servers {
             bar.now(format_args!("calling {}", server.name));
-            findings.look("server", format!("{} at {}", server.name, clean(&server.url)));
+            findings.look("server", of_server(server));
             match catalogue::fetch(server, PATIENCE).await {
                 Ok(offer) => findings.warn(offer.left_out.iter().map(|tool| left_out(server, tool))),
                 Err(message) => findings.trouble([message]),
@@ -120,6 +120,18 @@ impl Check {
             );
             findings.trouble(publishes(issuer).await.err());
         }
+    }
+}
+
+/// Arguments may be secret.
+fn of_server(server: &ServerConfig) -> String {
+    match &server.url {
+        Some(url) => format!("{} at {}", server.name, clean(url)),
+        None => format!(
+            "{} by {}",
+            server.name,
+            clean(server.command.first().map_or("", String::as_str))
+        ),
     }
 }
 

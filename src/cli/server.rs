@@ -210,7 +210,7 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
                 name: name.clone(),
                 title: row.map(|row| row.name.clone()),
                 url: in_file
-                    .map(|server| server.url.clone())
+                    .and_then(|server| server.url.clone())
                     .or_else(|| row.and_then(|row| row.url.clone())),
                 configured: in_file.is_some(),
                 enabled: row.is_none_or(|row| row.enabled),

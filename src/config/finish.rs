@@ -1,6 +1,7 @@
 //! From what was written to what is meant: paths against the file's folder, secrets read from their files, defaults that
 //! depend on the kind of an issuer.
 
+use super::document::join;
 use super::problem::Problem;
 use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind};
 use std::path::{Path, PathBuf};
@@ -32,11 +33,22 @@ pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
     }
     for server in &mut config.servers {
         optional.push(&mut server.ca_file);
+        always.extend(server.env_files.values_mut());
         optional.extend(server.credential.as_mut().map(|credential| &mut credential.value_file));
     }
     always.extend(optional.into_iter().filter_map(Option::as_mut));
     for path in always {
         *path = joined(folder, path);
+    }
+    for server in config.servers.iter_mut().filter(|server| !server.command.is_empty()) {
+        let dir = server.working_dir.get_or_insert_default();
+        *dir = joined(folder, dir);
+        // A bare name is looked for in PATH, and a path is one of the file's folder.
+        if server.command[0].contains('/')
+            && let Some(program) = joined(folder, Path::new(&server.command[0])).to_str()
+        {
+            server.command[0] = program.to_owned();
+        }
     }
 }
 
@@ -65,31 +77,40 @@ pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
             secrets.push((key, &mut credential.value, &credential.value_file));
         }
     }
-    secrets
+    let read = secrets
         .into_iter()
-        .filter_map(|(key, secret, file)| read_secret(&key, secret, file.as_ref()?).err())
-        .collect()
+        .filter_map(|(key, secret, file)| read_secret(&key, &format!("{key}_file"), secret, file.as_ref()?).err());
+    let mut problems: Vec<_> = read.collect();
+    for (index, server) in config.servers.iter_mut().enumerate() {
+        for (name, file) in &server.env_files {
+            let mut value = server.env.remove(name);
+            let [key, file_key] = ["env", "env_files"].map(|table| join(&format!("servers[{index}].{table}"), name));
+            problems.extend(read_secret(&key, &file_key, &mut value, file).err());
+            server.env.extend(value.map(|value| (name.clone(), value)));
+        }
+    }
+    problems
 }
 
-fn read_secret(key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), Problem> {
-    let problem = |message: String| Problem::error(format!("{key}_file"), message);
+fn read_secret(key: &str, file_key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), Problem> {
+    let problem = |message: String| Problem::error(file_key, message);
     let shown = file.display();
     if secret.is_some() {
-        return Err(problem(format!("`{key}` is given twice, as it is and by `{key}_file`")).help("keep one of them"));
+        return Err(problem(format!("`{key}` is given twice, as it is and by `{file_key}`")).help("keep one of them"));
     }
     let text = std::fs::read_to_string(file).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => problem(format!("`{key}_file` names `{shown}`, which does not exist")),
-        std::io::ErrorKind::InvalidData => problem(format!("`{key}_file` names `{shown}`, which is not text")),
-        _ => problem(format!("cannot read `{shown}`, which `{key}_file` names: {error}")),
+        std::io::ErrorKind::NotFound => problem(format!("`{file_key}` names `{shown}`, which does not exist")),
+        std::io::ErrorKind::InvalidData => problem(format!("`{file_key}` names `{shown}`, which is not text")),
+        _ => problem(format!("cannot read `{shown}`, which `{file_key}` names: {error}")),
     })?;
     if readable_by_others(file) {
         return Err(
-            problem(format!("`{shown}`, which `{key}_file` names, can be read by other users"))
+            problem(format!("`{shown}`, which `{file_key}` names, can be read by other users"))
                 .help(format!("`chmod 600 {shown}`")),
         );
     }
     match text.trim_end_matches(['\r', '\n']) {
-        "" => Err(problem(format!("`{shown}`, which `{key}_file` names, is empty"))),
+        "" => Err(problem(format!("`{shown}`, which `{file_key}` names, is empty"))),
         text => {
             *secret = Some(text.to_owned().into());
             Ok(())

@@ -8,11 +8,13 @@ mod document;
 mod finish;
 mod model;
 mod problem;
+mod server;
 mod shape;
 
 pub use check::check;
 pub use model::*;
 pub use problem::{Place, Problem, Severity};
+pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UpstreamCredential};
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! The shape of `guardian.toml`. Every field has a comment here that becomes its description in the exported schema.
 
-use crate::domain::{ClientId, ClientRequest, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
+use super::server::ServerConfig;
+use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -259,89 +260,6 @@ pub struct MembersConfig {
     pub just_in_time_roles: Vec<RoleName>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PinMode {
-    /// A tool seen for the first time is pinned as it is; a later change is refused until pinned again.
-    #[default]
-    FirstUse,
-    /// Nothing is callable before `guardian server pin`.
-    Strict,
-}
-
-/// How a policy's refusal looks to the client.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Denials {
-    /// A JSON-RPC error with reason, policies and remedy.
-    #[default]
-    Error,
-    /// A tool result with `isError`, which models read as feedback.
-    ToolResult,
-    /// As if the tool did not exist.
-    UnknownTool,
-}
-
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ServerConfig {
-    /// Clients reach it at `/mcp/<name>`.
-    pub name: ServerName,
-    /// Its Streamable HTTP endpoint.
-    pub url: String,
-    /// Its CA, PEM, if it is not a public one.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// The credential Guardian presents to it. The caller's own is never sent.
-    #[serde(default)]
-    pub credential: Option<UpstreamCredential>,
-    #[serde(default)]
-    pub pin: PinMode,
-    #[serde(default)]
-    pub denials: Denials,
-    /// What it may ask of the clients that call it. The rest is cut from what clients declare, and refused when asked all the same.
-    #[serde(default)]
-    pub client_requests: Vec<ClientRequest>,
-    /// Scopes a tool needs instead of the scope of its own name.
-    #[serde(default)]
-    pub tool_scopes: BTreeMap<String, Vec<String>>,
-    #[serde(default = "default_connect_timeout")]
-    pub connect_timeout: Span,
-    /// Until the head of the answer.
-    #[serde(default = "default_first_byte_timeout")]
-    pub first_byte_timeout: Span,
-    /// Between two pieces of the answer.
-    #[serde(default = "default_upstream_idle")]
-    pub idle_timeout: Span,
-    /// Largest answer that is not a stream.
-    #[serde(default = "default_answer_bytes")]
-    pub max_answer_bytes: usize,
-    /// Calls to it at once, over all callers.
-    #[serde(default = "default_server_concurrency")]
-    pub max_concurrency: usize,
-    /// How often its tool list is fetched anew.
-    #[serde(default = "default_catalogue_refresh")]
-    pub catalogue_refresh: Span,
-    /// Allow an address on loopback or a private network.
-    #[serde(default)]
-    pub allow_private_address: bool,
-}
-
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamCredential {
-    /// Header to send it in.
-    #[serde(default = "default_credential_header")]
-    pub header: String,
-    /// The whole header value, such as `Bearer ${GITHUB_TOKEN}`.
-    #[serde(default)]
-    #[schemars(with = "Option<String>")]
-    pub value: Option<Secret>,
-    /// A file that holds it.
-    #[serde(default)]
-    pub value_file: Option<PathBuf>,
-}
-
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PoliciesConfig {
@@ -518,7 +436,7 @@ defaults! {
     LogConfig { level: "info".to_owned(), format: LogFormat::Auto, }
 }
 
-const fn secs(secs: u64) -> Span {
+pub(super) const fn secs(secs: u64) -> Span {
     Span(Duration::from_secs(secs))
 }
 
@@ -544,34 +462,6 @@ fn default_jwks_keep() -> Span {
 
 fn default_jwks_refetch() -> Span {
     secs(30)
-}
-
-fn default_connect_timeout() -> Span {
-    secs(5)
-}
-
-fn default_first_byte_timeout() -> Span {
-    secs(120)
-}
-
-fn default_upstream_idle() -> Span {
-    secs(300)
-}
-
-fn default_answer_bytes() -> usize {
-    64 * 1024 * 1024
-}
-
-fn default_server_concurrency() -> usize {
-    256
-}
-
-fn default_catalogue_refresh() -> Span {
-    secs(60)
-}
-
-fn default_credential_header() -> String {
-    "authorization".to_owned()
 }
 
 impl<'de> Deserialize<'de> for Span {

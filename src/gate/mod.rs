@@ -37,7 +37,7 @@ use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp::{self, Heads, Message};
 use crate::telemetry::Metrics;
 use crate::transport::{Body, BodyProblem, Peer};
-use crate::upstream::{Eras, Failed, ForwardHeads, Session, Upstream, Upstreams};
+use crate::upstream::{Eras, Failed, ForwardHeads, Holder, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
 use bodies::{Bodies, Unread};
 use bytes::Bytes;
@@ -231,6 +231,7 @@ impl Gate {
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
             last_event_id: heads.last_event_id.map(str::to_owned),
+            holder: (trail.method == Some(Method::Initialize)).then(|| Holder::new(&caller.principal, &server)),
             params,
         };
         let answer = upstream.forward(cleared, forward).await.inspect_err(|failed| {

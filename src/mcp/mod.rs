@@ -16,6 +16,7 @@ mod said;
 mod sentinel;
 mod splice;
 mod sse;
+mod wire;
 
 pub use answer::{AnswerKind, answer_kind, error, negotiated, readdress, result};
 pub use canonical::canonical;
@@ -33,3 +34,4 @@ pub use said::{Ask, ResultType, Said, Wish, heard};
 pub use sentinel::{decode_sentinel, encode_sentinel};
 pub use splice::{Place, splice};
 pub use sse::{SseFault, SseFrame, SseReader};
+pub use wire::{Wire, WireKind, wire};

@@ -2,12 +2,14 @@
 //! allowed is withheld and answered here, in the server's own session; in the new one it ends the call it came with.
 
 use super::failed::Failed;
+use super::link::Link;
 use super::server::Upstream;
 use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason};
 use crate::mcp::{self, Ask, ResultType, Said, Wish};
 use bytes::Bytes;
 use http::HeaderMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// The longest id that still fits into what the client is given for it.
@@ -65,10 +67,15 @@ pub(super) fn shown(word: &str) -> String {
 
 /// Tells a server that some of its requests go nowhere. Polled with the stream they came on, and gone with it.
 pub(super) struct Refusals {
-    upstream: Upstream,
-    /// The session and version that the stream belongs to.
-    fields: HeaderMap,
+    to: Asker,
     sending: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// Where a refused request came from.
+enum Asker {
+    /// With the session and version that its stream belongs to.
+    Server(Upstream, HeaderMap),
+    Link(Arc<Link>),
 }
 
 /// A server that asks faster than it takes refusals hears no more of them.
@@ -77,18 +84,25 @@ const MOST_AT_ONCE: usize = 16;
 impl Refusals {
     pub fn new(upstream: Upstream, fields: HeaderMap) -> Self {
         Self {
-            upstream,
-            fields,
+            to: Asker::Server(upstream, fields),
+            sending: Vec::new(),
+        }
+    }
+
+    pub fn over(link: Arc<Link>) -> Self {
+        Self {
+            to: Asker::Link(link),
             sending: Vec::new(),
         }
     }
 
     /// `id` as the server wrote it.
     pub fn send(&mut self, id: &str) {
-        if self.sending.len() >= MOST_AT_ONCE {
-            return;
-        }
-        let (upstream, fields) = (self.upstream.clone(), self.fields.clone());
+        let (upstream, fields) = match &self.to {
+            Asker::Link(link) => return link.refuse(id),
+            Asker::Server(..) if self.sending.len() >= MOST_AT_ONCE => return,
+            Asker::Server(upstream, fields) => (upstream.clone(), fields.clone()),
+        };
         let id = crate::domain::MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
         let body = mcp::error(Some(&id), -32601, "the client does not offer this", None);
         self.sending.push(Box::pin(async move {

@@ -4,7 +4,8 @@
 use super::failed::Failed;
 use super::forward::fields_of_session;
 use super::keys::UpstreamSessionId;
-use super::server::{Eras, Upstream};
+use super::link::Link;
+use super::server::{Eras, Upstream, Way};
 use super::speak::{Reply, Said};
 use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};
 use crate::mcp::{canonical, mirrored};
@@ -80,6 +81,10 @@ impl Upstream {
     }
 
     async fn fetch(&self) -> Result<(Vec<Value>, Eras), FetchFailed> {
+        if let Way::Links(links) = &self.way {
+            let link = Speech::Link(links.own_link().await?);
+            return Ok((self.list(&link).await?, Eras::Legacy));
+        }
         match self.handshake().await? {
             Some(legacy) => {
                 let listed = self.list(&legacy).await;
@@ -136,15 +141,20 @@ impl Upstream {
         for page in 0..MAX_PAGES {
             let fields = speech.fields(Method::ToolsList);
             let params = speech.params(cursor.as_deref());
-            let reply = self
-                .ask(speech.era(), &fields, 2 + page as u64, "tools/list", &params)
-                .await?;
-            let mut result = match reply.said {
+            let (said, status) = match speech {
+                Speech::Link(link) => (link.ask("tools/list", &params, self.patience.first_byte).await?, 200),
+                Speech::Legacy { .. } | Speech::Modern => {
+                    let id = 2 + page as u64;
+                    let reply = self.ask(speech.era(), &fields, id, "tools/list", &params).await?;
+                    (reply.said, reply.status.as_u16())
+                }
+            };
+            let mut result = match said {
                 Said::Result(result) => result,
                 Said::Error {
                     code: METHOD_NOT_FOUND, ..
-                } if *speech != Speech::Modern => return Ok(listed),
-                other => return Err(refusal("tools/list", reply.status.as_u16(), other)),
+                } if speech.era() == Era::Legacy => return Ok(listed),
+                other => return Err(refusal("tools/list", status, other)),
             };
             let Value::Array(tools) = result["tools"].take() else {
                 let why = "there are no `tools`";
@@ -192,19 +202,20 @@ impl Upstream {
 }
 
 /// How this server is spoken to.
-#[derive(Debug, PartialEq, Eq)]
 enum Speech {
     Legacy {
         version: ProtocolVersion,
         session: Option<UpstreamSessionId>,
     },
     Modern,
+    /// Over a link that Guardian has introduced itself on.
+    Link(Arc<Link>),
 }
 
 impl Speech {
     fn era(&self) -> Era {
         match self {
-            Speech::Legacy { .. } => Era::Legacy,
+            Speech::Legacy { .. } | Speech::Link(_) => Era::Legacy,
             Speech::Modern => Era::Modern,
         }
     }
@@ -216,6 +227,7 @@ impl Speech {
                 fields_of_session(&mut fields, session.as_ref());
                 fields
             }
+            Speech::Link(_) => HeaderMap::new(),
             Speech::Modern => mirrored(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
                 .into_iter()
                 .collect(),
@@ -227,7 +239,7 @@ impl Speech {
         if let Some(cursor) = cursor {
             params["cursor"] = cursor.into();
         }
-        if *self == Speech::Modern {
+        if self.era() == Era::Modern {
             params["_meta"] = json!({
                 "io.modelcontextprotocol/protocolVersion": ProtocolVersion::V20260728.as_str(),
                 "io.modelcontextprotocol/clientCapabilities": {},

@@ -2,11 +2,11 @@
 //! held to the rules that no answer may break. Nothing is repeated once a byte of it may have been received.
 
 use super::failed::Failed;
-use super::server::Upstream;
+use super::server::{Endpoint, Upstream};
 use crate::transport::{Client, ClientError};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use std::future::poll_fn;
@@ -30,21 +30,6 @@ pub(super) enum Media {
 }
 
 impl Upstream {
-    /// Sends one request and waits for the head of the answer. `mcp` are the fields that this message has of its own.
-    pub(super) async fn exchange(
-        &self,
-        client: &Client,
-        method: &Method,
-        mcp: &HeaderMap,
-        body: &Bytes,
-    ) -> Result<Response<Incoming>, Failed> {
-        let late = || Failed::late("the server did not answer in time");
-        let sent = pin!(self.send(client, method, mcp, body));
-        let answer = timeout(self.patience.first_byte, sent).await.map_err(|_| late())??;
-        check_head(&answer).map_err(|failed| failed.with_status(answer.status()))?;
-        Ok(answer)
-    }
-
     /// Reads an answer that is no stream.
     pub(super) async fn collect(&self, mut body: Incoming) -> Result<Bytes, Failed> {
         let (max, idle) = (self.patience.max_answer, self.patience.idle);
@@ -67,11 +52,47 @@ impl Upstream {
             .await
             .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
     }
+}
 
-    async fn send(&self, client: &Client, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Result<Response<Incoming>, Failed> {
+impl Endpoint {
+    /// Sends one request and waits for the head of the answer. `mcp` are the fields that this message has of its own.
+    pub async fn exchange(
+        &self,
+        client: &Client,
+        method: &Method,
+        mcp: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, Failed> {
+        self.exchange_at(&self.uri, client, method, mcp, body).await
+    }
+
+    /// The same with another URL of this server.
+    pub async fn exchange_at(
+        &self,
+        uri: &Uri,
+        client: &Client,
+        method: &Method,
+        mcp: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, Failed> {
+        let late = || Failed::late("the server did not answer in time");
+        let sent = pin!(self.send(uri, client, method, mcp, body));
+        let answer = timeout(self.first_byte, sent).await.map_err(|_| late())??;
+        check_head(&answer).map_err(|failed| failed.with_status(answer.status()))?;
+        Ok(answer)
+    }
+
+    async fn send(
+        &self,
+        uri: &Uri,
+        client: &Client,
+        method: &Method,
+        mcp: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, Failed> {
         let mut tries = 1;
         loop {
-            match client.send(self.request(method, mcp, body)).await {
+            match client.send(self.request(uri, method, mcp, body)).await {
                 Ok(answer) => return Ok(answer),
                 Err(ClientError::Closed { sent: false, .. }) if tries < UNSENT_TRIES => tries += 1,
                 Err(error) => return Err(Failed::of_client(&error)),
@@ -80,10 +101,10 @@ impl Upstream {
     }
 
     /// The whole head is made here. `Host` and framing are added by the connection, from the endpoint and the body.
-    fn request(&self, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {
+    fn request(&self, uri: &Uri, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = method.clone();
-        *request.uri_mut() = self.endpoint.clone();
+        *request.uri_mut() = uri.clone();
         let headers = request.headers_mut();
         *headers = match *method {
             Method::POST => self.heads.post.clone(),

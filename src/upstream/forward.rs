@@ -3,9 +3,10 @@
 use super::asks::{self, Refusals, URL, check_result, wants_too_much};
 use super::exchange::{Media, media};
 use super::failed::Failed;
+use super::handles::Holder;
 use super::keys::UpstreamSessionId;
 use super::outcome::Open;
-use super::server::Upstream;
+use super::server::{Upstream, Way};
 use super::stream::{Expected, Frames};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
@@ -22,6 +23,8 @@ pub struct ForwardHeads {
     pub session: Option<UpstreamSessionId>,
     /// Where to resume a stream; only for the caller's own session.
     pub last_event_id: Option<String>,
+    /// Whose session an `initialize` opens.
+    pub holder: Option<Holder>,
     /// `Mcp-Param-…` fields that were checked against the arguments.
     pub params: Vec<(HeaderName, HeaderValue)>,
 }
@@ -58,11 +61,18 @@ impl Upstream {
         let fields = fields(cleared.call(), &heads);
         let (call, ticket) = cleared.into_sending();
         let mut outcome = Open::new(Some(ticket));
-        let client = match call.method.is_stream() {
-            true => &self.streams,
-            false => &self.client,
+        let endpoint = match &self.way {
+            Way::Http(endpoint) => endpoint,
+            Way::Links(links) => return Box::pin(links.forward(self, &call, &heads, outcome)).await,
         };
-        match self.exchange(client, &http_method(call.method), &fields, &call.body).await {
+        let client = match call.method.is_stream() {
+            true => &endpoint.streams,
+            false => &endpoint.client,
+        };
+        match endpoint
+            .exchange(client, &http_method(call.method), &fields, &call.body)
+            .await
+        {
             Ok(response) => {
                 let session = heads.session.as_ref();
                 self.answer(response, &call, session, outcome).await
@@ -168,7 +178,7 @@ impl Upstream {
     }
 
     /// The answer in one piece, and what it opened where it answers an `initialize`.
-    fn whole_answer(
+    pub(super) fn whole_answer(
         &self,
         status: StatusCode,
         body: Bytes,

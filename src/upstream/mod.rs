@@ -3,15 +3,21 @@
 
 mod asks;
 mod catalogue;
+mod events;
 mod exchange;
 mod failed;
 mod forward;
 mod handles;
+mod inbox;
 mod keys;
+mod lines;
+mod link;
+mod links;
 mod outcome;
 mod pins;
 mod server;
 mod speak;
+mod stdio;
 mod stream;
 
 pub use catalogue::{FetchFailed, LeftOut, Offer, RawTool};
@@ -27,6 +33,9 @@ use crate::config::ServerConfig;
 use crate::domain::ServerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// How long processes may take to end; they are killed before.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Every configured server, and the keys that seal their sessions.
 pub struct Upstreams {
@@ -44,6 +53,24 @@ impl Upstreams {
             servers,
             sessions: Arc::new(sessions),
         })
+    }
+
+    /// Ends sessions that nobody uses; the app calls it once a second.
+    pub fn sweep(&self) {
+        self.servers.values().for_each(Upstream::sweep);
+    }
+
+    /// Ends every process and connection that was started for a session.
+    pub async fn stop(&self) {
+        self.servers.values().for_each(Upstream::stop);
+        let all = async {
+            for server in self.servers.values() {
+                server.stopped().await;
+            }
+        };
+        if tokio::time::timeout(ENDING, all).await.is_err() {
+            tracing::warn!("some servers did not end in time");
+        }
     }
 
     pub fn get(&self, name: &ServerName) -> Option<&Upstream> {

@@ -1,7 +1,9 @@
 //! One configured server: where it is, how it is authenticated to, how long and how much is waited for.
 
 use super::exchange::OwnHeads;
-use crate::config::{ServerConfig, UpstreamCredential};
+use super::links::{Door, Links};
+use super::stdio::Program;
+use crate::config::{ServerConfig, ServerTransport, UpstreamCredential};
 use crate::domain::{ClientRequests, Era, ServerName};
 use crate::transport::{Client, ClientError, ClientSettings};
 use http::{HeaderName, HeaderValue, Uri};
@@ -15,16 +17,31 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct Upstream {
     pub(super) name: ServerName,
-    pub(super) endpoint: Uri,
-    /// For calls: h2 where the server offers it, else pooled HTTP/1.1.
-    pub(super) client: Client,
-    /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
-    pub(super) streams: Client,
-    /// With the credential that this server knows Guardian by.
-    pub(super) heads: Arc<OwnHeads>,
+    pub(super) way: Way,
     pub(super) patience: Patience,
     pub(super) asks: ClientRequests,
     eras: Arc<AtomicU8>,
+}
+
+/// How messages get there.
+#[derive(Clone)]
+pub(super) enum Way {
+    /// An exchange for each, by Streamable HTTP.
+    Http(Arc<Endpoint>),
+    /// Over links that stay.
+    Links(Arc<Links>),
+}
+
+/// A URL that is spoken to.
+pub(super) struct Endpoint {
+    pub uri: Uri,
+    /// For calls: h2 where the server offers it, else pooled HTTP/1.1.
+    pub client: Client,
+    /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
+    pub streams: Client,
+    /// With the credential that this server knows Guardian by.
+    pub heads: OwnHeads,
+    pub first_byte: Duration,
 }
 
 /// Bounds of one answer.
@@ -49,6 +66,8 @@ pub enum UpstreamError {
         file: PathBuf,
         source: std::io::Error,
     },
+    #[error("server `{server}`: {why}")]
+    Program { server: ServerName, why: String },
     #[error("server `{server}`: no client can be made for it")]
     Client { server: ServerName, source: ClientError },
 }
@@ -96,44 +115,46 @@ const RESERVED: [&str; 14] = [
 
 impl Upstream {
     pub fn new(config: &ServerConfig) -> Result<Self, UpstreamError> {
-        let settings = ClientSettings {
-            ca_file: config.ca_file.clone(),
-            connect_timeout: config.connect_timeout.0,
-            pool_idle: POOL_IDLE,
-            pool_max_idle: config.max_concurrency,
-            allow_private: config.allow_private_address,
-            http2: true,
+        let patience = Patience {
+            first_byte: config.first_byte_timeout.0,
+            idle: config.idle_timeout.0,
+            max_answer: config.max_answer_bytes,
+            max_event: config.max_answer_bytes.min(MAX_EVENT_BYTES),
         };
-        let made = |settings: &ClientSettings| {
-            Client::new(settings).map_err(|source| UpstreamError::Client {
-                server: config.name.clone(),
-                source,
-            })
+        let asks: ClientRequests = config.client_requests.iter().copied().collect();
+        let linked = |door| Way::Links(Arc::new(Links::new(config, door, patience, asks)));
+        let (way, eras) = match (&config.url, config.transport) {
+            (None, _) => (linked(Door::Program(Program::find(config)?)), Eras::Legacy),
+            (Some(url), ServerTransport::Sse) => (linked(Door::Events(Arc::new(Endpoint::new(config, url)?))), Eras::Legacy),
+            (Some(url), ServerTransport::Http) => (Way::Http(Arc::new(Endpoint::new(config, url)?)), Eras::Unknown),
         };
         Ok(Self {
             name: config.name.clone(),
-            endpoint: endpoint(&config.name, &config.url)?,
-            client: made(&settings)?,
-            streams: made(&ClientSettings {
-                http2: false,
-                ..settings
-            })?,
-            heads: Arc::new(OwnHeads::new(
-                config
-                    .credential
-                    .as_ref()
-                    .map(|credential| read_credential(&config.name, credential))
-                    .transpose()?,
-            )),
-            patience: Patience {
-                first_byte: config.first_byte_timeout.0,
-                idle: config.idle_timeout.0,
-                max_answer: config.max_answer_bytes,
-                max_event: config.max_answer_bytes.min(MAX_EVENT_BYTES),
-            },
-            asks: config.client_requests.iter().copied().collect(),
-            eras: Arc::new(AtomicU8::new(Eras::Unknown as u8)),
+            way,
+            patience,
+            asks,
+            eras: Arc::new(AtomicU8::new(eras as u8)),
         })
+    }
+
+    /// Ends sessions that nobody uses.
+    pub fn sweep(&self) {
+        if let Way::Links(links) = &self.way {
+            links.sweep();
+        }
+    }
+
+    /// Ends what was started for this server: nothing is begun from now on. `stopped` waits for it.
+    pub fn stop(&self) {
+        if let Way::Links(links) = &self.way {
+            links.stop();
+        }
+    }
+
+    pub async fn stopped(&self) {
+        if let Way::Links(links) = &self.way {
+            links.stopped().await;
+        }
     }
 
     pub fn name(&self) -> &ServerName {
@@ -153,6 +174,39 @@ impl Upstream {
 
     pub(super) fn found(&self, eras: Eras) {
         self.eras.store(eras as u8, Ordering::Relaxed);
+    }
+}
+
+impl Endpoint {
+    fn new(config: &ServerConfig, url: &str) -> Result<Self, UpstreamError> {
+        let settings = ClientSettings {
+            ca_file: config.ca_file.clone(),
+            connect_timeout: config.connect_timeout.0,
+            pool_idle: POOL_IDLE,
+            pool_max_idle: config.max_concurrency,
+            allow_private: config.allow_private_address,
+            http2: true,
+        };
+        let made = |settings: &ClientSettings| {
+            Client::new(settings).map_err(|source| UpstreamError::Client {
+                server: config.name.clone(),
+                source,
+            })
+        };
+        let credential = config
+            .credential
+            .as_ref()
+            .map(|credential| read_credential(&config.name, credential));
+        Ok(Self {
+            uri: endpoint(&config.name, url)?,
+            client: made(&settings)?,
+            streams: made(&ClientSettings {
+                http2: false,
+                ..settings
+            })?,
+            heads: OwnHeads::new(credential.transpose()?),
+            first_byte: config.first_byte_timeout.0,
+        })
     }
 }
 

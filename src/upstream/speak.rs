@@ -5,7 +5,7 @@ use super::failed::Failed;
 use super::forward::{SessionField, session_of};
 use super::keys::UpstreamSessionId;
 use super::outcome::Open;
-use super::server::Upstream;
+use super::server::{Endpoint, Upstream, Way};
 use super::stream::{Expected, Frames};
 use crate::domain::{self, ClientRequests, Era, MessageId};
 use crate::mcp::{AnswerKind, answer_kind};
@@ -36,8 +36,9 @@ impl Upstream {
     pub(super) async fn ask(&self, era: Era, fields: &HeaderMap, id: u64, method: &str, params: &Value) -> Result<Reply, Failed> {
         let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let id = MessageId::from_json(Bytes::from(id.to_string()));
-        let response = self
-            .exchange(&self.client, &Method::POST, fields, &Bytes::from(message.to_string()))
+        let endpoint = self.endpoint()?;
+        let response = endpoint
+            .exchange(&endpoint.client, &Method::POST, fields, &Bytes::from(message.to_string()))
             .await?;
         let status = response.status();
         let session = match session_of(response.headers()) {
@@ -58,7 +59,15 @@ impl Upstream {
 
     /// Tells something that has no answer.
     pub(super) async fn tell(&self, method: &Method, fields: &HeaderMap, body: &Bytes) -> Result<(), Failed> {
-        self.exchange(&self.client, method, fields, body).await.map(drop)
+        let endpoint = self.endpoint()?;
+        endpoint.exchange(&endpoint.client, method, fields, body).await.map(drop)
+    }
+
+    fn endpoint(&self) -> Result<&Endpoint, Failed> {
+        match &self.way {
+            Way::Http(endpoint) => Ok(endpoint),
+            Way::Links(_) => Err(Failed::broken("this server is spoken to over a link")),
+        }
     }
 
     async fn answer_in(&self, response: Response<Incoming>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
@@ -82,7 +91,7 @@ impl Upstream {
     }
 }
 
-fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Said, Failed> {
+pub(super) fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Said, Failed> {
     let unreadable = |what: String| Failed::broken(format!("the server's answer cannot be read: {what}"));
     let kind = answer_kind(body, id);
     match kind {

@@ -3,6 +3,7 @@
 
 use super::asks::{LONGEST_ID, Refusals, URL, allowed, check_result, refused, wants_too_much};
 use super::failed::Failed;
+use super::inbox::Inbox;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
 use crate::mcp::{AnswerKind, Said, SseFault, SseFrame, SseReader, heard, readdress};
@@ -70,8 +71,7 @@ pub(super) struct Expected {
 
 /// A stream on its way to the client. Dropped before its end, the client has gone away and the server is hung up on.
 pub struct Frames {
-    body: Incoming,
-    reader: SseReader,
+    source: Source,
     expected: Expected,
     answered: bool,
     /// An event had an id: a legacy client may ask for the rest on another stream.
@@ -82,11 +82,85 @@ pub struct Frames {
     outcome: Open,
 }
 
+/// Where frames come from.
+enum Source {
+    Body(Incoming, SseReader),
+    /// Messages, each of which becomes a frame.
+    Link(Inbox),
+}
+
+/// What the source has for now.
+enum Arrived {
+    Frame(SseFrame),
+    End,
+    Failed(Failed),
+    /// It broke off: what comes is over, but not refuted.
+    Broken(Failed),
+}
+
+impl Source {
+    /// `bytes` counts what arrived.
+    fn poll(&mut self, context: &mut Context<'_>, bytes: &mut u64) -> Poll<Arrived> {
+        let (body, reader) = match self {
+            Source::Link(inbox) => {
+                return inbox.poll(context).map(|item| match item {
+                    Some(Ok(message)) => {
+                        *bytes += message.len() as u64;
+                        Arrived::Frame(event(message))
+                    }
+                    Some(Err(failed)) => Arrived::Failed(failed),
+                    None => Arrived::End,
+                });
+            }
+            Source::Body(body, reader) => (body, reader),
+        };
+        loop {
+            match reader.frame() {
+                Ok(Some(frame)) => return Poll::Ready(Arrived::Frame(frame)),
+                Ok(None) => (),
+                Err(fault) => {
+                    let failed = Failed::broken("the server's stream cannot be followed").with_cause(&fault);
+                    return Poll::Ready(Arrived::Failed(failed));
+                }
+            }
+            match std::task::ready!(Pin::new(&mut *body).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        *bytes += data.len() as u64;
+                        reader.push(data);
+                    }
+                }
+                Some(Err(error)) => {
+                    let failed = Failed::broken("the server broke off its stream").with_cause(&error);
+                    return Poll::Ready(Arrived::Broken(failed));
+                }
+                None => {
+                    let reader = std::mem::replace(reader, SseReader::new(0));
+                    return Poll::Ready(match reader.finish() {
+                        Ok(()) => Arrived::End,
+                        Err(SseFault::Cut | SseFault::TooLarge(_)) => {
+                            Arrived::Broken(Failed::broken("the server broke off its stream"))
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
 impl Frames {
     pub(super) fn new(body: Incoming, expected: Expected, outcome: Open) -> Self {
+        let reader = SseReader::new(expected.max_event);
+        Self::of(Source::Body(body, reader), expected, outcome)
+    }
+
+    pub(super) fn linked(inbox: Inbox, expected: Expected, outcome: Open) -> Self {
+        Self::of(Source::Link(inbox), expected, outcome)
+    }
+
+    fn of(source: Source, expected: Expected, outcome: Open) -> Self {
         Self {
-            body,
-            reader: SseReader::new(expected.max_event),
+            source,
             expected,
             answered: false,
             resumable: false,
@@ -128,37 +202,24 @@ impl Frames {
         if let Some(refusals) = &mut self.expected.refusals {
             refusals.poll(context);
         }
-        loop {
-            if self.ended {
-                return Poll::Ready(None);
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match self.source.poll(context, &mut self.outcome.bytes) {
+            Poll::Ready(Arrived::Frame(frame)) => {
+                self.timer = None;
+                Poll::Ready(self.judge(frame))
             }
-            match self.reader.frame() {
-                Ok(Some(frame)) => {
-                    self.timer = None;
-                    return Poll::Ready(self.judge(frame));
+            Poll::Ready(Arrived::Failed(failed)) => Poll::Ready(self.fail(failed)),
+            Poll::Ready(Arrived::Broken(failed)) => Poll::Ready(self.end(failed)),
+            Poll::Ready(Arrived::End) => Poll::Ready(self.end_of_stream()),
+            Poll::Pending if self.out_of_time(context) => {
+                if let Source::Link(inbox) = &mut self.source {
+                    inbox.give_up();
                 }
-                Ok(None) => (),
-                Err(fault) => {
-                    return Poll::Ready(self.fail(Failed::broken("the server's stream cannot be followed").with_cause(&fault)));
-                }
+                Poll::Ready(self.fail(Failed::late("the server stopped in the middle of its stream")))
             }
-            match Pin::new(&mut self.body).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.outcome.bytes += data.len() as u64;
-                        self.reader.push(data);
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    let failed = Failed::broken("the server broke off its stream").with_cause(&error);
-                    return Poll::Ready(self.end(failed));
-                }
-                Poll::Ready(None) => return Poll::Ready(self.end_of_stream()),
-                Poll::Pending if self.out_of_time(context) => {
-                    return Poll::Ready(self.fail(Failed::late("the server stopped in the middle of its stream")));
-                }
-                Poll::Pending => return Poll::Pending,
-            }
+            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -268,15 +329,13 @@ impl Frames {
     }
 
     fn end_of_stream(&mut self) -> Option<Result<Piece, Failed>> {
-        let reader = std::mem::replace(&mut self.reader, SseReader::new(0));
-        match reader.finish() {
-            Ok(()) if self.answered || self.expected.id.is_none() => {
+        match self.answered || self.expected.id.is_none() {
+            true => {
                 self.ended = true;
                 self.outcome.done(None);
                 None
             }
-            Ok(()) => self.end(Failed::broken("the server ended its stream before it answered")),
-            Err(SseFault::Cut | SseFault::TooLarge(_)) => self.end(Failed::broken("the server broke off its stream")),
+            false => self.end(Failed::broken("the server ended its stream before it answered")),
         }
     }
 

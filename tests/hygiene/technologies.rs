@@ -14,6 +14,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["governor"], &["limits"]),
     (&["jsonwebtoken"], &["identity"]),
     (&["moka"], &["identity", "grants", "gate"]),
+    (&["rustix"], &["upstream"]),
     (&["crc32c"], &["journal", "identity"]),
     (&["prometheus_client", "tracing_subscriber"], &["telemetry"]),
     (&["clap", "comfy_table", "indicatif"], &["cli", "main"]),

@@ -18,6 +18,8 @@ mod journal;
 mod lifecycle;
 mod limits;
 mod matrix;
+mod oldest;
+mod programs;
 mod protocol;
 mod real_clients;
 mod replicas;

@@ -10,6 +10,7 @@ pub mod folder;
 pub mod golden;
 pub mod http;
 pub mod issuer;
+pub mod pipes;
 pub mod ports;
 pub mod postgres;
 pub mod real;

@@ -137,6 +137,11 @@ impl World {
         self.push("servers", &text)
     }
 
+    /// Adds an MCP server that is a program; `text` is TOML for its entry.
+    pub fn piped(&mut self, name: &str, text: &str) -> &mut Self {
+        self.push("servers", &format!("name = '{name}'\n{text}"))
+    }
+
     pub fn issuer(&mut self, alias: &str, iss: &str, more: &str) -> &mut Self {
         self.push("issuers", &format!("alias = '{alias}'\nissuer = '{iss}'\n{more}"))
     }

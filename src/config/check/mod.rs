@@ -9,6 +9,7 @@ mod secret;
 use super::document::join;
 use super::model::*;
 use super::problem::{Problem, did_you_mean, quoted};
+use super::server::ServerConfig;
 use crate::domain::ToolName;
 use secrecy::ExposeSecret;
 use std::net::SocketAddr;

@@ -3,6 +3,7 @@
 use super::super::document::join;
 use super::super::model::*;
 use super::super::problem::{Problem, quoted};
+use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
 use super::positive;
 use super::secret::{is_placeholder, placeholder};
@@ -192,8 +193,26 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
         if !names.insert(name) {
             found.push(Problem::error(at("name"), format!("two servers have the name `{name}`")));
         }
-        if let Err((why, help)) = server_url(server) {
-            found.push(Problem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
+        match (&server.url, server.command.is_empty()) {
+            (Some(url), true) => {
+                if let Err((why, help)) = server_url(url, server) {
+                    found.push(Problem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
+                }
+            }
+            (None, false) => program(server, &at, found),
+            (None, true) => found.push(
+                Problem::error(
+                    format!("servers[{index}]"),
+                    format!("server `{name}` has neither `url` nor `command`"),
+                )
+                .help("a server is reached at a URL, or started as a program"),
+            ),
+            (Some(_), false) => found.push(
+                Problem::error(at("command"), format!("server `{name}` has both `url` and `command`")).help("keep one of them"),
+            ),
+        }
+        if server.command.is_empty() {
+            of_programs_alone(server, &at, found);
         }
         if let Some(given) = &server.credential {
             credential(name, given, &at, found);
@@ -230,12 +249,14 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
             ("first_byte_timeout", server.first_byte_timeout),
             ("idle_timeout", server.idle_timeout),
             ("catalogue_refresh", server.catalogue_refresh),
+            ("session_idle", server.session_idle),
         ] {
             positive(&at(key), span, found);
         }
         for (key, number) in [
             ("max_answer_bytes", server.max_answer_bytes),
             ("max_concurrency", server.max_concurrency),
+            ("max_sessions", server.max_sessions),
         ] {
             if number == 0 {
                 found.push(Problem::error(
@@ -252,11 +273,69 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
     }
 }
 
-fn server_url(server: &ServerConfig) -> Result<(), (String, &'static str)> {
-    let shown = quoted(&server.url);
+/// What a program is given: nothing that belongs to a URL, and an environment that one can have.
+fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+    let name = &server.name;
+    if server.command[0].is_empty() || server.command.iter().any(|word| word.contains('\0')) {
+        found.push(
+            Problem::error(at("command"), format!("the `command` of server `{name}` names no program"))
+                .help("write it as `[\"program\", \"argument\"]`"),
+        );
+    }
+    for (key, given) in [
+        ("transport", server.transport != ServerTransport::Http),
+        ("ca_file", server.ca_file.is_some()),
+        ("credential", server.credential.is_some()),
+        ("allow_private_address", server.allow_private_address),
+    ] {
+        if given {
+            let message = format!("`{key}` of server `{name}` is for a server with a `url`");
+            found.push(Problem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"));
+        }
+    }
+    if !server.per_session && !server.client_requests.is_empty() {
+        let message = format!("server `{name}` may ask its clients something, but one process serves all of them");
+        found.push(
+            Problem::error(at("client_requests"), message)
+                .help("set `per_session = true`: whom a shared process asks nobody can tell"),
+        );
+    }
+    for (variable, value) in &server.env {
+        let key = join(&at("env"), variable);
+        if variable.is_empty() || variable.contains(['=', '\0']) || value.expose_secret().contains('\0') {
+            let message = format!("server `{name}`: {} cannot be set in an environment", quoted(variable));
+            found.push(Problem::error(&key, message));
+        }
+        if is_placeholder(value.expose_secret()) && sounds_secret(variable) {
+            found.push(placeholder(&key, &format!("{} of server `{name}`", quoted(variable))));
+        }
+    }
+}
+
+/// Values such as `test` or `default` are fine for most variables.
+fn sounds_secret(variable: &str) -> bool {
+    let name = variable.to_ascii_uppercase();
+    ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.contains(word))
+}
+
+fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+    for (key, given) in [
+        ("env", !server.env.is_empty()),
+        ("env_files", !server.env_files.is_empty()),
+        ("working_dir", server.working_dir.is_some()),
+        ("per_session", !server.per_session),
+    ] {
+        if given {
+            let message = format!("`{key}` of server `{}` is for a server with a `command`", server.name);
+            found.push(Problem::error(at(key), message).help("drop it"));
+        }
+    }
+}
+
+fn server_url(url: &str, server: &ServerConfig) -> Result<(), (String, &'static str)> {
+    let shown = quoted(url);
     let example = "write it as `https://host/mcp`";
-    let uri: Uri = server
-        .url
+    let uri: Uri = url
         .parse()
         .map_err(|_| (format!("is {shown}, which is not a URL"), example))?;
     let host = uri.host().unwrap_or_default().to_owned();

@@ -34,6 +34,7 @@ async fn the_judged_bytes_go_out_under_a_head_made_from_nothing() {
     let server = Server::answering("200 OK", "application/json", RESULT).await;
     let rig = Rig::new(&server.url);
     let heads = ForwardHeads {
+        holder: None,
         session: UpstreamSessionId::parse("up-1"),
         last_event_id: Some("9".to_owned()),
         params: vec![
@@ -460,7 +461,7 @@ fn a_server_that_cannot_be_called_is_refused_at_the_start() {
         "https://user:secret@host/mcp",
         "unix:/run/a",
     ] {
-        let text = refusal(&|config| config.url = url.to_owned());
+        let text = refusal(&|config| config.url = Some(url.to_owned()));
         assert!(
             text.starts_with("server `files`: its URL") && !text.contains("secret"),
             "{url}: {text}"

@@ -1,0 +1,270 @@
+//! Servers of the oldest kind: one stream brings everything they say, and its first event names where messages are posted.
+//! That place is on the server's own origin, or the server is not spoken to.
+
+use super::exchange::{Media, media};
+use super::failed::Failed;
+use super::link::{Heard, Link, Out};
+use super::links::Begun;
+use super::server::Endpoint;
+use crate::domain::{ClientRequests, Reason};
+use crate::mcp::{SseFrame, SseReader};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Where messages of one link are posted.
+pub(super) struct Posts {
+    endpoint: Arc<Endpoint>,
+    to: Uri,
+    tasks: TaskTracker,
+    end: CancellationToken,
+    /// For what is posted while the stream is read.
+    room: Arc<Semaphore>,
+}
+
+/// Replies on their way at once.
+const MOST_REPLIES: usize = 16;
+
+/// Opens the stream and waits until it says where to post.
+pub(super) async fn open(
+    endpoint: &Arc<Endpoint>,
+    heard: Heard,
+    asks: ClientRequests,
+    max_event: usize,
+    begun: Begun,
+) -> Result<Arc<Link>, Failed> {
+    let opening = async {
+        let none = HeaderMap::new();
+        let response = endpoint
+            .exchange(&endpoint.streams, &Method::GET, &none, &Bytes::new())
+            .await?;
+        if !response.status().is_success() || media(response.headers()) != Media::Events {
+            return Err(Failed::broken("the server opened no event stream").with_status(response.status()));
+        }
+        let mut stream = Stream {
+            body: response.into_body(),
+            reader: SseReader::new(max_event),
+        };
+        let to = loop {
+            let frame = stream.next().await.map_err(Failed::broken)?;
+            if let (Some(event), Some(data)) = (&frame.event, &frame.data)
+                && event == "endpoint"
+            {
+                break posting_to(&endpoint.uri, &String::from_utf8_lossy(data)).map_err(Failed::broken)?;
+            }
+        };
+        Ok((stream, to))
+    };
+    let late = |_| Err(Failed::late("the server does not say where messages are posted"));
+    let (stream, to) = timeout(endpoint.first_byte, opening).await.unwrap_or_else(late)?;
+    let end = begun.end();
+    let posts = Posts {
+        endpoint: endpoint.clone(),
+        to,
+        tasks: begun.keep.tasks.clone(),
+        end: end.clone(),
+        room: Arc::new(Semaphore::new(MOST_REPLIES)),
+    };
+    let link = Link::new(Out::Posts(posts), heard, asks, end);
+    let tasks = begun.keep.tasks.clone();
+    tasks.spawn(follow(link.clone(), stream, begun));
+    Ok(link)
+}
+
+/// Until the stream ends or the session does; dropping it tells the server.
+async fn follow(link: Arc<Link>, mut stream: Stream, begun: Begun) {
+    let why = tokio::select! {
+        why = read(&link, &mut stream) => Some(why),
+        () = link.end.cancelled() => None,
+    };
+    let asked = link.end.is_cancelled();
+    let told = match &why {
+        Some(why) => format!("the server is gone: {why}"),
+        None => "the session was ended".to_owned(),
+    };
+    link.die(Failed::broken(told));
+    if !asked {
+        tracing::warn!(server = %begun.keep.server, why, "the server's stream is gone");
+        begun.ended_by_itself(&link);
+    }
+}
+
+async fn read(link: &Link, stream: &mut Stream) -> &'static str {
+    loop {
+        let frame = match stream.next().await {
+            Ok(frame) => frame,
+            Err(why) => return why,
+        };
+        let is_message = frame
+            .event
+            .as_ref()
+            .is_none_or(|event| event == "message" || event.is_empty());
+        if let Some(data) = frame.data.filter(|data| is_message && !data.is_empty()) {
+            link.received(data).await;
+        }
+    }
+}
+
+struct Stream {
+    body: Incoming,
+    reader: SseReader,
+}
+
+impl Stream {
+    async fn next(&mut self) -> Result<SseFrame, &'static str> {
+        loop {
+            match self.reader.frame() {
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => (),
+                Err(_) => return Err("its stream cannot be followed"),
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.reader.push(data);
+                    }
+                }
+                Some(Err(_)) => return Err("it broke off its stream"),
+                None => return Err("it ended its stream"),
+            }
+        }
+    }
+}
+
+impl Posts {
+    /// Waits until the server has taken it.
+    pub async fn post(&self, body: Bytes) -> Result<(), Failed> {
+        post(&self.endpoint, &self.to, &body).await
+    }
+
+    /// Posts a request whose answer comes on the stream, perhaps before the server says that it took it.
+    pub fn post_for(&self, link: &Arc<Link>, number: u64, body: Bytes) {
+        let (endpoint, to, link) = (self.endpoint.clone(), self.to.clone(), link.clone());
+        self.tasks.spawn(async move {
+            let posted = tokio::select! {
+                posted = post(&endpoint, &to, &body) => posted,
+                () = link.end.cancelled() => return,
+            };
+            match posted {
+                // Some servers take a request only when they have answered it.
+                Ok(()) => (),
+                Err(failed) if failed.reason == Reason::UpstreamTimeout => (),
+                Err(failed) => link.fail(number, failed),
+            }
+        });
+    }
+
+    pub fn post_if_there_is_room(&self, body: Bytes) {
+        let Ok(place) = self.room.clone().try_acquire_owned() else {
+            return;
+        };
+        let (endpoint, to, end) = (self.endpoint.clone(), self.to.clone(), self.end.clone());
+        self.tasks.spawn(async move {
+            let posted = end.run_until_cancelled(post(&endpoint, &to, &body)).await;
+            if let Some(Err(failed)) = posted {
+                tracing::debug!(%failed, "the server did not take a reply");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), Failed> {
+    let none = HeaderMap::new();
+    let response = endpoint.exchange_at(to, &endpoint.client, &Method::POST, &none, body).await?;
+    match response.status() {
+        status if status.is_success() => Ok(()),
+        status => Err(Failed::broken(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)),
+    }
+}
+
+/// The place that the server names, on the origin of its own URL.
+fn posting_to(own: &Uri, named: &str) -> Result<Uri, &'static str> {
+    const ELSEWHERE: &str = "the server names a place on another origin for messages";
+    let named = named.trim();
+    let plain = named
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'\\' && byte != b'#');
+    if named.is_empty() || !plain {
+        return Err("the server names no place for messages");
+    }
+    let origin = |uri: &Uri| Some((uri.scheme_str()?.to_owned(), uri.host()?.to_ascii_lowercase(), port(uri)?));
+    let has_scheme = named.split(['/', '?']).next().is_some_and(|head| head.contains(':'));
+    let whole = match named {
+        _ if named.starts_with("//") => return Err(ELSEWHERE),
+        _ if has_scheme => named.to_owned(),
+        _ => {
+            let (scheme, authority) = (
+                own.scheme_str().unwrap_or_default(),
+                own.authority().map_or("", |at| at.as_str()),
+            );
+            let path = match named.as_bytes()[0] {
+                b'/' => named.to_owned(),
+                b'?' => format!("{}{named}", own.path()),
+                _ => format!("{}/{named}", own.path().rsplit_once('/').map_or("", |(folder, _)| folder)),
+            };
+            format!("{scheme}://{authority}{path}")
+        }
+    };
+    let to: Uri = whole.parse().map_err(|_| "the server names no place for messages")?;
+    let user = to.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    match origin(&to).is_some() && origin(&to) == origin(own) && !user {
+        true => Ok(to),
+        false => Err(ELSEWHERE),
+    }
+}
+
+fn port(uri: &Uri) -> Option<u16> {
+    match (uri.port_u16(), uri.scheme_str()?) {
+        (Some(port), _) => Some(port),
+        (None, "https") => Some(443),
+        (None, _) => Some(80),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_posted_to_the_origin_of_the_server_and_nowhere_else() {
+        let own: Uri = "https://mcp.example:8443/a/sse?x=1".parse().unwrap();
+        let to = |named: &str| posting_to(&own, named).map(|uri| uri.to_string());
+        for (named, whole) in [
+            ("/messages?sessionId=1", "https://mcp.example:8443/messages?sessionId=1"),
+            ("messages", "https://mcp.example:8443/a/messages"),
+            ("?s=1", "https://mcp.example:8443/a/sse?s=1"),
+            ("https://MCP.example:8443/m", "https://MCP.example:8443/m"),
+            (
+                "/m?next=https://evil.example/",
+                "https://mcp.example:8443/m?next=https://evil.example/",
+            ),
+        ] {
+            assert_eq!(to(named).as_deref(), Ok(whole));
+        }
+        for named in [
+            "",
+            "https://mcp.example/m",
+            "http://mcp.example:8443/m",
+            "https://evil.example:8443/m",
+            "//evil.example/m",
+            "https://mcp.example:8443@evil.example/m",
+            "https://user@mcp.example:8443/m",
+            "https:/m",
+            "javascript:alert(1)",
+            "/\\evil.example",
+            "/m n",
+            "/m#f",
+        ] {
+            assert!(to(named).is_err(), "{named}");
+        }
+        let bare: Uri = "https://mcp.example/sse".parse().unwrap();
+        assert!(posting_to(&bare, "https://mcp.example:443/m").is_ok());
+    }
+}

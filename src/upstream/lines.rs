@@ -1,0 +1,135 @@
+//! Lines of a process, each held to a bound before it is whole.
+
+use bytes::Bytes;
+use std::io;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+pub(super) struct Lines<R> {
+    from: BufReader<R>,
+    most: usize,
+}
+
+/// Why there is no further line.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoLine {
+    #[error("a line is longer than {0} bytes")]
+    TooLong(usize),
+    #[error(transparent)]
+    Broken(#[from] io::Error),
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub fn new(from: R, most: usize) -> Self {
+        Self {
+            from: BufReader::with_capacity(64 * 1024, from),
+            most,
+        }
+    }
+
+    /// The next line without its end; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, NoLine> {
+        let mut line = Vec::new();
+        match self.fill(&mut line).await? {
+            Filled::Line => Ok(Some(without_return(line))),
+            Filled::End if line.is_empty() => Ok(None),
+            Filled::End => Ok(Some(without_return(line))),
+            Filled::TooLong => Err(NoLine::TooLong(self.most)),
+        }
+    }
+
+    /// The same, where the rest of a long line does not matter.
+    pub async fn next_cut(&mut self) -> Result<Option<Bytes>, NoLine> {
+        let mut line = Vec::new();
+        let mut filled = self.fill(&mut line).await?;
+        let mut rest = Vec::new();
+        while let Filled::TooLong = filled {
+            rest.clear();
+            filled = self.fill(&mut rest).await?;
+        }
+        match (filled, line.is_empty()) {
+            (Filled::End, true) => Ok(None),
+            _ => Ok(Some(without_return(line))),
+        }
+    }
+
+    async fn fill(&mut self, line: &mut Vec<u8>) -> Result<Filled, NoLine> {
+        loop {
+            let piece = self.from.fill_buf().await?;
+            if piece.is_empty() {
+                return Ok(Filled::End);
+            }
+            let room = self.most - line.len();
+            let end = piece.iter().position(|byte| *byte == b'\n');
+            let taken = end.unwrap_or(piece.len());
+            line.extend_from_slice(&piece[..taken.min(room)]);
+            if taken > room {
+                self.from.consume(room);
+                return Ok(Filled::TooLong);
+            }
+            self.from.consume(end.map_or(taken, |end| end + 1));
+            if end.is_some() {
+                return Ok(Filled::Line);
+            }
+        }
+    }
+}
+
+enum Filled {
+    Line,
+    End,
+    TooLong,
+}
+
+fn without_return(mut line: Vec<u8>) -> Bytes {
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn all(text: &[u8], most: usize) -> Vec<Result<Bytes, String>> {
+        let mut lines = Lines::new(text, most);
+        let mut read = Vec::new();
+        loop {
+            match lines.next().await {
+                Ok(Some(line)) => read.push(Ok(line)),
+                Ok(None) => return read,
+                Err(error) => {
+                    read.push(Err(error.to_string()));
+                    return read;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_end_at_line_feeds_and_at_the_end() {
+        assert_eq!(
+            all(b"{}\r\n\nab\nrest", 8).await,
+            ["{}", "", "ab", "rest"].map(|line| Ok(line.into()))
+        );
+        assert_eq!(all(b"", 8).await, []);
+    }
+
+    #[tokio::test]
+    async fn a_line_may_be_as_long_as_the_bound_and_no_longer() {
+        assert_eq!(all(b"12345678\n9", 8).await, ["12345678", "9"].map(|line| Ok(line.into())));
+        let long = vec![b'x'; 1_000_000];
+        assert_eq!(all(&long, 8).await, [Err("a line is longer than 8 bytes".to_owned())]);
+        assert_eq!(all(&long, 1_000_000).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_cut_line_is_skipped() {
+        let mut lines = Lines::new(b"123456789012345678901\nab\n1234567".as_slice(), 4);
+        let mut read = Vec::new();
+        while let Some(line) = lines.next_cut().await.unwrap() {
+            read.push(line);
+        }
+        assert_eq!(read, ["1234", "ab", "1234"]);
+    }
+}

@@ -1,0 +1,507 @@
+//! A link that stays: messages go both ways in any order. Every request gets an id of its own on the link, and its progress
+//! a token, so that no two callers meet; what comes back is given to whom it belongs, in that caller's words, or to nobody.
+
+use super::asks::allowed;
+use super::events::Posts;
+use super::failed::Failed;
+use super::inbox::{Inbox, Mailbox, Outlet, inbox};
+use super::links::Seats;
+use super::speak::{Said, said};
+use crate::domain::{ClientRequests, MessageId, Method};
+use crate::mcp::{self, AnswerKind, Place, WireKind, splice};
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// One live link.
+pub(super) struct Link {
+    out: Out,
+    heard: Heard,
+    asks: ClientRequests,
+    state: Mutex<State>,
+    /// What came and was no message.
+    noise: AtomicU64,
+    /// Cancelled to end it.
+    pub end: CancellationToken,
+}
+
+/// How messages leave.
+pub(super) enum Out {
+    /// To a process, one a line.
+    Lines(mpsc::Sender<Bytes>),
+    Posts(Posts),
+}
+
+/// Who hears what the server says unasked.
+pub(super) enum Heard {
+    /// The one session that the link is for.
+    One(Arc<Mailbox>),
+    /// All sessions hear what concerns all; what may be about one of them is heard by nobody.
+    All(Arc<Seats>),
+    /// Guardian uses the link itself.
+    Nobody,
+}
+
+#[derive(Default)]
+struct State {
+    last: u64,
+    pending: BTreeMap<u64, Pending>,
+    gone: Option<Failed>,
+    /// Whether the server has ever answered.
+    answered: bool,
+}
+
+struct Pending {
+    session: Arc<str>,
+    /// The id as the caller wrote it, and under what it wants to be told of progress.
+    id: Bytes,
+    token: Option<Bytes>,
+    /// Whether other messages may go along with its answer.
+    carries: bool,
+    to: Outlet,
+}
+
+/// Requests that wait on one link; most of them have callers, and their number a bound of its own.
+const MOST_PENDING: usize = 4_096;
+
+/// What is no secret of any one session, and only says that something may be asked for anew.
+const FOR_ALL: [&str; 4] = [
+    "notifications/tools/list_changed",
+    "notifications/prompts/list_changed",
+    "notifications/resources/list_changed",
+    "notifications/resources/updated",
+];
+
+impl Link {
+    pub fn new(out: Out, heard: Heard, asks: ClientRequests, end: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            out,
+            heard,
+            asks,
+            state: Mutex::default(),
+            noise: AtomicU64::new(0),
+            end,
+        })
+    }
+
+    /// Sends a request; its answer, and what goes along with it, comes into the inbox.
+    pub async fn request(self: &Arc<Self>, session: &Arc<str>, method: Method, body: &Bytes) -> Result<Inbox, Failed> {
+        let (number, mut inbox, body) = self.enter(session, method, body)?;
+        let link = Arc::downgrade(self);
+        inbox.on_giving_up(move || {
+            if let Some(link) = link.upgrade() {
+                link.give_up(number);
+            }
+        });
+        match &self.out {
+            Out::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone())?,
+            Out::Posts(posts) => posts.post_for(self, number, body),
+        }
+        Ok(inbox)
+    }
+
+    /// Sends what has no answer.
+    pub async fn say(&self, body: Bytes) -> Result<(), Failed> {
+        match &self.out {
+            Out::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone()),
+            Out::Posts(posts) => posts.post(body).await,
+        }
+    }
+
+    /// Takes back a request of this session, if it still waits.
+    pub async fn cancel(&self, session: &str, body: &Bytes) -> Result<(), Failed> {
+        let wire = mcp::wire(body).map_err(|malformed| Failed::broken(malformed.detail))?;
+        let Some(place) = wire.cancels else { return Ok(()) };
+        let named = body.slice(place.range());
+        let number = {
+            let state = self.state();
+            let own = |pending: &Pending| &*pending.session == session && pending.id == named;
+            state
+                .pending
+                .iter()
+                .find(|(_, pending)| own(pending))
+                .map(|(number, _)| *number)
+        };
+        match number {
+            Some(number) => self.say(splice(body, vec![(place, number.to_string())])).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Asks something for Guardian itself.
+    pub async fn ask(self: &Arc<Self>, method: &str, params: &Value, patience: Duration) -> Result<Said, Failed> {
+        let message = json!({ "jsonrpc": "2.0", "id": 0, "method": method, "params": params });
+        let asked = async {
+            let own: Arc<str> = "".into();
+            let mut inbox = self.request(&own, Method::Ping, &Bytes::from(message.to_string())).await?;
+            inbox.next().await.unwrap_or_else(|| Err(self.why_gone()))
+        };
+        let late = |_| Err(Failed::late("the server did not answer in time"));
+        let body = timeout(patience, asked).await.unwrap_or_else(late)?;
+        said(&body, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
+    }
+
+    /// Gives a message of the server to whom it belongs. Waits only for a caller whose link this is alone.
+    pub async fn received(&self, message: Bytes) {
+        let wire = match mcp::wire(&message) {
+            Ok(wire) => wire,
+            // Programs print what is no message; nobody waits for that.
+            Err(malformed) => {
+                let count = self.noise.fetch_add(1, Ordering::Relaxed) + 1;
+                if count.is_power_of_two() {
+                    tracing::debug!(%malformed, count, "the server sent what is no message");
+                }
+                return;
+            }
+        };
+        match (&wire.kind, wire.id) {
+            (WireKind::Answer, id) => self.answer(message, id).await,
+            (WireKind::Request(method), Some(id)) if method == "ping" => {
+                let id = MessageId::from_json(id.of(&message));
+                self.reply(mcp::result(&id, json!({})));
+            }
+            (WireKind::Request(_), Some(id)) => {
+                if !self.route(&message, true).await {
+                    self.refuse(id.text(&message));
+                }
+            }
+            (WireKind::Notification(method), _) if method == "notifications/progress" => {
+                if let Some(token) = wire.progress {
+                    self.progress(message, token).await;
+                }
+            }
+            (WireKind::Notification(method), _) => match &self.heard {
+                Heard::All(seats) if FOR_ALL.contains(&method.as_str()) => seats.tell_all(&message),
+                Heard::All(_) | Heard::Nobody => (),
+                Heard::One(_) => drop(self.route(&message, false).await),
+            },
+            (WireKind::Request(_), None) => (),
+        }
+    }
+
+    /// Nothing goes over it any more. Whoever waits hears why; the first reason counts.
+    pub fn die(&self, failed: Failed) {
+        let pending = {
+            let mut state = self.state();
+            state.gone.get_or_insert(failed.clone());
+            std::mem::take(&mut state.pending)
+        };
+        for pending in pending.into_values() {
+            pending.to.fail(failed.clone());
+        }
+        if let Heard::One(mailbox) = &self.heard {
+            mailbox.close();
+        }
+        self.end.cancel();
+    }
+
+    /// One request will have no answer.
+    pub fn fail(&self, number: u64, failed: Failed) {
+        if let Some(pending) = self.state().pending.remove(&number) {
+            pending.to.fail(failed);
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.end.is_cancelled() || self.state().gone.is_some()
+    }
+
+    /// Whether a caller of this session waits.
+    pub fn is_busy(&self, session: &str) -> bool {
+        let state = self.state();
+        let mut own = state.pending.values().filter(|pending| &*pending.session == session);
+        own.any(|pending| !pending.to.is_closed())
+    }
+
+    pub fn has_answered(&self) -> bool {
+        self.state().answered
+    }
+
+    /// Whether it is for one session alone.
+    pub fn is_private(&self) -> bool {
+        matches!(self.heard, Heard::One(_))
+    }
+
+    /// Tells the server that its request goes nowhere.
+    pub fn refuse(&self, id: &str) {
+        let id = MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
+        self.reply(mcp::error(Some(&id), -32601, "the client does not offer this", None));
+    }
+
+    /// Registers a request and writes it in the link's words.
+    fn enter(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, Inbox, Bytes), Failed> {
+        let wire = mcp::wire(body).map_err(|malformed| Failed::broken(malformed.detail))?;
+        let id = wire.id.ok_or_else(|| Failed::broken("a request without an id"))?;
+        let (outlet, inbox) = inbox();
+        let mut state = self.state();
+        if let Some(gone) = &state.gone {
+            return Err(Failed {
+                may_have_run: false,
+                ..gone.clone()
+            });
+        }
+        if state.pending.len() >= MOST_PENDING {
+            let left = state.pending.iter().find(|(_, pending)| pending.to.is_closed());
+            let left = left.map(|(number, _)| *number);
+            let left = left.ok_or_else(|| Failed::broken("the server has too many requests to answer"))?;
+            state.pending.remove(&left);
+        }
+        state.last += 1;
+        let number = state.last;
+        state.pending.insert(
+            number,
+            Pending {
+                session: session.clone(),
+                id: id.of(body),
+                token: wire.progress.map(|token| token.of(body)),
+                carries: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
+                to: outlet,
+            },
+        );
+        let edits = [Some(id), wire.progress].into_iter().flatten();
+        let body = splice(body, edits.map(|place| (place, number.to_string())).collect());
+        Ok((number, inbox, body))
+    }
+
+    /// An answer ends its request. One that names none is that of the only request there is.
+    async fn answer(&self, message: Bytes, id: Option<Place>) {
+        let named = id.map(|id| id.text(&message).parse::<u64>().ok());
+        let pending = {
+            let mut state = self.state();
+            let number = match named {
+                Some(number) => number,
+                None if state.pending.len() == 1 => state.pending.keys().next().copied(),
+                None => None,
+            };
+            let pending = number.and_then(|number| state.pending.remove(&number));
+            state.answered |= pending.is_some();
+            pending
+        };
+        let Some(pending) = pending else {
+            return tracing::debug!("the server answered what nobody waits for");
+        };
+        let message = match id {
+            Some(id) => splice(&message, vec![(id, text(&pending.id))]),
+            None => message,
+        };
+        self.put(&pending.to, message).await;
+    }
+
+    async fn progress(&self, message: Bytes, place: Place) {
+        let found = place.text(&message).parse::<u64>().ok().and_then(|number| {
+            let state = self.state();
+            let pending = state.pending.get(&number)?;
+            Some((number, pending.to.clone(), pending.token.clone()?))
+        });
+        if let Some((number, to, token)) = found {
+            let message = splice(&message, vec![(place, text(&token))]);
+            if !self.put(&to, message).await {
+                self.fail(number, too_slow());
+            }
+        }
+    }
+
+    /// With a call that is under way, on the session's own stream, or onto the one that it will open.
+    async fn route(&self, message: &Bytes, is_request: bool) -> bool {
+        let Heard::One(mailbox) = &self.heard else { return false };
+        let call = {
+            let state = self.state();
+            let open = state
+                .pending
+                .values()
+                .rev()
+                .find(|pending| pending.carries && !pending.to.is_closed());
+            open.map(|pending| pending.to.clone())
+        };
+        if let Some(call) = call {
+            call.put(message.clone()).await;
+            return true;
+        }
+        if mailbox.is_open() {
+            return mailbox.put(message.clone());
+        }
+        (!is_request || self.may_ask(message)) && mailbox.park(message.clone())
+    }
+
+    fn may_ask(&self, message: &[u8]) -> bool {
+        let nobody = MessageId::from_json(Bytes::from_static(b"null"));
+        match mcp::heard(message, &nobody) {
+            (AnswerKind::ServerRequest, said) => said.asks.iter().all(|ask| allowed(ask, self.asks)),
+            _ => false,
+        }
+    }
+
+    /// Who reads slowly slows the server down where nobody else is served by it, and is left behind elsewhere.
+    async fn put(&self, to: &Outlet, message: Bytes) -> bool {
+        if self.is_private() {
+            to.put(message).await;
+            return true;
+        }
+        if to.is_closed() || to.try_put(message) {
+            return true;
+        }
+        to.fail(too_slow());
+        false
+    }
+
+    /// Said from where messages are read, so it does not wait: a server that takes no replies gets none.
+    fn reply(&self, body: Bytes) {
+        match &self.out {
+            Out::Lines(lines) => drop(lines.try_send(body)),
+            Out::Posts(posts) => posts.post_if_there_is_room(body),
+        }
+    }
+
+    /// The server need not go on.
+    fn give_up(&self, number: u64) {
+        if self.state().pending.remove(&number).is_some() {
+            let cancelled = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled",
+                "params": { "requestId": number, "reason": "it took too long" } });
+            self.reply(Bytes::from(cancelled.to_string()));
+        }
+    }
+
+    fn why_gone(&self) -> Failed {
+        let gone = self.state().gone.clone();
+        gone.unwrap_or_else(|| Failed::broken("the server is gone"))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn too_slow() -> Failed {
+    Failed::broken("the answer was not read fast enough, and others wait for this server too")
+}
+
+/// JSON that was read from a message is text.
+fn text(json: &Bytes) -> String {
+    String::from_utf8_lossy(json).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(heard: Heard) -> (Arc<Link>, mpsc::Receiver<Bytes>) {
+        let (lines, sent) = mpsc::channel(64);
+        let link = Link::new(Out::Lines(lines), heard, ClientRequests::default(), CancellationToken::new());
+        (link, sent)
+    }
+
+    fn call(id: &str, token: &str) -> Bytes {
+        let meta = format!(r#"{{ "_meta":{{"progressToken": {token}}},"name":"echo", "arguments":{{"n":1.50}} }}"#);
+        format!(r#"{{"params":{meta}, "id" : {id},"method":"tools/call","jsonrpc":"2.0"}}"#).into()
+    }
+
+    async fn begin(link: &Arc<Link>, session: &str, body: &Bytes) -> Inbox {
+        link.request(&session.into(), Method::ToolsCall, body).await.unwrap()
+    }
+
+    async fn next(inbox: &mut Inbox) -> String {
+        let message = inbox.next().await.unwrap().unwrap();
+        String::from_utf8(message.to_vec()).unwrap()
+    }
+
+    fn say(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[tokio::test]
+    async fn callers_with_one_id_never_meet_and_nothing_else_of_a_message_changes() {
+        let (link, mut sent) = link(Heard::Nobody);
+        let body = call("\"a\\u00e9\"", "\"p\"");
+        let mut ana = begin(&link, "ana", &body).await;
+        let mut bob = begin(&link, "bob", &body).await;
+        assert_eq!(sent.recv().await.unwrap(), call("1", "1"));
+        assert_eq!(sent.recv().await.unwrap(), call("2", "2"));
+        let progress = |token: &str| {
+            say(&format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token}}}}}"#
+            ))
+        };
+        link.received(progress("2")).await;
+        link.received(progress("3")).await;
+        link.received(progress("\"p\"")).await;
+        link.received(say(r#"{"jsonrpc":"2.0", "id":2, "result":{"id":1}}"#)).await;
+        link.received(say(r#"{"jsonrpc":"2.0","id":2,"result":{"again":1}}"#)).await;
+        link.received(say(r#"{"jsonrpc":"2.0","id":"a\u00e9","result":{}}"#)).await;
+        assert!(next(&mut bob).await.contains(r#""progressToken":"p""#));
+        assert_eq!(
+            next(&mut bob).await,
+            r#"{"jsonrpc":"2.0", "id":"a\u00e9", "result":{"id":1}}"#
+        );
+        assert!(bob.next().await.is_none());
+        link.received(say(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}"#))
+            .await;
+        assert!(next(&mut ana).await.contains("-32700"), "it is the only one that waits");
+        assert!(ana.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn only_ones_own_requests_are_taken_back() {
+        let (link, mut sent) = link(Heard::Nobody);
+        let _ana = begin(&link, "ana", &call("7", "7")).await;
+        let mut bob = begin(&link, "bob", &call("7", "7")).await;
+        let cancel = |id: &str| {
+            say(&format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
+            ))
+        };
+        link.cancel("bob", &cancel("7")).await.unwrap();
+        link.cancel("eve", &cancel("7")).await.unwrap();
+        link.cancel("ana", &cancel("1")).await.unwrap();
+        bob.give_up();
+        for _ in 0..2 {
+            sent.recv().await.unwrap();
+        }
+        assert_eq!(sent.recv().await.unwrap(), cancel("2"));
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains(r#""requestId":2"#));
+        assert!(sent.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_may_answer_is_refused_and_what_nobody_owns_is_dropped() {
+        let (link, mut sent) = link(Heard::All(Arc::default()));
+        let mut ana = begin(&link, "ana", &call("1", "1")).await;
+        sent.recv().await.unwrap();
+        link.received(say(r#"{"jsonrpc":"2.0","id":"s","method":"sampling/createMessage"}"#))
+            .await;
+        link.received(say(r#"{"jsonrpc":"2.0","id":4,"method":"ping"}"#)).await;
+        link.received(say(
+            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"of bob"}}"#,
+        ))
+        .await;
+        link.received(say("no message")).await;
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
+        assert_eq!(sent.recv().await.unwrap(), r#"{"jsonrpc":"2.0","id":4,"result":{}}"#);
+        link.die(Failed::broken("over"));
+        assert_eq!(ana.next().await.unwrap(), Err(Failed::broken("over")));
+        let refused = link
+            .request(&"ana".into(), Method::ToolsCall, &call("2", "2"))
+            .await
+            .err()
+            .unwrap();
+        assert!(!refused.may_have_run);
+    }
+
+    /// A request that was not allowed is refused where nobody would see it either.
+    #[tokio::test]
+    async fn what_is_parked_may_be_asked() {
+        let mailbox = Arc::new(Mailbox::default());
+        let (link, mut sent) = link(Heard::One(mailbox.clone()));
+        link.received(say(r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#)).await;
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
+        link.received(say(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#))
+            .await;
+        assert!(next(&mut mailbox.open()).await.contains("notifications/message"));
+    }
+}

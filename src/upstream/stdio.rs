@@ -1,0 +1,390 @@
+//! Servers that are programs: started with nothing of Guardian's own environment but a short list, spoken to line by line,
+//! ended with everything they started. The one place that starts processes.
+
+use super::failed::Failed;
+use super::lines::Lines;
+use super::link::{Heard, Link, Out};
+use super::links::Begun;
+use super::server::UpstreamError;
+use crate::config::{Secret, ServerConfig};
+use crate::domain::{ClientRequests, Reason, ServerName};
+use bytes::Bytes;
+use rustix::process::{Pid, Signal, kill_process_group};
+use secrecy::ExposeSecret;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+/// How a server is started.
+pub(super) struct Program {
+    server: ServerName,
+    program: PathBuf,
+    arguments: Vec<String>,
+    dir: PathBuf,
+    env: BTreeMap<OsString, OsString>,
+    /// Not to be seen in logs.
+    secrets: Vec<String>,
+}
+
+/// What a program inherits, where Guardian has it. Everything else is in the configuration.
+const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+
+/// Messages that wait for the program to read them.
+const QUEUE: usize = 64;
+/// How long a program may take to end when its input ends, and when it is told to.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the last words of a program that has ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Of what a program logs: how long a line is kept, and how many of them a second.
+const LONGEST_LOGGED: usize = 2_048;
+const MOST_LOGGED: u32 = 20;
+/// Shorter values stand everywhere in a text by chance.
+const SHORTEST_SECRET: usize = 6;
+
+impl Program {
+    /// Where the program is; what could not be started is refused here.
+    pub fn find(config: &ServerConfig) -> Result<Self, UpstreamError> {
+        let wrong = |why: String| UpstreamError::Program {
+            server: config.name.clone(),
+            why,
+        };
+        let [program, arguments @ ..] = config.command.as_slice() else {
+            return Err(wrong("it has neither a URL nor a command".to_owned()));
+        };
+        let env = environment(config.env.iter(), |name| std::env::var_os(name));
+        let dir = config.working_dir.clone().unwrap_or_else(|| PathBuf::from("."));
+        let dir = match dir.as_os_str().is_empty() {
+            true => PathBuf::from("."),
+            false => dir,
+        };
+        if !dir.is_dir() {
+            return Err(wrong(format!("its `working_dir` `{}` is not a folder", dir.display())));
+        }
+        Ok(Self {
+            server: config.name.clone(),
+            program: locate(program, env.get(&OsString::from("PATH"))).map_err(wrong)?,
+            arguments: arguments.to_vec(),
+            dir,
+            secrets: secrets(&config.env),
+            env,
+        })
+    }
+
+    /// Starts it. What it says is read, and what it is told written, until its link ends.
+    pub fn start(&self, heard: Heard, asks: ClientRequests, max_line: usize, begun: Begun) -> Result<Arc<Link>, Failed> {
+        let spawned = Command::new(&self.program)
+            .args(&self.arguments)
+            .current_dir(&self.dir)
+            .env_clear()
+            .envs(&self.env)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn();
+        let mut child = spawned.map_err(|error| {
+            let failed = Failed::after_sending(Reason::UpstreamUnreachable, "its program cannot be started");
+            Failed {
+                may_have_run: false,
+                ..failed.with_cause(&error)
+            }
+        })?;
+        let (lines, queue) = mpsc::channel(QUEUE);
+        let link = Link::new(Out::Lines(lines), heard, asks, begun.end());
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
+            return Err(Failed::broken("its program has no pipes"));
+        };
+        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let tasks = begun.keep.tasks.clone();
+        let running = Running {
+            link: link.clone(),
+            child,
+            group,
+            begun,
+        };
+        let logged = log(self.server.clone(), self.secrets.clone(), stderr);
+        tasks.spawn(running.run(stdin, stdout, queue, max_line, logged));
+        Ok(link)
+    }
+}
+
+/// A process and the link it is spoken to over.
+struct Running {
+    link: Arc<Link>,
+    child: Child,
+    /// The process and what it started.
+    group: Option<Pid>,
+    begun: Begun,
+}
+
+impl Running {
+    async fn run(
+        mut self,
+        stdin: ChildStdin,
+        stdout: ChildStdout,
+        queue: mpsc::Receiver<Bytes>,
+        max_line: usize,
+        logged: impl Future<Output = ()>,
+    ) {
+        let server = self.begun.keep.server.clone();
+        let mut logged = pin!(logged);
+        let mut lines = Lines::new(stdout, max_line);
+        let why = {
+            let mut read = pin!(read(&self.link, &mut lines));
+            let mut ended = pin!(self.child.wait());
+            let logs = async {
+                logged.as_mut().await;
+                std::future::pending::<()>().await
+            };
+            tokio::select! {
+                why = read.as_mut() => Some(why),
+                _ = ended.as_mut() => match timeout(LAST_WORDS, read).await {
+                    Ok(why) => Some(why),
+                    Err(_) => Some("its program ended".to_owned()),
+                },
+                why = write(stdin, queue) => Some(why),
+                () = self.link.end.cancelled() => None,
+                () = logs => None,
+            }
+        };
+        let asked = why.is_none() || self.link.end.is_cancelled();
+        let told = match &why {
+            Some(why) => Failed::broken(format!("the server is gone: {why}")),
+            None => Failed::broken("the session was ended"),
+        };
+        self.link.die(told);
+        if !asked {
+            tracing::warn!(%server, why, "the server's program is gone");
+            // What it says of its end.
+            let _ = timeout(LAST_WORDS, logged).await;
+            self.begun.ended_by_itself(&self.link);
+        }
+        let status = self.end(lines).await;
+        tracing::debug!(%server, status, "the server's program has ended");
+    }
+
+    /// Its input has ended. What it still says is read, so that it does not wait for that; in the end nothing of it is left.
+    async fn end(mut self, mut lines: Lines<ChildStdout>) -> String {
+        let mut emptied = pin!(async {
+            while let Ok(Some(_)) = lines.next_cut().await {}
+            std::future::pending::<()>().await
+        });
+        for signal in [None, Some(Signal::TERM)] {
+            self.signal(signal);
+            tokio::select! {
+                ended = timeout(GRACE, self.child.wait()) => if let Ok(Ok(status)) = ended {
+                    self.signal(Some(Signal::KILL));
+                    return status.to_string();
+                },
+                () = emptied.as_mut() => {}
+            }
+        }
+        self.signal(Some(Signal::KILL));
+        match self.child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn signal(&self, signal: Option<Signal>) {
+        if let (Some(group), Some(signal)) = (self.group, signal) {
+            // An error says that nothing is left of it.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Running {
+    /// Also where the runtime ends before the process does.
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            self.signal(Some(Signal::KILL));
+        }
+    }
+}
+
+/// Until its output ends, or is none that can be followed.
+async fn read(link: &Link, lines: &mut Lines<ChildStdout>) -> String {
+    loop {
+        match lines.next().await {
+            Ok(Some(line)) if line.trim_ascii().is_empty() => {}
+            Ok(Some(line)) => link.received(line).await,
+            Ok(None) => return "its program ended its output".to_owned(),
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Until the process takes no more.
+async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> String {
+    while let Some(message) = queue.recv().await {
+        let sent = async {
+            stdin.write_all(&one_line(&message)).await?;
+            stdin.flush().await
+        };
+        if sent.await.is_err() {
+            return "its program reads no more".to_owned();
+        }
+    }
+    "nobody speaks to its program any more".to_owned()
+}
+
+/// Line feeds in JSON stand only between its parts.
+fn one_line(message: &Bytes) -> Vec<u8> {
+    let mut line: Vec<u8> = message
+        .iter()
+        .map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte })
+        .collect();
+    line.push(b'\n');
+    line
+}
+
+/// Passes on what the program says of itself, line by line; what is too much of it is counted.
+async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + Unpin) {
+    let mut lines = Lines::new(stderr, LONGEST_LOGGED);
+    let (mut second, mut logged, mut left_out) = (Instant::now(), 0_u32, 0_u64);
+    while let Ok(Some(line)) = lines.next_cut().await {
+        if second.elapsed() >= Duration::from_secs(1) {
+            if left_out > 0 {
+                tracing::debug!(%server, left_out, "the server's program logs too much");
+            }
+            (second, logged, left_out) = (Instant::now(), 0, 0);
+        }
+        match logged < MOST_LOGGED {
+            true => tracing::debug!(%server, line = without(&secrets, &line), "the server's program says"),
+            false => left_out += 1,
+        }
+        logged = logged.saturating_add(1);
+    }
+}
+
+fn without(secrets: &[String], line: &[u8]) -> String {
+    let mut line = String::from_utf8_lossy(line).into_owned();
+    for secret in secrets {
+        if line.contains(secret.as_str()) {
+            line = line.replace(secret.as_str(), "[secret]");
+        }
+    }
+    line.chars()
+        .flat_map(|char| {
+            if char.is_control() {
+                char.escape_default().collect()
+            } else {
+                vec![char]
+            }
+        })
+        .collect()
+}
+
+/// Everything that is set is held to be secret; the longest first, so that none is cut by another.
+fn secrets(env: &BTreeMap<String, Secret>) -> Vec<String> {
+    let values = env.values().map(|value| value.expose_secret().trim().to_owned());
+    let mut secrets: Vec<_> = values.filter(|value| value.len() >= SHORTEST_SECRET).collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets
+}
+
+fn environment<'a>(
+    set: impl Iterator<Item = (&'a String, &'a Secret)>,
+    inherited: impl Fn(&str) -> Option<OsString>,
+) -> BTreeMap<OsString, OsString> {
+    let mut env: BTreeMap<OsString, OsString> = INHERITED
+        .into_iter()
+        .filter_map(|name| Some((name.into(), inherited(name)?)))
+        .collect();
+    env.extend(set.map(|(name, value)| (name.into(), value.expose_secret().into())));
+    env
+}
+
+/// The program as a path: looked for in PATH if it is a bare name.
+fn locate(program: &str, path: Option<&OsString>) -> Result<PathBuf, String> {
+    let named = Path::new(program);
+    if program.contains('/') {
+        return match (named.is_file(), is_executable(named)) {
+            (false, _) => Err(format!("its command `{program}` does not exist")),
+            (true, false) => Err(format!("its command `{program}` is not executable")),
+            (true, true) => Ok(std::path::absolute(named).unwrap_or_else(|_| named.to_owned())),
+        };
+    }
+    let folders = path.map(std::env::split_paths).into_iter().flatten();
+    folders
+        .map(|folder| folder.join(program))
+        .find(|file| is_executable(file))
+        .ok_or_else(|| format!("its command `{program}` is in no folder of PATH"))
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(pairs: &[(&str, &str)]) -> BTreeMap<String, Secret> {
+        let secret = |(name, value): &(&str, &str)| ((*name).to_owned(), Secret::from((*value).to_owned()));
+        pairs.iter().map(secret).collect()
+    }
+
+    #[test]
+    fn the_environment_is_a_short_list_and_what_is_set() {
+        let set = set(&[("TOKEN", "t"), ("LANG", "C.UTF-8")]);
+        let env = environment(set.iter(), |name| Some(format!("own {name}").into()));
+        let names: Vec<_> = env
+            .iter()
+            .map(|(name, value)| format!("{}={}", name.display(), value.display()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "HOME=own HOME",
+                "LANG=C.UTF-8",
+                "LC_ALL=own LC_ALL",
+                "PATH=own PATH",
+                "TMPDIR=own TMPDIR",
+                "TOKEN=t",
+                "TZ=own TZ"
+            ]
+        );
+        assert!(environment(BTreeMap::new().iter(), |_| None).is_empty());
+    }
+
+    #[test]
+    fn what_is_set_is_in_no_log() {
+        let secrets = secrets(&set(&[("A", "hunter2-and-more"), ("B", "hunter2"), ("C", "1")]));
+        let line = without(&secrets, b"key hunter2-and-more, then hunter2 and 1\x1b[31m\xff");
+        assert_eq!(line, "key [secret], then [secret] and 1\\u{1b}[31m\u{fffd}");
+    }
+
+    #[test]
+    fn a_message_is_one_line() {
+        assert_eq!(one_line(&Bytes::from_static(b"{\r\n\"a\": 1\n}")), b"{  \"a\": 1 }\n");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_or_cannot_be_run_is_refused() {
+        let path = OsString::from("/nonexistent:/bin");
+        assert_eq!(locate("sh", Some(&path)).unwrap(), Path::new("/bin/sh"));
+        assert_eq!(locate("/bin/sh", None).unwrap(), Path::new("/bin/sh"));
+        for (program, why) in [
+            ("no-such-program", "its command `no-such-program` is in no folder of PATH"),
+            ("/bin/no-such-program", "its command `/bin/no-such-program` does not exist"),
+            ("/etc/passwd", "its command `/etc/passwd` is not executable"),
+            ("/bin/", "its command `/bin/` does not exist"),
+        ] {
+            let refused = locate(program, Some(&path)).unwrap_err();
+            assert_eq!(refused, why);
+        }
+    }
+}
