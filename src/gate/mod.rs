@@ -8,6 +8,7 @@ mod alive;
 mod bodies;
 mod caller;
 mod lens;
+mod message;
 mod metadata;
 mod mirror;
 mod noise;
@@ -28,23 +29,23 @@ pub use site::Site;
 use crate::config::Denials;
 use crate::decide::{self, Basis, Enrolment, Facts, Permit, Snapshot, Verdict, View};
 use crate::domain::{
-    Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName, Target,
+    Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName,
     Timestamp,
 };
 use crate::grants::{Grants, Ticket};
 use crate::journal::{Cleared, Journal, State};
 use crate::limits::{Admission, Limits, PrincipalKey};
-use crate::mcp::{self, Heads, Message};
+use crate::mcp;
 use crate::telemetry::Metrics;
 use crate::transport::{Body, BodyProblem, Peer};
 use crate::upstream::{Eras, Failed, ForwardHeads, Holder, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
 use bodies::{Bodies, Unread};
-use bytes::Bytes;
 use caller::Caller;
 use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use lens::{Lens, Viewer};
+use message::{heard, id_of, named_session, read, without_body};
 use noise::Noise;
 use reply::Listener;
 use screen::{Open, Screen, Sealing};
@@ -54,7 +55,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use streams::Streams;
-use talk::{BroughtTask, Handing, Talk, Talks};
+use talk::{Handing, Talk, Talks};
 use trail::Trail;
 
 /// The clock and the source of ids, handed in by the app.
@@ -467,134 +468,6 @@ impl Gate {
     }
 }
 
-/// The session a legacy client names, if it is this caller's own on this server; anyone else's is unknown.
-fn named_session(
-    heads: &Heads<'_>,
-    upstreams: &Upstreams,
-    caller: &Principal,
-    server: &ServerName,
-    now: Timestamp,
-) -> Result<Option<Session>, Refusal> {
-    let open = |sealed| {
-        upstreams
-            .sessions()
-            .open(sealed, caller, server, now)
-            .ok_or(Refusal::new(Reason::UnknownSession))
-    };
-    heads.session.map(open).transpose()
-}
-
-/// From bytes to a call: one strict reading, the era by the body, and headers that agree with it.
-fn read(
-    body: Bytes,
-    heads: &Heads<'_>,
-    session: Result<Option<Session>, Refusal>,
-    server: &ServerName,
-    talk: &Talk,
-    trail: &mut Trail,
-) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
-    let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
-    if let Message::Request(request) = &message {
-        trail.id = Some(request.id.clone());
-    }
-    // The new era has no sessions and ignores the header.
-    let session = if message.is_modern() { None } else { session? };
-    if message.is_modern() {
-        trail.era = Era::Modern;
-    }
-    let negotiated = session.as_ref().map(|session| session.version);
-    let mut call = Call {
-        request: trail.request,
-        server: server.clone(),
-        era: Era::Legacy,
-        version: None,
-        method: Method::Notification,
-        target: Target::Server,
-        id: None,
-        body: Bytes::new(),
-        arguments: None,
-    };
-    let mut tasks = Vec::new();
-    match message {
-        Message::Request(request) => {
-            trail.said_method = Some(fit_for_a_record(&request.method));
-            trail.said_version = request.said_version().map(fit_for_a_record);
-            trail.trace = request.trace().map(fit_for_a_record);
-            let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            trail.era = era;
-            let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
-            trail.method = Some(method);
-            let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
-            call = Call {
-                era,
-                version,
-                method,
-                id: Some(request.id),
-                body: brought.body,
-                ..call
-            };
-            call = target::aim(call, request.params, &brought.tasks, trail)?;
-            tasks = brought.tasks;
-        }
-        Message::Notification(notification) => {
-            trail.said_method = Some(fit_for_a_record(&notification.method));
-            let (era, version) =
-                mcp::agree_notification(&notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            trail.era = era;
-            let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
-            trail.method = Some(method);
-            let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
-            call = Call {
-                era,
-                version,
-                method,
-                body: brought.body,
-                ..call
-            };
-        }
-        Message::Response(response) => {
-            trail.method = Some(Method::Answer);
-            let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            let (body, claim, asked) = talk.answer(&response)?;
-            (trail.claim, trail.target) = (Some(claim), asked);
-            call = Call {
-                version,
-                method: Method::Answer,
-                body,
-                ..call
-            };
-        }
-    }
-    Ok((call, session, tasks))
-}
-
-fn without_body(
-    method: Method,
-    heads: &Heads<'_>,
-    session: Option<Session>,
-    server: &ServerName,
-    trail: &mut Trail,
-) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
-    trail.method = Some(method);
-    let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
-        .map_err(|malformed| heard(malformed, trail))?;
-    if session.is_none() && method == Method::EndSession {
-        return Err(Reason::UnknownSession.into());
-    }
-    let call = Call {
-        request: trail.request,
-        server: server.clone(),
-        era: Era::Legacy,
-        version,
-        method,
-        target: Target::Server,
-        id: None,
-        body: Bytes::new(),
-        arguments: None,
-    };
-    Ok((call, session, Vec::new()))
-}
-
 /// A server of one era cannot be asked in the other: the client is told so and falls back.
 fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
     match (call.era, call.method) {
@@ -657,34 +530,6 @@ fn enrolment(caller: &Caller) -> Enrolment<'_> {
         Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
         Some(member) => Enrolment::Active(member),
     }
-}
-
-fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
-    if malformed.id.is_some() {
-        trail.id = malformed.id;
-    }
-    Refusal::with_detail(malformed.reason, malformed.detail)
-}
-
-/// The id of a stranger's message, so that the challenge answers it. Nothing else of the body is believed.
-fn id_of(verb: Verb, body: Bytes) -> Option<crate::domain::MessageId> {
-    if verb != Verb::Post {
-        return None;
-    }
-    match mcp::read(body, &mcp::Bounds::default()) {
-        Ok(Message::Request(request)) => Some(request.id),
-        Ok(_) => None,
-        Err(malformed) => malformed.id,
-    }
-}
-
-/// Method names and trace ids are the caller's words: cut, and without control characters.
-fn fit_for_a_record(method: &str) -> String {
-    method
-        .chars()
-        .take(64)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 fn millis(age: std::time::Duration) -> u64 {

@@ -168,7 +168,14 @@ fn json_in_utf8(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
+/// How nearly every client writes it.
+const BOTH: &str = "application/json, text/event-stream";
+
 fn accepts(headers: &HeaderMap, needed: &[&str]) -> Result<(), Refusal> {
+    // Every value only adds to what is accepted.
+    if headers.get(header::ACCEPT).is_some_and(|value| value == BOTH) {
+        return Ok(());
+    }
     let offered = |wanted: &str| {
         headers
             .get_all(header::ACCEPT)

@@ -1,5 +1,6 @@
 //! What a message acts upon: read from its parameters once, judged, recorded, mirrored and sent as that.
 
+use super::message::{fit_for_a_record, heard};
 use super::talk::BroughtTask;
 use super::trail::Trail;
 use crate::domain::{Call, Method, PromptName, Reason, Refusal, ResourceUri, Target, ToolName};
@@ -20,13 +21,13 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
             (Target::Tool(name), arguments)
         }
         Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
-            trail.target = said.map(super::fit_for_a_record);
+            trail.target = said.map(fit_for_a_record);
             (Target::Resource(uri(said.ok_or_else(missing)?)?), None)
         }
         Method::GetPrompt => (Target::Prompt(prompt(said.ok_or_else(missing)?)?), arguments),
         Method::Complete => completed(&params, trail)?,
         Method::Listen => {
-            let listened = mcp::listened(&params).map_err(|malformed| super::heard(malformed, trail))?;
+            let listened = mcp::listened(&params).map_err(|malformed| heard(malformed, trail))?;
             if listened.len() + tasks.len() > MOST_LISTENED {
                 let detail = format!("more than {MOST_LISTENED} resources and tasks are listened to");
                 return Err(Refusal::with_detail(Reason::InvalidParams, detail));
@@ -71,10 +72,10 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
 
 /// A completion tells what a prompt or resource may be asked with: it is judged as that is.
 fn completed(params: &Params, trail: &mut Trail) -> Result<(Target, Option<Bytes>), Refusal> {
-    let completion = mcp::completion(params).map_err(|malformed| super::heard(malformed, trail))?;
+    let completion = mcp::completion(params).map_err(|malformed| heard(malformed, trail))?;
     match completion.of {
         Reference::Resource(text) => {
-            trail.target = Some(super::fit_for_a_record(&text));
+            trail.target = Some(fit_for_a_record(&text));
             let template = ResourceUri::parse_template(&text).map_err(bad_uri)?;
             Ok((Target::Resource(template), None))
         }

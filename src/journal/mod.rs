@@ -31,7 +31,9 @@ pub use ticket::{Cleared, Closing, Ticket};
 pub use walk::read_dir;
 
 use crate::decide::Permit;
-use crate::domain::{Call, Decided, Decision, Digest, Ending, EnvironmentName, Event, Incarnation, Outcome, Start, Timestamp};
+use crate::domain::{
+    Call, Decided, Decision, Digest, Ending, EnvironmentName, Event, Incarnation, Outcome, Start, Timestamp, ToolName,
+};
 use chain::Chain;
 use disk::{Disk, Folder};
 use queue::locked;
@@ -121,8 +123,12 @@ impl Journal {
         decision.request = call.request;
         decision.decision = Decided::Allow;
         decision.server = Some(call.server.clone());
-        decision.method = call.method.as_str().to_owned();
-        decision.tool = call.tool().map(ToString::to_string);
+        if decision.method != call.method.as_str() {
+            decision.method = call.method.as_str().to_owned();
+        }
+        if decision.tool.as_deref() != call.tool().map(ToolName::as_str) {
+            decision.tool = call.tool().map(ToString::to_string);
+        }
         decision.policies = basis.policies;
         decision.scopes = basis.scopes;
         decision.grant = basis.grant;

@@ -1,0 +1,166 @@
+//! From the bytes of a message to a call: read strictly, once, and brought back to what the server itself handed out.
+
+use super::site::Verb;
+use super::talk::{BroughtTask, Talk};
+use super::target;
+use super::trail::Trail;
+use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp};
+use crate::mcp::{self, Heads, Message};
+use crate::upstream::{Session, Upstreams};
+use bytes::Bytes;
+
+/// The session a legacy client names, if it is this caller's own on this server; anyone else's is unknown.
+pub(super) fn named_session(
+    heads: &Heads<'_>,
+    upstreams: &Upstreams,
+    caller: &Principal,
+    server: &ServerName,
+    now: Timestamp,
+) -> Result<Option<Session>, Refusal> {
+    let open = |sealed| {
+        upstreams
+            .sessions()
+            .open(sealed, caller, server, now)
+            .ok_or(Refusal::new(Reason::UnknownSession))
+    };
+    heads.session.map(open).transpose()
+}
+
+/// From bytes to a call: one strict reading, the era by the body, and headers that agree with it.
+pub(super) fn read(
+    body: Bytes,
+    heads: &Heads<'_>,
+    session: Result<Option<Session>, Refusal>,
+    server: &ServerName,
+    talk: &Talk,
+    trail: &mut Trail,
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
+    let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    if let Message::Request(request) = &message {
+        trail.id = Some(request.id.clone());
+    }
+    // The new era has no sessions and ignores the header.
+    let session = if message.is_modern() { None } else { session? };
+    if message.is_modern() {
+        trail.era = Era::Modern;
+    }
+    let negotiated = session.as_ref().map(|session| session.version);
+    let mut call = Call {
+        request: trail.request,
+        server: server.clone(),
+        era: Era::Legacy,
+        version: None,
+        method: Method::Notification,
+        target: Target::Server,
+        id: None,
+        body: Bytes::new(),
+        arguments: None,
+    };
+    let mut tasks = Vec::new();
+    match message {
+        Message::Request(request) => {
+            trail.said_method = Some(fit_for_a_record(&request.method));
+            trail.said_version = request.said_version().map(fit_for_a_record);
+            trail.trace = request.trace().map(fit_for_a_record);
+            let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            trail.era = era;
+            let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
+            trail.method = Some(method);
+            let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
+            call = Call {
+                era,
+                version,
+                method,
+                id: Some(request.id),
+                body: brought.body,
+                ..call
+            };
+            call = target::aim(call, request.params, &brought.tasks, trail)?;
+            tasks = brought.tasks;
+        }
+        Message::Notification(notification) => {
+            trail.said_method = Some(fit_for_a_record(&notification.method));
+            let (era, version) =
+                mcp::agree_notification(&notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            trail.era = era;
+            let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
+            trail.method = Some(method);
+            let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
+            call = Call {
+                era,
+                version,
+                method,
+                body: brought.body,
+                ..call
+            };
+        }
+        Message::Response(response) => {
+            trail.method = Some(Method::Answer);
+            let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            let (body, claim, asked) = talk.answer(&response)?;
+            (trail.claim, trail.target) = (Some(claim), asked);
+            call = Call {
+                version,
+                method: Method::Answer,
+                body,
+                ..call
+            };
+        }
+    }
+    Ok((call, session, tasks))
+}
+
+pub(super) fn without_body(
+    method: Method,
+    heads: &Heads<'_>,
+    session: Option<Session>,
+    server: &ServerName,
+    trail: &mut Trail,
+) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
+    trail.method = Some(method);
+    let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
+        .map_err(|malformed| heard(malformed, trail))?;
+    if session.is_none() && method == Method::EndSession {
+        return Err(Reason::UnknownSession.into());
+    }
+    let call = Call {
+        request: trail.request,
+        server: server.clone(),
+        era: Era::Legacy,
+        version,
+        method,
+        target: Target::Server,
+        id: None,
+        body: Bytes::new(),
+        arguments: None,
+    };
+    Ok((call, session, Vec::new()))
+}
+
+pub(super) fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
+    if malformed.id.is_some() {
+        trail.id = malformed.id;
+    }
+    Refusal::with_detail(malformed.reason, malformed.detail)
+}
+
+/// The id of a stranger's message, so that the challenge answers it. Nothing else of the body is believed.
+pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
+    if verb != Verb::Post {
+        return None;
+    }
+    match mcp::read(body, &mcp::Bounds::default()) {
+        Ok(Message::Request(request)) => Some(request.id),
+        Ok(_) => None,
+        Err(malformed) => malformed.id,
+    }
+}
+
+/// Method names and trace ids are the caller's words: cut, and without control characters.
+pub(super) fn fit_for_a_record(method: &str) -> String {
+    method
+        .chars()
+        .take(64)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
