@@ -120,31 +120,12 @@ fn pull(bytes: &[u8]) -> Option<(&str, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{AuthMethod, ClientId, Digest, Fingerprint, Issuer, IssuerAlias, PrincipalKind, Subject};
+    use crate::upstream::keys::tests::principal;
     use base64::engine::general_purpose::STANDARD;
     use std::path::Path;
 
     fn holder(issuer: &str, subject: &str, client: Option<&str>, server: &str) -> Holder {
-        let principal = Principal {
-            kind: PrincipalKind::User,
-            issuer: Issuer::parse(issuer).unwrap(),
-            alias: IssuerAlias::parse("a").unwrap(),
-            subject: Subject::parse(subject).unwrap(),
-            method: AuthMethod::Jwt,
-            fingerprint: Fingerprint::of(&Digest::ZERO),
-            client: client.map(|client| ClientId::parse(client).unwrap()),
-            token_session: None,
-            token_id: None,
-            email: None,
-            tenant: None,
-            assurance: None,
-            roles: Vec::new(),
-            key: None,
-            narrowed_to: None,
-            issued_at: None,
-            expires_at: None,
-        };
-        Holder::new(&principal, &ServerName::parse(server).unwrap())
+        Holder::new(&principal(issuer, subject, client), &ServerName::parse(server).unwrap())
     }
 
     fn keys(versions: &[u8]) -> SessionKeys {

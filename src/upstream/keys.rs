@@ -251,11 +251,11 @@ fn write_private(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::domain::{AuthMethod, ClientId, Fingerprint, Issuer, IssuerAlias, PrincipalKind, Subject};
 
-    fn principal(issuer: &str, subject: &str, client: Option<&str>) -> Principal {
+    pub fn principal(issuer: &str, subject: &str, client: Option<&str>) -> Principal {
         Principal {
             kind: PrincipalKind::User,
             issuer: Issuer::parse(issuer).unwrap(),
