@@ -18,6 +18,13 @@ pub struct Caller {
     pub subject: Subject,
 }
 
+/// Whom a credential names.
+pub struct Proved {
+    pub principal: Arc<Principal>,
+    /// The owner of the key it is, and the generation of the grants before it was looked for.
+    owner: Option<(Arc<Member>, u64)>,
+}
+
 /// Proves callers and remembers them by the very values they were made of.
 pub struct Callers {
     identity: Arc<Identity>,
@@ -52,33 +59,31 @@ impl Callers {
     }
 
     /// The credential alone: nothing is said yet about enrolment or grants.
-    pub async fn prove(
-        &self,
-        headers: &HeaderMap,
-        peer: &Peer,
-        audience: &str,
-        now: Timestamp,
-    ) -> Result<Arc<Principal>, Reason> {
+    pub async fn prove(&self, headers: &HeaderMap, peer: &Peer, audience: &str, now: Timestamp) -> Result<Proved, Reason> {
         let presented = self.identity.present(headers, peer.certificate.as_ref())?;
         if let Some(principal) = self.identity.known(&presented, audience, now) {
-            return Ok(principal);
+            return Ok(Proved { principal, owner: None });
         }
+        let generation = self.grants.generation();
         // A key made a moment ago may not be known yet; looking again is bounded.
         let owner = match &presented {
             Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
             Presented::Token { .. } | Presented::Certificate(_) => None,
         };
-        self.identity.prove(&presented, owner, audience, now).await
+        let principal = self.identity.prove(&presented, owner.clone(), audience, now).await?;
+        let owner = owner.map(|member| (member, generation));
+        Ok(Proved { principal, owner })
     }
 
-    /// The member behind a proved principal, with everything Cedar wants to know of both. To be asked after the view that
-    /// the decision will stand on was taken.
-    pub async fn recognise(&self, principal: Arc<Principal>, now: Timestamp) -> Result<Caller, Refusal> {
-        let member = match self.member(&principal, now).await? {
+    /// The member behind a proved principal, with everything Cedar wants to know of both. `generation` is that of the view
+    /// on which the decision will stand.
+    pub async fn recognise(&self, proved: Proved, generation: u64, now: Timestamp) -> Result<Caller, Refusal> {
+        let member = match self.member(&proved, generation, now).await? {
             // Seldom taken, and too large to be part of every call's future.
-            None => Box::pin(self.enrol(&principal)).await?,
+            None => Box::pin(self.enrol(&proved.principal)).await?,
             found => found,
         };
+        let principal = proved.principal;
         let key = (address(Some(&principal)), address(member.as_ref()));
         if let Some(caller) = self.known.get(&key) {
             return Ok(caller);
@@ -96,7 +101,8 @@ impl Callers {
 
     /// A key belongs to its owner; everybody else is found by (issuer, subject). A cached proof does not outlive a
     /// revocation of its key, token, session or client.
-    async fn member(&self, principal: &Principal, now: Timestamp) -> Result<Option<Arc<Member>>, Reason> {
+    async fn member(&self, proved: &Proved, generation: u64, now: Timestamp) -> Result<Option<Arc<Member>>, Reason> {
+        let principal = &*proved.principal;
         if self.grants.revoked(principal, now) {
             return Err(Reason::CredentialRevoked);
         }
@@ -104,7 +110,11 @@ impl Callers {
             return Ok(self.grants.find_by_identity(&principal.issuer, &principal.subject).await);
         };
         let stands = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|expiry| now < expiry);
-        let owner = self.grants.by_key(id).filter(|member| member.key(id).is_some_and(stands));
+        let owner = match &proved.owner {
+            Some((owner, seen)) if *seen == generation => Some(owner.clone()),
+            _ => self.grants.by_key(id),
+        };
+        let owner = owner.filter(|member| member.key(id).is_some_and(stands));
         owner.map(Some).ok_or(Reason::CredentialRevoked)
     }
 

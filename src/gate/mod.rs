@@ -41,7 +41,7 @@ use crate::transport::{Body, BodyProblem, Peer};
 use crate::upstream::{Eras, Failed, ForwardHeads, Holder, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
 use bodies::{Bodies, Unread};
-use caller::Caller;
+use caller::{Caller, Proved};
 use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use lens::{Lens, Viewer};
@@ -155,20 +155,20 @@ impl Gate {
         } else {
             self.parts.site.max_body.min(STRANGERS_BODY)
         };
-        let counted = proved.as_ref().ok().map(|principal| PrincipalKey::of(principal));
+        let counted = proved.as_ref().ok().map(|proved| PrincipalKey::of(&proved.principal));
         let body = self.bodies.read(body, most, self.parts.site.body_timeout, counted).await;
-        let principal = match proved {
-            Ok(principal) => principal,
+        let proved = match proved {
+            Ok(proved) => proved,
             Err(reason) => {
                 trail.id = body.ok().and_then(|body| id_of(verb, body));
                 return Err(reason.into());
             }
         };
-        trail.principal = Some(principal.clone());
+        trail.principal = Some(proved.principal.clone());
         // What is judged is judged as of now: a message may take half a minute to arrive, and much can end in that.
         let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
-        let principal = match trail.at.since(asked) < SLOW {
-            true => principal,
+        let proved = match trail.at.since(asked) < SLOW {
+            true => proved,
             false => self.prove(head, peer, &server, trail.at).await?,
         };
         if self.draining.load(Ordering::Relaxed) {
@@ -176,10 +176,10 @@ impl Gate {
         }
         site::media_types(head, verb)?;
         let heads = mcp::read_heads(&head.headers).map_err(|malformed| heard(malformed, trail))?;
-        let session = named_session(&heads, upstreams, &principal, &server, trail.at);
+        let session = named_session(&heads, upstreams, &proved.principal, &server, trail.at);
         let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
         let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
-        let talk = Talk::new(&self.talks, &principal, &server, label, asks);
+        let talk = Talk::new(&self.talks, &proved.principal, &server, label, asks);
         let (call, session, tasks) = match verb {
             Verb::Post => read(body.map_err(unread)?, &heads, session, &server, &talk, trail)?,
             Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
@@ -187,7 +187,7 @@ impl Gate {
         };
         trail.session = session.as_ref().map(Session::label);
         let (view, generation) = self.view().await;
-        let caller = self.parts.callers.recognise(principal, trail.at).await?;
+        let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
         trail.member.clone_from(&caller.member);
         let upstream = upstreams.get(&server).ok_or(Reason::UnknownServer)?;
         refuse_other_era(&call, upstream)?;
@@ -272,13 +272,7 @@ impl Gate {
         }
     }
 
-    async fn prove(
-        &self,
-        head: &request::Parts,
-        peer: &Peer,
-        server: &ServerName,
-        now: Timestamp,
-    ) -> Result<Arc<Principal>, Reason> {
+    async fn prove(&self, head: &request::Parts, peer: &Peer, server: &ServerName, now: Timestamp) -> Result<Proved, Reason> {
         let audience = self.parts.site.resource(server);
         self.parts.callers.prove(&head.headers, peer, &audience, now).await
     }

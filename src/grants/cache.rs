@@ -1,5 +1,6 @@
-//! The copy itself: members whole, found by id, identity or key. Only the keeper writes; anybody reads, without a lock.
-//! The indices are hints: what they lead to is looked at again, so that a reader between two writes cannot be misled.
+//! The copy itself: members whole, found by id, identity or key, each by one look. Only the keeper writes; anybody reads,
+//! without a lock. Whoever reads between two writes may find a member as it was: the generation, which is counted up after
+//! them, tells so.
 
 use super::revocations::Revocations;
 use crate::domain::{Issuer, KeyId, Member, Principal, Revocation, Subject, Timestamp, UserId};
@@ -12,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// No entry expires or is evicted by itself: absent means absent in the store.
 pub(super) struct Cache {
     members: moka::sync::Cache<UserId, Arc<Member>>,
-    identities: moka::sync::Cache<Identity, UserId>,
-    keys: moka::sync::Cache<KeyId, UserId>,
+    identities: moka::sync::Cache<Identity, Arc<Member>>,
+    keys: moka::sync::Cache<KeyId, Arc<Member>>,
     revocations: ArcSwap<Revocations>,
     registry: ArcSwap<Vec<RegistryRow>>,
     len: AtomicU64,
@@ -49,12 +50,12 @@ impl Cache {
             issuer: issuer.clone(),
             subject: subject.clone(),
         };
-        let member = self.members.get(&self.identities.get(&identity)?)?;
+        let member = self.identities.get(&identity)?;
         identity.is_of(&member).then_some(member)
     }
 
     pub(super) fn by_key(&self, key: &KeyId) -> Option<Arc<Member>> {
-        let member = self.members.get(&self.keys.get(key)?)?;
+        let member = self.keys.get(key)?;
         member.key(key).is_some().then_some(member)
     }
 
@@ -117,10 +118,10 @@ impl Cache {
             }
         }
         for identity in identities_of(&member) {
-            self.identities.insert(identity, id.clone());
+            self.identities.insert(identity, member.clone());
         }
         for key in &member.keys {
-            self.keys.insert(key.id.clone(), id.clone());
+            self.keys.insert(key.id.clone(), member.clone());
         }
         true
     }
@@ -135,13 +136,13 @@ impl Cache {
     /// Takes out the names `now` no longer has, unless they lead to somebody else by now.
     fn forget_names(&self, before: &Member, now: Option<&Member>) {
         for identity in identities_of(before).filter(|identity| !now.is_some_and(|now| identity.is_of(now))) {
-            if self.identities.get(&identity).as_ref() == Some(&before.id) {
+            if leads_to(self.identities.get(&identity), before) {
                 self.identities.invalidate(&identity);
             }
         }
         let kept = |id: &KeyId| now.is_some_and(|now| now.keys.iter().any(|key| key.id == *id));
         for key in before.keys.iter().filter(|key| !kept(&key.id)) {
-            if self.keys.get(&key.id).as_ref() == Some(&before.id) {
+            if leads_to(self.keys.get(&key.id), before) {
                 self.keys.invalidate(&key.id);
             }
         }
@@ -155,6 +156,10 @@ impl Identity {
             .iter()
             .any(|(issuer, subject)| *issuer == self.issuer && *subject == self.subject)
     }
+}
+
+fn leads_to(found: Option<Arc<Member>>, member: &Member) -> bool {
+    found.is_some_and(|found| found.id == member.id)
 }
 
 fn identities_of(member: &Member) -> impl Iterator<Item = Identity> {

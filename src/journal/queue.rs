@@ -17,7 +17,7 @@ const GROUP_BYTES: usize = 1024 * 1024;
 /// While many wait, syncs begin this far apart for each who waited for the last one, up to the greatest gap: a sync that
 /// few share is dear, and with few waiting begins at once.
 const GAP_EACH: Duration = Duration::from_micros(100);
-const GREATEST_GAP: Duration = Duration::from_millis(1);
+const GREATEST_GAP: Duration = Duration::from_millis(2);
 /// Records nobody waits for may lie this long to ride along with the next that somebody does.
 const LAZY: Duration = Duration::from_millis(5);
 
