@@ -8,6 +8,7 @@ mod support;
 
 mod attacks;
 mod clients;
+mod combined;
 mod conformance;
 mod conversation;
 mod errors;
@@ -50,6 +51,7 @@ async fn ana(world: &mut World) -> String {
 /// The text of the stories, so that a table may name one and be held to it.
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
+    include_str!("combined.rs"),
     include_str!("conversation.rs"),
     include_str!("handles.rs"),
     include_str!("identity.rs"),

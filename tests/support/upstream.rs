@@ -414,7 +414,8 @@ impl State {
     fn begin_session(&self, received: &Received) -> Response<Body> {
         let asked = received.message["params"]["protocolVersion"].as_str().unwrap_or_default();
         let version = if asked == "2026-07-28" { "2025-11-25" } else { asked };
-        let capabilities = json!({ "tools": { "listChanged": true } });
+        let mut capabilities = wares::capabilities();
+        (capabilities["tools"], capabilities["logging"]) = (json!({ "listChanged": true }), json!({}));
         let offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
         let session = format!("upstream-session-{}", self.begun.fetch_add(1, Ordering::Relaxed) + 1);
         self.sessions.lock().unwrap().insert(session.clone());
@@ -516,9 +517,11 @@ fn server_info() -> Value {
 }
 
 fn discovery() -> Value {
+    let mut capabilities = wares::capabilities();
+    capabilities["tools"] = json!({});
     json!({
         "supportedVersions": ["2026-07-28"],
-        "capabilities": { "tools": {} },
+        "capabilities": capabilities,
         "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
         "ttlMs": 60_000,
         "cacheScope": "public",
