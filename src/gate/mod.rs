@@ -497,10 +497,11 @@ impl Gate {
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
-            Method::OpenStream | Method::Listen if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
-                retry_after: Some(Duration::from_secs(1)),
-                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
-            }),
+            Method::OpenStream | Method::Listen => {
+                self.has_room_for_a_stream(principal)?;
+                let admission = self.parts.limits.admit(counted(), &call.server, None);
+                admission.map(Some).map_err(|refusal| *refusal)
+            }
             // Whoever waits for a task asks again and again; that is no call of its tool.
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
                 let admission = self.parts.limits.admit(counted(), &call.server, None);
@@ -517,12 +518,20 @@ impl Gate {
             | Method::PromptsList
             | Method::GetPrompt
             | Method::Complete
-            | Method::SetLevel
-            | Method::Listen
-            | Method::OpenStream => {
+            | Method::SetLevel => {
                 let admission = self.parts.limits.admit(counted(), &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
             }
+        }
+    }
+
+    fn has_room_for_a_stream(&self, principal: &Principal) -> Result<(), Refusal> {
+        match self.streams.of(principal) >= MOST_STREAMS {
+            false => Ok(()),
+            true => Err(Refusal {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+            }),
         }
     }
 

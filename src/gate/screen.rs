@@ -46,6 +46,7 @@ pub struct Open {
     pub keep_alive: Duration,
 }
 
+const EVENTS: &str = "text/event-stream";
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
@@ -116,15 +117,7 @@ impl Screen {
         let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let body = Alive::new(body, open.keep_alive).boxed();
-        let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("private, no-cache, no-store, no-transform"),
-        );
-        headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
-        response
+        event_stream(Guarded::new(body, admission, enrolled).boxed())
     }
 
     fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
@@ -208,6 +201,22 @@ fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {
     HeaderValue::try_from(sealing.keys.seal(&session, sealing.principal, Some(sealing.server))).ok()
 }
 
+pub fn event_stream(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, no-cache, no-store, no-transform"),
+    );
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+pub fn is_event_stream(response: &Response<Body>) -> bool {
+    response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == EVENTS)
+}
+
 /// Old clients lose their session on an error status; what they need to know is in the body. 404 means just that.
 fn told(status: StatusCode, era: Era) -> StatusCode {
     match (era, status) {
@@ -225,7 +234,7 @@ fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
 }
 
 /// Every line of the data gets its field: a server may break a message into lines.
-fn event(data: &[u8]) -> Bytes {
+pub fn event(data: &[u8]) -> Bytes {
     let mut event = b"event: message\n".to_vec();
     for line in data.split(|byte| *byte == b'\n') {
         event.extend_from_slice(b"data: ");

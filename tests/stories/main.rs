@@ -9,6 +9,8 @@ mod support;
 mod attacks;
 mod clients;
 mod combined;
+mod combined_lists;
+mod combined_sessions;
 mod conformance;
 mod conversation;
 mod errors;

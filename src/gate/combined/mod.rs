@@ -2,6 +2,7 @@
 //! rewritten for one server and put through `Gate::pass` like any other, with a record of its own. So nothing is judged
 //! here; what comes back is renamed so that the caller can bring it back.
 
+mod listen;
 mod lists;
 mod names;
 mod notes;
@@ -12,6 +13,7 @@ mod streams;
 pub(super) use names::Names;
 
 use super::message::{fit_for_a_record, heard};
+use super::screen::is_event_stream;
 use super::site::{self, Verb};
 use super::trail::Trail;
 use super::{Errand, Gate, reply};
@@ -21,7 +23,7 @@ use crate::mcp::{self, AnswerKind, Heads, Message, Params, Reference, SseReader,
 use crate::transport::{self, Body, BodyError};
 use crate::upstream::{Session, said_server};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -122,6 +124,10 @@ impl Combined {
         }
         let conversation = Arc::new(Conversation::resume(session)?);
         Some(self.conversations.get_with(label, || conversation))
+    }
+
+    fn is_ended(&self, conversation: &Conversation) -> bool {
+        self.ended.contains_key(&conversation.label)
     }
 
     fn end(&self, conversation: &Conversation) {
@@ -531,10 +537,7 @@ impl http_body::Body for Flying {
 
 /// The answer in a response, whichever way it comes.
 async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
-    let events = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value == "text/event-stream");
+    let events = is_event_stream(&response);
     let mut body = response.into_body();
     if !events {
         return transport::read_body(body, LONGEST_ANSWER, Duration::MAX).await.ok();
