@@ -5,6 +5,7 @@ use crate::combined::{client, connected, in_both_eras, two_servers};
 use crate::support::client::Answer;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Scripted, Upstream};
+use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
 
@@ -143,20 +144,18 @@ on_both_stores! {
             let listed = client.ask("resources/list", json!({})).await;
             assert_eq!(names(&listed, "resources", "uri"), ["notes+notes://a/1", "notes+notes://a/2", "notes+notes://b"]);
         }
-        world.shipped().await;
-        let rows = world.audit("--server files --user ana@example.com");
-        let left = rows.iter().filter(|row| row["method"] == "resources/list" && row["outcome"]["ending"] == "client_closed");
-        assert_eq!(left.count(), 2, "it was asked and not waited for: {rows:#?}");
+        eventually("the records of what was asked and not waited for", async || {
+            let rows = world.audit("--server files --method resources/list");
+            let left = rows.iter().filter(|row| row["outcome"]["ending"] == "client_closed");
+            (left.count() == 2).then_some(())
+        })
+        .await;
     }
 
     async fn what_servers_offer_is_offered_together(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["echo", "echo"], "").await;
-        for (server, instructions, capabilities) in [(&files, "Read before you write.", json!({ "tools": {}, "resources": {} })), (&notes, "", json!({ "prompts": { "listChanged": true }, "tasks": { "list": {}, "cancel": {} } }))] {
-            server.script(move |received| {
-                let hello = json!({ "protocolVersion": "2025-11-25", "capabilities": capabilities, "serverInfo": { "name": "x", "version": "1" }, "instructions": instructions });
-                (received.method() == "initialize").then(|| Scripted::Json(hello))
-            });
-        }
+        files.say_hello(json!({ "capabilities": { "tools": {}, "resources": {} }, "instructions": "Read before you write." }));
+        notes.say_hello(json!({ "capabilities": { "tasks": { "list": {}, "cancel": {} } }, "instructions": "" }));
         world.start().await;
         let mut client = client(&world, &key);
         let answer = client.handshake().await;
@@ -177,6 +176,7 @@ on_both_stores! {
         world.server("older", &older.url, "");
         world.server("oldest", &older.url, "");
         world.server("newer", &newer.url, "");
+        world.policies("@id(\"everybody\") permit (principal, action, resource);");
         for (name, servers) in [("ana", &["older", "newer"][..]), ("bob", &["older", "oldest", "newer"]), ("eve", &["older"])] {
             world.person(name, &["reader"]).await;
             servers.iter().for_each(|server| world.grant(name, server, "echo"));

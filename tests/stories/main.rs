@@ -11,6 +11,7 @@ mod clients;
 mod combined;
 mod combined_lists;
 mod combined_sessions;
+mod combined_streams;
 mod conformance;
 mod conversation;
 mod errors;
@@ -54,6 +55,9 @@ async fn ana(world: &mut World) -> String {
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
     include_str!("combined.rs"),
+    include_str!("combined_lists.rs"),
+    include_str!("combined_sessions.rs"),
+    include_str!("combined_streams.rs"),
     include_str!("conversation.rs"),
     include_str!("handles.rs"),
     include_str!("identity.rs"),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -83,6 +83,10 @@ struct State {
     steps: Semaphore,
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
+    /// What it says when it introduces itself, beside or instead of the usual.
+    hello: Mutex<Value>,
+    /// It keeps no sessions.
+    forgetful: AtomicBool,
     /// Sessions ever begun: no name is used twice.
     begun: AtomicUsize,
     on_call: Mutex<Option<OnCall>>,
@@ -123,6 +127,8 @@ impl Upstream {
             steps: Semaphore::new(0),
             tools: Mutex::new(tools()),
             sessions: Mutex::default(),
+            hello: Mutex::new(json!({})),
+            forgetful: AtomicBool::new(false),
             begun: AtomicUsize::new(0),
             on_call: Mutex::default(),
             script: Mutex::default(),
@@ -181,6 +187,16 @@ impl Upstream {
     /// Ends all sessions, as a restart would.
     pub fn forget_sessions(&self) {
         self.state.sessions.lock().unwrap().clear();
+    }
+
+    /// Says this when it introduces itself in the old era, beside or instead of the usual.
+    pub fn say_hello(&self, with: Value) {
+        *self.state.hello.lock().unwrap() = with;
+    }
+
+    /// Begins no sessions and asks for none.
+    pub fn keep_no_sessions(&self) {
+        self.state.forgetful.store(true, Ordering::Relaxed);
     }
 
     /// Offers one more tool.
@@ -416,7 +432,13 @@ impl State {
         let version = if asked == "2026-07-28" { "2025-11-25" } else { asked };
         let mut capabilities = wares::capabilities();
         (capabilities["tools"], capabilities["logging"]) = (json!({ "listChanged": true }), json!({}));
-        let offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
+        let mut offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
+        for (name, value) in self.hello.lock().unwrap().as_object().expect("an object") {
+            offer[name] = value.clone();
+        }
+        if self.forgetful.load(Ordering::Relaxed) {
+            return result(&received.message["id"], offer, false);
+        }
         let session = format!("upstream-session-{}", self.begun.fetch_add(1, Ordering::Relaxed) + 1);
         self.sessions.lock().unwrap().insert(session.clone());
         with(result(&received.message["id"], offer, false), "mcp-session-id", &session)
@@ -430,9 +452,8 @@ impl State {
     }
 
     fn knows_session(&self, received: &Received) -> bool {
-        received
-            .header("mcp-session-id")
-            .is_some_and(|session| self.sessions.lock().unwrap().contains(session))
+        let known = |session: &str| self.sessions.lock().unwrap().contains(session);
+        self.forgetful.load(Ordering::Relaxed) || received.header("mcp-session-id").is_some_and(known)
     }
 }
 
