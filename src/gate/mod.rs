@@ -264,8 +264,8 @@ impl Gate {
                 return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
-        let params = mirror::fields(permit.call(), headers, &snapshot)
-            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
+        let params =
+            mirror::fields(permit.call(), headers, &snapshot).inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
             .admit(&permit, &caller.principal, counted)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
@@ -547,7 +547,10 @@ impl Gate {
         if let Some(server) = &server {
             upstreams.get(server).ok_or(Reason::UnknownServer)?;
         }
-        let mut response = reply::json(StatusCode::OK, self.parts.metadata.document(&self.parts.site, server.as_ref()));
+        let mut response = reply::json(
+            StatusCode::OK,
+            self.parts.metadata.document(&self.parts.site, server.as_ref()),
+        );
         response
             .headers_mut()
             .insert(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, http::HeaderValue::from_static("*"));

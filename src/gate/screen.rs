@@ -214,7 +214,10 @@ pub fn event_stream(body: Body) -> Response<Body> {
 }
 
 pub fn is_event_stream(response: &Response<Body>) -> bool {
-    response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == EVENTS)
+    response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value == EVENTS)
 }
 
 /// Old clients lose their session on an error status; what they need to know is in the body. 404 means just that.

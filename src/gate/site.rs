@@ -142,9 +142,7 @@ pub fn media_types(headers: &HeaderMap, verb: Verb) -> Result<(), Refusal> {
         return Err(Refusal::with_detail(Reason::WrongMediaType, "an encoded body is not taken"));
     }
     match verb {
-        Verb::Post => {
-            json_in_utf8(headers).and_then(|()| accepts(headers, &["application/json", "text/event-stream"]))
-        }
+        Verb::Post => json_in_utf8(headers).and_then(|()| accepts(headers, &["application/json", "text/event-stream"])),
         Verb::Get => accepts(headers, &["text/event-stream"]),
         Verb::Delete => Ok(()),
     }

@@ -200,7 +200,12 @@ impl<C: Clock> Limits<C> {
         self.keys.len()
     }
 
-    fn counted(&self, who: PrincipalKey, ahead: &Server<C>, tool: Option<(ToolKey, &Limit<C>)>) -> Result<Admission, Box<Refusal>> {
+    fn counted(
+        &self,
+        who: PrincipalKey,
+        ahead: &Server<C>,
+        tool: Option<(ToolKey, &Limit<C>)>,
+    ) -> Result<Admission, Box<Refusal>> {
         self.attempt(who, ahead, tool).or_else(|not| match not {
             NotAdmitted::Refused(refusal) => Err(refusal),
             NotAdmitted::Full if self.sweep_when_due() => self.attempt(who, ahead, tool).map_err(NotAdmitted::into_refusal),

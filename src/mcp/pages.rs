@@ -1,8 +1,8 @@
 //! Pages of lists from several answers, put together into one: the things as they were written, in the order of the pages.
 
-use super::lists::Listed;
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Kind, Scan, Twins, decode};
+use super::lists::Listed;
 use crate::domain::{Era, MessageId};
 use bytes::Bytes;
 
@@ -47,7 +47,9 @@ impl Page {
         let ttl = spans[5].map(|span| std::str::from_utf8(&answer[span.range()]).unwrap_or_default());
         Some(Self {
             items: items.trim().to_owned(),
-            next_cursor: cursor.and_then(|span| decode(answer, span).ok()).map(std::borrow::Cow::into_owned),
+            next_cursor: cursor
+                .and_then(|span| decode(answer, span).ok())
+                .map(std::borrow::Cow::into_owned),
             ttl_ms: ttl.and_then(|ttl| ttl.parse().ok()),
         })
     }
@@ -55,14 +57,22 @@ impl Page {
 
 /// The answer that holds all of them. It is one caller's: nobody keeps it for others, nor longer than any page may be kept.
 pub fn list(id: &MessageId, of: Listed, pages: &[Page], next_cursor: Option<&str>, era: Era) -> Bytes {
-    let things: Vec<&str> = pages.iter().map(|page| &*page.items).filter(|items| !items.is_empty()).collect();
+    let things: Vec<&str> = pages
+        .iter()
+        .map(|page| &*page.items)
+        .filter(|items| !items.is_empty())
+        .collect();
     let member = of.member();
     let mut result = format!(r#"{{"{member}":[{}]"#, things.join(","));
     if let Some(cursor) = next_cursor {
         result.push_str(&format!(r#","nextCursor":{}"#, serde_json::Value::from(cursor)));
     }
     if era == Era::Modern {
-        let ttl = pages.iter().map(|page| page.ttl_ms.unwrap_or_default()).min().unwrap_or_default();
+        let ttl = pages
+            .iter()
+            .map(|page| page.ttl_ms.unwrap_or_default())
+            .min()
+            .unwrap_or_default();
         result.push_str(&format!(r#","resultType":"complete","cacheScope":"private","ttlMs":{ttl}"#));
     }
     format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}}}"#, id.as_json()).into()

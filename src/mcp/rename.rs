@@ -126,7 +126,9 @@ impl Found {
                 Ok(())
             }),
             ("resourceTemplates", Some(b'[')) => each(scan, depth, &mut |scan, depth| {
-                let named = scan.fields(depth, &["uriTemplate"], |scan, _, depth| scan.value(depth))?.spans[0];
+                let named = scan
+                    .fields(depth, &["uriTemplate"], |scan, _, depth| scan.value(depth))?
+                    .spans[0];
                 self.uris.extend(text(named));
                 Ok(())
             }),
@@ -253,7 +255,13 @@ mod tests {
     fn what_names_nothing_is_the_same_bytes() {
         let message = Bytes::from_static(br#"{"method":"elicitation/create","id":1,"params":{"uri":"x:1","name":"n"}}"#);
         assert_eq!(renamed(&message, &Of("f")).unwrap().as_ptr(), message.as_ptr());
-        assert!(renamed(&Bytes::from_static(br#"{"result":{"contents":[{"uri":"x:1","URI":"x:2"}]}}"#), &Of("f")).is_err());
+        assert!(
+            renamed(
+                &Bytes::from_static(br#"{"result":{"contents":[{"uri":"x:1","URI":"x:2"}]}}"#),
+                &Of("f")
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -15,7 +15,10 @@ impl Hello {
     pub fn read(result: &Value) -> Self {
         Self {
             capabilities: Some(result["capabilities"].clone()).filter(Value::is_object),
-            instructions: result["instructions"].as_str().map(str::to_owned).filter(|text| !text.is_empty()),
+            instructions: result["instructions"]
+                .as_str()
+                .map(str::to_owned)
+                .filter(|text| !text.is_empty()),
         }
     }
 
@@ -63,8 +66,9 @@ mod tests {
     #[test]
     fn what_either_has_both_have() {
         let of = |capabilities: Value| Hello::read(&json!({ "capabilities": capabilities }));
-        let both = of(json!({ "tools": {}, "resources": { "subscribe": false } }))
-            .and(of(json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } })));
+        let both = of(json!({ "tools": {}, "resources": { "subscribe": false } })).and(of(
+            json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }),
+        ));
         let wanted = json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } });
         assert_eq!(both.capabilities, Some(wanted));
         assert!(both.lacks("prompts") && !both.lacks("tools"));

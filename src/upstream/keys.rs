@@ -342,7 +342,9 @@ pub(super) mod tests {
         let again = keys.seal(&session(), &alice, Some(&server("files")));
         assert_ne!(sealed, again, "a fresh nonce each time");
         assert_eq!(
-            SessionKeys::random().unwrap().open(&sealed, &alice, Some(&server("files")), NOW),
+            SessionKeys::random()
+                .unwrap()
+                .open(&sealed, &alice, Some(&server("files")), NOW),
             None
         );
     }
@@ -357,7 +359,10 @@ pub(super) mod tests {
         let new = SessionKeys::parse(&line(2, 8), file).unwrap();
         let sealed_before = old.seal(&session(), &alice, Some(&server("files")));
         let sealed_after = both.seal(&session(), &alice, Some(&server("files")));
-        assert_eq!(both.open(&sealed_before, &alice, Some(&server("files")), NOW), Some(session()));
+        assert_eq!(
+            both.open(&sealed_before, &alice, Some(&server("files")), NOW),
+            Some(session())
+        );
         assert_eq!(new.open(&sealed_after, &alice, Some(&server("files")), NOW), Some(session()));
         assert_eq!(new.open(&sealed_before, &alice, Some(&server("files")), NOW), None);
         for broken in [

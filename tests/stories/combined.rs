@@ -49,7 +49,11 @@ pub async fn in_both_eras(world: &World, key: &str) -> [Client; 2] {
 }
 
 fn verdict(answer: &Answer) -> (u16, String, i64) {
-    (answer.status, answer.reason().to_owned(), answer.message["error"]["code"].as_i64().unwrap_or_default())
+    (
+        answer.status,
+        answer.reason().to_owned(),
+        answer.message["error"]["code"].as_i64().unwrap_or_default(),
+    )
 }
 
 on_both_stores! {
@@ -272,9 +276,10 @@ on_both_stores! {
         }
         files.behave();
         // From here on it takes everything and answers nothing.
-        files.script(|_| {
+        let held = std::sync::Mutex::new(Vec::new());
+        files.script(move |_| {
             let (sender, events) = tokio::sync::mpsc::channel(1);
-            std::mem::forget(sender);
+            held.lock().unwrap().push(sender);
             Some(Scripted::Stream(events))
         });
         for client in in_both_eras(&world, &key).await {

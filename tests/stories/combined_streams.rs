@@ -57,7 +57,10 @@ impl Streams {
     }
 
     async fn nth(&self, number: usize) -> Server {
-        eventually("the stream to be opened", async || self.0.lock().unwrap().get(number).cloned()).await
+        eventually("the stream to be opened", async || {
+            self.0.lock().unwrap().get(number).cloned()
+        })
+        .await
     }
 
     fn end(&self, number: usize) {

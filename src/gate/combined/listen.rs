@@ -2,7 +2,7 @@
 //! client names, a resource or a task, and may not have is refused; a server that it names nothing of is left out instead.
 
 use super::names::split_uri;
-use super::streams::{Became, LONGEST_WAIT, FIRST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
+use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
 use super::{Asker, Read, Through, is_not_there};
 use crate::domain::{Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::message::heard;
@@ -39,7 +39,10 @@ struct Wanted {
 enum Report {
     Acknowledged(Value),
     /// There will be none.
-    Refused { refusal: Refusal, named: bool },
+    Refused {
+        refusal: Refusal,
+        named: bool,
+    },
     Left,
 }
 
@@ -132,7 +135,11 @@ impl Asker {
             let hello = server.hello();
             let flags = FLAGS.iter().filter(|(flag, of)| filter[*flag] == true && !hello.lacks(of));
             for (flag, _) in flags {
-                wanted.entry(name.clone()).or_default().filter.insert((*flag).to_owned(), true.into());
+                wanted
+                    .entry(name.clone())
+                    .or_default()
+                    .filter
+                    .insert((*flag).to_owned(), true.into());
             }
         }
         let uris = uris.iter().map(|uri| {
@@ -171,9 +178,8 @@ impl Member {
                 }
                 Became::Late => (),
                 Became::Nothing(_) => {
-                    let refusal = refusal.unwrap_or_else(|| {
-                        Refusal::with_detail(Reason::UpstreamBroken, "it opened no stream of what changes")
-                    });
+                    let refusal = refusal
+                        .unwrap_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "it opened no stream of what changes"));
                     let named = self.named;
                     self.report(Report::Refused { refusal, named }, &mut reported).await;
                     return;
@@ -226,7 +232,10 @@ fn filter(read: &Read<'_>) -> Value {
 
 /// What an acknowledgement says is granted.
 fn part(frame: &SseFrame) -> Value {
-    let message = frame.data.as_ref().and_then(|data| serde_json::from_slice::<Value>(data).ok());
+    let message = frame
+        .data
+        .as_ref()
+        .and_then(|data| serde_json::from_slice::<Value>(data).ok());
     message.unwrap_or_default()["params"]["notifications"].take()
 }
 

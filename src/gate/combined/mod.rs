@@ -270,7 +270,12 @@ impl Asker {
             }
             Method::Complete => self.complete(&read, id, trail).await,
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
-                let task = read.params.task_id.as_ref().map(|task| task.text.as_str()).unwrap_or_default();
+                let task = read
+                    .params
+                    .task_id
+                    .as_ref()
+                    .map(|task| task.text.as_str())
+                    .unwrap_or_default();
                 let server = said_server(task).ok_or(Reason::UnknownTask)?;
                 let body = read.body.clone();
                 self.to_server(&read, server, body, read.headers.clone(), id, trail).await
@@ -369,7 +374,9 @@ impl Read<'_> {
         let through = self.asker.through(server, self.conversation.clone(), true);
         let held = through.held();
         let first = through.ask(Verb::Post, &headers, body.clone()).await;
-        let Some(conversation) = &self.conversation else { return first };
+        let Some(conversation) = &self.conversation else {
+            return first;
+        };
         let asked = match (first.trail.answered, held) {
             (Some(StatusCode::NOT_FOUND), Some(_)) => {
                 conversation.lose(through.server());

@@ -67,7 +67,9 @@ impl Asker {
         let version = version.unwrap_or(ProtocolVersion::V20251125);
         let said = gate.said(&standing, Era::Legacy, trail);
         let session = Session {
-            id: Introduction::read(&read.body).session_id(trail.request).ok_or(Reason::Internal)?,
+            id: Introduction::read(&read.body)
+                .session_id(trail.request)
+                .ok_or(Reason::Internal)?,
             version,
             expires_at: trail.at.plus(gate.parts.session_lifetime),
         };
@@ -168,7 +170,9 @@ impl Gate {
             };
             tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
         };
-        self.servers(standing, era, trail).flat_map(|(name, _)| of_server(name)).collect()
+        self.servers(standing, era, trail)
+            .flat_map(|(name, _)| of_server(name))
+            .collect()
     }
 
     /// What the servers of this caller say of themselves, as one.

@@ -111,7 +111,9 @@ impl Conversation {
     /// The servers that know this client now.
     pub fn open(&self) -> Vec<(ServerName, Held)> {
         let seats = self.seats();
-        let open = seats.iter().filter_map(|(server, cell)| Some((server.clone(), cell.get()?.clone())));
+        let open = seats
+            .iter()
+            .filter_map(|(server, cell)| Some((server.clone(), cell.get()?.clone())));
         open.collect()
     }
 
@@ -184,7 +186,8 @@ impl Through {
     async fn introduce(&self, conversation: &Arc<Conversation>) -> Result<Held, Refusal> {
         let server = self.server();
         let Introduction { capabilities, info } = &conversation.introduction;
-        let params = json!({ "protocolVersion": conversation.version.as_str(), "capabilities": capabilities, "clientInfo": info });
+        let params =
+            json!({ "protocolVersion": conversation.version.as_str(), "capabilities": capabilities, "clientInfo": info });
         let body = format!(r#"{{"jsonrpc":"2.0","id":{OPENING},"method":"initialize","params":{params}}}"#);
         let plainly = Through {
             asker: self.asker.clone(),
@@ -267,7 +270,10 @@ mod tests {
     #[test]
     fn however_much_a_client_says_there_is_a_session() {
         let long = json!({ "sampling": {}, "experimental": { "x": "y".repeat(5_000) } });
-        assert_eq!(introduction(long).capabilities, *json!({ "sampling": {} }).as_object().unwrap());
+        assert_eq!(
+            introduction(long).capabilities,
+            *json!({ "sampling": {} }).as_object().unwrap()
+        );
         let longer = introduction(json!({ "sampling": { "x": "\u{1F600}".repeat(5_000) } }));
         assert!(longer.capabilities.is_empty());
         assert!(longer.session_id(RequestId(Uuid::nil())).is_some());
