@@ -132,8 +132,16 @@ async fn each_client_calls_all_servers_behind_one_url() {
         for (what, tool, arguments) in [
             ("calls a tool", "files__echo", json!({ "text": "hello" })),
             ("calls one of the other server", "notes__add", json!({ "a": 1, "b": 2 })),
-            ("calls a tool that streams its progress", "files__slow", json!({ "events": 2 })),
-            ("is forbidden by a policy", "files__read_file", json!({ "path": "/etc/passwd" })),
+            (
+                "calls a tool that streams its progress",
+                "files__slow",
+                json!({ "events": 2 }),
+            ),
+            (
+                "is forbidden by a policy",
+                "files__read_file",
+                json!({ "path": "/etc/passwd" }),
+            ),
             ("calls a tool that there is not", "elsewhere__echo", json!({})),
         ] {
             steps.push((what, client.call(tool, arguments).await));

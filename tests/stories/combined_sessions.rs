@@ -80,6 +80,17 @@ on_both_stores! {
         assert_eq!(calls(&client, "files__echo").await, "hi", "the client notices nothing");
         assert_eq!(calls(&client, "notes__echo").await, "hi");
         assert_eq!((handshakes(&files).len(), handshakes(&notes).len()), (2, 1));
+        // Some servers say 400; one that still knows the session is not introduced again.
+        for (lost, introduced) in [(false, 2), (true, 3)] {
+            let refused = Mutex::new(true);
+            files.script(move |received| {
+                let unknown = received.tool().is_some() && std::mem::take(&mut *refused.lock().unwrap());
+                (unknown || lost && received.method() == "ping").then_some(Scripted::Status(400))
+            });
+            assert!(!client.call("files__echo", hi()).await.is_result());
+            assert_eq!(calls(&client, "files__echo").await, "hi");
+            assert_eq!(handshakes(&files).len(), introduced, "{lost}");
+        }
         // A server that never knows any session is no reason to try for ever, nor to lose the client's.
         files.script(|received| received.tool().map(|_| Scripted::Json(json!({ "jsonrpc": "2.0", "id": received.message["id"], "error": { "code": -32001, "message": "session not found" } }))));
         assert_eq!(client.call("files__echo", hi()).await.status, 200);

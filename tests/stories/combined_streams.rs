@@ -203,6 +203,45 @@ on_both_stores! {
         soon("the other stream to be cut too", second.closed()).await;
     }
 
+    /// The server is started again; the client only listens, and hears of its resources as before.
+    async fn what_was_subscribed_to_is_told_after_a_restart_of_the_server(world: World) {
+        let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
+        let of_files = Streams::of(&files, gets);
+        world.start().await;
+        let client = connected(&world, &key).await;
+        for uri in ["files+notes://a/1", "files+notes://b"] {
+            assert!(client.ask("resources/subscribe", json!({ "uri": uri })).await.is_result());
+        }
+        assert!(client.ask("resources/unsubscribe", json!({ "uri": "files+notes://b" })).await.is_result());
+        let mut stream = own_stream(&client, None).await;
+        say(&of_files.nth(0).await, &updated("notes://a/1")).await;
+        assert_eq!(next(&mut stream).await["params"]["uri"], "files+notes://a/1");
+
+        // It has forgotten the session, and says so where it is asked for the stream.
+        files.forget_sessions();
+        let known: Mutex<Option<String>> = Mutex::default();
+        let (again, events) = mpsc::channel(8);
+        let events = Mutex::new(Some(events));
+        files.script(move |received| {
+            if received.method() == "notifications/initialized" {
+                *known.lock().unwrap() = received.header("mcp-session-id").map(str::to_owned);
+            }
+            if received.verb != "GET" {
+                return None;
+            }
+            match received.header("mcp-session-id") == known.lock().unwrap().as_deref() {
+                true => events.lock().unwrap().take().map(Scripted::Stream),
+                false => Some(Scripted::Status(404)),
+            }
+        });
+        let before = files.received().len();
+        of_files.end(0);
+        say(&again, &updated("notes://a/1")).await;
+        assert_eq!(next(&mut stream).await["params"]["uri"], "files+notes://a/1");
+        let wished: Vec<_> = files.received()[before..].iter().filter(|received| received.method() == "resources/subscribe").map(|received| received.message["params"]["uri"].clone()).collect();
+        assert_eq!(wished, ["notes://a/1"], "and not what she has unsubscribed from");
+    }
+
     async fn the_end_of_a_session_ends_its_stream(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         let of_files = Streams::of(&files, gets);

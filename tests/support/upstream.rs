@@ -73,6 +73,8 @@ pub enum Scripted {
     Stream(mpsc::Receiver<io::Result<Bytes>>),
     /// Events that are there at once.
     Events(Vec<Value>),
+    /// A status and nothing else.
+    Status(u16),
 }
 
 struct State {
@@ -304,6 +306,7 @@ impl State {
             Some(Scripted::Json(message)) => return scripted_json(&received, message),
             Some(Scripted::Stream(events)) => return stream(events),
             Some(Scripted::Events(all)) => return events(all.iter().map(event).collect()),
+            Some(Scripted::Status(status)) => return empty(status),
         }
         if received.tool().is_some() {
             if let Some(look) = &*self.on_call.lock().unwrap() {

@@ -299,13 +299,22 @@ impl Asker {
             remember_what_was_asked(read, said, trail);
             return Err(unknown(read.method).into());
         };
+        let wish = (server.clone(), name.to_owned());
         let body = splice(&read.body, vec![(at, Value::from(name).to_string())]);
         let mut headers = read.headers.clone();
         if headers.contains_key(mcp::NAME) {
             let name = HeaderValue::from_str(&mcp::encode_sentinel(name)).map_err(|_| Refusal::new(Reason::HeaderMismatch))?;
             headers.insert(mcp::NAME, name);
         }
-        self.to_server(read, server, body, headers, id, trail).await
+        let response = self.to_server(read, server, body, headers, id, trail).await?;
+        match (read.method, &read.conversation) {
+            (Method::Subscribe, Some(conversation)) if response.status() == StatusCode::OK => {
+                conversation.subscribe(&wish.0, &wish.1);
+            }
+            (Method::Unsubscribe, Some(conversation)) => conversation.unsubscribe(&wish.0, &wish.1),
+            _ => (),
+        }
+        Ok(response)
     }
 
     /// A completion is for the server of what it completes.
@@ -372,21 +381,14 @@ impl Read<'_> {
             headers.insert(mcp::PROTOCOL_VERSION, version);
         }
         let through = self.asker.through(server, self.conversation.clone(), true);
-        let held = through.held();
-        let first = through.ask(Verb::Post, &headers, body.clone()).await;
-        let Some(conversation) = &self.conversation else {
-            return first;
+        let before = through.held();
+        let mut asked = through.ask(Verb::Post, &headers, body.clone()).await;
+        let lost = match &before {
+            Some(held) => through.has_lost(held, asked.trail.answered).await,
+            None => false,
         };
-        let asked = match (first.trail.answered, held) {
-            (Some(StatusCode::NOT_FOUND), Some(_)) => {
-                conversation.lose(through.server());
-                through.ask(Verb::Post, &headers, body).await
-            }
-            _ => first,
-        };
-        // Some servers say it with another status, which can mean other things too.
-        if let Some(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) = asked.trail.answered {
-            conversation.lose(through.server());
+        if let (true, Some(StatusCode::NOT_FOUND)) = (lost, asked.trail.answered) {
+            asked = through.ask(Verb::Post, &headers, body).await;
         }
         asked.keeping_the_session()
     }
@@ -412,6 +414,25 @@ impl Through {
 
     fn held(&self) -> Option<Held> {
         self.conversation.as_ref()?.held(self.server())
+    }
+
+    /// Whether the server has lost the session, by what it answered in it. If it has, the next call opens another. Some
+    /// servers say it with a status that can mean other things too: those are asked again.
+    async fn has_lost(&self, held: &Held, answered: Option<StatusCode>) -> bool {
+        let lost = match answered {
+            Some(StatusCode::NOT_FOUND) => true,
+            Some(StatusCode::BAD_REQUEST) => {
+                let ping = Bytes::from_static(br#"{"jsonrpc":"2.0","id":"guardian/ping","method":"ping"}"#);
+                let through = self.asker.through(self.server().clone(), self.conversation.clone(), false);
+                let answered = through.ask(Verb::Post, &held.fields(), ping).await.trail.answered;
+                matches!(answered, Some(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST))
+            }
+            _ => false,
+        };
+        if let (true, Some(conversation)) = (lost, &self.conversation) {
+            conversation.lose(self.server(), held);
+        }
+        lost
     }
 
     /// Whether the server is known to lack a capability.

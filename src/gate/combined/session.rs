@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OnceCell, watch};
@@ -32,10 +32,18 @@ pub struct Conversation {
     pub version: ProtocolVersion,
     introduction: Introduction,
     seats: Mutex<BTreeMap<ServerName, Arc<OnceCell<Held>>>>,
-    /// The body of the last `logging/setLevel`, for servers that come later.
-    level: Mutex<Option<Bytes>>,
+    wishes: Mutex<Wishes>,
     /// Told when a session is opened.
     joined: watch::Sender<u64>,
+}
+
+/// What holds for a session: said again to a server that gets another.
+#[derive(Default)]
+struct Wishes {
+    /// The body of the last `logging/setLevel`.
+    level: Option<Bytes>,
+    /// Resources that the client wants to hear of, as their servers call them.
+    subscribed: BTreeMap<ServerName, BTreeSet<String>>,
 }
 
 /// An open session of one server; without an id where the server keeps none.
@@ -51,6 +59,8 @@ pub struct Held {
 const LONGEST: usize = 700;
 /// What servers act upon; the rest is said if there is room.
 const NEEDED: [&str; 3] = ["roots", "sampling", "elicitation"];
+/// Of one server.
+const MOST_SUBSCRIBED: usize = 256;
 /// No client has an id like it under way.
 const OPENING: &str = "\"guardian/initialize\"";
 
@@ -103,7 +113,7 @@ impl Conversation {
             version: session.version,
             introduction: Introduction::of(&session.id)?,
             seats: Mutex::default(),
-            level: Mutex::default(),
+            wishes: Mutex::default(),
             joined: watch::Sender::default(),
         })
     }
@@ -121,9 +131,13 @@ impl Conversation {
         self.seats().get(server)?.get().cloned()
     }
 
-    /// The server has lost its session, or never had it: the next call opens another.
-    pub fn lose(&self, server: &ServerName) {
-        self.seats().remove(server);
+    /// The server has lost this session: the next call opens another.
+    pub fn lose(&self, server: &ServerName, lost: &Held) {
+        let mut seats = self.seats();
+        let same = |cell: &Arc<OnceCell<Held>>| cell.get().is_some_and(|held| held.is_same(lost));
+        if seats.get(server).is_some_and(same) {
+            seats.remove(server);
+        }
     }
 
     /// Ends all at once and tells which there were.
@@ -135,7 +149,25 @@ impl Conversation {
     }
 
     pub fn set_level(&self, body: Bytes) {
-        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        self.wishes().level = Some(body);
+    }
+
+    pub fn subscribe(&self, server: &ServerName, uri: &str) {
+        let mut wishes = self.wishes();
+        let subscribed = wishes.subscribed.entry(server.clone()).or_default();
+        if subscribed.len() < MOST_SUBSCRIBED {
+            subscribed.insert(uri.to_owned());
+        }
+    }
+
+    pub fn unsubscribe(&self, server: &ServerName, uri: &str) {
+        if let Some(subscribed) = self.wishes().subscribed.get_mut(server) {
+            subscribed.remove(uri);
+        }
+    }
+
+    fn wishes(&self) -> std::sync::MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn joined(&self) -> watch::Receiver<u64> {
@@ -162,6 +194,10 @@ impl Held {
         fields
     }
 
+    pub fn is_same(&self, other: &Held) -> bool {
+        self.session == other.session
+    }
+
     fn is_over(&self, now: Timestamp) -> bool {
         self.session.as_ref().is_some_and(|session| session.expires_at <= now)
     }
@@ -173,8 +209,8 @@ impl Through {
         Box::pin(async move {
             let conversation = self.conversation.as_ref().ok_or(Reason::Internal)?;
             let now = (self.asker.gate.parts.clock.now)();
-            if conversation.held(self.server()).is_some_and(|held| held.is_over(now)) {
-                conversation.lose(self.server());
+            if let Some(held) = conversation.held(self.server()).filter(|held| held.is_over(now)) {
+                conversation.lose(self.server(), &held);
             }
             let cell = conversation.cell(self.server());
             let held = cell.get_or_try_init(|| self.introduce(conversation)).await?;
@@ -216,13 +252,28 @@ impl Through {
         };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         plainly.ask(Verb::Post, &held.fields(), initialized).await.answered?;
-        let level = conversation.level.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(level) = level.filter(|_| !self.lacks("logging")) {
-            // A server that takes no level says what it says.
-            drop(plainly.ask(Verb::Post, &held.fields(), level).await);
-        }
+        self.wish_again(conversation, &plainly, &held).await;
         conversation.joined.send_modify(|count| *count += 1);
         Ok(held)
+    }
+
+    /// What the client said of its session before this server knew it. What the server makes of it changes nothing.
+    async fn wish_again(&self, conversation: &Conversation, plainly: &Through, held: &Held) {
+        let (level, subscribed) = {
+            let wishes = conversation.wishes();
+            (
+                wishes.level.clone(),
+                wishes.subscribed.get(self.server()).cloned().unwrap_or_default(),
+            )
+        };
+        let subscriptions = subscribed.iter().enumerate().map(|(number, uri)| {
+            let params = json!({ "uri": uri });
+            format!(r#"{{"jsonrpc":"2.0","id":"guardian/subscribe/{number}","method":"resources/subscribe","params":{params}}}"#)
+        });
+        let level = level.filter(|_| !self.lacks("logging"));
+        for body in level.into_iter().chain(subscriptions.map(Bytes::from)) {
+            drop(plainly.ask(Verb::Post, &held.fields(), body).await);
+        }
     }
 }
 

@@ -231,6 +231,7 @@ impl Following {
     async fn one(self, server: ServerName, mut last: Option<String>) {
         let mut joined = self.conversation.joined();
         let mut wait = FIRST_WAIT;
+        let mut heard = false;
         loop {
             joined.borrow_and_update();
             let Some(held) = self.conversation.held(&server) else {
@@ -246,17 +247,22 @@ impl Following {
             let asked = through.ask(Verb::Get, &fields(&held, last.as_deref()), Bytes::new()).await;
             match became(asked) {
                 Became::Stream(response) => {
-                    wait = FIRST_WAIT;
+                    (wait, heard) = (FIRST_WAIT, true);
                     if self.pour(response.into_body(), &mut last).await.is_err() {
                         return;
                     }
                 }
                 Became::Late => (),
                 Became::Nothing(status) => {
-                    if status == Some(StatusCode::NOT_FOUND) {
-                        self.conversation.lose(&server);
-                    }
                     last = None;
+                    // What it told before it lost the session it tells in another. Servers without streams say 404 too.
+                    if status == Some(StatusCode::NOT_FOUND) && std::mem::take(&mut heard) {
+                        self.conversation.lose(&server, &held);
+                        let opened = self.asker.through(server.clone(), Some(self.conversation.clone()), true);
+                        if opened.session().await.is_ok() {
+                            continue;
+                        }
+                    }
                     if self.until_another(&server, &held, &mut joined).await.is_err() {
                         return;
                     }
@@ -271,7 +277,7 @@ impl Following {
     async fn until_another(&self, server: &ServerName, held: &Held, joined: &mut watch::Receiver<u64>) -> Result<(), ()> {
         loop {
             joined.changed().await.map_err(|_| ())?;
-            if self.conversation.held(server).is_some_and(|now| now.session != held.session) {
+            if self.conversation.held(server).is_some_and(|now| !now.is_same(held)) {
                 return Ok(());
             }
         }
