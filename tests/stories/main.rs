@@ -9,6 +9,7 @@ mod support;
 mod attacks;
 mod clients;
 mod combined;
+mod combined_kinds;
 mod combined_lists;
 mod combined_sessions;
 mod combined_streams;
@@ -55,6 +56,7 @@ async fn ana(world: &mut World) -> String {
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
     include_str!("combined.rs"),
+    include_str!("combined_kinds.rs"),
     include_str!("combined_lists.rs"),
     include_str!("combined_sessions.rs"),
     include_str!("combined_streams.rs"),

@@ -4,7 +4,7 @@
 use super::names::split_uri;
 use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
 use super::{Asker, Read, Through, is_not_there};
-use crate::domain::{Era, MessageId, Reason, Refusal, ServerName};
+use crate::domain::{Era, MessageId, Reason, Refusal, RequestId, ServerName};
 use crate::gate::message::heard;
 use crate::gate::screen::event;
 use crate::gate::site::Verb;
@@ -38,10 +38,11 @@ struct Wanted {
 /// What becomes of one server's part, the first time.
 enum Report {
     Acknowledged(Value),
-    /// There will be none.
+    /// There will be none. With it comes its record.
     Refused {
         refusal: Refusal,
         named: bool,
+        request: RequestId,
     },
     Left,
 }
@@ -86,9 +87,12 @@ impl Asker {
         while let Ok(Some(report)) = timeout_at(until, heard.recv()).await {
             match report {
                 Report::Acknowledged(part) => grant(&mut granted, &part),
-                Report::Refused { refusal, named: true } => {
-                    // It is on record as the server's.
-                    trail.recorded = true;
+                Report::Refused {
+                    refusal,
+                    named: true,
+                    request,
+                } => {
+                    (trail.request, trail.recorded) = (request, true);
                     return Err(match is_not_there(refusal.reason) {
                         true => Reason::UnknownTarget.into(),
                         false => refusal,
@@ -168,7 +172,7 @@ impl Member {
         let mut reported = false;
         loop {
             let asked = self.through.ask(Verb::Post, &self.headers, self.body.clone()).await;
-            let refusal = asked.answered.as_ref().err().cloned();
+            let (request, refusal) = (asked.trail.request, asked.answered.as_ref().err().cloned());
             match became(asked) {
                 Became::Stream(response) => {
                     wait = FIRST_WAIT;
@@ -181,7 +185,8 @@ impl Member {
                     let refusal = refusal
                         .unwrap_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "it opened no stream of what changes"));
                     let named = self.named;
-                    self.report(Report::Refused { refusal, named }, &mut reported).await;
+                    let report = Report::Refused { refusal, named, request };
+                    self.report(report, &mut reported).await;
                     return;
                 }
             }

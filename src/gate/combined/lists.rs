@@ -1,7 +1,7 @@
 //! Lists of resources, templates and prompts: every server of the caller is asked at once, each in a judged and recorded call
 //! of its own. One that fails, or takes too long, is left out.
 
-use super::{Asker, Read, all, answer, whole};
+use super::{Asked, Asker, Read, all, answer, whole};
 use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
 use crate::gate::trail::Trail;
 use crate::mcp::{self, Listed, Page, splice};
@@ -23,7 +23,7 @@ const PREFIX: &str = "gc1.";
 enum Heard {
     Page(ServerName, Page),
     /// It was asked with a cursor that is none.
-    UnknownCursor,
+    UnknownCursor(Box<Asked>),
     Nothing,
 }
 
@@ -55,7 +55,7 @@ impl Asker {
                     next.extend(page.next_cursor.take().map(|cursor| (server, cursor)));
                     pages.push(page);
                 }
-                Heard::UnknownCursor => return Err(Reason::UnknownCursor.into()),
+                Heard::UnknownCursor(asked) => return Err(asked.refused_here(trail, Reason::UnknownCursor)),
                 Heard::Nothing => (),
             }
         }
@@ -75,7 +75,7 @@ impl Asker {
                     Some(page) => Heard::Page(server.clone(), page),
                     None => Heard::Nothing,
                 },
-                Err(refusal) if refusal.reason == Reason::UnknownCursor => Heard::UnknownCursor,
+                Err(ref refusal) if refusal.reason == Reason::UnknownCursor => Heard::UnknownCursor(Box::new(asked)),
                 Err(_) => Heard::Nothing,
             }
         };

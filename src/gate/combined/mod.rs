@@ -296,8 +296,7 @@ impl Asker {
     ) -> Result<Response<Body>, Refusal> {
         let said = read.params.name.as_deref().or(read.params.uri.as_deref());
         let (Some((server, name)), Some(at)) = (split, at) else {
-            remember_what_was_asked(read, said, trail);
-            return Err(unknown(read.method).into());
+            return Err(self.nothing(read, said, trail).await);
         };
         let wish = (server.clone(), name.to_owned());
         let body = splice(&read.body, vec![(at, Value::from(name).to_string())]);
@@ -325,13 +324,26 @@ impl Asker {
             Reference::Resource(uri) => (uri, split_uri(uri), "uri"),
         };
         let (Some((server, name)), Some(at), Some(reference)) = (split, read.params.reference_at, &read.params.reference) else {
-            remember_what_was_asked(read, Some(said), trail);
-            return Err(unknown(read.method).into());
+            return Err(self.nothing(read, Some(said), trail).await);
         };
         let mut reference: Value = serde_json::from_slice(reference).map_err(|_| Refusal::new(Reason::InvalidParams))?;
         reference[member] = name.into();
         let body = splice(&read.body, vec![(at, reference.to_string())]);
         self.to_server(read, server, body, read.headers.clone(), id, trail).await
+    }
+
+    /// What is asked for no server can have. Who may ask for nothing hears that first.
+    async fn nothing(&self, read: &Read<'_>, said: Option<&str>, trail: &mut Trail) -> Refusal {
+        let said = said.map(fit_for_a_record);
+        match read.method {
+            Method::ToolsCall => trail.tool = said,
+            _ => trail.target = said,
+        }
+        trail.arguments.clone_from(&read.params.arguments);
+        match self.standing(trail).await {
+            Ok(_) => unknown(read.method).into(),
+            Err(refusal) => refusal,
+        }
     }
 
     /// Passed on, and answered as the server's own endpoint would. A server that there is not for this caller is not told
@@ -352,15 +364,9 @@ impl Asker {
         });
         let asked = read.ask(server, &headers, body).await;
         match asked.answered {
-            Err(refusal) if is_not_there(refusal.reason) => {
-                (trail.request, trail.recorded) = (asked.trail.request, asked.recorded.is_ok());
-                Err(match asked.recorded {
-                    Ok(_) => unknown(read.method).into(),
-                    Err(()) => Reason::AuditUnavailable.into(),
-                })
-            }
-            answered => {
-                let response = Asked { answered, ..asked }.response(&self.gate);
+            Err(ref refusal) if is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
+            _ => {
+                let response = asked.response(&self.gate);
                 Ok(match flight {
                     Some(flight) => response.map(|body| Flying { body, _flight: flight }.boxed()),
                     None => response,
@@ -496,6 +502,16 @@ impl Asked {
         }
     }
 
+    /// Told as a refusal of the combined endpoint, with the record of the server's own.
+    fn refused_here(self, trail: &mut Trail, reason: Reason) -> Refusal {
+        trail.request = self.trail.request;
+        trail.recorded = self.recorded == Ok(true);
+        match self.recorded {
+            Ok(_) => reason.into(),
+            Err(()) => Reason::AuditUnavailable.into(),
+        }
+    }
+
     /// To a legacy client 404 says that its session is gone. A server's session is not the client's.
     fn keeping_the_session(mut self) -> Self {
         if let (Ok(response), Era::Legacy) = (&mut self.answered, self.trail.era)
@@ -601,16 +617,6 @@ async fn all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> V
     })
     .await;
     slots.into_iter().filter_map(|(_, result)| result).collect()
-}
-
-/// For the record of what is refused here.
-fn remember_what_was_asked(read: &Read<'_>, said: Option<&str>, trail: &mut Trail) {
-    let said = said.map(fit_for_a_record);
-    match read.method {
-        Method::ToolsCall => trail.tool = said,
-        _ => trail.target = said,
-    }
-    trail.arguments.clone_from(&read.params.arguments);
 }
 
 /// How it is said that there is no such thing.
