@@ -3,7 +3,8 @@
 
 use super::names::split_uri;
 use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
-use super::{Asker, Read, Through, is_not_there};
+use super::through::Through;
+use super::{Asker, Read, is_not_there};
 use crate::domain::{Era, MessageId, Reason, Refusal, RequestId, ServerName};
 use crate::gate::message::heard;
 use crate::gate::screen::event;

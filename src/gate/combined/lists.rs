@@ -1,7 +1,8 @@
 //! Lists of resources, templates and prompts: every server of the caller is asked at once, each in a judged and recorded call
 //! of its own. One that fails, or takes too long, is left out.
 
-use super::{Asked, Asker, Read, all, answer, whole};
+use super::through::{Asked, all, whole};
+use super::{Asker, Read, answer};
 use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
 use crate::gate::trail::Trail;
 use crate::mcp::{self, Listed, Page, splice};

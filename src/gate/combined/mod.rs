@@ -2,6 +2,7 @@
 //! rewritten for one server and put through `Gate::pass` like any other, with a record of its own. So nothing is judged
 //! here; what comes back is renamed so that the caller can bring it back.
 
+mod flights;
 mod listen;
 mod lists;
 mod names;
@@ -9,35 +10,31 @@ mod notes;
 mod own;
 mod session;
 mod streams;
+mod through;
 
 pub(super) use names::Names;
+pub(super) use through::Through;
 
 use super::message::{fit_for_a_record, heard};
-use super::screen::is_event_stream;
 use super::site::{self, Verb};
 use super::trail::Trail;
 use super::{Errand, Gate, reply};
-use crate::domain::{Call, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
+use crate::domain::{Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::limits::PrincipalKey;
-use crate::mcp::{self, AnswerKind, Heads, Message, Params, Reference, SseReader, splice};
-use crate::transport::{self, Body, BodyError};
+use crate::mcp::{self, Heads, Message, Params, Reference, splice};
+use crate::transport::Body;
 use crate::upstream::{Session, said_server};
 use bytes::Bytes;
+use flights::Flights;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body::Frame;
-use http_body_util::BodyExt;
-use http_body_util::combinators::UnsyncBoxBody;
 use moka::sync::Cache;
 use names::{Origin, split_name, split_uri};
 use serde_json::Value;
-use session::{Conversation, Held};
-use std::collections::HashMap;
-use std::future::poll_fn;
+use session::Conversation;
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
+use through::Asked;
 
 /// What an instance remembers of combined sessions. A session is taken up again without any of it.
 pub struct Combined {
@@ -47,16 +44,6 @@ pub struct Combined {
     flights: Arc<Flights>,
 }
 
-/// Requests under way and the servers they were passed on to, by session and id.
-#[derive(Default)]
-struct Flights(Mutex<HashMap<(String, String), ServerName>>);
-
-/// A request under way, until its answer is out.
-struct Flight {
-    flights: Arc<Flights>,
-    key: (String, String),
-}
-
 /// Who asks, for as long as it takes.
 #[derive(Clone)]
 pub(super) struct Asker {
@@ -64,24 +51,6 @@ pub(super) struct Asker {
     principal: Arc<Principal>,
     counted: Option<PrincipalKey>,
     source: IpAddr,
-}
-
-/// How a message comes to a server by way of the combined endpoint.
-pub(super) struct Through {
-    asker: Asker,
-    names: Names,
-    /// Of a legacy client.
-    conversation: Option<Arc<Conversation>>,
-    /// A session is opened if the call is permitted.
-    opens: bool,
-}
-
-/// What became of a message for one server.
-struct Asked {
-    answered: Result<Response<Body>, Refusal>,
-    trail: Trail,
-    /// Whether there is a record to quote; `Err`: there cannot be one.
-    recorded: Result<bool, ()>,
 }
 
 /// A request or notification with what was read from it.
@@ -95,9 +64,16 @@ struct Read<'a> {
     params: Params,
 }
 
+/// A message as its server is to have it.
+struct Addressed<'a> {
+    server: ServerName,
+    /// What it is about.
+    name: &'a str,
+    body: Bytes,
+    headers: HeaderMap,
+}
+
 const MOST_CONVERSATIONS: u64 = 100_000;
-/// An answer that is put together with others is held whole.
-const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 
 impl Combined {
     pub fn new(lifetime: Duration) -> Self {
@@ -261,24 +237,25 @@ impl Asker {
             Method::Listen => self.listen(&read, id, trail).await,
             Method::ToolsCall | Method::GetPrompt => {
                 let said = read.params.name.as_deref().unwrap_or_default();
-                let split = split_name(said);
-                self.pass_on(&read, split, read.params.name_at, id, trail).await
+                self.pass_on(&read, split_name(said), read.params.name_at, trail).await
             }
             Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
                 let said = read.params.uri.as_deref().unwrap_or_default();
-                self.pass_on(&read, split_uri(said), read.params.uri_at, id, trail).await
+                self.pass_on(&read, split_uri(said), read.params.uri_at, trail).await
             }
-            Method::Complete => self.complete(&read, id, trail).await,
+            Method::Complete => self.complete(&read, trail).await,
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
-                let task = read
-                    .params
-                    .task_id
-                    .as_ref()
-                    .map(|task| task.text.as_str())
-                    .unwrap_or_default();
-                let server = said_server(task).ok_or(Reason::UnknownTask)?;
-                let body = read.body.clone();
-                self.to_server(&read, server, body, read.headers.clone(), id, trail).await
+                let task = read.params.task_id.as_ref().map(|task| task.text.as_str());
+                let Some((name, server)) = task.and_then(|task| Some((task, said_server(task)?))) else {
+                    return Err(self.nothing(&read, task, trail).await);
+                };
+                let addressed = Addressed {
+                    server,
+                    name,
+                    body: read.body.clone(),
+                    headers: read.headers.clone(),
+                };
+                self.to_server(&read, addressed, trail).await
             }
             // Neither is a request.
             Method::Notification | Method::Answer | Method::OpenStream | Method::EndSession => Err(Reason::UnknownMethod.into()),
@@ -291,33 +268,29 @@ impl Asker {
         read: &Read<'_>,
         split: Option<(ServerName, &str)>,
         at: Option<mcp::Place>,
-        id: &MessageId,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
         let said = read.params.name.as_deref().or(read.params.uri.as_deref());
         let (Some((server, name)), Some(at)) = (split, at) else {
             return Err(self.nothing(read, said, trail).await);
         };
-        let wish = (server.clone(), name.to_owned());
         let body = splice(&read.body, vec![(at, Value::from(name).to_string())]);
         let mut headers = read.headers.clone();
         if headers.contains_key(mcp::NAME) {
             let name = HeaderValue::from_str(&mcp::encode_sentinel(name)).map_err(|_| Refusal::new(Reason::HeaderMismatch))?;
             headers.insert(mcp::NAME, name);
         }
-        let response = self.to_server(read, server, body, headers, id, trail).await?;
-        match (read.method, &read.conversation) {
-            (Method::Subscribe, Some(conversation)) if response.status() == StatusCode::OK => {
-                conversation.subscribe(&wish.0, &wish.1);
-            }
-            (Method::Unsubscribe, Some(conversation)) => conversation.unsubscribe(&wish.0, &wish.1),
-            _ => (),
-        }
-        Ok(response)
+        let addressed = Addressed {
+            server,
+            name,
+            body,
+            headers,
+        };
+        self.to_server(read, addressed, trail).await
     }
 
     /// A completion is for the server of what it completes.
-    async fn complete(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+    async fn complete(&self, read: &Read<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let completion = mcp::completion(&read.params).map_err(|malformed| heard(malformed, trail))?;
         let (said, split, member) = match &completion.of {
             Reference::Prompt(name) => (name, split_name(name), "name"),
@@ -328,8 +301,13 @@ impl Asker {
         };
         let mut reference: Value = serde_json::from_slice(reference).map_err(|_| Refusal::new(Reason::InvalidParams))?;
         reference[member] = name.into();
-        let body = splice(&read.body, vec![(at, reference.to_string())]);
-        self.to_server(read, server, body, read.headers.clone(), id, trail).await
+        let addressed = Addressed {
+            server,
+            name,
+            body: splice(&read.body, vec![(at, reference.to_string())]),
+            headers: read.headers.clone(),
+        };
+        self.to_server(read, addressed, trail).await
     }
 
     /// What is asked for no server can have. Who may ask for nothing hears that first.
@@ -348,27 +326,26 @@ impl Asker {
 
     /// Passed on, and answered as the server's own endpoint would. A server that there is not for this caller is not told
     /// from one that there is not at all.
-    async fn to_server(
-        &self,
-        read: &Read<'_>,
-        server: ServerName,
-        body: Bytes,
-        headers: HeaderMap,
-        id: &MessageId,
-        trail: &mut Trail,
-    ) -> Result<Response<Body>, Refusal> {
+    async fn to_server(&self, read: &Read<'_>, to: Addressed<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         trail.passed_on = true;
-        let flight = read.conversation.as_ref().map(|conversation| {
+        let flight = read.conversation.as_ref().zip(trail.id.as_ref()).map(|(conversation, id)| {
             let flights = &self.gate.combined.flights;
-            flights.begin(&conversation.label, id, &server)
+            flights.begin(&conversation.label, id, &to.server)
         });
-        let asked = read.ask(server, &headers, body).await;
+        let asked = read.ask(to.server.clone(), &to.headers, to.body).await;
+        if let (Some(conversation), true) = (&read.conversation, asked.answered.is_ok()) {
+            match read.method {
+                Method::Subscribe => conversation.subscribe(&to.server, to.name),
+                Method::Unsubscribe => conversation.unsubscribe(&to.server, to.name),
+                _ => (),
+            }
+        }
         match asked.answered {
             Err(ref refusal) if is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
             _ => {
                 let response = asked.response(&self.gate);
                 Ok(match flight {
-                    Some(flight) => response.map(|body| Flying { body, _flight: flight }.boxed()),
+                    Some(flight) => response.map(|body| flight.with(body)),
                     None => response,
                 })
             }
@@ -398,225 +375,6 @@ impl Read<'_> {
         }
         asked.keeping_the_session()
     }
-}
-
-impl Through {
-    pub fn names(&self) -> Names {
-        self.names.clone()
-    }
-
-    pub fn label(&self) -> Option<String> {
-        self.conversation.as_ref().map(|conversation| conversation.label.clone())
-    }
-
-    /// Whether a session is to be opened for this call.
-    pub fn opens(&self, call: &Call) -> bool {
-        self.opens && call.era == Era::Legacy && self.conversation.is_some()
-    }
-
-    fn server(&self) -> &ServerName {
-        self.names.server()
-    }
-
-    fn held(&self) -> Option<Held> {
-        self.conversation.as_ref()?.held(self.server())
-    }
-
-    /// Whether the server has lost the session, by what it answered in it. If it has, the next call opens another. Some
-    /// servers say it with a status that can mean other things too: those are asked again.
-    async fn has_lost(&self, held: &Held, answered: Option<StatusCode>) -> bool {
-        let lost = match answered {
-            Some(StatusCode::NOT_FOUND) => true,
-            Some(StatusCode::BAD_REQUEST) => {
-                let ping = Bytes::from_static(br#"{"jsonrpc":"2.0","id":"guardian/ping","method":"ping"}"#);
-                let through = self.asker.through(self.server().clone(), self.conversation.clone(), false);
-                let answered = through.ask(Verb::Post, &held.fields(), ping).await.trail.answered;
-                matches!(answered, Some(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST))
-            }
-            _ => false,
-        };
-        if let (true, Some(conversation)) = (lost, &self.conversation) {
-            conversation.lose(self.server(), held);
-        }
-        lost
-    }
-
-    /// Whether the server is known to lack a capability.
-    fn lacks(&self, capability: &str) -> bool {
-        let server = self.asker.gate.parts.upstreams.get(self.server());
-        server.is_some_and(|server| server.hello().lacks(capability))
-    }
-
-    /// One message for one server, with a trail and records of its own.
-    async fn ask(&self, verb: Verb, headers: &HeaderMap, body: Bytes) -> Asked {
-        let Asker {
-            gate,
-            principal,
-            counted,
-            source,
-        } = &self.asker;
-        let clock = &gate.parts.clock;
-        let mut trail = Trail::new((clock.request)(), (clock.now)(), *source);
-        trail.principal = Some(principal.clone());
-        trail.server = Some(self.server().clone());
-        trail.through = true;
-        let errand = Errand {
-            headers,
-            verb,
-            body: Ok(body),
-            principal: principal.clone(),
-            counted: *counted,
-        };
-        let answered = gate.pass(errand, self.server().clone(), Some(self), &mut trail).await;
-        let (error, recorded) = match &answered {
-            Ok(_) => ("", Ok(true)),
-            Err(refusal) => (refusal.reason.code(), gate.put_down(refusal, &trail).await),
-        };
-        gate.count(&trail, error);
-        Asked {
-            answered,
-            trail,
-            recorded,
-        }
-    }
-}
-
-impl Asker {
-    fn through(&self, server: ServerName, conversation: Option<Arc<Conversation>>, opens: bool) -> Through {
-        Through {
-            asker: self.clone(),
-            names: Names::new(server, Origin::Answer),
-            conversation,
-            opens,
-        }
-    }
-}
-
-impl Asked {
-    /// What the caller is told.
-    fn response(self, gate: &Gate) -> Response<Body> {
-        match (self.answered, self.recorded) {
-            (Ok(response), _) => response,
-            (Err(refusal), Ok(recorded)) => gate.tell(&refusal, recorded, &self.trail),
-            (Err(_), Err(())) => gate.tell(&Reason::AuditUnavailable.into(), false, &self.trail),
-        }
-    }
-
-    /// Told as a refusal of the combined endpoint, with the record of the server's own.
-    fn refused_here(self, trail: &mut Trail, reason: Reason) -> Refusal {
-        trail.request = self.trail.request;
-        trail.recorded = self.recorded == Ok(true);
-        match self.recorded {
-            Ok(_) => reason.into(),
-            Err(()) => Reason::AuditUnavailable.into(),
-        }
-    }
-
-    /// To a legacy client 404 says that its session is gone. A server's session is not the client's.
-    fn keeping_the_session(mut self) -> Self {
-        if let (Ok(response), Era::Legacy) = (&mut self.answered, self.trail.era)
-            && response.status() == StatusCode::NOT_FOUND
-        {
-            *response.status_mut() = StatusCode::OK;
-        }
-        self
-    }
-}
-
-impl Flights {
-    fn begin(self: &Arc<Self>, label: &str, id: &MessageId, server: &ServerName) -> Flight {
-        let key = (label.to_owned(), id.as_json().to_owned());
-        self.map().insert(key.clone(), server.clone());
-        Flight {
-            flights: self.clone(),
-            key,
-        }
-    }
-
-    /// Whose request this is.
-    fn server(&self, label: &str, id: &MessageId) -> Option<ServerName> {
-        let key = (label.to_owned(), id.as_json().to_owned());
-        self.map().get(&key).cloned()
-    }
-
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), ServerName>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.flights.map().remove(&self.key);
-    }
-}
-
-/// The body of an answer to a request that is under way until all of it is out.
-struct Flying {
-    body: Body,
-    _flight: Flight,
-}
-
-impl Flying {
-    fn boxed(self) -> Body {
-        UnsyncBoxBody::new(self)
-    }
-}
-
-impl http_body::Body for Flying {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// The answer in a response, whichever way it comes.
-async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
-    let events = is_event_stream(&response);
-    let mut body = response.into_body();
-    if !events {
-        return transport::read_body(body, LONGEST_ANSWER, Duration::MAX).await.ok();
-    }
-    let mut reader = SseReader::new(LONGEST_ANSWER);
-    while let Some(frame) = body.frame().await {
-        reader.push(frame.ok()?.into_data().ok()?);
-        while let Some(frame) = reader.frame().ok()? {
-            let Some(data) = frame.data.filter(|data| !data.is_empty()) else {
-                continue;
-            };
-            if let AnswerKind::Result { .. } | AnswerKind::Error { .. } = mcp::answer_kind(&data, id) {
-                return Some(data);
-            }
-        }
-    }
-    None
-}
-
-/// All of them at once; the results in the order of the futures.
-async fn all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
-    let mut slots: Vec<_> = futures.into_iter().map(|future| (Some(future), None)).collect();
-    poll_fn(|context| {
-        for (future, result) in &mut slots {
-            if let Some(Poll::Ready(ready)) = future.as_mut().map(|future| future.as_mut().poll(context)) {
-                (*future, *result) = (None, Some(ready));
-            }
-        }
-        match slots.iter().all(|(future, _)| future.is_none()) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
-    slots.into_iter().filter_map(|(_, result)| result).collect()
 }
 
 /// How it is said that there is no such thing.

@@ -2,7 +2,8 @@
 //! meant where that is known, to all that know this client otherwise. Servers it never spoke to hear nothing.
 
 use super::session::{Conversation, Held};
-use super::{Asker, Read, all, answer};
+use super::through::all;
+use super::{Asker, Read, answer};
 use crate::domain::{MessageId, Reason, Refusal, ServerName};
 use crate::gate::site::Verb;
 use crate::gate::trail::Trail;

@@ -2,8 +2,9 @@
 //! sessions that are open here. They are opened when the first call for a server is permitted, by any instance anew, and
 //! opened again when a server has lost its own.
 
+use super::Asker;
 use super::names::{Names, Origin};
-use super::{Asker, Through, whole};
+use super::through::{Through, whole};
 use crate::domain::{MessageId, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::gate::site::Verb;
 use crate::mcp;

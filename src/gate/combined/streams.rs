@@ -2,9 +2,10 @@
 //! client listens. One that ends is opened again after a while; one that never begins is no reason to end the others.
 //! That a list of tools has changed Guardian says itself, once the list that it gives has.
 
+use super::Asker;
 use super::names::{Names, Origin, split_event};
 use super::session::{Conversation, Held};
-use super::{Asked, Asker, Through};
+use super::through::{Asked, Through};
 use crate::decide::Snapshot;
 use crate::domain::{Digest, Era, Reason, Refusal, ServerName};
 use crate::gate::alive::Alive;
