@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 7 | [`cli`] | one file a command; the quickstart and its demo server |
 //! | 6 | [`app`] | wires the rooms from one configuration: start, watch, drain, stop; the clock |
-//! | 5 | [`gate`] | the request path: caller, facts, decision, record, forward, reply |
+//! | 5 | [`gate`] | the request path: caller, facts, decision, record, forward, reply; all servers as one at `/mcp` |
 //! | 5 | [`console`] | what operators look at: health and metrics |
 //! | 4 | [`upstream`] | the MCP servers: pools, processes, sessions, tool lists, `forward(Cleared)` |
 //! | 3 | [`identity`] | token, API key or certificate → `Principal` |

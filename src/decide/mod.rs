@@ -58,6 +58,20 @@ pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
     }
 }
 
+/// Whether this caller is a member whose authorisation is known, whatever it is for.
+pub fn is_admitted(facts: &Facts<'_>) -> Result<(), Refusal> {
+    standing::member(facts).map_err(|refusal| *refusal)?;
+    match facts.view.fresh {
+        true => Ok(()),
+        false => Err(Reason::StaleAuthorization.into()),
+    }
+}
+
+/// Whether this caller may speak to this server at all.
+pub fn admits(server: &ServerName, facts: &Facts<'_>) -> bool {
+    standing::held(server, facts).is_ok()
+}
+
 /// Whether some call of this tool by this caller could be permitted now. Says yes when in doubt: it never hides a
 /// tool that can be called.
 pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>) -> bool {

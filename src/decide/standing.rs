@@ -13,14 +13,7 @@ pub(super) struct Held<'a> {
 
 /// The grant with which this caller may speak to this server at all.
 pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a>, Box<Refusal>> {
-    let member = match facts.enrolment {
-        Enrolment::Absent => return Err(Reason::NotEnrolled.into()),
-        Enrolment::Disabled => return Err(Reason::MemberDisabled.into()),
-        Enrolment::Active(member) => member,
-    };
-    if member.status != MemberStatus::Active {
-        return Err(Reason::MemberDisabled.into());
-    }
+    let member = member(facts)?;
     match facts.snapshot.server_enabled(server) {
         None => return Err(Reason::UnknownServer.into()),
         Some(false) => return Err(Reason::ServerDisabled.into()),
@@ -35,6 +28,15 @@ pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a
         grant,
         scopes: scopes(grant, facts.principal),
     })
+}
+
+/// Whom the caller is here.
+pub(super) fn member<'a>(facts: &Facts<'a>) -> Result<&'a Member, Box<Refusal>> {
+    match facts.enrolment {
+        Enrolment::Absent => Err(Reason::NotEnrolled.into()),
+        Enrolment::Active(member) if member.status == MemberStatus::Active => Ok(member),
+        Enrolment::Disabled | Enrolment::Active(_) => Err(Reason::MemberDisabled.into()),
+    }
 }
 
 /// Whether the tool is offered as it was pinned and the scopes held cover it.

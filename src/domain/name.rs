@@ -83,10 +83,10 @@ macro_rules! names {
 
 names! {
     /// An MCP server as clients see it in `/mcp/{server}`.
-    ServerName, "a server name", "lower-case letters, digits, `-` and single `_`, starting with a letter or digit, at most 63",
+    ServerName, "a server name", "lower-case letters, digits, `-` and single `_`, starting with a letter or digit, not ending with `_`, at most 63",
         |t| matches!(t.len(), 1..=63)
             && t.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
-            && t.as_bytes()[0].is_ascii_alphanumeric() && !t.contains("__");
+            && t.as_bytes()[0].is_ascii_alphanumeric() && !t.contains("__") && !t.ends_with('_');
     /// A tool as its server names it.
     ToolName, "a tool name", "letters, digits, `_`, `.` and `-`, at most 128",
         |t| matches!(t.len(), 1..=128) && t.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_server_name_cannot_hold_the_separator_of_the_combined_endpoint() {
         assert!(ServerName::parse("git_hub-2").is_ok());
-        for bad in ["", "a__b", "_a", "A", "a/b", "a.b", &"a".repeat(64)] {
+        for bad in ["", "a__b", "_a", "a_", "A", "a/b", "a.b", &"a".repeat(64)] {
             assert!(ServerName::parse(bad).is_err(), "{bad}");
         }
     }

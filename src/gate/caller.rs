@@ -19,10 +19,17 @@ pub struct Caller {
 }
 
 /// Whom a credential names.
+#[derive(Clone)]
 pub struct Proved {
     pub principal: Arc<Principal>,
     /// The owner of the key it is, and the generation of the grants before it was looked for.
     owner: Option<(Arc<Member>, u64)>,
+}
+
+impl From<Arc<Principal>> for Proved {
+    fn from(principal: Arc<Principal>) -> Self {
+        Self { principal, owner: None }
+    }
 }
 
 /// Proves callers and remembers them by the very values they were made of.

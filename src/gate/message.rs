@@ -20,7 +20,7 @@ pub(super) fn named_session(
     let open = |sealed| {
         upstreams
             .sessions()
-            .open(sealed, caller, server, now)
+            .open(sealed, caller, Some(server), now)
             .ok_or(Refusal::new(Reason::UnknownSession))
     };
     heads.session.map(open).transpose()

@@ -23,11 +23,16 @@ impl Metadata {
         }
     }
 
-    pub fn document(&self, site: &Site, server: &ServerName) -> Bytes {
+    /// Of a server, or of all together.
+    pub fn document(&self, site: &Site, server: Option<&ServerName>) -> Bytes {
+        let name = match server {
+            Some(server) => format!("{server} behind Neural Guardian"),
+            None => "Neural Guardian".to_owned(),
+        };
         let mut document = json!({
             "resource": site.resource(server),
             "bearer_methods_supported": ["header"],
-            "resource_name": format!("{server} behind Neural Guardian"),
+            "resource_name": name,
         });
         if !self.authorization_servers.is_empty() {
             document["authorization_servers"] = self.authorization_servers.clone().into();

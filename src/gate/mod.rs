@@ -7,6 +7,7 @@
 mod alive;
 mod bodies;
 mod caller;
+mod combined;
 mod lens;
 mod message;
 mod metadata;
@@ -41,8 +42,10 @@ use crate::transport::{Body, BodyProblem, Peer};
 use crate::upstream::{Eras, Failed, ForwardHeads, Holder, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
 use bodies::{Bodies, Unread};
+use bytes::Bytes;
 use caller::{Caller, Proved};
-use http::{Request, Response, StatusCode, request};
+use combined::{Combined, Through};
+use http::{HeaderMap, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use lens::{Lens, Viewer};
 use message::{heard, id_of, named_session, read, without_body};
@@ -90,7 +93,17 @@ pub struct Gate {
     noise: Noise,
     streams: Arc<Streams>,
     talks: Arc<Talks>,
+    combined: Combined,
     draining: AtomicBool,
+}
+
+/// What a proved caller sent.
+struct Errand<'a> {
+    headers: &'a HeaderMap,
+    verb: Verb,
+    body: Result<Bytes, Unread>,
+    proved: Proved,
+    counted: Option<PrincipalKey>,
 }
 
 /// Largest body that is read for the id of a message whose sender is not known.
@@ -105,6 +118,7 @@ impl Gate {
         Self {
             bodies: Bodies::new(parts.site.max_body),
             talks: Talks::new(parts.upstreams.sessions().clone()),
+            combined: Combined::new(parts.session_lifetime),
             parts,
             noise: Noise::default(),
             streams: Arc::default(),
@@ -118,7 +132,7 @@ impl Gate {
     }
 
     /// Answers one HTTP request, whatever it is.
-    pub async fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
+    pub async fn handle(self: &Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut trail = Trail::new((self.parts.clock.request)(), (self.parts.clock.now)(), peer.address.ip());
         let answered = self.serve(&head, body, &peer, &mut trail).await;
@@ -126,15 +140,22 @@ impl Gate {
             Ok(response) => (response, ""),
             Err(refusal) => (self.refuse(&refusal, &trail).await, refusal.reason.code()),
         };
+        // What servers were asked on the way is counted as theirs.
+        if !trail.passed_on {
+            self.count(&trail, error);
+        }
+        response
+    }
+
+    fn count(&self, trail: &Trail, error: &'static str) {
         let method = trail.method.map_or("none", Method::as_str);
         self.parts
             .metrics
             .operation(method, trail.server.as_ref(), error, trail.started.elapsed());
-        response
     }
 
     async fn serve(
-        &self,
+        self: &Arc<Self>,
         head: &request::Parts,
         body: Incoming,
         peer: &Peer,
@@ -144,12 +165,12 @@ impl Gate {
         let upstreams = &*self.parts.upstreams;
         let server = match site::route(head)? {
             Route::Metadata(server) => return self.document(head, server, upstreams),
-            Route::OnlyServer => upstreams.only().ok_or(Reason::UnknownPath)?.name().clone(),
-            Route::Mcp(server) => server,
+            Route::Combined => None,
+            Route::Mcp(server) => Some(server),
         };
         let verb = site::verb(head)?;
-        trail.server = Some(server.clone());
-        let proved = self.prove(head, peer, &server, trail.at).await;
+        trail.server.clone_from(&server);
+        let proved = self.prove(head, peer, server.as_ref(), trail.at).await;
         let most = if proved.is_ok() {
             self.parts.site.max_body
         } else {
@@ -169,23 +190,56 @@ impl Gate {
         let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
         let proved = match trail.at.since(asked) < SLOW {
             true => proved,
-            false => self.prove(head, peer, &server, trail.at).await?,
+            false => self.prove(head, peer, server.as_ref(), trail.at).await?,
         };
         if self.draining.load(Ordering::Relaxed) {
             return Err(Reason::Draining.into());
         }
-        site::media_types(head, verb)?;
-        let heads = mcp::read_heads(&head.headers).map_err(|malformed| heard(malformed, trail))?;
+        let headers = &head.headers;
+        let errand = Errand {
+            headers,
+            verb,
+            body,
+            proved,
+            counted,
+        };
+        match server {
+            Some(server) => self.pass(errand, server, None, trail).await,
+            None => Box::pin(self.combined(errand, trail)).await,
+        }
+    }
+
+    /// One message for one server, from its bytes to its answer. `through`: it came by way of the combined endpoint.
+    async fn pass(
+        &self,
+        errand: Errand<'_>,
+        server: ServerName,
+        through: Option<&Through>,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        let Errand {
+            headers,
+            verb,
+            body,
+            proved,
+            counted,
+        } = errand;
+        let upstreams = &*self.parts.upstreams;
+        site::media_types(headers, verb)?;
+        let heads = mcp::read_heads(headers).map_err(|malformed| heard(malformed, trail))?;
         let session = named_session(&heads, upstreams, &proved.principal, &server, trail.at);
         let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
         let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
         let talk = Talk::new(&self.talks, &proved.principal, &server, label, asks);
-        let (call, session, tasks) = match verb {
+        let (call, mut session, tasks) = match verb {
             Verb::Post => read(body.map_err(unread)?, &heads, session, &server, &talk, trail)?,
             Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
             Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
         };
-        trail.session = session.as_ref().map(Session::label);
+        trail.session = match through {
+            Some(through) => through.label(),
+            None => session.as_ref().map(Session::label),
+        };
         let (view, generation) = self.view().await;
         let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
         trail.member.clone_from(&caller.member);
@@ -210,18 +264,29 @@ impl Gate {
                 return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
-        let params = mirror::fields(permit.call(), &head.headers, &snapshot)
-            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
+        let params =
+            mirror::fields(permit.call(), headers, &snapshot).inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
             .admit(&permit, &caller.principal, counted)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let handing = Handing::of(talk, permit.call(), tasks);
         let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
-        let screen = Screen::of(permit.call(), handing, lens);
+        let mut screen = Screen::of(permit.call(), handing, lens, through.map(Through::names));
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
         let decision = trail.permitted(&self.parts.environment, arguments);
         let ticket = ticket(generation, &caller, permit.basis());
         let cleared = self.record(permit, decision, trail).await?;
+        let mut version = None;
+        if let Some(through) = through.filter(|through| through.opens(cleared.call())) {
+            match through.session().await {
+                Ok(held) => (session, version) = (held.session, Some(held.version)),
+                Err(refusal) => {
+                    cleared.abort("no session could be opened");
+                    return Err(refusal);
+                }
+            }
+            screen.in_session(session.as_ref());
+        }
         if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
             cleared.abort(reason.code());
             return Err(reason.into());
@@ -231,6 +296,7 @@ impl Gate {
         }
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
+            version,
             last_event_id: heads.last_event_id.map(str::to_owned),
             holder: (trail.method == Some(Method::Initialize)).then(|| Holder::new(&caller.principal, &server)),
             params,
@@ -239,6 +305,7 @@ impl Gate {
             let cause = failed.cause.as_deref().unwrap_or_default();
             tracing::warn!(request = %trail.request, %server, %failed, cause, "the server did not answer properly");
         })?;
+        trail.answered = answer.status();
         let sealing = Sealing {
             keys: upstreams.sessions(),
             principal: &caller.principal,
@@ -272,7 +339,13 @@ impl Gate {
         }
     }
 
-    async fn prove(&self, head: &request::Parts, peer: &Peer, server: &ServerName, now: Timestamp) -> Result<Proved, Reason> {
+    async fn prove(
+        &self,
+        head: &request::Parts,
+        peer: &Peer,
+        server: Option<&ServerName>,
+        now: Timestamp,
+    ) -> Result<Proved, Reason> {
         let audience = self.parts.site.resource(server);
         self.parts.callers.prove(&head.headers, peer, &audience, now).await
     }
@@ -294,8 +367,18 @@ impl Gate {
 }
 
 impl Gate {
-    /// Writes the refusal down (in full for proved callers, counted for strangers) and answers it.
+    /// Writes the refusal down and answers it.
     async fn refuse(&self, refusal: &Refusal, trail: &Trail) -> Response<Body> {
+        let recorded = self.put_down(refusal, trail).await;
+        let unrecorded = Refusal::new(Reason::AuditUnavailable);
+        match recorded {
+            Ok(recorded) => self.tell(refusal, recorded, trail),
+            Err(()) => self.tell(&unrecorded, false, trail),
+        }
+    }
+
+    /// In full for proved callers, counted for strangers. Whether there is a record to quote; `Err` if there cannot be one.
+    async fn put_down(&self, refusal: &Refusal, trail: &Trail) -> Result<bool, ()> {
         let recorded = match &trail.principal {
             _ if trail.recorded => Ok(true),
             None => {
@@ -305,17 +388,20 @@ impl Gate {
             }
             Some(principal) => self.record_refusal(refusal, principal, trail).await,
         };
-        let unrecorded = Refusal::new(Reason::AuditUnavailable);
-        let (refusal, recorded) = match recorded {
-            Ok(recorded) => (refusal, recorded),
-            Err(()) => (&unrecorded, false),
+        let reason = match recorded {
+            Ok(_) => refusal.reason,
+            Err(()) => Reason::AuditUnavailable,
         };
         tracing::info!(
-            request = %trail.request, reason = refusal.reason.code(), method = trail.method(),
+            request = %trail.request, reason = reason.code(), method = trail.method(),
             server = trail.server.as_ref().map_or("", ServerName::as_str), "refused"
         );
-        let metadata = self.parts.site.metadata_url(trail.server.as_ref());
+        recorded
+    }
+
+    fn tell(&self, refusal: &Refusal, recorded: bool, trail: &Trail) -> Response<Body> {
         let server = trail.server.as_ref();
+        let metadata = self.parts.site.metadata_url(server.filter(|_| !trail.through));
         let denials = server.and_then(|server| self.parts.denials.get(server).copied());
         let eras = server.and_then(|server| self.parts.upstreams.get(server));
         reply::refuse(
@@ -411,10 +497,11 @@ impl Gate {
         match call.method {
             // Probes and courtesies are free: refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
-            Method::OpenStream | Method::Listen if self.streams.of(principal) >= MOST_STREAMS => Err(Refusal {
-                retry_after: Some(Duration::from_secs(1)),
-                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
-            }),
+            Method::OpenStream | Method::Listen => {
+                self.has_room_for_a_stream(principal)?;
+                let admission = self.parts.limits.admit(counted(), &call.server, None);
+                admission.map(Some).map_err(|refusal| *refusal)
+            }
             // Whoever waits for a task asks again and again; that is no call of its tool.
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
                 let admission = self.parts.limits.admit(counted(), &call.server, None);
@@ -431,12 +518,20 @@ impl Gate {
             | Method::PromptsList
             | Method::GetPrompt
             | Method::Complete
-            | Method::SetLevel
-            | Method::Listen
-            | Method::OpenStream => {
+            | Method::SetLevel => {
                 let admission = self.parts.limits.admit(counted(), &call.server, call.tool());
                 admission.map(Some).map_err(|refusal| *refusal)
             }
+        }
+    }
+
+    fn has_room_for_a_stream(&self, principal: &Principal) -> Result<(), Refusal> {
+        match self.streams.of(principal) >= MOST_STREAMS {
+            false => Ok(()),
+            true => Err(Refusal {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+            }),
         }
     }
 
@@ -449,12 +544,13 @@ impl Gate {
         if head.method != http::Method::GET {
             return Err(Reason::WrongHttpMethod.into());
         }
-        let server = match server {
-            Some(server) => server,
-            None => upstreams.only().ok_or(Reason::UnknownPath)?.name().clone(),
-        };
-        upstreams.get(&server).ok_or(Reason::UnknownServer)?;
-        let mut response = reply::json(StatusCode::OK, self.parts.metadata.document(&self.parts.site, &server));
+        if let Some(server) = &server {
+            upstreams.get(server).ok_or(Reason::UnknownServer)?;
+        }
+        let mut response = reply::json(
+            StatusCode::OK,
+            self.parts.metadata.document(&self.parts.site, server.as_ref()),
+        );
         response
             .headers_mut()
             .insert(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, http::HeaderValue::from_static("*"));

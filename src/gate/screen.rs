@@ -2,6 +2,7 @@
 //! What a server says of itself (cookies, challenges, redirects) never got this far.
 
 use super::alive::Alive;
+use super::combined::Names;
 use super::lens::Lens;
 use super::reply;
 use super::streams::{Guarded, Streams};
@@ -24,6 +25,8 @@ pub struct Screen {
     method: Method,
     handing: Handing,
     lens: Lens,
+    /// How the server's words are written, where others have theirs beside them.
+    names: Option<Names>,
 }
 
 /// What a new session is sealed with.
@@ -43,17 +46,24 @@ pub struct Open {
     pub keep_alive: Duration,
 }
 
+const EVENTS: &str = "text/event-stream";
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, handing: Handing, lens: Lens) -> Self {
+    pub fn of(call: &Call, handing: Handing, lens: Lens, names: Option<Names>) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
             handing,
             lens,
+            names,
         }
+    }
+
+    /// The session was opened for this call.
+    pub fn in_session(&mut self, session: Option<&Session>) {
+        self.handing.in_session(session.map(Session::label));
     }
 
     /// `admission` and the stream's ticket are held until the last byte is out.
@@ -89,7 +99,15 @@ impl Screen {
             .handing
             .hand_out(body, said)
             .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
-        self.lens.answer(handed)
+        self.named(self.lens.answer(handed)?)
+    }
+
+    fn named(&self, body: Bytes) -> Result<Bytes, Refusal> {
+        let unreadable = |_| Refusal::with_detail(Reason::UpstreamBroken, "what it names cannot be read");
+        match &self.names {
+            None => Ok(body),
+            Some(names) => mcp::renamed(&body, names).map_err(unreadable),
+        }
     }
 
     fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
@@ -99,22 +117,17 @@ impl Screen {
         let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let body = Alive::new(body, open.keep_alive).boxed();
-        let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("private, no-cache, no-store, no-transform"),
-        );
-        headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
-        response
+        event_stream(Guarded::new(body, admission, enrolled).boxed())
     }
 
     fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
-        let Piece { frame, kind, said } = match piece {
+        let Piece { mut frame, kind, said } = match piece {
             Err(failed) => return Some(event(&self.broken(&failed.into()))),
             Ok(piece) => piece,
         };
+        if let Some(names) = &self.names {
+            names.event(&mut frame);
+        }
         match kind {
             None | Some(AnswerKind::Error { .. } | AnswerKind::Malformed(_)) => Some(frame.raw),
             Some(AnswerKind::Result { .. }) => Some(self.answered(frame, &said)),
@@ -137,11 +150,14 @@ impl Screen {
     fn replayed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
         let data = frame.data.take()?;
         let handed = self.handing.hand_out(data.clone(), said)?;
-        match self.lens.replayed(&handed) {
-            Ok(None) if handed == data => Some(frame.raw),
-            Ok(None) => Some(replace_data(&frame, &handed)),
-            Ok(Some(body)) => Some(replace_data(&frame, &body)),
-            Err(()) => None,
+        let seen = match self.lens.replayed(&handed) {
+            Ok(None) => handed,
+            Ok(Some(body)) => body,
+            Err(()) => return None,
+        };
+        match self.named(seen).ok()? {
+            body if body == data => Some(frame.raw),
+            body => Some(replace_data(&frame, &body)),
         }
     }
 
@@ -151,7 +167,7 @@ impl Screen {
         if !self.handing.is_for(&data, said) {
             return None;
         }
-        match self.handing.hand_out(data.clone(), said)? {
+        match self.named(self.handing.hand_out(data.clone(), said)?).ok()? {
             body if body == data => Some(frame.raw),
             body => Some(replace_data(&frame, &body)),
         }
@@ -182,7 +198,26 @@ fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {
         version: opened.version,
         expires_at: sealing.now.plus(sealing.lifetime),
     };
-    HeaderValue::try_from(sealing.keys.seal(&session, sealing.principal, sealing.server)).ok()
+    HeaderValue::try_from(sealing.keys.seal(&session, sealing.principal, Some(sealing.server))).ok()
+}
+
+pub fn event_stream(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, no-cache, no-store, no-transform"),
+    );
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+pub fn is_event_stream(response: &Response<Body>) -> bool {
+    response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value == EVENTS)
 }
 
 /// Old clients lose their session on an error status; what they need to know is in the body. 404 means just that.
@@ -202,7 +237,7 @@ fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
 }
 
 /// Every line of the data gets its field: a server may break a message into lines.
-fn event(data: &[u8]) -> Bytes {
+pub fn event(data: &[u8]) -> Bytes {
     let mut event = b"event: message\n".to_vec();
     for line in data.split(|byte| *byte == b'\n') {
         event.extend_from_slice(b"data: ");

@@ -22,9 +22,9 @@ pub struct Site {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route {
     Mcp(ServerName),
-    /// `/mcp`, which stands for the only server.
-    OnlyServer,
-    /// The protected-resource document of a server, or of the only one.
+    /// `/mcp`: all servers together.
+    Combined,
+    /// The protected-resource document of a server, or of all together.
     Metadata(Option<ServerName>),
 }
 
@@ -68,15 +68,18 @@ impl Site {
         }
     }
 
-    /// The exact URL of a server as clients use it; also the audience of tokens made for it.
-    pub fn resource(&self, server: &ServerName) -> String {
-        format!("{}/mcp/{server}", self.origin)
+    /// The exact URL of a server, or of all together, as clients use it; also the audience of tokens made for it.
+    pub fn resource(&self, server: Option<&ServerName>) -> String {
+        match server {
+            Some(server) => format!("{}/mcp/{server}", self.origin),
+            None => format!("{}/mcp", self.origin),
+        }
     }
 
     pub fn metadata_url(&self, server: Option<&ServerName>) -> String {
         match server {
             Some(server) => format!("{}{METADATA}/mcp/{server}", self.origin),
-            None => format!("{}{METADATA}", self.origin),
+            None => format!("{}{METADATA}/mcp", self.origin),
         }
     }
 
@@ -109,7 +112,7 @@ pub fn route(head: &request::Parts) -> Result<Route, Refusal> {
     let path = head.uri.path();
     let named = |name: &str| ServerName::parse(name).map_err(|_| Refusal::new(Reason::UnknownServer));
     if path == "/mcp" {
-        return Ok(Route::OnlyServer);
+        return Ok(Route::Combined);
     }
     if let Some(name) = path.strip_prefix("/mcp/") {
         return named(name).map(Route::Mcp);
@@ -134,15 +137,13 @@ pub fn verb(head: &request::Parts) -> Result<Verb, Refusal> {
 }
 
 /// Media types are judged once, exactly, and never decide whether a message is judged.
-pub fn media_types(head: &request::Parts, verb: Verb) -> Result<(), Refusal> {
-    if head.headers.contains_key(header::CONTENT_ENCODING) {
+pub fn media_types(headers: &HeaderMap, verb: Verb) -> Result<(), Refusal> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Refusal::with_detail(Reason::WrongMediaType, "an encoded body is not taken"));
     }
     match verb {
-        Verb::Post => {
-            json_in_utf8(&head.headers).and_then(|()| accepts(&head.headers, &["application/json", "text/event-stream"]))
-        }
-        Verb::Get => accepts(&head.headers, &["text/event-stream"]),
+        Verb::Post => json_in_utf8(headers).and_then(|()| accepts(headers, &["application/json", "text/event-stream"])),
+        Verb::Get => accepts(headers, &["text/event-stream"]),
         Verb::Delete => Ok(()),
     }
 }
@@ -218,7 +219,7 @@ mod tests {
     fn paths_are_exact() {
         let to = |path: &str| route(&head("POST", path, &[]));
         assert_eq!(to("/mcp/demo").unwrap(), Route::Mcp(ServerName::parse("demo").unwrap()));
-        assert_eq!(to("/mcp").unwrap(), Route::OnlyServer);
+        assert_eq!(to("/mcp").unwrap(), Route::Combined);
         assert_eq!(to("/.well-known/oauth-protected-resource").unwrap(), Route::Metadata(None));
         for bad in [
             "/",

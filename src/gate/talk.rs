@@ -254,6 +254,11 @@ impl Handing {
         }
     }
 
+    /// The session was not open yet when the call was judged.
+    pub fn in_session(&mut self, label: Option<String>) {
+        self.talk.session = label.unwrap_or_default();
+    }
+
     /// Whether it is for this caller: a subscription tells of the tasks it was opened for.
     pub fn is_for(&self, message: &[u8], said: &Said) -> bool {
         let named = |place: &Place| self.named.iter().any(|(text, _)| text == place.text(message));

@@ -7,6 +7,7 @@ use crate::domain::{
     Timestamp, Who,
 };
 use bytes::Bytes;
+use http::StatusCode;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,6 +39,12 @@ pub struct Trail {
     pub claim: Option<Claim>,
     /// The tool is there, but this caller is not shown it.
     pub unseen: bool,
+    /// It came by way of the combined endpoint.
+    pub through: bool,
+    /// Servers were asked on its behalf, each with a trail of its own.
+    pub passed_on: bool,
+    /// The status that the server answered with, unless it streams.
+    pub answered: Option<StatusCode>,
     /// The permit is on record already: what goes wrong now is an outcome, not a decision.
     pub recorded: bool,
 }
@@ -65,6 +72,9 @@ impl Trail {
             basis: None,
             claim: None,
             unseen: false,
+            through: false,
+            passed_on: false,
+            answered: None,
             recorded: false,
         }
     }

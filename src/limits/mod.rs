@@ -49,6 +49,8 @@ pub struct Limits<C: Clock = MonotonicClock> {
     per_principal: Option<Limit<C>>,
     per_tool: Option<Limit<C>>,
     servers: HashMap<ServerName, Server<C>>,
+    /// In place of a server, for what none is asked for.
+    nobody: Server<C>,
     max_concurrency_per_principal: usize,
     /// When a full table was last swept by a call, in nanoseconds since `start`, plus one; 0: never.
     swept: AtomicU64,
@@ -153,6 +155,12 @@ impl<C: Clock + Clone> Limits<C> {
             per_principal,
             per_tool,
             servers: table,
+            nobody: Server {
+                limit: None,
+                tools: HashMap::new(),
+                max_concurrency: usize::MAX,
+                counters: Arc::default(),
+            },
             max_concurrency_per_principal: config.max_concurrency_per_principal,
             swept: AtomicU64::new(0),
         })
@@ -174,11 +182,12 @@ impl<C: Clock> Limits<C> {
             };
             Some((key, limit))
         });
-        self.attempt(who, ahead, tool).or_else(|not| match not {
-            NotAdmitted::Refused(refusal) => Err(refusal),
-            NotAdmitted::Full if self.sweep_when_due() => self.attempt(who, ahead, tool).map_err(NotAdmitted::into_refusal),
-            NotAdmitted::Full => Err(NotAdmitted::Full.into_refusal()),
-        })
+        self.counted(who, ahead, tool)
+    }
+
+    /// The same for a message that is answered here: only the caller's own counters apply.
+    pub fn admit_caller(&self, who: PrincipalKey) -> Result<Admission, Box<Refusal>> {
+        self.counted(who, &self.nobody, None)
     }
 
     /// Forgets every counter that says no more than a new one would. For a timer.
@@ -189,6 +198,19 @@ impl<C: Clock> Limits<C> {
     /// Counters held of callers and their tools; never more than `max_keys`.
     pub fn keys(&self) -> usize {
         self.keys.len()
+    }
+
+    fn counted(
+        &self,
+        who: PrincipalKey,
+        ahead: &Server<C>,
+        tool: Option<(ToolKey, &Limit<C>)>,
+    ) -> Result<Admission, Box<Refusal>> {
+        self.attempt(who, ahead, tool).or_else(|not| match not {
+            NotAdmitted::Refused(refusal) => Err(refusal),
+            NotAdmitted::Full if self.sweep_when_due() => self.attempt(who, ahead, tool).map_err(NotAdmitted::into_refusal),
+            NotAdmitted::Full => Err(NotAdmitted::Full.into_refusal()),
+        })
     }
 
     /// Every check is made before any counter changes, under the locks of all of them, taken in this one order.

@@ -35,6 +35,11 @@ impl Listed {
     const ALL: [Listed; 4] = [Listed::Tools, Listed::Resources, Listed::Templates, Listed::Prompts];
     const MEMBERS: [&'static str; 5] = ["tools", "resources", "resourceTemplates", "prompts", "cacheScope"];
 
+    /// Under which a result holds it.
+    pub(super) const fn member(self) -> &'static str {
+        Self::MEMBERS[self as usize]
+    }
+
     const fn named_by(self) -> &'static [&'static str; 1] {
         match self {
             Listed::Tools | Listed::Prompts => &["name"],
@@ -50,7 +55,7 @@ pub fn filter_list(answer: &[u8], of: Listed, keep: Keep<'_>, era: Era) -> Resul
     match lists.result {
         None => Ok(Bytes::copy_from_slice(answer)),
         Some(_) if lists.lists.iter().all(|list| list.of != of) => {
-            let member = Listed::MEMBERS[of as usize];
+            let member = of.member();
             Err(Malformed::new(
                 Reason::UpstreamBroken,
                 format!("the answer has no list `{member}`"),

@@ -53,12 +53,14 @@ pub struct Token {
 pub struct Params {
     /// Of a tool or prompt, unescaped, byte for byte.
     pub name: Option<String>,
+    pub name_at: Option<Place>,
     /// The arguments object as it stands in the body.
     pub arguments: Option<Bytes>,
     /// The version that `initialize` proposes.
     pub protocol_version: Option<String>,
     pub cursor: Option<Token>,
     pub uri: Option<String>,
+    pub uri_at: Option<Place>,
     pub task_id: Option<Token>,
     /// What a retry brings back, and the answers it brings.
     pub request_state: Option<Token>,
@@ -67,10 +69,12 @@ pub struct Params {
     pub capabilities: Option<Place>,
     /// `ref`, `argument` and `context` of a completion, as they stand in the body.
     pub reference: Option<Bytes>,
+    pub reference_at: Option<Place>,
     pub argument: Option<Bytes>,
     pub context: Option<Bytes>,
     /// What a stream is asked to tell of.
     pub notifications: Option<Bytes>,
+    pub notifications_at: Option<Place>,
     /// The tasks among it.
     pub listened_tasks: Vec<Token>,
     /// The request that a `notifications/cancelled` means.
@@ -404,6 +408,7 @@ impl Params {
             notifications,
             capabilities,
         ] = spans;
+        let name_at = name.map(Place::from);
         let name = text(body, "name", name)?;
         object("_meta", meta)?;
         let meta = inside
@@ -428,14 +433,18 @@ impl Params {
         object("task", task)?;
         Ok(Self {
             name,
+            name_at,
             arguments: piece("arguments", arguments)?,
             reference: piece("ref", reference)?,
+            reference_at: reference.map(Place::from),
             argument: piece("argument", argument)?,
             context: piece("context", context)?,
             notifications: piece("notifications", notifications)?,
+            notifications_at: notifications.map(Place::from),
             protocol_version: text(body, "protocolVersion", version)?,
             cursor: token(body, "cursor", cursor)?,
             uri: text(body, "uri", uri)?,
+            uri_at: uri.map(Place::from),
             task_id: token(body, "taskId", task_id)?,
             request_state: token(body, "requestState", state)?,
             input_responses: object("inputResponses", responses)?.is_some(),

@@ -3,6 +3,7 @@
 
 use super::failed::Failed;
 use super::forward::fields_of_session;
+use super::hello::Hello;
 use super::keys::UpstreamSessionId;
 use super::link::Link;
 use super::server::{Eras, Upstream, Way};
@@ -72,32 +73,39 @@ impl Upstream {
     /// Asks for all tools, and finds out which eras the server speaks.
     pub async fn fetch_tools(&self) -> Result<Offer, FetchFailed> {
         let all = self.patience.first_byte.saturating_add(self.patience.idle);
-        let (listed, eras) = tokio::time::timeout(all, self.fetch())
+        let (listed, eras, hello) = tokio::time::timeout(all, self.fetch())
             .await
             .map_err(|_| FetchFailed::Late)??;
-        self.found(eras);
+        self.found(eras, hello);
         let (tools, left_out) = read_tools(listed);
         Ok(Offer { tools, left_out, eras })
     }
 
-    async fn fetch(&self) -> Result<(Vec<Value>, Eras), FetchFailed> {
+    async fn fetch(&self) -> Result<(Vec<Value>, Eras, Hello), FetchFailed> {
         if let Way::Links(links) = &self.way {
-            let link = Speech::Link(links.own_link().await?);
-            return Ok((self.list(&link).await?, Eras::Legacy));
+            let (link, hello) = links.own_link().await?;
+            let listed = self.list(&Speech::Link(link)).await?;
+            return Ok((listed, Eras::Legacy, Hello::read(&hello)));
         }
         match self.handshake().await? {
-            Some(legacy) => {
+            Some((legacy, hello)) => {
                 let listed = self.list(&legacy).await;
                 self.leave(&legacy).await;
-                let eras = if self.discovers().await { Eras::Both } else { Eras::Legacy };
-                Ok((listed?, eras))
+                let (eras, hello) = match self.discovers().await {
+                    Some(modern) => (Eras::Both, hello.and(modern)),
+                    None => (Eras::Legacy, hello),
+                };
+                Ok((listed?, eras, hello))
             }
-            None => Ok((self.list(&Speech::Modern).await?, Eras::Modern)),
+            None => {
+                let listed = self.list(&Speech::Modern).await?;
+                Ok((listed, Eras::Modern, self.discovers().await.unwrap_or_default()))
+            }
         }
     }
 
     /// Opens a legacy session; `None`: the server does not speak that era.
-    async fn handshake(&self) -> Result<Option<Speech>, FetchFailed> {
+    async fn handshake(&self) -> Result<Option<(Speech, Hello)>, FetchFailed> {
         let params = json!({
             "protocolVersion": ProtocolVersion::V20251125.as_str(),
             "capabilities": {},
@@ -130,7 +138,7 @@ impl Upstream {
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         self.tell(&http::Method::POST, &legacy.fields(Method::Notification), &initialized)
             .await?;
-        Ok(Some(legacy))
+        Ok(Some((legacy, Hello::read(&result))))
     }
 
     /// All pages of `tools/list`.
@@ -185,19 +193,16 @@ impl Upstream {
         }
     }
 
-    /// Whether the server answers the question that only modern servers understand.
-    async fn discovers(&self) -> bool {
+    /// What the server answers to the question that only modern servers understand.
+    async fn discovers(&self) -> Option<Hello> {
         let fields = Speech::Modern.fields(Method::Discover);
         let asked = self
             .ask(Era::Modern, &fields, 1, "server/discover", &Speech::Modern.params(None))
             .await;
-        matches!(
-            asked,
-            Ok(Reply {
-                said: Said::Result(_),
-                ..
-            })
-        )
+        match asked.ok()?.said {
+            Said::Result(result) => Some(Hello::read(&result)),
+            Said::Error { .. } | Said::Nothing => None,
+        }
     }
 }
 

@@ -21,6 +21,8 @@ use tokio::time::timeout;
 pub struct ForwardHeads {
     /// The upstream's own id of the session that the caller's sealed id stands for.
     pub session: Option<UpstreamSessionId>,
+    /// What that session speaks, where it was not known yet when the call was judged.
+    pub version: Option<ProtocolVersion>,
     /// Where to resume a stream; only for the caller's own session.
     pub last_event_id: Option<String>,
     /// Whose session an `initialize` opens.
@@ -45,6 +47,16 @@ pub enum Answer {
     Empty {
         status: StatusCode,
     },
+}
+
+impl Answer {
+    /// `None` for a stream: it has begun well.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Answer::Json { status, .. } | Answer::Empty { status } => Some(*status),
+            Answer::Stream(_) => None,
+        }
+    }
 }
 
 /// What an `initialize` agreed on.
@@ -321,7 +333,7 @@ const fn http_method(method: Method) -> http::Method {
 
 /// The MCP fields of this call, written from what was judged.
 fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
-    let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, call.method, call.mirrored_name())
+    let mut fields: HeaderMap = mcp::mirrored(call.era, heads.version.or(call.version), call.method, call.mirrored_name())
         .into_iter()
         .collect();
     let of_arguments = heads

@@ -90,6 +90,14 @@ impl SessionKeys {
     }
 }
 
+/// Whose a handle says it is. Whether that is true is seen when it is taken back.
+pub fn said_server(handle: &str) -> Option<ServerName> {
+    let (inside, _) = handle.strip_prefix(PREFIX)?.split_once('.')?;
+    let inside = URL_SAFE_NO_PAD.decode(inside).ok()?;
+    let (_, rest) = inside.split_first_chunk::<4>()?;
+    ServerName::parse(pull(rest)?.0).ok()
+}
+
 fn mark(key: &hmac::Key, handed: Handed<'_>, holder: &Holder, inside: &[u8]) -> hmac::Tag {
     let (kind, within) = match handed {
         Handed::Cursor { method } => ("cursor", [method, ""]),

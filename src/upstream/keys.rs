@@ -106,8 +106,8 @@ impl SessionKeys {
         )])))
     }
 
-    /// What the client is given instead of the upstream's id.
-    pub fn seal(&self, session: &Session, principal: &Principal, server: &ServerName) -> String {
+    /// What the client is given instead of the upstream's id. Without a server it is a session of the combined endpoint.
+    pub fn seal(&self, session: &Session, principal: &Principal, server: Option<&ServerName>) -> String {
         let (version, key) = self.0.last_key_value().expect("there is a key");
         let mut text = session.expires_at.micros().to_be_bytes().to_vec();
         text.extend_from_slice(session.version.as_str().as_bytes());
@@ -122,7 +122,7 @@ impl SessionKeys {
     }
 
     /// The session, if it was sealed for this principal and server and has not expired. All that is wrong looks alike.
-    pub fn open(&self, sealed: &str, principal: &Principal, server: &ServerName, now: Timestamp) -> Option<Session> {
+    pub fn open(&self, sealed: &str, principal: &Principal, server: Option<&ServerName>, now: Timestamp) -> Option<Session> {
         let mut sealed = URL_SAFE_NO_PAD.decode(sealed.strip_prefix(PREFIX)?).ok()?;
         let (version, rest) = sealed.split_at_mut_checked(VERSION_LEN)?;
         let (nonce, text) = rest.split_at_mut_checked(NONCE_LEN)?;
@@ -185,15 +185,18 @@ impl Session {
     }
 }
 
+/// Stands for all servers together: no server has this name.
+const ALL: &str = "*";
+
 /// Whom and what a seal is for; lengths stand before texts so that no two lists read the same.
-fn bound(version: u32, principal: &Principal, server: &ServerName) -> Vec<u8> {
+fn bound(version: u32, principal: &Principal, server: Option<&ServerName>) -> Vec<u8> {
     let client = principal.client.as_ref().map_or("", |client| client.as_str());
     let parts = [
         "guardian session",
         principal.issuer.as_str(),
         principal.subject.as_str(),
         client,
-        server.as_str(),
+        server.map_or(ALL, ServerName::as_str),
     ];
     let mut bytes = version.to_be_bytes().to_vec();
     for part in parts {
@@ -295,12 +298,12 @@ pub(super) mod tests {
     fn a_session_opens_for_whom_it_was_sealed_and_nobody_else() {
         let keys = SessionKeys::random().unwrap();
         let alice = principal("https://i", "alice", Some("cli"));
-        let sealed = keys.seal(&session(), &alice, &server("files"));
+        let sealed = keys.seal(&session(), &alice, Some(&server("files")));
         assert!(
             sealed.bytes().all(|byte| byte.is_ascii_graphic()) && !sealed.contains("upstream"),
             "{sealed}"
         );
-        assert_eq!(keys.open(&sealed, &alice, &server("files"), NOW), Some(session()));
+        assert_eq!(keys.open(&sealed, &alice, Some(&server("files")), NOW), Some(session()));
         for other in [
             principal("https://i", "bob", Some("cli")),
             principal("https://j", "alice", Some("cli")),
@@ -308,11 +311,15 @@ pub(super) mod tests {
             principal("https://i", "alice", None),
             principal("https://ia", "lice", Some("cli")),
         ] {
-            assert_eq!(keys.open(&sealed, &other, &server("files"), NOW), None, "{other:?}");
+            assert_eq!(keys.open(&sealed, &other, Some(&server("files")), NOW), None, "{other:?}");
         }
-        assert_eq!(keys.open(&sealed, &alice, &server("file"), NOW), None);
+        assert_eq!(keys.open(&sealed, &alice, Some(&server("file")), NOW), None);
+        assert_eq!(keys.open(&sealed, &alice, None, NOW), None);
+        let combined = keys.seal(&session(), &alice, None);
+        assert_eq!(keys.open(&combined, &alice, None, NOW), Some(session()));
+        assert_eq!(keys.open(&combined, &alice, Some(&server("files")), NOW), None);
         assert_eq!(
-            keys.open(&sealed, &alice, &server("files"), Timestamp::from_secs(1_000)),
+            keys.open(&sealed, &alice, Some(&server("files")), Timestamp::from_secs(1_000)),
             None,
             "expired"
         );
@@ -322,20 +329,22 @@ pub(super) mod tests {
     fn a_changed_seal_opens_nothing() {
         let keys = SessionKeys::random().unwrap();
         let alice = principal("https://i", "alice", None);
-        let sealed = keys.seal(&session(), &alice, &server("files"));
+        let sealed = keys.seal(&session(), &alice, Some(&server("files")));
         for index in 0..sealed.len() {
             let mut changed = sealed.clone().into_bytes();
             changed[index] = if changed[index] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8(changed).unwrap();
-            assert_eq!(keys.open(&changed, &alice, &server("files"), NOW), None, "{changed}");
+            assert_eq!(keys.open(&changed, &alice, Some(&server("files")), NOW), None, "{changed}");
         }
         for cut in 0..sealed.len() {
-            assert_eq!(keys.open(&sealed[..cut], &alice, &server("files"), NOW), None);
+            assert_eq!(keys.open(&sealed[..cut], &alice, Some(&server("files")), NOW), None);
         }
-        let again = keys.seal(&session(), &alice, &server("files"));
+        let again = keys.seal(&session(), &alice, Some(&server("files")));
         assert_ne!(sealed, again, "a fresh nonce each time");
         assert_eq!(
-            SessionKeys::random().unwrap().open(&sealed, &alice, &server("files"), NOW),
+            SessionKeys::random()
+                .unwrap()
+                .open(&sealed, &alice, Some(&server("files")), NOW),
             None
         );
     }
@@ -348,11 +357,14 @@ pub(super) mod tests {
         let old = SessionKeys::parse(&line(1, 7), file).unwrap();
         let both = SessionKeys::parse(&format!("# two\n\n{}{}", line(2, 8), line(1, 7)), file).unwrap();
         let new = SessionKeys::parse(&line(2, 8), file).unwrap();
-        let sealed_before = old.seal(&session(), &alice, &server("files"));
-        let sealed_after = both.seal(&session(), &alice, &server("files"));
-        assert_eq!(both.open(&sealed_before, &alice, &server("files"), NOW), Some(session()));
-        assert_eq!(new.open(&sealed_after, &alice, &server("files"), NOW), Some(session()));
-        assert_eq!(new.open(&sealed_before, &alice, &server("files"), NOW), None);
+        let sealed_before = old.seal(&session(), &alice, Some(&server("files")));
+        let sealed_after = both.seal(&session(), &alice, Some(&server("files")));
+        assert_eq!(
+            both.open(&sealed_before, &alice, Some(&server("files")), NOW),
+            Some(session())
+        );
+        assert_eq!(new.open(&sealed_after, &alice, Some(&server("files")), NOW), Some(session()));
+        assert_eq!(new.open(&sealed_before, &alice, Some(&server("files")), NOW), None);
         for broken in [
             "",
             "# none",
@@ -376,10 +388,10 @@ pub(super) mod tests {
         let alice = principal("https://i", "alice", None);
         let sealed = SessionKeys::load_or_create(&file)
             .unwrap()
-            .seal(&session(), &alice, &server("files"));
+            .seal(&session(), &alice, Some(&server("files")));
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let again = SessionKeys::load_or_create(&file).unwrap();
-        assert_eq!(again.open(&sealed, &alice, &server("files"), NOW), Some(session()));
+        assert_eq!(again.open(&sealed, &alice, Some(&server("files")), NOW), Some(session()));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "nothing else is left behind");
         std::fs::remove_dir_all(&dir).unwrap();
         assert!(

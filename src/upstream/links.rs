@@ -183,8 +183,10 @@ impl Links {
     }
 
     /// The link that Guardian asks over on its own, opened where there is none.
-    pub async fn own_link(&self) -> Result<Arc<Link>, Failed> {
-        Ok(self.own().await?.link)
+    /// With it comes what the server said of itself.
+    pub async fn own_link(&self) -> Result<(Arc<Link>, Value), Failed> {
+        let Own { link, hello, .. } = self.own().await?;
+        Ok((link, hello))
     }
 
     /// Ends what was not used for long.
@@ -378,7 +380,7 @@ impl Links {
     async fn link_of(&self, seat: &Seat) -> Result<Arc<Link>, Failed> {
         match seat.link.get() {
             Some(link) => Ok(link.clone()),
-            None => self.own_link().await,
+            None => Ok(self.own().await?.link),
         }
     }
 

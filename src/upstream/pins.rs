@@ -1,22 +1,10 @@
 //! What is in force of a server's tools: configuration, registry and the stored pins put together. Nothing is asked here.
 
 use super::catalogue::RawTool;
-use super::{Upstream, Upstreams};
 use crate::config::ServerConfig;
 use crate::domain::{Catalogue, Scope, ServerEntry, ServerName, Standing, ToolEntry, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use std::collections::BTreeMap;
-
-impl Upstreams {
-    /// The server that `/mcp` stands for: the only one, if there is only one.
-    pub fn only(&self) -> Option<&Upstream> {
-        let mut servers = self.iter();
-        match (servers.next(), servers.next()) {
-            (Some((_, only)), None) => Some(only),
-            _ => None,
-        }
-    }
-}
 
 /// The tools of all servers as they were pinned, each with the scopes it needs and how it stands today. A server that is
 /// only in the registry is known too.

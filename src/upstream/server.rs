@@ -1,11 +1,13 @@
 //! One configured server: where it is, how it is authenticated to, how long and how much is waited for.
 
 use super::exchange::OwnHeads;
+use super::hello::Hello;
 use super::links::{Door, Links};
 use super::stdio::Program;
 use crate::config::{ServerConfig, ServerTransport, UpstreamCredential};
 use crate::domain::{ClientRequests, Era, ServerName};
 use crate::transport::{Client, ClientError, ClientSettings};
+use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ pub struct Upstream {
     pub(super) patience: Patience,
     pub(super) asks: ClientRequests,
     eras: Arc<AtomicU8>,
+    hello: Arc<ArcSwap<Hello>>,
 }
 
 /// How messages get there.
@@ -134,6 +137,7 @@ impl Upstream {
             patience,
             asks,
             eras: Arc::new(AtomicU8::new(eras as u8)),
+            hello: Arc::default(),
         })
     }
 
@@ -172,8 +176,14 @@ impl Upstream {
         ALL[usize::from(self.eras.load(Ordering::Relaxed)) & 3]
     }
 
-    pub(super) fn found(&self, eras: Eras) {
+    /// What it said of itself then.
+    pub fn hello(&self) -> Arc<Hello> {
+        self.hello.load_full()
+    }
+
+    pub(super) fn found(&self, eras: Eras, hello: Hello) {
         self.eras.store(eras as u8, Ordering::Relaxed);
+        self.hello.store(Arc::new(hello));
     }
 }
 

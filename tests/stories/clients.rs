@@ -104,6 +104,59 @@ async fn each_client_finds_an_era_that_the_server_speaks() {
     golden("clients/eras.txt", &told);
 }
 
+/// Two servers behind one URL, and what becomes of the clients that call both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_client_calls_all_servers_behind_one_url() {
+    let mut world = World::new(Engine::Sqlite).await;
+    let (files, notes) = (Upstream::start().await, Upstream::start().await);
+    world.server("files", &files.url, "");
+    world.server("notes", &notes.url, "");
+    world.policies(RULES);
+    world.person("ana", &["reader"]).await;
+    world.grant("ana", "files", "echo,read_file,slow");
+    world.grant("ana", "notes", "echo,add");
+    let key = world.key("ana");
+    world.start().await;
+    let url = format!("https://localhost:{}/mcp", world.port);
+
+    let mut told = "What clients hear of the combined endpoint, with two servers behind it.\n".to_owned();
+    for (kind, mode) in Kind::ALL
+        .iter()
+        .flat_map(|kind| kind.modes().iter().map(move |mode| (*kind, mode)))
+    {
+        let mut client = RealClient::start(kind, &world.file("ca.pem"), &world.folder);
+        writeln!(told, "\n{}, mode {mode}", kind.name()).unwrap();
+        let mut steps = vec![("connects", client.connect(&url, &key, mode).await)];
+        steps.push(("lists the tools", client.list().await));
+        (0..3).for_each(|_| files.step());
+        for (what, tool, arguments) in [
+            ("calls a tool", "files__echo", json!({ "text": "hello" })),
+            ("calls one of the other server", "notes__add", json!({ "a": 1, "b": 2 })),
+            (
+                "calls a tool that streams its progress",
+                "files__slow",
+                json!({ "events": 2 }),
+            ),
+            (
+                "is forbidden by a policy",
+                "files__read_file",
+                json!({ "path": "/etc/passwd" }),
+            ),
+            ("calls a tool that there is not", "elsewhere__echo", json!({})),
+        ] {
+            steps.push((what, client.call(tool, arguments).await));
+        }
+        files.forget_sessions();
+        let seen = client.call("files__echo", json!({ "text": "hello" })).await;
+        steps.push(("comes back after a server was restarted", seen));
+        for (what, seen) in steps {
+            let shown = without_runs(&seen, &world).replace('\n', "\n      ");
+            writeln!(told, "  {what}\n      {shown}").unwrap();
+        }
+    }
+    golden("clients/combined.txt", &told);
+}
+
 /// One client in one mode, and what was seen so far.
 struct Tale {
     world: World,

@@ -8,6 +8,11 @@ mod support;
 
 mod attacks;
 mod clients;
+mod combined;
+mod combined_kinds;
+mod combined_lists;
+mod combined_sessions;
+mod combined_streams;
 mod conformance;
 mod conversation;
 mod errors;
@@ -50,6 +55,11 @@ async fn ana(world: &mut World) -> String {
 /// The text of the stories, so that a table may name one and be held to it.
 const STORIES: &[&str] = &[
     include_str!("attacks.rs"),
+    include_str!("combined.rs"),
+    include_str!("combined_kinds.rs"),
+    include_str!("combined_lists.rs"),
+    include_str!("combined_sessions.rs"),
+    include_str!("combined_streams.rs"),
     include_str!("conversation.rs"),
     include_str!("handles.rs"),
     include_str!("identity.rs"),

@@ -53,6 +53,7 @@ on_both_stores! {
              `allowed`, or the HTTP status and the reason of the refusal.\n",
         );
         text.push_str(&scene.callers(&world).await);
+        text.push_str(&scene.combined(&world).await);
         text.push_str(&scene.oddities(&world).await);
         text.push_str(&elsewhere());
         golden("access.txt", &text);
@@ -340,6 +341,18 @@ impl Scene {
             ("a reader and writer with every scope", bearer(self.key("both"))),
             ("somebody with every scope and no role", bearer(self.key("roleless"))),
         ]
+    }
+
+    /// The same callers, by the other way.
+    async fn combined(&self, world: &World) -> String {
+        let mut text = String::from("\nThe same callers at `/mcp`, calling `files__echo`\n");
+        for (who, client) in self.clients(world) {
+            let mut client = client.modern();
+            client.path = "/mcp".into();
+            let verdict = client.call("files__echo", json!({ "text": "hi" })).await.verdict();
+            writeln!(text, "    {who:<60} {verdict}").unwrap();
+        }
+        text
     }
 
     // ---- the second part: a reader's odd requests

@@ -289,15 +289,6 @@ on_both_stores! {
         assert!(files.received().iter().any(|request| request.verb == "DELETE"));
     }
 
-    async fn the_only_server_is_reached_without_its_name(world: World) {
-        let (_files, key) = ana_reads_files(&mut world).await;
-        world.start().await;
-        let mut client = world.client("files").bearer(&key);
-        client.path = "/mcp".into();
-        assert!(client.handshake().await.is_result());
-        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
-    }
-
     async fn a_listed_web_origin_is_served(world: World) {
         let (_files, key) = ana_reads_files(&mut world).await;
         world.set("listen.origins", "['https://console.example.test']");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -73,6 +73,8 @@ pub enum Scripted {
     Stream(mpsc::Receiver<io::Result<Bytes>>),
     /// Events that are there at once.
     Events(Vec<Value>),
+    /// A status and nothing else.
+    Status(u16),
 }
 
 struct State {
@@ -83,6 +85,10 @@ struct State {
     steps: Semaphore,
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
+    /// What it says when it introduces itself, beside or instead of the usual.
+    hello: Mutex<Value>,
+    /// It keeps no sessions.
+    forgetful: AtomicBool,
     /// Sessions ever begun: no name is used twice.
     begun: AtomicUsize,
     on_call: Mutex<Option<OnCall>>,
@@ -123,6 +129,8 @@ impl Upstream {
             steps: Semaphore::new(0),
             tools: Mutex::new(tools()),
             sessions: Mutex::default(),
+            hello: Mutex::new(json!({})),
+            forgetful: AtomicBool::new(false),
             begun: AtomicUsize::new(0),
             on_call: Mutex::default(),
             script: Mutex::default(),
@@ -181,6 +189,16 @@ impl Upstream {
     /// Ends all sessions, as a restart would.
     pub fn forget_sessions(&self) {
         self.state.sessions.lock().unwrap().clear();
+    }
+
+    /// Says this when it introduces itself in the old era, beside or instead of the usual.
+    pub fn say_hello(&self, with: Value) {
+        *self.state.hello.lock().unwrap() = with;
+    }
+
+    /// Begins no sessions and asks for none.
+    pub fn keep_no_sessions(&self) {
+        self.state.forgetful.store(true, Ordering::Relaxed);
     }
 
     /// Offers one more tool.
@@ -288,6 +306,7 @@ impl State {
             Some(Scripted::Json(message)) => return scripted_json(&received, message),
             Some(Scripted::Stream(events)) => return stream(events),
             Some(Scripted::Events(all)) => return events(all.iter().map(event).collect()),
+            Some(Scripted::Status(status)) => return empty(status),
         }
         if received.tool().is_some() {
             if let Some(look) = &*self.on_call.lock().unwrap() {
@@ -414,8 +433,15 @@ impl State {
     fn begin_session(&self, received: &Received) -> Response<Body> {
         let asked = received.message["params"]["protocolVersion"].as_str().unwrap_or_default();
         let version = if asked == "2026-07-28" { "2025-11-25" } else { asked };
-        let capabilities = json!({ "tools": { "listChanged": true } });
-        let offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
+        let mut capabilities = wares::capabilities();
+        (capabilities["tools"], capabilities["logging"]) = (json!({ "listChanged": true }), json!({}));
+        let mut offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
+        for (name, value) in self.hello.lock().unwrap().as_object().expect("an object") {
+            offer[name] = value.clone();
+        }
+        if self.forgetful.load(Ordering::Relaxed) {
+            return result(&received.message["id"], offer, false);
+        }
         let session = format!("upstream-session-{}", self.begun.fetch_add(1, Ordering::Relaxed) + 1);
         self.sessions.lock().unwrap().insert(session.clone());
         with(result(&received.message["id"], offer, false), "mcp-session-id", &session)
@@ -429,9 +455,8 @@ impl State {
     }
 
     fn knows_session(&self, received: &Received) -> bool {
-        received
-            .header("mcp-session-id")
-            .is_some_and(|session| self.sessions.lock().unwrap().contains(session))
+        let known = |session: &str| self.sessions.lock().unwrap().contains(session);
+        self.forgetful.load(Ordering::Relaxed) || received.header("mcp-session-id").is_some_and(known)
     }
 }
 
@@ -516,9 +541,11 @@ fn server_info() -> Value {
 }
 
 fn discovery() -> Value {
+    let mut capabilities = wares::capabilities();
+    capabilities["tools"] = json!({});
     json!({
         "supportedVersions": ["2026-07-28"],
-        "capabilities": { "tools": {} },
+        "capabilities": capabilities,
         "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
         "ttlMs": 60_000,
         "cacheScope": "public",

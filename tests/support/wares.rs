@@ -5,6 +5,11 @@ use serde_json::{Value, json};
 
 pub const RESOURCES: [&str; 4] = ["notes://a/1", "notes://a/2", "notes://secret/1", "notes://b"];
 
+/// What the server says of it when it introduces itself.
+pub fn capabilities() -> Value {
+    json!({ "resources": { "subscribe": true, "listChanged": true }, "prompts": { "listChanged": true }, "completions": {} })
+}
+
 /// The result of a method that has one here.
 pub fn result(received: &Received) -> Option<Value> {
     let params = &received.message["params"];

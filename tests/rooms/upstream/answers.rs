@@ -34,6 +34,7 @@ async fn the_judged_bytes_go_out_under_a_head_made_from_nothing() {
     let server = Server::answering("200 OK", "application/json", RESULT).await;
     let rig = Rig::new(&server.url);
     let heads = ForwardHeads {
+        version: None,
         holder: None,
         session: UpstreamSessionId::parse("up-1"),
         last_event_id: Some("9".to_owned()),

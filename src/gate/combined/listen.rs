@@ -1,0 +1,279 @@
+//! `subscriptions/listen` over all servers: each is asked for its part, what they grant is acknowledged as one. What the
+//! client names, a resource or a task, and may not have is refused; a server that it names nothing of is left out instead.
+
+use super::names::split_uri;
+use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
+use super::through::Through;
+use super::{Asker, Read, is_not_there};
+use crate::domain::{Era, MessageId, Reason, Refusal, RequestId, ServerName};
+use crate::gate::message::heard;
+use crate::gate::screen::event;
+use crate::gate::site::Verb;
+use crate::gate::trail::Trail;
+use crate::mcp::{self, SseFrame, WireKind, splice};
+use crate::transport::Body;
+use crate::upstream::said_server;
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How long servers are waited for before what they grant is acknowledged; later ones join without a word.
+const PATIENCE: Duration = Duration::from_secs(2);
+const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
+/// Flags of the filter, and the capability without which a server has nothing to tell.
+const FLAGS: [(&str, &str); 2] = [("promptsListChanged", "prompts"), ("resourcesListChanged", "resources")];
+
+/// What is wanted of one server.
+#[derive(Default)]
+struct Wanted {
+    filter: Map<String, Value>,
+    /// The client named something of it.
+    named: bool,
+}
+
+/// What becomes of one server's part, the first time.
+enum Report {
+    Acknowledged(Value),
+    /// There will be none. With it comes its record.
+    Refused {
+        refusal: Refusal,
+        named: bool,
+        request: RequestId,
+    },
+    Left,
+}
+
+/// One server's part of the stream.
+struct Member {
+    through: Through,
+    headers: HeaderMap,
+    body: Bytes,
+    named: bool,
+    reports: mpsc::Sender<Report>,
+    out: mpsc::Sender<Bytes>,
+}
+
+impl Asker {
+    pub(super) async fn listen(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        let wanted = self.wanted(read, trail).await?;
+        let at = read.params.notifications_at.ok_or(Reason::InvalidParams)?;
+        let merging = Merging::begin(self, Era::Modern, trail).await?;
+        trail.passed_on = true;
+        let (reports, mut heard) = mpsc::channel(wanted.len().max(1));
+        let (out, frames) = mpsc::channel(1);
+        let mut members = JoinSet::new();
+        for (server, Wanted { filter, named }) in wanted {
+            let member = Member {
+                through: self.through(server, None, false),
+                headers: read.headers.clone(),
+                body: splice(&read.body, vec![(at, Value::Object(filter).to_string())]),
+                named,
+                reports: reports.clone(),
+                out: out.clone(),
+            };
+            members.spawn(member.follow());
+        }
+        drop(reports);
+        let mut granted = Map::new();
+        let wants_tools = filter(read)["toolsListChanged"] == true;
+        if wants_tools {
+            granted.insert("toolsListChanged".to_owned(), true.into());
+        }
+        let until = Instant::now() + PATIENCE;
+        while let Ok(Some(report)) = timeout_at(until, heard.recv()).await {
+            match report {
+                Report::Acknowledged(part) => grant(&mut granted, &part),
+                Report::Refused {
+                    refusal,
+                    named: true,
+                    request,
+                } => {
+                    (trail.request, trail.recorded) = (request, true);
+                    return Err(match is_not_there(refusal.reason) {
+                        true => Reason::UnknownTarget.into(),
+                        false => refusal,
+                    });
+                }
+                Report::Refused { .. } | Report::Left => (),
+            }
+        }
+        let acknowledged = json!({ "jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {
+            "_meta": { "io.modelcontextprotocol/subscriptionId": serde_json::from_str::<Value>(id.as_json()).unwrap_or_default() },
+            "notifications": granted,
+        } });
+        let changes = merging.tools_changed(out.clone(), Some(id.as_json().to_owned()));
+        let looking = async move {
+            match wants_tools {
+                true => changes.await,
+                false => std::future::pending().await,
+            }
+        };
+        let cut = merging.cut.clone();
+        let (first, rest) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            if first.send(event(acknowledged.to_string().as_bytes())).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = pass_on(frames, &first) => (),
+                () = looking => (),
+                () = cut.cancelled() => (),
+            }
+            members.shutdown().await;
+            drop(out);
+        });
+        Ok(merging.response(rest, task))
+    }
+
+    /// The filter, split by server.
+    async fn wanted(&self, read: &Read<'_>, trail: &mut Trail) -> Result<BTreeMap<ServerName, Wanted>, Refusal> {
+        let uris = mcp::listened(&read.params).map_err(|malformed| heard(malformed, trail))?;
+        let filter = filter(read);
+        let standing = self.standing(trail).await?;
+        let mut wanted: BTreeMap<ServerName, Wanted> = BTreeMap::new();
+        for (name, server) in self.gate.servers(&standing, Era::Modern, trail) {
+            let hello = server.hello();
+            let flags = FLAGS.iter().filter(|(flag, of)| filter[*flag] == true && !hello.lacks(of));
+            for (flag, _) in flags {
+                wanted
+                    .entry(name.clone())
+                    .or_default()
+                    .filter
+                    .insert((*flag).to_owned(), true.into());
+            }
+        }
+        let uris = uris.iter().map(|uri| {
+            let (server, uri) = split_uri(uri).ok_or(Reason::UnknownTarget)?;
+            Ok(("resourceSubscriptions", server, uri.to_owned()))
+        });
+        let tasks = read.params.listened_tasks.iter().map(|task| {
+            let server = said_server(&task.text).ok_or(Reason::UnknownTask)?;
+            Ok(("taskIds", server, task.text.clone()))
+        });
+        for named in uris.chain(tasks) {
+            let (member, server, text) = named.map_err(|reason: Reason| Refusal::new(reason))?;
+            let wanted = wanted.entry(server).or_default();
+            wanted.named = true;
+            let list = wanted.filter.entry(member).or_insert_with(|| json!([]));
+            list.as_array_mut().expect("it is made above").push(text.into());
+        }
+        Ok(wanted)
+    }
+}
+
+impl Member {
+    /// Listens again and again, until there is nothing to be heard or nobody hears it.
+    async fn follow(self) {
+        let mut wait = FIRST_WAIT;
+        let mut reported = false;
+        loop {
+            let asked = self.through.ask(Verb::Post, &self.headers, self.body.clone()).await;
+            let (request, refusal) = (asked.trail.request, asked.answered.as_ref().err().cloned());
+            match became(asked) {
+                Became::Stream(response) => {
+                    wait = FIRST_WAIT;
+                    if self.pour(response.into_body(), &mut reported).await.is_err() {
+                        return;
+                    }
+                }
+                Became::Late => (),
+                Became::Nothing(_) => {
+                    let refusal = refusal
+                        .unwrap_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "it opened no stream of what changes"));
+                    let named = self.named;
+                    let report = Report::Refused { refusal, named, request };
+                    self.report(report, &mut reported).await;
+                    return;
+                }
+            }
+            self.report(Report::Left, &mut reported).await;
+            sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    /// `Err` when nobody reads it any more.
+    async fn pour(&self, body: Body, reported: &mut bool) -> Result<(), ()> {
+        let mut reading = Reading::new(body);
+        while let Some(frame) = reading.next().await {
+            match said(&frame) {
+                Some(WireKind::Notification(method)) if method == ACKNOWLEDGED => {
+                    self.report(Report::Acknowledged(part(&frame)), reported).await;
+                }
+                Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
+                Some(WireKind::Notification(_)) => self.out.send(frame.raw).await.map_err(|_| ())?,
+                // The end of this server's part is not the end of the others'.
+                Some(WireKind::Answer) => return Ok(()),
+                Some(WireKind::Request(_)) | None => (),
+            }
+        }
+        Ok(())
+    }
+
+    async fn report(&self, report: Report, reported: &mut bool) {
+        if !std::mem::replace(reported, true) {
+            // Nobody waits for it any more: it joins without a word.
+            let _ = self.reports.send(report).await;
+        }
+    }
+}
+
+async fn pass_on(mut frames: mpsc::Receiver<Bytes>, to: &mpsc::Sender<Bytes>) {
+    while let Some(frame) = frames.recv().await {
+        if to.send(frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn filter(read: &Read<'_>) -> Value {
+    let filter = read.params.notifications.as_ref();
+    filter.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
+}
+
+/// What an acknowledgement says is granted.
+fn part(frame: &SseFrame) -> Value {
+    let message = frame
+        .data
+        .as_ref()
+        .and_then(|data| serde_json::from_slice::<Value>(data).ok());
+    message.unwrap_or_default()["params"]["notifications"].take()
+}
+
+/// Adds what one server grants to what others do.
+fn grant(granted: &mut Map<String, Value>, part: &Value) {
+    for (name, value) in part.as_object().into_iter().flatten() {
+        match (granted.get_mut(name), value) {
+            (Some(Value::Array(all)), Value::Array(more)) => all.extend(more.iter().cloned()),
+            (Some(all), Value::Bool(true)) => *all = true.into(),
+            (Some(_), _) => (),
+            // Of tools Guardian tells itself.
+            (None, _) if name == "toolsListChanged" => (),
+            (None, value) => drop(granted.insert(name.clone(), value.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_servers_grant_is_granted_together() {
+        let mut granted = Map::new();
+        for part in [
+            json!({ "promptsListChanged": false, "resourceSubscriptions": ["a+x:1"], "toolsListChanged": true }),
+            json!({ "promptsListChanged": true, "resourceSubscriptions": ["b+x:1"] }),
+            json!(null),
+        ] {
+            grant(&mut granted, &part);
+        }
+        let wanted = json!({ "promptsListChanged": true, "resourceSubscriptions": ["a+x:1", "b+x:1"] });
+        assert_eq!(Value::Object(granted), wanted);
+    }
+}

@@ -1,0 +1,132 @@
+//! Lists of resources, templates and prompts: every server of the caller is asked at once, each in a judged and recorded call
+//! of its own. One that fails, or takes too long, is left out.
+
+use super::through::{Asked, all, whole};
+use super::{Asker, Read, answer};
+use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
+use crate::gate::trail::Trail;
+use crate::mcp::{self, Listed, Page, splice};
+use crate::transport::Body;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::Response;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+/// What a server gets for its page; a person is waiting for those of the others.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Begins every cursor over several servers. What is in it each server's own cursor protects.
+const PREFIX: &str = "gc1.";
+
+/// What became of the question to one server.
+enum Heard {
+    Page(ServerName, Page),
+    /// It was asked with a cursor that is none.
+    UnknownCursor(Box<Asked>),
+    Nothing,
+}
+
+impl Asker {
+    pub(super) async fn list(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        let standing = self.standing(trail).await?;
+        let of = listed(read.method);
+        let gone_on = match &read.params.cursor {
+            Some(cursor) => Some(take_apart(&cursor.text).ok_or(Reason::UnknownCursor)?),
+            None => None,
+        };
+        let asked: Vec<(ServerName, Option<String>)> = match gone_on {
+            Some(cursors) => cursors.into_iter().map(|(server, cursor)| (server, Some(cursor))).collect(),
+            None => {
+                let servers = self.gate.servers(&standing, read.era, trail);
+                let some = servers.filter(|(_, server)| !server.hello().lacks(capability(of)));
+                some.map(|(name, _)| (name.clone(), None)).collect()
+            }
+        };
+        trail.passed_on = true;
+        let questions = asked.into_iter().map(|(server, cursor)| {
+            let question = self.page(read, server, cursor, of, id);
+            Box::pin(question) as Pin<Box<dyn Future<Output = Heard> + Send>>
+        });
+        let (mut pages, mut next) = (Vec::new(), BTreeMap::new());
+        for heard in all(questions.collect()).await {
+            match heard {
+                Heard::Page(server, mut page) => {
+                    next.extend(page.next_cursor.take().map(|cursor| (server, cursor)));
+                    pages.push(page);
+                }
+                Heard::UnknownCursor(asked) => return Err(asked.refused_here(trail, Reason::UnknownCursor)),
+                Heard::Nothing => (),
+            }
+        }
+        let cursor = (!next.is_empty()).then(|| put_together(&next));
+        Ok(answer(mcp::list(id, of, &pages, cursor.as_deref(), read.era)))
+    }
+
+    async fn page(&self, read: &Read<'_>, server: ServerName, cursor: Option<String>, of: Listed, id: &MessageId) -> Heard {
+        let body = match (&cursor, &read.params.cursor) {
+            (Some(cursor), Some(token)) => splice(&read.body, vec![(token.at, Value::from(cursor.as_str()).to_string())]),
+            _ => read.body.clone(),
+        };
+        let asking = async {
+            let asked = read.ask(server.clone(), read.headers, body).await;
+            match asked.answered {
+                Ok(response) => match whole(response, id).await.and_then(|answer| Page::read(&answer, of)) {
+                    Some(page) => Heard::Page(server.clone(), page),
+                    None => Heard::Nothing,
+                },
+                Err(ref refusal) if refusal.reason == Reason::UnknownCursor => Heard::UnknownCursor(Box::new(asked)),
+                Err(_) => Heard::Nothing,
+            }
+        };
+        let heard = tokio::time::timeout(PATIENCE, asking).await;
+        if heard.is_err() {
+            tracing::warn!(%server, method = read.method.as_str(), "left out of a list: it takes too long");
+        }
+        heard.unwrap_or(Heard::Nothing)
+    }
+}
+
+const fn listed(method: Method) -> Listed {
+    match method {
+        Method::ResourcesList => Listed::Resources,
+        Method::TemplatesList => Listed::Templates,
+        Method::PromptsList => Listed::Prompts,
+        _ => Listed::Tools,
+    }
+}
+
+const fn capability(of: Listed) -> &'static str {
+    match of {
+        Listed::Resources | Listed::Templates => "resources",
+        Listed::Prompts => "prompts",
+        Listed::Tools => "tools",
+    }
+}
+
+fn put_together(cursors: &BTreeMap<ServerName, String>) -> String {
+    let text = serde_json::to_vec(cursors).unwrap_or_default();
+    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(text))
+}
+
+fn take_apart(cursor: &str) -> Option<BTreeMap<ServerName, String>> {
+    let text = URL_SAFE_NO_PAD.decode(cursor.strip_prefix(PREFIX)?).ok()?;
+    let cursors: BTreeMap<ServerName, String> = serde_json::from_slice(&text).ok()?;
+    (!cursors.is_empty()).then_some(cursors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_one_text_for_all_servers_that_have_more() {
+        let name = |name| ServerName::parse(name).unwrap();
+        let cursors = BTreeMap::from([(name("a"), "gh1.x.y".to_owned()), (name("b_c"), "é\"".to_owned())]);
+        assert_eq!(take_apart(&put_together(&cursors)), Some(cursors));
+        for none in ["", "gc1.", "gh1.x.y", "gc1.e30", "gc1.%%", &put_together(&BTreeMap::new())] {
+            assert_eq!(take_apart(none), None, "{none}");
+        }
+    }
+}

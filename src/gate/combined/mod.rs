@@ -1,0 +1,401 @@
+//! `/mcp`: all servers that a caller may use, behind one URL. A client of the gate itself: each message is answered here, or
+//! rewritten for one server and put through `Gate::pass` like any other, with a record of its own. So nothing is judged
+//! here; what comes back is renamed so that the caller can bring it back.
+
+mod flights;
+mod listen;
+mod lists;
+mod names;
+mod notes;
+mod own;
+mod session;
+mod streams;
+mod through;
+
+pub(super) use names::Names;
+pub(super) use through::Through;
+
+use super::message::{fit_for_a_record, heard};
+use super::site::{self, Verb};
+use super::trail::Trail;
+use super::{Errand, Gate, reply};
+use crate::domain::{Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
+use crate::limits::PrincipalKey;
+use crate::mcp::{self, Heads, Message, Params, Reference, splice};
+use crate::transport::Body;
+use crate::upstream::{Session, said_server};
+use bytes::Bytes;
+use flights::Flights;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use moka::sync::Cache;
+use names::{Origin, split_name, split_uri};
+use serde_json::Value;
+use session::Conversation;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use through::Asked;
+
+/// What an instance remembers of combined sessions. A session is taken up again without any of it.
+pub struct Combined {
+    conversations: Cache<String, Arc<Conversation>>,
+    /// Sessions that their clients have ended.
+    ended: Cache<String, ()>,
+    flights: Arc<Flights>,
+}
+
+/// Who asks, for as long as it takes.
+#[derive(Clone)]
+pub(super) struct Asker {
+    gate: Arc<Gate>,
+    principal: Arc<Principal>,
+    counted: Option<PrincipalKey>,
+    source: IpAddr,
+}
+
+/// A request or notification with what was read from it.
+struct Read<'a> {
+    asker: &'a Asker,
+    headers: &'a HeaderMap,
+    conversation: Option<Arc<Conversation>>,
+    body: Bytes,
+    era: Era,
+    method: Method,
+    params: Params,
+}
+
+/// A message as its server is to have it.
+struct Addressed<'a> {
+    server: ServerName,
+    /// What it is about.
+    name: &'a str,
+    body: Bytes,
+    headers: HeaderMap,
+}
+
+const MOST_CONVERSATIONS: u64 = 100_000;
+
+impl Combined {
+    pub fn new(lifetime: Duration) -> Self {
+        Self {
+            conversations: Cache::builder()
+                .max_capacity(MOST_CONVERSATIONS)
+                .time_to_idle(lifetime)
+                .build(),
+            ended: Cache::builder()
+                .max_capacity(MOST_CONVERSATIONS)
+                .time_to_live(lifetime)
+                .build(),
+            flights: Arc::default(),
+        }
+    }
+
+    fn conversation(&self, session: &Session) -> Option<Arc<Conversation>> {
+        let label = session.label();
+        if self.ended.contains_key(&label) {
+            return None;
+        }
+        if let Some(conversation) = self.conversations.get(&label) {
+            return Some(conversation);
+        }
+        let conversation = Arc::new(Conversation::resume(session)?);
+        Some(self.conversations.get_with(label, || conversation))
+    }
+
+    fn is_ended(&self, conversation: &Conversation) -> bool {
+        self.ended.contains_key(&conversation.label)
+    }
+
+    fn end(&self, conversation: &Conversation) {
+        self.ended.insert(conversation.label.clone(), ());
+        self.conversations.invalidate(&conversation.label);
+    }
+}
+
+impl Gate {
+    /// A message for all servers together.
+    pub(super) async fn combined(self: &Arc<Self>, errand: Errand<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        let Errand {
+            headers,
+            verb,
+            body,
+            proved,
+            counted,
+        } = errand;
+        site::media_types(headers, verb)?;
+        let heads = mcp::read_heads(headers).map_err(|malformed| heard(malformed, trail))?;
+        let asker = Asker {
+            gate: self.clone(),
+            principal: proved.principal,
+            counted,
+            source: trail.source,
+        };
+        let conversation = match heads.session {
+            Some(sealed) => asker.conversation(sealed).map(Some).ok_or(Reason::UnknownSession.into()),
+            None => Ok(None),
+        };
+        if let Ok(Some(conversation)) = &conversation {
+            trail.session = Some(conversation.label.clone());
+        }
+        let method = match verb {
+            Verb::Post => {
+                let body = body.map_err(super::unread)?;
+                return asker.message(body, headers, &heads, conversation, trail).await;
+            }
+            Verb::Get => Method::OpenStream,
+            Verb::Delete => Method::EndSession,
+        };
+        trail.method = Some(method);
+        let conversation = conversation?.ok_or_else(no_session)?;
+        mcp::agree_headless(&heads, Some(conversation.version)).map_err(|malformed| heard(malformed, trail))?;
+        match verb {
+            Verb::Delete => Ok(asker.end(&conversation, trail).await),
+            _ => asker.own_stream(conversation, heads.last_event_id, trail).await,
+        }
+    }
+}
+
+impl Asker {
+    /// Answered here, or by the servers it is for.
+    async fn message(
+        &self,
+        body: Bytes,
+        headers: &HeaderMap,
+        heads: &Heads<'_>,
+        conversation: Result<Option<Arc<Conversation>>, Refusal>,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+        if let Message::Request(request) = &message {
+            trail.id = Some(request.id.clone());
+        }
+        let conversation = match message.is_modern() {
+            true => None,
+            false => conversation?,
+        };
+        if message.is_modern() {
+            (trail.era, trail.session) = (Era::Modern, None);
+        }
+        let negotiated = conversation.as_ref().map(|conversation| conversation.version);
+        match message {
+            Message::Request(request) => {
+                trail.said_method = Some(fit_for_a_record(&request.method));
+                trail.said_version = request.said_version().map(fit_for_a_record);
+                trail.trace = request.trace().map(fit_for_a_record);
+                let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+                trail.era = era;
+                let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
+                trail.method = Some(method);
+                let sessionless = era == Era::Legacy && conversation.is_none();
+                if sessionless && !matches!(method, Method::Initialize | Method::Ping) {
+                    return Err(no_session());
+                }
+                let read = Read {
+                    asker: self,
+                    headers,
+                    conversation,
+                    body: request.body,
+                    era,
+                    method,
+                    params: request.params.unwrap_or_default(),
+                };
+                self.request(read, &request.id, version, trail).await
+            }
+            Message::Notification(notification) => {
+                trail.said_method = Some(fit_for_a_record(&notification.method));
+                let (era, _) =
+                    mcp::agree_notification(&notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+                trail.era = era;
+                let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
+                trail.method = Some(method);
+                let conversation = conversation.ok_or_else(no_session)?;
+                Ok(self.note(&conversation, &notification, trail).await)
+            }
+            Message::Response(response) => {
+                trail.method = Some(Method::Answer);
+                let conversation = conversation.ok_or_else(no_session)?;
+                mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+                self.answer(&conversation, response, trail).await
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        read: Read<'_>,
+        id: &MessageId,
+        version: Option<ProtocolVersion>,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        match read.method {
+            Method::Initialize => self.initialize(&read, id, version, trail).await,
+            Method::Ping => self.ping(id, trail).await,
+            Method::Discover => self.discover(id, trail).await,
+            Method::ToolsList => self.tools(&read, id, trail).await,
+            Method::ResourcesList | Method::TemplatesList | Method::PromptsList => self.list(&read, id, trail).await,
+            Method::SetLevel => self.set_level(&read, id, trail).await,
+            Method::Listen => self.listen(&read, id, trail).await,
+            Method::ToolsCall | Method::GetPrompt => {
+                let said = read.params.name.as_deref().unwrap_or_default();
+                self.pass_on(&read, split_name(said), read.params.name_at, trail).await
+            }
+            Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
+                let said = read.params.uri.as_deref().unwrap_or_default();
+                self.pass_on(&read, split_uri(said), read.params.uri_at, trail).await
+            }
+            Method::Complete => self.complete(&read, trail).await,
+            Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
+                let task = read.params.task_id.as_ref().map(|task| task.text.as_str());
+                let Some((name, server)) = task.and_then(|task| Some((task, said_server(task)?))) else {
+                    return Err(self.nothing(&read, task, trail).await);
+                };
+                let addressed = Addressed {
+                    server,
+                    name,
+                    body: read.body.clone(),
+                    headers: read.headers.clone(),
+                };
+                self.to_server(&read, addressed, trail).await
+            }
+            // Neither is a request.
+            Method::Notification | Method::Answer | Method::OpenStream | Method::EndSession => Err(Reason::UnknownMethod.into()),
+        }
+    }
+
+    /// To the server that the name says, which gets it as it calls the thing itself.
+    async fn pass_on(
+        &self,
+        read: &Read<'_>,
+        split: Option<(ServerName, &str)>,
+        at: Option<mcp::Place>,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        let said = read.params.name.as_deref().or(read.params.uri.as_deref());
+        let (Some((server, name)), Some(at)) = (split, at) else {
+            return Err(self.nothing(read, said, trail).await);
+        };
+        let body = splice(&read.body, vec![(at, Value::from(name).to_string())]);
+        let mut headers = read.headers.clone();
+        if headers.contains_key(mcp::NAME) {
+            let name = HeaderValue::from_str(&mcp::encode_sentinel(name)).map_err(|_| Refusal::new(Reason::HeaderMismatch))?;
+            headers.insert(mcp::NAME, name);
+        }
+        let addressed = Addressed {
+            server,
+            name,
+            body,
+            headers,
+        };
+        self.to_server(read, addressed, trail).await
+    }
+
+    /// A completion is for the server of what it completes.
+    async fn complete(&self, read: &Read<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        let completion = mcp::completion(&read.params).map_err(|malformed| heard(malformed, trail))?;
+        let (said, split, member) = match &completion.of {
+            Reference::Prompt(name) => (name, split_name(name), "name"),
+            Reference::Resource(uri) => (uri, split_uri(uri), "uri"),
+        };
+        let (Some((server, name)), Some(at), Some(reference)) = (split, read.params.reference_at, &read.params.reference) else {
+            return Err(self.nothing(read, Some(said), trail).await);
+        };
+        let mut reference: Value = serde_json::from_slice(reference).map_err(|_| Refusal::new(Reason::InvalidParams))?;
+        reference[member] = name.into();
+        let addressed = Addressed {
+            server,
+            name,
+            body: splice(&read.body, vec![(at, reference.to_string())]),
+            headers: read.headers.clone(),
+        };
+        self.to_server(read, addressed, trail).await
+    }
+
+    /// What is asked for no server can have. Who may ask for nothing hears that first.
+    async fn nothing(&self, read: &Read<'_>, said: Option<&str>, trail: &mut Trail) -> Refusal {
+        let said = said.map(fit_for_a_record);
+        match read.method {
+            Method::ToolsCall => trail.tool = said,
+            _ => trail.target = said,
+        }
+        trail.arguments.clone_from(&read.params.arguments);
+        match self.standing(trail).await {
+            Ok(_) => unknown(read.method).into(),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Passed on, and answered as the server's own endpoint would. A server that there is not for this caller is not told
+    /// from one that there is not at all.
+    async fn to_server(&self, read: &Read<'_>, to: Addressed<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        trail.passed_on = true;
+        let flight = read.conversation.as_ref().zip(trail.id.as_ref()).map(|(conversation, id)| {
+            let flights = &self.gate.combined.flights;
+            flights.begin(&conversation.label, id, &to.server)
+        });
+        let asked = read.ask(to.server.clone(), &to.headers, to.body).await;
+        if let (Some(conversation), true) = (&read.conversation, asked.answered.is_ok()) {
+            match read.method {
+                Method::Subscribe => conversation.subscribe(&to.server, to.name),
+                Method::Unsubscribe => conversation.unsubscribe(&to.server, to.name),
+                _ => (),
+            }
+        }
+        match asked.answered {
+            Err(ref refusal) if is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
+            _ => {
+                let response = asked.response(&self.gate);
+                Ok(match flight {
+                    Some(flight) => response.map(|body| flight.with(body)),
+                    None => response,
+                })
+            }
+        }
+    }
+}
+
+impl Read<'_> {
+    /// Asks one server. One that has lost its session gets another, once.
+    async fn ask(&self, server: ServerName, headers: &HeaderMap, body: Bytes) -> Asked {
+        let mut headers = headers.clone();
+        headers.remove(mcp::SESSION_ID);
+        headers.remove(mcp::LAST_EVENT_ID);
+        if let Some(conversation) = &self.conversation {
+            let version = HeaderValue::from_static(conversation.version.as_str());
+            headers.insert(mcp::PROTOCOL_VERSION, version);
+        }
+        let through = self.asker.through(server, self.conversation.clone(), true);
+        let before = through.held();
+        let mut asked = through.ask(Verb::Post, &headers, body.clone()).await;
+        let lost = match &before {
+            Some(held) => through.has_lost(held, asked.trail.answered).await,
+            None => false,
+        };
+        if let (true, Some(StatusCode::NOT_FOUND)) = (lost, asked.trail.answered) {
+            asked = through.ask(Verb::Post, &headers, body).await;
+        }
+        asked.keeping_the_session()
+    }
+}
+
+/// How it is said that there is no such thing.
+const fn unknown(method: Method) -> Reason {
+    match method {
+        Method::ToolsCall => Reason::UnknownTool,
+        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => Reason::UnknownTask,
+        _ => Reason::UnknownTarget,
+    }
+}
+
+/// Refusals that tell of a server which the caller has nothing of.
+const fn is_not_there(reason: Reason) -> bool {
+    matches!(reason, Reason::UnknownServer | Reason::ServerDisabled | Reason::NoGrant)
+}
+
+fn no_session() -> Refusal {
+    Refusal::with_detail(Reason::InvalidRequest, "`Mcp-Session-Id` is missing: initialize first")
+}
+
+/// An answer of Guardian's own.
+fn answer(body: Bytes) -> Response<Body> {
+    reply::json(StatusCode::OK, body)
+}

@@ -1,0 +1,196 @@
+//! How the combined endpoint writes what each server names, and finds back whose it is: tools and prompts as
+//! `<server>__<name>`, resources as `<server>+<uri>`, events of streams with both before their ids. No name of a server holds
+//! `__` or ends with `_`, so the first `__` parts the two.
+
+use crate::domain::ServerName;
+use crate::mcp::{Rename, SseFrame};
+use bytes::Bytes;
+
+/// One server's words among those of others.
+#[derive(Debug, Clone)]
+pub struct Names {
+    server: ServerName,
+    origin: Origin,
+}
+
+/// Which stream an event was on: a client that lost it asks for the rest of that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The answer to a request.
+    Answer,
+    /// The server's own stream of a session.
+    Own,
+}
+
+const BETWEEN: &str = "__";
+/// Stands before a name that begins with a digit, as no scheme does. No name of a server yields two dots.
+const BEFORE_DIGITS: &str = "n..";
+
+impl Names {
+    pub fn new(server: ServerName, origin: Origin) -> Self {
+        Self { server, origin }
+    }
+
+    pub fn server(&self) -> &ServerName {
+        &self.server
+    }
+
+    /// Events are told apart by their ids: a client may bring one back.
+    pub fn event(&self, frame: &mut SseFrame) {
+        let Some(id) = frame.id.take().filter(|id| !id.is_empty()) else {
+            return;
+        };
+        let origin = match self.origin {
+            Origin::Answer => "a",
+            Origin::Own => "o",
+        };
+        let id: Bytes = [format!("{origin}.{}.", self.server).as_bytes(), &id].concat().into();
+        frame.raw = with_id(&frame.raw, &id);
+        frame.id = Some(id);
+    }
+}
+
+impl Rename for Names {
+    fn name(&self, name: &str) -> String {
+        format!("{}{BETWEEN}{name}", self.server)
+    }
+
+    fn uri(&self, uri: &str) -> String {
+        format!("{}+{uri}", scheme(&self.server))
+    }
+}
+
+/// Whose tool or prompt is meant, and what its server calls it.
+pub fn split_name(name: &str) -> Option<(ServerName, &str)> {
+    let (server, name) = name.split_once(BETWEEN)?;
+    Some((ServerName::parse(server).ok()?, name))
+}
+
+/// The same for a resource, or a template of some.
+pub fn split_uri(uri: &str) -> Option<(ServerName, &str)> {
+    let (written, uri) = uri.split_once('+')?;
+    let server = match written.strip_prefix(BEFORE_DIGITS) {
+        Some(rest) => ServerName::parse(&rest.replace('.', "_")),
+        None => ServerName::parse(&written.replace('.', "_")),
+    };
+    // In no other spelling: policies compare bytes, and so does whoever looks for a resource in the records.
+    let server = server.ok().filter(|server| scheme(server) == written)?;
+    Some((server, uri))
+}
+
+/// The same for an event.
+pub fn split_event(id: &str) -> Option<(ServerName, Origin, &str)> {
+    let (origin, rest) = id.split_once('.')?;
+    let (server, id) = rest.split_once('.')?;
+    let origin = match origin {
+        "a" => Origin::Answer,
+        "o" => Origin::Own,
+        _ => return None,
+    };
+    Some((ServerName::parse(server).ok()?, origin, id))
+}
+
+/// A name as the beginning of a scheme, which knows no `_` and begins with a letter.
+fn scheme(server: &ServerName) -> String {
+    let written = server.as_str().replace('_', ".");
+    match written.starts_with(|first: char| first.is_ascii_digit()) {
+        true => format!("{BEFORE_DIGITS}{written}"),
+        false => written,
+    }
+}
+
+/// The frame with another id; its other lines stay.
+fn with_id(raw: &[u8], id: &[u8]) -> Bytes {
+    let mut written = Vec::with_capacity(raw.len() + id.len());
+    let mut rest = raw;
+    while !rest.is_empty() {
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b'\r' | b'\n'))
+            .unwrap_or(rest.len());
+        let (line, after) = rest.split_at(end);
+        let ending = match after {
+            [b'\r', b'\n', ..] => 2,
+            [] => 0,
+            _ => 1,
+        };
+        match line == b"id" || line.starts_with(b"id:") {
+            true => written.extend_from_slice(&[b"id: ", id].concat()),
+            false => written.extend_from_slice(line),
+        }
+        written.extend_from_slice(&after[..ending]);
+        rest = &after[ending..];
+    }
+    written.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ResourceUri;
+    use crate::mcp::SseReader;
+    use proptest::prelude::*;
+
+    fn names(server: &str) -> Names {
+        Names::new(ServerName::parse(server).unwrap(), Origin::Own)
+    }
+
+    #[test]
+    fn names_say_whose_they_are() {
+        assert_eq!(names("git_hub").name("create__issue"), "git_hub__create__issue");
+        assert_eq!(names("2fa").uri("file:///a"), "n..2fa+file:///a");
+        assert_eq!(names("my_files").uri("file:///a"), "my.files+file:///a");
+        for unknown in ["echo", "_a__b", "A__b", "__b", ""] {
+            assert_eq!(split_name(unknown), None, "{unknown}");
+        }
+        for unknown in [
+            "file:///a",
+            "my_files+file:///a",
+            "2fa+file:///a",
+            "n..a+file:///a",
+            "N..2fa+x:y",
+            "+x:y",
+            "a..b+x:y",
+        ] {
+            assert_eq!(split_uri(unknown), None, "{unknown}");
+        }
+        for unknown in ["7", "o.files", "x.files.7", "o.Files.7", ""] {
+            assert_eq!(split_event(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn an_event_keeps_all_but_its_id() {
+        for (raw, wanted) in [
+            ("id: 7\nretry: 3\ndata: \n\n", "id: o.a.7\nretry: 3\ndata: \n\n"),
+            ("data: {}\r\nid:7\r\n\r\n", "data: {}\r\nid: o.a.7\r\n\r\n"),
+            ("data: id: 7\rid: 7\r\r", "data: id: 7\rid: o.a.7\r\r"),
+            ("data: {}\n\n", "data: {}\n\n"),
+        ] {
+            let mut reader = SseReader::new(100);
+            reader.push(Bytes::from_static(raw.as_bytes()));
+            let mut frame = reader.frame().unwrap().unwrap();
+            names("a").event(&mut frame);
+            assert_eq!(frame.raw, wanted);
+            let id = frame.id.map(|id| String::from_utf8(id.to_vec()).unwrap());
+            if let Some(id) = id {
+                assert_eq!(split_event(&id), Some((ServerName::parse("a").unwrap(), Origin::Own, "7")));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn what_was_written_is_found_back(server in "[a-z0-9_-]{1,8}", name in "[A-Za-z0-9_.+-]{0,8}", uri in "[a-z0-9+.-]{0,6}:[a-z+/_.]{0,8}") {
+            prop_assume!(ServerName::parse(&server).is_ok());
+            let names = names(&server);
+            let written = names.name(&name);
+            prop_assert_eq!(split_name(&written), Some((names.server.clone(), name.as_str())));
+            let written = names.uri(&uri);
+            prop_assert_eq!(split_uri(&written), Some((names.server.clone(), uri.as_str())));
+            let written = names.uri("x:y");
+            prop_assert!(ResourceUri::parse(&written).is_ok(), "{}", written);
+        }
+    }
+}

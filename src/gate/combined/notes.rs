@@ -1,0 +1,102 @@
+//! What a legacy client says to servers without asking, answers to them, and the end of its session: to the server that is
+//! meant where that is known, to all that know this client otherwise. Servers it never spoke to hear nothing.
+
+use super::session::{Conversation, Held};
+use super::through::all;
+use super::{Asker, Read, answer};
+use crate::domain::{MessageId, Reason, Refusal, ServerName};
+use crate::gate::site::Verb;
+use crate::gate::trail::Trail;
+use crate::mcp::{self, Notification};
+use crate::transport::{self, Body};
+use crate::upstream::said_server;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::json;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Nobody waits for what servers say to it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Asker {
+    pub(super) async fn note(
+        &self,
+        conversation: &Arc<Conversation>,
+        notification: &Notification,
+        trail: &mut Trail,
+    ) -> Response<Body> {
+        let open = conversation.open();
+        let cancelled = notification.params.as_ref().and_then(|params| params.request_id.as_ref());
+        let known = cancelled.and_then(|id| self.gate.combined.flights.server(&conversation.label, id));
+        let meant: Vec<_> = match notification.method.as_str() {
+            // Each server is told when its session is opened.
+            "notifications/initialized" => Vec::new(),
+            "notifications/cancelled" => open
+                .into_iter()
+                .filter(|(server, _)| known.as_ref().is_none_or(|known| known == server))
+                .collect(),
+            _ => open,
+        };
+        trail.passed_on = !meant.is_empty();
+        self.tell(conversation, meant, Verb::Post, &notification.body).await;
+        accepted()
+    }
+
+    /// An answer goes to the server that asked, in the session it asked in.
+    pub(super) async fn answer(
+        &self,
+        conversation: &Arc<Conversation>,
+        response: mcp::Response,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        let handle: Option<String> = serde_json::from_str(response.id.as_json()).ok();
+        let server = handle.as_deref().and_then(said_server).ok_or(Reason::UnknownAnswer)?;
+        let held = conversation.held(&server).ok_or(Reason::UnknownAnswer)?;
+        trail.passed_on = true;
+        let through = self.through(server, Some(conversation.clone()), false);
+        let asked = through.ask(Verb::Post, &held.fields(), response.body).await;
+        Ok(asked.keeping_the_session().response(&self.gate))
+    }
+
+    /// Each server is told, and those that this client speaks to later.
+    pub(super) async fn set_level(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        self.standing(trail).await?;
+        let conversation = read.conversation.as_ref().ok_or(Reason::InvalidRequest)?;
+        conversation.set_level(read.body.clone());
+        let mut open = conversation.open();
+        open.retain(|(server, _)| !self.through(server.clone(), None, false).lacks("logging"));
+        trail.passed_on = !open.is_empty();
+        self.tell(conversation, open, Verb::Post, &read.body).await;
+        Ok(answer(mcp::result(id, json!({}))))
+    }
+
+    /// The session ends, and with it those that were opened for it.
+    pub(super) async fn end(&self, conversation: &Arc<Conversation>, trail: &mut Trail) -> Response<Body> {
+        self.gate.combined.end(conversation);
+        let mut open = conversation.end();
+        open.retain(|(_, held)| held.session.is_some());
+        trail.passed_on = !open.is_empty();
+        self.tell(conversation, open, Verb::Delete, &Bytes::new()).await;
+        Response::new(transport::empty())
+    }
+
+    /// All of these, in their sessions; what they make of it changes nothing.
+    async fn tell(&self, conversation: &Arc<Conversation>, meant: Vec<(ServerName, Held)>, verb: Verb, body: &Bytes) {
+        let told = meant.into_iter().map(|(server, held)| {
+            let telling = async move {
+                let through = self.through(server, Some(conversation.clone()), false);
+                let _ = tokio::time::timeout(PATIENCE, through.ask(verb, &held.fields(), body.clone())).await;
+            };
+            Box::pin(telling) as Pin<Box<dyn Future<Output = ()> + Send>>
+        });
+        all(told.collect()).await;
+    }
+}
+
+fn accepted() -> Response<Body> {
+    let mut response = Response::new(transport::empty());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}

@@ -1,0 +1,233 @@
+//! What the combined endpoint answers without asking any server: who it is, what the servers of this caller have, and their
+//! tools as they were pinned. A server that is down hides nothing, its own tools neither.
+
+use super::session::Introduction;
+use super::{Asker, Read, answer};
+use crate::decide::{self, Facts, Snapshot, View};
+use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, ServerName};
+use crate::gate::caller::Caller;
+use crate::gate::combined::names::Names;
+use crate::gate::trail::Trail;
+use crate::gate::{Gate, enrolment};
+use crate::limits::{Admission, PrincipalKey};
+use crate::mcp::{self, Listed, Page, Rename};
+use crate::transport::Body;
+use crate::upstream::{Hello, Session, Upstream};
+use http::{HeaderValue, Response};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// What a caller is to Guardian now.
+pub struct Standing {
+    pub caller: Caller,
+    pub view: View,
+    pub generation: u64,
+    pub snapshot: Arc<Snapshot>,
+}
+
+/// How long a modern client may keep what it is told here. It hears of changes if it listens.
+const TTL_MS: u64 = 60_000;
+/// Of the instructions of one server, and of all together.
+const LONGEST_INSTRUCTIONS: usize = 4_000;
+const ALL_INSTRUCTIONS: usize = 32_000;
+
+impl Asker {
+    /// Whoever is asked nothing about is still somebody whom Guardian knows.
+    pub(super) async fn standing(&self, trail: &mut Trail) -> Result<Standing, Refusal> {
+        let gate = &self.gate;
+        let (view, generation) = gate.view().await;
+        let proved = self.principal.clone().into();
+        let caller = gate.parts.callers.recognise(proved, generation, trail.at).await?;
+        trail.member.clone_from(&caller.member);
+        let standing = Standing {
+            caller,
+            view,
+            generation,
+            snapshot: gate.parts.snapshot.load_full(),
+        };
+        decide::is_admitted(&standing.facts(trail))?;
+        Ok(standing)
+    }
+
+    /// Counted as a message of this caller; no server is asked.
+    pub(super) fn admit(&self) -> Result<Admission, Refusal> {
+        let who = self.counted.unwrap_or_else(|| PrincipalKey::of(&self.principal));
+        self.gate.parts.limits.admit_caller(who).map_err(|refusal| *refusal)
+    }
+
+    pub(super) async fn initialize(
+        &self,
+        read: &Read<'_>,
+        id: &MessageId,
+        version: Option<ProtocolVersion>,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Refusal> {
+        let standing = self.standing(trail).await?;
+        let _admission = self.admit()?;
+        let gate = &self.gate;
+        let version = version.unwrap_or(ProtocolVersion::V20251125);
+        let said = gate.said(&standing, Era::Legacy, trail);
+        let session = Session {
+            id: Introduction::read(&read.body)
+                .session_id(trail.request)
+                .ok_or(Reason::Internal)?,
+            version,
+            expires_at: trail.at.plus(gate.parts.session_lifetime),
+        };
+        let sealed = gate.parts.upstreams.sessions().seal(&session, &self.principal, None);
+        let result = json!({
+            "protocolVersion": version.as_str(),
+            "capabilities": said.capabilities,
+            "serverInfo": server_info(),
+            "instructions": said.instructions,
+        });
+        let mut response = answer(mcp::result(id, result));
+        let sealed = HeaderValue::try_from(sealed).map_err(|_| Refusal::new(Reason::Internal))?;
+        response.headers_mut().insert(mcp::SESSION_ID, sealed);
+        Ok(response)
+    }
+
+    pub(super) async fn ping(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        self.standing(trail).await?;
+        Ok(answer(mcp::result(id, json!({}))))
+    }
+
+    /// Who could speak either era gets the one that reaches more servers: what is not reached is not seen.
+    pub(super) async fn discover(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        let standing = self.standing(trail).await?;
+        let gate = &self.gate;
+        let reached = |era| gate.servers(&standing, era, trail).count();
+        if reached(Era::Modern) < reached(Era::Legacy) {
+            return Err(Reason::UnknownMethod.into());
+        }
+        let said = gate.said(&standing, Era::Modern, trail);
+        let result = json!({
+            "resultType": "complete",
+            "supportedVersions": [ProtocolVersion::V20260728.as_str()],
+            "capabilities": said.capabilities,
+            "instructions": said.instructions,
+            "ttlMs": TTL_MS,
+            "cacheScope": "private",
+            "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
+        });
+        Ok(answer(mcp::result(id, result)))
+    }
+
+    /// All tools on one page, by server and name.
+    pub(super) async fn tools(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        let standing = self.standing(trail).await?;
+        let _admission = self.admit()?;
+        if read.params.cursor.is_some() {
+            return Err(Reason::UnknownCursor.into());
+        }
+        let page = Page::of(&self.gate.definitions(&standing, read.era, trail), TTL_MS);
+        Ok(answer(mcp::list(id, Listed::Tools, &[page], None, read.era)))
+    }
+}
+
+impl Standing {
+    pub fn facts<'a>(&'a self, trail: &'a Trail) -> Facts<'a> {
+        Facts {
+            now: trail.at,
+            source_ip: trail.source,
+            principal: &self.caller.principal,
+            subject: &self.caller.subject,
+            enrolment: enrolment(&self.caller),
+            view: self.view,
+            snapshot: &self.snapshot,
+            session: trail.session.as_deref(),
+        }
+    }
+}
+
+impl Gate {
+    /// The servers that this caller has a grant for and that are not known to lack the era, by name.
+    pub(super) fn servers<'a>(
+        &'a self,
+        standing: &'a Standing,
+        era: Era,
+        trail: &'a Trail,
+    ) -> impl Iterator<Item = (&'a ServerName, &'a Upstream)> {
+        let speaks = move |server: &Upstream| !server.eras().lack(era);
+        let admitted = move |name: &ServerName| decide::admits(name, &standing.facts(trail));
+        self.parts
+            .upstreams
+            .iter()
+            .filter(move |(name, server)| speaks(server) && admitted(name))
+    }
+
+    /// The definitions of the tools that this caller is shown, under the names that they have here.
+    pub(super) fn definitions(&self, standing: &Standing, era: Era, trail: &Trail) -> Vec<String> {
+        let facts = standing.facts(trail);
+        let of_server = |name: &ServerName| {
+            let names = Names::new(name.clone(), super::Origin::Answer);
+            let mut tools: Vec<_> = standing.snapshot.tools(name).collect();
+            tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
+            tools.retain(|tool| era == Era::Legacy || tool.mirrored().is_ok());
+            tools.retain(|tool| decide::could_permit(name, tool, &facts));
+            let renamed = |tool: &decide::CompiledTool| {
+                let entry = tool.entry();
+                mcp::redefined(&entry.definition, &names.name(entry.name.as_str())).ok()
+            };
+            tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
+        };
+        self.servers(standing, era, trail)
+            .flat_map(|(name, _)| of_server(name))
+            .collect()
+    }
+
+    /// What the servers of this caller say of themselves, as one.
+    fn said(&self, standing: &Standing, era: Era, trail: &Trail) -> Hello {
+        let mut capabilities = Hello::default();
+        let mut instructions =
+            "Tools and prompts of several servers: `<server>__<name>`. Resources: `<server>+<uri>`.".to_owned();
+        for (name, server) in self.servers(standing, era, trail) {
+            let hello = server.hello();
+            if let Some(text) = &hello.instructions {
+                let text: String = text.chars().take(LONGEST_INSTRUCTIONS).collect();
+                if instructions.len() + text.len() < ALL_INSTRUCTIONS {
+                    instructions.push_str(&format!("\n\n# {name}\n\n{text}"));
+                }
+            }
+            capabilities = capabilities.and(Hello::clone(&hello));
+        }
+        Hello {
+            capabilities: Some(offered(capabilities.capabilities.unwrap_or_default(), era)),
+            instructions: Some(instructions),
+        }
+    }
+}
+
+/// What is offered of what servers have: no more than is passed on.
+fn offered(mut of_servers: Value, era: Era) -> Value {
+    const TASKS: &str = "io.modelcontextprotocol/tasks";
+    let mut offered = json!({ "tools": { "listChanged": true } });
+    for name in ["resources", "prompts", "completions"] {
+        if let Some(capability) = of_servers.get_mut(name) {
+            offered[name] = capability.take();
+        }
+    }
+    match era {
+        Era::Legacy => {
+            for name in ["logging", "tasks"] {
+                if let Some(capability) = of_servers.get_mut(name) {
+                    offered[name] = capability.take();
+                }
+            }
+            // Whose tasks they are a list does not say, so there is none.
+            if let Some(tasks) = offered.get_mut("tasks").and_then(Value::as_object_mut) {
+                tasks.remove("list");
+            }
+        }
+        Era::Modern => {
+            if let Some(tasks) = of_servers["extensions"].get_mut(TASKS) {
+                offered["extensions"] = json!({ TASKS: tasks.take() });
+            }
+        }
+    }
+    offered
+}
+
+fn server_info() -> Value {
+    json!({ "name": "neural-guardian", "title": "Neural Guardian", "version": env!("CARGO_PKG_VERSION") })
+}

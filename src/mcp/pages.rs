@@ -1,0 +1,122 @@
+//! Pages of lists from several answers, put together into one: the things as they were written, in the order of the pages.
+
+use super::answer::ANSWER_BOUNDS;
+use super::json::{Kind, Scan, Twins, decode};
+use super::lists::Listed;
+use crate::domain::{Era, MessageId};
+use bytes::Bytes;
+
+/// What one answer to the question for a list holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The things, with commas between them, as they were written.
+    items: String,
+    pub next_cursor: Option<String>,
+    /// For how long it may be kept.
+    pub ttl_ms: Option<u64>,
+}
+
+impl Page {
+    /// Things that are written out already.
+    pub fn of(items: &[String], ttl_ms: u64) -> Self {
+        Self {
+            items: items.join(","),
+            next_cursor: None,
+            ttl_ms: Some(ttl_ms),
+        }
+    }
+
+    /// The page in an answer; `None` if the answer holds no list of these.
+    pub fn read(answer: &[u8], of: Listed) -> Option<Self> {
+        const MEMBERS: [&str; 6] = ["tools", "resources", "resourceTemplates", "prompts", "nextCursor", "ttlMs"];
+        let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact).ok()?;
+        let mut spans = [None; MEMBERS.len()];
+        let read = scan.fields(0, &["result"], |scan, _, depth| {
+            if scan.peek() != Some(b'{') {
+                return scan.value(depth);
+            }
+            let start = scan.here();
+            spans = scan.fields(depth, &MEMBERS, |scan, _, depth| scan.value(depth))?.spans;
+            Ok(scan.since(start, Kind::Object))
+        });
+        read.ok()?;
+        scan.close().ok()?;
+        let list = spans[of as usize].filter(|span| span.kind == Kind::Array)?.range();
+        let items = std::str::from_utf8(answer.get(list.start + 1..list.end - 1)?).ok()?;
+        let cursor = spans[4].filter(|span| matches!(span.kind, Kind::Text(_)));
+        let ttl = spans[5].map(|span| std::str::from_utf8(&answer[span.range()]).unwrap_or_default());
+        Some(Self {
+            items: items.trim().to_owned(),
+            next_cursor: cursor
+                .and_then(|span| decode(answer, span).ok())
+                .map(std::borrow::Cow::into_owned),
+            ttl_ms: ttl.and_then(|ttl| ttl.parse().ok()),
+        })
+    }
+}
+
+/// The answer that holds all of them. It is one caller's: nobody keeps it for others, nor longer than any page may be kept.
+pub fn list(id: &MessageId, of: Listed, pages: &[Page], next_cursor: Option<&str>, era: Era) -> Bytes {
+    let things: Vec<&str> = pages
+        .iter()
+        .map(|page| &*page.items)
+        .filter(|items| !items.is_empty())
+        .collect();
+    let member = of.member();
+    let mut result = format!(r#"{{"{member}":[{}]"#, things.join(","));
+    if let Some(cursor) = next_cursor {
+        result.push_str(&format!(r#","nextCursor":{}"#, serde_json::Value::from(cursor)));
+    }
+    if era == Era::Modern {
+        let ttl = pages
+            .iter()
+            .map(|page| page.ttl_ms.unwrap_or_default())
+            .min()
+            .unwrap_or_default();
+        result.push_str(&format!(r#","resultType":"complete","cacheScope":"private","ttlMs":{ttl}"#));
+    }
+    format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}}}"#, id.as_json()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_put_together_as_they_were_written() {
+        let first = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ {"uri":"x:1" , "n":1.50},{"uri":"x:2"} ],"nextCursor":"p\u0032","ttlMs":900}}"#;
+        let second = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[{"uri":"y:1"}],"ttlMs":30}}"#;
+        let empty = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ ],"ttlMs":50}}"#;
+        let page = |text: &[u8]| Page::read(text, Listed::Resources).unwrap();
+        assert_eq!(page(first).next_cursor.as_deref(), Some("p2"));
+        let id = MessageId::from_json(Bytes::from_static(b"\"a\""));
+        let pages = [page(first), page(empty), page(second)];
+        let items = r#"[{"uri":"x:1" , "n":1.50},{"uri":"x:2"},{"uri":"y:1"}]"#;
+        assert_eq!(
+            list(&id, Listed::Resources, &pages, Some("c"), Era::Legacy),
+            format!(r#"{{"jsonrpc":"2.0","id":"a","result":{{"resources":{items},"nextCursor":"c"}}}}"#)
+        );
+        assert_eq!(
+            list(&id, Listed::Resources, &pages, None, Era::Modern),
+            format!(
+                r#"{{"jsonrpc":"2.0","id":"a","result":{{"resources":{items},"resultType":"complete","cacheScope":"private","ttlMs":30}}}}"#
+            )
+        );
+        assert_eq!(
+            list(&id, Listed::Tools, &[], None, Era::Legacy),
+            r#"{"jsonrpc":"2.0","id":"a","result":{"tools":[]}}"#
+        );
+    }
+
+    #[test]
+    fn what_holds_no_such_list_is_no_page() {
+        for answer in [
+            r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"resources":{}}}"#,
+            "[]",
+        ] {
+            assert_eq!(Page::read(answer.as_bytes(), Listed::Resources), None, "{answer}");
+        }
+    }
+}

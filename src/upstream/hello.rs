@@ -1,0 +1,78 @@
+//! What a server says of itself when Guardian introduces itself: what it has beside tools, and how it wants to be used.
+
+use serde_json::Value;
+
+/// A server's own words, as of the last time its tools were asked for. Empty until then.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Hello {
+    /// `capabilities`, an object; `None`: nothing is known.
+    pub capabilities: Option<Value>,
+    pub instructions: Option<String>,
+}
+
+impl Hello {
+    /// Of the result of an `initialize` or a `server/discover`.
+    pub fn read(result: &Value) -> Self {
+        Self {
+            capabilities: Some(result["capabilities"].clone()).filter(Value::is_object),
+            instructions: result["instructions"]
+                .as_str()
+                .map(str::to_owned)
+                .filter(|text| !text.is_empty()),
+        }
+    }
+
+    /// Both together: a server may say of itself more in one era than in the other.
+    pub fn and(self, other: Self) -> Self {
+        let capabilities = match (self.capabilities, other.capabilities) {
+            (Some(mut one), Some(other)) => {
+                merge(&mut one, &other);
+                Some(one)
+            }
+            (one, other) => one.or(other),
+        };
+        Self {
+            capabilities,
+            instructions: self.instructions.or(other.instructions),
+        }
+    }
+
+    /// Whether it is known to lack what stands under this name.
+    pub fn lacks(&self, capability: &str) -> bool {
+        self.capabilities
+            .as_ref()
+            .is_some_and(|capabilities| capabilities.get(capability).is_none())
+    }
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                merge(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (into @ Value::Null, from) => *into = from.clone(),
+        (Value::Bool(into), Value::Bool(from)) => *into |= from,
+        _ => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_either_has_both_have() {
+        let of = |capabilities: Value| Hello::read(&json!({ "capabilities": capabilities }));
+        let both = of(json!({ "tools": {}, "resources": { "subscribe": false } })).and(of(
+            json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }),
+        ));
+        let wanted = json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } });
+        assert_eq!(both.capabilities, Some(wanted));
+        assert!(both.lacks("prompts") && !both.lacks("tools"));
+        assert!(!Hello::default().lacks("prompts"), "nothing is known");
+        assert_eq!(Hello::default().and(of(json!({}))), of(json!({})));
+    }
+}
