@@ -4,7 +4,7 @@
 use super::alive::Alive;
 use super::lens::Lens;
 use super::reply;
-use super::streams::{Guarded, Streams};
+use super::streams::{Held, Streams};
 use super::talk::Handing;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
@@ -43,6 +43,9 @@ pub struct Open {
     pub keep_alive: Duration,
 }
 
+/// An answer that the buffers of its connection do not take at once waits here for its client, and is a call going on.
+const SOON_TAKEN: usize = 64 * 1024;
+
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
@@ -73,7 +76,12 @@ impl Screen {
                 opened,
                 ..
             } => {
-                let mut response = reply::json(told(status, self.era), self.result(body, &said)?);
+                let body = self.result(body, &said)?;
+                let waits = body.len() > SOON_TAKEN;
+                let mut response = reply::json(told(status, self.era), body);
+                if let (true, Some(admission)) = (waits, admission) {
+                    response = response.map(|body| Held::new(body, admission).boxed());
+                }
                 if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
                     response.headers_mut().insert(mcp::SESSION_ID, sealed);
                 }
@@ -99,7 +107,7 @@ impl Screen {
         let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let body = Alive::new(body, open.keep_alive).boxed();
-        let mut response = Response::new(Guarded::new(body, admission, enrolled).boxed());
+        let mut response = Response::new(Held::new(body, (admission, enrolled)).boxed());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert(

@@ -27,6 +27,7 @@ mod revocation;
 mod signing_in;
 mod streams;
 mod tasks;
+mod threats;
 mod verdicts;
 mod wares;
 

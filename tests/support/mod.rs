@@ -7,6 +7,7 @@ pub mod authorization;
 pub mod certificates;
 pub mod client;
 pub mod folder;
+pub mod frames;
 pub mod golden;
 pub mod http;
 pub mod issuer;

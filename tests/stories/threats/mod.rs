@@ -1,0 +1,154 @@
+//! The catalogue of threats, T1 to T24 and T32 to T36, by name: for each there is a story here, or one elsewhere that the
+//! table names. Ana attacks, or is attacked; Bob only calls `add` and must not notice.
+
+mod bodies;
+mod frames;
+mod framing;
+mod heads;
+mod owners;
+mod servers;
+mod slow;
+mod streams;
+
+use crate::support::client::Client;
+use crate::support::http::Protocol;
+use crate::support::stores::Engine;
+use crate::support::upstream::{Received, Upstream};
+use crate::support::wait::eventually;
+use crate::support::world::World;
+use serde_json::json;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+/// An installation with a recording server `files`, Ana who is a reader of it, and Bob.
+struct Scene {
+    world: World,
+    files: Upstream,
+    ana: String,
+    bob: String,
+    /// How much the server had received when the story began.
+    before: usize,
+}
+
+/// What an attack cost while it ran.
+#[derive(Debug)]
+struct Cost {
+    /// Calls of Bob's that were answered meanwhile, each as it should be.
+    served: usize,
+    slowest: Duration,
+    /// Resident memory at its highest, above what it was before.
+    grown: u64,
+    /// Processor time of all that happened meanwhile.
+    processor: Duration,
+}
+
+const MIB: u64 = 1024 * 1024;
+/// What no flood may add to the process.
+const ROOM: u64 = 32 * MIB;
+/// A call of Bob's may take so long while somebody attacks: in a debug build, on a machine that does more than this.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Scene {
+    /// `more` is for the entry of the server, `settings` for the rest of the configuration.
+    async fn set(more: &str, settings: &[(&str, &str)]) -> Scene {
+        let files = Upstream::start().await;
+        let url = files.url.clone();
+        Self::at(files, &url, more, settings).await
+    }
+
+    /// The same with the server at another URL, where something stands before it.
+    async fn at(files: Upstream, url: &str, more: &str, settings: &[(&str, &str)]) -> Scene {
+        let mut world = World::new(Engine::Sqlite).await;
+        world.server("files", url, &format!("catalogue_refresh = '1h'\n{more}"));
+        world.set("limits.per_principal", "{ rate = 1000000, per = '1s' }");
+        for (name, value) in settings {
+            world.set(name, value);
+        }
+        for (name, scopes) in [("ana", "echo,read_file,slow"), ("bob", "add")] {
+            world.person(name, &["reader"]).await;
+            world.grant(name, "files", scopes);
+        }
+        let (ana, bob) = (world.key("ana"), world.key("bob"));
+        world.start().await;
+        let mut scene = Scene {
+            world,
+            files,
+            ana,
+            bob,
+            before: 0,
+        };
+        let bystander = scene.bystander();
+        eventually("the tools to be known", async || add(&bystander).await.then_some(())).await;
+        scene.mark();
+        scene
+    }
+
+    /// From here on counts what reaches the server.
+    fn mark(&mut self) {
+        self.before = self.files.received().len();
+    }
+
+    fn bystander(&self) -> Client {
+        self.world.client("files").modern().bearer(&self.bob)
+    }
+
+    /// Ana in the new era, without a session.
+    fn ana(&self) -> Client {
+        self.world.client("files").modern().bearer(&self.ana)
+    }
+
+    /// Everything that reached the server since the mark, but for Bob's calls.
+    fn reached(&self) -> Vec<Received> {
+        let since = self.files.received().split_off(self.before);
+        since.into_iter().filter(|received| received.tool() != Some("add")).collect()
+    }
+
+    #[track_caller]
+    fn nothing_reached_the_server(&self, what: &str) {
+        let reached: Vec<String> = self.reached().iter().map(Received::everything).collect();
+        assert!(reached.is_empty(), "{what}: {reached:?}");
+    }
+
+    /// Attacks while Bob goes on calling; he is served all the while, at least once.
+    async fn while_bob_is_served<T>(&self, attack: impl Future<Output = T>) -> (T, Cost) {
+        let bob = self.bystander();
+        assert!(add(&bob).await, "Bob is served before the attack");
+        let (memory, processor) = (self.world.resident(), self.world.processor_time());
+        let mut cost = Cost {
+            served: 0,
+            slowest: Duration::ZERO,
+            grown: 0,
+            processor: Duration::ZERO,
+        };
+        let (mut attack, mut outcome) = (pin!(attack), None);
+        while outcome.is_none() {
+            let begun = Instant::now();
+            let mut call = pin!(add(&bob));
+            let answered = loop {
+                tokio::select! {
+                    answered = &mut call => break answered,
+                    done = &mut attack, if outcome.is_none() => outcome = Some(done),
+                }
+            };
+            assert!(answered, "Bob is served while the attack goes on");
+            cost.served += 1;
+            cost.slowest = cost.slowest.max(begun.elapsed());
+            cost.grown = cost.grown.max(self.world.resident().saturating_sub(memory));
+        }
+        cost.processor = self.world.processor_time().saturating_sub(processor);
+        (outcome.expect("the loop has ended"), cost)
+    }
+}
+
+impl Cost {
+    #[track_caller]
+    fn is_bounded(&self, what: &str) {
+        assert!(self.grown < ROOM, "{what}: {self:?}");
+        assert!(self.slowest < PATIENCE, "{what}: {self:?}");
+    }
+}
+
+async fn add(client: &Client) -> bool {
+    let answer = client.call("add", json!({ "a": 1, "b": 2 })).await;
+    answer.is_result() && answer.text() == "3"
+}
