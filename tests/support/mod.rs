@@ -15,6 +15,7 @@ pub mod pipes;
 pub mod ports;
 pub mod postgres;
 pub mod real;
+pub mod saboteur;
 pub mod server;
 pub mod stores;
 pub mod upstream;

@@ -45,7 +45,7 @@ impl Scene {
         ]
     }
 
-    fn block(&self) -> Vec<u8> {
+    pub fn block(&self) -> Vec<u8> {
         block(&self.head())
     }
 

@@ -11,13 +11,14 @@ mod slow;
 mod streams;
 
 use crate::support::client::Client;
-use crate::support::http::Protocol;
+use crate::support::saboteur::Saboteur;
 use crate::support::stores::Engine;
 use crate::support::upstream::{Received, Upstream};
 use crate::support::wait::eventually;
 use crate::support::world::World;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// An installation with a recording server `files`, Ana who is a reader of it, and Bob.
@@ -53,12 +54,18 @@ impl Scene {
     async fn set(more: &str, settings: &[(&str, &str)]) -> Scene {
         let files = Upstream::start().await;
         let url = files.url.clone();
-        Self::at(files, &url, more, settings).await
+        Self::within(World::new(Engine::Sqlite).await, files, &url, more, settings).await
     }
 
-    /// The same with the server at another URL, where something stands before it.
-    async fn at(files: Upstream, url: &str, more: &str, settings: &[(&str, &str)]) -> Scene {
-        let mut world = World::new(Engine::Sqlite).await;
+    /// The same with somebody who may spoil what the server answers to `echo`.
+    async fn sabotaged(more: &str, settings: &[(&str, &str)]) -> (Scene, Saboteur) {
+        let files = Upstream::start().await;
+        let saboteur = Saboteur::before(&files).await;
+        let world = World::new(Engine::Sqlite).await;
+        (Self::within(world, files, &saboteur.url, more, settings).await, saboteur)
+    }
+
+    async fn within(mut world: World, files: Upstream, url: &str, more: &str, settings: &[(&str, &str)]) -> Scene {
         world.server("files", url, &format!("catalogue_refresh = '1h'\n{more}"));
         world.set("limits.per_principal", "{ rate = 1000000, per = '1s' }");
         for (name, value) in settings {
@@ -101,6 +108,23 @@ impl Scene {
     fn reached(&self) -> Vec<Received> {
         let since = self.files.received().split_off(self.before);
         since.into_iter().filter(|received| received.tool() != Some("add")).collect()
+    }
+
+    /// A call of `echo` with an id that a saboteur knows.
+    fn echo(&self, client: &Client) -> Value {
+        let mut request = client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" } }));
+        request["id"] = json!("seven");
+        request
+    }
+
+    /// The last records of calls of `echo`, oldest first, once each has its outcome.
+    async fn outcomes(&self, count: usize) -> Vec<Value> {
+        eventually(&format!("{count} outcomes"), async || {
+            let rows = self.world.audit("--tool echo --decision allow");
+            let closed = rows.iter().filter(|row| row["outcome"]["ending"].is_string()).count();
+            (closed == rows.len() && closed >= count).then(|| rows[rows.len() - count..].to_vec())
+        })
+        .await
     }
 
     #[track_caller]
@@ -146,6 +170,24 @@ impl Cost {
         assert!(self.grown < ROOM, "{what}: {self:?}");
         assert!(self.slowest < PATIENCE, "{what}: {self:?}");
     }
+}
+
+/// All of them at once; what each gives, in their order.
+async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(|context| {
+        for (future, done) in running.iter_mut().filter(|(_, done)| done.is_none()) {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                *done = Some(value);
+            }
+        }
+        match running.iter().all(|(_, done)| done.is_some()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, done)| done).collect()
 }
 
 async fn add(client: &Client) -> bool {
