@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use tokio::time::interval;
 
 /// An installation with a recording server `files`, Ana who is a reader of it, and Bob.
 struct Scene {
@@ -46,6 +47,8 @@ struct Cost {
 const MIB: u64 = 1024 * 1024;
 /// What no flood may add to the process.
 const ROOM: u64 = 32 * MIB;
+/// Bob has other things to do, too.
+const PACE: Duration = Duration::from_millis(20);
 /// A call of Bob's may take so long while somebody attacks: in a debug build, on a machine that does more than this.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -133,7 +136,7 @@ impl Scene {
         assert!(reached.is_empty(), "{what}: {reached:?}");
     }
 
-    /// Attacks while Bob goes on calling; he is served all the while, at least once.
+    /// Attacks while Bob goes on calling; he is served all the while, and once more when it is over.
     async fn while_bob_is_served<T>(&self, attack: impl Future<Output = T>) -> (T, Cost) {
         let bob = self.bystander();
         assert!(add(&bob).await, "Bob is served before the attack");
@@ -145,7 +148,12 @@ impl Scene {
             processor: Duration::ZERO,
         };
         let (mut attack, mut outcome) = (pin!(attack), None);
+        let mut pace = interval(PACE);
         while outcome.is_none() {
+            tokio::select! {
+                _ = pace.tick() => (),
+                done = &mut attack => outcome = Some(done),
+            }
             let begun = Instant::now();
             let mut call = pin!(add(&bob));
             let answered = loop {
