@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod authorization;
+pub mod bodies;
 pub mod certificates;
 pub mod client;
 pub mod folder;

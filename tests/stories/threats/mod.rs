@@ -1,5 +1,5 @@
-//! The catalogue of threats, T1 to T24 and T32 to T36, by name: for each there is a story here, or one elsewhere that the
-//! table names. Ana attacks, or is attacked; Bob only calls `add` and must not notice.
+//! The catalogue of threats, T1 to T24 and T32 to T36, by name: for each there are the stories here whose names begin with
+//! it, and those elsewhere that the table names. Ana attacks, or is attacked; Bob only calls `add` and must not notice.
 
 mod bodies;
 mod frames;
@@ -21,6 +21,129 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::time::interval;
+
+/// Each threat, and stories elsewhere that tell of it too: on both stores, or of what is not told here.
+const CATALOGUE: &[(&str, &str, &[&str])] = &[
+    (
+        "t1",
+        "a member twice",
+        &["what_two_readers_could_understand_differently_never_leaves"],
+    ),
+    ("t2", "a member in another case, strangers", &[]),
+    ("t3", "no request", &[]),
+    ("t4", "no UTF-8", &[]),
+    ("t5", "no JSON, or more", &[]),
+    (
+        "t6",
+        "too deep, too many, too long",
+        &["a_body_or_head_too_large_is_refused_and_the_next_is_not"],
+    ),
+    ("t7", "batches", &[]),
+    ("t8", "names of tools", &["the_body_arrives_as_it_was_sent"]),
+    ("t9", "every reading agrees", &[]),
+    ("t10", "answers amiss", &["what_a_server_streams_amiss_ends_with_an_error"]),
+    ("t11", "content types", &["only_json_in_utf8_is_read"]),
+    ("t12", "encodings", &[]),
+    ("t13", "fields that repeat the message", &["header_body_mismatch_is_refused"]),
+    (
+        "t14",
+        "fields that repeat arguments",
+        &["arguments_and_the_fields_that_repeat_them_agree"],
+    ),
+    ("t15", "framing", &["a_second_request_smuggled_behind_a_length_is_never_read"]),
+    (
+        "t16",
+        "bodies that end wrongly",
+        &["a_message_that_arrives_slowly_is_judged_when_it_is_there"],
+    ),
+    ("t17", "other protocols and methods", &[]),
+    ("t18", "paths", &[]),
+    (
+        "t19",
+        "identities by other fields",
+        &[
+            "the_callers_token_cookies_and_identity_headers_never_reach_the_server",
+            "two_credentials_are_none",
+        ],
+    ),
+    ("t20", "origins and hosts", &[]),
+    ("t21", "floods in HTTP/2", &[]),
+    (
+        "t22",
+        "slow peers, many connections",
+        &[
+            "slow_clients_are_cut_and_the_others_served",
+            "connections_are_counted_by_address",
+            "messages_that_never_arrive_whole_take_a_bounded_room",
+        ],
+    ),
+    (
+        "t23",
+        "servers that misbehave",
+        &["nothing_of_the_servers_own_headers_reaches_the_caller"],
+    ),
+    (
+        "t24",
+        "streams that hang, are left, are not read",
+        &[
+            "a_client_that_does_not_read_costs_no_memory",
+            "a_client_that_goes_away_is_on_record",
+        ],
+    ),
+    (
+        "t32",
+        "sessions of others",
+        &[
+            "a_foreign_session_id_is_unknown",
+            "a_session_of_one_server_is_unknown_to_another",
+        ],
+    ),
+    (
+        "t33",
+        "streams, tasks and answers of others",
+        &[
+            "only_the_one_who_was_asked_answers_and_once",
+            "a_task_of_the_old_era_is_its_callers",
+            "a_task_of_the_new_era_is_its_callers",
+            "a_stream_tells_of_the_tasks_that_are_the_callers",
+        ],
+    ),
+    (
+        "t34",
+        "forged states",
+        &[
+            "a_call_that_needs_more_is_repeated_with_it",
+            "input_for_a_server_that_may_ask_nothing_is_refused",
+        ],
+    ),
+    (
+        "t35",
+        "lists of others",
+        &[
+            "a_cursor_goes_on_for_the_one_it_was_given_to",
+            "a_list_that_is_played_again_is_filtered_too",
+        ],
+    ),
+    (
+        "t36",
+        "authorisation that ends before its stream",
+        &["a_revocation_cuts_an_open_stream_although_nobody_calls"],
+    ),
+];
+
+#[test]
+fn every_threat_of_the_catalogue_has_its_story() {
+    let numbers = (1..=24).chain(32..=36).map(|number| format!("t{number}"));
+    let listed: Vec<&str> = CATALOGUE.iter().map(|(id, ..)| *id).collect();
+    assert_eq!(listed, numbers.collect::<Vec<_>>());
+    let told = |name: &str| crate::STORIES.iter().any(|text| text.contains(&format!("async fn {name}")));
+    for (id, what, elsewhere) in CATALOGUE {
+        assert!(told(&format!("{id}_")) || !elsewhere.is_empty(), "{id}, {what}, has no story");
+        for story in *elsewhere {
+            assert!(told(&format!("{story}(")), "{id}, {what}: the story `{story}` is missing");
+        }
+    }
+}
 
 /// An installation with a recording server `files`, Ana who is a reader of it, and Bob.
 struct Scene {
