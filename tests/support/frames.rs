@@ -103,7 +103,7 @@ impl Wire {
     }
 
     /// Waits until the server hangs up on somebody who did not listen: what it said is read now, to the end.
-    pub async fn is_hung_up_on(self, what: &str) {
+    pub async fn until_hung_up_on(self, what: &str) {
         let mut read = self.unread.expect("nobody listened");
         let mut rest = [0; 16 * 1024];
         let end = async { while read.read(&mut rest).await.is_ok_and(|read| read > 0) {} };

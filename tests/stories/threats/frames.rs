@@ -164,7 +164,7 @@ async fn t21_a_flood_of_frames_ends_its_connection_and_nothing_else() {
                 }
                 match listens {
                     true => drop(wire.hear(&format!("the end of {what}"), |heard| heard.goaway.is_some()).await),
-                    false => wire.is_hung_up_on(&what).await,
+                    false => wire.until_hung_up_on(&what).await,
                 }
             };
             let ((), cost) = scene.while_bob_is_served(attack).await;

@@ -259,9 +259,19 @@ impl Scene {
         assert!(reached.is_empty(), "{what}: {reached:?}");
     }
 
-    /// Attacks while Bob goes on calling; he is served all the while, and once more when it is over.
+    /// Attacks while Bob goes on calling, each time on a new connection; he is served all the while, and once more when it
+    /// is over.
     async fn while_bob_is_served<T>(&self, attack: impl Future<Output = T>) -> (T, Cost) {
-        let bob = self.bystander();
+        self.beside_bob(attack, true).await
+    }
+
+    /// The same on the one connection that he has.
+    async fn while_bob_stays_served<T>(&self, attack: impl Future<Output = T>) -> (T, Cost) {
+        self.beside_bob(attack, false).await
+    }
+
+    async fn beside_bob<T>(&self, attack: impl Future<Output = T>, anew: bool) -> (T, Cost) {
+        let mut bob = self.bystander();
         assert!(add(&bob).await, "Bob is served before the attack");
         let (memory, processor) = (self.world.resident(), self.world.processor_time());
         let mut cost = Cost {
@@ -276,6 +286,9 @@ impl Scene {
             tokio::select! {
                 _ = pace.tick() => (),
                 done = &mut attack => outcome = Some(done),
+            }
+            if anew {
+                bob = self.bystander();
             }
             let begun = Instant::now();
             let mut call = pin!(add(&bob));

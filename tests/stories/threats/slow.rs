@@ -127,7 +127,7 @@ fn slow_ones(scene: &Scene) -> Vec<Slow> {
             &h2(&[frame(HEADERS, 0, 1, &block)]),
             &frame(CONTINUATION, 0, 1, &[0x10, 1, b'a', 1, b'b']),
         ),
-        one("no body", Way::Http2, &h2(&[open.clone()]), b""),
+        one("no body", Way::Http2, &h2(std::slice::from_ref(&open)), b""),
         one("a body of single bytes", Way::Http2, &h2(&[open]), &frame(DATA, 0, 1, b" ")),
     ]
 }
@@ -225,7 +225,7 @@ async fn t22_idle_connections_take_no_more_than_their_share() {
     .await;
     let port = scene.world.port;
     let ((), cost) = scene
-        .while_bob_is_served(async {
+        .while_bob_stays_served(async {
             let open = async || scene.world.metric("guardian_connections").await;
             let one = crowd([127, 0, 0, 2], port, OF_ONE + 50).await;
             eventually("one address to have its share", async || {

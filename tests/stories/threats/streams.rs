@@ -433,6 +433,24 @@ async fn t36_a_stream_ends_with_the_token_that_opened_it() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t36_a_stream_ends_with_the_key_that_opened_it() {
+    let scene = Scene::set("", &[]).await;
+    let key = scene.world.key_with("ana", "--expires 3s");
+    let _server = scene.files.offer_stream();
+    let client = scene.world.client("files").modern().bearer(&key);
+    let mut stream = listen(&scene, &client).await;
+    soon("the stream to be cut", async {
+        while stream.event().await.unwrap().is_some() {}
+    })
+    .await;
+    assert_eq!(
+        client.call("echo", json!({ "text": "hi" })).await.verdict(),
+        "401 key_expired",
+        "not before"
+    );
+}
+
 /// What a stream was opened with is what it stands on: less than that ends it, though a call might still be allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t36_a_stream_ends_when_scopes_are_taken_away() {
