@@ -124,7 +124,12 @@ impl Gate {
         let answered = self.serve(&head, body, &peer, &mut trail).await;
         let (response, error) = match answered {
             Ok(response) => (response, ""),
-            Err(refusal) => (self.refuse(&refusal, &trail).await, refusal.reason.code()),
+            Err(refusal) => {
+                let refused = self.refuse(&refusal, &trail).await;
+                // Where that request ends is what two readers would not agree on.
+                let ends = refusal.reason == Reason::BadFraming && !peer.http2;
+                (if ends { reply::last(refused) } else { refused }, refusal.reason.code())
+            }
         };
         let method = trail.method.map_or("none", Method::as_str);
         self.parts

@@ -263,13 +263,16 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     if let Some(after) = retry_after_secs(refusal, row.status) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(after));
     }
-    // Where one request ends is what could not be agreed on: nothing more is read there. Of h2 this field never leaves.
-    if refusal.reason == Reason::BadFraming {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
     if refusal.reason == Reason::WrongHttpMethod {
         headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
     }
+    response
+}
+
+/// The last answer of its connection: nothing that follows the request is read. HTTP/2 needs no such word.
+pub fn last(mut response: Response<Body>) -> Response<Body> {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
     response
 }
 

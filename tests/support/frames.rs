@@ -90,6 +90,11 @@ impl Wire {
         soon("the server to read on or to hang up", written).await.is_ok()
     }
 
+    pub async fn hang_up(mut self) {
+        // The server may have been first.
+        let _ = self.write.shutdown().await;
+    }
+
     pub fn so_far(&self) -> Heard {
         self.heard.borrow().clone()
     }

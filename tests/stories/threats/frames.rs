@@ -488,9 +488,9 @@ async fn t21_whoever_opens_no_window_holds_little_memory() {
     wire.say(&[frame(WINDOW, 0, 0, &room), frame(WINDOW, 0, granted[0], &room)].concat())
         .await;
     wire.hear("a whole answer", |heard| heard.ended.contains(&granted[0])).await;
-    let again = 2 * ASKED + 1;
+    let mut again = streams().skip(ASKED as usize);
     eventually("a place", async || {
-        let stream = again;
+        let stream = again.next().expect("there are enough");
         wire.say(
             &[
                 frame(HEADERS, END_HEADERS, stream, &scene.block()),
@@ -503,4 +503,15 @@ async fn t21_whoever_opens_no_window_holds_little_memory() {
         (heard.statuses[&stream] == "200").then_some(())
     })
     .await;
+
+    // Whoever goes leaves nothing behind, and in HTTP/1.1 such an answer comes whole and with its length.
+    wire.hang_up().await;
+    let client = scene.ana();
+    let answer = eventually("the places to be free", async || {
+        let answer = client.call("echo", json!({ "text": "hi" })).await;
+        answer.is_result().then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.text().len(), ANSWER);
+    assert_eq!(answer.header("content-length"), Some(answer.body.len().to_string().as_str()));
 }

@@ -13,8 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// What a server is allowed, and how long a call may take in all.
-const LIMITS: &str =
-    "connect_timeout = '1s'\nfirst_byte_timeout = '1s'\nidle_timeout = '200ms'\nmax_answer_bytes = 1048576";
+const LIMITS: &str = "connect_timeout = '1s'\nfirst_byte_timeout = '1s'\nidle_timeout = '200ms'\nmax_answer_bytes = 1048576";
 const ON_TIME: Duration = Duration::from_secs(9);
 const DRIP: Duration = Duration::from_millis(20);
 const ANSWER: &str = r#"{"jsonrpc":"2.0","id":"seven","result":{"content":[{"type":"text","text":"hi"}]}}"#;
