@@ -174,6 +174,7 @@ impl Running {
                     metrics.connections_refused("cap", counts.refused);
                     metrics.connections_refused("handshake", counts.failed_handshakes);
                     metrics.connections_refused("timeout", counts.timed_out);
+                    metrics.connections_refused("flood", counts.flooded);
                     metrics.encode()
                 }
             }),

@@ -82,5 +82,6 @@ pub struct Principal {
     /// The scopes that the credential itself narrows its owner's grants to (`None`: no narrowing).
     pub narrowed_to: Option<Scopes>,
     pub issued_at: Option<Timestamp>,
+    /// When it stops counting: of a token, that is its `exp` and the tolerance for clocks.
     pub expires_at: Option<Timestamp>,
 }

@@ -138,7 +138,12 @@ impl Gate {
         let answered = self.serve(&head, body, &peer, &mut trail).await;
         let (response, error) = match answered {
             Ok(response) => (response, ""),
-            Err(refusal) => (self.refuse(&refusal, &trail).await, refusal.reason.code()),
+            Err(refusal) => {
+                let refused = self.refuse(&refusal, &trail).await;
+                // Where that request ends is what two readers would not agree on.
+                let ends = refusal.reason == Reason::BadFraming && !peer.http2;
+                (if ends { reply::last(refused) } else { refused }, refusal.reason.code())
+            }
         };
         // What servers were asked on the way is counted as theirs.
         if !trail.passed_on {

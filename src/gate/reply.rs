@@ -269,6 +269,13 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     response
 }
 
+/// The last answer of its connection: nothing that follows the request is read. HTTP/2 needs no such word.
+pub fn last(mut response: Response<Body>) -> Response<Body> {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
+}
+
 /// What is said only of tools that there are, or in other words than of those that never were.
 const fn tells_of_a_tool(reason: Reason) -> bool {
     use Reason as R;

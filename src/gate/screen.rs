@@ -5,7 +5,7 @@ use super::alive::Alive;
 use super::combined::Names;
 use super::lens::Lens;
 use super::reply;
-use super::streams::{Guarded, Streams};
+use super::streams::{Held, Streams};
 use super::talk::Handing;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
@@ -47,6 +47,8 @@ pub struct Open {
 }
 
 const EVENTS: &str = "text/event-stream";
+/// An answer that the buffers of its connection do not take at once waits here for its client, and is a call going on.
+const SOON_TAKEN: usize = 64 * 1024;
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
@@ -83,7 +85,12 @@ impl Screen {
                 opened,
                 ..
             } => {
-                let mut response = reply::json(told(status, self.era), self.result(body, &said)?);
+                let body = self.result(body, &said)?;
+                let waits = body.len() > SOON_TAKEN;
+                let mut response = reply::json(told(status, self.era), body);
+                if let (true, Some(admission)) = (waits, admission) {
+                    response = response.map(|body| Held::new(body, admission).boxed());
+                }
                 if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
                     response.headers_mut().insert(mcp::SESSION_ID, sealed);
                 }
@@ -117,7 +124,7 @@ impl Screen {
         let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let body = Alive::new(body, open.keep_alive).boxed();
-        event_stream(Guarded::new(body, admission, enrolled).boxed())
+        event_stream(Held::new(body, (admission, enrolled)).boxed())
     }
 
     fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {

@@ -3,7 +3,7 @@
 use crate::config::{Config, Listen};
 use crate::domain::{Reason, Refusal, ServerName};
 use crate::transport;
-use http::{HeaderMap, Method as HttpMethod, header, request};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, header, request};
 use std::time::Duration;
 
 /// The addresses this instance answers to.
@@ -93,14 +93,21 @@ impl Site {
         if !self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)) {
             return Err(Reason::WrongHost.into());
         }
-        match text(&head.headers, header::ORIGIN) {
-            Some(origin) if !self.allows_origin(origin) => Err(Reason::WrongOrigin.into()),
-            _ => Ok(()),
+        // A page has one origin; of several, each must be listed.
+        match head
+            .headers
+            .get_all(header::ORIGIN)
+            .iter()
+            .all(|origin| self.allows_origin(origin))
+        {
+            true => Ok(()),
+            false => Err(Reason::WrongOrigin.into()),
         }
     }
 
-    fn allows_origin(&self, origin: &str) -> bool {
-        self.origins.iter().any(|listed| listed.eq_ignore_ascii_case(origin))
+    fn allows_origin(&self, origin: &HeaderValue) -> bool {
+        let same = |listed: &String| origin.as_bytes().eq_ignore_ascii_case(listed.as_bytes());
+        self.origins.iter().any(same)
     }
 }
 

@@ -3,10 +3,9 @@
 
 use crate::domain::{Principal, Timestamp};
 use crate::grants::{Grants, Ticket};
-use crate::limits::Admission;
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -76,20 +75,15 @@ impl Drop for Enrolled {
     }
 }
 
-/// The body of a stream with what must live as long as it does.
-pub struct Guarded {
+/// A body with what must live until its last byte is out.
+pub struct Held<T> {
     body: Body,
-    _admission: Option<Admission>,
-    _enrolled: Enrolled,
+    _with: T,
 }
 
-impl Guarded {
-    pub fn new(body: Body, admission: Option<Admission>, enrolled: Enrolled) -> Self {
-        Self {
-            body,
-            _admission: admission,
-            _enrolled: enrolled,
-        }
+impl<T: Send + Unpin + 'static> Held<T> {
+    pub fn new(body: Body, with: T) -> Self {
+        Self { body, _with: with }
     }
 
     pub fn boxed(self) -> Body {
@@ -97,11 +91,19 @@ impl Guarded {
     }
 }
 
-impl http_body::Body for Guarded {
+impl<T: Unpin> http_body::Body for Held<T> {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

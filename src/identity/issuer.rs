@@ -57,9 +57,10 @@ impl TrustedIssuer {
         self.principal(&token.claims, credential, (kind, subject), client, (issued_at, expires_at))
     }
 
+    /// Until when the token counts: what stands on it ends then, and not before.
     fn not_expired(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
-        let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?;
-        match now < expires_at.plus(self.skew) {
+        let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?.plus(self.skew);
+        match now < expires_at {
             true => Ok(expires_at),
             false => Err(Reason::TokenExpired),
         }

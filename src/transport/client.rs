@@ -209,9 +209,15 @@ impl Connector {
         };
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let addresses = self.addresses(&host, port, secure).await?;
-        let tcp = self.dial(&addresses).await.map_err(|source| ClientError::Connect {
-            host: format!("{host}:{port}"),
-            source,
+        let tcp = self.dial(&addresses).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::TimedOut => ClientError::Timeout {
+                host: format!("{host}:{port}"),
+                after: self.timeout,
+            },
+            _ => ClientError::Connect {
+                host: format!("{host}:{port}"),
+                source,
+            },
         })?;
         let _ = tcp.set_nodelay(true);
         let tcp = TokioIo::new(tcp);

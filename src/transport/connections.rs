@@ -16,6 +16,7 @@ pub struct Connections {
     refused: AtomicU64,
     failed_handshakes: AtomicU64,
     timed_out: AtomicU64,
+    flooded: AtomicU64,
 }
 
 /// For metrics.
@@ -28,6 +29,8 @@ pub struct ConnectionCounts {
     pub failed_handshakes: u64,
     /// Closed because a handshake or an idle period ran too long.
     pub timed_out: u64,
+    /// Ended because the peer said too much that asks for nothing.
+    pub flooded: u64,
 }
 
 /// What counts as one address: an IPv4 address, an IPv6 /64.
@@ -55,6 +58,7 @@ impl Connections {
             refused: self.refused.load(Relaxed),
             failed_handshakes: self.failed_handshakes.load(Relaxed),
             timed_out: self.timed_out.load(Relaxed),
+            flooded: self.flooded.load(Relaxed),
         }
     }
 
@@ -84,6 +88,10 @@ impl Place {
 
     pub(super) fn timed_out(&self) {
         self.connections.timed_out.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn flooded(&self) {
+        self.connections.flooded.fetch_add(1, Relaxed);
     }
 }
 

@@ -44,6 +44,7 @@ pub fn framing(head: &Parts) -> Result<(), &'static str> {
     version(head)?;
     method(&head.method)?;
     length(&head.headers)?;
+    body(head)?;
     host(head)?;
     target(head)?;
     fields(&head.headers)
@@ -87,6 +88,16 @@ fn length(headers: &HeaderMap) -> Result<(), &'static str> {
         None | Some(b"0") => Ok(()),
         Some([b'1'..=b'9', rest @ ..]) if rest.iter().all(u8::is_ascii_digit) => Ok(()),
         Some(_) => Err("Content-Length is not a plain number"),
+    }
+}
+
+/// Some read a body behind any method, some behind these do not.
+fn body(head: &Parts) -> Result<(), &'static str> {
+    let bare = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
+    let length = head.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    match bare && (length || head.headers.contains_key(TRANSFER_ENCODING)) {
+        true => Err("this method takes no body"),
+        false => Ok(()),
     }
 }
 
@@ -251,6 +262,20 @@ mod tests {
         ];
         for (target, fields) in refused {
             assert!(framing(&head(target, fields)).is_err(), "{target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_post_has_a_body() {
+        for method in [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS] {
+            let with = |name: &str, value: &str| {
+                let mut bare = head("/mcp/a", &[("host", "a"), (name, value)]);
+                bare.method = method.clone();
+                framing(&bare)
+            };
+            assert_eq!(with("content-length", "0"), Ok(()), "{method}");
+            assert!(with("content-length", "1").is_err(), "{method}");
+            assert!(with("transfer-encoding", "chunked").is_err(), "{method}");
         }
     }
 

@@ -7,6 +7,7 @@ mod client;
 mod connections;
 mod dev;
 mod framing;
+mod pace;
 mod peer;
 mod pem;
 mod serve;

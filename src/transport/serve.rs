@@ -3,6 +3,7 @@
 
 use super::body::{Body, Timed};
 use super::connections::{Activity, Connections, InFlight, Place};
+use super::pace::Paced;
 use super::peer::{Peer, PeerCertificate};
 use super::stop::Stop;
 use super::tls::ServerTls;
@@ -23,6 +24,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -129,7 +131,7 @@ where
                 certificate: None,
                 http2: false,
             };
-            return self.http1(tcp, Arc::new(peer), &place).await;
+            return self.http1(tcp, Arc::new(peer)).await;
         };
         let handshake = TlsAcceptor::from(tls.current()).accept(tcp);
         let stream = tokio::select! {
@@ -150,18 +152,18 @@ where
         };
         match peer.http2 {
             true => self.http2(stream, Arc::new(peer), &place).await,
-            false => self.http1(stream, Arc::new(peer), &place).await,
+            false => self.http1(stream, Arc::new(peer)).await,
         }
     }
 
-    async fn http1<S>(&self, stream: S, peer: Arc<Peer>, place: &Place)
+    async fn http1<S>(&self, stream: S, peer: Arc<Peer>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let service = service_fn(|request| self.answer(request, &peer, None));
         let io = TokioIo::new(Unstalled::new(stream, self.limits.idle_timeout.0));
         // hyper's own header timeout ends an idle connection here.
-        self.drive(self.h1.serve_connection(io, service), std::future::pending(), place)
+        self.drive(self.h1.serve_connection(io, service), std::future::pending())
             .await;
     }
 
@@ -171,9 +173,18 @@ where
             let (door, peer, in_flight) = (self.clone(), peer.clone(), activity.begin());
             async move { door.answer(request, &peer, Some(in_flight)).await }
         });
-        let io = TokioIo::new(Unstalled::new(stream, self.limits.idle_timeout.0));
-        let idle = activity.idle(self.limits.header_timeout.0);
-        self.drive(self.h2.serve_connection(io, service), idle, place).await;
+        let flooded = Arc::new(Notify::new());
+        let io = TokioIo::new(Paced::new(
+            Unstalled::new(stream, self.limits.idle_timeout.0),
+            flooded.clone(),
+        ));
+        let done = async {
+            tokio::select! {
+                () = activity.idle(self.limits.header_timeout.0) => place.timed_out(),
+                () = flooded.notified() => place.flooded(),
+            }
+        };
+        self.drive(self.h2.serve_connection(io, service), done).await;
     }
 
     fn answer(
@@ -187,17 +198,14 @@ where
         async move { Ok(answer.await.map(|body| Timed::new(body, deadline, in_flight))) }
     }
 
-    /// Serves until the peer is done, the connection was idle too long, or this instance stops.
-    async fn drive<C: GracefulConnection>(&self, connection: C, idle: impl Future<Output = ()>, place: &Place) {
+    /// Serves until the peer is done, we are done with it, or this instance stops.
+    async fn drive<C: GracefulConnection>(&self, connection: C, done: impl Future<Output = ()>) {
         let mut connection = pin!(connection);
         let patience = tokio::select! {
             biased;
             _ = connection.as_mut() => return,
             () = self.stop.draining() => Duration::MAX,
-            () = idle => {
-                place.timed_out();
-                FAREWELL
-            }
+            () = done => FAREWELL,
         };
         connection.as_mut().graceful_shutdown();
         tokio::select! {

@@ -8,7 +8,7 @@ use super::outcome::Open;
 use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
 use crate::mcp::{AnswerKind, Said, SseFault, SseFrame, SseReader, heard, readdress};
 use crate::transport::{Body, BodyError};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -391,6 +391,9 @@ pub(super) fn event(data: Bytes) -> SseFrame {
     }
 }
 
+/// Frames that have arrived are put together up to so many bytes: a server may send a million tiny ones.
+const TOGETHER: usize = 16 * 1024;
+
 struct Screened {
     frames: Frames,
     screen: Screen,
@@ -418,7 +421,19 @@ impl http_body::Body for Screened {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.poll_piece(context)
-            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        let Some(first) = std::task::ready!(self.poll_piece(context)) else {
+            return Poll::Ready(None);
+        };
+        let mut together: Option<BytesMut> = None;
+        // What is here already goes out with it; nothing is waited for.
+        while together.as_ref().map_or(first.len(), BytesMut::len) < TOGETHER {
+            let Poll::Ready(Some(next)) = self.poll_piece(context) else {
+                break;
+            };
+            together
+                .get_or_insert_with(|| BytesMut::from(&first[..]))
+                .extend_from_slice(&next);
+        }
+        Poll::Ready(Some(Ok(Frame::data(together.map_or(first, BytesMut::freeze)))))
     }
 }

@@ -32,6 +32,7 @@ mod revocation;
 mod signing_in;
 mod streams;
 mod tasks;
+mod threats;
 mod verdicts;
 mod wares;
 
@@ -72,6 +73,14 @@ const STORIES: &[&str] = &[
     include_str!("revocation.rs"),
     include_str!("streams.rs"),
     include_str!("tasks.rs"),
+    include_str!("threats/bodies.rs"),
+    include_str!("threats/frames.rs"),
+    include_str!("threats/framing.rs"),
+    include_str!("threats/heads.rs"),
+    include_str!("threats/owners.rs"),
+    include_str!("threats/servers.rs"),
+    include_str!("threats/slow.rs"),
+    include_str!("threats/streams.rs"),
     include_str!("verdicts.rs"),
     include_str!("wares.rs"),
 ];

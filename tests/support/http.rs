@@ -82,6 +82,15 @@ impl Address {
             .await
     }
 
+    /// What a client says first.
+    pub fn client_hello(&self) -> Vec<u8> {
+        let tls = self.tls.clone().expect("a TLS address");
+        let mut client = rustls::ClientConnection::new(tls, ServerName::try_from("localhost").unwrap()).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        hello
+    }
+
     /// The certificate the server shows a new connection.
     pub async fn certificate(&self) -> CertificateDer<'static> {
         let socket = soon("a TLS handshake", self.socket()).await.unwrap();

@@ -4,9 +4,11 @@
 #![allow(dead_code)]
 
 pub mod authorization;
+pub mod bodies;
 pub mod certificates;
 pub mod client;
 pub mod folder;
+pub mod frames;
 pub mod golden;
 pub mod http;
 pub mod issuer;
@@ -14,6 +16,7 @@ pub mod pipes;
 pub mod ports;
 pub mod postgres;
 pub mod real;
+pub mod saboteur;
 pub mod server;
 pub mod stores;
 pub mod upstream;

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
+use std::time::Duration;
 use toml::Table;
 
 pub struct World {
@@ -114,6 +115,21 @@ impl World {
             .find_map(|line| line.strip_prefix("VmRSS:"))
             .expect("Linux says so");
         line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Processor time that the process has used.
+    pub fn processor_time(&self) -> Duration {
+        /// What `sysconf(_SC_CLK_TCK)` is on every Linux there is.
+        const TICK: Duration = Duration::from_millis(10);
+        let id = self.process.as_ref().expect("a running process").id();
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+        let after_the_name = stat.rsplit(") ").next().unwrap();
+        let ticks = after_the_name
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u32>().unwrap());
+        TICK * ticks.sum::<u32>()
     }
 
     /// Sets `a.b.c` of the configuration to a TOML value: `world.set("limits.max_keys", "10")`.

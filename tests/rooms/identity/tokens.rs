@@ -267,7 +267,7 @@ async fn of_supabase_only_signed_in_people_are_callers() {
         principal.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>(),
         ["analyst"]
     );
-    assert_eq!((principal.issued_at, principal.expires_at), (Some(at(0)), Some(at(600))));
+    assert_eq!((principal.issued_at, principal.expires_at), (Some(at(0)), Some(at(630))));
     assert!(
         Digest::of(desktop.as_bytes())
             .to_string()

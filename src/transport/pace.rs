@@ -1,0 +1,218 @@
+//! How much an h2 peer may say that asks for nothing: pings, settings, priorities and windows widened by a little cost
+//! a peer less than they cost us. h2 bounds what they take of memory, this what they take of the processor. It only counts;
+//! requests and their bodies have bounds of their own.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Frames that ask for nothing, within a second.
+const MOST: u32 = 10_000;
+const WHILE: Duration = Duration::from_secs(1);
+/// A window that is widened by more lets something move.
+const LITTLE: u32 = 1024;
+
+const PREFACE: usize = 24;
+const HEAD: usize = 9;
+/// With the increment of a WINDOW_UPDATE.
+const LOOKED_AT: usize = HEAD + 4;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+/// A stream of which nothing more is read once its peer has said too much.
+pub(super) struct Paced<S> {
+    stream: S,
+    frames: Frames,
+    flooded: Arc<Notify>,
+}
+
+impl<S> Paced<S> {
+    /// `flooded` is told when it is time to end the connection.
+    pub fn new(stream: S, flooded: Arc<Notify>) -> Self {
+        Self {
+            stream,
+            frames: Frames::new(Instant::now()),
+            flooded,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.frames.flooded {
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.frames.read(&buffer.filled()[before..]);
+        if self.frames.flooded {
+            self.flooded.notify_one();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Frames as they pass, of which nothing but kind, length and increment is looked at.
+struct Frames {
+    /// Bytes until the next frame begins.
+    skip: usize,
+    seen: [u8; LOOKED_AT],
+    filled: usize,
+    idle: u32,
+    since: Instant,
+    flooded: bool,
+}
+
+impl Frames {
+    fn new(now: Instant) -> Self {
+        Self {
+            skip: PREFACE,
+            seen: [0; LOOKED_AT],
+            filled: 0,
+            idle: 0,
+            since: now,
+            flooded: false,
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let wanted = match self.filled {
+                HEAD.. if self.kind() == WINDOW_UPDATE => LOOKED_AT,
+                _ => HEAD,
+            };
+            let taken = (wanted - self.filled).min(bytes.len());
+            self.seen[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
+            self.filled += taken;
+            bytes = &bytes[taken..];
+            if self.filled == HEAD && (self.kind() != WINDOW_UPDATE || self.length() < 4) || self.filled == LOOKED_AT {
+                self.frame();
+            }
+        }
+    }
+
+    fn frame(&mut self) {
+        let asks = match self.kind() {
+            HEADERS | CONTINUATION | RST_STREAM | DATA => true,
+            WINDOW_UPDATE => self.filled == LOOKED_AT && self.increment() > LITTLE,
+            _ => false,
+        };
+        self.skip = self.length() - (self.filled - HEAD);
+        self.filled = 0;
+        if asks {
+            return;
+        }
+        self.idle += 1;
+        if self.idle == MOST {
+            self.flooded |= self.since.elapsed() < WHILE;
+            (self.idle, self.since) = (0, Instant::now());
+        }
+    }
+
+    fn kind(&self) -> u8 {
+        self.seen[3]
+    }
+
+    fn length(&self) -> usize {
+        usize::from(self.seen[0]) << 16 | usize::from(self.seen[1]) << 8 | usize::from(self.seen[2])
+    }
+
+    fn increment(&self) -> u32 {
+        u32::from_be_bytes([self.seen[9], self.seen[10], self.seen[11], self.seen[12]]) & 0x7fff_ffff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, 0, 0, 0, 0, 0], payload].concat()
+    }
+
+    fn flooded(frames: &[u8], pieces: usize) -> bool {
+        let mut reader = Frames::new(Instant::now());
+        let bytes = [&[b'x'; PREFACE], frames].concat();
+        bytes.chunks(pieces).for_each(|piece| reader.read(piece));
+        reader.flooded
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_asks_for_nothing_is_counted_however_it_arrives() {
+        let many = |frame: &[u8]| frame.repeat(MOST as usize);
+        let ping = frame(PING, &[0; 8]);
+        for pieces in [1, 7, 16 * 1024] {
+            for flood in [
+                &ping,
+                &frame(SETTINGS, &[]),
+                &frame(WINDOW_UPDATE, &[0, 0, 0, 1]),
+                &frame(WINDOW_UPDATE, &[0]),
+                &frame(0x42, &[1; 100]),
+            ] {
+                assert!(flooded(&many(flood), pieces), "{flood:?}");
+                assert!(!flooded(&many(flood)[flood.len()..], pieces), "one fewer: {flood:?}");
+            }
+            for asked in [
+                frame(DATA, &[6; 900]),
+                frame(HEADERS, &ping),
+                frame(CONTINUATION, &[]),
+                frame(RST_STREAM, &[0; 4]),
+                frame(WINDOW_UPDATE, &[0, 1, 0, 0]),
+            ] {
+                assert!(!flooded(&many(&asked), pieces), "{asked:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_talkative_peer_is_no_flood() {
+        let mut reader = Frames::new(Instant::now());
+        reader.read(&[b'x'; PREFACE]);
+        let pings = frame(PING, &[0; 8]).repeat(MOST as usize / 2);
+        for _ in 0..10 {
+            reader.read(&pings);
+            tokio::time::advance(WHILE).await;
+        }
+        assert!(!reader.flooded);
+        (0..4).for_each(|_| reader.read(&pings));
+        assert!(reader.flooded);
+    }
+}
