@@ -100,6 +100,7 @@ reasons! {
     UnknownState = "unknown_state",
     UnknownTask = "unknown_task",
     UnknownAnswer = "unknown_answer",
+    MissingCapability = "missing_capability",
 }
 
 /// A refusal with what the caller may be told and what the record keeps.

@@ -212,6 +212,12 @@ const fn row(reason: Reason) -> Row {
         R::UnknownCursor => (200, -32602, "there is no such cursor", Some("list from the beginning")),
         R::UnknownState => (200, -32602, "there is no such request state", Some("call again without it")),
         R::UnknownTask => (200, -32602, "there is no such task", None),
+        R::MissingCapability => (
+            400,
+            -32021,
+            "this is for clients that declare the tasks extension",
+            Some("declare it in the client's capabilities"),
+        ),
         R::UnknownAnswer => (400, -32600, "no request of a server is waiting for this answer", None),
         R::Internal => (
             500,
@@ -354,6 +360,9 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
             data.insert("requested".to_owned(), requested.into());
         }
     }
+    if refusal.reason == Reason::MissingCapability {
+        data.insert("requiredCapabilities".to_owned(), json!({ "extensions": { mcp::TASKS: {} } }));
+    }
     if let Some(record) = to.record {
         data.insert("record".to_owned(), record.to_string().into());
     }
@@ -433,7 +442,7 @@ mod tests {
         for reason in Reason::ALL {
             let row = row(*reason);
             let reserved = (-32768..=-32000).contains(&row.code);
-            let specified = [-32700, -32600, -32601, -32602, -32020, -32022].contains(&row.code);
+            let specified = [-32700, -32600, -32601, -32602, -32020, -32021, -32022].contains(&row.code);
             assert!(!reserved || specified, "{reason:?} uses {}", row.code);
             assert!(StatusCode::from_u16(row.status).is_ok());
         }

@@ -120,14 +120,15 @@ impl Talk {
             edits.push((cursor.at, self.taken(handed, cursor, Reason::UnknownCursor)?.text));
         }
         self.bring_input(params, method, era, &mut edits)?;
-        let named = params.task_id.as_ref().filter(|_| is_of_task(method));
-        let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
-        let tasks = named
-            .into_iter()
-            .chain(listened)
-            .map(|task| self.bring_task(task, &mut edits));
-        let tasks = tasks.collect::<Result<_, _>>()?;
         let meta = params.meta.as_ref();
+        let named = params.task_id.as_ref().filter(|_| method.is_of_task());
+        let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
+        let tasks: Vec<&Token> = named.into_iter().chain(listened).collect();
+        if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.does_tasks) {
+            return Err(Reason::MissingCapability.into());
+        }
+        let tasks = tasks.into_iter().map(|task| self.bring_task(task, &mut edits));
+        let tasks = tasks.collect::<Result<_, _>>()?;
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {
             edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownTask)?.text));
         }
@@ -149,7 +150,7 @@ impl Talk {
     /// What a retry brings: the state that was handed out for the very same, and answers where something can be asked.
     fn bring_input(&self, params: &Params, method: Method, era: Era, edits: &mut Vec<(Place, String)>) -> Result<(), Refusal> {
         let misplaced = |name: &str| Refusal::with_detail(Reason::InvalidParams, format!("`{name}` does not belong here"));
-        let repeats = era == Era::Modern && takes_input(method);
+        let repeats = era == Era::Modern && method.takes_input();
         if let Some(state) = &params.request_state {
             if !repeats {
                 return Err(misplaced("requestState"));
@@ -333,16 +334,5 @@ const fn is_list(method: Method) -> bool {
     matches!(
         method,
         Method::ToolsList | Method::ResourcesList | Method::TemplatesList | Method::PromptsList
-    )
-}
-
-const fn takes_input(method: Method) -> bool {
-    matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
-}
-
-const fn is_of_task(method: Method) -> bool {
-    matches!(
-        method,
-        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel
     )
 }

@@ -29,7 +29,7 @@ pub use lists::{Keep, Listed, Shown, filter_list, filter_listed, made_private};
 pub use notices::{Notice, notice};
 pub use params::{Completion, Reference, completion, listened};
 pub use prune::{prune, without};
-pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
+pub use read::{Message, Meta, Notification, Params, Request, Response, TASKS, Token, read};
 pub use said::{Ask, ResultType, Said, Wish, heard};
 pub use sentinel::{decode_sentinel, encode_sentinel};
 pub use splice::{Place, splice};

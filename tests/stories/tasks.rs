@@ -104,7 +104,7 @@ on_both_stores! {
         let (files, ana, bob) = tasks(&mut world).await;
         world.start().await;
         files.script(|received| modern(received).map(|result| Scripted::Events(vec![json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": result })])));
-        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").modern().bearer(key));
+        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").doing_tasks().bearer(key));
         let begun = anas.call("echo", json!({ "text": "hi" })).await;
         let task = begun.message["result"]["taskId"].clone();
         assert!(task.as_str().unwrap().starts_with("gh1."), "{begun:?}");
@@ -138,7 +138,7 @@ on_both_stores! {
         let (files, ana, bob) = tasks(&mut world).await;
         world.start().await;
         files.script(|received| modern(received).map(Scripted::Json));
-        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").modern().bearer(key));
+        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").doing_tasks().bearer(key));
         let task = anas.call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
 
         let listen = |client: &Client, task: &Value| client.request("subscriptions/listen", json!({ "notifications": { "taskIds": [task] } }));
@@ -165,12 +165,38 @@ on_both_stores! {
         assert_eq!((&heard["params"]["taskId"], &heard["params"]["inputRequests"]["k"]["method"]), (&task, &json!("elicitation/create")));
     }
 
+    async fn a_client_that_does_no_tasks_is_told_so_before_any_is_looked_for(world: World) {
+        let (files, ana, _) = tasks(&mut world).await;
+        world.start().await;
+        files.script(|received| modern(received).map(Scripted::Json));
+        let task = world.client("files").doing_tasks().bearer(&ana).call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
+        let before = files.received().len();
+        let mut plain = world.client("files").modern().bearer(&ana);
+        let listen = json!({ "notifications": { "taskIds": [task] } });
+        for capabilities in [json!({}), json!({ "extensions": {} }), json!({ "extensions": { "io.modelcontextprotocol/tasks": null } }), json!({ "tasks": {} })] {
+            plain.capabilities = capabilities;
+            for named in [&task, &json!("invented")] {
+                let answers = [
+                    plain.ask("tasks/get", json!({ "taskId": named })).await,
+                    plain.ask("tasks/update", json!({ "taskId": named, "inputResponses": {} })).await,
+                    plain.ask("tasks/cancel", json!({ "taskId": named })).await,
+                    plain.ask("subscriptions/listen", listen.clone()).await,
+                ];
+                for answer in answers {
+                    assert_eq!((answer.verdict().as_str(), &answer.message["error"]["code"]), ("400 missing_capability", &json!(-32021)), "{named}");
+                    assert_eq!(answer.data()["requiredCapabilities"], json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } }));
+                }
+            }
+        }
+        assert_eq!(files.received().len(), before, "nothing of it went out");
+    }
+
     /// What began it decides, as it stands now.
     async fn a_task_is_out_of_reach_with_the_tool_that_began_it(world: World) {
         let (files, ana, _) = tasks(&mut world).await;
         world.start().await;
         files.script(|received| modern(received).map(Scripted::Json));
-        let client = world.client("files").modern().bearer(&ana);
+        let client = world.client("files").doing_tasks().bearer(&ana);
         let task = client.call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
         assert!(client.ask("tasks/get", json!({ "taskId": task })).await.is_result());
 
