@@ -118,11 +118,7 @@ impl Running {
             upstreams.clone(),
             snapshot,
         ));
-        if rules.look().await {
-            rules.rebuild(&registry).await;
-        }
-        rules.put_on_record(&rules.snapshot.load_full(), None).await;
-        metrics.policy_set(&rules.snapshot.load().policy_set());
+        rules.begin(&registry).await;
 
         let listener = bind(config.listen.address, "listen.address").await?;
         let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;

@@ -63,6 +63,20 @@ impl Rules {
         }
     }
 
+    /// Takes up what the servers offer now, as far as they answer soon, and puts what is then in force on record.
+    pub async fn begin(&self, registry: &[RegistryRow]) {
+        let compiled = self.snapshot.load_full();
+        if self.look().await {
+            self.rebuild(registry).await;
+        }
+        let in_force = self.snapshot.load_full();
+        if Arc::ptr_eq(&compiled, &in_force) {
+            warn_of(&in_force);
+        }
+        self.put_on_record(&in_force, None).await;
+        self.metrics.policy_set(&in_force.policy_set());
+    }
+
     /// Compiles anew and swaps; on any problem the old set stays, loudly.
     pub async fn rebuild(&self, registry: &[RegistryRow]) {
         let _one_at_a_time = self.rebuilding.lock().await;
@@ -93,9 +107,7 @@ impl Rules {
         if now < before {
             tracing::warn!(before, now, "there are fewer policies than before");
         }
-        for warning in snapshot.warnings() {
-            tracing::warn!(%warning, "policies");
-        }
+        warn_of(&snapshot);
         self.put_on_record(&snapshot, None).await;
         self.metrics.policy_set(&snapshot.policy_set());
         tracing::info!(policy_set = %snapshot.policy_set().short(), catalogue = %snapshot.catalogue().short(), policies = snapshot.policies(), "policies and tools in force");
@@ -116,7 +128,7 @@ impl Rules {
         }
     }
 
-    pub async fn put_on_record(&self, snapshot: &Snapshot, rejected: Option<String>) {
+    async fn put_on_record(&self, snapshot: &Snapshot, rejected: Option<String>) {
         let change = PolicyChange {
             at: now(),
             environment: self.config.environment.clone(),
@@ -131,7 +143,7 @@ impl Rules {
     }
 
     /// Asks every server for its tools at once; true if anything was written down.
-    pub async fn look(&self) -> bool {
+    async fn look(&self) -> bool {
         let looks = self.upstreams.iter().map(|(name, upstream)| {
             let name = name.clone();
             async move {
@@ -299,6 +311,12 @@ fn digest_of(tools: &[RawTool]) -> Digest {
         hash = hash.update(tool.name.as_str().as_bytes()).update(tool.digest.as_bytes());
     }
     hash.finish()
+}
+
+fn warn_of(snapshot: &Snapshot) {
+    for warning in snapshot.warnings() {
+        tracing::warn!(%warning, "policies");
+    }
 }
 
 fn warn_unseen(server: &ServerName, why: &str) -> bool {
