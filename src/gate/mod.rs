@@ -27,7 +27,7 @@ pub use redact::Redaction;
 pub use site::Site;
 
 use crate::config::Denials;
-use crate::decide::{self, Basis, Enrolment, Facts, Permit, Snapshot, Verdict, View};
+use crate::decide::{self, Basis, Enrolment, Facts, Permit, Refused, Snapshot, Verdict, View};
 use crate::domain::{
     Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName,
     Timestamp,
@@ -91,6 +91,28 @@ pub struct Gate {
     streams: Arc<Streams>,
     talks: Arc<Talks>,
     draining: AtomicBool,
+}
+
+/// A caller, and how well it is known who they are and what they may do.
+struct Standing {
+    view: View,
+    generation: u64,
+    caller: Caller,
+}
+
+impl Standing {
+    fn facts<'a>(&'a self, trail: &'a Trail, snapshot: &'a Snapshot) -> Facts<'a> {
+        Facts {
+            now: trail.at,
+            source_ip: trail.source,
+            principal: &self.caller.principal,
+            subject: &self.caller.subject,
+            enrolment: enrolment(&self.caller),
+            view: self.view,
+            snapshot,
+            session: trail.session.as_deref(),
+        }
+    }
 }
 
 /// Largest body that is read for the id of a message whose sender is not known.
@@ -186,30 +208,24 @@ impl Gate {
             Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
         };
         trail.session = session.as_ref().map(Session::label);
-        let (view, generation) = self.view().await;
-        let caller = self.parts.callers.recognise(principal, trail.at).await?;
-        trail.member.clone_from(&caller.member);
+        let mut standing = self.standing(principal, trail).await?;
         let upstream = upstreams.get(&server).ok_or(Reason::UnknownServer)?;
         refuse_other_era(&call, upstream)?;
         let snapshot = self.parts.snapshot.load_full();
-        let facts = Facts {
-            now: trail.at,
-            source_ip: trail.source,
-            principal: &caller.principal,
-            subject: &caller.subject,
-            enrolment: enrolment(&caller),
-            view,
-            snapshot: &snapshot,
-            session: trail.session.as_deref(),
+        let verdict = match decide::decide(call, &standing.facts(trail, &snapshot)) {
+            Verdict::Refuse(refused) => Box::pin(self.judge_again(*refused, &mut standing, trail, &snapshot)).await?,
+            permitted => permitted,
         };
-        let permit = match decide::decide(call, &facts) {
+        let permit = match verdict {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refused) => {
+                let invalid = refused.refusal.reason == Reason::InvalidArguments;
+                trail.unseen = invalid && !shown(&refused.call, &standing.facts(trail, &snapshot));
                 trail.basis = Some(refused.basis);
-                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
                 return Err(never_seen(upstream, &snapshot, refused.refusal));
             }
         };
+        let Standing { caller, generation, .. } = standing;
         let params = mirror::fields(permit.call(), &head.headers, &snapshot)
             .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
@@ -388,6 +404,39 @@ impl Gate {
                 tracing::warn!(%sealed, "counted refusals cannot be recorded");
             }
         }
+    }
+
+    /// Who is calling, by the view that the decision will stand on.
+    async fn standing(&self, principal: Arc<Principal>, trail: &mut Trail) -> Result<Standing, Refusal> {
+        let (view, generation) = self.view().await;
+        let caller = self.parts.callers.recognise(principal, trail.at).await?;
+        trail.member.clone_from(&caller.member);
+        Ok(Standing {
+            view,
+            generation,
+            caller,
+        })
+    }
+
+    /// Nobody is refused for want of what another process granted them a moment ago.
+    async fn judge_again(
+        &self,
+        refused: Refused,
+        standing: &mut Standing,
+        trail: &mut Trail,
+        snapshot: &Snapshot,
+    ) -> Result<Verdict, Refusal> {
+        let moved_on = match &standing.caller.member {
+            Some(member) if refused.refusal.reason.is_of_grants() => {
+                self.parts.grants.has_moved_on(&member.id, standing.generation).await
+            }
+            _ => false,
+        };
+        if !moved_on {
+            return Ok(Verdict::Refuse(Box::new(refused)));
+        }
+        *standing = self.standing(standing.caller.principal.clone(), trail).await?;
+        Ok(decide::decide(refused.call, &standing.facts(trail, snapshot)))
     }
 
     /// How old the knowledge of grants is; waits for a confirmation only if it is too old.
