@@ -12,7 +12,7 @@ use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
 use crate::limits::Limits;
 use crate::store::{Store, StoreOpen};
 use crate::telemetry::Metrics;
-use crate::transport::{self, Connections, ServerTls, Stop, StopHandle};
+use crate::transport::{self, Connections, ServerTls, Stop, StopHandle, Watch};
 use crate::upstream::{SessionKeys, Upstreams};
 use anyhow::{Context, Result, bail};
 use rules::Rules;
@@ -87,6 +87,8 @@ impl Running {
         if !unservable.is_empty() {
             bail!("{}", unservable.join("; "));
         }
+        // Before anything of them is read: what changes from here on is seen.
+        let files = watch(&config);
         let tls = ServerTls::load(&config.listen.tls)?;
         let store = open_store(&config).await?;
         let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);
@@ -189,7 +191,9 @@ impl Running {
         tasks.spawn(every_second(gate.clone(), limits, upstreams.clone()));
         tasks.spawn(record_noise(gate.clone()));
         tasks.spawn(follow_registry(grants.clone(), rules.clone()));
-        tasks.spawn(follow_files(config.clone(), grants.clone(), rules.clone(), tls));
+        if let Some(files) = files {
+            tasks.spawn(follow_files(files, grants.clone(), rules.clone(), tls));
+        }
         for server in &config.servers {
             tasks.spawn(follow_tools(
                 server.name.clone(),
@@ -441,19 +445,20 @@ async fn follow_registry(grants: Arc<Grants>, rules: Arc<Rules>) {
 }
 
 /// Policies and certificates take effect when their files change; broken ones never do.
-async fn follow_files(config: Arc<Config>, grants: Arc<Grants>, rules: Arc<Rules>, tls: Arc<ServerTls>) {
+fn watch(config: &Config) -> Option<Watch> {
     let mut files = vec![
         config.policies.dir.clone(),
         config.listen.tls.certificate_file.clone(),
         config.listen.tls.key_file.clone(),
     ];
     files.extend(config.listen.tls.client_ca_file.clone());
-    let mut watch = match transport::watch(&files) {
-        Ok(watch) => watch,
-        Err(error) => return tracing::error!(%error, "files are not watched: restart to make changes take effect"),
-    };
+    let unwatched = |error: &_| tracing::error!(%error, "files are not watched: restart to make changes take effect");
+    transport::watch(&files).inspect_err(unwatched).ok()
+}
+
+async fn follow_files(mut files: Watch, grants: Arc<Grants>, rules: Arc<Rules>, tls: Arc<ServerTls>) {
     loop {
-        watch.changed().await;
+        files.changed().await;
         match tls.reload() {
             Ok(true) => tracing::info!("the new certificate is in use"),
             Ok(false) => {}

@@ -282,7 +282,7 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
         .unwrap();
     next(&mut held).await;
     let crashed = client.call("crash", json!({})).await;
-    assert_eq!((crashed.reason(), crashed.status), ("upstream_broken", 502));
+    assert_eq!((crashed.reason(), crashed.status), ("upstream_broken", 200));
     let told = next(&mut held).await;
     assert_eq!(
         (&told["id"], &told["error"]["data"]["reason"]),
@@ -299,6 +299,28 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
         (&json!("failed"), &json!("allow")),
         "{row}"
     );
+}
+
+/// Nothing more is to be read there, and the end of the program is seen all the same.
+#[tokio::test]
+async fn a_program_that_closed_its_standard_error_dies_like_any_other() {
+    let mut world = World::new(Engine::Sqlite).await;
+    let notes = Notes::program(&mut world, "").await;
+    let program = &mut world.config["servers"].as_array_mut().unwrap()[0]["command"];
+    let words: Vec<&str> = program.as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+    *program = vec!["sh".to_owned(), "-c".to_owned(), format!("exec {} 2>&-", words.join(" "))].into();
+    world.start().await;
+    known(&world).await;
+    let client = world.connected("notes", &notes.ana).await;
+    let process = client.call("pid", json!({})).await.text().to_owned();
+    assert_eq!(client.call("crash", json!({})).await.reason(), "upstream_broken");
+    gone(&process).await;
+    eventually("its end to be on record", async || {
+        world.log().contains("the server's program has ended").then_some(())
+    })
+    .await;
+    let again = world.connected("notes", &notes.ana).await;
+    assert_ne!(again.call("pid", json!({})).await.text(), process);
 }
 
 #[tokio::test]
