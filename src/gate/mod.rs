@@ -29,8 +29,8 @@ pub use site::Site;
 use crate::config::Denials;
 use crate::decide::{self, Basis, Enrolment, Facts, Permit, Refused, Snapshot, Verdict, View};
 use crate::domain::{
-    Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName,
-    Timestamp,
+    AuthMethod, Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId,
+    ServerName, Timestamp,
 };
 use crate::grants::{Grants, Ticket};
 use crate::journal::{Cleared, Journal, State};
@@ -345,6 +345,7 @@ impl Gate {
             &Listener {
                 id: trail.id.as_ref(),
                 era: trail.era,
+                may_step_up: trail.principal.as_ref().is_none_or(|caller| caller.method == AuthMethod::Jwt),
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),

@@ -32,14 +32,17 @@ on_both_stores! {
         let client = world.connected("files", &key).await;
         let answer = client.call("query", json!({ "sql": "select 1" })).await;
 
-        assert_eq!(answer.verdict(), "403 missing_scope");
+        assert_eq!(answer.verdict(), "200 missing_scope", "no status on which an older client loses its session");
+        assert_eq!(answer.header("www-authenticate"), None, "a key is no token that another could be got for");
         assert_eq!(answer.data()["scopes"], json!(["query"]));
-        let challenge = answer.header("www-authenticate").expect("a challenge");
+        let newer = world.client("files").modern().bearer(&key).call("query", json!({ "sql": "select 1" })).await;
+        assert_eq!((newer.verdict(), &newer.data()["scopes"]), ("403 missing_scope".into(), &json!(["query"])));
+        let challenge = newer.header("www-authenticate").expect("a challenge");
         assert!(challenge.contains(r#"error="insufficient_scope""#) && challenge.contains(r#"scope="query""#), "{challenge}");
         assert_eq!(files.calls().len(), 0);
         world.shipped().await;
         let rows = world.audit("--tool query");
-        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_eq!(rows.len(), 2, "{rows:?}");
         assert_eq!((&rows[0]["decision"], &rows[0]["reason"]), (&json!("deny"), &json!("missing_scope")));
         assert_eq!(rows[0]["request"], answer.data()["record"], "the caller can quote the record");
     }

@@ -1,6 +1,6 @@
 //! Resources, prompts, completions, streams of what changes: judged, recorded and shown like tools.
 
-use crate::support::client::{Answer, Client};
+use crate::support::client::{Answer, Client, MODERN};
 use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Scripted, Upstream, say};
@@ -73,10 +73,12 @@ on_both_stores! {
                 ("completion/complete", completion(json!({ "type": "ref/resource", "uri": "notes://a/{number}" })), "resources"),
             ] {
                 let answer = client.ask(method, params).await;
-                assert_eq!(answer.verdict(), "403 missing_scope", "{method}");
+                assert_eq!(answer.reason(), "missing_scope", "{method}");
                 assert_eq!(answer.data()["scopes"], json!([scope]));
-                let challenge = answer.header("www-authenticate").expect("a challenge");
-                assert!(challenge.contains(&format!(r#"scope="{scope}""#)), "{challenge}");
+                if client.version == MODERN {
+                    let challenge = answer.header("www-authenticate").expect("a challenge");
+                    assert!(challenge.contains(&format!(r#"scope="{scope}""#)), "{challenge}");
+                }
             }
             for list in ["resources", "prompts"] {
                 let answer = client.ask(&format!("{list}/list"), json!({})).await;
@@ -177,7 +179,7 @@ on_both_stores! {
             assert_eq!(complete(deploy(), json!({})).await, "allowed");
             assert_eq!(complete(deploy(), json!({ "env": "prod" })).await, "200 no_policy_permits");
             assert_eq!(complete(json!({ "type": "ref/prompt", "name": "greet" }), json!({})).await, "200 no_policy_permits");
-            assert_eq!(complete(json!({ "type": "ref/resource", "uri": "notes://a/{number}" }), json!({})).await, "403 missing_scope");
+            assert!(complete(json!({ "type": "ref/resource", "uri": "notes://a/{number}" }), json!({})).await.ends_with(" missing_scope"));
         }
         world.shipped().await;
         let rows = world.audit("--target deploy --method prompts/get --decision allow");
