@@ -126,7 +126,7 @@ impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
             bodies: Bodies::new(parts.site.max_body),
-            talks: Talks::new(parts.upstreams.sessions().clone()),
+            talks: Talks::new(parts.upstreams.sessions().clone(), parts.session_lifetime, parts.clock.now),
             parts,
             noise: Noise::default(),
             streams: Arc::default(),

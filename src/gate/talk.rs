@@ -2,7 +2,7 @@
 //! ids, and what the server asks of the client. The caller gets handles and brings them back; whatever else it brings is
 //! unknown. Both ways the rest of a message stays byte for byte.
 
-use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, ToolName};
+use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Timestamp, ToolName};
 use crate::mcp::{self, Params, Place, Said, Token, splice};
 use crate::upstream::{Handed, Holder, SessionKeys};
 use bytes::Bytes;
@@ -14,6 +14,9 @@ use std::time::Duration;
 /// What an instance remembers of all conversations. None of it is needed to take a handle back.
 pub struct Talks {
     keys: Arc<SessionKeys>,
+    /// How long a request state is taken back.
+    lifetime: Duration,
+    now: fn() -> Timestamp,
     /// Requests of servers that were answered, by their handles: each is answered once.
     answered: Cache<String, ()>,
     /// What was asked under these handles, for the records of the answers.
@@ -70,9 +73,11 @@ pub struct Handing {
 }
 
 impl Talks {
-    pub fn new(keys: Arc<SessionKeys>) -> Arc<Self> {
+    pub fn new(keys: Arc<SessionKeys>, lifetime: Duration, now: fn() -> Timestamp) -> Arc<Self> {
         Arc::new(Self {
             keys,
+            lifetime,
+            now,
             answered: remembered(),
             asked: remembered(),
             begun: remembered(),
@@ -160,7 +165,9 @@ impl Talk {
                 method: method.as_str(),
                 target,
             };
-            edits.push((state.at, self.taken(handed, state, Reason::UnknownState)?.text));
+            let Talks { keys, now, .. } = &*self.talks;
+            let returned = keys.take_back_before(now(), handed, &state.text, &self.holder);
+            edits.push((state.at, returned.ok_or(Reason::UnknownState)?.text));
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
         match params.input_responses {
@@ -177,7 +184,7 @@ impl Talk {
         let returned = self.taken(Handed::Task, named, Reason::UnknownTask)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
         let task = BroughtTask {
-            tool: ToolName::parse(&returned.tool).map_err(|_| unknown())?,
+            tool: ToolName::parse(&returned.note).map_err(|_| unknown())?,
             id: serde_json::from_str(&returned.text).map_err(|_| unknown())?,
             text: returned.text,
             handle: named.text.clone(),
@@ -292,10 +299,16 @@ impl Handing {
                 method: self.method.as_str(),
                 target: &self.target,
             };
-            edits.push((place, self.hand(handed, place.text(&message))?));
+            let Talks { keys, lifetime, now, .. } = &*self.talk.talks;
+            let until = now().plus(*lifetime);
+            edits.push((
+                place,
+                keys.hand_until(until, handed, place.text(&message), &self.talk.holder)?,
+            ));
         }
+        let of_status = said.method.as_deref().is_some_and(is_of_status);
         for place in &said.tasks {
-            edits.push((*place, self.task(place.text(&message))?));
+            edits.push((*place, self.task(place.text(&message), of_status)?));
         }
         let mut edits: Vec<_> = edits
             .into_iter()
@@ -313,8 +326,9 @@ impl Handing {
         self.talk.talks.keys.hand(handed, "", text, &self.talk.holder)
     }
 
-    /// Without a tool the handle names the task, but no method takes it.
-    fn task(&self, text: &str) -> Option<String> {
+    /// Without a tool the handle names the task, but no method takes it. Then it is not the one that the caller holds: the
+    /// status of a task that was begun on another instance is not told under it, and the caller asks for it.
+    fn task(&self, text: &str, of_status: bool) -> Option<String> {
         if let Some((_, handle)) = self.named.iter().find(|(named, _)| named == text) {
             return Some(handle.clone());
         }
@@ -324,10 +338,18 @@ impl Handing {
                 self.talk.remember(text, &self.tool);
                 self.tool.clone()
             }
-            true => talks.begun.get(&(holder.clone(), text.to_owned())).unwrap_or_default(),
+            true => match talks.begun.get(&(holder.clone(), text.to_owned())) {
+                None if of_status => return None,
+                tool => tool.unwrap_or_default(),
+            },
         };
         talks.keys.hand(Handed::Task, &tool, text, holder)
     }
+}
+
+/// What a server tells of a task without being asked, in either era.
+fn is_of_status(method: &str) -> bool {
+    matches!(method, "notifications/tasks/status" | "notifications/tasks")
 }
 
 const fn is_list(method: Method) -> bool {

@@ -5,6 +5,7 @@ use crate::support::client::Client;
 use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Received, Scripted, Upstream};
+use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
 
@@ -106,6 +107,27 @@ on_both_stores! {
         world.shipped().await;
         let allowed = world.audit("--tool echo --decision allow");
         assert_eq!(allowed.len(), 4, "two calls and two retries: {allowed:?}");
+    }
+
+    async fn a_request_state_is_taken_back_for_as_long_as_a_session(world: World) {
+        let (files, ana, _) = two(&mut world, "client_requests = ['elicitation']").await;
+        world.set("sessions.lifetime", "'4s'");
+        world.start().await;
+        files.script(|received| {
+            received.tool()?;
+            Some(Scripted::Json(match received.message["params"].get("requestState") {
+                None => json!({ "resultType": "input_required", "requestState": "s" }),
+                Some(_) => json!({ "resultType": "complete", "content": [] }),
+            }))
+        });
+        let client = world.client("files").modern().bearer(&ana);
+        let state = client.call("echo", json!({ "text": "hi" })).await.message["result"]["requestState"].clone();
+        let retry = async || client.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "requestState": state })).await;
+        assert!(retry().await.is_result());
+        eventually("the state to end", async || (retry().await.verdict() == "200 unknown_state").then_some(())).await;
+        let reached = files.calls().len();
+        assert_eq!(retry().await.verdict(), "200 unknown_state");
+        assert_eq!(files.calls().len(), reached);
     }
 
     async fn an_answer_that_asks_for_what_it_may_not_ends_the_call(world: World) {

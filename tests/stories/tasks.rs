@@ -93,9 +93,10 @@ on_both_stores! {
         assert_eq!(client.post(&answer).await.status, 202);
         let arrived = files.arrived("the answer", |received| received.message["result"]["action"] == "accept").await;
         assert_eq!(arrived.message["result"]["_meta"], related(&json!("t-1")));
-        // Of a task that nobody here began the caller learns no id that a method takes.
+        // Of a task that nobody here began no status is told, and of what else names it the caller learns no id that a method takes.
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-of-another", "status": "working" } })).await;
-        let stranger = next(&mut stream).await["params"]["taskId"].clone();
+        say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "", "_meta": related(&json!("t-of-another")) } })).await;
+        let stranger = next(&mut stream).await["params"]["_meta"]["io.modelcontextprotocol/related-task"]["taskId"].clone();
         assert!(!stranger.as_str().unwrap().contains("t-of"), "{stranger}");
         unknown(&client, "tasks/get", &stranger).await;
     }

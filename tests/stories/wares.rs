@@ -253,6 +253,26 @@ on_both_stores! {
         assert_eq!(files.received().iter().filter(|received| received.method() == "resources/subscribe").count(), 1);
     }
 
+    async fn a_subscription_that_does_not_begin_with_its_acknowledgement_ends(world: World) {
+        let (files, key) = ana(&mut world, "*").await;
+        world.start().await;
+        let client = world.client("files").modern().bearer(&key);
+        let ask = || client.ask("subscriptions/listen", json!({ "notifications": { "toolsListChanged": true } }));
+        files.script(|received| (received.method() == "subscriptions/listen").then(|| Scripted::Events(vec![changed("tools"), acknowledged(received)])));
+        let answer = ask().await;
+        assert_eq!(answer.reason(), "upstream_broken", "{answer:?}");
+        assert!(!answer.body.contains("list_changed"), "{answer:?}");
+        files.script(|received| (received.method() == "subscriptions/listen").then(|| Scripted::Events(vec![acknowledged(received), changed("tools")])));
+        let answer = ask().await;
+        assert!(answer.body.contains("acknowledged") && answer.body.contains("list_changed"), "{answer:?}");
+        // A server that does not want to is heard.
+        files.script(|received| {
+            let error = json!({ "jsonrpc": "2.0", "id": received.message["id"], "error": { "code": -32602, "message": "no" } });
+            (received.method() == "subscriptions/listen").then(|| Scripted::Events(vec![error]))
+        });
+        assert_eq!(ask().await.message["error"]["message"], "no");
+    }
+
     /// Refused as a whole if one resource is; who listens hears only of what they may read at that moment.
     async fn a_stream_tells_of_what_the_caller_may_read(world: World) {
         let (files, key) = ana(&mut world, "*").await;
