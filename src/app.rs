@@ -1,5 +1,6 @@
 //! Wires the rooms from one configuration: start, watch, drain, stop. The one place that reads the clock.
 
+pub mod manifest;
 pub mod rules;
 
 use crate::config::{Config, JournalConfig, StoreKind};

@@ -9,10 +9,10 @@ use super::sort::Sort;
 use super::tool::{CompiledTool, Place};
 use super::ware::Wares;
 use super::{Problem, check, mirror, schema, shape};
-use crate::domain::{Catalogue, Digest, EnvironmentName, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
+use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -114,6 +114,12 @@ impl Snapshot {
         self.library.rules().len()
     }
 
+    /// What forbids, by name; what only watches is not among it.
+    pub fn forbids(&self) -> BTreeSet<&PolicyId> {
+        let forbids = self.library.rules().iter().filter(|rule| is_forbid(rule));
+        forbids.map(|rule| &rule.id).collect()
+    }
+
     /// The schema that policies are checked against, in Cedar's own notation.
     pub fn cedar_schema(&self) -> &str {
         &self.schema
@@ -158,6 +164,18 @@ impl fmt::Debug for Snapshot {
             .field("policies", &self.policies())
             .finish_non_exhaustive()
     }
+}
+
+/// How many policies of a file forbid something; `None` where it cannot be read.
+pub fn forbids(source: &PolicySource) -> Option<usize> {
+    let (rules, problems) = rule::read(std::slice::from_ref(source));
+    problems
+        .is_empty()
+        .then(|| rules.iter().filter(|rule| is_forbid(rule)).count())
+}
+
+fn is_forbid(rule: &Rule) -> bool {
+    rule.effect == Effect::Forbid && !rule.shadow
 }
 
 fn permits(rule: &Rule) -> bool {

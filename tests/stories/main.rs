@@ -17,6 +17,7 @@ mod isolation;
 mod journal;
 mod lifecycle;
 mod limits;
+mod manifest;
 mod matrix;
 mod oldest;
 mod programs;
