@@ -580,23 +580,12 @@ fn ticket(name: &str, view: GrantsView) -> Ticket {
 
 fn principal(name: &str) -> Principal {
     let (issuer, subject) = identity(name);
-    Principal {
-        kind: PrincipalKind::User,
+    Principal::new(
+        PrincipalKind::User,
         issuer,
-        alias: IssuerAlias::parse("main").unwrap(),
+        IssuerAlias::parse("main").unwrap(),
         subject,
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
-    }
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    )
 }
