@@ -2,7 +2,6 @@
 //! was given to and for what it was given for. From anybody else it is unknown.
 
 use crate::support::client::Client;
-use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Received, Scripted, Upstream};
 use crate::support::wait::eventually;
@@ -52,13 +51,11 @@ on_both_stores! {
         world.start().await;
         let client = world.connected("files", &ana).await;
         let server = files.offer_stream();
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
+        let mut headers = client.stream_headers();
         headers.insert("last-event-id", "7".parse().unwrap());
         let mut stream = client.alike().send("GET", headers, Default::default()).await.unwrap();
         crate::support::upstream::say(&server, &json!({ "jsonrpc": "2.0", "id": 3, "result": { "tools": [], "nextCursor": "p2" } })).await;
-        let cursor = next(&mut stream).await["result"]["nextCursor"].clone();
+        let cursor = stream.message().await["result"]["nextCursor"].clone();
         assert!(client.ask("tools/list", json!({ "cursor": cursor })).await.is_result());
         assert_eq!(files.received().last().unwrap().message["params"]["cursor"], "p2");
     }
@@ -271,9 +268,4 @@ fn forged(handle: &Value) -> String {
     let mut handle = handle.as_str().unwrap().to_owned();
     handle.replace_range(handle.len() - 4.., "AAAA");
     handle
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

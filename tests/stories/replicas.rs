@@ -34,10 +34,7 @@ on_both_stores! {
         // The status of a task is told only under the id that its caller holds; who began it elsewhere asks for it once.
         let status = json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-1", "status": "working" } });
         let tells = files.offer_stream();
-        let mut headers = there.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut told = there.alike().send("GET", headers, Default::default()).await.unwrap();
+        let mut told = there.own_stream().await;
         say(&tells, &status).await;
         say(&tells, &json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" })).await;
         let first: Value = serde_json::from_str(&told.event().await.unwrap().unwrap()).unwrap();
@@ -48,10 +45,7 @@ on_both_stores! {
         assert_eq!(second["params"]["taskId"], task);
 
         let server = files.offer_stream();
-        let mut headers = here.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut stream = here.alike().send("GET", headers, Default::default()).await.unwrap();
+        let mut stream = here.own_stream().await;
         say(&server, &json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" })).await;
         let asked: Value = serde_json::from_str(&stream.event().await.unwrap().unwrap()).unwrap();
         let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": { "roots": [] } });

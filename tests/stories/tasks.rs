@@ -1,7 +1,6 @@
 //! Tasks in both forms: whoever began one sees it, hears of it and ends it, for as long as they could begin such a one.
 
 use crate::support::client::Client;
-use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Received, Scripted, Upstream, say};
 use crate::support::wait::eventually;
@@ -78,16 +77,13 @@ on_both_stores! {
         let begun = client.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "task": {} })).await;
         let task = begun.message["result"]["task"]["taskId"].clone();
         let server = files.offer_stream();
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut stream = client.alike().send("GET", headers, Default::default()).await.unwrap();
+        let mut stream = client.own_stream().await;
 
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-1", "status": "working" } })).await;
-        assert_eq!(next(&mut stream).await["params"], json!({ "taskId": task, "status": "working" }));
+        assert_eq!(stream.message().await["params"], json!({ "taskId": task, "status": "working" }));
         let related = |task: &Value| json!({ "io.modelcontextprotocol/related-task": { "taskId": task } });
         say(&server, &json!({ "jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": { "message": "?", "_meta": related(&json!("t-1")) } })).await;
-        let asked = next(&mut stream).await;
+        let asked = stream.message().await;
         assert_eq!(asked["params"]["_meta"], related(&task));
         let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": { "action": "accept", "_meta": related(&task) } });
         assert_eq!(client.post(&answer).await.status, 202);
@@ -96,7 +92,7 @@ on_both_stores! {
         // Of a task that nobody here began no status is told, and of what else names it the caller learns no id that a method takes.
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-of-another", "status": "working" } })).await;
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "", "_meta": related(&json!("t-of-another")) } })).await;
-        let stranger = next(&mut stream).await["params"]["_meta"]["io.modelcontextprotocol/related-task"]["taskId"].clone();
+        let stranger = stream.message().await["params"]["_meta"]["io.modelcontextprotocol/related-task"]["taskId"].clone();
         assert!(!stranger.as_str().unwrap().contains("t-of"), "{stranger}");
         unknown(&client, "tasks/get", &stranger).await;
     }
@@ -157,12 +153,12 @@ on_both_stores! {
         assert_eq!(asked.message["params"]["notifications"]["taskIds"], json!(["t-1"]));
         let ack = json!({ "jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": { "notifications": { "taskIds": ["t-1"] } } });
         say(&server, &ack).await;
-        assert_eq!(next(&mut stream).await["params"]["notifications"]["taskIds"], json!([task]));
+        assert_eq!(stream.message().await["params"]["notifications"]["taskIds"], json!([task]));
         let note = |more: Value| json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-1", "status": "working", "inputRequests": more } });
         say(&server, &note(json!({ "k": { "method": "sampling/createMessage", "params": {} } }))).await;
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-of-another", "status": "completed", "result": {} } })).await;
         say(&server, &note(json!({ "k": { "method": "elicitation/create", "params": {} } }))).await;
-        let heard = next(&mut stream).await;
+        let heard = stream.message().await;
         assert_eq!((&heard["params"]["taskId"], &heard["params"]["inputRequests"]["k"]["method"]), (&task, &json!("elicitation/create")));
     }
 
@@ -269,9 +265,4 @@ async fn unknown(client: &Client, method: &str, task: &Value) {
         ("200 unknown_task", &json!(-32602)),
         "{method} {task}"
     );
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

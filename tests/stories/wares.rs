@@ -1,10 +1,8 @@
 //! Resources, prompts, completions, streams of what changes: judged, recorded and shown like tools.
 
 use crate::support::client::{Answer, Client, MODERN};
-use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Scripted, Upstream, say};
-use crate::support::wait::soon;
 use crate::support::wares::{acknowledged, changed, updated};
 use crate::support::world::{POLICIES, World};
 use bytes::Bytes;
@@ -142,11 +140,11 @@ on_both_stores! {
             }
         }
         let client = world.connected("files", &key).await;
-        let mut stream = own_stream(&client).await;
+        let mut stream = client.own_stream().await;
         for (list, member, name, wanted) in LISTS {
             let (_, items) = some_list(list).unwrap();
             say(&own, &json!({ "jsonrpc": "2.0", "id": 77, "result": { member: items } })).await;
-            let replayed = next(&mut stream).await;
+            let replayed = stream.message().await;
             let items = replayed["result"][member].as_array().unwrap();
             let shown: Vec<&str> = items.iter().map(|item| item[name].as_str().unwrap()).collect();
             assert_eq!(shown, wanted, "{list}");
@@ -297,7 +295,7 @@ on_both_stores! {
         let (reply, ()) = tokio::join!(opening, answering);
         let mut stream = reply.unwrap();
         assert_eq!((stream.status, stream.header("content-type")), (200, Some("text/event-stream")));
-        let acknowledgement = next(&mut stream).await;
+        let acknowledgement = stream.message().await;
         assert_eq!(acknowledgement["method"], "notifications/subscriptions/acknowledged");
         assert_eq!(acknowledgement["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"], request["id"]);
         for (message, heard) in [
@@ -311,7 +309,7 @@ on_both_stores! {
         ] {
             say(&server, &message).await;
             if heard {
-                assert_eq!(next(&mut stream).await, message);
+                assert_eq!(stream.message().await, message);
             }
         }
         world.shipped().await;
@@ -319,7 +317,7 @@ on_both_stores! {
         assert_eq!((rows.len(), &rows[0]["target"]), (1, &json!("notes://a/1 notes://b")), "{rows:?}");
 
         world.guardian("grant revoke --user ana@example.com --server files").ok();
-        let last = next(&mut stream).await;
+        let last = stream.message().await;
         assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&request["id"], &json!("grant_revoked")));
         assert_eq!(stream.event().await.unwrap(), None);
     }
@@ -331,9 +329,9 @@ on_both_stores! {
         world.set("grants.max_staleness", "'2s'").set("grants.confirm_after", "'500ms'");
         world.start().await;
         let client = world.connected("files", &key).await;
-        let mut stream = own_stream(&client).await;
+        let mut stream = client.own_stream().await;
         say(&server, &updated("notes://a/1")).await;
-        assert_eq!(next(&mut stream).await, updated("notes://a/1"));
+        assert_eq!(stream.message().await, updated("notes://a/1"));
 
         world.guardian("user roles ana@example.com writer").ok();
         let other = world.connected("files", &key).await;
@@ -344,7 +342,7 @@ on_both_stores! {
         .await;
         say(&server, &updated("notes://a/1")).await;
         say(&server, &changed("resources")).await;
-        assert_eq!(next(&mut stream).await, changed("resources"));
+        assert_eq!(stream.message().await, changed("resources"));
     }
 
     async fn a_stream_of_what_changes_counts_among_streams(world: World) {
@@ -609,18 +607,4 @@ fn completion(reference: Value) -> Value {
 /// As a header field carries what is no plain text.
 fn encoded(text: &str) -> String {
     neural_guardian::mcp::encode_sentinel(text).into_owned()
-}
-
-async fn own_stream(client: &Client) -> Reply {
-    let mut headers = client.base_headers();
-    headers.remove("content-type");
-    headers.insert("accept", HeaderValue::from_static("text/event-stream"));
-    let reply = client.send("GET", headers, Bytes::new()).await.unwrap();
-    assert_eq!(reply.status, 200);
-    reply
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = soon("an event", stream.event()).await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

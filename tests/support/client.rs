@@ -165,6 +165,21 @@ impl Client {
         self.send("POST", headers, message.to_string().into()).await
     }
 
+    /// The server's own stream of this session, on a connection of its own.
+    pub async fn own_stream(&self) -> Reply {
+        let reply = self.alike().send("GET", self.stream_headers(), Bytes::new()).await.unwrap();
+        assert_eq!(reply.status, 200);
+        reply
+    }
+
+    /// What a GET for it carries.
+    pub fn stream_headers(&self) -> HeaderMap {
+        let mut headers = self.base_headers();
+        headers.remove("content-type");
+        headers.insert("accept", HeaderValue::from_static("text/event-stream"));
+        headers
+    }
+
     /// Any request at all, with these headers and no others but `host`.
     pub async fn send(&self, verb: &str, headers: HeaderMap, body: Bytes) -> io::Result<Reply> {
         let mut request = Request::builder().method(verb).uri(&self.path).body(Full::new(body)).unwrap();
