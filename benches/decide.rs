@@ -7,8 +7,8 @@ use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, Verdict, View, could_permit, decide};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, MemberStatus, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope,
-    ServerEntry, ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    IssuerAlias, Member, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, ServerEntry,
+    ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::json;
 use std::fmt::Write;
@@ -291,37 +291,20 @@ fn name(text: &str) -> ServerName {
 }
 
 fn principal() -> Principal {
-    Principal {
-        kind: PrincipalKind::User,
-        issuer: Issuer::parse("https://idp.example.com").expect("an issuer"),
-        alias: IssuerAlias::parse("idp").expect("an alias"),
-        subject: SubjectName::parse("alice").expect("a subject"),
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
-    }
+    Principal::new(
+        PrincipalKind::User,
+        Issuer::parse("https://idp.example.com").expect("an issuer"),
+        IssuerAlias::parse("idp").expect("an alias"),
+        SubjectName::parse("alice").expect("a subject"),
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    )
 }
 
 fn member() -> Member {
     Member {
-        id: UserId::parse("u1").expect("an id"),
-        kind: PrincipalKind::User,
         email: Some("alice@example.com".to_owned()),
-        display_name: None,
         roles: vec![RoleName::parse("developer").expect("a role")],
-        status: MemberStatus::Active,
-        identities: Vec::new(),
-        keys: Vec::new(),
         grants: vec![Grant {
             id: GrantId::parse("g1").expect("an id"),
             server: name("s0"),
@@ -334,5 +317,6 @@ fn member() -> Member {
             expires_at: None,
             version: 1,
         }],
+        ..Member::new(UserId::parse("u1").expect("an id"), PrincipalKind::User)
     }
 }

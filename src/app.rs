@@ -1,5 +1,6 @@
 //! Wires the rooms from one configuration: start, watch, drain, stop. The one place that reads the clock.
 
+pub mod manifest;
 pub mod rules;
 
 use crate::config::{Config, JournalConfig, StoreKind};
@@ -12,7 +13,7 @@ use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
 use crate::limits::Limits;
 use crate::store::{Store, StoreOpen};
 use crate::telemetry::Metrics;
-use crate::transport::{self, Connections, ServerTls, Stop, StopHandle};
+use crate::transport::{self, Connections, ServerTls, Stop, StopHandle, Watch};
 use crate::upstream::{SessionKeys, Upstreams};
 use anyhow::{Context, Result, bail};
 use rules::Rules;
@@ -87,6 +88,8 @@ impl Running {
         if !unservable.is_empty() {
             bail!("{}", unservable.join("; "));
         }
+        // Before anything of them is read: what changes from here on is seen.
+        let files = watch(&config);
         let tls = ServerTls::load(&config.listen.tls)?;
         let store = open_store(&config).await?;
         let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);
@@ -118,11 +121,7 @@ impl Running {
             upstreams.clone(),
             snapshot,
         ));
-        if rules.look().await {
-            rules.rebuild(&registry).await;
-        }
-        rules.put_on_record(&rules.snapshot.load_full(), None).await;
-        metrics.policy_set(&rules.snapshot.load().policy_set());
+        rules.begin(&registry).await;
 
         let listener = bind(config.listen.address, "listen.address").await?;
         let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;
@@ -194,7 +193,9 @@ impl Running {
         tasks.spawn(every_second(gate.clone(), limits, upstreams.clone()));
         tasks.spawn(record_noise(gate.clone()));
         tasks.spawn(follow_registry(grants.clone(), rules.clone()));
-        tasks.spawn(follow_files(config.clone(), grants.clone(), rules.clone(), tls));
+        if let Some(files) = files {
+            tasks.spawn(follow_files(files, grants.clone(), rules.clone(), tls));
+        }
         for server in &config.servers {
             tasks.spawn(follow_tools(
                 server.name.clone(),
@@ -446,19 +447,20 @@ async fn follow_registry(grants: Arc<Grants>, rules: Arc<Rules>) {
 }
 
 /// Policies and certificates take effect when their files change; broken ones never do.
-async fn follow_files(config: Arc<Config>, grants: Arc<Grants>, rules: Arc<Rules>, tls: Arc<ServerTls>) {
+fn watch(config: &Config) -> Option<Watch> {
     let mut files = vec![
         config.policies.dir.clone(),
         config.listen.tls.certificate_file.clone(),
         config.listen.tls.key_file.clone(),
     ];
     files.extend(config.listen.tls.client_ca_file.clone());
-    let mut watch = match transport::watch(&files) {
-        Ok(watch) => watch,
-        Err(error) => return tracing::error!(%error, "files are not watched: restart to make changes take effect"),
-    };
+    let unwatched = |error: &_| tracing::error!(%error, "files are not watched: restart to make changes take effect");
+    transport::watch(&files).inspect_err(unwatched).ok()
+}
+
+async fn follow_files(mut files: Watch, grants: Arc<Grants>, rules: Arc<Rules>, tls: Arc<ServerTls>) {
     loop {
-        watch.changed().await;
+        files.changed().await;
         match tls.reload() {
             Ok(true) => tracing::info!("the new certificate is in use"),
             Ok(false) => {}

@@ -1,8 +1,9 @@
 //! Keeps the policies and the catalogue in force: reads the folder, asks the servers for their tools, compiles both into
 //! one snapshot and swaps it. What does not compile never replaces what does.
 
+use super::manifest::Manifest;
 use super::now;
-use crate::config::{Config, PinMode};
+use crate::config::{Config, PinMode, PoliciesConfig};
 use crate::decide::{PolicySource, Problem, Settings, Snapshot};
 use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
 use crate::journal::Journal;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +30,8 @@ pub struct Rules {
     observed: Mutex<BTreeMap<ServerName, Digest>>,
     /// Why the newest set is not the one in force, if so.
     pub failing: Mutex<Option<String>>,
+    /// There was a manifest: no policies are used any more without one.
+    pinned: AtomicBool,
     /// One rebuild at a time.
     rebuilding: tokio::sync::Mutex<()>,
 }
@@ -50,6 +54,7 @@ impl Rules {
         upstreams: Arc<Upstreams>,
         snapshot: Snapshot,
     ) -> Self {
+        let pinned = Manifest::read(&config.policies.dir).is_ok_and(|manifest| manifest.is_some());
         Self {
             config,
             store,
@@ -59,8 +64,23 @@ impl Rules {
             upstreams,
             observed: Mutex::default(),
             failing: Mutex::default(),
+            pinned: AtomicBool::new(pinned),
             rebuilding: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Takes up what the servers offer now, as far as they answer soon, and puts what is then in force on record.
+    pub async fn begin(&self, registry: &[RegistryRow]) {
+        let compiled = self.snapshot.load_full();
+        if self.look().await {
+            self.rebuild(registry).await;
+        }
+        let in_force = self.snapshot.load_full();
+        if Arc::ptr_eq(&compiled, &in_force) {
+            warn_of(&in_force);
+        }
+        self.put_on_record(&in_force, None).await;
+        self.metrics.policy_set(&in_force.policy_set());
     }
 
     /// Compiles anew and swaps; on any problem the old set stays, loudly.
@@ -75,12 +95,23 @@ impl Rules {
     /// Whatever the reason to look, the folder may be half-way through a change: files that are other than those in force
     /// count once they stay the same for a moment.
     async fn compile_settled(&self, registry: &[RegistryRow]) -> Result<Snapshot> {
-        let snapshot = compile(&self.config, &self.store, registry).await?;
+        let snapshot = compile_sources(&self.read()?, &self.config, &self.store, registry).await?;
         if snapshot.policy_set() == self.snapshot.load().policy_set() {
             return Ok(snapshot);
         }
-        let sources = settled(|| read_policies(&self.config.policies.dir)).await?;
+        let sources = settled(|| self.read()).await?;
         compile_sources(&sources, &self.config, &self.store, registry).await
+    }
+
+    /// The policies; once there was a manifest of them, none without one.
+    fn read(&self) -> Result<Vec<PolicySource>> {
+        let manifest = Manifest::read(&self.config.policies.dir)?;
+        let pinned = self.pinned.fetch_or(manifest.is_some(), Ordering::Relaxed);
+        anyhow::ensure!(
+            manifest.is_some() || !pinned,
+            "the manifest of the policies is gone: put it back, or restart to go on without one"
+        );
+        held(&self.config.policies, manifest)
     }
 
     async fn swap(&self, snapshot: Snapshot) {
@@ -93,9 +124,10 @@ impl Rules {
         if now < before {
             tracing::warn!(before, now, "there are fewer policies than before");
         }
-        for warning in snapshot.warnings() {
-            tracing::warn!(%warning, "policies");
+        for forbid in old.forbids().difference(&snapshot.forbids()) {
+            tracing::warn!(%forbid, "this forbid is there no more");
         }
+        warn_of(&snapshot);
         self.put_on_record(&snapshot, None).await;
         self.metrics.policy_set(&snapshot.policy_set());
         tracing::info!(policy_set = %snapshot.policy_set().short(), catalogue = %snapshot.catalogue().short(), policies = snapshot.policies(), "policies and tools in force");
@@ -116,7 +148,7 @@ impl Rules {
         }
     }
 
-    pub async fn put_on_record(&self, snapshot: &Snapshot, rejected: Option<String>) {
+    async fn put_on_record(&self, snapshot: &Snapshot, rejected: Option<String>) {
         let change = PolicyChange {
             at: now(),
             environment: self.config.environment.clone(),
@@ -131,7 +163,7 @@ impl Rules {
     }
 
     /// Asks every server for its tools at once; true if anything was written down.
-    pub async fn look(&self) -> bool {
+    async fn look(&self) -> bool {
         let looks = self.upstreams.iter().map(|(name, upstream)| {
             let name = name.clone();
             async move {
@@ -212,7 +244,25 @@ impl Rules {
 
 /// Everything that has to be right before a snapshot exists, in one sentence a problem.
 pub async fn compile(config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
-    compile_sources(&read_policies(&config.policies.dir)?, config, store, registry).await
+    compile_sources(&pinned_policies(&config.policies)?, config, store, registry).await
+}
+
+/// The policies; where a manifest says that others are meant, they are not used.
+pub fn pinned_policies(config: &PoliciesConfig) -> Result<Vec<PolicySource>> {
+    held(config, Manifest::read(&config.dir)?)
+}
+
+fn held(config: &PoliciesConfig, manifest: Option<Manifest>) -> Result<Vec<PolicySource>> {
+    let sources = read_policies(&config.dir)?;
+    match manifest {
+        Some(manifest) => manifest.hold(&sources)?,
+        None => anyhow::ensure!(
+            !config.require_manifest,
+            "the policy folder `{}` has no manifest, which `policies.require_manifest` demands: `guardian policy pin` makes one",
+            config.dir.display()
+        ),
+    }
+    Ok(sources)
 }
 
 async fn compile_sources(sources: &[PolicySource], config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
@@ -299,6 +349,12 @@ fn digest_of(tools: &[RawTool]) -> Digest {
         hash = hash.update(tool.name.as_str().as_bytes()).update(tool.digest.as_bytes());
     }
     hash.finish()
+}
+
+fn warn_of(snapshot: &Snapshot) {
+    for warning in snapshot.warnings() {
+        tracing::warn!(%warning, "policies");
+    }
 }
 
 fn warn_unseen(server: &ServerName, why: &str) -> bool {

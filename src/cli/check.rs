@@ -4,7 +4,7 @@ use super::catalogue;
 use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
-use crate::app::rules::{read_policies, settings};
+use crate::app::rules::{pinned_policies, settings};
 use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity, StoreKind};
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;
@@ -204,8 +204,8 @@ async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Re
 
 fn policies(config: &Config, catalogue: &Catalogue, findings: &mut Findings) {
     findings.look("policies", shown(&config.policies.dir));
-    match read_policies(&config.policies.dir) {
-        Err(error) => findings.refuse([format!("{error:#}")]),
+    match pinned_policies(&config.policies) {
+        Err(error) => findings.refuse(format!("{error:#}").lines()),
         Ok(sources) => match Snapshot::compile(&sources, catalogue, &settings(config)) {
             Ok(snapshot) => findings.warn(snapshot.warnings().iter().map(ToString::to_string)),
             Err(problems) => findings.refuse(problems),

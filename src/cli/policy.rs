@@ -1,9 +1,10 @@
 //! `guardian policy`: whether the policies hold together with the tools, and what they are checked against.
 
-use super::context::{self, ConfigFile, Login};
+use super::context::{self, ConfigFile, Login, shown};
 use super::explain::Explain;
 use super::failure::{self, Failure};
 use super::output::{Format, json, line, note};
+use crate::app::manifest::Manifest;
 use crate::app::rules::{read_policies, settings};
 use crate::config::Config;
 use crate::decide::{PolicySource, Problem, Snapshot};
@@ -35,6 +36,15 @@ pub enum Policy {
     #[command(after_help = "Example:\n  guardian policy schema > guardian.cedarschema")]
     Schema {},
     Explain(Explain),
+    /// Approve the policies as they are: from then on no others are used.
+    ///
+    /// A manifest beside the policies has the digest of each file and how many forbids it has. A running Guardian, and the
+    /// next start, refuse a set that is other than that: a file that was deleted, added, edited, or cut short.
+    #[command(after_help = "Example:\n  guardian policy check && guardian policy pin")]
+    Pin {
+        #[command(flatten)]
+        format: Format,
+    },
 }
 
 impl Policy {
@@ -63,8 +73,34 @@ impl Policy {
                 }
             }
             Policy::Explain(explain) => explain.run(file).await,
+            Policy::Pin { format } => pin(&file.load()?, *format).await,
         }
     }
+}
+
+/// Only what compiles is pinned: a manifest of broken policies would keep every instance from starting.
+async fn pin(config: &Config, format: Format) -> Result<(), Failure> {
+    let dir = &config.policies.dir;
+    let sources = sources(dir)?;
+    let catalogue = catalogue(config).await?;
+    if let Err(problems) = Snapshot::compile(&sources, &catalogue, &settings(config)) {
+        return refuse(&problems, &sources);
+    }
+    let before = Manifest::read(dir).ok().flatten().unwrap_or_default();
+    let now = Manifest::of(&sources);
+    let file = now.write(dir).map_err(|error| Failure::failed(format_args!("{error:#}")))?;
+    let count = |manifest: &Manifest| manifest.0.values().filter_map(|pinned| pinned.forbids).sum::<usize>();
+    let (was, is) = (count(&before), count(&now));
+    if is < was {
+        note(format_args!(
+            "there are fewer forbids than were pinned before: {is} instead of {was}"
+        ))?;
+    }
+    let done = value!({ "manifest": shown(&file), "files": now.0.len(), "forbids": is, "forbids_before": was });
+    format.done(
+        &done,
+        format_args!("pinned {} files with {is} forbids in `{}`", now.0.len(), shown(&file)),
+    )
 }
 
 /// What the store knows of the servers' tools; nothing before the first `serve` or `server catalog --refresh`.

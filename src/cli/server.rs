@@ -5,6 +5,7 @@ use super::context::{self, Admin, ConfigFile, Login, shown};
 use super::failure::{self, Failure};
 use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
 use crate::config::PinMode;
+use crate::decide;
 use crate::domain::{Annotations, BadName, Digest, Scope, ServerName, Standing, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use crate::upstream::RawTool;
@@ -122,6 +123,8 @@ struct Tool {
     pinned: Option<Digest>,
     pinned_at: Option<String>,
     pinned_by: Option<String>,
+    /// Why callers cannot use it, whatever they are granted.
+    obstacle: Option<String>,
     #[serde(skip)]
     differs: Vec<String>,
 }
@@ -295,6 +298,9 @@ async fn catalog(admin: &Admin, name: &ServerName, changes: bool, format: Format
         true => super::output::line(differences(&tools))?,
         false => format.list(&tools, &heads, if changes { "no tool waits for approval" } else { none }, row)?,
     }
+    for (tool, obstacle) in tools.iter().filter_map(|tool| Some(tool).zip(tool.obstacle.as_ref())) {
+        note(format_args!("`{}`: {}", tool.tool, clean(obstacle)))?;
+    }
     match waiting {
         true => Err(Failure::silent(failure::FINDING)),
         false => Ok(()),
@@ -318,6 +324,7 @@ fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> Tool {
         pinned: tool.pinned.as_ref().map(|(digest, _)| *digest),
         pinned_at: tool.pinned_at.map(at),
         pinned_by: tool.pinned_by.clone(),
+        obstacle: decide::obstacle(&if pinned.is_null() { &offered } else { &pinned }["inputSchema"]),
         differs: differing(&pinned, &offered),
     }
 }

@@ -265,6 +265,8 @@ pub struct MembersConfig {
 pub struct PoliciesConfig {
     /// Folder of `.cedar` files.
     pub dir: PathBuf,
+    /// Use no policies that `guardian policy pin` has not pinned. Off: the manifest that it writes is heeded if it is there.
+    pub require_manifest: bool,
     /// Start although no policy permits anything.
     pub deny_all: bool,
     /// IANA-free fixed offset of the working day, such as `+01:00`, for `context.hour` and `context.weekday`.
@@ -407,7 +409,7 @@ defaults! {
         connect_timeout: secs(10),
     }
     KeysConfig { pepper_file: None, }
-    PoliciesConfig { dir: PathBuf::from("policies"), deny_all: false, utc_offset: "+00:00".to_owned(), }
+    PoliciesConfig { dir: PathBuf::from("policies"), require_manifest: false, deny_all: false, utc_offset: "+00:00".to_owned(), }
     GrantsConfig {
         max_staleness: secs(5),
         confirm_after: secs(1),

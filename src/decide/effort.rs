@@ -96,7 +96,7 @@ impl<'a> Estimate<'a> {
             match (keyword.as_str(), value) {
                 ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(reference)) => {
                     let target = resolve(self.root, reference);
-                    let target = target.ok_or("the input schema refers to something outside of itself")?;
+                    let target = target.ok_or_else(|| outside(reference))?;
                     self.apply(target, depth, cost, open)?;
                 }
                 ("allOf" | "anyOf" | "oneOf", Value::Array(parts)) => {
@@ -147,6 +147,14 @@ impl<'a> Estimate<'a> {
         }
         Ok(())
     }
+}
+
+fn outside(reference: &str) -> String {
+    let shown: String = reference.chars().take(100).flat_map(char::escape_debug).collect();
+    format!(
+        "its input schema refers to `{shown}`, which is not part of it and is never fetched; \
+         the server has to put it under the schema's own `$defs`"
+    )
 }
 
 #[cfg(test)]

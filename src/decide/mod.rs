@@ -35,7 +35,7 @@ pub use facts::{Enrolment, Facts, View};
 pub use listing::Listing;
 pub use mirror::{Mirrored, MirroredKind};
 pub use problem::Problem;
-pub use snapshot::{PolicySource, Settings, Snapshot};
+pub use snapshot::{PolicySource, Settings, Snapshot, forbids, obstacle};
 pub use subject::Subject;
 pub use tool::CompiledTool;
 pub use verdict::{Basis, Permit, Refused, Verdict};

@@ -9,9 +9,10 @@ use super::sort::Sort;
 use super::tool::{CompiledTool, Place};
 use super::ware::Wares;
 use super::{Problem, check, mirror, schema, shape};
-use crate::domain::{Catalogue, Digest, EnvironmentName, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
+use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
-use std::collections::{BTreeMap, HashMap};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -113,6 +114,12 @@ impl Snapshot {
         self.library.rules().len()
     }
 
+    /// What forbids, by name; what only watches is not among it.
+    pub fn forbids(&self) -> BTreeSet<&PolicyId> {
+        let forbids = self.library.rules().iter().filter(|rule| is_forbid(rule));
+        forbids.map(|rule| &rule.id).collect()
+    }
+
     /// The schema that policies are checked against, in Cedar's own notation.
     pub fn cedar_schema(&self) -> &str {
         &self.schema
@@ -159,6 +166,18 @@ impl fmt::Debug for Snapshot {
     }
 }
 
+/// How many policies of a file forbid something; `None` where it cannot be read.
+pub fn forbids(source: &PolicySource) -> Option<usize> {
+    let (rules, problems) = rule::read(std::slice::from_ref(source));
+    problems
+        .is_empty()
+        .then(|| rules.iter().filter(|rule| is_forbid(rule)).count())
+}
+
+fn is_forbid(rule: &Rule) -> bool {
+    rule.effect == Effect::Forbid && !rule.shadow
+}
+
 fn permits(rule: &Rule) -> bool {
     rule.effect == Effect::Permit && !rule.shadow
 }
@@ -197,19 +216,33 @@ fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = Problem> {
     })
 }
 
+/// What keeps callers from a tool with this input schema, whatever they are granted: a sentence for its operator.
+pub fn obstacle(input_schema: &Value) -> Option<String> {
+    obstacle_to(&Arguments::compile(input_schema), input_schema)
+}
+
+fn obstacle_to(arguments: &Arguments, input_schema: &Value) -> Option<String> {
+    if let Some(why) = arguments.unusable() {
+        return Some(format!("it is listed to nobody and every call of it is refused: {why}"));
+    }
+    let why = mirror::mirrored(input_schema).err()?;
+    Some(format!(
+        "clients of 2026-07-28 are not shown it, since they must not use it: {why}; the server has to mark its arguments otherwise"
+    ))
+}
+
 /// What policies cannot see of a tool.
 fn blanks(draft: &Draft) -> Vec<Problem> {
     let tool = &draft.place.id;
-    if let Some(why) = draft.arguments.unusable() {
-        return vec![Problem::new(format!("every call of tool `{tool}` is refused: {why}"))];
+    let obstacle = obstacle_to(&draft.arguments, &draft.entry.input_schema);
+    let obstacle = obstacle.map(|obstacle| Problem::new(format!("tool `{tool}`: {obstacle}")));
+    if draft.arguments.unusable().is_some() {
+        return obstacle.into_iter().collect();
     }
-    let left_out = mirror::mirrored(&draft.entry.input_schema)
-        .err()
-        .map(|why| Problem::new(format!("clients of 2026-07-28 cannot use tool `{tool}`: {why}")));
     let holes = shape::holes(draft.arguments.fields()).into_iter();
     let holes =
         holes.map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
-    left_out.into_iter().chain(holes).collect()
+    obstacle.into_iter().chain(holes).collect()
 }
 
 fn schema(catalogue: &Catalogue, drafts: &[Draft], wares: &[WareFit]) -> String {

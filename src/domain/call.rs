@@ -157,6 +157,17 @@ impl Method {
         )
     }
 
+    /// Whether its answer may ask for input, to be brought with the same again. The new era alone has this.
+    pub const fn takes_input(self) -> bool {
+        matches!(self, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
+    }
+
+    /// Whether it names one task.
+    pub const fn is_of_task(self) -> bool {
+        use Method as M;
+        matches!(self, M::TasksGet | M::TasksResult | M::TasksUpdate | M::TasksCancel)
+    }
+
     /// Whether the answer is a stream that stays open with nothing pending on it.
     pub const fn is_stream(self) -> bool {
         matches!(self, Method::OpenStream | Method::Listen)

@@ -94,6 +94,21 @@ pub struct Member {
 }
 
 impl Member {
+    /// Somebody active who holds nothing.
+    pub fn new(id: UserId, kind: PrincipalKind) -> Self {
+        Self {
+            id,
+            kind,
+            email: None,
+            display_name: None,
+            roles: Vec::new(),
+            status: MemberStatus::Active,
+            identities: Vec::new(),
+            keys: Vec::new(),
+            grants: Vec::new(),
+        }
+    }
+
     pub fn key(&self, id: &KeyId) -> Option<&ApiKey> {
         self.keys.iter().find(|key| key.id == *id)
     }

@@ -85,3 +85,35 @@ pub struct Principal {
     /// When it stops counting: of a token, that is its `exp` and the tolerance for clocks.
     pub expires_at: Option<Timestamp>,
 }
+
+impl Principal {
+    /// Somebody of whom nothing is known but who it is and what proved it.
+    pub fn new(
+        kind: PrincipalKind,
+        issuer: Issuer,
+        alias: IssuerAlias,
+        subject: Subject,
+        method: AuthMethod,
+        fingerprint: Fingerprint,
+    ) -> Self {
+        Self {
+            kind,
+            issuer,
+            alias,
+            subject,
+            method,
+            fingerprint,
+            client: None,
+            token_session: None,
+            token_id: None,
+            email: None,
+            tenant: None,
+            assurance: None,
+            roles: Vec::new(),
+            key: None,
+            narrowed_to: None,
+            issued_at: None,
+            expires_at: None,
+        }
+    }
+}

@@ -100,6 +100,18 @@ reasons! {
     UnknownState = "unknown_state",
     UnknownTask = "unknown_task",
     UnknownAnswer = "unknown_answer",
+    MissingCapability = "missing_capability",
+}
+
+impl Reason {
+    /// Whether it lies in what the store says of the caller: their grant, its scopes, or that they are switched off.
+    pub const fn is_of_grants(self) -> bool {
+        use Reason as R;
+        matches!(
+            self,
+            R::MemberDisabled | R::NoGrant | R::GrantIdle | R::GrantRevoked | R::GrantExpired | R::MissingScope
+        )
+    }
 }
 
 /// A refusal with what the caller may be told and what the record keeps.

@@ -17,6 +17,7 @@ mod redact;
 mod reply;
 mod screen;
 mod site;
+mod standing;
 mod streams;
 mod talk;
 mod target;
@@ -28,10 +29,9 @@ pub use redact::Redaction;
 pub use site::Site;
 
 use crate::config::Denials;
-use crate::decide::{self, Basis, Enrolment, Facts, Permit, Snapshot, Verdict, View};
+use crate::decide::{self, Basis, Facts, Permit, Snapshot, Verdict};
 use crate::domain::{
-    Call, Decision, EnvironmentName, Era, Event, MemberStatus, Method, Principal, Reason, Refusal, RequestId, ServerName,
-    Timestamp,
+    AuthMethod, Call, Decision, EnvironmentName, Era, Event, Method, Principal, Reason, Refusal, RequestId, ServerName, Timestamp,
 };
 use crate::grants::{Grants, Ticket};
 use crate::journal::{Cleared, Journal, State};
@@ -53,6 +53,7 @@ use noise::Noise;
 use reply::Listener;
 use screen::{Open, Screen, Sealing};
 use site::{Route, Verb};
+use standing::Standing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,7 +118,7 @@ impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
             bodies: Bodies::new(parts.site.max_body),
-            talks: Talks::new(parts.upstreams.sessions().clone()),
+            talks: Talks::new(parts.upstreams.sessions().clone(), parts.session_lifetime, parts.clock.now),
             combined: Combined::new(parts.session_lifetime),
             parts,
             noise: Noise::default(),
@@ -245,30 +246,28 @@ impl Gate {
             Some(through) => through.label(),
             None => session.as_ref().map(Session::label),
         };
-        let (view, generation) = self.view().await;
-        let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
-        trail.member.clone_from(&caller.member);
+        let mut standing = self.standing(proved, trail).await?;
         let upstream = upstreams.get(&server).ok_or(Reason::UnknownServer)?;
         refuse_other_era(&call, upstream)?;
-        let snapshot = self.parts.snapshot.load_full();
-        let facts = Facts {
-            now: trail.at,
-            source_ip: trail.source,
-            principal: &caller.principal,
-            subject: &caller.subject,
-            enrolment: enrolment(&caller),
-            view,
-            snapshot: &snapshot,
-            session: trail.session.as_deref(),
+        let verdict = match decide::decide(call, &standing.facts(trail)) {
+            Verdict::Refuse(refused) => Box::pin(self.judge_again(*refused, &mut standing, trail)).await?,
+            permitted => permitted,
         };
-        let permit = match decide::decide(call, &facts) {
+        let permit = match verdict {
             Verdict::Permit(permit) => permit,
             Verdict::Refuse(refused) => {
+                let invalid = refused.refusal.reason == Reason::InvalidArguments;
+                trail.unseen = invalid && !shown(&refused.call, &standing.facts(trail));
                 trail.basis = Some(refused.basis);
-                trail.unseen = refused.refusal.reason == Reason::InvalidArguments && !shown(&refused.call, &facts);
-                return Err(never_seen(upstream, &snapshot, refused.refusal));
+                return Err(never_seen(upstream, &standing.snapshot, refused.refusal));
             }
         };
+        let Standing {
+            caller,
+            generation,
+            snapshot,
+            ..
+        } = standing;
         let params =
             mirror::fields(permit.call(), headers, &snapshot).inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
         let admission = self
@@ -414,6 +413,7 @@ impl Gate {
             &Listener {
                 id: trail.id.as_ref(),
                 era: trail.era,
+                may_step_up: trail.principal.as_ref().is_none_or(|caller| caller.method == AuthMethod::Jwt),
                 record: recorded.then_some(trail.request),
                 metadata: &metadata,
                 denials: denials.unwrap_or_default(),
@@ -473,26 +473,6 @@ impl Gate {
                 tracing::warn!(%sealed, "counted refusals cannot be recorded");
             }
         }
-    }
-
-    /// How old the knowledge of grants is; waits for a confirmation only if it is too old.
-    async fn view(&self) -> (View, u64) {
-        let (view, fresh) = match self.parts.grants.fresh().await {
-            Ok(view) => (view, true),
-            Err(stale) => {
-                let why = stale.why.as_deref().unwrap_or_default();
-                tracing::warn!(%stale, why, "the knowledge of grants is too old to decide upon");
-                (self.parts.grants.view(), false)
-            }
-        };
-        (
-            View {
-                seq: view.seq,
-                age_ms: millis(view.age),
-                fresh,
-            },
-            view.generation,
-        )
     }
 
     /// Counted last, so that a call refused for another reason consumes nothing.
@@ -617,18 +597,6 @@ fn unread(unread: Unread) -> Refusal {
             Refusal::with_detail(Reason::BadFraming, problem.to_string())
         }
     }
-}
-
-fn enrolment(caller: &Caller) -> Enrolment<'_> {
-    match caller.member.as_deref() {
-        None => Enrolment::Absent,
-        Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
-        Some(member) => Enrolment::Active(member),
-    }
-}
-
-fn millis(age: std::time::Duration) -> u64 {
-    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<Failed> for Refusal {

@@ -15,6 +15,8 @@ use serde_json::{Map, Value, json};
 pub struct Listener<'a> {
     pub id: Option<&'a MessageId>,
     pub era: Era,
+    /// Whether the caller came with a token, for which another with more scopes can be had.
+    pub may_step_up: bool,
     /// The record to quote; `None` when there is none (unauthenticated callers are only counted).
     pub record: Option<RequestId>,
     /// Absolute URL of the protected-resource document, for challenges.
@@ -212,6 +214,12 @@ const fn row(reason: Reason) -> Row {
         R::UnknownCursor => (200, -32602, "there is no such cursor", Some("list from the beginning")),
         R::UnknownState => (200, -32602, "there is no such request state", Some("call again without it")),
         R::UnknownTask => (200, -32602, "there is no such task", None),
+        R::MissingCapability => (
+            400,
+            -32021,
+            "this is for clients that declare the tasks extension",
+            Some("declare it in the client's capabilities"),
+        ),
         R::UnknownAnswer => (400, -32600, "no request of a server is waiting for this answer", None),
         R::Internal => (
             500,
@@ -255,12 +263,13 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         &sentence(&row, refusal),
         Some(Value::Object(data(&row, refusal, to))),
     );
-    let mut response = json(status(refusal.reason, row.status, to.era), body);
+    let status = status(refusal.reason, row.status, to);
+    let mut response = json(status, body);
     let headers = response.headers_mut();
-    if let Some(challenge) = challenge(refusal, row.status, to.metadata) {
+    if let Some(challenge) = challenge(refusal, status, to.metadata) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
-    if let Some(after) = retry_after_secs(refusal, row.status) {
+    if let Some(after) = retry_after_secs(refusal, status) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(after));
     }
     if refusal.reason == Reason::WrongHttpMethod {
@@ -297,6 +306,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
     let to = Listener {
         id,
         era: Era::Legacy,
+        may_step_up: false,
         record: None,
         metadata: "",
         denials: Denials::Error,
@@ -313,10 +323,20 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
     )
 }
 
-/// Legacy clients lose their session on some statuses: they hear limits and unknown methods in the body alone.
-fn status(reason: Reason, status: u16, era: Era) -> StatusCode {
-    let in_band = matches!(reason, Reason::RateLimited | Reason::TooManyInFlight | Reason::UnknownMethod);
-    match (era, in_band) {
+/// A legacy client may lose its session on any status but 200. Where a request itself is in order, the refusal is its answer:
+/// limits, servers that fail, what cannot be judged just now. What is not granted as well, but to callers with a token: the
+/// specification wants 403 for them, and their clients go and get another token on hearing it.
+fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
+    use Reason as R;
+    let asked = to.id.is_some();
+    let in_band = match reason {
+        R::RateLimited | R::TooManyInFlight | R::UnknownMethod => true,
+        R::StaleAuthorization | R::AuditUnavailable => asked,
+        R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked,
+        R::NotEnrolled => asked && !to.may_step_up,
+        reason => asked && reason.is_of_grants() && !to.may_step_up,
+    };
+    match (to.era, in_band) {
         (Era::Legacy, true) => StatusCode::OK,
         _ => StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
     }
@@ -361,6 +381,9 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
             data.insert("requested".to_owned(), requested.into());
         }
     }
+    if refusal.reason == Reason::MissingCapability {
+        data.insert("requiredCapabilities".to_owned(), json!({ "extensions": { mcp::TASKS: {} } }));
+    }
     if let Some(record) = to.record {
         data.insert("record".to_owned(), record.to_string().into());
     }
@@ -381,8 +404,8 @@ fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
 }
 
 /// RFC 6750 and RFC 9728: where to get a token, or which scopes are missing.
-fn challenge(refusal: &Refusal, status: u16, metadata: &str) -> Option<HeaderValue> {
-    let text = match (status, refusal.reason) {
+fn challenge(refusal: &Refusal, status: StatusCode, metadata: &str) -> Option<HeaderValue> {
+    let text = match (status.as_u16(), refusal.reason) {
         (401, Reason::NoCredential) => format!("Bearer resource_metadata=\"{metadata}\""),
         (401, _) => format!("Bearer error=\"invalid_token\", resource_metadata=\"{metadata}\""),
         (403, Reason::MissingScope | Reason::NoGrant | Reason::GrantIdle | Reason::GrantRevoked | Reason::GrantExpired) => {
@@ -399,8 +422,8 @@ fn challenge(refusal: &Refusal, status: u16, metadata: &str) -> Option<HeaderVal
     HeaderValue::from_str(&text).ok()
 }
 
-fn retry_after_secs(refusal: &Refusal, status: u16) -> Option<u64> {
-    match (refusal.retry_after, status) {
+fn retry_after_secs(refusal: &Refusal, status: StatusCode) -> Option<u64> {
+    match (refusal.retry_after, status.as_u16()) {
         (Some(after), _) => Some(after.as_secs() + u64::from(after.subsec_nanos() > 0)),
         (None, 503) => Some(1),
         (None, _) => None,
@@ -425,6 +448,7 @@ mod tests {
         Listener {
             id: None,
             era,
+            may_step_up: true,
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
@@ -440,7 +464,7 @@ mod tests {
         for reason in Reason::ALL {
             let row = row(*reason);
             let reserved = (-32768..=-32000).contains(&row.code);
-            let specified = [-32700, -32600, -32601, -32602, -32020, -32022].contains(&row.code);
+            let specified = [-32700, -32600, -32601, -32602, -32020, -32021, -32022].contains(&row.code);
             assert!(!reserved || specified, "{reason:?} uses {}", row.code);
             assert!(StatusCode::from_u16(row.status).is_ok());
         }
@@ -475,12 +499,61 @@ mod tests {
     }
 
     #[test]
+    fn a_legacy_request_is_answered_in_band_but_for_those_who_can_get_a_token_with_more() {
+        let id = MessageId::from_json(Bytes::from_static(b"1"));
+        let told = |reason: Reason, era, may_step_up, id| {
+            let to = Listener {
+                id,
+                may_step_up,
+                ..to(era, Denials::Error)
+            };
+            let response = refuse(&reason.into(), &to);
+            let challenged = response.headers().contains_key(header::WWW_AUTHENTICATE);
+            (response.status().as_u16(), challenged)
+        };
+        let legacy = |reason, may_step_up| told(reason, Era::Legacy, may_step_up, Some(&id));
+        for reason in [Reason::NoGrant, Reason::GrantRevoked, Reason::MissingScope] {
+            assert_eq!(
+                (legacy(reason, false), legacy(reason, true)),
+                ((200, false), (403, true)),
+                "{reason:?}"
+            );
+            assert_eq!(told(reason, Era::Modern, false, Some(&id)), (403, true), "{reason:?}");
+            assert_eq!(told(reason, Era::Legacy, false, None), (403, true), "{reason:?}");
+        }
+        assert_eq!(
+            (legacy(Reason::NotEnrolled, false).0, legacy(Reason::NotEnrolled, true).0),
+            (200, 403)
+        );
+        for (reason, status) in [
+            (Reason::UpstreamBroken, 502),
+            (Reason::UpstreamTimeout, 504),
+            (Reason::AuditUnavailable, 503),
+            (Reason::StaleAuthorization, 503),
+        ] {
+            assert_eq!((legacy(reason, true).0, legacy(reason, false).0), (200, 200), "{reason:?}");
+            assert_eq!(told(reason, Era::Modern, true, Some(&id)).0, status);
+        }
+        // What the client or whoever distributes calls is to act upon.
+        for (reason, status) in [(Reason::BadKey, 401), (Reason::UnknownSession, 404), (Reason::Draining, 503)] {
+            assert_eq!(legacy(reason, false).0, status, "{reason:?}");
+        }
+    }
+
+    #[test]
     fn a_limit_is_told_in_band_to_legacy_clients() {
+        let id = MessageId::from_json(Bytes::from_static(b"1"));
         let refusal = Refusal {
             retry_after: Some(std::time::Duration::from_millis(1_500)),
             ..Refusal::new(Reason::RateLimited)
         };
-        let legacy = refuse(&refusal, &to(Era::Legacy, Denials::Error));
+        let legacy = refuse(
+            &refusal,
+            &Listener {
+                id: Some(&id),
+                ..to(Era::Legacy, Denials::Error)
+            },
+        );
         let modern = refuse(&refusal, &to(Era::Modern, Denials::Error));
         assert_eq!((legacy.status().as_u16(), modern.status().as_u16()), (200, 429));
         assert_eq!(modern.headers()[header::RETRY_AFTER], "2");

@@ -2,7 +2,7 @@
 //! ids, and what the server asks of the client. The caller gets handles and brings them back; whatever else it brings is
 //! unknown. Both ways the rest of a message stays byte for byte.
 
-use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, ToolName};
+use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Timestamp, ToolName};
 use crate::mcp::{self, Params, Place, Said, Token, splice};
 use crate::upstream::{Handed, Holder, SessionKeys};
 use bytes::Bytes;
@@ -14,6 +14,9 @@ use std::time::Duration;
 /// What an instance remembers of all conversations. None of it is needed to take a handle back.
 pub struct Talks {
     keys: Arc<SessionKeys>,
+    /// How long a request state is taken back.
+    lifetime: Duration,
+    now: fn() -> Timestamp,
     /// Requests of servers that were answered, by their handles: each is answered once.
     answered: Cache<String, ()>,
     /// What was asked under these handles, for the records of the answers.
@@ -70,9 +73,11 @@ pub struct Handing {
 }
 
 impl Talks {
-    pub fn new(keys: Arc<SessionKeys>) -> Arc<Self> {
+    pub fn new(keys: Arc<SessionKeys>, lifetime: Duration, now: fn() -> Timestamp) -> Arc<Self> {
         Arc::new(Self {
             keys,
+            lifetime,
+            now,
             answered: remembered(),
             asked: remembered(),
             begun: remembered(),
@@ -120,14 +125,15 @@ impl Talk {
             edits.push((cursor.at, self.taken(handed, cursor, Reason::UnknownCursor)?.text));
         }
         self.bring_input(params, method, era, &mut edits)?;
-        let named = params.task_id.as_ref().filter(|_| is_of_task(method));
-        let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
-        let tasks = named
-            .into_iter()
-            .chain(listened)
-            .map(|task| self.bring_task(task, &mut edits));
-        let tasks = tasks.collect::<Result<_, _>>()?;
         let meta = params.meta.as_ref();
+        let named = params.task_id.as_ref().filter(|_| method.is_of_task());
+        let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
+        let tasks: Vec<&Token> = named.into_iter().chain(listened).collect();
+        if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.does_tasks) {
+            return Err(Reason::MissingCapability.into());
+        }
+        let tasks = tasks.into_iter().map(|task| self.bring_task(task, &mut edits));
+        let tasks = tasks.collect::<Result<_, _>>()?;
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {
             edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownTask)?.text));
         }
@@ -149,7 +155,7 @@ impl Talk {
     /// What a retry brings: the state that was handed out for the very same, and answers where something can be asked.
     fn bring_input(&self, params: &Params, method: Method, era: Era, edits: &mut Vec<(Place, String)>) -> Result<(), Refusal> {
         let misplaced = |name: &str| Refusal::with_detail(Reason::InvalidParams, format!("`{name}` does not belong here"));
-        let repeats = era == Era::Modern && takes_input(method);
+        let repeats = era == Era::Modern && method.takes_input();
         if let Some(state) = &params.request_state {
             if !repeats {
                 return Err(misplaced("requestState"));
@@ -159,7 +165,9 @@ impl Talk {
                 method: method.as_str(),
                 target,
             };
-            edits.push((state.at, self.taken(handed, state, Reason::UnknownState)?.text));
+            let Talks { keys, now, .. } = &*self.talks;
+            let returned = keys.take_back_before(now(), handed, &state.text, &self.holder);
+            edits.push((state.at, returned.ok_or(Reason::UnknownState)?.text));
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
         match params.input_responses {
@@ -176,7 +184,7 @@ impl Talk {
         let returned = self.taken(Handed::Task, named, Reason::UnknownTask)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
         let task = BroughtTask {
-            tool: ToolName::parse(&returned.tool).map_err(|_| unknown())?,
+            tool: ToolName::parse(&returned.note).map_err(|_| unknown())?,
             id: serde_json::from_str(&returned.text).map_err(|_| unknown())?,
             text: returned.text,
             handle: named.text.clone(),
@@ -296,10 +304,16 @@ impl Handing {
                 method: self.method.as_str(),
                 target: &self.target,
             };
-            edits.push((place, self.hand(handed, place.text(&message))?));
+            let Talks { keys, lifetime, now, .. } = &*self.talk.talks;
+            let until = now().plus(*lifetime);
+            edits.push((
+                place,
+                keys.hand_until(until, handed, place.text(&message), &self.talk.holder)?,
+            ));
         }
+        let of_status = said.method.as_deref().is_some_and(is_of_status);
         for place in &said.tasks {
-            edits.push((*place, self.task(place.text(&message))?));
+            edits.push((*place, self.task(place.text(&message), of_status)?));
         }
         let mut edits: Vec<_> = edits
             .into_iter()
@@ -317,8 +331,9 @@ impl Handing {
         self.talk.talks.keys.hand(handed, "", text, &self.talk.holder)
     }
 
-    /// Without a tool the handle names the task, but no method takes it.
-    fn task(&self, text: &str) -> Option<String> {
+    /// Without a tool the handle names the task, but no method takes it. Then it is not the one that the caller holds: the
+    /// status of a task that was begun on another instance is not told under it, and the caller asks for it.
+    fn task(&self, text: &str, of_status: bool) -> Option<String> {
         if let Some((_, handle)) = self.named.iter().find(|(named, _)| named == text) {
             return Some(handle.clone());
         }
@@ -328,26 +343,23 @@ impl Handing {
                 self.talk.remember(text, &self.tool);
                 self.tool.clone()
             }
-            true => talks.begun.get(&(holder.clone(), text.to_owned())).unwrap_or_default(),
+            true => match talks.begun.get(&(holder.clone(), text.to_owned())) {
+                None if of_status => return None,
+                tool => tool.unwrap_or_default(),
+            },
         };
         talks.keys.hand(Handed::Task, &tool, text, holder)
     }
+}
+
+/// What a server tells of a task without being asked, in either era.
+fn is_of_status(method: &str) -> bool {
+    matches!(method, "notifications/tasks/status" | "notifications/tasks")
 }
 
 const fn is_list(method: Method) -> bool {
     matches!(
         method,
         Method::ToolsList | Method::ResourcesList | Method::TemplatesList | Method::PromptsList
-    )
-}
-
-const fn takes_input(method: Method) -> bool {
-    matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
-}
-
-const fn is_of_task(method: Method) -> bool {
-    matches!(
-        method,
-        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel
     )
 }

@@ -6,22 +6,31 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-const REMEMBERED: Duration = Duration::from_secs(1);
 const MOST: usize = 4_096;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Misses {
+    /// How long one second look is enough.
+    remembered: Duration,
     hasher: RandomState,
     /// By a hash under this process's own key; two that share one also share their second look.
     lately: Mutex<HashMap<u64, Instant>>,
 }
 
 impl Misses {
-    /// Which instant a second look must be younger than: now, or that of the miss within the last second. `None`: too many
+    pub(super) fn remembered(remembered: Duration) -> Self {
+        Self {
+            remembered,
+            hasher: RandomState::new(),
+            lately: Mutex::default(),
+        }
+    }
+
+    /// Which instant a second look must be younger than: now, or that of the last miss if it is remembered. `None`: too many
     /// are being looked for, and this one is not there.
     pub(super) fn since(&self, who: &impl Hash, now: Instant) -> Option<Instant> {
         let key = self.hasher.hash_one(who);
-        let recent = |missed: &Instant| now.saturating_duration_since(*missed) < REMEMBERED;
+        let recent = |missed: &Instant| now.saturating_duration_since(*missed) < self.remembered;
         let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(missed) = lately.get(&key).filter(|missed| recent(missed)) {
             return Some(*missed);
@@ -41,9 +50,11 @@ impl Misses {
 mod tests {
     use super::*;
 
+    const REMEMBERED: Duration = Duration::from_secs(1);
+
     #[test]
     fn one_second_look_a_second_for_each() {
-        let misses = Misses::default();
+        let misses = Misses::remembered(REMEMBERED);
         let start = Instant::now();
         let half = start + REMEMBERED / 2;
         assert_eq!(misses.since(&"ann", start), Some(start));
@@ -54,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_unknowns_is_bounded_and_passes() {
-        let misses = Misses::default();
+        let misses = Misses::remembered(REMEMBERED);
         let start = Instant::now();
         let looked = (0..10_000).filter(|n| misses.since(n, start).is_some()).count();
         assert_eq!(looked, MOST);

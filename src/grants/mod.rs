@@ -103,7 +103,9 @@ pub struct Counts {
 struct Shared {
     cache: Cache,
     lease: Lease,
+    /// Who was looked for in vain, and who was refused for what they are granted.
     misses: Misses,
+    refused: Misses,
     seq: AtomicI64,
     generation: AtomicU64,
     applied: watch::Sender<u64>,
@@ -128,7 +130,8 @@ impl Grants {
         let shared = Arc::new(Shared {
             cache: Cache::new(config.max_members),
             lease: Lease::new(sent),
-            misses: Misses::default(),
+            misses: Misses::remembered(Duration::from_secs(1)),
+            refused: Misses::remembered(Duration::from_millis(250)),
             seq: AtomicI64::new(0),
             generation: AtomicU64::new(0),
             applied: watch::Sender::default(),
@@ -179,7 +182,7 @@ impl Grants {
         if let Some(member) = self.by_identity(issuer, subject) {
             return Some(member);
         }
-        self.shared.look_again(&(issuer, subject)).await;
+        self.shared.look_again(&self.shared.misses, &(issuer, subject)).await;
         self.by_identity(issuer, subject)
     }
 
@@ -188,8 +191,15 @@ impl Grants {
         if let Some(found) = self.by_key(key) {
             return Some(found);
         }
-        self.shared.look_again(key).await;
+        self.shared.look_again(&self.shared.misses, key).await;
         self.by_key(key)
+    }
+
+    /// Before somebody is refused for what they are granted: whether anything has changed since the view of `generation`,
+    /// asked of the store if need be. One of them can cause four questions a second, and all together no more than anybody.
+    pub async fn has_moved_on(&self, user: &UserId, generation: u64) -> bool {
+        self.shared.look_again(&self.shared.refused, user).await;
+        self.generation() != generation
     }
 
     /// Whether the credential behind this principal was revoked by a row of `revocations` that is in force.
@@ -356,9 +366,9 @@ impl Shared {
         }
     }
 
-    async fn look_again(&self, who: &impl Hash) {
+    async fn look_again(&self, misses: &Misses, who: &impl Hash) {
         let arrived = Instant::now();
-        if let Some(need) = self.misses.since(who, arrived) {
+        if let Some(need) = misses.since(who, arrived) {
             // Whether the view is too old is asked by `fresh`; here nobody is found either way.
             let _failed = self
                 .lease

@@ -3,8 +3,8 @@
 #![cfg(test)]
 
 use crate::domain::{
-    ApiKey, Grant, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, PrincipalKind, Revocation, Scopes, ServerName,
-    Subject, Timestamp, UserId,
+    ApiKey, Grant, GrantId, GrantStatus, Issuer, KeyId, Member, PrincipalKind, Revocation, Scopes, ServerName, Subject,
+    Timestamp, UserId,
 };
 use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -216,12 +216,7 @@ impl World {
 
 pub(super) fn member(name: &str) -> Member {
     Member {
-        id: user(name),
-        kind: PrincipalKind::User,
         email: Some(format!("{name}@example.com")),
-        display_name: None,
-        roles: Vec::new(),
-        status: MemberStatus::Active,
         identities: vec![identity(name)],
         keys: vec![ApiKey {
             id: key_id(name),
@@ -242,6 +237,7 @@ pub(super) fn member(name: &str) -> Member {
             expires_at: None,
             version: 1,
         }],
+        ..Member::new(user(name), PrincipalKind::User)
     }
 }
 

@@ -170,6 +170,49 @@ async fn a_hint_asks_at_once_even_after_failures() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_was_granted_a_moment_ago_is_known_at_once_and_refused_calls_cost_four_questions_a_second() {
+    let (grants, script) = started(|_| {}).await;
+    let generation = grants.fresh().await.unwrap().generation;
+    sleep(millis(1)).await;
+    assert!(!grants.has_moved_on(&user("ann"), generation).await);
+    assert_eq!(script.asked(), 1);
+    sleep(millis(260)).await;
+    script.revoke("ann");
+    assert!(grants.has_moved_on(&user("ann"), generation).await);
+    assert_eq!((status(&grants), script.asked()), (GrantStatus::Revoked, 2));
+
+    let generation = grants.fresh().await.unwrap().generation;
+    let (start, before) = (Instant::now(), script.asked());
+    while start.elapsed() < secs(10) {
+        assert!(!grants.has_moved_on(&user("ann"), generation).await);
+        sleep(millis(1)).await;
+    }
+    let asked = script.asked() - before;
+    assert!((38..=41).contains(&asked), "{asked}");
+
+    let before = script.asked();
+    let grants = Arc::new(grants);
+    let all = (0..1_000).map(|n| {
+        let grants = grants.clone();
+        tokio::spawn(async move { grants.has_moved_on(&user(&format!("u{n}")), generation).await })
+    });
+    for one in all.collect::<Vec<_>>() {
+        assert!(!one.await.unwrap());
+    }
+    assert_eq!(script.asked() - before, 1, "all who ask at once share one question");
+
+    script.fail(true);
+    sleep(secs(2)).await;
+    let called = Instant::now();
+    assert!(!grants.has_moved_on(&user("ann"), generation).await);
+    assert!(
+        called.elapsed() <= millis(800),
+        "a failing store does not hold up a refusal for long"
+    );
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_was_enrolled_a_moment_ago_is_found_and_who_is_not_costs_one_question_a_second() {
     let (grants, script) = started(|_| {}).await;
     sleep(millis(100)).await;
@@ -537,23 +580,12 @@ fn ticket(name: &str, view: GrantsView) -> Ticket {
 
 fn principal(name: &str) -> Principal {
     let (issuer, subject) = identity(name);
-    Principal {
-        kind: PrincipalKind::User,
+    Principal::new(
+        PrincipalKind::User,
         issuer,
-        alias: IssuerAlias::parse("main").unwrap(),
+        IssuerAlias::parse("main").unwrap(),
         subject,
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
-    }
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    )
 }

@@ -23,23 +23,16 @@ pub(super) fn principal(certificate: &PeerCertificate, now: Timestamp) -> Result
         _ => return Err(Reason::BadCertificate),
     };
     Ok(Principal {
-        kind: PrincipalKind::Service,
-        issuer: Issuer::parse(CERTIFICATE_ISSUER).expect("a literal that is an issuer"),
-        alias: IssuerAlias::parse(CERTIFICATE_ISSUER).expect("a literal that is an alias"),
-        subject: Subject::parse(&subject).map_err(|_| Reason::BadCertificate)?,
-        method: AuthMethod::Certificate,
-        fingerprint: Fingerprint::of(&certificate.digest),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
         issued_at: Some(certificate.not_before),
         expires_at: Some(certificate.not_after),
+        ..Principal::new(
+            PrincipalKind::Service,
+            Issuer::parse(CERTIFICATE_ISSUER).expect("a literal that is an issuer"),
+            IssuerAlias::parse(CERTIFICATE_ISSUER).expect("a literal that is an alias"),
+            Subject::parse(&subject).map_err(|_| Reason::BadCertificate)?,
+            AuthMethod::Certificate,
+            Fingerprint::of(&certificate.digest),
+        )
     })
 }
 

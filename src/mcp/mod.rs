@@ -32,7 +32,7 @@ pub use notices::{Notice, notice};
 pub use pages::{Page, list};
 pub use params::{Completion, Reference, completion, listened};
 pub use prune::{prune, without};
-pub use read::{Message, Meta, Notification, Params, Request, Response, Token, read};
+pub use read::{Message, Meta, Notification, Params, Request, Response, TASKS, Token, read};
 pub use rename::{Rename, redefined, renamed};
 pub use said::{Ask, ResultType, Said, Wish, heard};
 pub use sentinel::{decode_sentinel, encode_sentinel};

@@ -88,6 +88,8 @@ pub struct Meta {
     pub protocol_version: Option<String>,
     /// The object `clientCapabilities`, if it is there.
     pub client_capabilities: Option<Place>,
+    /// Whether the tasks extension is among them.
+    pub does_tasks: bool,
     /// The task that the message says it belongs to.
     pub related_task: Option<Token>,
     pub traceparent: Option<String>,
@@ -156,7 +158,7 @@ const PARAMS: [&str; 17] = [
 
 const META: [&str; 8] = [
     "io.modelcontextprotocol/protocolVersion",
-    "io.modelcontextprotocol/clientCapabilities",
+    CAPABILITIES,
     "traceparent",
     "progressToken",
     "io.modelcontextprotocol/clientInfo",
@@ -164,6 +166,9 @@ const META: [&str; 8] = [
     "tracestate",
     RELATED_TASK,
 ];
+const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+/// The extension of the new era that has tasks.
+pub const TASKS: &str = "io.modelcontextprotocol/tasks";
 const RELATED_TASK: &str = "io.modelcontextprotocol/related-task";
 
 /// Longest string and largest whole number that all parsers keep as an id.
@@ -205,9 +210,15 @@ impl Seen {
 struct Inside {
     fields: Fields<17>,
     stranger: Option<String>,
-    meta: Option<Fields<8>>,
-    related_task: Option<Span>,
+    meta: Option<InMeta>,
     listened_tasks: Vec<Span>,
+}
+
+/// The same in `_meta`.
+struct InMeta {
+    fields: Fields<8>,
+    related_task: Option<Span>,
+    does_tasks: bool,
 }
 
 fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, Fault> {
@@ -240,8 +251,8 @@ fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, 
         "result" if scan.peek() == Some(b'{') => {
             let start = scan.here();
             scan.fields(depth, &["_meta"], |scan, _, depth| {
-                let (span, _, related) = meta(scan, depth)?;
-                related_task = related;
+                let (span, inside) = meta(scan, depth)?;
+                related_task = inside.and_then(|inside| inside.related_task);
                 Ok(span)
             })?;
             Ok(scan.since(start, Kind::Object))
@@ -259,7 +270,7 @@ fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, 
 
 fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
     let start = scan.here();
-    let (mut fields_of_meta, mut related_task) = (None, None);
+    let mut in_meta = None;
     let mut listened_tasks = Vec::new();
     let fields = scan.fields(depth, &PARAMS, |scan, index, depth| {
         if PARAMS[index] == "notifications" && scan.peek() == Some(b'{') {
@@ -268,8 +279,8 @@ fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
         if PARAMS[index] != "_meta" {
             return scan.value(depth);
         }
-        let (span, fields, related) = meta(scan, depth)?;
-        (fields_of_meta, related_task) = (fields, related);
+        let (span, inside) = meta(scan, depth)?;
+        in_meta = inside;
         Ok(span)
     })?;
     let stranger = fields.stranger.as_ref().map(|name| scan.name(name).to_owned());
@@ -277,8 +288,7 @@ fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
     let inside = Inside {
         fields,
         stranger,
-        meta: fields_of_meta,
-        related_task,
+        meta: in_meta,
         listened_tasks,
     };
     Ok((span, inside))
@@ -301,22 +311,40 @@ fn listened(scan: &mut Scan<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<
     Ok(scan.since(start, Kind::Object))
 }
 
-/// `_meta`, if it is an object, with the id of the task it relates to.
-fn meta(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Option<Fields<8>>, Option<Span>), Fault> {
+/// `_meta`, if it is an object, with the id of the task it relates to and whether the client does tasks.
+fn meta(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Option<InMeta>), Fault> {
     if scan.peek() != Some(b'{') {
-        return Ok((scan.value(depth)?, None, None));
+        return Ok((scan.value(depth)?, None));
     }
     let start = scan.here();
-    let mut related_task = None;
+    let (mut related_task, mut does_tasks) = (None, false);
     let fields = scan.fields(depth, &META, |scan, index, depth| {
-        if META[index] != RELATED_TASK || scan.peek() != Some(b'{') {
-            return scan.value(depth);
-        }
         let start = scan.here();
-        related_task = scan.fields(depth, &["taskId"], |scan, _, depth| scan.value(depth))?.spans[0];
+        match META[index] {
+            RELATED_TASK if scan.peek() == Some(b'{') => {
+                related_task = scan.fields(depth, &["taskId"], |scan, _, depth| scan.value(depth))?.spans[0];
+            }
+            CAPABILITIES if scan.peek() == Some(b'{') => {
+                scan.fields(depth, &["extensions"], |scan, _, depth| match scan.peek() {
+                    Some(b'{') => {
+                        let start = scan.here();
+                        let extensions = scan.fields(depth, &[TASKS], |scan, _, depth| scan.value(depth))?;
+                        does_tasks = extensions.spans[0].is_some_and(|span| span.kind == Kind::Object);
+                        Ok(scan.since(start, Kind::Object))
+                    }
+                    _ => scan.value(depth),
+                })?;
+            }
+            _ => return scan.value(depth),
+        }
         Ok(scan.since(start, Kind::Object))
     })?;
-    Ok((scan.since(start, Kind::Object), Some(fields), related_task))
+    let inside = InMeta {
+        fields,
+        related_task,
+        does_tasks,
+    };
+    Ok((scan.since(start, Kind::Object), Some(inside)))
 }
 
 fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, related_task: Option<Span>) -> Result<Message, Fault> {
@@ -411,10 +439,7 @@ impl Params {
         let name_at = name.map(Place::from);
         let name = text(body, "name", name)?;
         object("_meta", meta)?;
-        let meta = inside
-            .meta
-            .map(|meta| Meta::read(body, &meta, inside.related_task))
-            .transpose()?;
+        let meta = inside.meta.map(|meta| Meta::read(body, &meta)).transpose()?;
         let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
         if !(modern && params::lost(method)) {
             only_known(method, &spans, inside.stranger)?;
@@ -457,12 +482,13 @@ impl Params {
 }
 
 impl Meta {
-    fn read(body: &Bytes, fields: &Fields<8>, related_task: Option<Span>) -> Result<Self, Fault> {
-        let [version, capabilities, traceparent, ..] = fields.spans;
+    fn read(body: &Bytes, inside: &InMeta) -> Result<Self, Fault> {
+        let [version, capabilities, traceparent, ..] = inside.fields.spans;
         Ok(Self {
             protocol_version: text(body, META[0], version)?,
             client_capabilities: object(META[1], capabilities)?.map(Place::from),
-            related_task: token(body, "taskId", related_task)?,
+            does_tasks: inside.does_tasks,
+            related_task: token(body, "taskId", inside.related_task)?,
             traceparent: text(body, META[2], traceparent)?,
         })
     }

@@ -31,7 +31,7 @@ pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: Clie
     }
     match said.result_type {
         ResultType::Complete => (),
-        ResultType::InputRequired if takes_input(method) => (),
+        ResultType::InputRequired if method.takes_input() => (),
         ResultType::InputRequired => return Err(Failed::broken("the server asks for input where none can be given")),
         ResultType::Task if method == Method::ToolsCall => (),
         ResultType::Task => return Err(Failed::broken("the server makes a task of what cannot be one")),
@@ -53,11 +53,6 @@ pub(super) const URL: &str = "elicitation/create";
 
 pub(super) fn refused(method: &str) -> Failed {
     Failed::after_sending(Reason::ClientRequestRefused, format!("`{}`", shown(method)))
-}
-
-/// Which requests a client may be asked to repeat with more.
-const fn takes_input(method: Method) -> bool {
-    matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
 }
 
 /// A server's word, fit for a record or a sentence.

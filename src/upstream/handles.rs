@@ -3,7 +3,7 @@
 //! with the session keys takes it back; and the same text gets the same handle, so that a later message can name it.
 
 use super::keys::SessionKeys;
-use crate::domain::{Principal, ServerName};
+use crate::domain::{Principal, ServerName, Timestamp};
 use aws_lc_rs::{constant_time, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 pub enum Handed<'a> {
     /// Where a list goes on; within its method.
     Cursor { method: &'a str },
-    /// What a retry is to bring back; within the method and the name of what is retried.
+    /// What a retry is to bring back; within the method and the name of what is retried, and for a time.
     State { method: &'a str, target: &'a str },
     /// The id of a server's request to its client; within the session.
     Request { session: &'a str },
@@ -33,8 +33,8 @@ pub struct Holder {
 pub struct Returned {
     /// The server's own JSON text.
     pub text: String,
-    /// The tool, for a task.
-    pub tool: String,
+    /// What else travels in the handle: the tool of a task, the end of a request state.
+    pub note: String,
 }
 
 /// Begins every handle; another format gets another.
@@ -59,14 +59,14 @@ impl Holder {
 
 impl SessionKeys {
     /// The handle for a server's JSON text; `None` for one that is too long to go through a client.
-    pub fn hand(&self, handed: Handed<'_>, tool: &str, text: &str, holder: &Holder) -> Option<String> {
+    pub fn hand(&self, handed: Handed<'_>, note: &str, text: &str, holder: &Holder) -> Option<String> {
         if text.len() > LONGEST {
             return None;
         }
         let (version, key) = self.handing();
         let mut inside = version.to_be_bytes().to_vec();
         push(&mut inside, holder.server.as_str());
-        push(&mut inside, tool);
+        push(&mut inside, note);
         inside.extend_from_slice(text.as_bytes());
         let mark = mark(key, handed, holder, &inside);
         let mark = URL_SAFE_NO_PAD.encode(&mark.as_ref()[..MARK_LEN]);
@@ -82,11 +82,23 @@ impl SessionKeys {
         let mark = mark(self.handed(u32::from_be_bytes(*version))?, handed, holder, &inside);
         constant_time::verify_slices_are_equal(&mark.as_ref()[..MARK_LEN], &written).ok()?;
         let (server, rest) = pull(rest)?;
-        let (tool, text) = pull(rest)?;
+        let (note, text) = pull(rest)?;
         (server == holder.server.as_str()).then_some(Returned {
             text: std::str::from_utf8(text).ok()?.to_owned(),
-            tool: tool.to_owned(),
+            note: note.to_owned(),
         })
+    }
+
+    /// The same for a time. Each gets a handle of its own: no later message names it.
+    pub fn hand_until(&self, until: Timestamp, handed: Handed<'_>, text: &str, holder: &Holder) -> Option<String> {
+        self.hand(handed, &until.micros().to_string(), text, holder)
+    }
+
+    /// What was handed out for a time, if that has not passed.
+    pub fn take_back_before(&self, now: Timestamp, handed: Handed<'_>, handle: &str, holder: &Holder) -> Option<Returned> {
+        let returned = self.take_back(handed, handle, holder)?;
+        let until = Timestamp::from_micros(returned.note.parse().ok()?);
+        (now < until).then_some(returned)
     }
 }
 
@@ -189,7 +201,7 @@ mod tests {
                 let back = keys.take_back(taken, &handle, &alice);
                 let wanted = (taken == given).then(|| Returned {
                     text: r#""p\u00e9""#.to_owned(),
-                    tool: "echo".to_owned(),
+                    note: "echo".to_owned(),
                 });
                 assert_eq!(back, wanted, "{given:?} as {taken:?}");
             }
@@ -208,6 +220,23 @@ mod tests {
         assert_ne!(hand("echo", "\"1\""), hand("echo", "1"));
         assert_ne!(hand("echo", "\"1\""), hand("add", "\"1\""));
         assert_eq!(keys.hand(CURSOR, "", &"x".repeat(LONGEST + 1), &alice), None);
+    }
+
+    #[test]
+    fn what_is_handed_out_for_a_time_is_taken_back_within_it() {
+        let keys = keys(&[1]);
+        let alice = holder("https://i", "alice", None, "files");
+        let state = Handed::State {
+            method: "tools/call",
+            target: "echo",
+        };
+        let at = Timestamp::from_micros;
+        let handle = keys.hand_until(at(2_000_000), state, "\"s\"", &alice).unwrap();
+        let back = |now| keys.take_back_before(at(now), state, &handle, &alice);
+        assert_eq!(back(1_999_999).unwrap().text, "\"s\"");
+        assert_eq!((back(2_000_000), back(i64::MAX)), (None, None));
+        let endless = keys.hand(state, "", "\"s\"", &alice).unwrap();
+        assert_eq!(keys.take_back_before(at(0), state, &endless, &alice), None);
     }
 
     #[test]

@@ -260,23 +260,15 @@ pub(super) mod tests {
 
     pub fn principal(issuer: &str, subject: &str, client: Option<&str>) -> Principal {
         Principal {
-            kind: PrincipalKind::User,
-            issuer: Issuer::parse(issuer).unwrap(),
-            alias: IssuerAlias::parse("a").unwrap(),
-            subject: Subject::parse(subject).unwrap(),
-            method: AuthMethod::Jwt,
-            fingerprint: Fingerprint::of(&Digest::ZERO),
             client: client.map(|client| ClientId::parse(client).unwrap()),
-            token_session: None,
-            token_id: None,
-            email: None,
-            tenant: None,
-            assurance: None,
-            roles: Vec::new(),
-            key: None,
-            narrowed_to: None,
-            issued_at: None,
-            expires_at: None,
+            ..Principal::new(
+                PrincipalKind::User,
+                Issuer::parse(issuer).unwrap(),
+                IssuerAlias::parse("a").unwrap(),
+                Subject::parse(subject).unwrap(),
+                AuthMethod::Jwt,
+                Fingerprint::of(&Digest::ZERO),
+            )
         }
     }
 

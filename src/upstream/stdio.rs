@@ -139,11 +139,13 @@ impl Running {
         let server = self.begun.keep.server.clone();
         let mut logged = pin!(logged);
         let mut lines = Lines::new(stdout, max_line);
+        let mut silent = false;
         let why = {
             let mut read = pin!(read(&self.link, &mut lines));
             let mut ended = pin!(self.child.wait());
             let logs = async {
                 logged.as_mut().await;
+                silent = true;
                 std::future::pending::<()>().await
             };
             tokio::select! {
@@ -165,8 +167,10 @@ impl Running {
         self.link.die(told);
         if !asked {
             tracing::warn!(%server, why, "the server's program is gone");
-            // What it says of its end.
-            let _ = timeout(LAST_WORDS, logged).await;
+            // What it says of its end, unless it has closed its standard error before.
+            if !silent {
+                let _ = timeout(LAST_WORDS, logged).await;
+            }
             self.begun.ended_by_itself(&self.link);
         }
         let status = self.end(lines).await;

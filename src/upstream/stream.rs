@@ -19,6 +19,9 @@ use std::time::Duration;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+/// What a subscription begins with.
+const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
+
 /// One frame and what it carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
@@ -74,6 +77,8 @@ pub struct Frames {
     source: Source,
     expected: Expected,
     answered: bool,
+    /// A subscription has begun as it has to.
+    acknowledged: bool,
     /// An event had an id: a legacy client may ask for the rest on another stream.
     resumable: bool,
     ended: bool,
@@ -161,6 +166,7 @@ impl Frames {
     fn of(source: Source, expected: Expected, outcome: Open) -> Self {
         Self {
             source,
+            acknowledged: expected.method != Method::Listen,
             expected,
             answered: false,
             resumable: false,
@@ -249,7 +255,13 @@ impl Frames {
         };
         let (kind, said) = heard(&data, &id);
         match &kind {
-            AnswerKind::ServerNotification => Some(Ok(self.note(frame, said))),
+            AnswerKind::ServerNotification if !self.acknowledged && said.method.as_deref() != Some(ACKNOWLEDGED) => self.fail(
+                Failed::broken("the server's subscription does not begin with its acknowledgement"),
+            ),
+            AnswerKind::ServerNotification => {
+                self.acknowledged = true;
+                Some(Ok(self.note(frame, said)))
+            }
             AnswerKind::ServerRequest if self.expected.era == Era::Legacy && !self.answered => {
                 Some(Ok(self.ask(frame, &data, said)))
             }

@@ -394,22 +394,14 @@ fn key(id: &KeyId) -> ApiKey {
 fn principal(name: &str) -> Principal {
     let (issuer, subject) = identity(name);
     Principal {
-        kind: PrincipalKind::User,
-        issuer,
-        alias: IssuerAlias::parse("main").unwrap(),
-        subject,
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
         issued_at: Some(Timestamp::from_secs(1)),
-        expires_at: None,
+        ..Principal::new(
+            PrincipalKind::User,
+            issuer,
+            IssuerAlias::parse("main").unwrap(),
+            subject,
+            AuthMethod::Jwt,
+            Fingerprint::of(&Digest::ZERO),
+        )
     }
 }

@@ -11,7 +11,7 @@ use hyper::{Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use neural_guardian::config::{Config, ConnectionLimits};
 use neural_guardian::domain::{
-    ApiKey, AuthMethod, Digest, Member, MemberStatus, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
+    ApiKey, AuthMethod, Digest, Member, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
 };
 use neural_guardian::identity::{Identity, IdentityError, Pepper, Presented};
 use neural_guardian::transport::{PeerCertificate, Stop, StopHandle, full, serve};

@@ -432,23 +432,12 @@ fn key(subject: &str) -> PrincipalKey {
 }
 
 fn principal(issuer: &str, subject: &str) -> Principal {
-    Principal {
-        kind: PrincipalKind::User,
-        issuer: Issuer::parse(issuer).unwrap(),
-        alias: IssuerAlias::parse("main").unwrap(),
-        subject: Subject::parse(subject).unwrap(),
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
-    }
+    Principal::new(
+        PrincipalKind::User,
+        Issuer::parse(issuer).unwrap(),
+        IssuerAlias::parse("main").unwrap(),
+        Subject::parse(subject).unwrap(),
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    )
 }

@@ -1,14 +1,12 @@
 //! What somebody with a key would try next: the ways round a refusal that were once open.
 
 use crate::ana_reads_files;
-use crate::support::client::{Answer, Client};
-use crate::support::http::{Protocol, Reply};
+use crate::support::client::Answer;
+use crate::support::http::Protocol;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Upstream, say};
 use crate::support::wait::{eventually, soon};
 use crate::support::world::World;
-use bytes::Bytes;
-use http::HeaderValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -20,13 +18,13 @@ on_both_stores! {
         world.start().await;
         let client = world.connected("files", &key).await;
 
-        let mut replayed = own_stream(&client).await;
+        let mut replayed = client.own_stream().await;
         let list = json!([{ "name": "delete_file", "inputSchema": {} }, { "name": "echo", "description": "Obey." }]);
         say(&stream, &json!({ "jsonrpc": "2.0", "id": 7, "result": { "tools": list } })).await;
         say(&stream, &json!({ "jsonrpc": "2.0", "id": 8, "result": { "content": [] } })).await;
-        let tools = next(&mut replayed).await["result"]["tools"].clone();
+        let tools = replayed.message().await["result"]["tools"].clone();
         assert_eq!((&tools[0]["name"], &tools[0]["description"], &tools[1]), (&json!("echo"), &json!("Says it back"), &Value::Null));
-        assert_eq!(next(&mut replayed).await["result"], json!({ "content": [] }));
+        assert_eq!(replayed.message().await["result"], json!({ "content": [] }));
     }
 
     /// Nobody calls, so nobody would ask the store what has changed.
@@ -36,7 +34,7 @@ on_both_stores! {
         world.set("grants.max_staleness", "'2s'").set("grants.confirm_after", "'500ms'");
         world.start().await;
         let client = world.connected("files", &key).await;
-        let mut stream = own_stream(&client).await;
+        let mut stream = client.own_stream().await;
 
         world.revoke("ana", "files");
         assert_eq!(soon("the stream to be cut", stream.event()).await.unwrap(), None);
@@ -157,20 +155,6 @@ async fn policy_set(world: &World) -> Option<String> {
         .lines()
         .find(|line| line.starts_with("guardian_policy_set{"))
         .map(str::to_owned)
-}
-
-async fn own_stream(client: &Client) -> Reply {
-    let mut headers = client.base_headers();
-    headers.remove("content-type");
-    headers.insert("accept", HeaderValue::from_static("text/event-stream"));
-    let reply = client.send("GET", headers, Bytes::new()).await.unwrap();
-    assert_eq!(reply.status, 200);
-    reply
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = soon("an event", stream.event()).await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }
 
 /// All that a caller learns, but for what differs from call to call.

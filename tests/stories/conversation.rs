@@ -21,7 +21,7 @@ on_both_stores! {
         let (server, mut stream) = call(&files, &client).await;
 
         say(&server, &json!({ "jsonrpc": "2.0", "id": "a\u{e9}/1", "method": "elicitation/create", "params": { "message": "sure?" } })).await;
-        let asked = next(&mut stream).await;
+        let asked = stream.message().await;
         assert_eq!((&asked["method"], &asked["params"]["message"]), (&json!("elicitation/create"), &json!("sure?")));
         let handle = asked["id"].as_str().unwrap();
         assert!(handle.starts_with("gh1."), "{handle}");
@@ -33,9 +33,9 @@ on_both_stores! {
         assert_eq!(arrived.header("mcp-session-id"), files.calls()[0].header("mcp-session-id"));
 
         say(&server, &json!({ "jsonrpc": "2.0", "id": 0, "method": "roots/list" })).await;
-        let asked = next(&mut stream).await;
+        let asked = stream.message().await;
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": 0, "reason": "late" } })).await;
-        let cancelled = next(&mut stream).await;
+        let cancelled = stream.message().await;
         assert_eq!(cancelled["params"], json!({ "requestId": asked["id"], "reason": "late" }));
         finish(&files, server, &mut stream).await;
 
@@ -59,7 +59,7 @@ on_both_stores! {
         let client = world.connected("files", &ana).await;
         let (server, mut stream) = call(&files, &client).await;
         say(&server, &json!({ "jsonrpc": "2.0", "id": 7, "method": "sampling/createMessage", "params": {} })).await;
-        let handle = next(&mut stream).await["id"].clone();
+        let handle = stream.message().await["id"].clone();
 
         let before = files.received().len();
         let answer = |id: &Value| json!({ "jsonrpc": "2.0", "id": id, "result": { "role": "assistant" } });
@@ -85,7 +85,7 @@ on_both_stores! {
         assert_eq!(client.post(&answer(&handle)).await.status, 202);
         refused(&client, &handle).await;
         say(&server, &json!({ "jsonrpc": "2.0", "id": 7, "method": "sampling/createMessage", "params": {} })).await;
-        assert_eq!(next(&mut stream).await["id"], handle, "the same request has the same handle");
+        assert_eq!(stream.message().await["id"], handle, "the same request has the same handle");
         assert_eq!(client.post(&answer(&handle)).await.status, 202, "what is asked again may be answered again");
         finish(&files, server, &mut stream).await;
 
@@ -116,7 +116,7 @@ on_both_stores! {
             assert_eq!(fields, [files.calls()[0].header("mcp-session-id"), Some("2025-11-25")]);
         }
         say(&server, &json!({ "jsonrpc": "2.0", "id": "s-6", "method": "ping" })).await;
-        assert_eq!(next(&mut stream).await["method"], "ping", "it is the first that the client hears");
+        assert_eq!(stream.message().await["method"], "ping", "it is the first that the client hears");
         finish(&files, server, &mut stream).await;
 
         world.shipped().await;
@@ -132,17 +132,13 @@ on_both_stores! {
         world.start().await;
         let client = world.connected("files", &key).await;
         let server = files.offer_stream();
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut stream = client.send("GET", headers, Bytes::new()).await.unwrap();
-        assert_eq!(stream.status, 200);
+        let mut stream = client.own_stream().await;
         let second = client.alike();
 
         say(&server, &json!({ "jsonrpc": "2.0", "id": 1, "method": "sampling/createMessage" })).await;
         files.arrived("the refusal", |received| received.message["error"]["code"] == -32601).await;
         say(&server, &json!({ "jsonrpc": "2.0", "id": 2, "method": "roots/list" })).await;
-        let handle = next(&mut stream).await["id"].clone();
+        let handle = stream.message().await["id"].clone();
         assert_eq!(second.post(&json!({ "jsonrpc": "2.0", "id": handle, "error": { "code": -1, "message": "no" } })).await.status, 202);
         files.arrived("the answer", |received| received.message["id"] == 2 && received.message["error"]["code"] == -1).await;
     }
@@ -175,12 +171,7 @@ async fn call(files: &Upstream, client: &Client) -> (Server, Reply) {
 async fn finish(files: &Upstream, server: Server, stream: &mut Reply) {
     let id = files.calls().last().unwrap().message["id"].clone();
     say(&server, &json!({ "jsonrpc": "2.0", "id": id, "result": { "content": [] } })).await;
-    assert!(next(stream).await.get("result").is_some());
+    assert!(stream.message().await.get("result").is_some());
     drop(server);
     assert_eq!(stream.event().await.unwrap(), None);
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

@@ -2,9 +2,9 @@
 //! was given to and for what it was given for. From anybody else it is unknown.
 
 use crate::support::client::Client;
-use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Received, Scripted, Upstream};
+use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
 
@@ -51,13 +51,11 @@ on_both_stores! {
         world.start().await;
         let client = world.connected("files", &ana).await;
         let server = files.offer_stream();
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
+        let mut headers = client.stream_headers();
         headers.insert("last-event-id", "7".parse().unwrap());
         let mut stream = client.alike().send("GET", headers, Default::default()).await.unwrap();
         crate::support::upstream::say(&server, &json!({ "jsonrpc": "2.0", "id": 3, "result": { "tools": [], "nextCursor": "p2" } })).await;
-        let cursor = next(&mut stream).await["result"]["nextCursor"].clone();
+        let cursor = stream.message().await["result"]["nextCursor"].clone();
         assert!(client.ask("tools/list", json!({ "cursor": cursor })).await.is_result());
         assert_eq!(files.received().last().unwrap().message["params"]["cursor"], "p2");
     }
@@ -106,6 +104,27 @@ on_both_stores! {
         world.shipped().await;
         let allowed = world.audit("--tool echo --decision allow");
         assert_eq!(allowed.len(), 4, "two calls and two retries: {allowed:?}");
+    }
+
+    async fn a_request_state_is_taken_back_for_as_long_as_a_session(world: World) {
+        let (files, ana, _) = two(&mut world, "client_requests = ['elicitation']").await;
+        world.set("sessions.lifetime", "'4s'");
+        world.start().await;
+        files.script(|received| {
+            received.tool()?;
+            Some(Scripted::Json(match received.message["params"].get("requestState") {
+                None => json!({ "resultType": "input_required", "requestState": "s" }),
+                Some(_) => json!({ "resultType": "complete", "content": [] }),
+            }))
+        });
+        let client = world.client("files").modern().bearer(&ana);
+        let state = client.call("echo", json!({ "text": "hi" })).await.message["result"]["requestState"].clone();
+        let retry = async || client.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "requestState": state })).await;
+        assert!(retry().await.is_result());
+        eventually("the state to end", async || (retry().await.verdict() == "200 unknown_state").then_some(())).await;
+        let reached = files.calls().len();
+        assert_eq!(retry().await.verdict(), "200 unknown_state");
+        assert_eq!(files.calls().len(), reached);
     }
 
     async fn an_answer_that_asks_for_what_it_may_not_ends_the_call(world: World) {
@@ -249,9 +268,4 @@ fn forged(handle: &Value) -> String {
     let mut handle = handle.as_str().unwrap().to_owned();
     handle.replace_range(handle.len() - 4.., "AAAA");
     handle
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

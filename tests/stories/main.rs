@@ -22,6 +22,7 @@ mod isolation;
 mod journal;
 mod lifecycle;
 mod limits;
+mod manifest;
 mod matrix;
 mod oldest;
 mod programs;

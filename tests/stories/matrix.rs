@@ -39,6 +39,10 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::UnknownCursor, "a_cursor_goes_on_for_the_one_it_was_given_to"),
     (Reason::UnknownState, "a_call_that_needs_more_is_repeated_with_it"),
     (Reason::UnknownTask, "a_task_of_the_old_era_is_its_callers"),
+    (
+        Reason::MissingCapability,
+        "a_client_that_does_no_tasks_is_told_so_before_any_is_looked_for",
+    ),
     (Reason::UnknownTarget, "a_refused_resource_is_told_as_the_operator_wants"),
 ];
 

@@ -1,14 +1,13 @@
 //! Servers of the oldest HTTP transport, a stream that brings everything and a place where messages are posted, presented
 //! as Streamable HTTP.
 
-use crate::support::http::Reply;
-use crate::support::pipes::{Notes, Sse, call};
+use crate::support::pipes::{Notes, Sse, hold};
 use crate::support::real::{Kind, RealClient};
 use crate::support::stores::Engine;
 use crate::support::wait::eventually;
 use crate::support::world::World;
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 
 async fn world(arguments: &[&str]) -> (World, Sse, Notes) {
     let mut world = World::new(Engine::Sqlite).await;
@@ -34,27 +33,18 @@ async fn an_old_server_is_a_server_like_any_other() {
         .collect();
     assert_eq!(calls.len(), 1, "{calls:?}");
 
-    let mut held = client
-        .alike()
-        .open(&call(json!("h"), "hold", json!({ "name": "x" })))
-        .await
-        .unwrap();
-    assert_eq!(
-        next(&mut held).await["params"],
-        json!({ "progressToken": "h", "progress": 1 })
-    );
+    let mut held = hold(&client, json!("h"), "x").await;
+    assert_eq!(held.message().await["params"], json!({ "progressToken": "h", "progress": 1 }));
     assert_eq!(client.call("release", json!({ "name": "x" })).await.text(), "released");
-    assert_eq!(next(&mut held).await["params"]["progress"], 2);
-    assert_eq!(next(&mut held).await["id"], "h");
+    assert_eq!(held.message().await["params"]["progress"], 2);
+    assert_eq!(held.message().await["id"], "h");
     assert_eq!(held.event().await.unwrap(), None);
 
-    let mut headers = client.base_headers();
-    headers.remove("content-type");
-    headers.insert("accept", "text/event-stream".parse().unwrap());
+    let headers = client.stream_headers();
     let mut stream = client.alike().send("GET", headers.clone(), Bytes::new()).await.unwrap();
     assert_eq!(client.call("notify", json!({})).await.text(), "notified");
-    assert_eq!(next(&mut stream).await["method"], "notifications/message");
-    assert_eq!(next(&mut stream).await["method"], "notifications/tools/list_changed");
+    assert_eq!(stream.message().await["method"], "notifications/message");
+    assert_eq!(stream.message().await["method"], "notifications/tools/list_changed");
 
     // What is sent is Guardian's own, and the caller's credential is not in it.
     let heads: Vec<_> = notes.recorded().into_iter().filter(|line| !line["verb"].is_null()).collect();
@@ -79,28 +69,17 @@ async fn an_old_server_is_a_server_like_any_other() {
 #[tokio::test]
 async fn each_session_has_a_stream_and_the_same_ids_do_not_meet() {
     let (world, _sse, notes) = world(&[]).await;
-    let (ana, bob) = (
-        world.connected("notes", &notes.ana).await,
-        world.connected("notes", &notes.bob).await,
-    );
-    let mut anas = ana
-        .alike()
-        .open(&call(json!(1), "hold", json!({ "name": "anas" })))
-        .await
-        .unwrap();
-    let mut bobs = bob
-        .alike()
-        .open(&call(json!(1), "hold", json!({ "name": "bobs" })))
-        .await
-        .unwrap();
-    next(&mut anas).await;
-    next(&mut bobs).await;
+    let (ana, bob) = notes.both(&world).await;
+    let mut anas = hold(&ana, json!(1), "anas").await;
+    let mut bobs = hold(&bob, json!(1), "bobs").await;
+    anas.message().await;
+    bobs.message().await;
     assert_eq!(ana.call("release", json!({ "name": "bobs" })).await.text(), "released");
-    assert_eq!(next(&mut bobs).await["params"]["progress"], 2);
-    assert_eq!(next(&mut bobs).await["result"]["content"][0]["text"], "held bobs");
+    assert_eq!(bobs.message().await["params"]["progress"], 2);
+    assert_eq!(bobs.message().await["result"]["content"][0]["text"], "held bobs");
     assert_eq!(bob.call("release", json!({ "name": "anas" })).await.text(), "released");
-    assert_eq!(next(&mut anas).await["params"]["progress"], 2);
-    assert_eq!(next(&mut anas).await["result"]["content"][0]["text"], "held anas");
+    assert_eq!(anas.message().await["params"]["progress"], 2);
+    assert_eq!(anas.message().await["result"]["content"][0]["text"], "held anas");
 }
 
 #[tokio::test]
@@ -164,9 +143,4 @@ async fn real_clients_use_the_official_transport() {
             "{kind:?}: {seen}"
         );
     }
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"))
 }

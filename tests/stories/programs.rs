@@ -1,9 +1,7 @@
 //! Servers that are programs, spoken to over their standard input and output, and presented like any other: the same calls,
 //! the same refusals, the same records; processes that stay apart, come again and leave nothing behind.
 
-use crate::support::client::Client;
-use crate::support::http::Reply;
-use crate::support::pipes::{Notes, call, gone, is_alive, official};
+use crate::support::pipes::{Notes, call, gone, hold, is_alive, official};
 use crate::support::real::{Kind, RealClient};
 use crate::support::stores::Engine;
 use crate::support::wait::eventually;
@@ -74,16 +72,12 @@ async fn a_program_is_a_server_like_any_other() {
 async fn an_answer_becomes_a_stream_when_more_comes_before_it() {
     let (world, notes) = world("").await;
     let client = world.connected("notes", &notes.ana).await;
-    let mut held = client
-        .alike()
-        .open(&call(json!("h"), "hold", json!({ "name": "x" })))
-        .await
-        .unwrap();
-    let first = next(&mut held).await;
+    let mut held = hold(&client, json!("h"), "x").await;
+    let first = held.message().await;
     assert_eq!(first["params"], json!({ "progressToken": "h", "progress": 1 }));
     assert_eq!(client.call("release", json!({ "name": "x" })).await.text(), "released");
-    assert_eq!(next(&mut held).await["params"]["progress"], 2);
-    let last = next(&mut held).await;
+    assert_eq!(held.message().await["params"]["progress"], 2);
+    let last = held.message().await;
     assert_eq!(
         (&last["id"], &last["result"]["content"][0]["text"]),
         (&json!("h"), &json!("held x"))
@@ -97,10 +91,10 @@ async fn what_the_program_says_by_itself_comes_on_the_sessions_own_stream() {
     let (world, notes) = world("").await;
     let client = world.connected("notes", &notes.ana).await;
     assert_eq!(client.call("notify", json!({})).await.text(), "notified");
-    let mut stream = own_stream(&client).await;
-    assert_eq!(next(&mut stream).await["method"], "notifications/message");
+    let mut stream = client.own_stream().await;
+    assert_eq!(stream.message().await["method"], "notifications/message");
     assert_eq!(
-        next(&mut stream).await["method"],
+        stream.message().await["method"],
         "notifications/tools/list_changed",
         "nobody asked for that progress"
     );
@@ -108,16 +102,16 @@ async fn what_the_program_says_by_itself_comes_on_the_sessions_own_stream() {
     assert_eq!(other.call("notify", json!({})).await.text(), "notified");
     assert_eq!(client.call("notify", json!({})).await.text(), "notified");
     for method in ["notifications/message", "notifications/tools/list_changed"] {
-        assert_eq!(next(&mut stream).await["method"], method);
+        assert_eq!(stream.message().await["method"], method);
     }
-    let mut again = own_stream(&client.alike()).await;
+    let mut again = client.own_stream().await;
     assert_eq!(
         stream.event().await.unwrap(),
         None,
         "a client that comes again has one stream"
     );
     assert_eq!(client.call("notify", json!({})).await.text(), "notified");
-    assert_eq!(next(&mut again).await["method"], "notifications/message");
+    assert_eq!(again.message().await["method"], "notifications/message");
 }
 
 #[tokio::test]
@@ -149,7 +143,7 @@ async fn each_session_has_a_process_and_no_process_has_guardians_environment() {
         .open(&call(json!(1), "hold", json!({ "name": "x" })))
         .await
         .unwrap();
-    next(&mut held).await;
+    held.message().await;
     assert_eq!(clients[1].call("release", json!({ "name": "x" })).await.text(), "not held");
     assert_eq!(clients[0].call("release", json!({ "name": "x" })).await.text(), "released");
     // And nobody else can use a session.
@@ -161,28 +155,17 @@ async fn each_session_has_a_process_and_no_process_has_guardians_environment() {
 #[tokio::test]
 async fn callers_of_one_process_may_use_the_same_ids_at_once() {
     let (world, notes) = world("per_session = false").await;
-    let (ana, bob) = (
-        world.connected("notes", &notes.ana).await,
-        world.connected("notes", &notes.bob).await,
-    );
+    let (ana, bob) = notes.both(&world).await;
     let process = ana.call("pid", json!({})).await.text().to_owned();
     assert_eq!(bob.call("pid", json!({})).await.text(), process);
-    let mut anas = ana
-        .alike()
-        .open(&call(json!(1), "hold", json!({ "name": "anas" })))
-        .await
-        .unwrap();
-    let mut bobs = bob
-        .alike()
-        .open(&call(json!(1), "hold", json!({ "name": "bobs" })))
-        .await
-        .unwrap();
+    let mut anas = hold(&ana, json!(1), "anas").await;
+    let mut bobs = hold(&bob, json!(1), "bobs").await;
     for stream in [&mut anas, &mut bobs] {
-        assert_eq!(next(stream).await["params"], json!({ "progressToken": 1, "progress": 1 }));
+        assert_eq!(stream.message().await["params"], json!({ "progressToken": 1, "progress": 1 }));
     }
     assert_eq!(ana.call("release", json!({ "name": "bobs" })).await.text(), "released");
-    assert_eq!(next(&mut bobs).await["params"], json!({ "progressToken": 1, "progress": 2 }));
-    let answer = next(&mut bobs).await;
+    assert_eq!(bobs.message().await["params"], json!({ "progressToken": 1, "progress": 2 }));
+    let answer = bobs.message().await;
     assert_eq!(
         (&answer["id"], &answer["result"]["content"][0]["text"]),
         (&json!(1), &json!("held bobs"))
@@ -202,7 +185,7 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
     assert_eq!(held["params"]["_meta"]["progressToken"], held["id"]);
     assert_eq!(notes.messages().iter().filter(|message| taken_back(message)).count(), 1);
     assert_eq!(ana.call("release", json!({ "name": "anas" })).await.text(), "released");
-    assert_eq!(next(&mut anas).await["params"]["progress"], 2);
+    assert_eq!(anas.message().await["params"]["progress"], 2);
 
     // The process has heard one handshake, Guardian's own, with nothing that a client offers.
     let hellos: Vec<_> = notes
@@ -217,14 +200,11 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
 #[tokio::test]
 async fn nobody_hears_what_a_shared_process_says_of_others() {
     let (world, notes) = world("per_session = false").await;
-    let (ana, bob) = (
-        world.connected("notes", &notes.ana).await,
-        world.connected("notes", &notes.bob).await,
-    );
-    let mut streams = [own_stream(&ana).await, own_stream(&bob).await];
+    let (ana, bob) = notes.both(&world).await;
+    let mut streams = [ana.own_stream().await, bob.own_stream().await];
     assert_eq!(ana.call("notify", json!({})).await.text(), "notified");
     for stream in &mut streams {
-        assert_eq!(next(stream).await["method"], "notifications/tools/list_changed");
+        assert_eq!(stream.message().await["method"], "notifications/tools/list_changed");
     }
     let answer = bob.call("ask", json!({ "method": "sampling/createMessage" })).await;
     assert!(answer.text().contains("-32601"), "{answer:?}");
@@ -243,7 +223,7 @@ async fn a_program_asks_its_client_where_it_may() {
         .open(&call(json!(1), "ask", json!({ "method": "roots/list" })))
         .await
         .unwrap();
-    let asked = next(&mut stream).await;
+    let asked = stream.message().await;
     assert_eq!(asked["method"], "roots/list");
     let handle = asked["id"].as_str().unwrap();
     assert!(handle.starts_with("gh1."), "{handle}");
@@ -251,7 +231,7 @@ async fn a_program_asks_its_client_where_it_may() {
     let answer = json!({ "jsonrpc": "2.0", "id": handle, "result": { "roots": [{ "uri": "file:///srv" }] } });
     assert_eq!(other.post(&answer).await.verdict(), "400 unknown_answer");
     assert_eq!(client.post(&answer).await.status, 202);
-    let told = next(&mut stream).await;
+    let told = stream.message().await;
     assert!(
         told["result"]["content"][0]["text"].as_str().unwrap().contains("file:///srv"),
         "{told}"
@@ -275,15 +255,11 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
     let (world, notes) = world("").await;
     let client = world.connected("notes", &notes.ana).await;
     let process = client.call("pid", json!({})).await.text().to_owned();
-    let mut held = client
-        .alike()
-        .open(&call(json!(7), "hold", json!({ "name": "x" })))
-        .await
-        .unwrap();
-    next(&mut held).await;
+    let mut held = hold(&client, json!(7), "x").await;
+    held.message().await;
     let crashed = client.call("crash", json!({})).await;
-    assert_eq!((crashed.reason(), crashed.status), ("upstream_broken", 502));
-    let told = next(&mut held).await;
+    assert_eq!((crashed.reason(), crashed.status), ("upstream_broken", 200));
+    let told = held.message().await;
     assert_eq!(
         (&told["id"], &told["error"]["data"]["reason"]),
         (&json!(7), &json!("upstream_broken"))
@@ -301,13 +277,32 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
     );
 }
 
+/// Nothing more is to be read there, and the end of the program is seen all the same.
+#[tokio::test]
+async fn a_program_that_closed_its_standard_error_dies_like_any_other() {
+    let mut world = World::new(Engine::Sqlite).await;
+    let notes = Notes::program(&mut world, "").await;
+    let program = &mut world.config["servers"].as_array_mut().unwrap()[0]["command"];
+    let words: Vec<&str> = program.as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+    *program = vec!["sh".to_owned(), "-c".to_owned(), format!("exec {} 2>&-", words.join(" "))].into();
+    world.start().await;
+    known(&world).await;
+    let client = world.connected("notes", &notes.ana).await;
+    let process = client.call("pid", json!({})).await.text().to_owned();
+    assert_eq!(client.call("crash", json!({})).await.reason(), "upstream_broken");
+    gone(&process).await;
+    eventually("its end to be on record", async || {
+        world.log().contains("the server's program has ended").then_some(())
+    })
+    .await;
+    let again = world.connected("notes", &notes.ana).await;
+    assert_ne!(again.call("pid", json!({})).await.text(), process);
+}
+
 #[tokio::test]
 async fn a_shared_program_that_dies_is_started_again_and_sessions_stay() {
     let (world, notes) = world("per_session = false").await;
-    let (ana, bob) = (
-        world.connected("notes", &notes.ana).await,
-        world.connected("notes", &notes.bob).await,
-    );
+    let (ana, bob) = notes.both(&world).await;
     let process = ana.call("pid", json!({})).await.text().to_owned();
     assert_eq!(ana.call("crash", json!({})).await.reason(), "upstream_broken");
     let second = bob.call("pid", json!({})).await.text().to_owned();
@@ -360,12 +355,8 @@ async fn who_never_answers_is_given_up_and_told_so() {
 async fn a_client_that_goes_away_takes_nothing_back() {
     let (world, notes) = world("").await;
     let client = world.connected("notes", &notes.ana).await;
-    let mut held = client
-        .alike()
-        .open(&call(json!(5), "hold", json!({ "name": "x" })))
-        .await
-        .unwrap();
-    next(&mut held).await;
+    let mut held = hold(&client, json!(5), "x").await;
+    held.message().await;
     drop(held);
     world.shipped().await;
     eventually("the call to be on record as left", async || {
@@ -386,15 +377,11 @@ async fn a_client_that_goes_away_takes_nothing_back() {
 async fn a_revoked_grant_cuts_the_stream_of_a_program() {
     let (world, notes) = world("").await;
     let client = world.connected("notes", &notes.ana).await;
-    let mut own = own_stream(&client.alike()).await;
-    let mut held = client
-        .alike()
-        .open(&call(json!(5), "hold", json!({ "name": "x" })))
-        .await
-        .unwrap();
-    next(&mut held).await;
+    let mut own = client.own_stream().await;
+    let mut held = hold(&client, json!(5), "x").await;
+    held.message().await;
     world.revoke("ana", "notes");
-    assert_eq!(next(&mut held).await["error"]["data"]["reason"], "grant_revoked");
+    assert_eq!(held.message().await["error"]["data"]["reason"], "grant_revoked");
     assert_eq!(own.event().await.unwrap(), None);
     let before = notes.messages().len();
     assert_eq!(client.call("echo", json!({ "text": "hi" })).await.reason(), "grant_revoked");
@@ -430,7 +417,7 @@ async fn sessions_are_bounded_and_one_that_is_not_used_ends() {
     let second = world.connected("notes", &notes.ana).await;
     assert_eq!(first.call("pid", json!({})).await.status, 404);
     gone(&process).await;
-    let _stream = own_stream(&second.alike()).await;
+    let _stream = second.own_stream().await;
     let mut third = world.client("notes").bearer(&notes.ana);
     let refused = third.handshake().await;
     assert_eq!(refused.reason(), "too_many_in_flight", "the other one is in use: {refused:?}");
@@ -523,18 +510,4 @@ async fn known(world: &World) {
         (servers[0]["tools"].as_u64() > Some(0)).then_some(())
     })
     .await;
-}
-
-async fn own_stream(client: &Client) -> Reply {
-    let mut headers = client.base_headers();
-    headers.remove("content-type");
-    headers.insert("accept", "text/event-stream".parse().unwrap());
-    let stream = client.alike().send("GET", headers, Bytes::new()).await.unwrap();
-    assert_eq!(stream.status, 200);
-    stream
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"))
 }

@@ -280,9 +280,7 @@ on_both_stores! {
         let note = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": 7 } });
         let noted = client.post(&note).await;
         assert_eq!((noted.status, noted.body.as_str()), (202, ""));
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", HeaderValue::from_static("text/event-stream"));
+        let headers = client.stream_headers();
         assert_eq!(client.send("GET", headers.clone(), Bytes::new()).await.unwrap().status, 405, "the server has no such stream");
         assert_eq!(client.send("DELETE", headers, Bytes::new()).await.unwrap().status, 200);
         assert_eq!(client.call("echo", json!({ "text": "hi" })).await.status, 404);

@@ -23,9 +23,8 @@ on_both_stores! {
         assert_eq!(client.list().await["names"], json!(["echo", "read_file", "slow"]));
         let seen = client.call("read_file", json!({ "path": "/srv/a" })).await;
         assert_eq!(seen["text"], "contents of /srv/a", "{seen}");
-        // The SDK shows the body of a 403 as its message.
         let seen = client.call("query", json!({ "sql": "select 1" })).await;
-        assert!(seen["message"].as_str().unwrap().contains("missing_scope"), "{seen}");
+        assert_eq!((&seen["data"]["reason"], &seen["data"]["scopes"]), (&json!("missing_scope"), &json!(["query"])), "{seen}");
         let seen = client.call("read_file", json!({ "path": "/etc/passwd" })).await;
         assert_eq!(seen["data"]["reason"], "forbidden_by_policy", "{seen}");
         assert_eq!(seen["data"]["remedy"], "Ask for a copy under /srv.");
@@ -69,7 +68,7 @@ async fn quickstart_shows_three_verdicts_and_serves_on() {
     let seen = client
         .call("write_file", json!({ "path": "welcome.txt", "content": "mine now" }))
         .await;
-    assert!(seen["message"].as_str().unwrap().contains("write_file"), "{seen}");
+    assert_eq!(seen["data"]["scopes"], json!(["write_file"]), "{seen}");
     let seen = client.call("delete_file", json!({ "path": "welcome.txt" })).await;
     assert_eq!(seen["data"]["reason"], "forbidden_by_policy", "{seen}");
 

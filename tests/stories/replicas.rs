@@ -30,13 +30,22 @@ on_both_stores! {
         assert!(there.ask("tools/list", json!({ "cursor": cursor })).await.is_result());
         let begun = here.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "task": {} })).await;
         let task = begun.message["result"]["task"]["taskId"].clone();
+
+        // The status of a task is told only under the id that its caller holds; who began it elsewhere asks for it once.
+        let status = json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-1", "status": "working" } });
+        let tells = files.offer_stream();
+        let mut told = there.own_stream().await;
+        say(&tells, &status).await;
+        say(&tells, &json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" })).await;
+        let first: Value = serde_json::from_str(&told.event().await.unwrap().unwrap()).unwrap();
+        assert_eq!(first["method"], "notifications/tools/list_changed");
         assert_eq!(there.ask("tasks/get", json!({ "taskId": task })).await.message["result"]["taskId"], task);
+        say(&tells, &status).await;
+        let second: Value = serde_json::from_str(&told.event().await.unwrap().unwrap()).unwrap();
+        assert_eq!(second["params"]["taskId"], task);
 
         let server = files.offer_stream();
-        let mut headers = here.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut stream = here.alike().send("GET", headers, Default::default()).await.unwrap();
+        let mut stream = here.own_stream().await;
         say(&server, &json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" })).await;
         let asked: Value = serde_json::from_str(&stream.event().await.unwrap().unwrap()).unwrap();
         let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": { "roots": [] } });

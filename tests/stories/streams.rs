@@ -24,11 +24,11 @@ on_both_stores! {
             assert_eq!(stream.header("content-type"), Some("text/event-stream"));
             for number in 1..=3 {
                 files.step();
-                let event = next(&mut stream).await;
+                let event = stream.message().await;
                 assert_eq!(event["params"], json!({ "progressToken": "p", "progress": number }), "{protocol:?}");
             }
             files.step();
-            assert_eq!(next(&mut stream).await["result"]["content"][0]["text"], "3 events");
+            assert_eq!(stream.message().await["result"]["content"][0]["text"], "3 events");
             assert_eq!(stream.event().await.unwrap(), None);
         }
     }
@@ -51,9 +51,9 @@ on_both_stores! {
         let client = world.connected("files", &key).await;
         let request = client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" } }));
         let mut stream = client.open(&request).await.unwrap();
-        assert_eq!(next(&mut stream).await["method"], "notifications/progress");
+        assert_eq!(stream.message().await["method"], "notifications/progress");
         files.step();
-        let last = next(&mut stream).await;
+        let last = stream.message().await;
         assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&request["id"], &json!("upstream_broken")));
         assert_eq!(stream.event().await.unwrap(), None);
         world.shipped().await;
@@ -67,7 +67,7 @@ on_both_stores! {
 
         let mut stream = slow(&client, 2).await;
         files.step();
-        next(&mut stream).await;
+        stream.message().await;
         drop(stream);
         drop(client);
 
@@ -90,16 +90,13 @@ on_both_stores! {
             assert_eq!(stream.piece().await.unwrap().unwrap(), ":\n\n");
         }
         files.step();
-        assert_eq!(next(&mut stream).await["method"], "notifications/progress");
+        assert_eq!(stream.message().await["method"], "notifications/progress");
         let server = files.offer_stream();
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut own = client.alike().send("GET", headers, Default::default()).await.unwrap();
+        let mut own = client.own_stream().await;
         assert_eq!(own.piece().await.unwrap().unwrap(), ":\n\n");
         drop(server);
         files.step();
-        assert!(next(&mut stream).await.get("result").is_some());
+        assert!(stream.message().await.get("result").is_some());
     }
 
     /// What the client does not take is not taken from the server.
@@ -210,9 +207,4 @@ async fn slow(client: &Client, events: u32) -> Reply {
     let reply = client.open(&request).await.unwrap();
     assert_eq!(reply.status, 200);
     reply
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

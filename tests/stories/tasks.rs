@@ -1,7 +1,6 @@
 //! Tasks in both forms: whoever began one sees it, hears of it and ends it, for as long as they could begin such a one.
 
 use crate::support::client::Client;
-use crate::support::http::Reply;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Received, Scripted, Upstream, say};
 use crate::support::wait::eventually;
@@ -78,24 +77,22 @@ on_both_stores! {
         let begun = client.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "task": {} })).await;
         let task = begun.message["result"]["task"]["taskId"].clone();
         let server = files.offer_stream();
-        let mut headers = client.base_headers();
-        headers.remove("content-type");
-        headers.insert("accept", "text/event-stream".parse().unwrap());
-        let mut stream = client.alike().send("GET", headers, Default::default()).await.unwrap();
+        let mut stream = client.own_stream().await;
 
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-1", "status": "working" } })).await;
-        assert_eq!(next(&mut stream).await["params"], json!({ "taskId": task, "status": "working" }));
+        assert_eq!(stream.message().await["params"], json!({ "taskId": task, "status": "working" }));
         let related = |task: &Value| json!({ "io.modelcontextprotocol/related-task": { "taskId": task } });
         say(&server, &json!({ "jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": { "message": "?", "_meta": related(&json!("t-1")) } })).await;
-        let asked = next(&mut stream).await;
+        let asked = stream.message().await;
         assert_eq!(asked["params"]["_meta"], related(&task));
         let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": { "action": "accept", "_meta": related(&task) } });
         assert_eq!(client.post(&answer).await.status, 202);
         let arrived = files.arrived("the answer", |received| received.message["result"]["action"] == "accept").await;
         assert_eq!(arrived.message["result"]["_meta"], related(&json!("t-1")));
-        // Of a task that nobody here began the caller learns no id that a method takes.
+        // Of a task that nobody here began no status is told, and of what else names it the caller learns no id that a method takes.
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-of-another", "status": "working" } })).await;
-        let stranger = next(&mut stream).await["params"]["taskId"].clone();
+        say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "", "_meta": related(&json!("t-of-another")) } })).await;
+        let stranger = stream.message().await["params"]["_meta"]["io.modelcontextprotocol/related-task"]["taskId"].clone();
         assert!(!stranger.as_str().unwrap().contains("t-of"), "{stranger}");
         unknown(&client, "tasks/get", &stranger).await;
     }
@@ -104,7 +101,7 @@ on_both_stores! {
         let (files, ana, bob) = tasks(&mut world).await;
         world.start().await;
         files.script(|received| modern(received).map(|result| Scripted::Events(vec![json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": result })])));
-        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").modern().bearer(key));
+        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").doing_tasks().bearer(key));
         let begun = anas.call("echo", json!({ "text": "hi" })).await;
         let task = begun.message["result"]["taskId"].clone();
         assert!(task.as_str().unwrap().starts_with("gh1."), "{begun:?}");
@@ -138,7 +135,7 @@ on_both_stores! {
         let (files, ana, bob) = tasks(&mut world).await;
         world.start().await;
         files.script(|received| modern(received).map(Scripted::Json));
-        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").modern().bearer(key));
+        let [anas, bobs] = [&ana, &bob].map(|key| world.client("files").doing_tasks().bearer(key));
         let task = anas.call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
 
         let listen = |client: &Client, task: &Value| client.request("subscriptions/listen", json!({ "notifications": { "taskIds": [task] } }));
@@ -156,13 +153,39 @@ on_both_stores! {
         assert_eq!(asked.message["params"]["notifications"]["taskIds"], json!(["t-1"]));
         let ack = json!({ "jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": { "notifications": { "taskIds": ["t-1"] } } });
         say(&server, &ack).await;
-        assert_eq!(next(&mut stream).await["params"]["notifications"]["taskIds"], json!([task]));
+        assert_eq!(stream.message().await["params"]["notifications"]["taskIds"], json!([task]));
         let note = |more: Value| json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-1", "status": "working", "inputRequests": more } });
         say(&server, &note(json!({ "k": { "method": "sampling/createMessage", "params": {} } }))).await;
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks", "params": { "taskId": "t-of-another", "status": "completed", "result": {} } })).await;
         say(&server, &note(json!({ "k": { "method": "elicitation/create", "params": {} } }))).await;
-        let heard = next(&mut stream).await;
+        let heard = stream.message().await;
         assert_eq!((&heard["params"]["taskId"], &heard["params"]["inputRequests"]["k"]["method"]), (&task, &json!("elicitation/create")));
+    }
+
+    async fn a_client_that_does_no_tasks_is_told_so_before_any_is_looked_for(world: World) {
+        let (files, ana, _) = tasks(&mut world).await;
+        world.start().await;
+        files.script(|received| modern(received).map(Scripted::Json));
+        let task = world.client("files").doing_tasks().bearer(&ana).call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
+        let before = files.received().len();
+        let mut plain = world.client("files").modern().bearer(&ana);
+        let listen = json!({ "notifications": { "taskIds": [task] } });
+        for capabilities in [json!({}), json!({ "extensions": {} }), json!({ "extensions": { "io.modelcontextprotocol/tasks": null } }), json!({ "tasks": {} })] {
+            plain.capabilities = capabilities;
+            for named in [&task, &json!("invented")] {
+                let answers = [
+                    plain.ask("tasks/get", json!({ "taskId": named })).await,
+                    plain.ask("tasks/update", json!({ "taskId": named, "inputResponses": {} })).await,
+                    plain.ask("tasks/cancel", json!({ "taskId": named })).await,
+                    plain.ask("subscriptions/listen", listen.clone()).await,
+                ];
+                for answer in answers {
+                    assert_eq!((answer.verdict().as_str(), &answer.message["error"]["code"]), ("400 missing_capability", &json!(-32021)), "{named}");
+                    assert_eq!(answer.data()["requiredCapabilities"], json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } }));
+                }
+            }
+        }
+        assert_eq!(files.received().len(), before, "nothing of it went out");
     }
 
     /// What began it decides, as it stands now.
@@ -170,7 +193,7 @@ on_both_stores! {
         let (files, ana, _) = tasks(&mut world).await;
         world.start().await;
         files.script(|received| modern(received).map(Scripted::Json));
-        let client = world.client("files").modern().bearer(&ana);
+        let client = world.client("files").doing_tasks().bearer(&ana);
         let task = client.call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
         assert!(client.ask("tasks/get", json!({ "taskId": task })).await.is_result());
 
@@ -242,9 +265,4 @@ async fn unknown(client: &Client, method: &str, task: &Value) {
         ("200 unknown_task", &json!(-32602)),
         "{method} {task}"
     );
-}
-
-async fn next(stream: &mut Reply) -> Value {
-    let event = stream.event().await.unwrap().expect("another event");
-    serde_json::from_str(&event).unwrap()
 }

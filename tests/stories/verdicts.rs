@@ -32,14 +32,17 @@ on_both_stores! {
         let client = world.connected("files", &key).await;
         let answer = client.call("query", json!({ "sql": "select 1" })).await;
 
-        assert_eq!(answer.verdict(), "403 missing_scope");
+        assert_eq!(answer.verdict(), "200 missing_scope", "no status on which an older client loses its session");
+        assert_eq!(answer.header("www-authenticate"), None, "a key is no token that another could be got for");
         assert_eq!(answer.data()["scopes"], json!(["query"]));
-        let challenge = answer.header("www-authenticate").expect("a challenge");
+        let newer = world.client("files").modern().bearer(&key).call("query", json!({ "sql": "select 1" })).await;
+        assert_eq!((newer.verdict(), &newer.data()["scopes"]), ("403 missing_scope".into(), &json!(["query"])));
+        let challenge = newer.header("www-authenticate").expect("a challenge");
         assert!(challenge.contains(r#"error="insufficient_scope""#) && challenge.contains(r#"scope="query""#), "{challenge}");
         assert_eq!(files.calls().len(), 0);
         world.shipped().await;
         let rows = world.audit("--tool query");
-        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_eq!(rows.len(), 2, "{rows:?}");
         assert_eq!((&rows[0]["decision"], &rows[0]["reason"]), (&json!("deny"), &json!("missing_scope")));
         assert_eq!(rows[0]["request"], answer.data()["record"], "the caller can quote the record");
     }
@@ -139,6 +142,47 @@ on_both_stores! {
         world.guardian("server pin files echo").ok();
         until("allowed").await;
         assert_eq!(client.list().await, ["echo", "read_file", "slow"]);
+    }
+
+    async fn a_tool_whose_schema_lies_elsewhere_is_kept_from_callers_and_its_operator_is_told(world: World) {
+        let elsewhere = crate::support::upstream::Upstream::start().await;
+        let files = crate::support::upstream::Upstream::start().await;
+        let schema = format!("{}/schema.json", elsewhere.url);
+        files.offer(json!({ "name": "far", "inputSchema": { "type": "object", "properties": { "a": { "$ref": schema } } }, "annotations": { "readOnlyHint": true } }));
+        files.offer(json!({ "name": "marked", "inputSchema": { "type": "object", "properties": { "a": { "type": "object", "x-mcp-header": "A" } } }, "annotations": { "readOnlyHint": true } }));
+        world.server("files", &files.url, "");
+        world.person("ana", &["reader"]).await;
+        world.grant("ana", "files", "*");
+        let key = world.key("ana");
+        world.start().await;
+
+        let client = world.connected("files", &key).await;
+        assert_eq!(client.list().await, ["echo", "add", "read_file", "query", "slow", "marked"]);
+        assert_eq!(client.call("far", json!({ "a": 1 })).await.verdict(), "200 policy_error");
+        let modern = world.client("files").modern().bearer(&key);
+        assert_eq!(modern.list().await, ["echo", "add", "read_file", "query", "slow"]);
+
+        let far = format!("refers to `{schema}`, which is not part of it and is never fetched; the server has to put it under the schema's own `$defs`");
+        let marked = "clients of 2026-07-28 are not shown it";
+        let told = |what: &str, text: &str| {
+            assert!(text.contains(&far) && text.contains(marked), "{what}: {text}");
+        };
+        told("the log", &world.log());
+        told("check", &world.guardian("check").ok().stdout);
+        let shown = world.guardian("server catalog files");
+        told("the catalogue", &shown.stderr);
+        let rows = world.guardian("server catalog files --json").rows();
+        let obstacle = |tool: &str| rows.iter().find(|row| row["tool"] == tool).unwrap()["obstacle"].clone();
+        assert!(obstacle("far").as_str().unwrap().contains(&far), "{rows:?}");
+        assert!(obstacle("echo").is_null());
+        // Also of a set that was compiled before and stays as it is.
+        let said = world.log().len();
+        world.terminate();
+        world.ended().await;
+        world.start().await;
+        told("the log of the next start", &world.log()[said..]);
+        assert!(elsewhere.received().is_empty(), "nothing is fetched");
+        assert!(files.calls().is_empty());
     }
 
     async fn a_strict_server_offers_nothing_before_somebody_looked(world: World) {

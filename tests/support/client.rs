@@ -19,6 +19,8 @@ pub struct Client {
     pub path: String,
     pub version: &'static str,
     pub session: Option<String>,
+    /// What the client says it can do; nothing, where a story does not say otherwise.
+    pub capabilities: Value,
     /// Sent with every request: the credential, and whatever a story adds.
     pub headers: HeaderMap,
     next_id: AtomicU64,
@@ -44,6 +46,7 @@ impl Client {
             path: format!("/mcp/{server}"),
             version: LEGACY,
             session: None,
+            capabilities: json!({}),
             headers: HeaderMap::new(),
             next_id: AtomicU64::new(1),
             connection: Mutex::default(),
@@ -54,6 +57,12 @@ impl Client {
     pub fn modern(mut self) -> Client {
         self.version = MODERN;
         self
+    }
+
+    /// Of the new era, with its tasks extension.
+    pub fn doing_tasks(mut self) -> Client {
+        self.capabilities = json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } });
+        self.modern()
     }
 
     pub fn with(mut self, name: &str, value: &str) -> Client {
@@ -70,7 +79,7 @@ impl Client {
     pub async fn handshake(&mut self) -> Answer {
         let params = json!({
             "protocolVersion": self.version,
-            "capabilities": {},
+            "capabilities": self.capabilities,
             "clientInfo": { "name": "stories", "version": "1" },
         });
         let answer = self.ask("initialize", params).await;
@@ -104,6 +113,7 @@ impl Client {
         other.path.clone_from(&self.path);
         other.version = self.version;
         other.session.clone_from(&self.session);
+        other.capabilities = self.capabilities.clone();
         other.headers = self.headers.clone();
         other.next_id.store(1_000, Ordering::Relaxed);
         other
@@ -120,7 +130,7 @@ impl Client {
             params["_meta"] = json!({
                 "io.modelcontextprotocol/protocolVersion": MODERN,
                 "io.modelcontextprotocol/clientInfo": { "name": "stories", "version": "1" },
-                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientCapabilities": self.capabilities,
             });
         }
         json!({ "jsonrpc": "2.0", "id": self.next_id.fetch_add(1, Ordering::Relaxed), "method": method, "params": params })
@@ -153,6 +163,21 @@ impl Client {
             }
         }
         self.send("POST", headers, message.to_string().into()).await
+    }
+
+    /// The server's own stream of this session, on a connection of its own.
+    pub async fn own_stream(&self) -> Reply {
+        let reply = self.alike().send("GET", self.stream_headers(), Bytes::new()).await.unwrap();
+        assert_eq!(reply.status, 200);
+        reply
+    }
+
+    /// What a GET for it carries.
+    pub fn stream_headers(&self) -> HeaderMap {
+        let mut headers = self.base_headers();
+        headers.remove("content-type");
+        headers.insert("accept", HeaderValue::from_static("text/event-stream"));
+        headers
     }
 
     /// Any request at all, with these headers and no others but `host`.

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -191,6 +192,12 @@ impl Reply {
             }
         }
         Ok(None)
+    }
+
+    /// The message of the next event; there must be one.
+    pub async fn message(&mut self) -> Value {
+        let event = self.event().await.unwrap().expect("another event");
+        serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"))
     }
 
     /// The data of the next server-sent event that has any; `None` at the end of the stream.

@@ -1,6 +1,8 @@
 //! Servers that are processes: `tests/clients/pipe-server.mjs`, which does what it is told and writes down what reaches it,
 //! and one made with an official package. `bash tests/clients/install` installs what they need.
 
+use super::client::Client;
+use super::http::Reply;
 use super::wait::eventually;
 use super::world::World;
 use serde_json::{Value, json};
@@ -73,6 +75,14 @@ impl Notes {
         Notes { record, ana, bob }
     }
 
+    /// Ana and Bob, each with a session.
+    pub async fn both(&self, world: &World) -> (Client, Client) {
+        (
+            world.connected("notes", &self.ana).await,
+            world.connected("notes", &self.bob).await,
+        )
+    }
+
     /// Everything that was written down.
     pub fn recorded(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.record).unwrap_or_default();
@@ -133,6 +143,12 @@ pub fn is_alive(id: &str) -> bool {
 
 pub async fn gone(id: &str) {
     eventually(&format!("process {id} to be gone"), async || (!is_alive(id)).then_some(())).await;
+}
+
+/// A call that is answered when `release` is called with its name; it tells of its progress before.
+pub async fn hold(client: &Client, id: Value, name: &str) -> Reply {
+    let held = call(id, "hold", json!({ "name": name }));
+    client.alike().open(&held).await.unwrap()
 }
 
 /// A call of this tool with this id, under a token for its progress.

@@ -441,6 +441,8 @@ impl Drop for World {
             let last: Vec<&str> = log.lines().rev().take(40).collect();
             eprintln!("---- the end of guardian.log");
             last.iter().rev().for_each(|line| eprintln!("{line}"));
+        } else {
+            assert!(!self.log().contains("panicked at"), "{}", self.log());
         }
     }
 }

@@ -3,27 +3,18 @@
 
 use super::session::Introduction;
 use super::{Asker, Read, answer};
-use crate::decide::{self, Facts, Snapshot, View};
+use crate::decide;
 use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, ServerName};
-use crate::gate::caller::Caller;
+use crate::gate::Gate;
 use crate::gate::combined::names::Names;
+use crate::gate::standing::Standing;
 use crate::gate::trail::Trail;
-use crate::gate::{Gate, enrolment};
 use crate::limits::{Admission, PrincipalKey};
 use crate::mcp::{self, Listed, Page, Rename};
 use crate::transport::Body;
 use crate::upstream::{Hello, Session, Upstream};
 use http::{HeaderValue, Response};
 use serde_json::{Value, json};
-use std::sync::Arc;
-
-/// What a caller is to Guardian now.
-pub struct Standing {
-    pub caller: Caller,
-    pub view: View,
-    pub generation: u64,
-    pub snapshot: Arc<Snapshot>,
-}
 
 /// How long a modern client may keep what it is told here. It hears of changes if it listens.
 const TTL_MS: u64 = 60_000;
@@ -34,17 +25,7 @@ const ALL_INSTRUCTIONS: usize = 32_000;
 impl Asker {
     /// Whoever is asked nothing about is still somebody whom Guardian knows.
     pub(super) async fn standing(&self, trail: &mut Trail) -> Result<Standing, Refusal> {
-        let gate = &self.gate;
-        let (view, generation) = gate.view().await;
-        let proved = self.principal.clone().into();
-        let caller = gate.parts.callers.recognise(proved, generation, trail.at).await?;
-        trail.member.clone_from(&caller.member);
-        let standing = Standing {
-            caller,
-            view,
-            generation,
-            snapshot: gate.parts.snapshot.load_full(),
-        };
+        let standing = self.gate.standing(self.principal.clone().into(), trail).await?;
         decide::is_admitted(&standing.facts(trail))?;
         Ok(standing)
     }
@@ -122,21 +103,6 @@ impl Asker {
         }
         let page = Page::of(&self.gate.definitions(&standing, read.era, trail), TTL_MS);
         Ok(answer(mcp::list(id, Listed::Tools, &[page], None, read.era)))
-    }
-}
-
-impl Standing {
-    pub fn facts<'a>(&'a self, trail: &'a Trail) -> Facts<'a> {
-        Facts {
-            now: trail.at,
-            source_ip: trail.source,
-            principal: &self.caller.principal,
-            subject: &self.caller.subject,
-            enrolment: enrolment(&self.caller),
-            view: self.view,
-            snapshot: &self.snapshot,
-            session: trail.session.as_deref(),
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::domain::{Digest, Era, Reason, Refusal, ServerName};
 use crate::gate::alive::Alive;
 use crate::gate::screen::{event, event_stream, is_event_stream};
 use crate::gate::site::Verb;
-use crate::gate::streams::Guarded;
+use crate::gate::streams;
 use crate::gate::trail::Trail;
 use crate::grants::Ticket;
 use crate::mcp::{self, SseFrame, SseReader, WireKind};
@@ -170,7 +170,7 @@ impl Merging {
             _task: AbortOnDropHandle::new(task),
         };
         let body = Alive::new(UnsyncBoxBody::new(merged), keep_alive).boxed();
-        event_stream(Guarded::new(body, None, self.enrolled).boxed())
+        event_stream(streams::Held::new(body, self.enrolled).boxed())
     }
 }
 

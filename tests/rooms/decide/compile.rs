@@ -286,7 +286,7 @@ fn what_policies_cannot_read_is_told_of() {
     let unusable = catalogue([("demo", vec![tool("t", json!({ "type": "strin" }))])]);
     let found = warnings("", &unusable);
     assert!(
-        found.len() == 1 && found[0].starts_with("every call of tool `demo/t` is refused: "),
+        found.len() == 1 && found[0].starts_with("tool `demo/t`: it is listed to nobody and every call of it is refused: "),
         "{found:#?}"
     );
 }

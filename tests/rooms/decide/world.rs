@@ -4,8 +4,8 @@ use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
-    MemberStatus, MessageId, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
-    ServerEntry, ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    MessageId, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes, ServerEntry,
+    ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -177,38 +177,21 @@ pub fn shown(verdict: &Verdict) -> String {
 }
 
 pub fn principal(kind: PrincipalKind) -> Principal {
-    Principal {
+    Principal::new(
         kind,
-        issuer: Issuer::parse("https://idp.example.com").unwrap(),
-        alias: neural_guardian::domain::IssuerAlias::parse("idp").unwrap(),
-        subject: SubjectName::parse("alice").unwrap(),
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
-    }
+        Issuer::parse("https://idp.example.com").unwrap(),
+        neural_guardian::domain::IssuerAlias::parse("idp").unwrap(),
+        SubjectName::parse("alice").unwrap(),
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    )
 }
 
 pub fn member(roles: &[&str], grants: Vec<Grant>) -> Member {
     Member {
-        id: UserId::parse("u1").unwrap(),
-        kind: PrincipalKind::User,
-        email: None,
-        display_name: None,
         roles: roles.iter().map(|role| RoleName::parse(role).unwrap()).collect(),
-        status: MemberStatus::Active,
-        identities: Vec::new(),
-        keys: Vec::new(),
         grants,
+        ..Member::new(UserId::parse("u1").unwrap(), PrincipalKind::User)
     }
 }
 

@@ -3,17 +3,7 @@
 use super::*;
 
 fn member(id: &str) -> Member {
-    Member {
-        id: UserId::parse(id).unwrap(),
-        kind: PrincipalKind::Service,
-        email: None,
-        display_name: None,
-        roles: Vec::new(),
-        status: MemberStatus::Active,
-        identities: Vec::new(),
-        keys: Vec::new(),
-        grants: Vec::new(),
-    }
+    Member::new(UserId::parse(id).unwrap(), PrincipalKind::Service)
 }
 
 #[tokio::test]

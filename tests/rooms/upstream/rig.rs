@@ -221,37 +221,19 @@ pub fn without_id(method: Method, body: &str) -> Call {
 }
 
 fn principal() -> Principal {
-    Principal {
-        kind: PrincipalKind::User,
-        issuer: Issuer::parse("https://issuer").unwrap(),
-        alias: IssuerAlias::parse("issuer").unwrap(),
-        subject: Subject::parse("alice").unwrap(),
-        method: AuthMethod::Jwt,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
-        client: None,
-        token_session: None,
-        token_id: None,
-        email: None,
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
-    }
+    Principal::new(
+        PrincipalKind::User,
+        Issuer::parse("https://issuer").unwrap(),
+        IssuerAlias::parse("issuer").unwrap(),
+        Subject::parse("alice").unwrap(),
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    )
 }
 
 fn member(server: &ServerName) -> Member {
     Member {
-        id: UserId::parse("u1").unwrap(),
-        kind: PrincipalKind::User,
-        email: None,
-        display_name: None,
-        roles: Vec::new(),
-        status: MemberStatus::Active,
         identities: vec![(Issuer::parse("https://issuer").unwrap(), Subject::parse("alice").unwrap())],
-        keys: Vec::new(),
         grants: vec![Grant {
             id: GrantId::parse("g1").unwrap(),
             server: server.clone(),
@@ -261,6 +243,7 @@ fn member(server: &ServerName) -> Member {
             expires_at: None,
             version: 1,
         }],
+        ..Member::new(UserId::parse("u1").unwrap(), PrincipalKind::User)
     }
 }
 

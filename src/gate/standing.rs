@@ -1,0 +1,98 @@
+//! What a caller is to Guardian now: who it is, how well that is known, and by which rules it is judged.
+
+use super::Gate;
+use super::caller::{Caller, Proved};
+use super::trail::Trail;
+use crate::decide::{self, Enrolment, Facts, Refused, Snapshot, Verdict, View};
+use crate::domain::{MemberStatus, Refusal};
+use std::sync::Arc;
+
+/// All that a decision stands on but the call.
+pub struct Standing {
+    pub caller: Caller,
+    pub view: View,
+    pub generation: u64,
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl Standing {
+    pub fn facts<'a>(&'a self, trail: &'a Trail) -> Facts<'a> {
+        Facts {
+            now: trail.at,
+            source_ip: trail.source,
+            principal: &self.caller.principal,
+            subject: &self.caller.subject,
+            enrolment: enrolment(&self.caller),
+            view: self.view,
+            snapshot: &self.snapshot,
+            session: trail.session.as_deref(),
+        }
+    }
+}
+
+impl Gate {
+    /// Who is calling, by the view that the decision will stand on.
+    pub(super) async fn standing(&self, proved: Proved, trail: &mut Trail) -> Result<Standing, Refusal> {
+        let (view, generation) = self.view().await;
+        let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
+        trail.member.clone_from(&caller.member);
+        Ok(Standing {
+            caller,
+            view,
+            generation,
+            snapshot: self.parts.snapshot.load_full(),
+        })
+    }
+
+    /// Nobody is refused for want of what another process granted them a moment ago.
+    pub(super) async fn judge_again(
+        &self,
+        refused: Refused,
+        standing: &mut Standing,
+        trail: &mut Trail,
+    ) -> Result<Verdict, Refusal> {
+        let moved_on = match &standing.caller.member {
+            Some(member) if refused.refusal.reason.is_of_grants() => {
+                self.parts.grants.has_moved_on(&member.id, standing.generation).await
+            }
+            _ => false,
+        };
+        if !moved_on {
+            return Ok(Verdict::Refuse(Box::new(refused)));
+        }
+        *standing = self.standing(standing.caller.principal.clone().into(), trail).await?;
+        Ok(decide::decide(refused.call, &standing.facts(trail)))
+    }
+
+    /// How old the knowledge of grants is; waits for a confirmation only if it is too old.
+    async fn view(&self) -> (View, u64) {
+        let (view, fresh) = match self.parts.grants.fresh().await {
+            Ok(view) => (view, true),
+            Err(stale) => {
+                let why = stale.why.as_deref().unwrap_or_default();
+                tracing::warn!(%stale, why, "the knowledge of grants is too old to decide upon");
+                (self.parts.grants.view(), false)
+            }
+        };
+        (
+            View {
+                seq: view.seq,
+                age_ms: millis(view.age),
+                fresh,
+            },
+            view.generation,
+        )
+    }
+}
+
+fn enrolment(caller: &Caller) -> Enrolment<'_> {
+    match caller.member.as_deref() {
+        None => Enrolment::Absent,
+        Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
+        Some(member) => Enrolment::Active(member),
+    }
+}
+
+fn millis(age: std::time::Duration) -> u64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+}
