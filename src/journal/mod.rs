@@ -185,7 +185,7 @@ impl Journal {
 
     /// Calls that were cleared and have no outcome yet.
     pub fn open_calls(&self) -> usize {
-        self.0.shared.tickets.load(Ordering::Acquire)
+        self.0.shared.queue.under_way()
     }
 
     /// Since when the disk does not answer.

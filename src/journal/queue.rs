@@ -5,6 +5,7 @@ use super::error::Sealed;
 use crate::domain::RequestId;
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ const GROUP_RECORDS: usize = 256;
 const GROUP_BYTES: usize = 1024 * 1024;
 
 /// While many wait, syncs begin this far apart for each who waited for the last one, up to the greatest gap: a sync that
-/// few share is dear, and with few waiting begins at once.
+/// few share is dear, and with few waiting begins at once. So it does when all who shared the last one are back and no
+/// call is under way: then nobody is left to wait for.
 const GAP_EACH: Duration = Duration::from_micros(100);
 const GREATEST_GAP: Duration = Duration::from_millis(2);
 /// Records nobody waits for may lie this long to ride along with the next that somebody does.
@@ -51,6 +53,8 @@ pub(super) struct Batch {
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     bell: Condvar,
+    /// Calls that were sent and have no outcome yet.
+    under_way: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -94,7 +98,7 @@ impl Queue {
         }
         admit(inner.room)?;
         let waiter = inner.put(entry);
-        let ring = inner.wakes();
+        let ring = inner.wakes(self.under_way());
         drop(inner);
         if ring {
             self.bell.notify_one();
@@ -109,7 +113,7 @@ impl Queue {
         let mut lazy_until = None;
         loop {
             let full = inner.batches.front().is_some_and(Batch::is_full);
-            if full || inner.closing {
+            if full || inner.closing || inner.all_are_back(self.under_way()) {
                 break;
             }
             let (rest, until) = match (inner.awaited, inner.records) {
@@ -171,6 +175,24 @@ impl Queue {
         locked(&self.inner).room
     }
 
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Acquire)
+    }
+
+    /// A call is sent.
+    pub fn departs(&self) {
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A call has its outcome. Tells whether it was the last under way.
+    pub fn arrives(&self) -> bool {
+        let last = self.under_way.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && locked(&self.inner).wakes(0) {
+            self.bell.notify_one();
+        }
+        last
+    }
+
     /// Takes no more from now on.
     pub fn close(&self) {
         locked(&self.inner).closing = true;
@@ -221,12 +243,17 @@ impl Inner {
         Some(batch)
     }
 
-    fn wakes(&mut self) -> bool {
+    /// Whether nobody comes soon who does not wait already.
+    fn all_are_back(&self, under_way: usize) -> bool {
+        under_way == 0 && self.awaited > 0 && self.awaited >= self.shared_by as usize
+    }
+
+    fn wakes(&mut self, under_way: usize) -> bool {
         let wakes = match self.rest {
             Rest::Awake | Rest::Sealed => false,
             Rest::Idle => true,
             Rest::Lazy => self.awaited > 0 || self.batches.front().is_some_and(Batch::is_full),
-            Rest::Gap => self.batches.front().is_some_and(Batch::is_full),
+            Rest::Gap => self.batches.front().is_some_and(Batch::is_full) || self.all_are_back(under_way),
         };
         if wakes {
             self.rest = Rest::Awake;
@@ -340,4 +367,81 @@ impl Seats {
 /// A panic elsewhere leaves these values whole: each change is made in one go.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANY: usize = 20;
+
+    fn push(queue: &Queue, entries: usize) {
+        for _ in 0..entries {
+            let entry = Entry {
+                event: Vec::new(),
+                mark: Mark::Plain,
+                room: 0,
+                awaited: true,
+            };
+            drop(queue.push(entry, |_| Ok(())).unwrap());
+        }
+    }
+
+    /// A queue of whose last batch as many were told.
+    fn told() -> Queue {
+        let queue = Queue::default();
+        push(&queue, MANY);
+        assert_eq!(taken(&queue, Instant::now()), MANY);
+        queue
+    }
+
+    fn taken(queue: &Queue, last: Instant) -> usize {
+        queue.next(last).unwrap().entries.len()
+    }
+
+    /// When the gap after it is not over for as long as the test runs.
+    fn just_now() -> Instant {
+        Instant::now() + Duration::from_secs(3_600)
+    }
+
+    fn until_it_rests(queue: &Queue) {
+        while locked(&queue.inner).rest != Rest::Gap {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn nobody_is_waited_for_when_all_are_back() {
+        let queue = told();
+        push(&queue, MANY);
+        assert_eq!(taken(&queue, just_now()), MANY);
+    }
+
+    #[test]
+    fn whoever_is_not_back_is_waited_for() {
+        let queue = told();
+        push(&queue, MANY - 1);
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| taken(&queue, just_now()));
+            until_it_rests(&queue);
+            push(&queue, 1);
+            assert_eq!(next.join().unwrap(), MANY);
+        });
+    }
+
+    #[test]
+    fn calls_under_way_are_waited_for() {
+        let queue = told();
+        (0..2).for_each(|_| queue.departs());
+        push(&queue, MANY);
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| taken(&queue, just_now()));
+            until_it_rests(&queue);
+            assert!(!queue.arrives());
+            push(&queue, 1);
+            until_it_rests(&queue);
+            assert!(queue.arrives());
+            assert_eq!(next.join().unwrap(), MANY + 1);
+        });
+    }
 }

@@ -7,7 +7,7 @@ use super::fit;
 use super::queue::{Entry, Group, Mark, Queue, Waiter, locked};
 use super::spool::Spool;
 use crate::domain::{Decided, Ending, EnvironmentName, Event, Outcome, RequestId, Timestamp};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -38,7 +38,6 @@ pub(super) struct Shared {
     /// The disk operation under way: when it began, and who waits for it.
     pub working: Mutex<Option<(Instant, Arc<Group>)>>,
     pub refused: AtomicU64,
-    pub tickets: AtomicUsize,
     pub all_closed: Notify,
     pub shipper_waits: AtomicBool,
     pub shipper: Notify,
@@ -67,7 +66,6 @@ impl Shared {
             full: AtomicBool::new(false),
             working: Mutex::default(),
             refused: AtomicU64::new(0),
-            tickets: AtomicUsize::new(0),
             all_closed: Notify::new(),
             shipper_waits: AtomicBool::new(false),
             shipper: Notify::new(),
@@ -231,7 +229,7 @@ impl Shared {
     }
 
     pub fn ticket_closed(&self) {
-        if self.tickets.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.queue.arrives() {
             self.all_closed.notify_waiters();
         }
     }

@@ -6,7 +6,6 @@ use super::shared::Shared;
 use crate::domain::{Call, Ending, Outcome, RequestId};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -19,7 +18,7 @@ pub struct Cleared {
 
 impl Cleared {
     pub(super) fn new(call: Call, shared: Arc<Shared>, seq: u64) -> Self {
-        shared.tickets.fetch_add(1, Ordering::AcqRel);
+        shared.queue.departs();
         let ticket = Ticket {
             request: call.request,
             shared,
