@@ -17,6 +17,7 @@ mod policy;
 mod quickstart;
 mod serve;
 mod server;
+mod token;
 mod user;
 
 use clap::{Parser, Subcommand};
@@ -46,6 +47,8 @@ enum Command {
     Grant(grant::Grant),
     #[command(subcommand)]
     Key(key::Key),
+    #[command(subcommand)]
+    Token(token::Token),
     #[command(subcommand)]
     User(user::User),
     #[command(subcommand)]
@@ -80,6 +83,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Policy(command) => context::block_on(command.run(config)),
         Command::Grant(command) => context::block_on(command.run(config)),
         Command::Key(command) => context::block_on(command.run(config)),
+        Command::Token(command) => context::block_on(command.run(config)),
         Command::User(command) => context::block_on(command.run(config)),
         Command::Server(command) => context::block_on(command.run(config)),
         Command::Audit(command) => context::block_on(command.run(config)),

@@ -217,7 +217,7 @@ async fn set(admin: &Admin, user: &str, to: MemberStatus, format: Format) -> Res
 }
 
 /// An alias stands for its issuer; anything else is taken as the exact `iss`.
-fn exact(config: &Config, named: &Issuer) -> Issuer {
+pub fn exact(config: &Config, named: &Issuer) -> Issuer {
     let by_alias = config.issuers.iter().find(|issuer| issuer.alias.as_str() == named.as_str());
     by_alias.map_or_else(|| named.clone(), |issuer| issuer.issuer.clone())
 }

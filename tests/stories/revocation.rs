@@ -88,7 +88,7 @@ on_both_stores! {
         assert_eq!(files.calls().len(), 1);
     }
 
-    /// An issuer's word that everything it gave out before is void, as an operator writes it into the store.
+    /// What an operator does when somebody's tokens got about.
     async fn tokens_issued_before_a_revocation_are_refused(world: World) {
         let (files, _) = ana_reads_files(&mut world).await;
         let issuer = Issuer::es256("https://id.example.test");
@@ -101,8 +101,8 @@ on_both_stores! {
         let client = world.connected("files", &token("ana")).await;
         assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
 
-        let row = format!("('default', '{}', 'subject', 'ana')", issuer.iss);
-        world.sql(&format!("INSERT INTO {{t}}revocations (environment, issuer, kind, value) VALUES {row}")).await;
+        let revoked = world.guardian("token revoke --issuer id --subject ana").ok();
+        assert!(revoked.stdout.contains(&format!("tokens of `ana` of `{}` issued before", issuer.iss)), "{revoked:?}");
         eventually("the token to be refused", async || {
             let answer = client.call("echo", json!({ "text": "hi" })).await;
             (answer.verdict() == "401 credential_revoked").then_some(())
@@ -111,7 +111,21 @@ on_both_stores! {
         let reached = files.calls().len();
         assert_eq!(client.call("echo", json!({ "text": "hi" })).await.verdict(), "401 credential_revoked");
         assert_eq!(files.calls().len(), reached);
-        assert_eq!(world.connected("files", &token("ana-too")).await.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+        let other = world.connected("files", &token("ana-too")).await;
+        assert_eq!(other.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+
+        // Of a user: all of their identities, but not the keys.
+        world.guardian("token revoke --user ana@example.com").ok();
+        eventually("the other token to be refused", async || {
+            let answer = other.call("echo", json!({ "text": "hi" })).await;
+            (answer.verdict() == "401 credential_revoked").then_some(())
+        })
+        .await;
+        let key = world.connected("files", &world.key("ana")).await;
+        assert_eq!(key.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+        for wrong in ["token revoke", "token revoke --issuer id", "token revoke --subject ana", "token revoke --user ana@example.com --issuer id"] {
+            assert_eq!(world.guardian(wrong).code, 2, "{wrong}");
+        }
     }
 }
 

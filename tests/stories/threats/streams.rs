@@ -479,12 +479,13 @@ async fn t36_a_stream_ends_when_scopes_are_taken_away() {
             }
         };
         assert_eq!(stream.header("content-type"), Some("text/event-stream"), "{what}");
-        if what != "tools/call" {
-            say(
-                &server,
-                &json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" }),
-            )
-            .await;
+        let first = match what {
+            "GET" => Some("notifications/tools/list_changed"),
+            "subscriptions/listen" => Some("notifications/subscriptions/acknowledged"),
+            _ => None,
+        };
+        if let Some(first) = first {
+            say(&server, &json!({ "jsonrpc": "2.0", "method": first })).await;
         }
         assert!(
             soon("an event", stream.event()).await.unwrap().is_some(),

@@ -1,0 +1,138 @@
+//! `guardian token`: refuses tokens that issuers gave out, before they expire by themselves.
+
+use super::context::{Admin, ConfigFile, moment_ahead, moment_past, now};
+use super::failure::Failure;
+use super::output::{Format, at, clean};
+use super::user::exact;
+use crate::config::Span;
+use crate::domain::{Issuer, Revocation, RevocationKind, Timestamp};
+use serde_json::json;
+use std::time::Duration;
+
+/// How long a token is refused if nothing else is said: longer than tokens are good for.
+const LONG: Span = Span(Duration::from_secs(30 * 24 * 3_600));
+
+/// Refuse tokens before they expire.
+#[derive(Debug, clap::Subcommand)]
+pub enum Token {
+    /// Refuse every token issued up to now: of a user, or of what an issuer names in its tokens.
+    ///
+    /// Tokens issued later are taken again, so whoever is to stay out is disabled as well. Keys are revoked by `key revoke`.
+    #[command(
+        after_help = "Examples:\n  guardian token revoke --user alice@example.com\n  guardian token revoke --issuer company --session 7d1f0c --reason \"lost laptop\""
+    )]
+    Revoke {
+        #[command(flatten)]
+        of: Of,
+        /// Those issued before this: a length of time ago, or a moment (RFC 3339); now, if nothing is said.
+        #[arg(long, value_parser = moment_past, value_name = "WHEN")]
+        before: Option<Timestamp>,
+        /// How long they are refused: until the last of them has expired. Thirty days, if nothing is said.
+        #[arg(long, value_parser = moment_ahead, value_name = "WHEN")]
+        until: Option<Timestamp>,
+        /// For the record.
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+pub struct Of {
+    /// By id or e-mail: every identity that is linked to them.
+    #[arg(long, conflicts_with_all = ["issuer", "subject", "session", "client", "jti"])]
+    user: Option<String>,
+    /// The alias of a configured issuer, or an exact `iss`.
+    #[arg(long, value_name = "ALIAS|ISS")]
+    issuer: Option<Issuer>,
+    /// The exact `sub`.
+    #[arg(long, value_name = "SUB", requires = "issuer", group = "what")]
+    subject: Option<String>,
+    /// The `session_id` or `sid`.
+    #[arg(long, value_name = "SID", requires = "issuer", group = "what")]
+    session: Option<String>,
+    /// The OAuth client: `azp` or `client_id`.
+    #[arg(long, value_name = "ID", requires = "issuer", group = "what")]
+    client: Option<String>,
+    /// One token, by its `jti`.
+    #[arg(long, value_name = "JTI", requires = "issuer", group = "what")]
+    jti: Option<String>,
+}
+
+impl Token {
+    pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let Token::Revoke {
+            of,
+            before,
+            until,
+            reason,
+            format,
+        } = self;
+        let admin = Admin::open(file).await?;
+        let named = of.named(&admin).await?;
+        let (before, until) = (before.unwrap_or_else(now), until.unwrap_or_else(|| now().plus(LONG.0)));
+        for (issuer, kind, value) in &named {
+            let revocation = Revocation {
+                issuer: issuer.clone(),
+                kind: *kind,
+                value: value.clone(),
+                issued_before: before,
+                expires_at: until,
+            };
+            admin
+                .store
+                .add_revocation(&admin.config.environment, &revocation, reason.as_deref())
+                .await?;
+        }
+        let values: Vec<String> = named
+            .iter()
+            .map(|(issuer, _, value)| format!("`{}` of `{issuer}`", clean(value)))
+            .collect();
+        format.done(
+            &json!({
+                "revoked": named.iter().map(|(issuer, _, value)| json!({ "issuer": issuer, "value": value })).collect::<Vec<_>>(),
+                "issued_before": at(before),
+                "expires_at": at(until),
+            }),
+            format_args!(
+                "tokens of {} issued before {} are refused until {}",
+                values.join(", "),
+                at(before),
+                at(until)
+            ),
+        )
+    }
+}
+
+impl Of {
+    async fn named(&self, admin: &Admin) -> Result<Vec<(Issuer, RevocationKind, String)>, Failure> {
+        if let Some(user) = &self.user {
+            let row = admin.user(user).await?;
+            if row.identities.is_empty() {
+                return Err(Failure::failed(format_args!(
+                    "`{}` is linked to no identity of an issuer; `guardian key list` shows their keys",
+                    clean(user)
+                )));
+            }
+            let subjects = row.identities.into_iter();
+            return Ok(subjects
+                .map(|(issuer, subject)| (issuer, RevocationKind::Subject, subject.to_string()))
+                .collect());
+        }
+        let given = [
+            (RevocationKind::Subject, &self.subject),
+            (RevocationKind::Session, &self.session),
+            (RevocationKind::Client, &self.client),
+            (RevocationKind::Jti, &self.jti),
+        ];
+        let what = given.into_iter().find_map(|(kind, value)| Some((kind, value.clone()?)));
+        match (&self.issuer, what) {
+            (Some(issuer), Some((kind, value))) => Ok(vec![(exact(&admin.config, issuer), kind, value)]),
+            _ => Err(Failure::usage(
+                "name a `--user`, or with `--issuer` a `--subject`, `--session`, `--client` or `--jti`",
+            )),
+        }
+    }
+}
