@@ -140,7 +140,7 @@ fn with_tasks(received: &Received) -> Option<Scripted> {
 async fn t33_nobody_resumes_asks_after_or_ends_what_somebody_else_began() {
     let mut scene = Scene::set("client_requests = ['elicitation']", &[]).await;
     scene.files.script(with_tasks);
-    let (ana, bob) = (scene.ana(), scene.bystander());
+    let [ana, bob] = [&scene.ana, &scene.bob].map(|key| scene.world.client("files").doing_tasks().bearer(key));
     let task = ana.call("echo", json!({ "text": "hi" })).await.message["result"]["taskId"].clone();
     assert!(task.is_string(), "the server began a task");
     let mut spoilt = task.as_str().unwrap().to_owned();
