@@ -113,6 +113,7 @@ const CATALOGUE: &[(&str, &str, &[&str])] = &[
         "forged states",
         &[
             "a_call_that_needs_more_is_repeated_with_it",
+            "a_request_state_is_taken_back_for_as_long_as_a_session",
             "input_for_a_server_that_may_ask_nothing_is_refused",
         ],
     ),

@@ -396,6 +396,11 @@ async fn listen(scene: &Scene, client: &Client) -> Reply {
     stream
 }
 
+/// What a subscription begins with.
+fn acknowledged() -> Value {
+    json!({ "jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": { "notifications": {} } })
+}
+
 /// A token counts until its time and the tolerance for clocks are over; so does what stands on it, and no longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t36_a_stream_ends_with_the_token_that_opened_it() {
@@ -465,27 +470,23 @@ async fn t36_a_stream_ends_when_scopes_are_taken_away() {
         let server = scene.files.offer_stream();
         let mut stream = match what {
             "subscriptions/listen" => listen(&scene, &scene.ana()).await,
-            "GET" => {
-                let mut headers = legacy.base_headers();
-                headers.remove("content-type");
-                headers.insert("accept", "text/event-stream".parse().unwrap());
-                legacy.alike().send("GET", headers, Default::default()).await.unwrap()
-            }
+            "GET" => legacy.own_stream().await,
             _ => {
                 let call = legacy.request("tools/call", json!({ "name": "slow", "arguments": { "events": 3 } }));
-                let stream = legacy.alike().open(&call).await.unwrap();
-                scene.files.step();
-                stream
+                legacy.alike().open(&call).await.unwrap()
             }
         };
         assert_eq!(stream.header("content-type"), Some("text/event-stream"), "{what}");
-        let first = match what {
-            "GET" => Some("notifications/tools/list_changed"),
-            "subscriptions/listen" => Some("notifications/subscriptions/acknowledged"),
-            _ => None,
-        };
-        if let Some(first) = first {
-            say(&server, &json!({ "jsonrpc": "2.0", "method": first })).await;
+        match what {
+            "subscriptions/listen" => say(&server, &acknowledged()).await,
+            "GET" => {
+                say(
+                    &server,
+                    &json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" }),
+                )
+                .await
+            }
+            _ => scene.files.step(),
         }
         assert!(
             soon("an event", stream.event()).await.unwrap().is_some(),
