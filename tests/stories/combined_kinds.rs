@@ -116,7 +116,8 @@ on_both_stores! {
             assert_eq!(client.ask(method, params).await.verdict(), "403 member_disabled", "{method}");
         }
         let mut legacy = crate::combined::client(&world, &key);
-        assert_eq!(legacy.handshake().await.verdict(), "403 member_disabled");
+        let (combined, own) = (legacy.handshake().await, world.client("files").bearer(&key).handshake().await);
+        assert_eq!((combined.reason(), combined.status), ("member_disabled", own.status), "as the server's own endpoint says it");
     }
 
     /// What is unknown here is on record with who asked, and the record is the one that is quoted.
