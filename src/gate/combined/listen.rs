@@ -62,7 +62,7 @@ impl Asker {
     pub(super) async fn listen(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let wanted = self.wanted(read, trail).await?;
         let at = read.params.notifications_at.ok_or(Reason::InvalidParams)?;
-        let merging = Merging::begin(self, Era::Modern, trail).await?;
+        let (merging, seen) = Merging::begin(self, trail).await?;
         trail.passed_on = true;
         let (reports, mut heard) = mpsc::channel(wanted.len().max(1));
         let (out, frames) = mpsc::channel(1);
@@ -106,7 +106,7 @@ impl Asker {
             "_meta": { "io.modelcontextprotocol/subscriptionId": serde_json::from_str::<Value>(id.as_json()).unwrap_or_default() },
             "notifications": granted,
         } });
-        let changes = merging.tools_changed(out.clone(), Some(id.as_json().to_owned()));
+        let changes = seen.tell_changes(out.clone(), Some(id.clone()));
         let looking = async move {
             match wants_tools {
                 true => changes.await,

@@ -7,10 +7,11 @@ use super::names::{Names, Origin, split_event};
 use super::session::{Conversation, Held};
 use super::through::{Asked, Through};
 use crate::decide::Snapshot;
-use crate::domain::{Digest, Era, Reason, Refusal, ServerName};
+use crate::domain::{Digest, MessageId, Reason, Refusal, ServerName};
 use crate::gate::alive::Alive;
 use crate::gate::screen::{event, event_stream, is_event_stream};
 use crate::gate::site::Verb;
+use crate::gate::standing::Standing;
 use crate::gate::streams;
 use crate::gate::trail::Trail;
 use crate::grants::Ticket;
@@ -53,14 +54,14 @@ impl Asker {
             Some((server, Origin::Own, last)) => Some((server, last.to_owned())),
             None => None,
         };
-        let merging = Merging::begin(self, Era::Legacy, trail).await?;
+        let (merging, seen) = Merging::begin(self, trail).await?;
         let (out, frames) = mpsc::channel(1);
         let following = Following {
             asker: self.clone(),
             conversation,
             out: out.clone(),
         };
-        let looking = merging.tools_changed(out.clone(), None);
+        let looking = seen.tell_changes(out.clone(), None);
         let cut = merging.cut.clone();
         let task = tokio::spawn(async move {
             tokio::select! {
@@ -91,16 +92,15 @@ impl Asker {
 
 /// One client's stream over those of servers.
 pub(super) struct Merging {
-    asker: Asker,
-    era: Era,
-    source: Trail,
-    enrolled: crate::gate::streams::Enrolled,
+    keep_alive: Duration,
+    enrolled: streams::Enrolled,
     pub cut: CancellationToken,
-    seen: Seen,
 }
 
 /// What the client has been told of the tools so far.
-struct Seen {
+pub(super) struct Seen {
+    asker: Asker,
+    trail: Trail,
     snapshot: Arc<Snapshot>,
     generation: u64,
     shown: Digest,
@@ -108,92 +108,81 @@ struct Seen {
 
 impl Merging {
     /// The stream stands on the caller; on grants stands what servers say on it.
-    pub async fn begin(asker: &Asker, era: Era, trail: &mut Trail) -> Result<Self, Refusal> {
+    pub async fn begin(asker: &Asker, trail: &mut Trail) -> Result<(Self, Seen), Refusal> {
         let gate = &asker.gate;
         let standing = asker.standing(trail).await?;
         gate.has_room_for_a_stream(&asker.principal)?;
         let member = standing.caller.member.as_ref().ok_or(Reason::NotEnrolled)?;
-        let ticket = Ticket {
+        let (enrolled, cut) = gate.streams.enrol(Ticket {
             generation: standing.generation,
             member: member.id.clone(),
             grant: None,
             principal: asker.principal.clone(),
-        };
-        let (enrolled, cut) = gate.streams.enrol(ticket);
-        let mut source = Trail::new(trail.request, trail.at, trail.source);
-        source.session.clone_from(&trail.session);
-        let shown = digest(&gate.definitions(&standing, era, trail));
-        Ok(Self {
+        });
+        let mut of_stream = Trail::new(trail.request, trail.at, trail.source);
+        (of_stream.era, of_stream.session) = (trail.era, trail.session.clone());
+        let seen = Seen {
             asker: asker.clone(),
-            era,
-            source,
+            shown: shown(&standing, asker, trail),
+            trail: of_stream,
+            snapshot: standing.snapshot,
+            generation: standing.generation,
+        };
+        let merging = Self {
+            keep_alive: gate.parts.site.keep_alive,
             enrolled,
             cut,
-            seen: Seen {
-                snapshot: standing.snapshot,
-                generation: standing.generation,
-                shown,
-            },
-        })
-    }
-
-    /// Says so when the tools that this caller is shown have changed; `tag` is the subscription that wants to know.
-    pub fn tools_changed(&self, out: mpsc::Sender<Bytes>, tag: Option<String>) -> impl Future<Output = ()> + Send + use<> {
-        let message = match tag {
-            Some(tag) => format!(
-                r#"{{"jsonrpc":"2.0","method":"{TOOLS_CHANGED}","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{tag}}}}}}}"#
-            ),
-            None => format!(r#"{{"jsonrpc":"2.0","method":"{TOOLS_CHANGED}"}}"#),
         };
-        let (asker, era) = (self.asker.clone(), self.era);
-        let mut source = Trail::new(self.source.request, self.source.at, self.source.source);
-        source.session.clone_from(&self.source.session);
-        let mut seen = Seen {
-            snapshot: self.seen.snapshot.clone(),
-            ..self.seen
-        };
-        async move {
-            loop {
-                sleep(LOOK).await;
-                if seen.looks_anew(&asker, era, &mut source).await && out.send(event(message.as_bytes())).await.is_err() {
-                    return;
-                }
-            }
-        }
+        Ok((merging, seen))
     }
 
     /// The answer; the stream lasts as long as the task and no longer than its reader.
     pub fn response(self, frames: mpsc::Receiver<Bytes>, task: tokio::task::JoinHandle<()>) -> Response<Body> {
-        let keep_alive = self.asker.gate.parts.site.keep_alive;
         let merged = Merged {
             frames,
             _task: AbortOnDropHandle::new(task),
         };
-        let body = Alive::new(UnsyncBoxBody::new(merged), keep_alive).boxed();
+        let body = Alive::new(UnsyncBoxBody::new(merged), self.keep_alive).boxed();
         event_stream(streams::Held::new(body, self.enrolled).boxed())
     }
 }
 
 impl Seen {
-    /// Whether the caller is shown other tools than before.
-    async fn looks_anew(&mut self, asker: &Asker, era: Era, trail: &mut Trail) -> bool {
-        let gate = &asker.gate;
-        let same = Arc::ptr_eq(&self.snapshot, &gate.parts.snapshot.load()) && self.generation == gate.parts.grants.generation();
-        if same {
+    /// Says so when the tools that this caller is shown have changed; `tag` is the subscription that wants to know.
+    pub async fn tell_changes(mut self, out: mpsc::Sender<Bytes>, tag: Option<MessageId>) {
+        let message = match tag {
+            Some(tag) => format!(
+                r#"{{"jsonrpc":"2.0","method":"{TOOLS_CHANGED}","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{}}}}}}}"#,
+                tag.as_json()
+            ),
+            None => format!(r#"{{"jsonrpc":"2.0","method":"{TOOLS_CHANGED}"}}"#),
+        };
+        loop {
+            sleep(LOOK).await;
+            if self.looks_anew().await && out.send(event(message.as_bytes())).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the caller is shown other tools than before. It is looked at closely only when something has changed.
+    async fn looks_anew(&mut self) -> bool {
+        let parts = &self.asker.gate.parts;
+        if Arc::ptr_eq(&self.snapshot, &parts.snapshot.load()) && self.generation == parts.grants.generation() {
             return false;
         }
-        trail.at = (gate.parts.clock.now)();
-        let Ok(standing) = asker.standing(trail).await else {
+        self.trail.at = (parts.clock.now)();
+        let Ok(standing) = self.asker.standing(&mut self.trail).await else {
             return false;
         };
-        let shown = digest(&gate.definitions(&standing, era, trail));
-        (self.snapshot, self.generation) = (standing.snapshot.clone(), standing.generation);
+        let shown = shown(&standing, &self.asker, &self.trail);
+        (self.snapshot, self.generation) = (standing.snapshot, standing.generation);
         std::mem::replace(&mut self.shown, shown) != shown
     }
 }
 
-fn digest(definitions: &[String]) -> Digest {
-    Digest::of(definitions.join("\n").as_bytes())
+fn shown(standing: &Standing, asker: &Asker, trail: &Trail) -> Digest {
+    Digest::of(asker.gate.definitions(standing, trail.era, trail).join("\n").as_bytes())
 }
 
 /// Follows the streams of a legacy client's sessions.
