@@ -69,7 +69,12 @@ pub fn is_admitted(facts: &Facts<'_>) -> Result<(), Refusal> {
 
 /// Whether this caller may speak to this server at all.
 pub fn admits(server: &ServerName, facts: &Facts<'_>) -> bool {
-    standing::held(server, facts).is_ok()
+    refuses(server, facts).is_none()
+}
+
+/// Why this caller may not speak to this server at all.
+pub fn refuses(server: &ServerName, facts: &Facts<'_>) -> Option<Reason> {
+    standing::held(server, facts).err().map(|refusal| refusal.reason)
 }
 
 /// Whether some call of this tool by this caller could be permitted now. Says yes when in doubt: it never hides a

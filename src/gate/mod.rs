@@ -270,9 +270,12 @@ impl Gate {
         } = standing;
         let params =
             mirror::fields(permit.call(), headers, &snapshot).inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
-        let admission = self
-            .admit(&permit, &caller.principal, counted)
-            .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
+        let admission = match through.is_some_and(|through| through.is_counted) {
+            true => None,
+            false => self
+                .admit(&permit, &caller.principal, counted)
+                .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?,
+        };
         let handing = Handing::of(talk, permit.call(), tasks);
         let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
         let mut screen = Screen::of(permit.call(), handing, lens, through.map(Through::names));

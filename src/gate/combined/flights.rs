@@ -1,10 +1,11 @@
 //! Requests that are under way for servers: which of them a client takes back is known by their ids.
 
-use crate::domain::{MessageId, ServerName};
+use crate::domain::{Digest, MessageId, ServerName};
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,17 +13,17 @@ use std::task::{Context, Poll};
 
 /// Requests under way and the servers they were passed on to, by session and id.
 #[derive(Default)]
-pub struct Flights(Mutex<HashMap<(String, String), ServerName>>);
+pub struct Flights(Mutex<HashMap<(Digest, String), ServerName>>);
 
 /// A request under way, until its answer is out.
 pub struct Flight {
     flights: Arc<Flights>,
-    key: (String, String),
+    key: (Digest, String),
 }
 
 impl Flights {
-    pub fn begin(self: &Arc<Self>, label: &str, id: &MessageId, server: &ServerName) -> Flight {
-        let key = (label.to_owned(), id.as_json().to_owned());
+    pub fn begin(self: &Arc<Self>, session: Digest, id: &MessageId, server: &ServerName) -> Flight {
+        let key = (session, of_message(id));
         self.map().insert(key.clone(), server.clone());
         Flight {
             flights: self.clone(),
@@ -31,12 +32,16 @@ impl Flights {
     }
 
     /// Whose request this is.
-    pub fn server(&self, label: &str, id: &MessageId) -> Option<ServerName> {
-        let key = (label.to_owned(), id.as_json().to_owned());
-        self.map().get(&key).cloned()
+    pub fn server(&self, session: Digest, id: &MessageId) -> Option<ServerName> {
+        self.map().get(&(session, of_message(id))).cloned()
     }
 
-    fn map(&self) -> MutexGuard<'_, HashMap<(String, String), ServerName>> {
+    /// Whether another server is to answer the request of this id.
+    pub fn is_of_another(&self, session: Digest, id: &Value, server: &ServerName) -> bool {
+        self.map().get(&(session, written(id))).is_some_and(|asked| asked != server)
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<(Digest, String), ServerName>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -51,6 +56,18 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.flights.map().remove(&self.key);
+    }
+}
+
+fn of_message(id: &MessageId) -> String {
+    written(&serde_json::from_str(id.as_json()).unwrap_or_default())
+}
+
+/// One spelling for each id: clients compare numbers, not their digits.
+fn written(id: &Value) -> String {
+    match id.as_f64() {
+        Some(number) => format!("{number}"),
+        None => id.to_string(),
     }
 }
 

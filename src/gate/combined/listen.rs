@@ -16,7 +16,7 @@ use crate::upstream::said_server;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -25,6 +25,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// How long servers are waited for before what they grant is acknowledged; later ones join without a word.
 const PATIENCE: Duration = Duration::from_secs(2);
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
+/// Each server's part of the question is held for as long as the stream lasts.
+const LONGEST: usize = 64 * 1024;
 /// Flags of the filter, and the capability without which a server has nothing to tell.
 const FLAGS: [(&str, &str); 2] = [("promptsListChanged", "prompts"), ("resourcesListChanged", "resources")];
 
@@ -60,6 +62,9 @@ struct Member {
 
 impl Asker {
     pub(super) async fn listen(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        if read.body.len() > LONGEST {
+            return Err(Reason::BodyTooLarge.into());
+        }
         let wanted = self.wanted(read, trail).await?;
         let at = read.params.notifications_at.ok_or(Reason::InvalidParams)?;
         let (merging, seen) = Merging::begin(self, trail).await?;
@@ -136,7 +141,9 @@ impl Asker {
         let filter = filter(read);
         let standing = self.standing(trail).await?;
         let mut wanted: BTreeMap<ServerName, Wanted> = BTreeMap::new();
+        let mut known = BTreeSet::new();
         for (name, server) in self.gate.servers(&standing, Era::Modern, trail) {
+            known.insert(name);
             let hello = server.hello();
             let flags = FLAGS.iter().filter(|(flag, of)| filter[*flag] == true && !hello.lacks(of));
             for (flag, _) in flags {
@@ -148,11 +155,13 @@ impl Asker {
             }
         }
         let uris = uris.iter().map(|uri| {
-            let (server, uri) = split_uri(uri).ok_or(Reason::UnknownTarget)?;
+            let there = split_uri(uri).filter(|(server, _)| known.contains(server));
+            let (server, uri) = there.ok_or(Reason::UnknownTarget)?;
             Ok(("resourceSubscriptions", server, uri.to_owned()))
         });
         let tasks = read.params.listened_tasks.iter().map(|task| {
-            let server = said_server(&task.text).ok_or(Reason::UnknownTask)?;
+            let there = said_server(&task.text).filter(|server| known.contains(server));
+            let server = there.ok_or(Reason::UnknownTask)?;
             Ok(("taskIds", server, task.text.clone()))
         });
         for named in uris.chain(tasks) {

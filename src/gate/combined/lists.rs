@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Response;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -37,13 +37,22 @@ impl Asker {
             None => None,
         };
         let asked: Vec<(ServerName, Option<String>)> = match gone_on {
-            Some(cursors) => cursors.into_iter().map(|(server, cursor)| (server, Some(cursor))).collect(),
+            Some(cursors) => {
+                let known: BTreeSet<&ServerName> = self.gate.servers(&standing, read.era, trail).map(|(name, _)| name).collect();
+                if !cursors.keys().all(|server| known.contains(server)) {
+                    return Err(Reason::UnknownCursor.into());
+                }
+                cursors.into_iter().map(|(server, cursor)| (server, Some(cursor))).collect()
+            }
             None => {
                 let servers = self.gate.servers(&standing, read.era, trail);
                 let some = servers.filter(|(_, server)| !server.hello().lacks(capability(of)));
                 some.map(|(name, _)| (name.clone(), None)).collect()
             }
         };
+        if asked.is_empty() {
+            drop(self.admit()?);
+        }
         trail.passed_on = true;
         let questions = asked.into_iter().map(|(server, cursor)| {
             let question = self.page(read, server, cursor, of, id);

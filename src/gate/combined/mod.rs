@@ -19,7 +19,8 @@ use super::message::{fit_for_a_record, heard};
 use super::site::{self, Verb};
 use super::trail::Trail;
 use super::{Errand, Gate, reply};
-use crate::domain::{Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
+use crate::decide;
+use crate::domain::{Digest, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::limits::PrincipalKey;
 use crate::mcp::{self, Heads, Message, Params, Reference, splice};
 use crate::transport::Body;
@@ -30,7 +31,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use moka::sync::Cache;
 use names::{Origin, split_name, split_uri};
 use serde_json::Value;
-use session::Conversation;
+use session::{Conversation, key_of};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,9 +39,9 @@ use through::Asked;
 
 /// What an instance remembers of combined sessions. A session is taken up again without any of it.
 pub struct Combined {
-    conversations: Cache<String, Arc<Conversation>>,
+    conversations: Cache<Digest, Arc<Conversation>>,
     /// Sessions that their clients have ended.
-    ended: Cache<String, ()>,
+    ended: Cache<Digest, ()>,
     flights: Arc<Flights>,
 }
 
@@ -73,7 +74,8 @@ struct Addressed<'a> {
     headers: HeaderMap,
 }
 
-const MOST_CONVERSATIONS: u64 = 100_000;
+const MOST_CONVERSATIONS: u64 = 20_000;
+const MOST_ENDED: u64 = 1_000_000;
 
 impl Combined {
     pub fn new(lifetime: Duration) -> Self {
@@ -82,33 +84,30 @@ impl Combined {
                 .max_capacity(MOST_CONVERSATIONS)
                 .time_to_idle(lifetime)
                 .build(),
-            ended: Cache::builder()
-                .max_capacity(MOST_CONVERSATIONS)
-                .time_to_live(lifetime)
-                .build(),
+            ended: Cache::builder().max_capacity(MOST_ENDED).time_to_live(lifetime).build(),
             flights: Arc::default(),
         }
     }
 
-    fn conversation(&self, session: &Session) -> Option<Arc<Conversation>> {
-        let label = session.label();
-        if self.ended.contains_key(&label) {
+    fn conversation(&self, principal: &Principal, session: &Session) -> Option<Arc<Conversation>> {
+        let key = key_of(principal, session);
+        if self.ended.contains_key(&key) {
             return None;
         }
-        if let Some(conversation) = self.conversations.get(&label) {
+        if let Some(conversation) = self.conversations.get(&key) {
             return Some(conversation);
         }
-        let conversation = Arc::new(Conversation::resume(session)?);
-        Some(self.conversations.get_with(label, || conversation))
+        let conversation = Arc::new(Conversation::resume(key, session)?);
+        Some(self.conversations.get_with(key, || conversation))
     }
 
     fn is_ended(&self, conversation: &Conversation) -> bool {
-        self.ended.contains_key(&conversation.label)
+        self.ended.contains_key(&conversation.key)
     }
 
     fn end(&self, conversation: &Conversation) {
-        self.ended.insert(conversation.label.clone(), ());
-        self.conversations.invalidate(&conversation.label);
+        self.ended.insert(conversation.key, ());
+        self.conversations.invalidate(&conversation.key);
     }
 }
 
@@ -312,12 +311,7 @@ impl Asker {
 
     /// What is asked for no server can have. Who may ask for nothing hears that first.
     async fn nothing(&self, read: &Read<'_>, said: Option<&str>, trail: &mut Trail) -> Refusal {
-        let said = said.map(fit_for_a_record);
-        match read.method {
-            Method::ToolsCall => trail.tool = said,
-            _ => trail.target = said,
-        }
-        trail.arguments.clone_from(&read.params.arguments);
+        put_down(read, said, trail);
         match self.standing(trail).await {
             Ok(_) => unknown(read.method).into(),
             Err(refusal) => refusal,
@@ -327,10 +321,14 @@ impl Asker {
     /// Passed on, and answered as the server's own endpoint would. A server that there is not for this caller is not told
     /// from one that there is not at all.
     async fn to_server(&self, read: &Read<'_>, to: Addressed<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+        put_down(read, read.params.name.as_deref().or(read.params.uri.as_deref()), trail);
+        let standing = self.standing(trail).await?;
+        let there = decide::refuses(&to.server, &standing.facts(trail)).is_none_or(|reason| !is_not_there(reason));
+        drop(standing);
         trail.passed_on = true;
         let flight = read.conversation.as_ref().zip(trail.id.as_ref()).map(|(conversation, id)| {
             let flights = &self.gate.combined.flights;
-            flights.begin(&conversation.label, id, &to.server)
+            flights.begin(conversation.key, id, &to.server)
         });
         let asked = read.ask(to.server.clone(), &to.headers, to.body).await;
         if let (Some(conversation), true) = (&read.conversation, asked.answered.is_ok()) {
@@ -341,7 +339,7 @@ impl Asker {
             }
         }
         match asked.answered {
-            Err(ref refusal) if is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
+            Err(ref refusal) if !there || is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
             _ => {
                 let response = asked.response(&self.gate);
                 Ok(match flight {
@@ -370,11 +368,27 @@ impl Read<'_> {
             Some(held) => through.has_lost(held, asked.trail.answered).await,
             None => false,
         };
-        if let (true, Some(StatusCode::NOT_FOUND)) = (lost, asked.trail.answered) {
-            asked = through.ask(Verb::Post, &headers, body).await;
+        match (lost, asked.trail.answered, self.method) {
+            // What was carried out once may have been carried out in spite of what the server says.
+            (true, Some(StatusCode::NOT_FOUND), Method::ToolsCall | Method::TasksUpdate) => {
+                let why = "it has lost its session, and another is opened for the next call";
+                asked.answered = Err(Refusal::with_detail(Reason::UpstreamBroken, why));
+            }
+            (true, Some(StatusCode::NOT_FOUND), _) => asked = through.ask(Verb::Post, &headers, body).await,
+            _ => (),
         }
         asked.keeping_the_session()
     }
+}
+
+/// What is asked for, should it be refused here.
+fn put_down(read: &Read<'_>, said: Option<&str>, trail: &mut Trail) {
+    let said = said.map(fit_for_a_record);
+    match read.method {
+        Method::ToolsCall => trail.tool = said,
+        _ => trail.target = said,
+    }
+    trail.arguments.clone_from(&read.params.arguments);
 }
 
 /// How it is said that there is no such thing.

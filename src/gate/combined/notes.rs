@@ -1,7 +1,7 @@
 //! What a legacy client says to servers without asking, answers to them, and the end of its session: to the server that is
 //! meant where that is known, to all that know this client otherwise. Servers it never spoke to hear nothing.
 
-use super::session::{Conversation, Held};
+use super::session::{Conversation, Held, Level};
 use super::through::all;
 use super::{Asker, Read, answer};
 use crate::domain::{MessageId, Reason, Refusal, ServerName};
@@ -29,7 +29,7 @@ impl Asker {
     ) -> Response<Body> {
         let open = conversation.open();
         let cancelled = notification.params.as_ref().and_then(|params| params.request_id.as_ref());
-        let known = cancelled.and_then(|id| self.gate.combined.flights.server(&conversation.label, id));
+        let known = cancelled.and_then(|id| self.gate.combined.flights.server(conversation.key, id));
         let meant: Vec<_> = match notification.method.as_str() {
             // Each server is told when its session is opened.
             "notifications/initialized" => Vec::new(),
@@ -63,8 +63,10 @@ impl Asker {
     /// Each server is told, and those that this client speaks to later.
     pub(super) async fn set_level(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         self.standing(trail).await?;
+        drop(self.admit()?);
         let conversation = read.conversation.as_ref().ok_or(Reason::InvalidRequest)?;
-        conversation.set_level(read.body.clone());
+        let level = Level::read(&read.body);
+        conversation.set_level(level.ok_or_else(|| Refusal::with_detail(Reason::InvalidParams, "`level` is none"))?);
         let mut open = conversation.open();
         open.retain(|(server, _)| !self.through(server.clone(), None, false).lacks("logging"));
         trail.passed_on = !open.is_empty();

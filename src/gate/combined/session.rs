@@ -5,7 +5,7 @@
 use super::Asker;
 use super::names::{Names, Origin};
 use super::through::{Through, whole};
-use crate::domain::{MessageId, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
+use crate::domain::{Digest, MessageId, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::gate::site::Verb;
 use crate::mcp;
 use crate::upstream::{Session, UpstreamSessionId};
@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -28,6 +29,8 @@ pub struct Introduction {
 
 /// One client's conversation with all servers at once.
 pub struct Conversation {
+    /// Whose session it is, and which. A label would be too short to tell one from another.
+    pub key: Digest,
     /// Names it in records.
     pub label: String,
     pub version: ProtocolVersion,
@@ -41,10 +44,38 @@ pub struct Conversation {
 /// What holds for a session: said again to a server that gets another.
 #[derive(Default)]
 struct Wishes {
-    /// The body of the last `logging/setLevel`.
-    level: Option<Bytes>,
+    /// Of the last `logging/setLevel`.
+    level: Option<Level>,
     /// Resources that the client wants to hear of, as their servers call them.
     subscribed: BTreeMap<ServerName, BTreeSet<String>>,
+}
+
+/// How much a client wants to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Debug,
+    Info,
+    Notice,
+    Warning,
+    Error,
+    Critical,
+    Alert,
+    Emergency,
+}
+
+impl Level {
+    /// Of the body of a `logging/setLevel`.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let mut message: Value = serde_json::from_slice(body).ok()?;
+        serde_json::from_value(message["params"]["level"].take()).ok()
+    }
+
+    fn message(self) -> Bytes {
+        json!({ "jsonrpc": "2.0", "id": "guardian/level", "method": "logging/setLevel", "params": { "level": self } })
+            .to_string()
+            .into()
+    }
 }
 
 /// An open session of one server; without an id where the server keeps none.
@@ -60,8 +91,8 @@ pub struct Held {
 const LONGEST: usize = 700;
 /// What servers act upon; the rest is said if there is room.
 const NEEDED: [&str; 3] = ["roots", "sampling", "elicitation"];
-/// Of one server.
-const MOST_SUBSCRIBED: usize = 256;
+/// Bytes of URIs that are remembered for servers which get another session.
+const MOST_SUBSCRIBED: usize = 16 * 1024;
 /// No client has an id like it under way.
 const OPENING: &str = "\"guardian/initialize\"";
 
@@ -108,8 +139,9 @@ impl Introduction {
 
 impl Conversation {
     /// As the id of the session says.
-    pub fn resume(session: &Session) -> Option<Self> {
+    pub fn resume(key: Digest, session: &Session) -> Option<Self> {
         Some(Self {
+            key,
             label: session.label(),
             version: session.version,
             introduction: Introduction::of(&session.id)?,
@@ -149,15 +181,15 @@ impl Conversation {
         ended
     }
 
-    pub fn set_level(&self, body: Bytes) {
-        self.wishes().level = Some(body);
+    pub fn set_level(&self, level: Level) {
+        self.wishes().level = Some(level);
     }
 
     pub fn subscribe(&self, server: &ServerName, uri: &str) {
         let mut wishes = self.wishes();
-        let subscribed = wishes.subscribed.entry(server.clone()).or_default();
-        if subscribed.len() < MOST_SUBSCRIBED {
-            subscribed.insert(uri.to_owned());
+        let held: usize = wishes.subscribed.values().flatten().map(String::len).sum();
+        if held + uri.len() <= MOST_SUBSCRIBED {
+            wishes.subscribed.entry(server.clone()).or_default().insert(uri.to_owned());
         }
     }
 
@@ -231,6 +263,7 @@ impl Through {
             names: Names::new(server.clone(), Origin::Answer),
             conversation: Some(conversation.clone()),
             opens: false,
+            is_counted: true,
         };
         let asked = plainly.ask(Verb::Post, &plain_fields(), body.into()).await;
         let response = asked.answered?;
@@ -254,6 +287,10 @@ impl Through {
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         plainly.ask(Verb::Post, &held.fields(), initialized).await.answered?;
         self.wish_again(conversation, &plainly, &held).await;
+        if gate.combined.is_ended(conversation) {
+            drop(plainly.ask(Verb::Delete, &held.fields(), Bytes::new()).await);
+            return Err(Reason::UnknownSession.into());
+        }
         conversation.joined.send_modify(|count| *count += 1);
         Ok(held)
     }
@@ -263,7 +300,7 @@ impl Through {
         let (level, subscribed) = {
             let wishes = conversation.wishes();
             (
-                wishes.level.clone(),
+                wishes.level,
                 wishes.subscribed.get(self.server()).cloned().unwrap_or_default(),
             )
         };
@@ -271,7 +308,7 @@ impl Through {
             let params = json!({ "uri": uri });
             format!(r#"{{"jsonrpc":"2.0","id":"guardian/subscribe/{number}","method":"resources/subscribe","params":{params}}}"#)
         });
-        let level = level.filter(|_| !self.lacks("logging"));
+        let level = level.filter(|_| !self.lacks("logging")).map(Level::message);
         for body in level.into_iter().chain(subscriptions.map(Bytes::from)) {
             drop(plainly.ask(Verb::Post, &held.fields(), body).await);
         }
@@ -284,8 +321,15 @@ impl Asker {
         let gate = &self.gate;
         let keys = gate.parts.upstreams.sessions();
         let session = keys.open(sealed, &self.principal, None, (gate.parts.clock.now)())?;
-        gate.combined.conversation(&session)
+        gate.combined.conversation(&self.principal, &session)
     }
+}
+
+/// One of a kind, for each holder of a session.
+pub fn key_of(principal: &Principal, session: &Session) -> Digest {
+    let (issuer, subject) = (principal.issuer.as_str(), principal.subject.as_str());
+    let client = principal.client.as_ref().map(ToString::to_string);
+    Digest::of(json!([issuer, subject, client, session.id.as_str()]).to_string().as_bytes())
 }
 
 /// What every POST needs.

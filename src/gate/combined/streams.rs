@@ -22,6 +22,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -84,9 +85,31 @@ impl Asker {
         let gone = || Refusal::with_detail(Reason::InvalidRequest, "what came before this event is not known any more");
         let held = conversation.held(&server).ok_or_else(gone)?;
         trail.passed_on = true;
-        let through = self.through(server, Some(conversation.clone()), false);
+        let through = self.through(server.clone(), Some(conversation.clone()), false);
         let asked = through.ask(Verb::Get, &fields(&held, Some(last)), Bytes::new()).await;
-        Ok(asked.keeping_the_session().response(&self.gate))
+        let response = asked.keeping_the_session().response(&self.gate);
+        if !is_event_stream(&response) {
+            return Ok(response);
+        }
+        let (head, body) = response.into_parts();
+        let (out, frames) = mpsc::channel(1);
+        let (flights, key) = (self.gate.combined.flights.clone(), conversation.key);
+        let task = tokio::spawn(async move {
+            let mut reading = Reading::new(body);
+            while let Some(frame) = reading.next().await {
+                // An answer to what another server was asked is not this one's to give.
+                let foreign = answered(&frame).is_some_and(|id| flights.is_of_another(key, &id, &server));
+                if !foreign && out.send(frame.raw).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let merged = Merged {
+            frames,
+            _task: AbortOnDropHandle::new(task),
+        };
+        let body = Alive::new(UnsyncBoxBody::new(merged), self.gate.parts.site.keep_alive).boxed();
+        Ok(Response::from_parts(head, UnsyncBoxBody::new(body)))
     }
 }
 
@@ -111,6 +134,7 @@ impl Merging {
     pub async fn begin(asker: &Asker, trail: &mut Trail) -> Result<(Self, Seen), Refusal> {
         let gate = &asker.gate;
         let standing = asker.standing(trail).await?;
+        drop(asker.admit()?);
         gate.has_room_for_a_stream(&asker.principal)?;
         let member = standing.caller.member.as_ref().ok_or(Reason::NotEnrolled)?;
         let (enrolled, cut) = gate.streams.enrol(Ticket {
@@ -281,8 +305,11 @@ impl Following {
                 let id = std::str::from_utf8(id).ok().and_then(split_event);
                 *last = id.map(|(_, _, id)| id.to_owned());
             }
-            if said(&frame).is_none_or(|kind| kind != WireKind::Notification(TOOLS_CHANGED.to_owned())) {
-                self.out.send(frame.raw).await.map_err(|_| ())?;
+            match said(&frame) {
+                Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
+                // Nothing was asked on this stream. It may be the id of what another server was asked.
+                Some(WireKind::Answer) => (),
+                _ => self.out.send(frame.raw).await.map_err(|_| ())?,
             }
         }
         Ok(())
@@ -347,6 +374,13 @@ impl Reading {
 pub(super) fn said(frame: &SseFrame) -> Option<WireKind> {
     let data = frame.data.as_ref().filter(|data| !data.is_empty())?;
     Some(mcp::wire(data).ok()?.kind)
+}
+
+/// The id that an answer has.
+fn answered(frame: &SseFrame) -> Option<Value> {
+    let data = frame.data.as_ref().filter(|_| said(frame) == Some(WireKind::Answer))?;
+    let mut message: Value = serde_json::from_slice(data).ok()?;
+    Some(message["id"].take())
 }
 
 fn fields(held: &Held, last: Option<&str>) -> http::HeaderMap {

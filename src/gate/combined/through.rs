@@ -28,6 +28,8 @@ pub struct Through {
     pub conversation: Option<Arc<Conversation>>,
     /// A session is opened if the call is permitted.
     pub opens: bool,
+    /// It belongs to a call that is counted already.
+    pub is_counted: bool,
 }
 
 /// What became of a message for one server.
@@ -129,6 +131,7 @@ impl Asker {
             names: Names::new(server, Origin::Answer),
             conversation,
             opens,
+            is_counted: false,
         }
     }
 }
