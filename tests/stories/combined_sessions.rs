@@ -77,7 +77,11 @@ on_both_stores! {
             assert_eq!(calls(&client, tool).await, "hi");
         }
         files.forget_sessions();
-        assert_eq!(calls(&client, "files__echo").await, "hi", "the client notices nothing");
+        let before = files.calls().len();
+        let answer = client.call("files__echo", hi()).await;
+        assert_eq!((answer.status, answer.reason()), (200, "upstream_broken"));
+        assert_eq!(files.calls().len(), before + 1, "no call is made twice");
+        assert_eq!(calls(&client, "files__echo").await, "hi");
         assert_eq!(calls(&client, "notes__echo").await, "hi");
         assert_eq!((handshakes(&files).len(), handshakes(&notes).len()), (2, 1));
         // Some servers say 400; one that still knows the session is not introduced again.

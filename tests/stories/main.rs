@@ -9,6 +9,7 @@ mod support;
 mod attacks;
 mod clients;
 mod combined;
+mod combined_abuse;
 mod combined_kinds;
 mod combined_lists;
 mod combined_sessions;

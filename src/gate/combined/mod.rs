@@ -322,9 +322,13 @@ impl Asker {
     /// from one that there is not at all.
     async fn to_server(&self, read: &Read<'_>, to: Addressed<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         put_down(read, read.params.name.as_deref().or(read.params.uri.as_deref()), trail);
-        let standing = self.standing(trail).await?;
-        let there = decide::refuses(&to.server, &standing.facts(trail)).is_none_or(|reason| !is_not_there(reason));
-        drop(standing);
+        let here = match self.standing(trail).await {
+            Ok(standing) => match decide::refuses(&to.server, &standing.facts(trail)) {
+                Some(reason) if is_not_there(reason) => Err(unknown(read.method).into()),
+                _ => Ok(()),
+            },
+            Err(refusal) => Err(refusal),
+        };
         trail.passed_on = true;
         let flight = read.conversation.as_ref().zip(trail.id.as_ref()).map(|(conversation, id)| {
             let flights = &self.gate.combined.flights;
@@ -338,8 +342,9 @@ impl Asker {
                 _ => (),
             }
         }
-        match asked.answered {
-            Err(ref refusal) if !there || is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
+        match (&asked.answered, here) {
+            (Err(_), Err(refusal)) => Err(asked.refused_here(trail, refusal)),
+            (Err(refusal), Ok(())) if is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
             _ => {
                 let response = asked.response(&self.gate);
                 Ok(match flight {

@@ -76,7 +76,6 @@ impl Asker {
     /// Who could speak either era gets the one that reaches more servers: what is not reached is not seen.
     pub(super) async fn discover(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let standing = self.standing(trail).await?;
-        drop(self.admit()?);
         let gate = &self.gate;
         let reached = |era| gate.servers(&standing, era, trail).count();
         if reached(Era::Modern) < reached(Era::Legacy) {

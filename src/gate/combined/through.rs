@@ -147,11 +147,11 @@ impl Asked {
     }
 
     /// Told as a refusal of the combined endpoint, with the record of the server's own.
-    pub fn refused_here(self, trail: &mut Trail, reason: Reason) -> Refusal {
+    pub fn refused_here(self, trail: &mut Trail, refusal: impl Into<Refusal>) -> Refusal {
         trail.request = self.trail.request;
         trail.recorded = self.recorded == Ok(true);
         match self.recorded {
-            Ok(_) => reason.into(),
+            Ok(_) => refusal.into(),
             Err(()) => Reason::AuditUnavailable.into(),
         }
     }
