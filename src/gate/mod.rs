@@ -388,6 +388,7 @@ impl Gate {
     async fn put_down(&self, refusal: &Refusal, trail: &Trail) -> Result<bool, ()> {
         let recorded = match &trail.principal {
             _ if trail.recorded => Ok(true),
+            _ if trail.put_down.is_some() => return trail.put_down.ok_or(()),
             None => {
                 self.noise.count(refusal.reason, trail.source);
                 self.parts.metrics.unauthenticated(refusal.reason);

@@ -133,7 +133,7 @@ impl Screen {
             Ok(piece) => piece,
         };
         if let Some(names) = &self.names {
-            names.event(&mut frame);
+            names.event(&mut frame, self.id.as_ref());
         }
         match kind {
             None | Some(AnswerKind::Error { .. } | AnswerKind::Malformed(_)) => Some(frame.raw),

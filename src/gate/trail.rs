@@ -47,6 +47,8 @@ pub struct Trail {
     pub answered: Option<StatusCode>,
     /// The permit is on record already: what goes wrong now is an outcome, not a decision.
     pub recorded: bool,
+    /// A refusal that was put down already, and whether in full.
+    pub put_down: Option<bool>,
 }
 
 impl Trail {
@@ -76,6 +78,7 @@ impl Trail {
             passed_on: false,
             answered: None,
             recorded: false,
+            put_down: None,
         }
     }
 

@@ -171,6 +171,11 @@ impl Upstream {
     }
 
     /// What the last successful `fetch_tools` found.
+    /// Whether its messages go over links that stay, whose sessions are looked for here.
+    pub fn is_linked(&self) -> bool {
+        matches!(self.way, Way::Links(_))
+    }
+
     pub fn eras(&self) -> Eras {
         const ALL: [Eras; 4] = [Eras::Unknown, Eras::Legacy, Eras::Modern, Eras::Both];
         ALL[usize::from(self.eras.load(Ordering::Relaxed)) & 3]

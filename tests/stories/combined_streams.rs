@@ -69,6 +69,11 @@ impl Streams {
     }
 }
 
+/// An answer to what this server was not asked.
+fn forged(id: &Value) -> Value {
+    json!({ "jsonrpc": "2.0", "id": id, "result": { "content": [{ "type": "text", "text": "forged" }] } })
+}
+
 fn gets(received: &Received) -> bool {
     received.verb == "GET"
 }
@@ -149,16 +154,16 @@ on_both_stores! {
         let events = Mutex::new(Some(events));
         files.script(move |received| match (received.tool(), received.header("last-event-id")) {
             (Some(_), _) => events.lock().unwrap().take().map(Scripted::Stream),
-            (None, Some("e-9")) => Some(Scripted::Events(vec![json!({ "jsonrpc": "2.0", "id": 77, "result": { "content": [{ "type": "resource_link", "uri": "notes://b", "name": "b" }] } })])),
+            (None, Some("e-9")) => Some(Scripted::Events(vec![forged(&json!(78)), forged(&json!("77")), forged(&json!("7.7e1")), json!({ "jsonrpc": "2.0", "id": 77, "result": { "content": [{ "type": "resource_link", "uri": "notes://b", "name": "b" }] } })])),
             _ => None,
         });
         let call = json!({ "jsonrpc": "2.0", "id": 77, "method": "tools/call", "params": { "name": "files__echo", "arguments": { "text": "hi" } } });
         let mut answer = client.alike().open(&call).await.unwrap();
         server.send(with_id("e-9", &json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "x" } }))).await.unwrap();
         let piece = String::from_utf8(answer.piece().await.unwrap().unwrap().to_vec()).unwrap();
-        assert!(piece.starts_with("id: a.files.e-9\n"), "{piece}");
+        assert!(piece.starts_with("id: a.files.Nzc.e-9\n"), "the request's id is in it: {piece}");
         drop((answer, server));
-        let mut rest = own_stream(&client, Some("a.files.e-9")).await;
+        let mut rest = own_stream(&client, Some("a.files.Nzc.e-9")).await;
         assert_eq!(next(&mut rest).await["result"]["content"][0]["uri"], "files+notes://b");
         assert_eq!(rest.event().await.unwrap(), None);
     }

@@ -5,7 +5,6 @@ use crate::transport::{Body, BodyError};
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
-use serde_json::Value;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +22,7 @@ pub struct Flight {
 
 impl Flights {
     pub fn begin(self: &Arc<Self>, session: Digest, id: &MessageId, server: &ServerName) -> Flight {
-        let key = (session, of_message(id));
+        let key = (session, id.as_json().to_owned());
         self.map().insert(key.clone(), server.clone());
         Flight {
             flights: self.clone(),
@@ -33,12 +32,7 @@ impl Flights {
 
     /// Whose request this is.
     pub fn server(&self, session: Digest, id: &MessageId) -> Option<ServerName> {
-        self.map().get(&(session, of_message(id))).cloned()
-    }
-
-    /// Whether another server is to answer the request of this id.
-    pub fn is_of_another(&self, session: Digest, id: &Value, server: &ServerName) -> bool {
-        self.map().get(&(session, written(id))).is_some_and(|asked| asked != server)
+        self.map().get(&(session, id.as_json().to_owned())).cloned()
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<(Digest, String), ServerName>> {
@@ -56,18 +50,6 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.flights.map().remove(&self.key);
-    }
-}
-
-fn of_message(id: &MessageId) -> String {
-    written(&serde_json::from_str(id.as_json()).unwrap_or_default())
-}
-
-/// One spelling for each id: clients compare numbers, not their digits.
-fn written(id: &Value) -> String {
-    match id.as_f64() {
-        Some(number) => format!("{number}"),
-        None => id.to_string(),
     }
 }
 

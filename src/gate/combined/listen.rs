@@ -46,6 +46,7 @@ enum Report {
         refusal: Refusal,
         named: bool,
         request: RequestId,
+        recorded: Result<bool, ()>,
     },
     Left,
 }
@@ -56,7 +57,8 @@ struct Member {
     headers: HeaderMap,
     body: Bytes,
     named: bool,
-    reports: mpsc::Sender<Report>,
+    /// Until the first report: then nobody waits for another.
+    reports: Option<mpsc::Sender<Report>>,
     out: mpsc::Sender<Bytes>,
 }
 
@@ -78,7 +80,7 @@ impl Asker {
                 headers: read.headers.clone(),
                 body: splice(&read.body, vec![(at, Value::Object(filter).to_string())]),
                 named,
-                reports: reports.clone(),
+                reports: Some(reports.clone()),
                 out: out.clone(),
             };
             members.spawn(member.follow());
@@ -97,11 +99,13 @@ impl Asker {
                     refusal,
                     named: true,
                     request,
+                    recorded,
                 } => {
-                    (trail.request, trail.recorded) = (request, true);
-                    return Err(match is_not_there(refusal.reason) {
-                        true => Reason::UnknownTarget.into(),
-                        false => refusal,
+                    (trail.request, trail.put_down) = (request, recorded.ok());
+                    return Err(match (recorded, is_not_there(refusal.reason)) {
+                        (Err(()), _) => Reason::AuditUnavailable.into(),
+                        (Ok(_), true) => Reason::UnknownTarget.into(),
+                        (Ok(_), false) => refusal,
                     });
                 }
                 Report::Refused { .. } | Report::Left => (),
@@ -177,16 +181,16 @@ impl Asker {
 
 impl Member {
     /// Listens again and again, until there is nothing to be heard or nobody hears it.
-    async fn follow(self) {
+    async fn follow(mut self) {
         let mut wait = FIRST_WAIT;
-        let mut reported = false;
         loop {
             let asked = self.through.ask(Verb::Post, &self.headers, self.body.clone()).await;
-            let (request, refusal) = (asked.trail.request, asked.answered.as_ref().err().cloned());
+            let (request, recorded) = (asked.trail.request, asked.recorded);
+            let refusal = asked.answered.as_ref().err().cloned();
             match became(asked) {
                 Became::Stream(response) => {
                     wait = FIRST_WAIT;
-                    if self.pour(response.into_body(), &mut reported).await.is_err() {
+                    if self.pour(response.into_body()).await.is_err() {
                         return;
                     }
                 }
@@ -195,24 +199,29 @@ impl Member {
                     let refusal = refusal
                         .unwrap_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "it opened no stream of what changes"));
                     let named = self.named;
-                    let report = Report::Refused { refusal, named, request };
-                    self.report(report, &mut reported).await;
+                    let report = Report::Refused {
+                        refusal,
+                        named,
+                        request,
+                        recorded,
+                    };
+                    self.report(report).await;
                     return;
                 }
             }
-            self.report(Report::Left, &mut reported).await;
+            self.report(Report::Left).await;
             sleep(wait).await;
             wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
     /// `Err` when nobody reads it any more.
-    async fn pour(&self, body: Body, reported: &mut bool) -> Result<(), ()> {
+    async fn pour(&mut self, body: Body) -> Result<(), ()> {
         let mut reading = Reading::new(body);
         while let Some(frame) = reading.next().await {
             match said(&frame) {
                 Some(WireKind::Notification(method)) if method == ACKNOWLEDGED => {
-                    self.report(Report::Acknowledged(part(&frame)), reported).await;
+                    self.report(Report::Acknowledged(part(&frame))).await;
                 }
                 Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
                 Some(WireKind::Notification(_)) => self.out.send(frame.raw).await.map_err(|_| ())?,
@@ -224,10 +233,10 @@ impl Member {
         Ok(())
     }
 
-    async fn report(&self, report: Report, reported: &mut bool) {
-        if !std::mem::replace(reported, true) {
+    async fn report(&mut self, report: Report) {
+        if let Some(reports) = self.reports.take() {
             // Nobody waits for it any more: it joins without a word.
-            let _ = self.reports.send(report).await;
+            let _ = reports.send(report).await;
         }
     }
 }

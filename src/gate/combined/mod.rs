@@ -374,8 +374,8 @@ impl Read<'_> {
             None => false,
         };
         match (lost, asked.trail.answered, self.method) {
-            // What was carried out once may have been carried out in spite of what the server says.
-            (true, Some(StatusCode::NOT_FOUND), Method::ToolsCall | Method::TasksUpdate) => {
+            // What was sent may have been carried out in spite of what the server says.
+            (true, Some(StatusCode::NOT_FOUND), Method::ToolsCall | Method::TasksUpdate) if !through.never_left() => {
                 let why = "it has lost its session, and another is opened for the next call";
                 asked.answered = Err(Refusal::with_detail(Reason::UpstreamBroken, why));
             }

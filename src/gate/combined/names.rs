@@ -2,15 +2,31 @@
 //! `<server>__<name>`, resources as `<server>+<uri>`, events of streams with both before their ids. No name of a server holds
 //! `__` or ends with `_`, so the first `__` parts the two.
 
-use crate::domain::ServerName;
+use crate::domain::{MessageId, ServerName};
 use crate::mcp::{Rename, SseFrame};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use serde_json::Value;
 
 /// One server's words among those of others.
 #[derive(Debug, Clone)]
 pub struct Names {
     server: ServerName,
     origin: Origin,
+    /// The request whose answer broke off, on a stream that brings the rest of it.
+    resumed: Option<Value>,
+}
+
+/// Where an event was, by its id.
+#[derive(Debug, PartialEq)]
+pub struct Spot<'a> {
+    pub server: ServerName,
+    pub origin: Origin,
+    /// The id of the request it was part of the answer to.
+    pub request: Option<Value>,
+    /// As the server calls it.
+    pub id: &'a str,
 }
 
 /// Which stream an event was on: a client that lost it asks for the rest of that one.
@@ -28,23 +44,36 @@ const BEFORE_DIGITS: &str = "n..";
 
 impl Names {
     pub fn new(server: ServerName, origin: Origin) -> Self {
-        Self { server, origin }
+        Self {
+            server,
+            origin,
+            resumed: None,
+        }
+    }
+
+    pub fn resuming(server: ServerName, request: Option<Value>) -> Self {
+        Self {
+            resumed: request,
+            ..Self::new(server, Origin::Answer)
+        }
     }
 
     pub fn server(&self) -> &ServerName {
         &self.server
     }
 
-    /// Events are told apart by their ids: a client may bring one back.
-    pub fn event(&self, frame: &mut SseFrame) {
+    /// Events are told apart by their ids: a client may bring one back. `request` is what is answered.
+    pub fn event(&self, frame: &mut SseFrame, request: Option<&MessageId>) {
         let Some(id) = frame.id.take().filter(|id| !id.is_empty()) else {
             return;
         };
-        let origin = match self.origin {
-            Origin::Answer => "a",
-            Origin::Own => "o",
+        let resumed = self.resumed.as_ref().map(Value::to_string);
+        let request = request.map(MessageId::as_json).or(resumed.as_deref()).unwrap_or_default();
+        let before = match self.origin {
+            Origin::Answer => format!("a.{}.{}.", self.server, URL_SAFE_NO_PAD.encode(request)),
+            Origin::Own => format!("o.{}.", self.server),
         };
-        let id: Bytes = [format!("{origin}.{}.", self.server).as_bytes(), &id].concat().into();
+        let id: Bytes = [before.as_bytes(), &id].concat().into();
         frame.raw = with_id(&frame.raw, &id);
         frame.id = Some(id);
     }
@@ -79,15 +108,29 @@ pub fn split_uri(uri: &str) -> Option<(ServerName, &str)> {
 }
 
 /// The same for an event.
-pub fn split_event(id: &str) -> Option<(ServerName, Origin, &str)> {
+pub fn split_event(id: &str) -> Option<Spot<'_>> {
     let (origin, rest) = id.split_once('.')?;
-    let (server, id) = rest.split_once('.')?;
-    let origin = match origin {
-        "a" => Origin::Answer,
-        "o" => Origin::Own,
-        _ => return None,
-    };
-    Some((ServerName::parse(server).ok()?, origin, id))
+    let (server, rest) = rest.split_once('.')?;
+    let server = ServerName::parse(server).ok()?;
+    match origin {
+        "o" => Some(Spot {
+            server,
+            origin: Origin::Own,
+            request: None,
+            id: rest,
+        }),
+        "a" => {
+            let (request, id) = rest.split_once('.')?;
+            let request = URL_SAFE_NO_PAD.decode(request).ok()?;
+            Some(Spot {
+                server,
+                origin: Origin::Answer,
+                request: serde_json::from_slice(&request).ok(),
+                id,
+            })
+        }
+        _ => None,
+    }
 }
 
 /// A name as the beginning of a scheme, which knows no `_` and begins with a letter.
@@ -170,12 +213,27 @@ mod tests {
             let mut reader = SseReader::new(100);
             reader.push(Bytes::from_static(raw.as_bytes()));
             let mut frame = reader.frame().unwrap().unwrap();
-            names("a").event(&mut frame);
+            names("a").event(&mut frame, None);
             assert_eq!(frame.raw, wanted);
             let id = frame.id.map(|id| String::from_utf8(id.to_vec()).unwrap());
             if let Some(id) = id {
-                assert_eq!(split_event(&id), Some((ServerName::parse("a").unwrap(), Origin::Own, "7")));
+                let spot = split_event(&id).unwrap();
+                assert_eq!((spot.server.as_str(), spot.origin, spot.id), ("a", Origin::Own, "7"));
             }
+        }
+    }
+
+    #[test]
+    fn an_event_of_an_answer_says_of_which() {
+        for (request, wanted) in [("7", Value::from(7)), ("\"7\"", "7".into())] {
+            let mut reader = SseReader::new(100);
+            reader.push(Bytes::from_static(b"id: e.1\ndata: {}\n\n"));
+            let mut frame = reader.frame().unwrap().unwrap();
+            let names = Names::new(ServerName::parse("a").unwrap(), Origin::Answer);
+            names.event(&mut frame, Some(&MessageId::from_json(Bytes::from(request))));
+            let id = String::from_utf8(frame.id.unwrap().to_vec()).unwrap();
+            let spot = split_event(&id).unwrap();
+            assert_eq!((spot.origin, spot.request, spot.id), (Origin::Answer, Some(wanted), "e.1"));
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::Asker;
 use super::names::{Names, Origin};
-use super::through::{Through, whole};
+use super::through::{Through, all, whole};
 use crate::domain::{Digest, MessageId, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::gate::site::Verb;
 use crate::mcp;
@@ -18,7 +18,9 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
+use tokio::time::timeout;
 
 /// What a client said of itself, as servers are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,8 +93,11 @@ pub struct Held {
 const LONGEST: usize = 700;
 /// What servers act upon; the rest is said if there is room.
 const NEEDED: [&str; 3] = ["roots", "sampling", "elicitation"];
-/// Bytes of URIs that are remembered for servers which get another session.
-const MOST_SUBSCRIBED: usize = 16 * 1024;
+/// Of all servers: what is remembered for one that gets another session, and the bytes of it.
+const MOST_SUBSCRIBED: usize = 64;
+const LONGEST_SUBSCRIBED: usize = 16 * 1024;
+/// How long a call waits until its server has heard again what was wished before.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// No client has an id like it under way.
 const OPENING: &str = "\"guardian/initialize\"";
 
@@ -187,8 +192,9 @@ impl Conversation {
 
     pub fn subscribe(&self, server: &ServerName, uri: &str) {
         let mut wishes = self.wishes();
-        let held: usize = wishes.subscribed.values().flatten().map(String::len).sum();
-        if held + uri.len() <= MOST_SUBSCRIBED {
+        let all = || wishes.subscribed.values().flatten();
+        let bytes: usize = all().map(String::len).sum();
+        if all().count() < MOST_SUBSCRIBED && bytes + uri.len() <= LONGEST_SUBSCRIBED {
             wishes.subscribed.entry(server.clone()).or_default().insert(uri.to_owned());
         }
     }
@@ -286,7 +292,7 @@ impl Through {
         };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         plainly.ask(Verb::Post, &held.fields(), initialized).await.answered?;
-        self.wish_again(conversation, &plainly, &held).await;
+        let _ = timeout(PATIENCE, self.wish_again(conversation, &plainly, &held)).await;
         if gate.combined.is_ended(conversation) {
             drop(plainly.ask(Verb::Delete, &held.fields(), Bytes::new()).await);
             return Err(Reason::UnknownSession.into());
@@ -309,9 +315,11 @@ impl Through {
             format!(r#"{{"jsonrpc":"2.0","id":"guardian/subscribe/{number}","method":"resources/subscribe","params":{params}}}"#)
         });
         let level = level.filter(|_| !self.lacks("logging")).map(Level::message);
-        for body in level.into_iter().chain(subscriptions.map(Bytes::from)) {
-            drop(plainly.ask(Verb::Post, &held.fields(), body).await);
-        }
+        let wishes = level.into_iter().chain(subscriptions.map(Bytes::from)).map(|body| {
+            let asking = async move { drop(plainly.ask(Verb::Post, &held.fields(), body).await) };
+            Box::pin(asking) as Pin<Box<dyn Future<Output = ()> + Send>>
+        });
+        all(wishes.collect()).await;
     }
 }
 

@@ -3,7 +3,7 @@
 //! That a list of tools has changed Guardian says itself, once the list that it gives has.
 
 use super::Asker;
-use super::names::{Names, Origin, split_event};
+use super::names::{Names, Origin, Spot, split_event};
 use super::session::{Conversation, Held};
 use super::through::{Asked, Through};
 use crate::decide::Snapshot;
@@ -51,8 +51,8 @@ impl Asker {
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
         let last = match last.and_then(split_event) {
-            Some((server, Origin::Answer, last)) => return self.resume(&conversation, server, last, trail).await,
-            Some((server, Origin::Own, last)) => Some((server, last.to_owned())),
+            Some(spot) if spot.origin == Origin::Answer => return self.resume(&conversation, spot, trail).await,
+            Some(spot) => Some((spot.server, spot.id.to_owned())),
             None => None,
         };
         let (merging, seen) = Merging::begin(self, trail).await?;
@@ -78,14 +78,22 @@ impl Asker {
     async fn resume(
         &self,
         conversation: &Arc<Conversation>,
-        server: ServerName,
-        last: &str,
+        spot: Spot<'_>,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
+        let Spot {
+            server,
+            request,
+            id: last,
+            ..
+        } = spot;
         let gone = || Refusal::with_detail(Reason::InvalidRequest, "what came before this event is not known any more");
         let held = conversation.held(&server).ok_or_else(gone)?;
         trail.passed_on = true;
-        let through = self.through(server.clone(), Some(conversation.clone()), false);
+        let through = Through {
+            names: Names::resuming(server.clone(), request.clone()),
+            ..self.through(server, Some(conversation.clone()), false)
+        };
         let asked = through.ask(Verb::Get, &fields(&held, Some(last)), Bytes::new()).await;
         let response = asked.keeping_the_session().response(&self.gate);
         if !is_event_stream(&response) {
@@ -93,12 +101,11 @@ impl Asker {
         }
         let (head, body) = response.into_parts();
         let (out, frames) = mpsc::channel(1);
-        let (flights, key) = (self.gate.combined.flights.clone(), conversation.key);
         let task = tokio::spawn(async move {
             let mut reading = Reading::new(body);
             while let Some(frame) = reading.next().await {
-                // An answer to what another server was asked is not this one's to give.
-                let foreign = answered(&frame).is_some_and(|id| flights.is_of_another(key, &id, &server));
+                // This stream brings the rest of one answer. Any other may be to what another server was asked.
+                let foreign = answered(&frame).is_some_and(|id| Some(id) != request);
                 if !foreign && out.send(frame.raw).await.is_err() {
                     return;
                 }
@@ -302,8 +309,8 @@ impl Following {
         let mut reading = Reading::new(body);
         while let Some(frame) = reading.next().await {
             if let Some(id) = &frame.id {
-                let id = std::str::from_utf8(id).ok().and_then(split_event);
-                *last = id.map(|(_, _, id)| id.to_owned());
+                let spot = std::str::from_utf8(id).ok().and_then(split_event);
+                *last = spot.map(|spot| spot.id.to_owned());
             }
             match said(&frame) {
                 Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),

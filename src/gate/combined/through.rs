@@ -11,6 +11,7 @@ use crate::gate::trail::Trail;
 use crate::gate::{Errand, Gate};
 use crate::mcp::{self, AnswerKind, SseReader};
 use crate::transport::{self, Body};
+use crate::upstream::Upstream;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -37,7 +38,7 @@ pub struct Asked {
     pub answered: Result<Response<Body>, Refusal>,
     pub trail: Trail,
     /// Whether there is a record to quote; `Err`: there cannot be one.
-    recorded: Result<bool, ()>,
+    pub recorded: Result<bool, ()>,
 }
 
 /// An answer that is put together with others is held whole.
@@ -82,6 +83,12 @@ impl Through {
             conversation.lose(self.server(), held);
         }
         lost
+    }
+
+    /// Whether a session that is unknown was looked for here: links to servers are Guardian's own.
+    pub fn never_left(&self) -> bool {
+        let server = self.asker.gate.parts.upstreams.get(self.server());
+        server.is_some_and(Upstream::is_linked)
     }
 
     /// Whether the server is known to lack a capability.
@@ -149,7 +156,7 @@ impl Asked {
     /// Told as a refusal of the combined endpoint, with the record of the server's own.
     pub fn refused_here(self, trail: &mut Trail, refusal: impl Into<Refusal>) -> Refusal {
         trail.request = self.trail.request;
-        trail.recorded = self.recorded == Ok(true);
+        trail.put_down = self.recorded.ok();
         match self.recorded {
             Ok(_) => refusal.into(),
             Err(()) => Reason::AuditUnavailable.into(),
