@@ -190,23 +190,9 @@ fn principal(member: &Member, client: Option<ClientId>, config: &Config) -> Resu
         None => by_key().map_err(Failure::failed)?,
     };
     Ok(Principal {
-        kind: member.kind,
-        issuer,
-        alias,
-        subject,
-        method,
-        fingerprint: Fingerprint::of(&Digest::ZERO),
         client,
-        token_session: None,
-        token_id: None,
         email: member.email.as_deref().map(Into::into),
-        tenant: None,
-        assurance: None,
-        roles: Vec::new(),
-        key: None,
-        narrowed_to: None,
-        issued_at: None,
-        expires_at: None,
+        ..Principal::new(member.kind, issuer, alias, subject, method, Fingerprint::of(&Digest::ZERO))
     })
 }
 

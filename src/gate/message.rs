@@ -4,7 +4,7 @@ use super::site::Verb;
 use super::talk::{BroughtTask, Talk};
 use super::target;
 use super::trail::Trail;
-use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp};
+use crate::domain::{Call, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName, Target, Timestamp};
 use crate::mcp::{self, Heads, Message};
 use crate::upstream::{Session, Upstreams};
 use bytes::Bytes;
@@ -59,13 +59,7 @@ pub(super) fn read(
     let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
-            trail.said_method = Some(fit_for_a_record(&request.method));
-            trail.said_version = request.said_version().map(fit_for_a_record);
-            trail.trace = request.trace().map(fit_for_a_record);
-            let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            trail.era = era;
-            let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
-            trail.method = Some(method);
+            let (era, version, method) = asks(&request, heads, negotiated, trail)?;
             let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
             call = Call {
                 era,
@@ -79,12 +73,7 @@ pub(super) fn read(
             tasks = brought.tasks;
         }
         Message::Notification(notification) => {
-            trail.said_method = Some(fit_for_a_record(&notification.method));
-            let (era, version) =
-                mcp::agree_notification(&notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            trail.era = era;
-            let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
-            trail.method = Some(method);
+            let (era, version, method) = notes(&notification, heads, negotiated, trail)?;
             let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
             call = Call {
                 era,
@@ -108,6 +97,38 @@ pub(super) fn read(
         }
     }
     Ok((call, session, tasks))
+}
+
+/// Which method a request is for, and by which rules. What it said of that is kept for the record, whatever comes of it.
+pub(super) fn asks(
+    request: &mcp::Request,
+    heads: &Heads<'_>,
+    negotiated: Option<ProtocolVersion>,
+    trail: &mut Trail,
+) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
+    trail.said_method = Some(fit_for_a_record(&request.method));
+    trail.said_version = request.said_version().map(fit_for_a_record);
+    trail.trace = request.trace().map(fit_for_a_record);
+    let (era, version) = mcp::agree(request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+    trail.era = era;
+    let method = mcp::method(request, era).ok_or(Reason::UnknownMethod)?;
+    trail.method = Some(method);
+    Ok((era, version, method))
+}
+
+/// The same of a notification.
+pub(super) fn notes(
+    notification: &mcp::Notification,
+    heads: &Heads<'_>,
+    negotiated: Option<ProtocolVersion>,
+    trail: &mut Trail,
+) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
+    trail.said_method = Some(fit_for_a_record(&notification.method));
+    let (era, version) = mcp::agree_notification(notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+    trail.era = era;
+    let method = mcp::notification(notification, era).ok_or(Reason::UnknownMethod)?;
+    trail.method = Some(method);
+    Ok((era, version, method))
 }
 
 pub(super) fn without_body(

@@ -15,7 +15,7 @@ mod through;
 pub(super) use names::Names;
 pub(super) use through::Through;
 
-use super::message::{fit_for_a_record, heard};
+use super::message::{asks, fit_for_a_record, heard, notes};
 use super::site::{self, Verb};
 use super::trail::Trail;
 use super::{Errand, Gate, reply};
@@ -178,13 +178,7 @@ impl Asker {
         let negotiated = conversation.as_ref().map(|conversation| conversation.version);
         match message {
             Message::Request(request) => {
-                trail.said_method = Some(fit_for_a_record(&request.method));
-                trail.said_version = request.said_version().map(fit_for_a_record);
-                trail.trace = request.trace().map(fit_for_a_record);
-                let (era, version) = mcp::agree(&request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-                trail.era = era;
-                let method = mcp::method(&request, era).ok_or(Reason::UnknownMethod)?;
-                trail.method = Some(method);
+                let (era, version, method) = asks(&request, heads, negotiated, trail)?;
                 let sessionless = era == Era::Legacy && conversation.is_none();
                 if sessionless && !matches!(method, Method::Initialize | Method::Ping) {
                     return Err(no_session());
@@ -201,12 +195,7 @@ impl Asker {
                 self.request(read, &request.id, version, trail).await
             }
             Message::Notification(notification) => {
-                trail.said_method = Some(fit_for_a_record(&notification.method));
-                let (era, _) =
-                    mcp::agree_notification(&notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
-                trail.era = era;
-                let method = mcp::notification(&notification, era).ok_or(Reason::UnknownMethod)?;
-                trail.method = Some(method);
+                notes(&notification, heads, negotiated, trail)?;
                 let conversation = conversation.ok_or_else(no_session)?;
                 Ok(self.note(&conversation, &notification, trail).await)
             }
