@@ -423,7 +423,7 @@ impl Gate {
                 denials: denials.unwrap_or_default(),
                 said_version: trail.said_version.as_deref(),
                 eras: eras.map_or(Eras::Unknown, Upstream::eras),
-                of_ware: trail.method.is_some_and(Method::is_of_ware),
+                method: trail.method,
                 unseen: trail.unseen,
             },
         )

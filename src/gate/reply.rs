@@ -3,7 +3,7 @@
 //! Nothing is decided here, and nothing secret can get in: a `Refusal` never holds any.
 
 use crate::config::Denials;
-use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, RequestId};
+use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal, RequestId};
 use crate::mcp;
 use crate::transport::{self, Body};
 use crate::upstream::Eras;
@@ -26,10 +26,17 @@ pub struct Listener<'a> {
     pub said_version: Option<&'a str>,
     /// What the server speaks, so that no client is told of a version that it would be refused.
     pub eras: Eras,
-    /// Whether the message is about a resource or a prompt. A refusal of those is never a tool's result.
-    pub of_ware: bool,
+    /// What was asked; `None` where it could not be told, or was not read.
+    pub method: Option<Method>,
     /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
     pub unseen: bool,
+}
+
+impl Listener<'_> {
+    /// A refusal of a resource or a prompt is never a tool's result.
+    fn of_ware(&self) -> bool {
+        self.method.is_some_and(Method::is_of_ware)
+    }
 }
 
 struct Row {
@@ -243,7 +250,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         refusal.reason,
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
-    if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware, to.id) {
+    if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware(), to.id) {
         let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
@@ -251,7 +258,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     }
     if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
         let denials = Denials::Error;
-        let unknown = match to.of_ware {
+        let unknown = match to.of_ware() {
             true => Reason::UnknownTarget,
             false => Reason::UnknownTool,
         };
@@ -312,7 +319,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         denials: Denials::Error,
         said_version: None,
         eras: Eras::Unknown,
-        of_ware: false,
+        method: None,
         unseen: false,
     };
     mcp::error(
@@ -325,12 +332,14 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
 
 /// A legacy client may lose its session on any status but 200. Where a request itself is in order, the refusal is its answer:
 /// limits, servers that fail, what cannot be judged just now. What is not granted as well, but to callers with a token: the
-/// specification wants 403 for them, and their clients go and get another token on hearing it.
+/// specification wants 403 for them, and their clients go and get another token on hearing it. What was not read is not
+/// answered like this: nobody could tell which request that would be the answer to.
 fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
     use Reason as R;
     let asked = to.id.is_some();
     let in_band = match reason {
-        R::RateLimited | R::TooManyInFlight | R::UnknownMethod => true,
+        R::UnknownMethod => true,
+        R::RateLimited | R::TooManyInFlight => asked || to.method.is_some(),
         R::StaleAuthorization | R::AuditUnavailable => asked,
         R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked,
         R::NotEnrolled => asked && !to.may_step_up,
@@ -454,7 +463,7 @@ mod tests {
             denials,
             said_version: None,
             eras: Eras::Unknown,
-            of_ware: false,
+            method: None,
             unseen: false,
         }
     }
@@ -556,6 +565,8 @@ mod tests {
         );
         let modern = refuse(&refusal, &to(Era::Modern, Denials::Error));
         assert_eq!((legacy.status().as_u16(), modern.status().as_u16()), (200, 429));
+        let unread = refuse(&refusal, &to(Era::Legacy, Denials::Error));
+        assert_eq!(unread.status(), 429, "it is not said which message this would answer");
         assert_eq!(modern.headers()[header::RETRY_AFTER], "2");
     }
 
