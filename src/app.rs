@@ -320,7 +320,10 @@ fn ship(journal: &Journal, store: Store, stop: CancellationToken) -> Result<std:
         .build()
         .context("cannot start the shipper")?;
     let shipper = Shipper::new(journal);
-    let run = move || runtime.block_on(shipper.run(store, stop));
+    let run = move || {
+        crate::journal::step_back();
+        runtime.block_on(shipper.run(store, stop))
+    };
     std::thread::Builder::new()
         .name("shipper".to_owned())
         .spawn(run)

@@ -132,14 +132,14 @@ pub struct Decision {
     pub request: RequestId,
     pub who: Option<Who>,
     pub server: Option<ServerName>,
-    pub method: String,
+    pub method: Cow<'static, str>,
     pub tool: Option<String>,
     /// What else was acted upon: a URI, a prompt, what a stream was asked to tell of. Records of before have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub decision: Decided,
     /// A `Reason` code; `permitted` for an allow.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     pub detail: Option<String>,
     pub policies: Vec<PolicyId>,
     pub errors: Vec<String>,

@@ -106,13 +106,18 @@ pub(super) fn asks(
     negotiated: Option<ProtocolVersion>,
     trail: &mut Trail,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
-    trail.said_method = Some(fit_for_a_record(&request.method));
     trail.said_version = request.said_version().map(fit_for_a_record);
     trail.trace = request.trace().map(fit_for_a_record);
-    let (era, version) = mcp::agree(request, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+    let (era, version) = mcp::agree(request, heads, negotiated).map_err(|malformed| {
+        trail.said_method = Some(fit_for_a_record(&request.method));
+        heard(malformed, trail)
+    })?;
     trail.era = era;
-    let method = mcp::method(request, era).ok_or(Reason::UnknownMethod)?;
-    trail.method = Some(method);
+    trail.method = mcp::method(request, era);
+    let Some(method) = trail.method else {
+        trail.said_method = Some(fit_for_a_record(&request.method));
+        return Err(Reason::UnknownMethod.into());
+    };
     Ok((era, version, method))
 }
 
@@ -123,11 +128,16 @@ pub(super) fn notes(
     negotiated: Option<ProtocolVersion>,
     trail: &mut Trail,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
-    trail.said_method = Some(fit_for_a_record(&notification.method));
-    let (era, version) = mcp::agree_notification(notification, heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+    let (era, version) = mcp::agree_notification(notification, heads, negotiated).map_err(|malformed| {
+        trail.said_method = Some(fit_for_a_record(&notification.method));
+        heard(malformed, trail)
+    })?;
     trail.era = era;
-    let method = mcp::notification(notification, era).ok_or(Reason::UnknownMethod)?;
-    trail.method = Some(method);
+    trail.method = mcp::notification(notification, era);
+    let Some(method) = trail.method else {
+        trail.said_method = Some(fit_for_a_record(&notification.method));
+        return Err(Reason::UnknownMethod.into());
+    };
     Ok((era, version, method))
 }
 
@@ -177,11 +187,16 @@ pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
     }
 }
 
+/// Characters of what is only recorded.
+const LONGEST_SAID: usize = 64;
+
 /// Method names and trace ids are the caller's words: cut, and without control characters.
-pub(super) fn fit_for_a_record(method: &str) -> String {
-    method
-        .chars()
-        .take(64)
+pub(super) fn fit_for_a_record(said: &str) -> String {
+    if said.len() <= LONGEST_SAID && !said.chars().any(char::is_control) {
+        return said.to_owned();
+    }
+    said.chars()
+        .take(LONGEST_SAID)
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
 }

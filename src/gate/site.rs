@@ -4,12 +4,17 @@ use crate::config::{Config, Listen};
 use crate::domain::{Reason, Refusal, ServerName};
 use crate::transport;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, header, request};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// The addresses this instance answers to.
 pub struct Site {
     /// `https://host[:port]`, no path.
     origin: String,
+    /// The URL of all servers together, and of each that is configured.
+    combined: String,
+    resources: HashMap<ServerName, String>,
     hosts: Vec<String>,
     origins: Vec<String>,
     pub max_body: usize,
@@ -54,7 +59,11 @@ impl Site {
             .to_ascii_lowercase();
         let mut hosts: Vec<String> = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         hosts.push(own);
+        let combined = format!("{origin}/mcp");
+        let names = config.servers.iter().map(|server| &server.name);
         Self {
+            resources: names.map(|name| (name.clone(), format!("{combined}/{name}"))).collect(),
+            combined,
             origin,
             hosts,
             origins: origins
@@ -69,10 +78,13 @@ impl Site {
     }
 
     /// The exact URL of a server, or of all together, as clients use it; also the audience of tokens made for it.
-    pub fn resource(&self, server: Option<&ServerName>) -> String {
-        match server {
-            Some(server) => format!("{}/mcp/{server}", self.origin),
-            None => format!("{}/mcp", self.origin),
+    pub fn resource(&self, server: Option<&ServerName>) -> Cow<'_, str> {
+        let Some(server) = server else {
+            return self.combined.as_str().into();
+        };
+        match self.resources.get(server) {
+            Some(resource) => resource.as_str().into(),
+            None => format!("{}/{server}", self.combined).into(),
         }
     }
 

@@ -2,7 +2,7 @@
 //! ids, and what the server asks of the client. The caller gets handles and brings them back; whatever else it brings is
 //! unknown. Both ways the rest of a message stays byte for byte.
 
-use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Timestamp, ToolName};
+use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp, ToolName};
 use crate::mcp::{self, Params, Place, Said, Token, splice};
 use crate::upstream::{Handed, Holder, SessionKeys};
 use bytes::Bytes;
@@ -34,7 +34,8 @@ const LONGEST_ID: usize = 1000;
 #[derive(Clone)]
 pub struct Talk {
     talks: Arc<Talks>,
-    holder: Holder,
+    principal: Arc<Principal>,
+    server: ServerName,
     session: String,
     asks: ClientRequests,
 }
@@ -66,8 +67,8 @@ pub struct Handing {
     talk: Talk,
     era: Era,
     method: Method,
-    target: String,
-    tool: String,
+    target: Target,
+    tool: Option<ToolName>,
     /// The tasks that the caller named, by the server's text: they come back as they were written.
     named: Vec<(String, String)>,
 }
@@ -99,17 +100,23 @@ where
 impl Talk {
     pub fn new(
         talks: &Arc<Talks>,
-        principal: &Principal,
+        principal: &Arc<Principal>,
         server: &ServerName,
         session: Option<String>,
         asks: ClientRequests,
     ) -> Self {
         Self {
             talks: talks.clone(),
-            holder: Holder::new(principal, server),
+            principal: principal.clone(),
+            server: server.clone(),
             session: session.unwrap_or_default(),
             asks,
         }
+    }
+
+    /// Few messages hold anything that is bound to it.
+    fn holder(&self) -> Holder {
+        Holder::new(&self.principal, &self.server)
     }
 
     /// A request or notification as the server is to have it.
@@ -166,7 +173,7 @@ impl Talk {
                 target,
             };
             let Talks { keys, now, .. } = &*self.talks;
-            let returned = keys.take_back_before(now(), handed, &state.text, &self.holder);
+            let returned = keys.take_back_before(now(), handed, &state.text, &self.holder());
             edits.push((state.at, returned.ok_or(Reason::UnknownState)?.text));
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
@@ -201,7 +208,7 @@ impl Talk {
         let handle: String = serde_json::from_str(answer.id.as_json()).map_err(|_| unknown())?;
         let handed = Handed::Request { session: &self.session };
         let keys = &self.talks.keys;
-        let returned = keys.take_back(handed, &handle, &self.holder).ok_or_else(unknown)?;
+        let returned = keys.take_back(handed, &handle, &self.holder()).ok_or_else(unknown)?;
         let mut edits = vec![(answer.id_at, returned.text)];
         if let Some(related) = &answer.related_task {
             edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownAnswer)?.text));
@@ -214,12 +221,12 @@ impl Talk {
     fn taken(&self, handed: Handed<'_>, token: &Token, otherwise: Reason) -> Result<crate::upstream::Returned, Refusal> {
         self.talks
             .keys
-            .take_back(handed, &token.text, &self.holder)
+            .take_back(handed, &token.text, &self.holder())
             .ok_or(Refusal::new(otherwise))
     }
 
     fn remember(&self, task: &str, tool: &str) {
-        let key = (self.holder.clone(), task.to_owned());
+        let key = (self.holder(), task.to_owned());
         self.talks.begun.insert(key, tool.to_owned());
     }
 }
@@ -256,8 +263,8 @@ impl Handing {
             talk,
             era: call.era,
             method: call.method,
-            target: call.target.to_string(),
-            tool: call.tool().map(ToString::to_string).unwrap_or_default(),
+            target: call.target.clone(),
+            tool: call.tool().cloned(),
             named: tasks.into_iter().map(|task| (task.text, task.handle)).collect(),
         }
     }
@@ -302,13 +309,13 @@ impl Handing {
         if let Some(place) = said.request_state {
             let handed = Handed::State {
                 method: self.method.as_str(),
-                target: &self.target,
+                target: &self.target.to_string(),
             };
             let Talks { keys, lifetime, now, .. } = &*self.talk.talks;
             let until = now().plus(*lifetime);
             edits.push((
                 place,
-                keys.hand_until(until, handed, place.text(&message), &self.talk.holder)?,
+                keys.hand_until(until, handed, place.text(&message), &self.talk.holder())?,
             ));
         }
         let of_status = said.method.as_deref().is_some_and(is_of_status);
@@ -328,7 +335,7 @@ impl Handing {
     }
 
     fn hand(&self, handed: Handed<'_>, text: &str) -> Option<String> {
-        self.talk.talks.keys.hand(handed, "", text, &self.talk.holder)
+        self.talk.talks.keys.hand(handed, "", text, &self.talk.holder())
     }
 
     /// Without a tool the handle names the task, but no method takes it. Then it is not the one that the caller holds: the
@@ -337,18 +344,18 @@ impl Handing {
         if let Some((_, handle)) = self.named.iter().find(|(named, _)| named == text) {
             return Some(handle.clone());
         }
-        let Talk { talks, holder, .. } = &self.talk;
-        let tool = match self.tool.is_empty() {
-            false => {
-                self.talk.remember(text, &self.tool);
-                self.tool.clone()
+        let (talks, holder) = (&self.talk.talks, self.talk.holder());
+        let tool = match &self.tool {
+            Some(tool) => {
+                self.talk.remember(text, tool.as_str());
+                tool.to_string()
             }
-            true => match talks.begun.get(&(holder.clone(), text.to_owned())) {
+            None => match talks.begun.get(&(holder.clone(), text.to_owned())) {
                 None if of_status => return None,
                 tool => tool.unwrap_or_default(),
             },
         };
-        talks.keys.hand(Handed::Task, &tool, text, holder)
+        talks.keys.hand(Handed::Task, &tool, text, &holder)
     }
 }
 

@@ -8,6 +8,8 @@ use crate::domain::{
 };
 use bytes::Bytes;
 use http::StatusCode;
+use std::borrow::Cow;
+use std::fmt::{Display, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +26,7 @@ pub struct Trail {
     pub id: Option<MessageId>,
     pub era: Era,
     pub method: Option<Method>,
-    /// What the message called its method, as far as that is fit for a record.
+    /// What the message called its method where that is none that is known, as far as it is fit for a record.
     pub said_method: Option<String>,
     /// The protocol version that the message asks for, likewise.
     pub said_version: Option<String>,
@@ -90,6 +92,13 @@ impl Trail {
         }
     }
 
+    fn recorded_method(&self) -> Cow<'static, str> {
+        match self.method {
+            Some(method) => method.as_str().into(),
+            None => self.method().to_owned().into(),
+        }
+    }
+
     /// What was permitted and why is for the journal to fill in: it has the permit.
     pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Box<Decision> {
         self.decision(environment, Decided::Allow, "permitted", arguments)
@@ -109,18 +118,24 @@ impl Trail {
         decision
     }
 
-    fn decision(&self, environment: &EnvironmentName, decision: Decided, reason: &str, args: Option<String>) -> Box<Decision> {
+    fn decision(
+        &self,
+        environment: &EnvironmentName,
+        decision: Decided,
+        reason: &'static str,
+        args: Option<String>,
+    ) -> Box<Decision> {
         Box::new(Decision {
             at: self.at,
             environment: environment.clone(),
             request: self.request,
             who: self.principal.as_deref().map(|principal| self.who(principal)),
             server: self.server.clone(),
-            method: self.method().to_owned(),
+            method: self.recorded_method(),
             tool: self.tool.clone(),
             target: self.target.clone(),
             decision,
-            reason: reason.to_owned(),
+            reason: reason.into(),
             detail: None,
             policies: Vec::new(),
             errors: Vec::new(),
@@ -130,7 +145,7 @@ impl Trail {
             policy_set: Digest::ZERO,
             catalogue: Digest::ZERO,
             grant: None,
-            source_ip: self.source.to_string(),
+            source_ip: written(&self.source),
             session: self.session.clone(),
             trace: self.trace.clone(),
             era: self.method.map(|_| self.era),
@@ -144,9 +159,16 @@ impl Trail {
             subject: principal.subject.clone(),
             user: self.member.as_ref().map(|member| member.id.clone()),
             method: principal.method,
-            fingerprint: principal.fingerprint.to_string(),
+            fingerprint: written(&principal.fingerprint),
             client: principal.client.clone(),
             key: principal.key.clone(),
         }
     }
+}
+
+/// As text, in one piece of memory: every call is recorded.
+fn written(value: &impl Display) -> String {
+    let mut text = String::with_capacity(40);
+    _ = write!(text, "{value}");
+    text
 }

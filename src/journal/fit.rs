@@ -57,9 +57,9 @@ fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
     for (name, was) in lost.into_iter().filter(|(_, was)| *was > list) {
         decision.errors.push(format!("[record cut: {list} of {was} {name}]"));
     }
-    for field in [&mut decision.method, &mut decision.reason, &mut decision.source_ip] {
-        cut(field, text);
-    }
+    cut(decision.method.to_mut(), text);
+    cut(decision.reason.to_mut(), text);
+    cut(&mut decision.source_ip, text);
     for field in [
         &mut decision.tool,
         &mut decision.target,

@@ -10,6 +10,7 @@ mod error;
 mod fit;
 mod format;
 mod queue;
+mod rank;
 mod recover;
 mod scan;
 mod segment;
@@ -26,6 +27,7 @@ mod writer;
 mod tests;
 
 pub use error::{Damage, JournalError, Sealed, State};
+pub use rank::step_back;
 pub use shipper::Shipper;
 pub use ticket::{Cleared, Closing, Ticket};
 pub use walk::read_dir;
@@ -124,7 +126,7 @@ impl Journal {
         decision.decision = Decided::Allow;
         decision.server = Some(call.server.clone());
         if decision.method != call.method.as_str() {
-            decision.method = call.method.as_str().to_owned();
+            decision.method = call.method.as_str().into();
         }
         if decision.tool.as_deref() != call.tool().map(ToolName::as_str) {
             decision.tool = call.tool().map(ToString::to_string);
@@ -287,6 +289,7 @@ impl Journal {
         })?;
         let last_words = LastWords(shared.clone());
         let write = thread("journal", move || {
+            rank::step_back();
             let _last_words = last_words;
             writer.run();
         })?;

@@ -5,7 +5,7 @@ mod keys;
 mod rate;
 
 use crate::config::{LimitsConfig, ServerConfig};
-use crate::domain::{Digest, Principal, Reason, Refusal, ServerName, ToolName};
+use crate::domain::{Principal, Reason, Refusal, ServerName, Sha256, ToolName};
 use governor::clock::{Clock, MonotonicClock, Reference};
 use governor::nanos::Nanos;
 use keys::{Counters, Full, Keys, ToolKey};
@@ -23,11 +23,8 @@ pub struct PrincipalKey([u8; 16]);
 impl PrincipalKey {
     pub fn of(principal: &Principal) -> Self {
         let (issuer, subject) = (principal.issuer.as_str().as_bytes(), principal.subject.as_str().as_bytes());
-        let mut both = Vec::with_capacity(8 + issuer.len() + subject.len());
-        both.extend_from_slice(&(issuer.len() as u64).to_be_bytes());
-        both.extend_from_slice(issuer);
-        both.extend_from_slice(subject);
-        let digest = Digest::of(&both);
+        let length = (issuer.len() as u64).to_be_bytes();
+        let digest = Sha256::new().update(&length).update(issuer).update(subject).finish();
         let mut key = [0; 16];
         key.copy_from_slice(&digest.as_bytes()[..16]);
         Self(key)

@@ -519,7 +519,7 @@ impl AuditRow {
         let who = decision.who;
         Self {
             decision: Some(decision.decision),
-            reason: Some(decision.reason),
+            reason: Some(decision.reason.into_owned()),
             detail: decision.detail,
             request: Some(decision.request),
             user: who.as_ref().and_then(|who| who.user.clone()),
@@ -531,7 +531,7 @@ impl AuditRow {
             key: who.and_then(|who| who.key),
             source_ip: Some(decision.source_ip),
             server: decision.server.map(|server| server.to_string()),
-            method: Some(decision.method),
+            method: Some(decision.method.into_owned()),
             tool: decision.tool,
             target: decision.target,
             policies: decision.policies,

@@ -258,7 +258,7 @@ impl Derived {
                 Decided::Allow => "allow",
                 Decided::Deny => "deny",
             }),
-            reason: Some(decision.reason.clone()),
+            reason: Some(decision.reason.clone().into_owned()),
             user: user
                 .map(|user| Uuid::try_parse(user.as_str()))
                 .transpose()
@@ -270,7 +270,7 @@ impl Derived {
             client: who.and_then(|who| who.client.as_ref()).map(ToString::to_string),
             key: who.and_then(|who| who.key.as_ref()).map(ToString::to_string),
             server: decision.server.as_ref().map(ToString::to_string),
-            method: Some(decision.method.clone()),
+            method: Some(decision.method.clone().into_owned()),
             tool: decision.tool.clone().or_else(|| decision.target.as_deref().map(beginning)),
             policies: Some(serde_json::json!(decision.policies).to_string()),
             policy_set: Some(decision.policy_set.as_bytes().to_vec()),

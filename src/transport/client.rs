@@ -121,8 +121,8 @@ impl Client {
 
     /// Sends once and returns the head of the answer. The time until then is for the caller to bound.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
-        let host = request.uri().host().unwrap_or_default().to_owned();
-        self.pool.request(request).await.map_err(|error| explain(error, host))
+        let uri = request.uri().clone();
+        self.pool.request(request).await.map_err(|error| explain(error, host(&uri)))
     }
 }
 

@@ -105,15 +105,18 @@ impl Endpoint {
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri.clone();
-        let headers = request.headers_mut();
-        *headers = match *method {
-            Method::POST => self.heads.post.clone(),
-            _ => self.heads.other.clone(),
+        let own = match *method {
+            Method::POST => &self.heads.post,
+            _ => &self.heads.other,
         };
+        // Room for all at once, and for `Host` and the framing.
+        let mut headers = HeaderMap::with_capacity(own.len() + mcp.len() + 2);
+        headers.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
         if *method == Method::GET {
             headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         }
         headers.extend(mcp.iter().map(|(name, value)| (name.clone(), value.clone())));
+        *request.headers_mut() = headers;
         request
     }
 }

@@ -98,11 +98,11 @@ fn full(number: u128) -> Decision {
             key: Some(KeyId::parse("abcdefgh").unwrap()),
         }),
         server: None,
-        method: awkward.clone(),
+        method: awkward.clone().into(),
         tool: Some(awkward.clone()),
         target: Some(awkward.clone()),
         decision: Decided::Allow,
-        reason: "permitted".to_owned(),
+        reason: "permitted".into(),
         detail: Some(awkward.clone()),
         policies: vec![PolicyId::parse("no \"such\" thing").unwrap()],
         errors: vec![awkward.clone(), String::new()],
@@ -177,7 +177,7 @@ async fn a_permit_becomes_a_cleared_call_whose_record_says_what_was_permitted() 
     assert_eq!((recorded.request, recorded.decision), (request(7), Decided::Allow));
     assert_eq!(recorded.server.as_ref().map(|server| server.as_str()), Some("demo"));
     assert_eq!(
-        (recorded.method.as_str(), recorded.tool.as_deref()),
+        (&*recorded.method, recorded.tool.as_deref()),
         ("tools/call", Some("read_file"))
     );
     assert_eq!(recorded.policies, [PolicyId::parse("readers").unwrap()]);
