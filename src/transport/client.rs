@@ -2,24 +2,20 @@
 //! redirect, repeats no request and sends nothing that the caller did not put into the request.
 
 use super::address::{Reach, reach, resolve};
+use super::lines::{Line, Lines, Place, Received};
 use super::pem::{self, TlsError};
 use super::provider;
 use bytes::Bytes;
 use http::Uri;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_rustls::{ConfigBuilderExt, MaybeHttpsStream};
-use hyper_util::client::legacy::{self, Client as Pool};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -74,11 +70,7 @@ pub enum ClientError {
     Ca(#[from] TlsError),
     /// The connection was there and then was not. `sent`: the request may have been received.
     #[error("`{host}` closed the connection before it answered")]
-    Closed {
-        host: String,
-        sent: bool,
-        source: legacy::Error,
-    },
+    Closed { host: String, sent: bool, source: hyper::Error },
 }
 
 impl ClientError {
@@ -91,8 +83,12 @@ impl ClientError {
 /// A pool of connections; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pool: Pool<Connector, Full<Bytes>>,
+    connector: Arc<Connector>,
+    lines: Arc<Lines<Connected>>,
 }
+
+/// The body of a server's answer.
+pub type Answered = Received<Connected>;
 
 impl Client {
     pub fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
@@ -108,49 +104,53 @@ impl Client {
             timeout: settings.connect_timeout,
             allow_private: settings.allow_private,
         };
-        let pool = Pool::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(settings.pool_idle)
-            .pool_max_idle_per_host(settings.pool_max_idle)
-            .retry_canceled_requests(false)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .build(connector);
-        Ok(Self { pool })
+        Ok(Self {
+            connector: Arc::new(connector),
+            lines: Lines::new(settings.pool_idle, settings.pool_max_idle),
+        })
     }
 
     /// Sends once and returns the head of the answer. The time until then is for the caller to bound.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
-        let uri = request.uri().clone();
-        self.pool.request(request).await.map_err(|error| explain(error, host(&uri)))
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Answered>, ClientError> {
+        let uri = request.uri();
+        let place = Place::of(uri).ok_or_else(|| ClientError::Url {
+            url: uri.to_string(),
+            why: "it is not `https`",
+        })?;
+        let line = match self.lines.take(&place) {
+            Some(line) => line,
+            // Seldom taken, and too large to be part of every call's future.
+            None => Box::pin(self.begin(uri, &place)).await?,
+        };
+        let answer = self.lines.send(&place, line, request).await;
+        answer.map_err(|broken| ClientError::Closed {
+            host: place.host().to_owned(),
+            sent: broken.sent,
+            source: broken.source,
+        })
+    }
+
+    async fn begin(&self, uri: &Uri, place: &Place) -> Result<Line<Connected>, ClientError> {
+        let late = |_| ClientError::Timeout {
+            host: host(uri),
+            after: self.connector.timeout,
+        };
+        let connected = async {
+            let stream = self.connector.connect(uri).await?;
+            let is_http2 =
+                matches!(&stream, MaybeHttpsStream::Https(tls) if tls.inner().get_ref().1.alpn_protocol() == Some(b"h2"));
+            let begun = self.lines.begin(place, stream, is_http2).await;
+            begun.map_err(|source| ClientError::Closed {
+                host: host(uri),
+                sent: false,
+                source,
+            })
+        };
+        tokio::time::timeout(self.connector.timeout, connected).await.map_err(late)?
     }
 }
 
-/// Takes our own error out of hyper's wrapping; anything else happened on a standing connection.
-fn explain(error: legacy::Error, host: String) -> ClientError {
-    let source = std::error::Error::source(&error);
-    if let Some(failed) = source.and_then(|source| source.downcast_ref::<ConnectFailed>())
-        && let Some(ours) = failed.0.lock().expect("no holder of this lock panics").take()
-    {
-        return ours;
-    }
-    // hyper cancels only what it still holds whole.
-    let unsent = source
-        .and_then(|source| source.downcast_ref::<hyper::Error>())
-        .is_some_and(hyper::Error::is_canceled);
-    ClientError::Closed {
-        host,
-        sent: !unsent,
-        source: error,
-    }
-}
-
-/// The way of an error of ours through hyper, which only lends its sources.
-#[derive(Debug, thiserror::Error)]
-#[error("no connection")]
-struct ConnectFailed(Mutex<Option<ClientError>>);
-
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Connector {
     roots: Roots,
     timeout: Duration,
@@ -167,32 +167,7 @@ enum Roots {
     },
 }
 
-type Connected = MaybeHttpsStream<TokioIo<TcpStream>>;
-
-impl tower_service::Service<Uri> for Connector {
-    type Response = Connected;
-    type Error = ConnectFailed;
-    type Future = Pin<Box<dyn Future<Output = Result<Connected, ConnectFailed>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectFailed>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move {
-            let late = |_| ClientError::Timeout {
-                host: host(&uri),
-                after: connector.timeout,
-            };
-            let connected = tokio::time::timeout(connector.timeout, connector.connect(&uri)).await;
-            connected
-                .map_err(late)
-                .and_then(|connected| connected)
-                .map_err(|error| ConnectFailed(Mutex::new(Some(error))))
-        })
-    }
-}
+pub type Connected = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 impl Connector {
     async fn connect(&self, uri: &Uri) -> Result<Connected, ClientError> {

@@ -7,6 +7,7 @@ mod client;
 mod connections;
 mod dev;
 mod framing;
+mod lines;
 mod pace;
 mod peer;
 mod pem;
@@ -16,7 +17,7 @@ mod tls;
 mod watch;
 
 pub use body::{Body, BodyError, BodyProblem, empty, full, read_body};
-pub use client::{Client, ClientError, ClientSettings};
+pub use client::{Answered, Client, ClientError, ClientSettings};
 pub use connections::{ConnectionCounts, Connections};
 pub use dev::{DevCertificates, DevError, dev_certificates};
 pub use framing::{authority, framing};

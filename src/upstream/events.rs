@@ -8,10 +8,10 @@ use super::links::Begun;
 use super::server::Endpoint;
 use crate::domain::{ClientRequests, Reason};
 use crate::mcp::{SseFrame, SseReader};
+use crate::transport::Answered;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -112,7 +112,7 @@ async fn read(link: &Link, stream: &mut Stream) -> &'static str {
 }
 
 struct Stream {
-    body: Incoming,
+    body: Answered,
     reader: SseReader,
 }
 

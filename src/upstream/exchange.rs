@@ -3,12 +3,12 @@
 
 use super::failed::Failed;
 use super::server::{Endpoint, Upstream};
-use crate::transport::{Client, ClientError};
+use crate::transport::{Answered, Client, ClientError};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -31,7 +31,7 @@ pub(super) enum Media {
 
 impl Upstream {
     /// Reads an answer that is no stream.
-    pub(super) async fn collect(&self, mut body: Incoming) -> Result<Bytes, Failed> {
+    pub(super) async fn collect(&self, mut body: Answered) -> Result<Bytes, Failed> {
         let (max, idle) = (self.patience.max_answer, self.patience.idle);
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
@@ -62,7 +62,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<Answered>, Failed> {
         self.exchange_at(&self.uri, client, method, mcp, body).await
     }
 
@@ -74,7 +74,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<Answered>, Failed> {
         let late = || Failed::late("the server did not answer in time");
         let sent = pin!(self.send(uri, client, method, mcp, body));
         let answer = timeout(self.first_byte, sent).await.map_err(|_| late())??;
@@ -89,7 +89,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<Answered>, Failed> {
         let mut tries = 1;
         loop {
             match client.send(self.request(uri, method, mcp, body)).await {
@@ -174,7 +174,7 @@ fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
 
 /// What is left of an answer whose first frame was asked for already.
 async fn collect(
-    mut body: Incoming,
+    mut body: Answered,
     mut first: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
     max: usize,
     idle: Duration,

@@ -11,9 +11,9 @@ use super::stream::{Expected, Frames};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
 use crate::mcp::{self, AnswerKind, Said, heard, readdress};
+use crate::transport::Answered;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 /// What goes into the head beside what the call itself says. Nothing of it is copied from the caller unseen.
@@ -98,7 +98,7 @@ impl Upstream {
 
     async fn answer(
         &self,
-        response: Response<Incoming>,
+        response: Response<Answered>,
         call: &Call,
         session: Option<&UpstreamSessionId>,
         mut outcome: Open,
@@ -122,7 +122,7 @@ impl Upstream {
         read
     }
 
-    fn frames(&self, response: Response<Incoming>, call: &Call, session: Option<&UpstreamSessionId>, outcome: Open) -> Frames {
+    fn frames(&self, response: Response<Answered>, call: &Call, session: Option<&UpstreamSessionId>, outcome: Open) -> Frames {
         let refusals = (call.era == Era::Legacy).then(|| {
             let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, Method::Answer, None)
                 .into_iter()
@@ -143,7 +143,7 @@ impl Upstream {
     }
 
     /// `initialize` streams nothing: its answer is taken out of the stream, so that the session can be sealed with its version.
-    async fn opened_by_stream(&self, response: Response<Incoming>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
+    async fn opened_by_stream(&self, response: Response<Answered>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
         let status = response.status();
         let opening = Some(session_of(response.headers()));
         let mut frames = self.frames(response, call, None, Open::new(None));
@@ -161,7 +161,7 @@ impl Upstream {
     }
 
     /// Everything that is no stream.
-    async fn read(&self, response: Response<Incoming>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
+    async fn read(&self, response: Response<Answered>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
         let status = response.status();
         let Some(id) = &call.id else {
             return taken(status, call.method, outcome);

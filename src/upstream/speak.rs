@@ -9,9 +9,9 @@ use super::server::{Endpoint, Upstream, Way};
 use super::stream::{Expected, Frames};
 use crate::domain::{self, ClientRequests, Era, MessageId};
 use crate::mcp::{AnswerKind, answer_kind};
+use crate::transport::Answered;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
-use hyper::body::Incoming;
 use serde_json::Value;
 
 /// An answer to Guardian itself.
@@ -70,7 +70,7 @@ impl Upstream {
         }
     }
 
-    async fn answer_in(&self, response: Response<Incoming>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
+    async fn answer_in(&self, response: Response<Answered>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
         let expected = Expected {
             id: Some(id),
             era,

@@ -7,11 +7,10 @@ use super::inbox::Inbox;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
 use crate::mcp::{AnswerKind, Said, SseFault, SseFrame, SseReader, heard, readdress};
-use crate::transport::{Body, BodyError};
+use crate::transport::{Answered, Body, BodyError};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -89,7 +88,7 @@ pub struct Frames {
 
 /// Where frames come from.
 enum Source {
-    Body(Incoming, SseReader),
+    Body(Answered, SseReader),
     /// Messages, each of which becomes a frame.
     Link(Inbox),
 }
@@ -154,7 +153,7 @@ impl Source {
 }
 
 impl Frames {
-    pub(super) fn new(body: Incoming, expected: Expected, outcome: Open) -> Self {
+    pub(super) fn new(body: Answered, expected: Expected, outcome: Open) -> Self {
         let reader = SseReader::new(expected.max_event);
         Self::of(Source::Body(body, reader), expected, outcome)
     }

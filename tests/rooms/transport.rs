@@ -3,6 +3,7 @@
 mod bounds;
 mod certificates;
 mod ending;
+mod lines;
 mod outgoing;
 
 use bytes::Bytes;
@@ -13,8 +14,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use neural_guardian::config::{ClientCertificates, ConnectionLimits, Span, TlsConfig};
 use neural_guardian::domain::Timestamp;
 use neural_guardian::transport::{
-    Body, BodyProblem, Client, ClientError, ClientSettings, Connections, Peer, ServerTls, Stop, StopHandle, TlsError, check,
-    dev_certificates, empty, framing, full, read_body, serve_counted, warnings, watch,
+    Answered, Body, BodyProblem, Client, ClientError, ClientSettings, Connections, Peer, ServerTls, Stop, StopHandle, TlsError,
+    check, dev_certificates, empty, framing, full, read_body, serve_counted, warnings, watch,
 };
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;
@@ -193,7 +194,10 @@ async fn ask(stream: &mut TlsStream<TcpStream>, text: &str) -> String {
     rest(stream).await
 }
 
-async fn text(answer: Response<Incoming>) -> String {
+async fn text<B>(answer: Response<B>) -> String
+where
+    B: hyper::body::Body<Error: std::fmt::Debug>,
+{
     String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 

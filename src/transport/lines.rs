@@ -1,0 +1,319 @@
+//! Connections to servers, kept for the next request.
+//!
+//! An HTTP/1.1 connection carries one request at a time and is driven by whoever waits for its answer: no other task, no
+//! queue between the two. The body of the answer holds it and gives it back when it was read to its end; dropped before,
+//! it closes it. HTTP/2 connections are shared and have a task of their own.
+
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Request, Response, Uri, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Where a connection leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    scheme: Scheme,
+    authority: Authority,
+}
+
+/// What a connection needs of its stream.
+pub trait Stream: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static {}
+
+impl<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Stream for S {}
+
+/// A connection ready for a request.
+pub(super) enum Line<S: Stream> {
+    Own(Own<S>),
+    Shared(http2::SendRequest<Full<Bytes>>),
+}
+
+pub struct Own<S: Stream> {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// Does the reading and writing when it is polled; `None` once it is over.
+    driver: Option<Box<http1::Connection<S, Full<Bytes>>>>,
+}
+
+/// The connections that nobody uses, and those that many do.
+pub struct Lines<S: Stream> {
+    shelves: Mutex<Shelves<S>>,
+    life: Duration,
+    most: usize,
+}
+
+struct Shelves<S: Stream> {
+    by_place: HashMap<Place, Shelf<S>>,
+    is_swept: bool,
+}
+
+struct Shelf<S: Stream> {
+    /// The last one used is at the end, and is the next to be used.
+    idle: VecDeque<(Instant, Own<S>)>,
+    shared: Option<http2::SendRequest<Full<Bytes>>>,
+}
+
+/// Why a standing connection gave no answer.
+#[derive(Debug)]
+pub(super) struct Broken {
+    /// The request may have been received.
+    pub sent: bool,
+    pub source: hyper::Error,
+}
+
+/// The body of an answer, with the connection that brings it.
+pub struct Received<S: Stream> {
+    incoming: Incoming,
+    is_read: bool,
+    line: Option<(Own<S>, Arc<Lines<S>>, Place)>,
+}
+
+impl Place {
+    /// `None` for a URI that leads nowhere.
+    pub fn of(uri: &Uri) -> Option<Self> {
+        Some(Self {
+            scheme: uri.scheme()?.clone(),
+            authority: uri.authority()?.clone(),
+        })
+    }
+
+    pub fn host(&self) -> &str {
+        self.authority.host()
+    }
+
+    /// As a request names it: without the port that goes without saying.
+    fn named(&self) -> Option<HeaderValue> {
+        let usual = match self.scheme == Scheme::HTTPS {
+            true => 443,
+            false => 80,
+        };
+        let text = match self.authority.port_u16() {
+            Some(port) if port != usual => HeaderValue::try_from(format!("{}:{port}", self.authority.host())),
+            _ => HeaderValue::from_str(self.authority.host()),
+        };
+        text.ok()
+    }
+}
+
+impl<S: Stream> Lines<S> {
+    pub fn new(life: Duration, most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            shelves: Mutex::new(Shelves {
+                by_place: HashMap::new(),
+                is_swept: false,
+            }),
+            life,
+            most,
+        })
+    }
+
+    /// A connection that stands, as far as can be told.
+    pub fn take(&self, place: &Place) -> Option<Line<S>> {
+        loop {
+            let (since, mut own) = {
+                let mut shelves = self.shelves();
+                let shelf = shelves.by_place.get_mut(place)?;
+                match &shelf.shared {
+                    Some(shared) if !shared.is_closed() => return Some(Line::Shared(shared.clone())),
+                    Some(_) => shelf.shared = None,
+                    None => {}
+                }
+                shelf.idle.pop_back()?
+            };
+            if since.elapsed() < self.life && own.stands() {
+                return Some(Line::Own(own));
+            }
+        }
+    }
+
+    /// Makes a connection of a stream to `place`.
+    pub async fn begin(&self, place: &Place, stream: S, is_http2: bool) -> Result<Line<S>, hyper::Error> {
+        if !is_http2 {
+            let (sender, driver) = http1::handshake(stream).await?;
+            let driver = Some(Box::new(driver));
+            return Ok(Line::Own(Own { sender, driver }));
+        }
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
+        let (sender, driver) = builder.handshake(stream).await?;
+        tokio::spawn(driver);
+        self.shelves().at(place).shared = Some(sender.clone());
+        Ok(Line::Shared(sender))
+    }
+
+    /// Sends once and waits for the head of the answer.
+    pub async fn send(
+        self: &Arc<Self>,
+        place: &Place,
+        line: Line<S>,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Received<S>>, Broken> {
+        let mut own = match line {
+            Line::Own(own) => own,
+            Line::Shared(mut shared) => {
+                let answer = shared.try_send_request(request).await.map_err(broken)?;
+                return Ok(answer.map(Received::shared));
+            }
+        };
+        if let Some(host) = place.named() {
+            request.headers_mut().entry(header::HOST).or_insert(host);
+        }
+        if let Some(path) = request.uri().path_and_query().cloned() {
+            *request.uri_mut() = path.into();
+        }
+        let mut answer = pin!(own.sender.try_send_request(request));
+        let answer = poll_fn(|context| {
+            own.drive(context);
+            answer.as_mut().poll(context)
+        });
+        let answer = answer.await.map_err(broken)?;
+        Ok(answer.map(|incoming| Received {
+            incoming,
+            is_read: false,
+            line: Some((own, self.clone(), place.clone())),
+        }))
+    }
+
+    fn put(self: &Arc<Self>, place: &Place, own: Own<S>) {
+        let mut shelves = self.shelves();
+        let idle = &mut shelves.at(place).idle;
+        if idle.len() >= self.most {
+            return;
+        }
+        idle.push_back((Instant::now(), own));
+        if !shelves.is_swept
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            shelves.is_swept = true;
+            runtime.spawn(sweep(Arc::downgrade(self), self.life));
+        }
+    }
+
+    fn shelves(&self) -> MutexGuard<'_, Shelves<S>> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Stream> Shelves<S> {
+    fn at(&mut self, place: &Place) -> &mut Shelf<S> {
+        if !self.by_place.contains_key(place) {
+            let shelf = Shelf {
+                idle: VecDeque::new(),
+                shared: None,
+            };
+            self.by_place.insert(place.clone(), shelf);
+        }
+        self.by_place.get_mut(place).expect("it is there, or was just put there")
+    }
+}
+
+/// Closes what lay unused for `life`, until there is nothing left that could be.
+async fn sweep<S: Stream>(lines: Weak<Lines<S>>, life: Duration) {
+    loop {
+        tokio::time::sleep(life.max(Duration::from_millis(10))).await;
+        let Some(lines) = lines.upgrade() else { return };
+        let mut shelves = lines.shelves();
+        shelves.by_place.retain(|_, shelf| {
+            shelf.idle.retain(|(since, _)| since.elapsed() < life);
+            shelf.shared.take_if(|shared| shared.is_closed());
+            !shelf.idle.is_empty() || shelf.shared.is_some()
+        });
+        if shelves.by_place.values().all(|shelf| shelf.idle.is_empty()) {
+            shelves.is_swept = false;
+            return;
+        }
+    }
+}
+
+impl<S: Stream> Own<S> {
+    fn drive(&mut self, context: &mut Context<'_>) {
+        // What is left over in a driver is told to whoever waits when it is dropped.
+        if let Some(driver) = &mut self.driver
+            && Pin::new(driver).poll(context).is_ready()
+        {
+            self.driver = None;
+        }
+    }
+
+    /// Whether it can take a request: nobody closed it, and nothing came that was not asked for.
+    fn stands(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+}
+
+fn broken<T>(mut error: TrySendError<T>) -> Broken {
+    Broken {
+        // What was not sent comes back whole.
+        sent: error.take_message().is_none(),
+        source: error.into_error(),
+    }
+}
+
+impl<S: Stream> Received<S> {
+    fn shared(incoming: Incoming) -> Self {
+        Self {
+            incoming,
+            is_read: false,
+            line: None,
+        }
+    }
+}
+
+impl<S: Stream> Body for Received<S> {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut frame = Pin::new(&mut self.incoming).poll_frame(context);
+        if let (Poll::Pending, Some((own, ..))) = (&frame, &mut self.line) {
+            own.drive(context);
+            frame = Pin::new(&mut self.incoming).poll_frame(context);
+        }
+        self.is_read |= matches!(frame, Poll::Ready(None));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl<S: Stream> Drop for Received<S> {
+    fn drop(&mut self) {
+        let is_read = self.is_read || self.incoming.is_end_stream();
+        if let Some((mut own, lines, place)) = self.line.take().filter(|_| is_read)
+            && own.stands()
+        {
+            lines.put(&place, own);
+        }
+    }
+}
+
+impl<S: Stream> std::fmt::Debug for Lines<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lines").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+impl<S: Stream> std::fmt::Debug for Received<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Received")
+            .field("incoming", &self.incoming)
+            .finish_non_exhaustive()
+    }
+}
