@@ -124,7 +124,7 @@ on_both_stores! {
                 None => assert!(held.len() < 16, "more than 32 MiB are waited for"),
             }
         };
-        assert_eq!(&refused, b"HTTP/1.1 200", "legacy clients hear limits in the body");
+        assert_eq!(&refused, b"HTTP/1.1 429", "what was not read is not answered as if it had been");
     }
 
     async fn a_policy_file_that_lost_its_content_changes_nothing(world: World) {

@@ -72,6 +72,12 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     matches!(soon(stream.read(&mut [0; 1])).await, Ok(0) | Err(_))
 }
 
+/// What came over other connections before this is known once something that came after it is.
+async fn the_runtime_has_heard() {
+    let (_, got) = exchange(&mut Scripted::start().await, &client(), None, OK).await;
+    text(got).await;
+}
+
 /// One exchange, on the connection that stands or on a new one.
 async fn exchange(
     server: &mut Scripted,
@@ -208,7 +214,7 @@ async fn what_the_server_closed_or_spoke_on_unasked_is_not_used_again() {
             connection.write_all(last).await.unwrap();
             connection.shutdown().await.unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        the_runtime_has_heard().await;
         let later = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nlater";
         let (_, got) = exchange(&mut server, &client, None, later).await;
         assert_eq!(text(got).await, "later");
