@@ -120,7 +120,11 @@ impl Client {
         let line = match self.lines.take(&place) {
             Some(line) => line,
             // Seldom taken, and too large to be part of every call's future.
-            None => Box::pin(self.begin(uri, &place)).await?,
+            None => match Box::pin(self.begin(uri, &place)).await {
+                Ok(line) => line,
+                // One may have come free meanwhile.
+                Err(error) => self.lines.take(&place).ok_or(error)?,
+            },
         };
         let answer = self.lines.send(&place, line, request).await;
         answer.map_err(|broken| ClientError::Closed {

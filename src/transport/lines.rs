@@ -1,8 +1,9 @@
 //! Connections to servers, kept for the next request.
 //!
 //! An HTTP/1.1 connection carries one request at a time and is driven by whoever waits for its answer: no other task, no
-//! queue between the two. The body of the answer holds it and gives it back when it was read to its end; dropped before,
-//! it closes it. HTTP/2 connections are shared and have a task of their own.
+//! queue between the two. The body of the answer holds it and gives it back if nothing of the answer is left on the way;
+//! dropped before, it closes it. HTTP/2 connections are shared and have a task of their own. Both are given up when nothing
+//! was asked over them for a while: sooner than servers and what lies between do, so that no request meets that.
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -12,7 +13,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -59,8 +60,9 @@ struct Shelves<S: Stream> {
 
 struct Shelf<S: Stream> {
     /// The last one used is at the end, and is the next to be used.
-    idle: VecDeque<(Instant, Own<S>)>,
-    shared: Option<http2::SendRequest<Full<Bytes>>>,
+    idle: Vec<(Instant, Own<S>)>,
+    /// And when something was asked over it last.
+    shared: Option<(Instant, http2::SendRequest<Full<Bytes>>)>,
 }
 
 /// Why a standing connection gave no answer.
@@ -73,9 +75,17 @@ pub(super) struct Broken {
 
 /// The body of an answer, with the connection that brings it.
 pub struct Received<S: Stream> {
-    incoming: Incoming,
-    is_read: bool,
-    line: Option<(Own<S>, Arc<Lines<S>>, Place)>,
+    /// Until it is dropped.
+    incoming: Option<Incoming>,
+    held: Option<Held<S>>,
+}
+
+struct Held<S: Stream> {
+    own: Own<S>,
+    /// When something came over it last.
+    since: Instant,
+    lines: Arc<Lines<S>>,
+    place: Place,
 }
 
 impl Place {
@@ -123,21 +133,20 @@ impl<S: Stream> Lines<S> {
             let (since, mut own) = {
                 let mut shelves = self.shelves();
                 let shelf = shelves.by_place.get_mut(place)?;
-                match &shelf.shared {
-                    Some(shared) if !shared.is_closed() => return Some(Line::Shared(shared.clone())),
-                    Some(_) => shelf.shared = None,
-                    None => {}
+                if let Some(shared) = shelf.shared(self.life) {
+                    return Some(Line::Shared(shared));
                 }
-                shelf.idle.pop_back()?
+                shelf.idle.pop()?
             };
-            if since.elapsed() < self.life && own.stands() {
-                return Some(Line::Own(own));
+            match since.elapsed() < self.life && own.stands() {
+                true => return Some(Line::Own(own)),
+                false => own.close(),
             }
         }
     }
 
-    /// Makes a connection of a stream to `place`.
-    pub async fn begin(&self, place: &Place, stream: S, is_http2: bool) -> Result<Line<S>, hyper::Error> {
+    /// Makes a connection of a stream to `place`. If another came to be shared meanwhile, it is that one.
+    pub async fn begin(self: &Arc<Self>, place: &Place, stream: S, is_http2: bool) -> Result<Line<S>, hyper::Error> {
         if !is_http2 {
             let (sender, driver) = http1::handshake(stream).await?;
             let driver = Some(Box::new(driver));
@@ -147,7 +156,13 @@ impl<S: Stream> Lines<S> {
         builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
         let (sender, driver) = builder.handshake(stream).await?;
         tokio::spawn(driver);
-        self.shelves().at(place).shared = Some(sender.clone());
+        let mut shelves = self.shelves();
+        let shelf = shelves.at(place);
+        if let Some(shared) = shelf.shared(self.life) {
+            return Ok(Line::Shared(shared));
+        }
+        shelf.shared = Some((Instant::now(), sender.clone()));
+        self.have_swept(shelves);
         Ok(Line::Shared(sender))
     }
 
@@ -177,20 +192,31 @@ impl<S: Stream> Lines<S> {
             answer.as_mut().poll(context)
         });
         let answer = answer.await.map_err(broken)?;
+        let held = Held {
+            own,
+            since: Instant::now(),
+            lines: self.clone(),
+            place: place.clone(),
+        };
         Ok(answer.map(|incoming| Received {
-            incoming,
-            is_read: false,
-            line: Some((own, self.clone(), place.clone())),
+            incoming: Some(incoming),
+            held: Some(held),
         }))
     }
 
-    fn put(self: &Arc<Self>, place: &Place, own: Own<S>) {
+    fn put(self: &Arc<Self>, place: &Place, since: Instant, own: Own<S>) {
         let mut shelves = self.shelves();
-        let idle = &mut shelves.at(place).idle;
-        if idle.len() >= self.most {
-            return;
+        let idle = shelves.by_place.get(place).map_or(0, |shelf| shelf.idle.len());
+        if idle >= self.most {
+            drop(shelves);
+            return own.close();
         }
-        idle.push_back((Instant::now(), own));
+        shelves.at(place).idle.push((since, own));
+        self.have_swept(shelves);
+    }
+
+    /// From now on somebody looks after what nobody uses.
+    fn have_swept(self: &Arc<Self>, mut shelves: MutexGuard<'_, Shelves<S>>) {
         if !shelves.is_swept
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -208,7 +234,7 @@ impl<S: Stream> Shelves<S> {
     fn at(&mut self, place: &Place) -> &mut Shelf<S> {
         if !self.by_place.contains_key(place) {
             let shelf = Shelf {
-                idle: VecDeque::new(),
+                idle: Vec::new(),
                 shared: None,
             };
             self.by_place.insert(place.clone(), shelf);
@@ -217,19 +243,39 @@ impl<S: Stream> Shelves<S> {
     }
 }
 
+impl<S: Stream> Shelf<S> {
+    /// The connection that everybody uses, if it can be used. What is under way over one that is given up goes on.
+    fn shared(&mut self, life: Duration) -> Option<http2::SendRequest<Full<Bytes>>> {
+        self.forget_shared(life);
+        let (since, shared) = self.shared.as_mut()?;
+        *since = Instant::now();
+        Some(shared.clone())
+    }
+
+    fn forget_shared(&mut self, life: Duration) {
+        let is_over = |(since, shared): &mut (Instant, http2::SendRequest<_>)| shared.is_closed() || since.elapsed() >= life;
+        self.shared.take_if(is_over);
+    }
+}
+
 /// Closes what lay unused for `life`, until there is nothing left that could be.
 async fn sweep<S: Stream>(lines: Weak<Lines<S>>, life: Duration) {
     loop {
         tokio::time::sleep(life.max(Duration::from_millis(10))).await;
         let Some(lines) = lines.upgrade() else { return };
-        let mut shelves = lines.shelves();
-        shelves.by_place.retain(|_, shelf| {
-            shelf.idle.retain(|(since, _)| since.elapsed() < life);
-            shelf.shared.take_if(|shared| shared.is_closed());
-            !shelf.idle.is_empty() || shelf.shared.is_some()
-        });
-        if shelves.by_place.values().all(|shelf| shelf.idle.is_empty()) {
-            shelves.is_swept = false;
+        let mut old = Vec::new();
+        let is_done = {
+            let mut shelves = lines.shelves();
+            shelves.by_place.retain(|_, shelf| {
+                old.extend(shelf.idle.extract_if(.., |(since, _)| since.elapsed() >= life));
+                shelf.forget_shared(life);
+                !shelf.idle.is_empty() || shelf.shared.is_some()
+            });
+            shelves.is_swept = !shelves.by_place.is_empty();
+            !shelves.is_swept
+        };
+        old.into_iter().for_each(|(_, own)| own.close());
+        if is_done {
             return;
         }
     }
@@ -250,6 +296,15 @@ impl<S: Stream> Own<S> {
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
     }
+
+    /// Takes leave as TLS wants it, if that needs no waiting.
+    fn close(self) {
+        let Self { sender, mut driver } = self;
+        drop(sender);
+        if let Some(driver) = &mut driver {
+            let _ = Pin::new(driver).poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
 }
 
 fn broken<T>(mut error: TrySendError<T>) -> Broken {
@@ -263,9 +318,8 @@ fn broken<T>(mut error: TrySendError<T>) -> Broken {
 impl<S: Stream> Received<S> {
     fn shared(incoming: Incoming) -> Self {
         Self {
-            incoming,
-            is_read: false,
-            line: None,
+            incoming: Some(incoming),
+            held: None,
         }
     }
 }
@@ -275,31 +329,36 @@ impl<S: Stream> Body for Received<S> {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut frame = Pin::new(&mut self.incoming).poll_frame(context);
-        if let (Poll::Pending, Some((own, ..))) = (&frame, &mut self.line) {
-            own.drive(context);
-            frame = Pin::new(&mut self.incoming).poll_frame(context);
-        }
-        self.is_read |= matches!(frame, Poll::Ready(None));
-        frame
+        let Self { incoming, held } = &mut *self;
+        let Some(incoming) = incoming else { return Poll::Ready(None) };
+        let frame = Pin::new(&mut *incoming).poll_frame(context);
+        let (Poll::Pending, Some(held)) = (&frame, held) else {
+            return frame;
+        };
+        held.own.drive(context);
+        held.since = Instant::now();
+        Pin::new(incoming).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.incoming
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 impl<S: Stream> Drop for Received<S> {
     fn drop(&mut self) {
-        let is_read = self.is_read || self.incoming.is_end_stream();
-        if let Some((mut own, lines, place)) = self.line.take().filter(|_| is_read)
-            && own.stands()
+        // Without its reader the driver takes what is there of the answer. It is ready again if that was the end of it.
+        self.incoming = None;
+        if let Some(mut held) = self.held.take()
+            && held.own.stands()
         {
-            lines.put(&place, own);
+            held.lines.put(&held.place, held.since, held.own);
         }
     }
 }

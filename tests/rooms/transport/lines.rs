@@ -1,12 +1,16 @@
 //! Connections to servers: what is used again, and what never is.
 
 use super::*;
+use std::future::poll_fn;
+use std::task::Poll;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// A server in clear text that says what it is told to, connection by connection.
 struct Scripted {
     url: String,
     connections: mpsc::UnboundedReceiver<TcpStream>,
+    accepting: JoinHandle<()>,
 }
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -16,14 +20,24 @@ impl Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let (sender, connections) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 if sender.send(stream).is_err() {
                     return;
                 }
             }
         });
-        Self { url, connections }
+        Self {
+            url,
+            connections,
+            accepting,
+        }
+    }
+
+    /// Nobody can connect any more.
+    async fn stop(&mut self) {
+        self.accepting.abort();
+        let _ = (&mut self.accepting).await;
     }
 
     async fn next(&mut self) -> TcpStream {
@@ -130,14 +144,35 @@ async fn a_connection_is_used_again_once_its_answer_was_read() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_need_not_be_read() {
+async fn an_answer_that_is_there_need_not_be_read() {
+    for whole in [
+        &b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"[..],
+        b"HTTP/1.1 202 Accepted\r\ncontent-length: 8\r\n\r\nAccepted",
+        b"HTTP/1.1 202 Accepted\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ] {
+        let mut server = Scripted::start().await;
+        let client = client();
+        let (connection, got) = exchange(&mut server, &client, None, whole).await;
+        drop(got);
+        let (_, got) = exchange(&mut server, &client, Some(connection), OK).await;
+        assert_eq!(text(got).await, "ok");
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_connect_takes_what_came_free_meanwhile() {
     let mut server = Scripted::start().await;
+    server.url = server.url.replace("127.0.0.1", "localhost");
     let client = client();
-    let accepted = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n";
-    let (connection, got) = exchange(&mut server, &client, None, accepted).await;
-    drop(got);
-    let (_, got) = exchange(&mut server, &client, Some(connection), OK).await;
-    assert_eq!(text(got).await, "ok");
+    let (mut connection, held) = exchange(&mut server, &client, None, OK).await;
+    server.stop().await;
+    // A name is not resolved at once.
+    let mut sending = Box::pin(client.send(post(&server.url)));
+    assert!(poll_fn(|context| Poll::Ready(sending.as_mut().poll(context).is_pending())).await);
+    drop(held);
+    let (_, got) = tokio::join!(answer(&mut connection, OK), soon(sending));
+    assert_eq!(text(got.unwrap()).await, "ok");
 }
 
 #[tokio::test]

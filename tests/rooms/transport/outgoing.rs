@@ -1,6 +1,7 @@
 //! Outgoing calls: which addresses are called, and how a call fails.
 
 use super::*;
+use tokio::task::JoinSet;
 
 fn caller(server: &Server) -> ClientSettings {
     ClientSettings {
@@ -41,6 +42,40 @@ async fn an_outgoing_call_reuses_its_connection() {
         assert_eq!(text(soon(h2.send(get(url.clone()))).await.unwrap()).await, "hello over h2");
     }
     assert_eq!(server.connections.counts().accepted, 2);
+}
+
+#[tokio::test]
+async fn a_shared_connection_serves_many_and_is_given_up_when_nobody_asks() {
+    let server = start("shared", ClientCertificates::Off, ConnectionLimits::default(), hello).await;
+    let url = format!("https://localhost:{}/", server.address.port());
+    let client = Client::new(&ClientSettings {
+        http2: true,
+        pool_idle: Duration::from_millis(500),
+        ..caller(&server)
+    })
+    .unwrap();
+    let mut many = JoinSet::new();
+    for _ in 0..8 {
+        let (client, url) = (client.clone(), url.clone());
+        many.spawn(async move { text(soon(client.send(get(url))).await.unwrap()).await });
+    }
+    while let Some(got) = many.join_next().await {
+        assert_eq!(got.unwrap(), "hello over h2");
+    }
+    let idle = async {
+        while server.connections.counts().open > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(idle).await;
+    let accepted = server.connections.counts().accepted;
+    for _ in 0..2 {
+        assert_eq!(
+            text(soon(client.send(get(url.clone()))).await.unwrap()).await,
+            "hello over h2"
+        );
+    }
+    assert_eq!(server.connections.counts().accepted, accepted + 1);
 }
 
 #[tokio::test]
