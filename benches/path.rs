@@ -1,9 +1,9 @@
 //! The whole path of a call against a bare hyper+rustls passthrough made of the same crates, in one run.
 //!
 //! Both proxies stand before the same server, on a core that load and server leave to them, and get the same load: 32 TLS
-//! connections, closed loop, `tools/call` with a body of about 1 KiB. What counts is CPU time of the proxy's process per call, in interleaved windows; the ratio of the
-//! least values is the figure to quote. Absolute times depend on the machine. A last line tells what bringing the
-//! records of all these calls to the store costs beside it, on threads of its own.
+//! connections, closed loop, `tools/call` with a body of about 1 KiB. What counts is CPU time of the proxy's process per
+//! call, in interleaved windows; the ratio of the least values is the figure to quote. Absolute times depend on the machine.
+//! A last line tells what bringing the records of all these calls to the store costs beside it, on threads of its own.
 //!
 //! `cargo bench --profile dist --bench path` measures what ships; `--quick` as an argument runs short windows; `--limit R`
 //! fails above R.
