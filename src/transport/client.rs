@@ -5,6 +5,7 @@ use super::address::{Reach, reach, resolve};
 use super::lines::{Line, Lines, Place, Received};
 use super::pem::{self, TlsError};
 use super::provider;
+use super::wire::{Look, Wire};
 use bytes::Bytes;
 use http::Uri;
 use http_body_util::Full;
@@ -140,10 +141,11 @@ impl Client {
             after: self.connector.timeout,
         };
         let connected = async {
-            let stream = self.connector.connect(uri).await?;
+            let look = Look::default();
+            let stream = self.connector.connect(uri, look.clone()).await?;
             let is_http2 =
                 matches!(&stream, MaybeHttpsStream::Https(tls) if tls.inner().get_ref().1.alpn_protocol() == Some(b"h2"));
-            let begun = self.lines.begin(place, stream, is_http2).await;
+            let begun = self.lines.begin(place, stream, look, is_http2).await;
             begun.map_err(|source| ClientError::Closed {
                 host: host(uri),
                 sent: false,
@@ -171,10 +173,10 @@ enum Roots {
     },
 }
 
-pub type Connected = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub type Connected = MaybeHttpsStream<TokioIo<Wire>>;
 
 impl Connector {
-    async fn connect(&self, uri: &Uri) -> Result<Connected, ClientError> {
+    async fn connect(&self, uri: &Uri, look: Look) -> Result<Connected, ClientError> {
         let host = host(uri);
         let secure = match uri.scheme_str() {
             Some("https") => true,
@@ -199,7 +201,7 @@ impl Connector {
             },
         })?;
         let _ = tcp.set_nodelay(true);
-        let tcp = TokioIo::new(tcp);
+        let tcp = TokioIo::new(Wire::new(tcp, look));
         if !secure {
             return Ok(MaybeHttpsStream::Http(tcp));
         }

@@ -5,6 +5,7 @@
 //! dropped before, it closes it. HTTP/2 connections are shared and have a task of their own. Both are given up when nothing
 //! was asked over them for a while: sooner than servers and what lies between do, so that no request meets that.
 
+use super::wire::Look;
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
@@ -44,6 +45,7 @@ pub struct Own<S: Stream> {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Does the reading and writing when it is polled; `None` once it is over.
     driver: Option<Box<http1::Connection<S, Full<Bytes>>>>,
+    look: Look,
 }
 
 /// The connections that nobody uses, and those that many do.
@@ -138,7 +140,7 @@ impl<S: Stream> Lines<S> {
                 }
                 shelf.idle.pop()?
             };
-            match since.elapsed() < self.life && own.stands() {
+            match since.elapsed() < self.life && own.is_quiet() {
                 true => return Some(Line::Own(own)),
                 false => own.close(),
             }
@@ -146,11 +148,11 @@ impl<S: Stream> Lines<S> {
     }
 
     /// Makes a connection of a stream to `place`. If another came to be shared meanwhile, it is that one.
-    pub async fn begin(self: &Arc<Self>, place: &Place, stream: S, is_http2: bool) -> Result<Line<S>, hyper::Error> {
+    pub async fn begin(self: &Arc<Self>, place: &Place, stream: S, look: Look, is_http2: bool) -> Result<Line<S>, hyper::Error> {
         if !is_http2 {
             let (sender, driver) = http1::handshake(stream).await?;
             let driver = Some(Box::new(driver));
-            return Ok(Line::Own(Own { sender, driver }));
+            return Ok(Line::Own(Own { sender, driver, look }));
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
@@ -297,9 +299,15 @@ impl<S: Stream> Own<S> {
         self.driver.is_some() && self.sender.is_ready()
     }
 
+    /// The same to the last byte that has reached this machine.
+    fn is_quiet(&mut self) -> bool {
+        let look = self.look.clone();
+        look.closely(|| self.stands())
+    }
+
     /// Takes leave as TLS wants it, if that needs no waiting.
     fn close(self) {
-        let Self { sender, mut driver } = self;
+        let Self { sender, mut driver, .. } = self;
         drop(sender);
         if let Some(driver) = &mut driver {
             let _ = Pin::new(driver).poll(&mut Context::from_waker(Waker::noop()));

@@ -15,6 +15,7 @@ mod serve;
 mod stop;
 mod tls;
 mod watch;
+mod wire;
 
 pub use body::{Body, BodyError, BodyProblem, empty, full, read_body};
 pub use client::{Answered, Client, ClientError, ClientSettings};

@@ -14,7 +14,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["governor"], &["limits"]),
     (&["jsonwebtoken"], &["identity"]),
     (&["moka"], &["identity", "grants", "gate"]),
-    (&["rustix"], &["upstream", "journal"]),
+    (&["rustix"], &["upstream", "journal", "transport"]),
     (&["thread_priority"], &["journal"]),
     (&["mimalloc"], &["main"]),
     (&["crc32c"], &["journal", "identity"]),

@@ -301,3 +301,20 @@ async fn no_more_stay_open_than_may_nor_longer() {
     let (_, got) = exchange(&mut server, &client, None, OK).await;
     assert_eq!(text(got).await, "ok");
 }
+
+#[tokio::test]
+async fn what_came_unasked_is_seen_before_the_runtime_hears_of_it() {
+    let forged = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
+    for came in [&forged[..], b""] {
+        let mut server = Scripted::start().await;
+        let client = client();
+        let (connection, got) = exchange(&mut server, &client, None, OK).await;
+        assert_eq!(text(got).await, "ok");
+        // Nothing is awaited from here on until the request is sent: only the kernel knows.
+        let mut connection = connection.into_std().unwrap();
+        std::io::Write::write_all(&mut connection, came).unwrap();
+        connection.shutdown(std::net::Shutdown::Write).unwrap();
+        let (_, got) = exchange(&mut server, &client, None, OK).await;
+        assert_eq!(text(got).await, "ok");
+    }
+}

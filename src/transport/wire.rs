@@ -1,0 +1,84 @@
+//! The socket of an outgoing connection. Asked to, it looks for what came although nobody was told of it yet: between a
+//! byte's arrival and the runtime's hearing of it there is time for a request, whose answer that byte must not become.
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Whether reads go to the socket itself.
+#[derive(Debug, Clone, Default)]
+pub struct Look(Arc<AtomicBool>);
+
+#[derive(Debug)]
+pub struct Wire {
+    tcp: TcpStream,
+    look: Look,
+}
+
+impl Look {
+    /// Does something during which nothing that has come goes unseen.
+    pub(super) fn closely<T>(&self, what: impl FnOnce() -> T) -> T {
+        self.0.store(true, Ordering::Relaxed);
+        let done = what();
+        self.0.store(false, Ordering::Relaxed);
+        done
+    }
+}
+
+impl Wire {
+    pub(super) fn new(tcp: TcpStream, look: Look) -> Self {
+        Self { tcp, look }
+    }
+
+    fn read_now(&self, into: &mut ReadBuf<'_>) -> io::Result<()> {
+        let (_, read) = recv(&self.tcp, into.initialize_unfilled(), RecvFlags::DONTWAIT)?;
+        into.advance(read);
+        Ok(())
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let told = Pin::new(&mut self.tcp).poll_read(context, into);
+        if told.is_ready() || !self.look.0.load(Ordering::Relaxed) {
+            return told;
+        }
+        match recv(&self.tcp, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error.into())),
+            Ok(_) => Poll::Ready(self.read_now(into)),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
