@@ -138,6 +138,7 @@ pub struct AuditBytes {
 
 const MOST: u32 = 10_000;
 
+/// The `+` keeps SQLite, which has no statistics, from reading all outcomes there are for each row.
 const SELECT: Sql = Sql {
     postgres: "SELECT d.incarnation, d.seq, micros(d.occurred_at) AS occurred_at, micros(d.recorded_at) AS recorded_at,
                  d.recorded_by::text AS recorded_by, d.environment, d.kind, d.bytes, d.reason, d.user_id::text AS user_id,
@@ -151,8 +152,8 @@ const SELECT: Sql = Sql {
                d.user_id, d.server_name, d.method, d.change,
                (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
                CASE WHEN d.kind = 'decision' THEN
-                 (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND o.environment = d.environment
-                    AND o.kind = 'outcome' ORDER BY o.occurred_at LIMIT 1) END AS outcome
+                 (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND +o.environment = d.environment
+                    AND +o.kind = 'outcome' ORDER BY o.occurred_at LIMIT 1) END AS outcome
              FROM audit_trail d WHERE d.environment = ?",
 };
 
@@ -592,4 +593,21 @@ fn fixed<const N: usize>(row: &Row, column: &'static str) -> Result<[u8; N], Sto
         place: "the store".to_owned(),
         what: format!("column `{column}` is not {N} bytes long"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::{Connection, Executor, Row as _, SqliteConnection};
+
+    #[tokio::test]
+    async fn the_outcome_of_a_decision_is_found_by_its_request() {
+        let mut store = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        store.execute(include_str!("sqlite/0001_guardian.sql")).await.unwrap();
+        let plan = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", SELECT.sqlite)));
+        let steps = plan.bind("production").fetch_all(&mut store).await.unwrap();
+        let steps: Vec<String> = steps.iter().map(|step| step.get("detail")).collect();
+        let outcome = steps.iter().find(|step| step.starts_with("SEARCH o "));
+        assert!(outcome.is_some_and(|step| step.contains("audit_request")), "{steps:#?}");
+    }
 }
