@@ -108,17 +108,8 @@ pub(super) fn asks(
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
     trail.said_version = request.said_version().map(fit_for_a_record);
     trail.trace = request.trace().map(fit_for_a_record);
-    let (era, version) = mcp::agree(request, heads, negotiated).map_err(|malformed| {
-        trail.said_method = Some(fit_for_a_record(&request.method));
-        heard(malformed, trail)
-    })?;
-    trail.era = era;
-    trail.method = mcp::method(request, era);
-    let Some(method) = trail.method else {
-        trail.said_method = Some(fit_for_a_record(&request.method));
-        return Err(Reason::UnknownMethod.into());
-    };
-    Ok((era, version, method))
+    let agreed = mcp::agree(request, heads, negotiated);
+    found(agreed, |era| mcp::method(request, era), &request.method, trail)
 }
 
 /// The same of a notification.
@@ -128,17 +119,34 @@ pub(super) fn notes(
     negotiated: Option<ProtocolVersion>,
     trail: &mut Trail,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
-    let (era, version) = mcp::agree_notification(notification, heads, negotiated).map_err(|malformed| {
-        trail.said_method = Some(fit_for_a_record(&notification.method));
-        heard(malformed, trail)
-    })?;
-    trail.era = era;
-    trail.method = mcp::notification(notification, era);
-    let Some(method) = trail.method else {
-        trail.said_method = Some(fit_for_a_record(&notification.method));
-        return Err(Reason::UnknownMethod.into());
-    };
-    Ok((era, version, method))
+    let agreed = mcp::agree_notification(notification, heads, negotiated);
+    found(
+        agreed,
+        |era| mcp::notification(notification, era),
+        &notification.method,
+        trail,
+    )
+}
+
+/// The method by the rules that were agreed on; where there is none, the trail keeps what it was called.
+fn found(
+    agreed: Result<(Era, Option<ProtocolVersion>), mcp::Malformed>,
+    method: impl FnOnce(Era) -> Option<Method>,
+    said: &str,
+    trail: &mut Trail,
+) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
+    let found = agreed
+        .map_err(|malformed| heard(malformed, trail))
+        .and_then(|(era, version)| {
+            trail.era = era;
+            let method = method(era).ok_or(Reason::UnknownMethod)?;
+            Ok((era, version, method))
+        });
+    match &found {
+        Ok((.., method)) => trail.method = Some(*method),
+        Err(_) => trail.said_method = Some(fit_for_a_record(said)),
+    }
+    found
 }
 
 pub(super) fn without_body(
