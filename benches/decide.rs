@@ -155,7 +155,7 @@ impl World {
             view: View {
                 seq: 1,
                 age_ms: 1,
-                fresh: true,
+                stale: None,
             },
             snapshot: &self.snapshot,
             session: None,

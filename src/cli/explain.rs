@@ -93,7 +93,7 @@ impl Explain {
             view: View {
                 seq: directory.anchor.seq,
                 age_ms: 0,
-                fresh: true,
+                stale: None,
             },
             snapshot: &snapshot,
             session: None,

@@ -1,7 +1,7 @@
 //! Everything a decision may depend on. Gathered by the gate before; nothing is fetched from in here.
 
 use super::{Snapshot, Subject};
-use crate::domain::{Member, Principal, Timestamp};
+use crate::domain::{Member, Principal, Reason, Timestamp};
 use std::net::IpAddr;
 
 /// What is known at the moment of the call.
@@ -32,6 +32,6 @@ pub struct View {
     /// Position of the change feed.
     pub seq: i64,
     pub age_ms: u64,
-    /// Confirmed within `max_staleness`.
-    pub fresh: bool,
+    /// Where it was not confirmed within `max_staleness`: what a call is refused with.
+    pub stale: Option<Reason>,
 }

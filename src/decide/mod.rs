@@ -61,9 +61,9 @@ pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
 /// Whether this caller is a member whose authorisation is known, whatever it is for.
 pub fn is_admitted(facts: &Facts<'_>) -> Result<(), Refusal> {
     standing::member(facts).map_err(|refusal| *refusal)?;
-    match facts.view.fresh {
-        true => Ok(()),
-        false => Err(Reason::StaleAuthorization.into()),
+    match facts.view.stale {
+        None => Ok(()),
+        Some(reason) => Err(reason.into()),
     }
 }
 

@@ -19,8 +19,8 @@ pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a
         Some(false) => return Err(Reason::ServerDisabled.into()),
         Some(true) => {}
     }
-    if !facts.view.fresh {
-        return Err(Reason::StaleAuthorization.into());
+    if let Some(reason) = facts.view.stale {
+        return Err(reason.into());
     }
     let grant = grant(member, server, facts.principal).ok_or(Reason::NoGrant)?;
     usable(grant, facts.now)?;

@@ -72,6 +72,7 @@ reasons! {
     GrantRevoked = "grant_revoked",
     GrantExpired = "grant_expired",
     StaleAuthorization = "stale_authorization",
+    FeedMissing = "feed_missing",
     MissingScope = "missing_scope",
     // tool
     UnknownTool = "unknown_tool",

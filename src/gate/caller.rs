@@ -146,10 +146,7 @@ impl Callers {
             tracing::warn!(%error, "cannot enrol just in time");
             return Ok(None);
         }
-        self.grants
-            .confirm()
-            .await
-            .map_err(|_| Refusal::new(Reason::StaleAuthorization))?;
+        self.grants.confirm().await.map_err(|stale| Refusal::new(stale.reason))?;
         Ok(self.grants.by_identity(&principal.issuer, &principal.subject))
     }
 }

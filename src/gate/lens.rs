@@ -120,7 +120,7 @@ impl Lens {
             view: View {
                 seq: 0,
                 age_ms: 0,
-                fresh: true,
+                stale: None,
             },
             snapshot: &snapshot,
             session: viewer.session.as_deref(),

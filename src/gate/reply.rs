@@ -166,6 +166,12 @@ const fn row(reason: Reason) -> Row {
             "your authorisation cannot be confirmed at the moment",
             Some("try again"),
         ),
+        R::FeedMissing => (
+            503,
+            5034,
+            "your authorisation cannot be confirmed: the database does not report every change of it",
+            Some("ask the operator to look at the health page and the log"),
+        ),
         R::MissingScope => (
             403,
             4030,
@@ -340,7 +346,7 @@ fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
     let in_band = match reason {
         R::UnknownMethod => true,
         R::RateLimited | R::TooManyInFlight => asked || to.method.is_some(),
-        R::StaleAuthorization | R::AuditUnavailable => asked,
+        R::StaleAuthorization | R::FeedMissing | R::AuditUnavailable => asked,
         R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked,
         R::NotEnrolled => asked && !to.may_step_up,
         reason => asked && reason.is_of_grants() && !to.may_step_up,

@@ -66,19 +66,19 @@ impl Gate {
 
     /// How old the knowledge of grants is; waits for a confirmation only if it is too old.
     async fn view(&self) -> (View, u64) {
-        let (view, fresh) = match self.parts.grants.fresh().await {
-            Ok(view) => (view, true),
+        let (view, stale) = match self.parts.grants.fresh().await {
+            Ok(view) => (view, None),
             Err(stale) => {
                 let why = stale.why.as_deref().unwrap_or_default();
                 tracing::warn!(%stale, why, "the knowledge of grants is too old to decide upon");
-                (self.parts.grants.view(), false)
+                (self.parts.grants.view(), Some(stale.reason))
             }
         };
         (
             View {
                 seq: view.seq,
                 age_ms: millis(view.age),
-                fresh,
+                stale,
             },
             view.generation,
         )

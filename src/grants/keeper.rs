@@ -1,8 +1,10 @@
 //! The one task that asks the store and writes the copy. It sleeps until somebody wants to know something younger; it has no
 //! timer of its own that asks.
 
+use super::lease::Failure;
 use super::source::Source;
 use super::{Changes, GrantsError, Shared};
+use crate::domain::Reason;
 use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +46,15 @@ enum Fault {
     NoAnswer,
     #[error(transparent)]
     Refused(#[from] GrantsError),
+}
+
+impl Fault {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Store(StoreError::FeedMissing { .. }) => Reason::FeedMissing,
+            Self::Store(_) | Self::NoAnswer | Self::Refused(_) => Reason::StaleAuthorization,
+        }
+    }
 }
 
 impl Keeper {
@@ -112,10 +123,10 @@ impl Keeper {
             match timeout(ANSWER_WITHIN, self.source.catch_up(&self.anchor)).await {
                 Ok(Ok(CatchUp::Since(delta))) => return Ok(Answer::Since(delta)),
                 // An empty feed has no anchor to go on from.
-                Ok(Ok(CatchUp::Reload)) if self.anchor == Anchor::default() => {}
+                Ok(Ok(CatchUp::Reload)) if self.anchor.is_start() => {}
                 Ok(Ok(CatchUp::Reload)) => tracing::warn!(
                     seq = self.anchor.seq,
-                    "the change feed cannot be followed from here (a restore, a failover, or very many changes): loading all anew"
+                    "the change feed cannot be followed from here (a restore, a failover, another trigger or view, or very many changes): loading all anew"
                 ),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(Fault::NoAnswer),
@@ -132,8 +143,11 @@ impl Keeper {
         self.failures = self.failures.saturating_add(1);
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(error = %fault, failures = self.failures, "authorisations could not be confirmed");
-        let why = fault.to_string().into();
-        self.shared.lease.failed_until(Instant::now() + backoff, why);
+        let failure = Failure {
+            why: fault.to_string().into(),
+            reason: fault.reason(),
+        };
+        self.shared.lease.failed_until(Instant::now() + backoff, failure);
     }
 
     fn apply_directory(&mut self, directory: Directory, sent: Instant) -> Result<(), GrantsError> {

@@ -1,6 +1,7 @@
 //! How old the copy is, how young somebody needs it, and who waits: the meeting point of calls and the one task.
 //! Asks nothing of the store itself.
 
+use crate::domain::Reason;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,14 +25,23 @@ pub(super) struct Lease {
 /// The end of one confirmation.
 #[derive(Debug, Clone, Default)]
 struct Round {
-    failure: Option<Arc<str>>,
+    failure: Option<Failure>,
+}
+
+/// Why a confirmation failed.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) why: Arc<str>,
+    /// What a call that needs a confirmation is refused with.
+    pub(super) reason: Reason,
 }
 
 /// Nothing young enough came in time.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) retry_after: Duration,
-    pub(super) why: Option<Arc<str>>,
+    /// The last failure; `None` where no answer came in time.
+    pub(super) failure: Option<Failure>,
 }
 
 impl Lease {
@@ -94,6 +104,11 @@ impl Lease {
         }
     }
 
+    /// Why the last confirmation failed, if it did.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.rounds.borrow().failure.clone()
+    }
+
     // ↓ for the one task
 
     /// Until somebody wants something younger than there is.
@@ -123,10 +138,10 @@ impl Lease {
     }
 
     /// Whoever still wants something asks again; nobody is asked for in the meantime.
-    pub(super) fn failed_until(&self, until: Instant, why: Arc<str>) {
+    pub(super) fn failed_until(&self, until: Instant, failure: Failure) {
         self.not_before.store(self.nanos(until), Ordering::Release);
         self.wanted.store(0, Ordering::Release);
-        self.rounds.send_replace(Round { failure: Some(why) });
+        self.rounds.send_replace(Round { failure: Some(failure) });
     }
 
     fn not_before(&self) -> Instant {
@@ -138,11 +153,11 @@ impl Lease {
         self.wake.notify_one();
     }
 
-    fn failed(&self, why: Option<Arc<str>>) -> Failed {
+    fn failed(&self, failure: Option<Failure>) -> Failed {
         let pause = self.not_before().saturating_duration_since(Instant::now());
         Failed {
             retry_after: pause.max(Duration::from_secs(1)),
-            why,
+            failure,
         }
     }
 

@@ -59,6 +59,8 @@ pub struct GrantsView {
 pub struct Stale {
     pub age: Duration,
     pub retry_after: Duration,
+    /// What a call is refused with.
+    pub reason: Reason,
     /// Why the last confirmation failed, for the log.
     pub why: Option<Arc<str>>,
 }
@@ -296,6 +298,11 @@ impl Grants {
         self.shared.applied.subscribe()
     }
 
+    /// Why the last confirmation failed, until one succeeds.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.shared.lease.failure().map(|failure| failure.why)
+    }
+
     pub fn counts(&self) -> Counts {
         Counts {
             members: self.shared.cache.members(),
@@ -361,7 +368,11 @@ impl Shared {
             Err(failed) => Err(Stale {
                 age: self.lease.fresh_at().elapsed(),
                 retry_after: failed.retry_after,
-                why: failed.why,
+                reason: failed
+                    .failure
+                    .as_ref()
+                    .map_or(Reason::StaleAuthorization, |failure| failure.reason),
+                why: failed.failure.map(|failure| failure.why),
             }),
         }
     }

@@ -188,6 +188,7 @@ impl World {
         let anchor = Anchor {
             seq: self.feed.len() as i64 + 1,
             tag: format!("history {}", self.histories),
+            fingerprint: String::new(),
         };
         self.feed.push((anchor, about));
     }

@@ -18,6 +18,15 @@ use std::str::FromStr;
 pub struct Anchor {
     pub seq: i64,
     pub tag: String,
+    /// Of the triggers and views that the feed depends on. Where it differs, the feed may have missed a change.
+    pub fingerprint: String,
+}
+
+impl Anchor {
+    /// Before the first change of a new feed.
+    pub fn is_start(&self) -> bool {
+        self.seq == 0 && self.tag.is_empty()
+    }
 }
 
 /// Everything of one environment, of one moment.
@@ -48,20 +57,45 @@ pub struct Delta {
     pub catalogue_changed: bool,
 }
 
+/// What the view `feed_state` is on Postgres: which triggers are missing, and a number that changes with the schema.
+macro_rules! sqlite_feed_state {
+    () => {
+        "(SELECT
+           (SELECT 'trigger ' || group_concat('`' || wanted.name || '`', ', ') || ' is missing' FROM
+             (SELECT 'feed_' || t.column1 || '_' || o.column1 AS name FROM
+               (VALUES ('grant'), ('key'), ('user'), ('identity'), ('registry'), ('revocation'), ('catalogue')) t,
+               (VALUES ('i'), ('u'), ('d')) o) wanted
+             WHERE NOT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND name = wanted.name)) AS gaps,
+           (SELECT CAST(schema_version AS text) FROM pragma_schema_version) AS fingerprint)"
+    };
+}
+
 /// More changes than this are read faster as a whole directory.
 const MANY: usize = 1_000;
 
+// Each statement gives at least one row, with the state of the feed itself; `seq` is NULL where the feed is empty.
+
 const HEAD: Sql = Sql {
-    postgres: "SELECT seq, tag::text AS tag FROM change_log WHERE environment = $1 ORDER BY seq DESC LIMIT 1",
-    sqlite: "SELECT seq, tag FROM change_log WHERE environment = $1 ORDER BY seq DESC LIMIT 1",
+    postgres: "SELECT f.seq, f.tag, s.gaps, s.fingerprint FROM feed_state s LEFT JOIN
+                 (SELECT seq, tag::text AS tag FROM change_log WHERE environment = $1 ORDER BY seq DESC LIMIT 1) f ON true",
+    sqlite: concat!(
+        "SELECT f.seq, f.tag, s.gaps, s.fingerprint FROM ",
+        sqlite_feed_state!(),
+        " s LEFT JOIN (SELECT seq, tag FROM change_log WHERE environment = $1 ORDER BY seq DESC LIMIT 1) f"
+    ),
 };
 
 // 1,002: the anchor, `MANY` changes, and one to show that there are more
 const FEED: Sql = Sql {
-    postgres: "SELECT seq, tag::text AS tag, relation, op, user_ref FROM change_log
-               WHERE environment = $1 AND seq >= $2 ORDER BY seq LIMIT 1002",
-    sqlite: "SELECT seq, tag, relation, op, user_ref FROM change_log
-             WHERE environment = $1 AND seq >= $2 ORDER BY seq LIMIT 1002",
+    postgres: "SELECT f.seq, f.tag, f.relation, f.op, f.user_ref, s.gaps, s.fingerprint FROM feed_state s LEFT JOIN
+                 (SELECT seq, tag::text AS tag, relation, op, user_ref FROM change_log
+                  WHERE environment = $1 AND seq >= $2 ORDER BY seq LIMIT 1002) f ON true ORDER BY f.seq",
+    sqlite: concat!(
+        "SELECT f.seq, f.tag, f.relation, f.op, f.user_ref, s.gaps, s.fingerprint FROM ",
+        sqlite_feed_state!(),
+        " s LEFT JOIN (SELECT seq, tag, relation, op, user_ref FROM change_log
+           WHERE environment = $1 AND seq >= $2 ORDER BY seq LIMIT 1002) f ORDER BY f.seq"
+    ),
 };
 
 const REVOCATIONS: Sql = Sql {
@@ -135,10 +169,9 @@ impl Store {
     /// All members, revocations and servers of an environment with the feed's position at that moment.
     pub async fn directory(&self, env: &EnvironmentName) -> Result<Directory, StoreError> {
         let mut tx = self.read().await?;
-        let anchor = match tx.fetch_one(&HEAD, args![env.as_str()]).await? {
-            Some(head) => anchor_of(&head)?,
-            None => Anchor::default(),
-        };
+        let head = tx.fetch(&HEAD, args![env.as_str()]).await?;
+        let anchor = anchor_of(first_of(&head)?)?;
+        self.require_whole_feed(first_of(&head)?)?;
         let directory = Directory {
             anchor,
             members: read_members(&mut tx, env, None).await?,
@@ -152,9 +185,9 @@ impl Store {
     /// What was committed since `from`, read in one transaction; to learn that nothing was takes one statement.
     pub async fn catch_up(&self, env: &EnvironmentName, from: &Anchor) -> Result<CatchUp, StoreError> {
         let glance = self.once(&FEED, args![env.as_str(), from.seq]).await?;
-        if let [only] = &glance[..]
-            && anchor_of(only)? == *from
-        {
+        self.require_whole_feed(first_of(&glance)?)?;
+        // an empty feed has one row too, without a position: it stays where it was only if it was empty then
+        if glance.len() == 1 && anchor_of(first_of(&glance)?)? == *from {
             return Ok(CatchUp::Since(Delta {
                 anchor: from.clone(),
                 ..Delta::default()
@@ -162,19 +195,9 @@ impl Store {
         }
         let mut tx = self.read().await?;
         let feed = tx.fetch(&FEED, args![env.as_str(), from.seq]).await?;
-        let Some((first, changes)) = feed.split_first() else {
-            // an empty feed stays where it was only if it was empty then
-            let nothing = Delta {
-                anchor: from.clone(),
-                ..Delta::default()
-            };
-            return Ok(if *from == Anchor::default() {
-                CatchUp::Since(nothing)
-            } else {
-                CatchUp::Reload
-            });
-        };
-        if anchor_of(first)? != *from || changes.len() > MANY {
+        let first = first_of(&feed)?;
+        let changes = &feed[1..];
+        if anchor_of(first)? != *from || from.is_start() || changes.len() > MANY {
             return Ok(CatchUp::Reload);
         }
         match Changed::of(changes)? {
@@ -185,6 +208,17 @@ impl Store {
                 tx.commit().await?;
                 Ok(CatchUp::Since(delta))
             }
+        }
+    }
+
+    /// A change that the feed does not tell of could be a revocation: nothing is confirmed by a feed with gaps.
+    fn require_whole_feed(&self, row: &Row) -> Result<(), StoreError> {
+        match row.get::<Option<String>>("gaps")? {
+            None => Ok(()),
+            Some(what) => Err(StoreError::FeedMissing {
+                place: self.place(),
+                what,
+            }),
         }
     }
 
@@ -256,10 +290,19 @@ impl Changed {
     }
 }
 
+/// Where the feed stands: at a row of it, or before its first where it is empty.
 fn anchor_of(row: &Row) -> Result<Anchor, StoreError> {
     Ok(Anchor {
-        seq: row.get("seq")?,
-        tag: row.get("tag")?,
+        seq: row.get::<Option<i64>>("seq")?.unwrap_or(0),
+        tag: row.get::<Option<String>>("tag")?.unwrap_or_default(),
+        fingerprint: row.get("fingerprint")?,
+    })
+}
+
+fn first_of(rows: &[Row]) -> Result<&Row, StoreError> {
+    rows.first().ok_or_else(|| StoreError::Broken {
+        place: "the store".to_owned(),
+        what: "the state of the change feed is missing".to_owned(),
     })
 }
 

@@ -1,9 +1,11 @@
 //! The two engines behind one handle: transactions, arguments and rows without a driver's types in them. Knows no table.
 
 use super::StoreError;
+use super::sqlite::{FileId, SqliteFile};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Decode, Row as _, SqlSafeStr, SqlStr, Transaction, Type};
 use std::fmt;
 use std::path::PathBuf;
@@ -19,9 +21,7 @@ pub struct PostgresEngine {
 
 #[derive(Clone)]
 pub struct SqliteEngine {
-    /// One connection: SQLite has one writer, and waiting in this queue is fairer than in SQLite's.
-    pub(super) writer: SqlitePool,
-    pub(super) readers: SqlitePool,
+    pub(super) file: Arc<SqliteFile>,
     pub(super) place: Arc<Place>,
     pub(super) warnings: Arc<[String]>,
 }
@@ -223,7 +223,61 @@ pub(super) struct Tx {
 
 enum On {
     Postgres(Transaction<'static, Postgres>),
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(SqliteTransaction),
+}
+
+/// A transaction on a connection of a pool, with `BEGIN` and `COMMIT` sent by ourselves.
+///
+/// SQLite rolls back by itself after some errors (disk full, I/O error). sqlx 0.9 does not notice: its counter of open
+/// transactions stays at 1 and the connection refuses every later `BEGIN`. So a transaction that did not end in a commit
+/// closes its connection, which also rolls back whatever is still open, and the pool opens a new one.
+struct SqliteTransaction {
+    connection: PoolConnection<Sqlite>,
+    ended: bool,
+    /// For a write: the file that it goes to, which must still be the store's when it is committed.
+    writes_to: Option<(Arc<SqliteFile>, FileId)>,
+}
+
+impl SqliteTransaction {
+    async fn begin(connection: PoolConnection<Sqlite>, how: &'static str) -> Result<Self, sqlx::Error> {
+        // Made first, so that the connection is closed too where this future is dropped in the middle.
+        let mut begun = Self {
+            connection,
+            ended: false,
+            writes_to: None,
+        };
+        match sqlx::raw_sql(how).execute(&mut *begun.connection).await {
+            Ok(_) => Ok(begun),
+            Err(error) => {
+                begun.ended = true;
+                Err(error)
+            }
+        }
+    }
+
+    async fn commit(mut self, place: &Place) -> Result<(), StoreError> {
+        answered(place, sqlx::raw_sql("COMMIT").execute(&mut *self.connection)).await?;
+        self.ended = true;
+        match &self.writes_to {
+            Some((file, written)) => file.require_same(*written),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for SqliteTransaction {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// What a transaction on SQLite is for: it decides which connections it may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Access {
+    Read,
+    Write,
 }
 
 impl PostgresEngine {
@@ -243,12 +297,23 @@ impl PostgresEngine {
 
 impl SqliteEngine {
     pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
-        let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&self.readers)).await?;
+        let open = self.file.current().await?;
+        let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&open.readers)).await?;
         Ok(rows.into_iter().map(Row::Sqlite).collect())
     }
 
-    pub(super) async fn begin(&self, pool: &SqlitePool, how: &'static str) -> Result<Tx, StoreError> {
-        let begun = answered(&self.place, pool.begin_with(how)).await?;
+    pub(super) async fn begin(&self, access: Access) -> Result<Tx, StoreError> {
+        let open = self.file.current().await?;
+        let (pool, how) = match access {
+            Access::Read => (&open.readers, "BEGIN"),
+            Access::Write => (&open.writer, "BEGIN IMMEDIATE"),
+        };
+        let begun = async { SqliteTransaction::begin(pool.acquire().await?, how).await };
+        let mut begun = answered(&self.place, begun).await?;
+        begun.writes_to = match access {
+            Access::Read => None,
+            Access::Write => Some((self.file.clone(), open.file())),
+        };
         Ok(Tx {
             on: On::Sqlite(begun),
             place: self.place.clone(),
@@ -264,7 +329,7 @@ impl Tx {
                 Ok(rows.into_iter().map(Row::Postgres).collect())
             }
             On::Sqlite(tx) => {
-                let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&mut **tx)).await?;
+                let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&mut *tx.connection)).await?;
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
         }
@@ -282,7 +347,7 @@ impl Tx {
                 Ok(done.rows_affected())
             }
             On::Sqlite(tx) => {
-                let done = answered(&self.place, sqlite_query(sql, args).execute(&mut **tx)).await?;
+                let done = answered(&self.place, sqlite_query(sql, args).execute(&mut *tx.connection)).await?;
                 Ok(done.rows_affected())
             }
         }
@@ -314,7 +379,7 @@ impl Tx {
                 while !rest.is_empty() {
                     let these;
                     (these, rest) = rest.split_at(rows_at_once(rest.len()));
-                    let done = answered(&self.place, sqlite_rows(sql, these).execute(&mut **tx)).await?;
+                    let done = answered(&self.place, sqlite_rows(sql, these).execute(&mut *tx.connection)).await?;
                     inserted += done.rows_affected();
                 }
                 Ok(inserted)
@@ -325,7 +390,7 @@ impl Tx {
     pub(super) async fn commit(self) -> Result<(), StoreError> {
         match self.on {
             On::Postgres(tx) => answered(&self.place, tx.commit()).await,
-            On::Sqlite(tx) => answered(&self.place, tx.commit()).await,
+            On::Sqlite(tx) => tx.commit(&self.place).await,
         }
     }
 }

@@ -21,6 +21,11 @@ pub enum StoreError {
     NotMigrated(String),
     #[error("{place} is at schema version {found}, this program knows {known}: it needs a newer guardian")]
     NewerSchema { place: String, found: i64, known: i64 },
+    #[error("{place} must not be used as it is: {what}")]
+    Unusable { place: String, what: String },
+    /// A change of grants, keys, users, … could be committed without the change feed telling of it.
+    #[error("{place} does not tell of every change: {what}")]
+    FeedMissing { place: String, what: String },
     #[error("this login may not do this in {place}: {what}")]
     Permission { place: String, what: String },
     /// Locked, overloaded, shutting down: the same again may succeed.
@@ -50,6 +55,8 @@ impl StoreError {
             | Self::Tls { .. }
             | Self::NotMigrated(_)
             | Self::NewerSchema { .. }
+            | Self::Unusable { .. }
+            | Self::FeedMissing { .. }
             | Self::Permission { .. }
             | Self::NotFound(_)
             | Self::Invalid(_)

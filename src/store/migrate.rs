@@ -23,11 +23,18 @@ struct Step {
     sql: &'static str,
 }
 
-const POSTGRES: &[Step] = &[Step {
-    version: 1,
-    name: "guardian",
-    sql: include_str!("postgres/0001_guardian.sql"),
-}];
+const POSTGRES: &[Step] = &[
+    Step {
+        version: 1,
+        name: "guardian",
+        sql: include_str!("postgres/0001_guardian.sql"),
+    },
+    Step {
+        version: 2,
+        name: "feed_state",
+        sql: include_str!("postgres/0002_feed_state.sql"),
+    },
+];
 const SQLITE: &[Step] = &[Step {
     version: 1,
     name: "guardian",
@@ -129,9 +136,15 @@ impl Store {
             }
             Store::Sqlite(engine) => {
                 migrator.dangerous_set_table_name("migrations");
-                let connection = engine.writer.acquire().await;
+                let open = engine.file.current().await?;
+                let connection = open.writer.acquire().await;
                 let mut connection = connection.map_err(|error| StoreError::of(error, &engine.place))?;
-                apply(&migrator, version, &mut *connection, &engine.place).await
+                let done = apply(&migrator, version, &mut *connection, &engine.place).await;
+                // a failed migration may leave its transaction open
+                if done.is_err() {
+                    connection.close_on_drop();
+                }
+                done
             }
         }
     }

@@ -31,7 +31,7 @@ pub use registry::RegistryRow;
 pub use ship::Shipped;
 
 use crate::domain::Timestamp;
-use engine::{Arg, Place, Row, Statement, Tx};
+use engine::{Access, Arg, Place, Row, Statement, Tx};
 use serde::Serializer;
 
 /// A connected store. Clones share their connections.
@@ -75,10 +75,7 @@ impl Store {
     pub async fn close(&self) {
         match self {
             Store::Postgres(engine) => engine.pool.close().await,
-            Store::Sqlite(engine) => {
-                engine.readers.close().await;
-                engine.writer.close().await;
-            }
+            Store::Sqlite(engine) => engine.file.close().await,
         }
     }
 
@@ -93,7 +90,7 @@ impl Store {
     async fn read(&self) -> Result<Tx, StoreError> {
         match self {
             Store::Postgres(engine) => engine.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await,
-            Store::Sqlite(engine) => engine.begin(&engine.readers, "BEGIN").await,
+            Store::Sqlite(engine) => engine.begin(Access::Read).await,
         }
     }
 
@@ -108,7 +105,7 @@ impl Store {
     async fn write(&self) -> Result<Tx, StoreError> {
         match self {
             Store::Postgres(engine) => engine.begin("BEGIN").await,
-            Store::Sqlite(engine) => engine.begin(&engine.writer, "BEGIN IMMEDIATE").await,
+            Store::Sqlite(engine) => engine.begin(Access::Write).await,
         }
     }
 }

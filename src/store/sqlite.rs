@@ -1,21 +1,142 @@
-//! Opening an SQLite file: its mode, its pragmas, one writer and a few readers.
+//! An SQLite file: its mode, its pragmas, one writer and a few readers; and whether it is still the file that its name says.
 
-use super::StoreError;
+use super::check::check_file;
 use super::engine::{Place, SqliteEngine};
+use super::{Store, StoreError};
+use arc_swap::ArcSwap;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The database file behind the store, with the connections to it. Before each use the path is compared with the file that
+/// is open: where somebody put another file in its place (a restored backup), that file is opened instead.
+pub(super) struct SqliteFile {
+    path: PathBuf,
+    place: Arc<Place>,
+    open: ArcSwap<Connections>,
+    reopening: Mutex<()>,
+}
+
+/// Connections to one file, whatever happens to its name.
+pub(super) struct Connections {
+    /// One connection: SQLite has one writer, and waiting in this queue is fairer than in SQLite's.
+    pub(super) writer: SqlitePool,
+    pub(super) readers: SqlitePool,
+    file: FileId,
+}
+
+/// Device and inode: what a file is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
 pub(super) async fn open(file: &Path, create: bool) -> Result<SqliteEngine, StoreError> {
     let place = Arc::new(Place::Sqlite { file: file.to_owned() });
     let warnings = own(file, create, &place)?;
-    // read access for nobody else: SQLite gives `-wal` and `-shm` the mode of the database file
+    let connections = connect(file, &place).await?;
+    Ok(SqliteEngine {
+        file: Arc::new(SqliteFile {
+            path: file.to_owned(),
+            place: place.clone(),
+            open: ArcSwap::from_pointee(connections),
+            reopening: Mutex::default(),
+        }),
+        place,
+        warnings: warnings.into(),
+    })
+}
+
+impl SqliteFile {
+    /// Connections to the file that the path names now.
+    pub(super) async fn current(&self) -> Result<Arc<Connections>, StoreError> {
+        let open = self.open.load_full();
+        if file_id(&self.path, &self.place)? == open.file {
+            return Ok(open);
+        }
+        // Boxed: to check the new file is to use a store, which comes by here.
+        Box::pin(self.reopen()).await
+    }
+
+    /// Whether `written` is still the file that the path names. Asked after a commit: what was written to a file that has
+    /// lost its name is lost with it.
+    pub(super) fn require_same(&self, written: FileId) -> Result<(), StoreError> {
+        if file_id(&self.path, &self.place)? == written {
+            return Ok(());
+        }
+        Err(StoreError::Busy {
+            place: self.place.to_string(),
+            why: "the file was replaced meanwhile".to_owned(),
+        })
+    }
+
+    pub(super) async fn close(&self) {
+        self.open.load_full().close().await;
+    }
+
+    /// Takes up the file that is in place now, if it could be served from the start: migrated, with its triggers.
+    async fn reopen(&self) -> Result<Arc<Connections>, StoreError> {
+        let _one_at_a_time = self.reopening.lock().await;
+        let before = self.open.load_full();
+        if file_id(&self.path, &self.place)? == before.file {
+            return Ok(before);
+        }
+        let found = Store::Sqlite(open(&self.path, false).await?);
+        found.require_current().await?;
+        let problems = check_file(&found, &self.place).await?;
+        if !problems.is_empty() {
+            return Err(StoreError::Unusable {
+                place: self.place.to_string(),
+                what: problems.join("; "),
+            });
+        }
+        let Store::Sqlite(engine) = &found else {
+            unreachable!("a file is opened as SQLite")
+        };
+        let now = engine.file.open.load_full();
+        self.open.store(now.clone());
+        tracing::warn!(store = %self.place, "the database file was replaced while serving: the new one is in use");
+        // Transactions under way end first. SQLite leaves the log beside a file that has lost its name alone.
+        tokio::spawn(async move { before.close().await });
+        Ok(now)
+    }
+}
+
+impl Connections {
+    pub(super) fn file(&self) -> FileId {
+        self.file
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+fn file_id(path: &Path, place: &Place) -> Result<FileId, StoreError> {
+    match fs::metadata(path) {
+        Ok(meta) => Ok(FileId {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(place.to_string())),
+        Err(error) => Err(StoreError::Unreachable {
+            place: place.to_string(),
+            why: error.to_string(),
+        }),
+    }
+}
+
+async fn connect(file: &Path, place: &Arc<Place>) -> Result<Connections, StoreError> {
+    // SQLite gives `-wal` and `-shm` the mode of the database file: nobody else can read them either
     let writer = SqliteConnectOptions::new()
         .filename(file)
         .journal_mode(SqliteJournalMode::Wal)
@@ -25,19 +146,27 @@ pub(super) async fn open(file: &Path, create: bool) -> Result<SqliteEngine, Stor
         // else INSERT OR REPLACE would get past the append-only triggers
         .pragma("recursive_triggers", "ON");
     let reader = writer.clone().pragma("query_only", "ON");
-    let failed = |error| StoreError::of(error, &place);
-    let writer = lasting(1).connect_with(writer).await.map_err(failed)?;
-    let readers: SqlitePool = lasting(READERS).connect_lazy_with(reader);
-    Ok(SqliteEngine {
+    // Each new connection proves that the name still leads to the file that these connections are for: without that, one
+    // that is opened after a replacement would silently read another file than its siblings.
+    let expected = file_id(file, place)?;
+    let writer = lasting(1, file, expected).connect_with(writer).await;
+    let writer = writer.map_err(|error| StoreError::of(error, place))?;
+    let readers: SqlitePool = lasting(READERS, file, expected).connect_lazy_with(reader);
+    Ok(Connections {
         writer,
         readers,
-        place: place.clone(),
-        warnings: warnings.into(),
+        file: expected,
     })
 }
 
-fn lasting(connections: u32) -> SqlitePoolOptions {
+fn lasting(connections: u32, file: &Path, expected: FileId) -> SqlitePoolOptions {
+    let file = file.to_owned();
+    let same = move || fs::metadata(&file).is_ok_and(|meta| (meta.dev(), meta.ino()) == (expected.device, expected.inode));
     SqlitePoolOptions::new()
+        .after_connect(move |_, _| {
+            let replaced = (!same()).then(|| sqlx::Error::Protocol("the database file was replaced meanwhile".to_owned()));
+            Box::pin(async move { replaced.map_or(Ok(()), Err) })
+        })
         .max_connections(connections)
         .idle_timeout(None)
         .max_lifetime(None)

@@ -32,6 +32,7 @@ mod real_clients;
 mod replicas;
 mod revocation;
 mod signing_in;
+mod store_faults;
 mod streams;
 mod tasks;
 mod threats;
@@ -73,6 +74,7 @@ const STORIES: &[&str] = &[
     include_str!("protocol.rs"),
     include_str!("replicas.rs"),
     include_str!("revocation.rs"),
+    include_str!("store_faults.rs"),
     include_str!("streams.rs"),
     include_str!("tasks.rs"),
     include_str!("threats/bodies.rs"),

@@ -377,6 +377,22 @@ impl World {
         line.rsplit(' ').next()?.parse().ok()
     }
 
+    /// No file of the process may grow beyond so many bytes; `None` lifts the limit.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let id = self.process.as_ref().expect("a running process").id();
+        let soft = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let done = Command::new("prlimit")
+            .args(["--pid", &id.to_string(), &format!("--fsize={soft}:unlimited")])
+            .status();
+        assert!(done.unwrap().success());
+    }
+
+    /// What `/health` says.
+    pub async fn health(&self) -> Value {
+        let reply = Address::plain(self.metrics_port).get("/health").await.unwrap();
+        serde_json::from_str(&reply.text().await.unwrap()).unwrap()
+    }
+
     /// kill -9, by its own id.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("a running process");

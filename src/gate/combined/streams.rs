@@ -341,6 +341,7 @@ pub(super) fn became(asked: Asked) -> Became {
             | Reason::UpstreamTimeout
             | Reason::UpstreamBroken
             | Reason::StaleAuthorization
+            | Reason::FeedMissing
             | Reason::AuditUnavailable
             | Reason::RateLimited
             | Reason::TooManyInFlight => Became::Late,

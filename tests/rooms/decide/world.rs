@@ -150,7 +150,7 @@ impl World {
             view: View {
                 seq: 7,
                 age_ms: 12,
-                fresh: self.fresh,
+                stale: (!self.fresh).then_some(neural_guardian::domain::Reason::StaleAuthorization),
             },
             snapshot,
             session: self.session.as_deref(),

@@ -93,7 +93,7 @@ impl Rig {
             view: View {
                 seq: 1,
                 age_ms: 0,
-                fresh: true,
+                stale: None,
             },
             snapshot: &self.snapshot,
             session: None,

@@ -1,0 +1,96 @@
+-- Whether the change feed tells of everything that the proxy holds in memory. Read with every confirmation, so that a mapped
+-- table without its trigger, or a view that was pointed elsewhere, is noticed within `grants.max_staleness`.
+SET LOCAL ROLE guardian_owner;
+
+-- One row.
+--   gaps         what the feed would not tell of; NULL where it tells everything
+--   fingerprint  changes when a trigger, a view or a table behind `guardian.grants` is made, replaced, enabled or disabled:
+--                what changed meanwhile may be missing in the feed, so the proxy reads everything anew
+-- `guardian.grants` may read any tables through any views: they are found by what their rules depend on. By name and not
+-- by regclass literal, which would keep the view from being dropped and made anew.
+CREATE VIEW guardian.feed_state AS
+WITH RECURSIVE reads (oid) AS (
+    SELECT to_regclass('guardian.grants')::oid
+  UNION
+    SELECT next.oid FROM reads r CROSS JOIN LATERAL (
+        SELECT d.refobjid FROM pg_catalog.pg_rewrite w
+          JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = w.oid
+            AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid <> r.oid
+         WHERE w.ev_class = r.oid
+      UNION ALL
+        -- rows of inheriting tables are read with their parent's; partitions have their parent's triggers
+        SELECT i.inhrelid FROM pg_catalog.pg_inherits i
+          JOIN pg_catalog.pg_class c ON c.oid = i.inhparent AND c.relkind = 'r'
+         WHERE i.inhparent = r.oid
+    ) AS next (oid)
+), relations AS (
+  SELECT c.oid, c.relkind, c.oid::regclass::text AS name
+    FROM reads JOIN pg_catalog.pg_class c USING (oid)
+  UNION
+  SELECT c.oid, c.relkind, c.oid::regclass::text
+    FROM unnest(ARRAY['api_keys', 'users', 'user_identities', 'mcp_registry', 'revocations', 'server_tools']) AS t(name)
+    JOIN pg_catalog.pg_class c ON c.oid = to_regclass('guardian.' || t.name)
+), triggers AS (
+  SELECT t.tgrelid, t.oid, t.xmin, t.tgname, t.tgqual IS NULL AND t.tgattr = ''::int2vector AS always,
+         t.tgenabled IN ('O', 'A') AS enabled,
+         -- bits of pg_trigger.tgtype: 1 for each row, 4 insert, 8 delete, 16 update, 32 truncate
+         t.tgtype & 29 = 29 AND t.tginitdeferred AS tells_rows,
+         t.tgtype & 33 = 32 AS tells_truncate
+    FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid
+   WHERE t.tgfoid = to_regproc('guardian.emit_change')
+), gaps AS (
+  SELECT 'the view `guardian.grants` is missing' AS gap WHERE to_regclass('guardian.grants') IS NULL
+  UNION ALL
+  SELECT 'table `guardian.' || t.name || '` is missing'
+    FROM unnest(ARRAY['api_keys', 'users', 'user_identities', 'mcp_registry', 'revocations', 'server_tools']) AS t(name)
+   WHERE to_regclass('guardian.' || t.name) IS NULL
+  UNION ALL
+  SELECT '`guardian.grants` reads no table' WHERE to_regclass('guardian.grants') IS NOT NULL
+     AND NOT EXISTS (SELECT FROM relations r WHERE r.relkind IN ('r', 'p', 'f', 'm') AND r.oid IN (SELECT oid FROM reads))
+  UNION ALL
+  SELECT CASE r.relkind WHEN 'm' THEN '`' || r.name || '` is a materialized view, whose changes nothing tells of'
+                        ELSE '`' || r.name || '` is a foreign table, whose changes nothing tells of' END
+    FROM relations r WHERE r.relkind IN ('m', 'f')
+  UNION ALL
+  SELECT 'change feed is missing or disabled on `' || r.name || '`' FROM relations r
+   WHERE r.relkind IN ('r', 'p')
+     AND NOT (EXISTS (SELECT FROM triggers t WHERE t.tgrelid = r.oid AND t.enabled AND t.always AND t.tells_rows)
+          AND EXISTS (SELECT FROM triggers t WHERE t.tgrelid = r.oid AND t.enabled AND t.always AND t.tells_truncate))
+)
+SELECT (SELECT string_agg(gap, '; ' ORDER BY gap) FROM gaps) AS gaps,
+       md5(concat_ws(',',
+         (SELECT string_agg(r.oid::text, ' ' ORDER BY r.oid) FROM relations r),
+         (SELECT string_agg(w.oid || ':' || w.xmin, ' ' ORDER BY w.oid) FROM pg_catalog.pg_rewrite w
+           WHERE w.ev_class IN (SELECT oid FROM reads)),
+         (SELECT string_agg(t.oid || ':' || t.xmin, ' ' ORDER BY t.oid) FROM triggers t))) AS fingerprint;
+
+GRANT SELECT ON guardian.feed_state TO guardian_proxy, guardian_admin, guardian_auditor;
+
+-- As before, with the feed checked on whatever `guardian.grants` reads instead of on tables of fixed names.
+CREATE OR REPLACE FUNCTION guardian.self_check(p_env text) RETURNS TABLE (problem text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT 'role `' || current_user || '` is a superuser' WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+  UNION ALL SELECT 'role `' || current_user || '` bypasses row security (BYPASSRLS of `' || rolname || '`)' FROM pg_roles
+    WHERE rolbypassrls AND NOT rolsuper AND pg_has_role(current_user, oid, 'MEMBER')
+  UNION ALL SELECT 'role `' || current_user || '` is a member of ' || g FROM unnest(ARRAY['guardian_owner', 'guardian_admin']) g
+    WHERE pg_has_role(current_user, g, 'MEMBER') AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+  UNION ALL SELECT 'role `' || current_user || '` is not a member of guardian_proxy'
+    WHERE NOT pg_has_role(current_user, 'guardian_proxy', 'MEMBER')
+  UNION ALL SELECT 'role `' || current_user || '` is bound to no environment' WHERE guardian.environments_of(current_user) = '{}'
+  UNION ALL SELECT 'role `' || current_user || '` is not bound to environment `' || p_env || '`'
+    WHERE guardian.environments_of(current_user) <> '{}' AND NOT guardian.env_ok(p_env, guardian.environments_of(current_user))
+  UNION ALL SELECT 'role `' || current_user || '` may ' || p || ' on audit_trail' FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) p
+    WHERE has_table_privilege('guardian.audit_trail', p) AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+  UNION ALL SELECT 'row security is off on ' || c.relname FROM pg_class c
+    WHERE c.relnamespace = 'guardian'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relrowsecurity
+  UNION ALL SELECT gaps FROM guardian.feed_state WHERE gaps IS NOT NULL
+  UNION ALL SELECT 'append-only trigger is missing or disabled'
+    WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'guardian.audit_trail'::regclass
+                      AND tgname = 'audit_append_only' AND tgenabled IN ('O', 'A'))
+  UNION ALL SELECT 'no audit partition for ' || to_char(d, 'YYYY-MM')
+    FROM unnest(ARRAY[now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC' + interval '7 days']) d
+    WHERE to_regclass('guardian.audit_trail_' || to_char(d, 'YYYYMM')) IS NULL
+  UNION ALL SELECT 'this is a standby: it cannot confirm grants' WHERE pg_is_in_recovery()
+$$;
+
+RESET ROLE;
