@@ -1,6 +1,7 @@
-//! Arguments: held against the tool's pinned JSON Schema, then turned, value by value, into what policies read.
+//! Validates arguments against the tool's pinned JSON Schema and converts them, value by value, to Cedar expressions.
 //!
-//! Cedar's own reading of JSON is never used on them: it would take `__entity` and `__extn` for entities and calls.
+//! Cedar's own JSON conversion is never used on arguments: it would interpret `__entity` and `__extn` as entities and
+//! extension calls.
 
 use super::shape::{Field, Fields, Shape};
 use super::{effort, shape};
@@ -11,18 +12,20 @@ use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Number, Value};
 use std::collections::BTreeSet;
 
-/// The arguments of one tool.
+/// The argument validator of one tool, and the arguments that policies can see.
 pub(super) struct Arguments {
-    /// Otherwise why nothing can be held against the schema: then no call passes.
+    /// The error says why the schema cannot be used; then every call of the tool is refused.
     validator: Result<Validator, String>,
     fields: Fields,
 }
 
+/// Larger schemas and patterns are refused: compiling them costs too much.
 const MAX_SCHEMA_BYTES: usize = 256 * 1024;
 const MAX_PATTERN_BYTES: usize = 1024 * 1024;
 const MAX_DETAIL: usize = 200;
 
 impl Arguments {
+    /// Compiles an input schema. It never fails: a schema that cannot be used makes the tool unusable.
     pub fn compile(schema: &Value) -> Self {
         Self {
             validator: validator(schema),
@@ -34,12 +37,12 @@ impl Arguments {
         &self.fields
     }
 
-    /// Why no call of this tool can be checked.
+    /// Why no call of this tool can be validated.
     pub fn unusable(&self) -> Option<&str> {
         self.validator.as_ref().err().map(String::as_str)
     }
 
-    /// Reads the arguments of a call. Absent ones are `{}`.
+    /// Parses and validates the arguments of a call. Absent arguments are `{}`.
     pub fn read(&self, text: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         let validator = self.validator.as_ref().map_err(|why| Refusal {
             errors: vec![why.clone()],
@@ -74,7 +77,7 @@ fn validator(schema: &Value) -> Result<Validator, String> {
         .map_err(|error| cut(&format!("the input schema is not usable: {error}")))
 }
 
-/// `arguments` as the record `context.input`: of the fields that are visible, those in `names`, or all.
+/// Converts `arguments` to the record `context.input`: the typed ones among `names`, or all typed ones.
 pub(super) fn input(
     arguments: &Map<String, Value>,
     fields: &Fields,
@@ -84,7 +87,7 @@ pub(super) fn input(
     record(arguments, fields, wanted, "").map_err(|Unseen { at, why }| invalid(&format!("argument `{at}` {why}")))
 }
 
-/// A value that a policy reads and that Cedar cannot hold.
+/// A value that a policy reads and that Cedar cannot represent.
 struct Unseen {
     at: String,
     why: &'static str,
@@ -110,6 +113,7 @@ fn record(
     Ok(RestrictedExpression::new_record(pairs).expect("the keys of a map are distinct"))
 }
 
+/// Converts one value. It must be of the declared type, because policies are validated for that type.
 fn expression(value: &Value, shape: &Shape, at: &dyn Fn() -> String) -> Result<RestrictedExpression, Unseen> {
     match (shape, value) {
         (Shape::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
@@ -134,7 +138,8 @@ fn expression(value: &Value, shape: &Shape, at: &dyn Fn() -> String) -> Result<R
     }
 }
 
-/// A number as Cedar's `decimal`: within what a double holds exactly to four digits after the point.
+/// Converts a number to Cedar's `decimal`, which has four digits after the point. Up to the limit a double holds these
+/// exactly.
 fn decimal(number: &Number) -> Option<String> {
     const LIMIT: f64 = 1e11;
     let number = number.as_f64().filter(|number| number.abs() < LIMIT)?;
@@ -145,7 +150,7 @@ fn decimal(number: &Number) -> Option<String> {
     }
 }
 
-/// What rule the arguments break and where, without any of their values.
+/// Says which rule of the schema is broken and where. It contains no argument value, because values may be secret.
 fn explained(error: &ValidationError<'_>) -> String {
     let path = error.instance_path().as_str();
     let whole = match path {
@@ -171,7 +176,8 @@ fn explained(error: &ValidationError<'_>) -> String {
     }
 }
 
-/// Whether the masked text of such an error holds no part of the value: that of `propertyNames` holds a name.
+/// Whether the masked text of such an error contains no part of the value. That of `propertyNames` contains a member
+/// name.
 fn says_only_the_schema(kind: &ValidationErrorKind) -> bool {
     use ValidationErrorKind as K;
     matches!(
@@ -196,7 +202,7 @@ fn invalid(detail: &str) -> Box<Refusal> {
     Refusal::with_detail(Reason::InvalidArguments, cut(detail)).into()
 }
 
-/// Foreign text made fit for a message: no control characters, at most 200 characters.
+/// Makes foreign text safe for a message: escapes control and invisible characters, and truncates to `MAX_DETAIL` bytes.
 pub(super) fn cut(text: &str) -> String {
     let mut shown = String::new();
     for char in text.chars() {
@@ -219,7 +225,7 @@ pub(super) fn cut(text: &str) -> String {
     shown
 }
 
-/// Characters that change how the text around them is shown.
+/// Zero-width and bidirectional control characters, which change how the text around them is displayed.
 fn is_invisible(char: char) -> bool {
     matches!(char, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

@@ -1,10 +1,10 @@
-//! Holds policies against the catalogue: the names in them exist, and they are typed rightly for every tool that they
-//! can apply to. All problems are found at once.
+//! Validates policies against the catalogue: the names in them exist, and they are well typed for every tool they can
+//! apply to. All problems are reported at once.
 //!
-//! A policy that names a tool must be right for that tool. A policy for a group must be right for tools yet to come:
-//! it is held against a tool that has every argument it mentions, each optional and of the type its use shows. If a
-//! tool of the group then has such an argument in another type, that is the tool's doing: the policy cannot be judged
-//! for it (a forbid refuses its calls, a permit does not count), which is a warning.
+//! A policy that names a tool must be right for that tool. A policy for a group must also be right for tools that are
+//! added later, so it is validated against an imaginary tool with every argument it mentions, each optional and of the
+//! type its use shows. If a tool of the group declares such an argument with another type, the policy cannot be evaluated
+//! for it: a forbid refuses its calls, a permit does not count. The policy's author cannot help that, so it is a warning.
 
 mod wares;
 
@@ -23,38 +23,39 @@ use crate::domain::Standing;
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What was found, and which rules each tool has.
+/// All findings, and the policies of each tool.
 #[derive(Default)]
 pub(super) struct Checked {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
     /// In the order of the drafts.
     pub fits: Vec<Fit>,
-    /// Of all resources and of all prompts, in the order of `Sort::WARES`.
+    /// For all resources and for all prompts, in the order of `Sort::WARES`.
     pub wares: Vec<WareFit>,
 }
 
-/// The rules of all resources or prompts, and the arguments that they can see.
+/// The policies for all resources or all prompts, and the arguments they can see.
 pub(super) struct WareFit {
     pub sort: Sort,
     pub fit: Fit,
     pub fields: Fields,
 }
 
-/// The rules of one tool, and what of them cannot be judged for it.
+/// The policies that can apply to one tool, and those of them that cannot be evaluated for it.
 #[derive(Default)]
 pub(super) struct Fit {
     pub rules: Vec<RuleIndex>,
-    /// Rules that are wrong for the tool whatever a call carries.
+    /// Policies that are ill typed for the tool, whatever a call carries.
     pub unjudgeable: BTreeSet<RuleIndex>,
-    /// Rules whose conditions no call of the tool can meet, as far as they see its arguments.
+    /// Policies whose conditions no call of the tool can satisfy, as long as they see the arguments they name.
     pub idle: BTreeSet<RuleIndex>,
-    /// Rules that are wrong for the tool if a call carries what they mention there.
+    /// Policies that are ill typed for the tool only if a call carries the mentioned argument; the number is its position
+    /// in `mentions`.
     pub conflicts: BTreeSet<(RuleIndex, usize)>,
 }
 
 impl Fit {
-    /// What holds of some of its rules.
+    /// The same, for some of its policies.
     pub fn of(&self, rules: Vec<RuleIndex>) -> Self {
         let among = |set: &BTreeSet<RuleIndex>| rules.iter().copied().filter(|rule| set.contains(rule)).collect();
         let conflicts = rules
@@ -77,6 +78,7 @@ impl Fit {
     }
 }
 
+/// Validates all policies.
 pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     let mut check = Check {
         rules,
@@ -107,7 +109,7 @@ pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     check.found
 }
 
-/// The same mistake is found for users and for services, and for every tool.
+/// Keeps one problem per position: the validator repeats a mistake for users, for services and for every tool.
 fn one_a_place(mut problems: Vec<Problem>) -> Vec<Problem> {
     fn place(problem: &Problem) -> (&Option<String>, Option<usize>, Option<usize>) {
         (&problem.file, problem.line, problem.column)
@@ -122,19 +124,19 @@ struct Check<'a> {
     known: &'a Known<'a>,
     found: Checked,
     typist: Typist<'a>,
-    /// Whether the conditions of each rule name actions beside those of its scope.
+    /// Whether the conditions of each policy name actions that its scope does not.
     asks_for_actions: Vec<bool>,
-    /// Rules of which enough is said already.
+    /// Policies with a reported problem; they are not validated further.
     unsound: BTreeSet<usize>,
-    /// Rules that name tools of which nothing is known yet.
+    /// Policies that name a tool of a server whose tools are not known yet.
     unchecked: BTreeSet<usize>,
-    /// Whether some kind of call could satisfy each rule, and whether it was looked at.
+    /// Whether each policy could be satisfied for some action, and whether it was validated for any.
     possible: Vec<bool>,
     seen: Vec<bool>,
 }
 
 impl Check<'_> {
-    /// Every action, tool and server exists, and the scope can match something.
+    /// Checks that every action, tool and server exists, and that the scope can match something.
     fn names(&mut self, index: usize) {
         let rule = &self.rules[index];
         for uid in self.typist.literals(index) {
@@ -193,7 +195,8 @@ impl Check<'_> {
         }
     }
 
-    /// Every argument of a policy that names tools is one of them; in a group, a name that is nearly one is remarked on.
+    /// Checks argument names. A policy that names tools may mention only their arguments. A policy for a group gets a
+    /// warning if a name looks like a misspelling.
     fn arguments(&mut self, index: usize) {
         let rule = &self.rules[index];
         if self.unsound.contains(&index) || rule.looks.mentions.is_empty() {
@@ -226,7 +229,8 @@ impl Check<'_> {
         }
     }
 
-    /// Policies that are not only for tools they name, against a tool with all that they mention.
+    /// Validates the policies whose scope is not limited to named tools against an imaginary tool with all arguments they
+    /// mention.
     fn groups(&mut self) {
         let mut alike: BTreeMap<(Fields, BTreeSet<String>), Vec<usize>> = BTreeMap::new();
         for (index, rule) in self.rules.iter().enumerate() {
@@ -263,7 +267,7 @@ impl Check<'_> {
         }
     }
 
-    /// When a type had to be guessed, a tool for which the policy is right shows that it can be.
+    /// Whether the policy is well typed for a real tool. If it is, the error came from a guessed type and is none.
     fn holds_for_some_tool(&mut self, index: usize) -> bool {
         let (supposed, guessed) = supposed(&self.rules[index].looks.mentions);
         if !guessed {
@@ -278,7 +282,7 @@ impl Check<'_> {
             .any(|draft| self.validate(draft.action(), &[index]).findings.is_empty())
     }
 
-    /// Every policy against every tool that it can apply to.
+    /// Validates every policy for every tool that it can apply to.
     fn tools(&mut self) {
         for (position, draft) in self.known.drafts.iter().enumerate() {
             let indices: Vec<usize> = self.found.fits[position].rules.iter().map(|rule| *rule as usize).collect();
@@ -308,7 +312,8 @@ impl Check<'_> {
         }
     }
 
-    /// A policy for a group is wrong for one tool of it: because of arguments in another type, or altogether.
+    /// Records that a policy for a group is ill typed for one tool: because of arguments with another type, or in any
+    /// case.
     fn settle(&mut self, position: usize, finding: Finding) {
         let draft = &self.known.drafts[position];
         let rule = &self.rules[finding.rule];
@@ -348,7 +353,7 @@ impl Check<'_> {
             .push(cannot_judge(rule, draft, message, &which, at).help(help));
     }
 
-    /// Arguments that a policy for a group asks for and that a tool has in no type that policies can read.
+    /// Warns about a mentioned argument that a tool declares without a type that policies can read.
     fn holes(&mut self) {
         for (draft, fit) in self.known.drafts.iter().zip(&self.found.fits) {
             for index in &fit.rules {
@@ -371,7 +376,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whether the rule could be typed otherwise for this tool than for any tool.
+    /// Whether validation for this tool can differ from validation for the imaginary tool.
     fn differs(&self, index: usize, draft: &Draft) -> bool {
         let rule = &self.rules[index];
         let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&draft.place.id);
@@ -387,7 +392,7 @@ impl Check<'_> {
         !self.typist.actions(index).iter().all(in_scope)
     }
 
-    /// Asks Cedar, and keeps what it says on the side.
+    /// Runs the validator. It records warnings and satisfiability on the side, and each policy's warnings only once.
     fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Typing {
         let mut typing = self.typist.hold(action, indices);
         for (index, warning) in std::mem::take(&mut typing.warnings) {
@@ -402,7 +407,7 @@ impl Check<'_> {
         typing
     }
 
-    /// Policies that are right but can do nothing.
+    /// Warns about valid policies that can have no effect.
     fn impossible(&mut self) {
         for (index, rule) in self.rules.iter().enumerate() {
             let fits = || self.found.fits.iter().any(|fit| fit.has(index));
@@ -438,7 +443,8 @@ fn cannot_judge(rule: &Rule, draft: &Draft, message: String, which: &str, at: Pr
     }
 }
 
-/// An argument that none of some tools has. Of a group, only a slip of the pen is sure to be meant for one of them.
+/// The problem of an argument that none of `tools` has. For a group, help is offered only if one edit turns the name into
+/// an existing one: other names may be meant for tools added later.
 fn missing(rule: &Rule, tools: &[&Draft], absent: Vec<Absent>) -> Option<Problem> {
     let near = absent.iter().find_map(|absent| Some((absent, absent.near.as_ref()?)));
     let is_slip = |(absent, near): &(&Absent, &String)| strsim::damerau_levenshtein(near, &absent.name) == 1;
@@ -461,7 +467,7 @@ fn missing(rule: &Rule, tools: &[&Draft], absent: Vec<Absent>) -> Option<Problem
     Some(problem)
 }
 
-/// Which rules can apply to which tools, by action and resource.
+/// The policies that can apply to each tool, by action and resource scope.
 fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
     let mut by_action: HashMap<&str, Vec<RuleIndex>> = HashMap::new();
     let mut anywhere = Vec::new();

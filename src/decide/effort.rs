@@ -1,21 +1,21 @@
-//! Bounds the work that checking one value against a JSON Schema can take. The schema comes from a server, which may
-//! be hostile: references can make a short schema cost more than all time there is.
+//! Bounds the work of validating one value against a JSON Schema. The schema comes from a server, which may be hostile:
+//! nested references can give a short schema exponential cost.
 //!
-//! Counts, for the costliest value there could be, how many schemas are applied along one path into it, down to
-//! the depth that the reader of messages allows. Breadth is paid for by the size of the message and is not counted.
+//! The cost is the number of schemas applied along one path into the most expensive value, down to the depth that the
+//! JSON reader allows. Breadth is not counted, because the size limit of a message bounds it.
 
 use super::shape::resolve;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
-/// How deep arguments may be.
+/// How deep arguments may be nested; the depth in `mcp::Bounds::default`.
 const DEPTH: usize = 64;
 /// How many schemas may be applied along one path.
 const MAX_EFFORT: u64 = 20_000;
-/// How many (schema, depth) pairs are looked at before giving up.
+/// How many times a schema is visited before the estimate gives up.
 const MAX_STEPS: usize = 200_000;
 
-/// Refuses a schema that could take too long, or that refers to something other than its own parts.
+/// Refuses a schema that is too expensive to validate against, or that refers to another document.
 pub(super) fn bounded(schema: &Value) -> Result<(), String> {
     let mut estimate = Estimate {
         root: schema,
@@ -30,24 +30,25 @@ pub(super) fn bounded(schema: &Value) -> Result<(), String> {
 
 struct Estimate<'a> {
     root: &'a Value,
-    /// `None` while it is being counted: a schema that applies itself in place counts once.
+    /// The cost per (schema, depth). `None` while it is being computed: a schema that applies itself in place counts
+    /// once.
     known: HashMap<(*const Value, usize), Option<u64>>,
     steps: usize,
 }
 
-/// What a schema costs at one place: for itself and those applied with it, and for what lies below.
+/// The cost of a schema at one place in a value, and of the schemas for the values below.
 #[derive(Default)]
 struct Cost {
     here: u64,
-    /// Schemas for the members of an object: for any member, and by name.
+    /// Schemas for members of an object: those for any member, and those by name.
     members: u64,
     named: HashMap<String, u64>,
-    /// Schemas for the elements of an array.
+    /// Schemas for elements of an array.
     elements: u64,
 }
 
 impl<'a> Estimate<'a> {
-    /// The effort for a value at `depth` levels above the deepest.
+    /// The cost for a value that may nest `depth` levels deeper.
     fn value(&mut self, schema: &'a Value, depth: usize) -> Result<u64, String> {
         let key = (std::ptr::from_ref(schema), depth);
         if let Some(known) = self.known.get(&key) {
@@ -63,7 +64,7 @@ impl<'a> Estimate<'a> {
         Ok(effort)
     }
 
-    /// Adds what `schema` costs at a place, with everything that it applies at the same place.
+    /// Adds the cost of `schema` and of everything it applies to the same value.
     fn apply(&mut self, schema: &'a Value, depth: usize, cost: &mut Cost, open: &mut Vec<*const Value>) -> Result<(), String> {
         self.steps += 1;
         if self.steps > MAX_STEPS || cost.here > MAX_EFFORT {

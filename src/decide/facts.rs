@@ -1,16 +1,16 @@
-//! Everything a decision may depend on. Gathered by the gate before; nothing is fetched from in here.
+//! Everything a decision may depend on. The gate gathers it beforehand; nothing is fetched from here.
 
 use super::{Snapshot, Subject};
 use crate::domain::{Member, Principal, Reason, Timestamp};
 use std::net::IpAddr;
 
-/// What is known at the moment of the call.
+/// The state of the world at the moment of the call.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     pub now: Timestamp,
     pub source_ip: IpAddr,
     pub principal: &'a Principal,
-    /// The Cedar side of `principal` and its member.
+    /// `principal` and its member as a Cedar entity.
     pub subject: &'a Subject,
     pub enrolment: Enrolment<'a>,
     pub view: View,
@@ -26,12 +26,12 @@ pub enum Enrolment<'a> {
     Active(&'a Member),
 }
 
-/// How current the knowledge of grants is.
+/// How current the cached grants are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
-    /// Position of the change feed.
+    /// Position in the change feed.
     pub seq: i64,
     pub age_ms: u64,
-    /// Where it was not confirmed within `max_staleness`: what a call is refused with.
+    /// The reason to refuse with, if the feed was not confirmed within `max_staleness`.
     pub stale: Option<Reason>,
 }

@@ -1,6 +1,7 @@
-//! Cedar's part of a decision: the policies that can apply, held against the facts that they read.
+//! The Cedar step of a decision: it evaluates the policies that can apply, with a context of only the facts they read.
 //!
-//! Cedar skips a policy that errs, even a forbid. Here errors are looked at first, and any of them refuses.
+//! Cedar skips a policy whose evaluation errors, even a forbid. So errors are looked at before the decision, and any
+//! error refuses.
 
 use super::reads::{Fact, Reads};
 use super::seat::{Outcome, Seat};
@@ -16,7 +17,7 @@ use cedar_policy::{Context, Effect, RestrictedExpression};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Permits, with the policies that do, or says why not.
+/// Evaluates a tool call. The policies that decided are written to `basis`.
 pub(super) fn judge(
     tool: &CompiledTool,
     arguments: &Map<String, Value>,
@@ -27,7 +28,7 @@ pub(super) fn judge(
     settle(&Case::of_tool(tool, Some(arguments), held, facts), basis)
 }
 
-/// The same for a resource or prompt.
+/// Evaluates a call for a resource or prompt.
 pub(super) fn judge_ware(
     wares: &Wares,
     name: &str,
@@ -42,7 +43,8 @@ pub(super) fn judge_ware(
     )
 }
 
-/// A call for several things is judged once for each: what decided about any of them is told.
+/// Writes the outcome to `basis`. A call for several resources is evaluated once for each: `basis` collects the permits
+/// of all, and a refusal replaces them with its own policies.
 fn settle(case: &Case<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
     let verdict = case.verdict();
     add(&mut basis.shadow, case.shadow(&verdict));
@@ -66,12 +68,12 @@ fn add(policies: &mut Vec<PolicyId>, more: Vec<PolicyId>) {
     }
 }
 
-/// Judges by the policies that read no argument: whether some arguments could be permitted.
+/// Whether some arguments could be permitted, judged by the policies that read no argument.
 pub(super) fn could_permit(tool: &CompiledTool, held: &Held<'_>, facts: &Facts<'_>) -> bool {
     tool.arguments().unusable().is_none() && Case::of_tool(tool, None, held, facts).could_pass()
 }
 
-/// The same for a prompt. A resource has no arguments: what is said of it is certain.
+/// The same for a resource or prompt. A resource has no arguments, so for it the full decision is made.
 pub(super) fn could_permit_ware(wares: &Wares, name: &str, held: &Held<'_>, facts: &Facts<'_>) -> bool {
     let case = |arguments| Case::of_ware(wares, name, wares.indices(name), arguments, held, facts);
     match wares.sort() {
@@ -80,23 +82,23 @@ pub(super) fn could_permit_ware(wares: &Wares, name: &str, held: &Held<'_>, fact
     }
 }
 
-/// Whether some resource could be permitted, by the policies that say the same of all resources of a server.
+/// Whether some resource of the server could be permitted, judged by the policies that treat all its resources alike.
 pub(super) fn could_permit_some(wares: &Wares, held: &Held<'_>, facts: &Facts<'_>) -> bool {
     Case::of_ware(wares, "", std::iter::once(wares.all()), Some(&Map::new()), held, facts).could_pass_somewhere()
 }
 
-/// Whether the same is said of all resources or prompts that no policy names.
+/// Whether policies treat all resources or prompts that none of them names alike, so that one evaluation holds for all.
 pub(super) fn is_same_for_all(wares: &Wares, held: &Held<'_>, facts: &Facts<'_>) -> bool {
     let case = Case::of_ware(wares, "", wares.indices(""), None, held, facts);
     !case.seat.slices().any(|slice| slice.slice.some_look_at_resource)
 }
 
-/// One call before the policies that can apply to it.
+/// One evaluation: a call, the facts, and the policies that can apply.
 struct Case<'a> {
     sort: Sort,
     /// The arguments that policies can see.
     fields: &'a Fields,
-    /// `None`: only what reads no argument is asked.
+    /// `None`: the arguments are not known; only policies that read no argument are evaluated.
     arguments: Option<&'a Map<String, Value>>,
     held: &'a Held<'a>,
     facts: &'a Facts<'a>,
@@ -143,7 +145,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether some arguments could be permitted.
+    /// Whether some arguments could be permitted: no policy refuses without reading arguments, and a permit holds or
+    /// reads arguments.
     fn could_pass(&self) -> bool {
         if self.seat.slices().any(|slice| !slice.broken.is_empty()) {
             return false;
@@ -156,7 +159,7 @@ impl<'a> Case<'a> {
         outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
     }
 
-    /// Whether some place of the server could be permitted.
+    /// The same over resources instead of arguments: whether some resource of the server could be permitted.
     fn could_pass_somewhere(&self) -> bool {
         if self.seat.slices().any(|slice| !slice.broken.is_empty()) {
             return false;
@@ -168,7 +171,7 @@ impl<'a> Case<'a> {
         outcome.errors.is_empty() && outcome.forbids.is_empty() && (!outcome.permits.is_empty() || open())
     }
 
-    /// The permits that let the call pass, or the refusal.
+    /// The satisfied permits, or the refusal.
     fn verdict(&self) -> Result<Vec<RuleIndex>, Box<Refusal>> {
         let broken: Vec<RuleIndex> = self.seat.slices().flat_map(|slice| slice.broken.iter().copied()).collect();
         if !broken.is_empty() {
@@ -204,7 +207,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Where a policy asks for an argument that the call carries and the policy cannot see.
+    /// The triggered blind spots: the call carries an argument that a policy names and cannot see.
     fn blind(&self) -> Vec<&Spot> {
         let Some(arguments) = self.arguments else {
             return Vec::new();
@@ -214,7 +217,7 @@ impl<'a> Case<'a> {
         self.seat.slices().flat_map(|slice| &slice.spots).filter(hidden).collect()
     }
 
-    /// Shadow policies of which each alone would have turned `verdict` around.
+    /// The shadow policies each of which would alone have reversed `verdict`.
     fn shadow(&self, verdict: &Result<Vec<RuleIndex>, Box<Refusal>>) -> Vec<PolicyId> {
         if !self.seat.slices().any(|slice| slice.has_shadow) {
             return Vec::new();
@@ -238,7 +241,8 @@ impl<'a> Case<'a> {
         self.names(&turned)
     }
 
-    /// Shadow policies that would refuse: that forbid, that err, or that read an argument which cannot be held.
+    /// Shadow policies that would refuse: their forbid holds, their evaluation errors, or they read arguments that Cedar
+    /// cannot represent.
     fn refusing_shadows(&self) -> Vec<RuleIndex> {
         match self.evaluate(|slice| &slice.slice.shadow) {
             Ok(outcome) => outcome
@@ -253,7 +257,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Asks Cedar about one part of each slice.
+    /// Evaluates one part of each slice, with a context of what these parts read.
     fn evaluate(&self, part: impl Fn(&ToolSlice) -> &Part) -> Result<Outcome, Box<Refusal>> {
         let context = || {
             let mut reads = self.seat.slices().map(|slice| &part(slice).reads);
@@ -266,7 +270,7 @@ impl<'a> Case<'a> {
         self.seat.ask(self.facts.subject, &part, context)
     }
 
-    /// Those facts that are read, and no others.
+    /// A Cedar context of the facts in `reads` and no others.
     fn context(&self, reads: &Reads) -> Result<Context, Box<Refusal>> {
         let facts = self.facts;
         let mut pairs: Vec<(String, RestrictedExpression)> = Vec::new();
@@ -327,7 +331,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The caller can do something about an argument that the tool does not declare, the operator about the others.
+    /// The refusal for a blind spot. The caller can leave out an undeclared argument, so that is their error. An argument
+    /// without a readable type is the operator's problem.
     fn unseen(&self, spot: &Spot) -> Refusal {
         let rule = self.library.rule(spot.rule);
         let argument = rule.looks.mentions[spot.mention].path.join(".");

@@ -1,4 +1,4 @@
-//! The servers, tools and groups that policies may name.
+//! The servers, tools, actions and groups that exist, so that policies may name them.
 
 use super::problem::nearest;
 use super::schema;
@@ -7,11 +7,11 @@ use super::sort::Sort;
 use crate::domain::{Catalogue, PromptName, ResourceUri, ServerName};
 use std::collections::{BTreeMap, HashMap};
 
-/// The names that exist.
+/// The names that policies may use.
 pub(super) struct Known<'a> {
     pub drafts: &'a [Draft],
     by_id: HashMap<&'a str, &'a Draft>,
-    /// Each server with whether any of its tools is known.
+    /// Each server, and whether any of its tools is known.
     servers: BTreeMap<&'a str, bool>,
 }
 
@@ -31,7 +31,8 @@ impl<'a> Known<'a> {
         schema::GROUPS.contains(&id) || self.servers.contains_key(id)
     }
 
-    /// Looks for an action, tool or server.
+    /// Looks up the entity `kind::"id"`. Other entity types than those of the catalogue, such as users and roles, are not
+    /// checked.
     pub fn look_up(&self, kind: &str, id: &str) -> Found {
         match kind {
             "Action" if self.is_group(id) || Sort::is_action(id) => Found::Known,
@@ -61,7 +62,8 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// `<server>/<URI or prompt>`: the server is known, the rest can be right.
+    /// A resource or prompt, `<server>/<URI or prompt name>`: the server exists, and the rest has the form of such a
+    /// name. Whether the server has it is not known.
     fn ware(&self, id: &str, wrong: impl Fn(&str) -> Option<String>) -> Found {
         let (server, name) = id.split_once('/').unwrap_or((id, ""));
         match (self.server(server), wrong(name)) {
@@ -98,12 +100,12 @@ impl<'a> Known<'a> {
     }
 }
 
-/// What is known of a name.
+/// The result of a look-up.
 pub(super) enum Found {
     Known,
-    /// Nothing can have this name, and why.
+    /// No resource or prompt can have this name, and why.
     Never(String),
-    /// A tool of this server, which has not shown any yet.
+    /// A tool of this server, none of whose tools is known yet.
     Unchecked(String),
     Unknown {
         kind: &'static str,

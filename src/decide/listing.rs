@@ -1,7 +1,6 @@
-//! What a caller may see in the lists of a server: each thing judged as if it were asked for now.
+//! Decides which resources and prompts a caller sees in the lists of a server, as if each were requested now.
 //!
-//! Says yes when in doubt, so that nothing is hidden that can be had. What is listed is not permitted by that: each call is
-//! judged anew.
+//! In doubt it shows an item, so that nothing usable is hidden. Listing permits nothing: each call is decided anew.
 
 use super::sort::Sort;
 use super::standing::{self, Held};
@@ -13,19 +12,22 @@ use std::cell::OnceCell;
 /// The lists of one server for one caller at one moment.
 pub struct Listing<'a> {
     facts: &'a Facts<'a>,
-    /// With the scope and the policies; `None`: nothing of the sort is shown.
+    /// `None`: the caller has no usable grant for the server, or their scopes do not cover resources.
     resources: Option<Shelf<'a>>,
     prompts: Option<Shelf<'a>>,
 }
 
+/// What is needed to decide about the items of one list.
 struct Shelf<'a> {
     wares: &'a Wares,
     held: Held<'a>,
-    /// What holds for all that no policy tells from the others.
+    /// The outcome shared by all items that no policy names. `None` inside: policies treat such items differently, so
+    /// each is evaluated.
     same: OnceCell<Option<bool>>,
 }
 
 impl<'a> Listing<'a> {
+    /// Looks up the grant and the scopes once for all items.
     pub fn new(server: &ServerName, facts: &'a Facts<'a>) -> Self {
         let shelf = |sort| {
             let held = standing::held(server, facts).ok()?;
@@ -44,20 +46,20 @@ impl<'a> Listing<'a> {
         }
     }
 
-    /// Whether this resource may be read: the very decision, for it has no arguments.
+    /// Whether this resource may be read. This is the full decision, because a resource has no arguments.
     pub fn resource(&self, uri: &ResourceUri) -> bool {
         self.resources
             .as_ref()
             .is_some_and(|shelf| shelf.shows(uri.as_str(), self.facts))
     }
 
-    /// Whether some resource of the server might be read; which ones a template makes is the server's business.
+    /// Whether some resource of the server might be read. Which resources a template produces is not known here.
     pub fn template(&self) -> bool {
         let some = |shelf: &Shelf<'_>| judge::could_permit_some(shelf.wares, &shelf.held, self.facts);
         self.resources.as_ref().is_some_and(some)
     }
 
-    /// Whether this prompt might be had with some arguments.
+    /// Whether this prompt might be permitted with some arguments.
     pub fn prompt(&self, name: &PromptName) -> bool {
         self.prompts
             .as_ref()

@@ -1,19 +1,20 @@
-//! `x-mcp-header`: the arguments of a tool that clients of the stateless protocol repeat in a header field each.
+//! `x-mcp-header` (MCP 2026-07-28): the arguments of a tool that clients repeat in `Mcp-Param-*` headers.
 //!
-//! A definition that marks an argument wrongly is one that such clients must not use; why is kept, to be told.
+//! Clients must not use a tool whose definition has an invalid `x-mcp-header`; the reason is kept for the operator.
 
 use serde_json::{Map, Value};
 
-/// An argument that is repeated in `Mcp-Param-<name>`.
+/// An argument that clients repeat in the header `Mcp-Param-<name>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirrored {
-    /// The whole field name, in lower case.
+    /// The whole header name, in lower case.
     pub field: String,
-    /// From the top of the arguments.
+    /// From the root of the arguments.
     pub path: Vec<String>,
     pub kind: MirroredKind,
 }
 
+/// The type of the argument; the specification allows no others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MirroredKind {
     Text,
@@ -23,7 +24,7 @@ pub enum MirroredKind {
 
 const MARK: &str = "x-mcp-header";
 
-/// The marked arguments of an input schema, or what is wrong with a mark.
+/// The annotated arguments of an input schema, or why an annotation is invalid.
 pub(super) fn mirrored(schema: &Value) -> Result<Vec<Mirrored>, String> {
     let mut found = Vec::new();
     if let Value::Object(root) = schema {
@@ -35,7 +36,7 @@ pub(super) fn mirrored(schema: &Value) -> Result<Vec<Mirrored>, String> {
     Ok(found)
 }
 
-/// `path`: the way here by `properties` alone; `None`: there is none, and no mark may stand here.
+/// `path` leads to the schema through `properties` alone. `None`: no such path exists, and an annotation here is invalid.
 fn one(schema: &Value, path: Option<&mut Vec<String>>, found: &mut Vec<Mirrored>) -> Result<(), String> {
     let Value::Object(keywords) = schema else {
         return Ok(());
@@ -109,7 +110,7 @@ fn read(mark: &Value, keywords: &Map<String, Value>, path: &[String]) -> Result<
     })
 }
 
-/// By its one type; an argument that may be `null` is then as good as absent.
+/// The one type of the argument. `null` may stand beside it, because a null argument counts as absent.
 fn kind(keywords: &Map<String, Value>) -> Option<MirroredKind> {
     let name = match keywords.get("type")? {
         Value::String(name) => name.as_str(),

@@ -1,7 +1,7 @@
-//! Judges one call: the only room that knows Cedar. A pure function of its facts.
+//! Decides one call: the only room that names Cedar. [`decide`] is a pure function of the call and its [`Facts`].
 //!
-//! It reads no clock, file or socket and logs nothing: it returns a [`Permit`], which only [`decide`] can make,
-//! or a refusal with its reasons. What is slow is done once, in [`Snapshot::compile`].
+//! It reads no clock, file or socket and logs nothing. It returns a [`Permit`], which only [`decide`] can make, or a
+//! refusal with its reasons. The slow work (parsing and validating policies) is done once, in [`Snapshot::compile`].
 
 mod arguments;
 mod check;
@@ -45,7 +45,8 @@ use serde_json::Map;
 use sort::Sort;
 use standing::Held;
 
-/// Judges a call in the order of the standing, the scope, the arguments, the policies; the first refusal wins.
+/// Decides a call. Checks the preconditions (enrolment, server, grant), the pin status, the scopes, the arguments and the
+/// policies in this order; the first refusal wins.
 pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
     let mut basis = Basis::new(facts.snapshot);
     match judged(&call, facts, &mut basis) {
@@ -58,7 +59,8 @@ pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
     }
 }
 
-/// Whether this caller is a member whose authorisation is known, whatever it is for.
+/// Refuses a caller who is not an active member, or whose grants are not known freshly enough. It asks for no particular
+/// grant.
 pub fn is_admitted(facts: &Facts<'_>) -> Result<(), Refusal> {
     standing::member(facts).map_err(|refusal| *refusal)?;
     match facts.view.stale {
@@ -67,18 +69,18 @@ pub fn is_admitted(facts: &Facts<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// Whether this caller may speak to this server at all.
+/// Whether this caller has a usable grant for this server.
 pub fn admits(server: &ServerName, facts: &Facts<'_>) -> bool {
     refuses(server, facts).is_none()
 }
 
-/// Why this caller may not speak to this server at all.
+/// Why this caller has no usable grant for this server; `None` if they have one.
 pub fn refuses(server: &ServerName, facts: &Facts<'_>) -> Option<Reason> {
     standing::held(server, facts).err().map(|refusal| refusal.reason)
 }
 
-/// Whether some call of this tool by this caller could be permitted now. Says yes when in doubt: it never hides a
-/// tool that can be called.
+/// Whether some call of this tool by this caller could be permitted now. In doubt it says yes, so that no callable tool
+/// is hidden.
 pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>) -> bool {
     let Ok(held) = standing::held(server, facts) else {
         return false;
@@ -86,8 +88,8 @@ pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>)
     standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
 }
 
-/// What a tool began is spoken about by whoever could begin something with it now: with what arguments this one was begun
-/// nobody says any more.
+/// Decides a message about a task by the tool that created it: the caller must be able to make some call of that tool
+/// now. The arguments of the original call are not known any more, so they are not judged again.
 fn task_may_go_on(call: &Call, tool: &ToolName, held: &Held<'_>, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
     let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
     standing::tool_may_be_called(tool, held)?;
@@ -127,7 +129,8 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<R
         (Method::ReadResource | Method::Subscribe | Method::GetPrompt | Method::Complete | Method::Listen, _) => {
             Err(Reason::InvalidParams.into())
         }
-        // To be told no more takes nothing but the session; what the others say or list is filtered on its way back.
+        // Unsubscribing needs the session and nothing more. The other methods answer with lists, which are filtered on
+        // the way back.
         (Method::Unsubscribe | Method::ResourcesList | Method::TemplatesList | Method::PromptsList | Method::ToolsList, _) => {
             Ok(())
         }

@@ -1,8 +1,8 @@
-//! What is wrong with a policy file, where, and what would help. Printing in colour is the command's concern.
+//! A problem in a policy file: what is wrong, where, and what would help. Coloured output is left to the command.
 
 use std::fmt;
 
-/// One thing to repair, or, among warnings, to know.
+/// One error to repair, or one warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub file: Option<String>,
@@ -25,7 +25,7 @@ impl Problem {
         }
     }
 
-    /// At byte `offset` of `text`, the content of `file`.
+    /// A problem at byte `offset` of `text`, the content of `file`.
     pub(super) fn at(file: &str, text: &str, offset: usize, message: impl Into<String>) -> Self {
         let before = text.get(..offset).unwrap_or(text);
         let line = before.rsplit('\n').next().unwrap_or_default();
@@ -64,7 +64,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The name that `given` was probably meant to be.
+/// The known name that `given` is probably a misspelling of: at most a third of its characters differ.
 pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = given.chars().count().div_ceil(3);
     known

@@ -1,11 +1,12 @@
-//! What a policy looks at: which parts of the context, and which arguments by name. When in doubt, everything.
+//! What a policy references: facts of the context, and arguments by name. If an expression is not understood, the answer
+//! is everything, so nothing is missed.
 
 use super::problem::nearest;
 use super::shape::Shape;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, Template, UnaryOp, Var};
 use std::collections::BTreeSet;
 
-/// A part of `context`.
+/// A fact: one attribute of `context`. The values are bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fact {
     Input = 1,
@@ -49,27 +50,27 @@ impl Fact {
     }
 }
 
-/// What a caller may have; `schema.rs` declares the same.
+/// The attributes that a principal may have; `schema.rs` declares the same.
 pub(super) const PRINCIPAL: [&str; 6] = ["assurance", "client", "email", "environment", "method", "tenant"];
 
-/// What a prompt and a resource have; `schema.rs` declares the same.
+/// The attributes of prompts and resources; `schema.rs` declares the same.
 pub(super) const RESOURCE: [&str; 2] = ["name", "uri"];
 
 /// An argument that a policy names: `context.input.filter.owner` is `["filter", "owner"]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mention {
     pub path: Vec<String>,
-    /// Its value is read, not only asked for with `has`.
+    /// The policy reads its value; otherwise it only tests for it with `has`.
     pub value: bool,
-    /// What its use says its type is.
+    /// The type that the policy uses it as, if its use shows one.
     pub shape: Option<Shape>,
 }
 
-/// What one policy reads, or several together.
+/// The facts and top-level arguments that one or several policies read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Reads {
     facts: u8,
-    /// First names of arguments; `None`: any of them.
+    /// The top-level names of arguments; `None`: any of them.
     names: Option<BTreeSet<String>>,
 }
 
@@ -81,6 +82,7 @@ impl Reads {
         }
     }
 
+    /// Whether `fact` is read.
     pub fn fact(&self, fact: Fact) -> bool {
         self.facts & fact as u8 != 0
     }
@@ -90,7 +92,7 @@ impl Reads {
         self.names.as_ref()
     }
 
-    /// Whether no part of the context is read.
+    /// Whether no fact of the context is read.
     pub fn is_empty(&self) -> bool {
         self.facts == 0
     }
@@ -110,7 +112,7 @@ impl Reads {
     }
 }
 
-/// What a policy reads, every argument it names, and what it asks `principal` or `context` for that neither ever has.
+/// Collects what the conditions of a policy reference, attributes that do not exist included.
 pub(super) fn of(policy: &Template) -> Looks {
     let mut reader = Reader {
         reads: Reads::none(),
@@ -135,18 +137,19 @@ pub(super) fn of(policy: &Template) -> Looks {
     }
 }
 
-/// What a policy looks at.
+/// What a policy references.
 pub(super) struct Looks {
     pub reads: Reads,
     pub mentions: Vec<Mention>,
     pub unknown: Vec<Unknown>,
-    /// It reckons: though rightly typed, it may err.
+    /// Its evaluation may error although its types are right: it computes, parses a string, reads a tag, or is not
+    /// understood.
     pub can_err: bool,
-    /// It asks what is acted upon, beyond the scope.
+    /// Its conditions read `resource`.
     pub resource: bool,
 }
 
-/// An attribute that does not exist. Cedar remarks only on reading one, not on asking with `has`.
+/// An attribute that does not exist. Cedar's validator reports reading one, but not testing for it with `has`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unknown {
     pub of: &'static str,
@@ -163,7 +166,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads an expression that, if it is an argument, is used as a `used`.
+    /// Reads an expression. `used` is the type that the surrounding expression takes it for.
     fn read(&mut self, expr: &Expr, used: Option<Shape>) {
         if let Some(path) = path_in_context(expr) {
             return self.mention(&path, true, used);
@@ -275,7 +278,7 @@ impl Reader {
     }
 }
 
-/// `context.a.b` is `["a", "b"]`; anything else is `None`.
+/// `context.a.b` is `["a", "b"]`; any other expression is `None`.
 fn path_in_context(expr: &Expr) -> Option<Vec<&str>> {
     match expr {
         Expr::Var(Var::Context) => Some(Vec::new()),
@@ -327,7 +330,7 @@ fn element_of(set: Option<Shape>) -> Option<Shape> {
     }
 }
 
-/// What an expression without arguments is, as far as its outside shows.
+/// The type of an expression without arguments, as far as its outermost form shows it.
 fn shape_of(expr: &Expr) -> Option<Shape> {
     match expr {
         Expr::Literal(Literal::Bool(_)) => Some(Shape::Bool),

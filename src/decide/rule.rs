@@ -1,5 +1,5 @@
-//! Reads policy files into rules: one policy each, with its name, its notes, whom and what it is for, what it reads.
-//! Whether the names in it exist is not checked here; see `check.rs`.
+//! Reads policy files into [`Rule`]s, one per policy: its id, annotations, scope, and what its conditions read. Whether
+//! the entities it names exist is checked in `check.rs`.
 
 use super::reads::{self, Fact, Looks};
 use super::sort::Sort;
@@ -13,14 +13,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// One policy. Its place in the list is its name inside Cedar; `id` is its name for people.
+/// One policy. Its position in the list is its id inside Cedar; `id` is its `@id` for people.
 pub(super) struct Rule {
     pub id: PolicyId,
     pub policy: Policy,
-    /// The same for any principal, action and resource: for slices, in which the scope is known to match.
+    /// The policy without its scope. Slices use it, because their policies' scopes are known to match.
     pub conditions: Policy,
     pub effect: Effect,
-    /// `@mode("shadow")`: watched, not obeyed.
+    /// `@mode("shadow")`: evaluated and reported, but not enforced.
     pub shadow: bool,
     pub said: Option<String>,
     pub remedy: Option<String>,
@@ -38,16 +38,16 @@ pub(super) enum PrincipalScope {
     Kind(PrincipalKind),
     Role(Option<PrincipalKind>, String),
     One(EntityUid),
-    /// Of a type that no caller is.
+    /// An entity type that no caller has: it never matches.
     Nobody,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ActionScope {
     Any,
-    /// `==`: this very action.
+    /// `==`: exactly this action.
     Is(String),
-    /// `in`: these actions and whatever is in these groups.
+    /// `in`: these actions and the members of these groups.
     In(Vec<String>),
 }
 
@@ -55,15 +55,15 @@ pub(super) enum ActionScope {
 pub(super) enum ResourceScope {
     Any,
     Sort(Sort),
-    /// `<server>/<tool, URI or prompt>`
+    /// `<server>/<tool name, URI or prompt name>`
     One(Sort, String),
     Server(Option<Sort>, String),
-    /// Of a type that nothing is which a call is for.
+    /// An entity type that no resource of a call has: it never matches.
     Nothing,
 }
 
 impl Rule {
-    /// A problem at the beginning of this policy.
+    /// A problem located at the beginning of this policy.
     pub fn problem(&self, message: impl AsRef<str>) -> Problem {
         self.problem_at(self.span.start, message)
     }
@@ -73,13 +73,13 @@ impl Rule {
         Problem::at(&self.source.file, &self.source.text, offset, message)
     }
 
-    /// A problem where an attribute called `name` is first written.
+    /// A problem located at the first attribute called `name`.
     pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> Problem {
         let at = text::attribute(&self.source.text, &self.span, name);
         self.problem_at(at.unwrap_or(self.span.start), message)
     }
 
-    /// A problem where the entity `id` is first written.
+    /// A problem located at the first entity with this `id`.
     pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> Problem {
         let at = text::entity(&self.source.text, &self.span, id);
         self.problem_at(at.unwrap_or(self.span.start), message)
@@ -99,7 +99,7 @@ impl Rule {
         by_action || matches!(&self.resource, ResourceScope::One(Sort::Tool, id) if id == tool)
     }
 
-    /// Whether the scope holds only tools that it names.
+    /// Whether the scope can match only tools that it names one by one.
     pub fn names_tools_only(&self) -> bool {
         let is_tool = |id: &String| id.contains('/');
         let by_action = match &self.action {
@@ -110,7 +110,7 @@ impl Rule {
         by_action || matches!(self.resource, ResourceScope::One(Sort::Tool, _))
     }
 
-    /// Whether something of this sort can be in the scope.
+    /// Whether the scope can match a primitive of this kind.
     pub fn reaches(&self, sort: Sort) -> bool {
         let is_its = |id: &String| match sort.action() {
             Some(action) => id == action,
@@ -129,7 +129,7 @@ impl Rule {
             }
     }
 
-    /// Whether the scope is for this sort, not only for everything.
+    /// Whether the scope names this kind, instead of matching it only because it matches everything.
     pub fn names_sort(&self, sort: Sort) -> bool {
         let by_action = match (&self.action, sort.action()) {
             (ActionScope::Is(id), Some(action)) => id == action,
@@ -143,13 +143,13 @@ impl Rule {
         by_action || by_resource
     }
 
-    /// Whether its conditions or its scope tell one thing of a server from another.
+    /// Whether the policy can treat two primitives of one server differently, by its scope or its conditions.
     pub fn looks_at_resource(&self) -> bool {
         self.looks.resource || matches!(self.resource, ResourceScope::One(..))
     }
 }
 
-/// All rules of all files, in order, and every problem found on the way.
+/// Reads all policies of all files, in order, and every problem found.
 pub(super) fn read(sources: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
     let mut reader = Reader::default();
     for source in sources {
@@ -162,7 +162,7 @@ pub(super) fn read(sources: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
 struct Reader {
     rules: Vec<Rule>,
     problems: Vec<Problem>,
-    /// Where each name was first given.
+    /// Where each id was first used.
     names: HashMap<PolicyId, (Arc<PolicySource>, usize)>,
 }
 
@@ -272,7 +272,7 @@ fn conditions(policy: &pst::Template) -> Result<Policy, pst::PstConstructionErro
     Policy::from_pst(pst::Policy::Static(unscoped.try_into()?))
 }
 
-/// Cedar names the policies of a text `policy0`, `policy1`, … in their order.
+/// The span of a policy. Cedar ids the policies of a text `policy0`, `policy1`, … in their order.
 fn span_of(id: &cedar_policy::PolicyId, spans: &[Range<usize>]) -> Range<usize> {
     let name: &str = id.as_ref();
     let index: Option<usize> = name.strip_prefix("policy").and_then(|number| number.parse().ok());
@@ -281,7 +281,8 @@ fn span_of(id: &cedar_policy::PolicyId, spans: &[Range<usize>]) -> Range<usize> 
 
 const ANNOTATIONS: [&str; 5] = ["id", "reason", "remedy", "mode", "description"];
 
-/// The annotation that `name` was probably meant to be. Other names are the author's own business.
+/// The known annotation that `name` is probably a misspelling of. Cedar allows any annotation, so other names are left
+/// alone.
 fn misspelt(name: &str) -> Option<&'static str> {
     if ANNOTATIONS.contains(&name) {
         return None;
@@ -321,7 +322,7 @@ fn principal(constraint: PrincipalConstraint) -> PrincipalScope {
     }
 }
 
-/// Being in a role, or in oneself.
+/// `principal in uid`: matches the members of a role; an entity is also `in` itself (Cedar).
 fn member(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
     match kind(uid.type_name()) {
         None if is(uid.type_name(), "Guardian::Role") => PrincipalScope::Role(wanted, id(&uid)),

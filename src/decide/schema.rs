@@ -1,5 +1,5 @@
-//! Writes the Cedar schema of a catalogue: one action a tool, typed by its arguments. Once as text, for people, and
-//! once as JSON, which Cedar reads twenty times faster; a test holds that both say the same.
+//! Writes the Cedar schema of a catalogue: one action per tool, with the tool's arguments as types. It is written as text
+//! for people and as JSON for Cedar, which parses JSON twenty times faster; a test holds that both say the same.
 
 use super::reads::PRINCIPAL;
 use super::shape::{Field, Fields, Shape};
@@ -9,20 +9,20 @@ use cedar_policy::Schema;
 use serde_json::{Map, Value, json};
 use std::fmt::{self, Write};
 
-/// The action of a tool, or of all resources or prompts, as the schema declares it.
+/// A Cedar action as the schema declares it: that of a tool, or the one all resources or all prompts share.
 pub(super) struct Action<'a> {
     pub sort: Sort,
-    /// `<server>/<tool>`, or that of its sort.
+    /// `<server>/<tool>`, or the shared action of its kind.
     pub id: &'a str,
     pub groups: Vec<&'a str>,
-    /// `None`: declared by name only, because nothing is known of it yet.
+    /// The arguments; `None` declares the action by name only.
     pub input: Option<&'a Fields>,
 }
 
-/// The groups of actions that exist whatever the catalogue holds.
+/// The action groups that exist in every catalogue.
 pub(super) const GROUPS: [&str; 3] = ["call_tool", "read_only", "destructive"];
 
-/// Names of actions and groups that a server cannot take: its own tools are the group of its name.
+/// Names of actions and groups that a server may not have, because a server's name is the group of its tools.
 pub(super) const RESERVED: [&str; 9] = [
     "call_tool",
     "read_only",
@@ -35,7 +35,8 @@ pub(super) const RESERVED: [&str; 9] = [
     "task",
 ];
 
-/// The groups that a tool's action is in; the last two follow from annotations that somebody pinned, never from others.
+/// The groups of a tool's action. `read_only` and `destructive` follow from pinned annotations only: a server's own claim
+/// must not widen access.
 pub(super) fn groups<'a>(server: &'a ServerName, tool: &ToolEntry) -> Vec<&'a str> {
     let mut groups = vec!["call_tool", server.as_str()];
     let pinned = tool.standing != Standing::Unapproved;
@@ -48,7 +49,7 @@ pub(super) fn groups<'a>(server: &'a ServerName, tool: &ToolEntry) -> Vec<&'a st
     groups
 }
 
-/// The text of a schema with these groups and actions.
+/// The schema of these groups and actions as text.
 pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> String {
     let mut text = HEAD.to_owned();
     for group in groups {
@@ -61,7 +62,7 @@ pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Act
     text
 }
 
-/// The same as a schema.
+/// The same schema, parsed from its JSON form.
 pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Result<Schema, String> {
     Schema::from_json_value(json(groups, actions)).map_err(|error| error.to_string())
 }
@@ -96,7 +97,7 @@ fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -
     } })
 }
 
-/// What every caller has.
+/// The attributes that every principal has.
 const ALWAYS: [&str; 2] = ["environment", "method"];
 
 const HEAD: &str = "\
@@ -244,7 +245,7 @@ fn write_shape(shape: &Shape, indent: usize, text: &mut String) -> fmt::Result {
     }
 }
 
-/// A Cedar string literal; everything that is not plain is escaped.
+/// A Cedar string literal. Everything but printable ASCII and letters or digits is escaped.
 pub(super) struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -268,7 +269,7 @@ mod tests {
     use super::*;
     use cedar_policy::SchemaFragment;
 
-    /// The text, once it is known to be the same as the JSON.
+    /// The schema text, after checking that the JSON form says the same.
     fn one(id: &str, schema: Value) -> String {
         let fields = arguments(&schema);
         let actions = [Action {
@@ -290,7 +291,7 @@ mod tests {
         text
     }
 
-    /// Without what means nothing: defaults, and the two ways to write a type.
+    /// Normalises a schema: removes default values, and unifies the two ways to write a type.
     fn plain(value: Value) -> Value {
         match value {
             Value::Object(members) => {

@@ -1,4 +1,5 @@
-//! A caller at a tool: what of a decision depends on nothing else, worked out once and kept with the caller.
+//! Evaluation cache, one entry per caller and tool: the policies that apply, and the outcome of those that read no
+//! context. It only saves work; it never changes a verdict.
 
 use super::slice::{Index, Library, Part, RuleIndex, ToolSlice};
 use super::tool::Place;
@@ -8,21 +9,25 @@ use std::sync::{Arc, LazyLock};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
+/// The cached evaluation of one tool, resource or prompt for one caller.
 pub(super) struct Seat {
     place: Arc<Place>,
     entities: Entities,
-    /// For the caller's kind and roles, and for the caller alone, of each index.
+    /// For each index, the slice for the caller's kind and roles, and the slice for the caller alone.
     slices: Vec<Arc<ToolSlice>>,
     fixed: Outcome,
 }
 
-/// The tools a caller used last. Past the bound all are forgotten: they only save work.
+/// The tools that a caller used last. At the bound all entries are dropped. Entries are found by the identity of their
+/// `Place`, so those of an older snapshot never match.
 #[derive(Default)]
 pub(super) struct Seats(Vec<Arc<Seat>>);
 
+/// How many tools are cached per caller.
 const MAX_SEATS: usize = 32;
 
-/// Which policies are satisfied, and which could not be judged. With a forbid, Cedar does not tell of permits.
+/// Which policies are satisfied and which failed to evaluate. When a forbid is satisfied, Cedar does not report the
+/// satisfied permits.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     pub permits: Vec<RuleIndex>,
@@ -53,17 +58,17 @@ impl Seat {
         seat
     }
 
-    /// What the policies say that look at no context.
+    /// The outcome of the policies that read no context.
     pub fn fixed(&self) -> &Outcome {
         &self.fixed
     }
 
-    /// The policies that can apply; each is in one of them.
+    /// The policies that can apply. No policy is in two slices.
     pub fn slices(&self) -> impl Iterator<Item = &ToolSlice> {
         self.slices.iter().map(Arc::as_ref)
     }
 
-    /// Asks Cedar about one part of each slice. The context is made only if there is something to ask.
+    /// Evaluates one part of each slice. The context is built only if there is a policy to evaluate.
     pub fn ask<E>(
         &self,
         subject: &Subject,
@@ -105,7 +110,7 @@ impl Seats {
 }
 
 impl Outcome {
-    /// Both together, in the order of the policies.
+    /// Joins two outcomes, in policy order.
     pub fn merge(&mut self, other: &Outcome) {
         self.permits.extend(&other.permits);
         self.forbids.extend(&other.forbids);
@@ -132,7 +137,7 @@ fn number(id: &cedar_policy::PolicyId) -> RuleIndex {
     id.parse().expect("policies are numbered when they are read")
 }
 
-/// What went wrong, without the values it went wrong with: they may be secret.
+/// The kind of the error. Cedar's own text would contain values, which may be secret.
 fn kind_of(error: &EvaluationError) -> &'static str {
     match error {
         EvaluationError::EntityDoesNotExist(_) => "it reads an attribute of an entity that is not known",

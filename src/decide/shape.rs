@@ -1,7 +1,7 @@
-//! What of a tool's arguments policies can see: a JSON Schema read as Cedar types.
+//! Reads a tool's JSON Schema as Cedar types: the arguments that policies can see.
 //!
-//! What Cedar cannot express becomes a hole. A hole is never guessed at: a policy that names it is told, and a call
-//! that fills it cannot slip past a policy that asks for it (see `sight.rs`).
+//! An argument without an equivalent Cedar type is a hole: it stays untyped, and its type is never guessed. Policies that
+//! name it are reported, and a call that carries it cannot bypass them (see `sight.rs`).
 
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,22 +12,25 @@ pub(super) enum Shape {
     String,
     Long,
     Bool,
-    /// JSON `number`: at most four digits after the point.
+    /// JSON `number`; policies see at most four digits after the point.
     Decimal,
-    /// JSON `array`: order and repetition are not visible.
+    /// JSON `array`; policies cannot see order or repetition.
     Set(Box<Shape>),
     Record(Fields),
 }
 
+/// Arguments, or the members of a record, by name.
 pub(super) type Fields = BTreeMap<String, Field>;
 
+/// One argument.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Field {
     pub required: bool,
-    /// Otherwise why policies cannot read it.
+    /// The type, or why policies cannot read the argument.
     pub shape: Result<Shape, &'static str>,
 }
 
+/// Bounds on what is read of a schema, which may be hostile; what lies beyond is untyped.
 const MAX_DEPTH: usize = 8;
 const MAX_FIELDS: usize = 1_000;
 const MAX_STEPS: usize = 20_000;
@@ -49,7 +52,7 @@ pub(super) fn arguments(schema: &Value) -> Fields {
     }
 }
 
-/// Every hole with its path, for warnings: `filter.tags`.
+/// Every untyped argument with its path (`filter.tags`) and the reason, for warnings.
 pub(super) fn holes(fields: &Fields) -> Vec<(String, &'static str)> {
     let mut holes = Vec::new();
     collect_holes(fields, "", &mut holes);
@@ -76,7 +79,7 @@ fn innermost(shape: &Shape) -> &Shape {
     }
 }
 
-/// A shape, and whether `null` may stand in its place (policies then see the argument as absent).
+/// A type, and whether `null` may replace the value (policies then see the argument as absent).
 #[derive(PartialEq)]
 struct Seen {
     shape: Shape,
@@ -87,11 +90,11 @@ type Hole = &'static str;
 
 struct Reader<'a> {
     root: &'a Value,
-    /// How many more fields may be made.
+    /// How many more arguments may be read.
     fields: usize,
-    /// How many more schemas may be looked at: references can multiply without end.
+    /// How many more schemas may be visited. References can multiply exponentially.
     steps: usize,
-    /// The schemas being read, outermost first: a schema inside itself is recursive.
+    /// The schemas being read, outermost first. A schema that contains itself is recursive.
     open: Vec<*const Value>,
 }
 
@@ -174,7 +177,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Branches that differ only in whether they may be `null` are one type.
+    /// Branches of one type are that type, even if some of them allow `null`.
     fn one_of(&mut self, branches: &'a [Value]) -> Result<Seen, Hole> {
         let is_null = |branch: &Value| branch.get("type").is_some_and(|name| name == "null");
         let mut nullable = branches.iter().any(is_null);
@@ -248,7 +251,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The schema a local reference names: `#`, `#/$defs/x`.
+/// The schema that a local reference names: `#`, `#/$defs/x`.
 pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     let pointer = reference.strip_prefix('#')?;
     match pointer.contains('%') {
@@ -257,7 +260,7 @@ pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value>
     }
 }
 
-/// An enumeration is of the type that all its values share.
+/// The one type that all values of an enumeration have.
 fn literals<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Seen, Hole> {
     let mut nullable = false;
     let mut shape = None;

@@ -1,8 +1,9 @@
-//! Keeps arguments from slipping past policies that ask for them.
+//! Stops a caller from bypassing a policy by sending an argument in a form that the policy cannot see.
 //!
-//! Cedar sees only what a tool declares and Cedar has a type for. If a policy asks `context.input has path`, and the
-//! tool has no `path` of such a type, the answer is no, whatever the call carries. So a call that does carry what a
-//! policy asks for and cannot see is not judged by that policy: a forbid then refuses, a permit does not count.
+//! Cedar sees only arguments that a tool declares and that have a Cedar type. If a policy tests `context.input has path`,
+//! and the tool has no `path` of such a type, the test is false, whatever the call carries. So when a call carries an
+//! argument that a policy names and cannot see (a blind spot), that policy's result is not used: a forbid refuses, a
+//! permit does not count.
 
 use super::reads::Mention;
 use super::rule::Rule;
@@ -11,26 +12,26 @@ use super::slice::RuleIndex;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// A policy that may not see an argument it names.
+/// A blind spot: an argument that a policy names and may not see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Spot {
     pub rule: RuleIndex,
-    /// Place in the rule's mentions.
+    /// Position in the policy's mentions.
     pub mention: usize,
-    /// The tool has the argument in another type than the policy takes it for.
+    /// The tool declares the argument with another type than the policy uses it as.
     pub conflict: bool,
 }
 
 /// Why a policy cannot see an argument that a call carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unseen {
-    /// The tool's schema does not name it.
+    /// The tool's schema does not declare it.
     Undeclared,
-    /// The tool's schema gives it no type that policies have.
+    /// The tool's schema gives it no type that Cedar has, or another type than the policy takes it for.
     Untyped,
 }
 
-/// The mentions of a rule that are not visible for sure.
+/// The possible blind spots of a policy: its mentions that are not always visible.
 pub(super) fn spots(index: RuleIndex, rule: &Rule, fields: &Fields, conflicts: &BTreeSet<(RuleIndex, usize)>) -> Vec<Spot> {
     let spot = |(mention, named): (usize, &Mention)| {
         let conflict = conflicts.contains(&(index, mention));
@@ -44,7 +45,7 @@ pub(super) fn spots(index: RuleIndex, rule: &Rule, fields: &Fields, conflicts: &
     rule.looks.mentions.iter().enumerate().filter_map(spot).collect()
 }
 
-/// Whether the call carries, at this spot, what the policy cannot see.
+/// Whether the call triggers this blind spot: it carries an argument here that the policy cannot see.
 pub(super) fn hidden(spot: &Spot, rule: &Rule, fields: &Fields, arguments: &Map<String, Value>) -> Option<Unseen> {
     let mention = &rule.looks.mentions[spot.mention];
     match spot.conflict {
@@ -63,7 +64,7 @@ fn carried(path: &[String], arguments: &Map<String, Value>) -> bool {
     value.flatten().is_some_and(|value| !value.is_null())
 }
 
-/// Whether everything at `path` is visible whatever a call carries.
+/// Whether everything at `path` is visible, whatever a call carries.
 fn certain(fields: &Fields, path: &[String], value: bool) -> bool {
     let Some((first, rest)) = path.split_first() else {
         return !value;
@@ -75,7 +76,7 @@ fn certain(fields: &Fields, path: &[String], value: bool) -> bool {
     }
 }
 
-/// Whether a value of this shape is seen whole: a record may have members that are not declared.
+/// Whether all of a value of this type is visible. A record may carry members that are not declared, so it is not.
 fn closed(shape: &Shape) -> bool {
     match shape {
         Shape::String | Shape::Long | Shape::Bool | Shape::Decimal => true,

@@ -1,8 +1,9 @@
-//! Finds, for a tool and a caller, the policies that can apply, so that the others cost nothing.
+//! Selects the policies that can apply to a tool and a caller. Cedar's cost grows with the number of policies, so the
+//! others are left out.
 //!
-//! A policy is filed under the tools its action and resource allow, then under the callers its principal allows.
-//! What is found for a set of roles is kept: no policy set is put together twice. Leaving out a policy whose scope
-//! cannot match never changes a verdict; a property test holds this against the whole set.
+//! A policy is indexed by tool (from its action and resource scope), then by caller (from its principal scope). Slices
+//! are cached per set of roles, so no policy set is built twice. Leaving out a policy whose scope cannot match never
+//! changes a verdict; a property test compares slices with the whole set.
 
 use super::Subject;
 use super::check::Fit;
@@ -15,75 +16,78 @@ use cedar_policy::{Effect, EntityUid, PolicySet};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-/// Place of a rule in the list of all rules.
+/// Position of a policy in the list of all policies.
 pub(super) type RuleIndex = u32;
 
-/// Sets of roles remembered for one tool, and lists of policies remembered for all; past it they are forgotten.
+/// Bounds of the two caches: sets of roles per tool, and slices over all tools. A full cache is cleared.
 const MAX_KEPT: usize = 1_024;
 const MAX_SHARED: usize = 16_384;
 
-/// All rules, and the sets made of them. Tools that the same rules apply to share one set.
+/// All policies and the slices made of them. Tools with the same applicable policies share one slice.
 pub(super) struct Library {
     rules: Vec<Rule>,
     slices: RwLock<HashMap<Vec<RuleIndex>, Arc<Slice>>>,
 }
 
-/// The policies that can apply to one tool and some callers.
+/// The policies that can apply to one tool and some callers, split by what they read.
 pub(super) struct Slice {
-    /// Enforced policies that look at no context: they say the same of every call.
+    /// Enforced policies that read no context: their outcome is the same for every call.
     pub fixed: Part,
-    /// The other enforced policies.
+    /// Enforced policies that read the context.
     pub live: Part,
-    /// Of those, the ones that read no argument.
+    /// The part of `live` that reads no argument.
     pub steady: Part,
     pub some_permit_reads_input: bool,
-    /// Shadow policies, and of them the permits.
+    /// Shadow policies; `shadow_permits` are the permits among them.
     pub shadow: Part,
     pub shadow_permits: Part,
-    /// Enforced policies tell one thing of a server from another, or some permit does.
+    /// Some enforced policy (or some enforced permit) treats the primitives of a server differently.
     pub some_look_at_resource: bool,
     pub some_permit_looks_at_resource: bool,
-    /// The enforced policies that do not; seldom asked for.
+    /// The enforced policies that do not. Built on first use, which is rare.
     unplaced: OnceLock<Part>,
 }
 
+/// Policies as Cedar evaluates them, with everything that they read.
 pub(super) struct Part {
     pub rules: Vec<RuleIndex>,
     pub set: PolicySet,
     pub reads: Reads,
 }
 
-/// A slice as it applies to one tool.
+/// A slice applied to one tool.
 pub(super) struct ToolSlice {
     pub slice: Arc<Slice>,
-    /// Forbids that cannot be judged for this tool, whatever the arguments.
+    /// Enforced forbids that cannot be evaluated for this tool, whatever the arguments.
     pub broken: Vec<RuleIndex>,
-    /// Where a policy may look at an argument that it cannot see.
+    /// The possible blind spots: arguments that a policy names and may not see.
     pub spots: Vec<Spot>,
     pub has_shadow: bool,
 }
 
-/// The policies of one tool, by whom they are for.
+/// The policies of one tool, indexed by principal scope.
 pub(super) struct Index {
     filed: Vec<(RuleIndex, Filed)>,
     roles: HashMap<String, usize>,
     personal: HashMap<EntityUid, Arc<ToolSlice>>,
     kept: RwLock<HashMap<Key, Arc<ToolSlice>>>,
     broken: BTreeSet<RuleIndex>,
-    /// Never satisfied by a call of the tool whose arguments they can see.
+    /// Policies that no call of the tool can satisfy as long as they see the arguments they name. They are not evaluated,
+    /// but their blind spots count.
     idle: BTreeSet<RuleIndex>,
     conflicts: BTreeSet<(RuleIndex, usize)>,
     fields: Arc<Fields>,
 }
 
-/// Whom a policy of an `Index` is for; personal ones are filed apart.
+/// The callers that a policy of an `Index` is for. Policies for a single principal are indexed separately.
 #[derive(Clone, Copy)]
 struct Filed {
     kind: Option<PrincipalKind>,
     role: Option<usize>,
 }
 
-/// The callers that the same policies apply to: of this kind, in these of the roles that policies of the tool name.
+/// Identifies callers with the same applicable policies: their kind, and which of the roles named by the tool's policies
+/// they have. Role numbers below 128 are bits of `low`.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     kind: PrincipalKind,
@@ -144,7 +148,7 @@ impl Slice {
         }
     }
 
-    /// The enforced policies that say the same of everything on a server.
+    /// The enforced policies that treat all primitives of a server alike.
     pub fn unplaced(&self, library: &Library) -> &Part {
         self.unplaced.get_or_init(|| {
             let mut rules: Vec<RuleIndex> = self.fixed.rules.iter().chain(&self.live.rules).copied().collect();
@@ -176,8 +180,8 @@ impl Part {
 }
 
 impl Index {
-    /// Files the rules that can apply to a tool. Of those that cannot be judged for it, a permit does not count, and
-    /// a forbid refuses.
+    /// Indexes the policies that can apply to a tool. If one cannot be evaluated for the tool, a permit is left out and a
+    /// forbid refuses every call.
     pub fn new(library: &Library, fit: Fit, fields: Arc<Fields>) -> Self {
         let mut index = Self {
             filed: Vec::new(),
@@ -212,7 +216,7 @@ impl Index {
         index
     }
 
-    /// The policies for everyone of the caller's kind and roles.
+    /// The policies for callers of this kind and these roles.
     pub fn general(&self, library: &Library, subject: &Subject) -> Arc<ToolSlice> {
         let key = self.key(subject);
         if let Some(kept) = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
@@ -226,7 +230,7 @@ impl Index {
         kept.entry(key).or_insert(slice).clone()
     }
 
-    /// The policies that name the caller.
+    /// The policies whose scope names this caller.
     pub fn personal(&self, subject: &Subject) -> Option<&Arc<ToolSlice>> {
         match self.personal.is_empty() {
             true => None,

@@ -1,4 +1,5 @@
-//! Policies and catalogue compiled together: one immutable value, swapped whole.
+//! Policies and catalogue compiled together into one immutable value. A reload replaces it whole, so no decision sees
+//! half of a change.
 
 use super::arguments::Arguments;
 use super::check::WareFit;
@@ -23,16 +24,17 @@ pub struct PolicySource {
     pub text: String,
 }
 
+/// Settings that change what policies mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Accept a set that permits nothing.
+    /// Accept a policy set that permits nothing.
     pub deny_all: bool,
-    /// Of `context.hour` and `context.weekday`.
+    /// The offset from UTC for `context.hour` and `context.weekday`.
     pub utc_offset_minutes: i32,
     pub environment: EnvironmentName,
 }
 
-/// What calls are judged by.
+/// The compiled policies and catalogue that calls are decided by.
 pub struct Snapshot {
     policy_set: Digest,
     catalogue: Digest,
@@ -50,7 +52,7 @@ struct Server {
     wares: Vec<Wares>,
 }
 
-/// A tool on its way to being compiled.
+/// A tool that is read but not yet joined with its policies.
 pub(super) struct Draft {
     pub entry: ToolEntry,
     pub arguments: Arguments,
@@ -58,7 +60,7 @@ pub(super) struct Draft {
 }
 
 impl Snapshot {
-    /// All problems of all files together, or a snapshot.
+    /// Compiles a snapshot, or returns all problems of all files together.
     pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, settings: &Settings) -> Result<Snapshot, Vec<Problem>> {
         let (rules, mut problems) = rule::read(sources);
         problems.extend(reserved_names(catalogue));
@@ -100,41 +102,43 @@ impl Snapshot {
         })
     }
 
-    /// Names the policies: their files and texts, and the settings that change what they mean.
+    /// The hash of the policy files and of the settings that change what they mean.
     pub fn policy_set(&self) -> Digest {
         self.policy_set
     }
 
+    /// The hash of the catalogue.
     pub fn catalogue(&self) -> Digest {
         self.catalogue
     }
 
-    /// How many policies there are, shadow policies included.
+    /// The number of policies, shadow policies included.
     pub fn policies(&self) -> usize {
         self.library.rules().len()
     }
 
-    /// What forbids, by name; what only watches is not among it.
+    /// The ids of the enforced forbid policies; shadow policies are not among them.
     pub fn forbids(&self) -> BTreeSet<&PolicyId> {
         let forbids = self.library.rules().iter().filter(|rule| is_forbid(rule));
         forbids.map(|rule| &rule.id).collect()
     }
 
-    /// The schema that policies are checked against, in Cedar's own notation.
+    /// The schema that policies are validated against, in Cedar's schema syntax.
     pub fn cedar_schema(&self) -> &str {
         &self.schema
     }
 
+    /// One tool of a server; `None` if it is not in the catalogue.
     pub fn tool(&self, server: &ServerName, tool: &str) -> Option<&CompiledTool> {
         self.servers.get(server)?.tools.get(tool)
     }
 
-    /// Every tool of a server, in no order.
+    /// Every tool of a server, in no particular order.
     pub fn tools(&self, server: &ServerName) -> impl Iterator<Item = &CompiledTool> {
         self.servers.get(server).into_iter().flat_map(|server| server.tools.values())
     }
 
-    /// What does not stop this set, but should be known.
+    /// Findings that do not reject this policy set, but that its author should know.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
     }
@@ -166,7 +170,7 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// How many policies of a file forbid something; `None` where it cannot be read.
+/// The number of enforced forbid policies in a file; `None` if the file cannot be read.
 pub fn forbids(source: &PolicySource) -> Option<usize> {
     let (rules, problems) = rule::read(std::slice::from_ref(source));
     problems
@@ -216,7 +220,7 @@ fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = Problem> {
     })
 }
 
-/// What keeps callers from a tool with this input schema, whatever they are granted: a sentence for its operator.
+/// Why callers cannot use a tool with this input schema, whatever they are granted: a sentence for the operator.
 pub fn obstacle(input_schema: &Value) -> Option<String> {
     obstacle_to(&Arguments::compile(input_schema), input_schema)
 }
@@ -231,7 +235,7 @@ fn obstacle_to(arguments: &Arguments, input_schema: &Value) -> Option<String> {
     ))
 }
 
-/// What policies cannot see of a tool.
+/// Warnings about a tool that cannot be used and about arguments that policies cannot read.
 fn blanks(draft: &Draft) -> Vec<Problem> {
     let tool = &draft.place.id;
     let obstacle = obstacle_to(&draft.arguments, &draft.entry.input_schema);
@@ -268,7 +272,7 @@ impl Draft {
     }
 }
 
-/// Of the files in the order of their names, whatever the order they were read in.
+/// The files are hashed in the order of their names, so that the order of reading does not matter.
 fn digest(sources: &[PolicySource], settings: &Settings) -> Digest {
     let offset = settings.utc_offset_minutes.to_string();
     let by_name: BTreeMap<(&str, &str), ()> = sources.iter().map(|source| ((&*source.file, &*source.text), ())).collect();

@@ -1,17 +1,19 @@
-//! What is checked before any policy: enrolment, server, freshness, grant, tool, scope. Plain comparisons, no Cedar.
+//! The checks before any policy: enrolment, server, freshness, grant, pin status, scopes. Plain comparisons without
+//! Cedar.
 
 use super::{CompiledTool, Enrolment, Facts};
 use crate::domain::{
     Grant, GrantStatus, Member, MemberStatus, Principal, Reason, Refusal, Scope, ServerName, Standing, Timestamp,
 };
 
-/// A usable grant, and the scopes it gives this caller.
+/// A usable grant and the caller's effective scopes under it.
 pub(super) struct Held<'a> {
     pub grant: &'a Grant,
     pub scopes: Vec<&'a Scope>,
 }
 
-/// The grant with which this caller may speak to this server at all.
+/// Finds the caller's usable grant for this server. The order of the checks is part of the contract: the first refusal
+/// wins.
 pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a>, Box<Refusal>> {
     let member = member(facts)?;
     match facts.snapshot.server_enabled(server) {
@@ -30,7 +32,7 @@ pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a
     })
 }
 
-/// Whom the caller is here.
+/// The caller's active member of this environment.
 pub(super) fn member<'a>(facts: &Facts<'a>) -> Result<&'a Member, Box<Refusal>> {
     match facts.enrolment {
         Enrolment::Absent => Err(Reason::NotEnrolled.into()),
@@ -39,7 +41,7 @@ pub(super) fn member<'a>(facts: &Facts<'a>) -> Result<&'a Member, Box<Refusal>> 
     }
 }
 
-/// Whether the tool is offered as it was pinned and the scopes held cover it.
+/// Whether the server still offers the tool as it was pinned, and the caller's scopes cover it.
 pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result<(), Box<Refusal>> {
     match tool.entry().standing {
         Standing::Pinned => {}
@@ -50,7 +52,7 @@ pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result
     covered(tool.needs(), held)
 }
 
-/// Whether the scopes held cover all that is needed.
+/// Whether the caller's scopes cover all of `needs`; a refusal names all of them.
 pub(super) fn covered(needs: &[Scope], held: &Held<'_>) -> Result<(), Box<Refusal>> {
     if needs.iter().all(|needed| held.covers(needed)) {
         return Ok(());
@@ -66,7 +68,7 @@ impl Held<'_> {
     }
 }
 
-/// A grant for the very client goes before one for any client, even if only to refuse.
+/// A grant for the caller's own client takes precedence over one for any client, even if it is the one that refuses.
 fn grant<'a>(member: &'a Member, server: &ServerName, principal: &Principal) -> Option<&'a Grant> {
     let of_server = || member.grants.iter().filter(|grant| grant.server == *server);
     of_server()
@@ -74,6 +76,7 @@ fn grant<'a>(member: &'a Member, server: &ServerName, principal: &Principal) -> 
         .or_else(|| of_server().find(|grant| grant.client.is_none()))
 }
 
+/// Whether the grant is verified and has not expired.
 fn usable(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
     match grant.status {
         GrantStatus::Idle => Err(Reason::GrantIdle),
@@ -83,7 +86,8 @@ fn usable(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
     }
 }
 
-/// The grant's scopes; with a key or token that names scopes, those that both cover.
+/// The effective scopes: the grant's; if the credential narrows them, the intersection of both sets, in which `*` covers
+/// every scope.
 fn scopes<'a>(grant: &'a Grant, principal: &'a Principal) -> Vec<&'a Scope> {
     let Some(credential) = &principal.narrowed_to else {
         return grant.scopes.iter().collect();

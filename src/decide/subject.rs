@@ -1,4 +1,4 @@
-//! The Cedar side of a caller, built once per verified credential and version of the member.
+//! A caller as a Cedar entity, with its evaluation cache. Built once per verified credential and member version.
 
 use super::CompiledTool;
 use super::seat::{Seat, Seats};
@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Cheap to clone.
+/// The caller as policies see it. Cheap to clone.
 #[derive(Clone)]
 pub struct Subject(Arc<Inner>);
 
@@ -20,14 +20,15 @@ struct Inner {
     uid: EntityUid,
     kind: PrincipalKind,
     roles: BTreeSet<RoleName>,
-    /// The caller alone.
+    /// The caller's entity alone, without those of a call.
     entities: Entities,
+    /// The evaluation cache.
     seats: ArcSwap<Seats>,
     address: ArcSwapOption<(IpAddr, RestrictedExpression)>,
 }
 
 impl Subject {
-    /// Roles are those of the member and those of the credential together.
+    /// The roles are those of the member and those of the credential together.
     pub fn new(principal: &Principal, member: Option<&Member>, environment: &EnvironmentName) -> Self {
         let of_member = member.iter().flat_map(|member| &member.roles);
         let roles: BTreeSet<RoleName> = of_member.chain(&principal.roles).cloned().collect();
@@ -61,7 +62,7 @@ impl Subject {
         &self.0.roles
     }
 
-    /// The caller at a tool, worked out on the first call.
+    /// The cached evaluation of this tool for this caller; the first call makes it.
     pub(super) fn seat(&self, tool: &CompiledTool, library: &Library) -> Arc<Seat> {
         let seats = self.0.seats.load();
         if let Some(seat) = seats.find(tool) {
@@ -72,13 +73,13 @@ impl Subject {
         seat
     }
 
-    /// The caller at a resource or prompt. There is no end of them, so none is kept.
+    /// The same for a resource or prompt, not cached: their names are unbounded.
     pub(super) fn seat_at<'a>(&self, place: Arc<Place>, indices: impl Iterator<Item = &'a Index>, library: &Library) -> Seat {
         Seat::new(self, self.0.entities.clone(), place, indices, library)
     }
 
-    /// An address as Cedar's `ipaddr`. Cedar parses the name of the function anew each time, for microseconds, so the
-    /// last address is kept.
+    /// An address as Cedar's `ipaddr`. Cedar parses the name of the extension function anew each time, which takes
+    /// microseconds, so the last address is cached.
     pub(super) fn address(&self, address: IpAddr) -> RestrictedExpression {
         let kept = self.0.address.load();
         if let Some((_, expression)) = kept.as_deref().filter(|(kept, _)| *kept == address) {
@@ -118,6 +119,7 @@ fn attributes(
         .collect()
 }
 
+/// The entity uid `kind::"id"`.
 pub(super) fn uid(kind: &'static str, id: &str) -> EntityUid {
     let kind: EntityTypeName = kind.parse().expect("a literal that is a type name");
     EntityUid::from_type_name_and_id(kind, EntityId::new(id))

@@ -1,15 +1,15 @@
-//! The arguments that policies name beside those that tools have: which are absent, which a policy supposes, which it
-//! takes for another type.
+//! Infers argument types from the way policies use the arguments, and compares them with the arguments that a tool
+//! declares.
 
 use super::problem::nearest;
 use super::reads::Mention;
 use super::shape::{Field, Fields, Shape};
 
-/// An argument that a tool does not have, or not in a type that policies can read.
+/// An argument that a tool does not declare, or declares without a type that policies can read.
 pub(super) struct Absent {
-    /// From the top: `filter.owner`.
+    /// From the root of the arguments: `filter.owner`.
     pub path: String,
-    /// Its own name.
+    /// The last part of `path`.
     pub name: String,
     pub hole: Option<&'static str>,
     pub near: Option<String>,
@@ -34,7 +34,8 @@ pub(super) fn absent(fields: &Fields, path: &[String]) -> Option<Absent> {
     None
 }
 
-/// A tool that has all these arguments, each optional and of the type that its use shows; and whether a type was guessed.
+/// The arguments of an imaginary tool that has all mentioned ones, each optional and of the type its use shows. Also says
+/// whether a type had to be guessed.
 pub(super) fn supposed(mentions: &[Mention]) -> (Fields, bool) {
     let mut fields = Fields::new();
     let mut guessed = false;
@@ -45,7 +46,7 @@ pub(super) fn supposed(mentions: &[Mention]) -> (Fields, bool) {
     (fields, guessed)
 }
 
-/// Whether a tool has the argument at `path` in another type than supposed.
+/// Whether the tool declares the argument at `path` with another type than the inferred one.
 pub(super) fn conflict(fields: &Fields, supposed: &Fields, path: &[String]) -> bool {
     let Some((first, rest)) = path.split_first() else {
         return false;
@@ -60,7 +61,7 @@ pub(super) fn conflict(fields: &Fields, supposed: &Fields, path: &[String]) -> b
     }
 }
 
-/// Makes a hole of the argument at `path`, as deep as the tool has it.
+/// Makes the argument at `path` untyped, or its ancestor that the tool does not declare as a record.
 pub(super) fn hide(fields: &mut Fields, path: &[String]) {
     let Some((first, rest)) = path.split_first() else {
         return;
@@ -105,7 +106,7 @@ fn guess(fields: &mut Fields, guessed: &mut bool) {
     }
 }
 
-/// Stands where no reason is shown to anyone.
+/// For untyped arguments whose reason is never displayed.
 const NOT_SHOWN: &str = "";
 
 #[cfg(test)]

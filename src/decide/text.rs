@@ -1,9 +1,9 @@
-//! Where things stand in a policy file: its statements and their words. It finds places for messages; what a policy
-//! means is Cedar's to say, and a file that Cedar cannot read never gets here.
+//! Locates statements and words in a policy file, for error positions. It does not interpret policies: Cedar has parsed
+//! the file before.
 
 use std::ops::Range;
 
-/// The statements of a file in order, annotations included.
+/// The spans of the statements of a file, in order, annotations included.
 pub(super) fn statements(text: &str) -> Vec<Range<usize>> {
     let mut statements = Vec::new();
     let mut start = None;
@@ -17,7 +17,7 @@ pub(super) fn statements(text: &str) -> Vec<Range<usize>> {
     statements
 }
 
-/// Where `name` is first written as an attribute (`.name`, `has name`, `["name"]`) within `span`.
+/// The offset at which `name` is first written as an attribute (`.name`, `has name`, `["name"]`) within `span`.
 pub(super) fn attribute(text: &str, span: &Range<usize>, name: &str) -> Option<usize> {
     let body = text.get(span.clone())?;
     let mut before = "";
@@ -31,7 +31,7 @@ pub(super) fn attribute(text: &str, span: &Range<usize>, name: &str) -> Option<u
     None
 }
 
-/// Where the entity id `id` is first written within `span`.
+/// The offset at which the entity id `id` is first written within `span`.
 pub(super) fn entity(text: &str, span: &Range<usize>, id: &str) -> Option<usize> {
     let body = text.get(span.clone())?;
     let mut words = words(body);
@@ -39,7 +39,7 @@ pub(super) fn entity(text: &str, span: &Range<usize>, id: &str) -> Option<usize>
     Some(span.start + word.start)
 }
 
-/// Where the annotation `@name` stands within `span`.
+/// The offset of the annotation `@name` within `span`.
 pub(super) fn annotation(text: &str, span: &Range<usize>, name: &str) -> Option<usize> {
     let body = text.get(span.clone())?;
     let mut at = None;
@@ -57,7 +57,8 @@ fn unquoted(word: &str) -> Option<&str> {
     word.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// Identifiers and numbers, strings with their quotes, and every other character by itself; no space, no comments.
+/// Splits text into tokens: identifiers and numbers, strings with their quotes, and single other characters. White space
+/// and comments are skipped.
 fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -92,7 +93,7 @@ fn skip_blank(text: &str, mut at: usize) -> usize {
     }
 }
 
-/// The length of the string literal that `text` begins with.
+/// The length of the string literal at the start of `text`.
 fn string(text: &str) -> usize {
     let mut escaped = false;
     for (index, char) in text.char_indices().skip(1) {

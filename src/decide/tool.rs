@@ -1,4 +1,5 @@
-//! One tool with everything that is made of its definition once: its arguments, its place in Cedar, its policies.
+//! One tool with everything derived from its definition once: the argument validator, the Cedar entities, the applicable
+//! policies.
 
 use super::arguments::Arguments;
 use super::mirror::{self, Mirrored};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// A tool of the catalogue, ready for decisions.
 pub struct CompiledTool {
     entry: ToolEntry,
     needs: Vec<Scope>,
@@ -21,9 +23,9 @@ pub struct CompiledTool {
     index: Index,
 }
 
-/// The action and the resource of a tool, resource or prompt, with the groups and the server they are in.
+/// The Cedar action and resource entities of a tool, resource or prompt, with the groups and the server they are in.
 pub(super) struct Place {
-    /// `<server>/<tool, URI or prompt>`
+    /// `<server>/<tool name, URI or prompt name>`
     pub id: String,
     pub groups: Vec<String>,
     pub server: ServerName,
@@ -33,6 +35,7 @@ pub(super) struct Place {
 }
 
 impl CompiledTool {
+    /// The catalogue entry.
     pub fn entry(&self) -> &ToolEntry {
         &self.entry
     }
@@ -53,12 +56,13 @@ impl CompiledTool {
         }
     }
 
-    /// The arguments that clients of the stateless protocol repeat in header fields; or why these cannot use the tool.
+    /// The arguments that clients of the modern era repeat in `Mcp-Param-*` headers, or why these clients cannot use the
+    /// tool.
     pub fn mirrored(&self) -> Result<&[Mirrored], &str> {
         self.mirrored.as_deref().map_err(String::as_str)
     }
 
-    /// All of these scopes; the tool's own name if nothing else is said.
+    /// All scopes that a call needs; by default the scope of the tool's own name.
     pub(super) fn needs(&self) -> &[Scope] {
         &self.needs
     }
@@ -81,7 +85,7 @@ impl CompiledTool {
 }
 
 impl Place {
-    /// That of a resource or prompt.
+    /// The entities of a resource or prompt; `None` for a tool.
     pub fn of_ware(sort: Sort, server: &ServerName, name: &str) -> Option<Self> {
         let (action, attribute) = (sort.action_uid()?.clone(), sort.attribute()?);
         let id = format!("{server}/{name}");
@@ -99,6 +103,7 @@ impl Place {
         })
     }
 
+    /// The entities of a tool.
     pub fn new(server: &ServerName, entry: &ToolEntry) -> Self {
         let id = format!("{server}/{}", entry.name);
         let groups: Vec<String> = schema::groups(server, entry).into_iter().map(str::to_owned).collect();

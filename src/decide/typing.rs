@@ -1,5 +1,5 @@
-//! Asks Cedar whether policies are rightly typed, for one action at a time: so it is known for which tool they are not,
-//! and a policy costs nothing for the tools that it cannot apply to.
+//! Runs Cedar's validator on policies, for one action at a time. So a finding can be attributed to a tool, and a policy
+//! is validated only for tools it can apply to.
 
 use super::Problem;
 use super::known::Known;
@@ -10,29 +10,29 @@ use cedar_policy::{EntityUid, PolicySet, ValidationError, ValidationMode, Valida
 use miette::Diagnostic;
 use std::collections::BTreeSet;
 
-/// What Cedar says of some rules for one action.
+/// What the validator says about some policies for one action.
 #[derive(Default)]
 pub(super) struct Typing {
     pub findings: Vec<Finding>,
-    /// Rules whose conditions no request of the action can meet.
+    /// Policies whose conditions no request of the action can satisfy.
     pub impossible: BTreeSet<usize>,
-    /// Suspicious characters and the like, each with its rule.
+    /// Other warnings, such as confusable characters, each with its policy.
     pub warnings: Vec<(usize, Problem)>,
 }
 
-/// What Cedar says of one rule.
+/// A validation error of one policy.
 pub(super) struct Finding {
     pub rule: usize,
     pub problem: Problem,
-    /// An argument is read without asking first whether it is there.
+    /// The error is reading an optional attribute without testing for it with `has` first.
     pub unguarded: bool,
 }
 
-/// The rules, with what they name.
+/// The validator: all policies, and the entities each of them names.
 pub(super) struct Typist<'a> {
     rules: &'a [Rule],
     known: &'a Known<'a>,
-    /// The actions, tools and servers that each rule names anywhere.
+    /// The entities of namespace `Guardian` that each policy names in its scope or its conditions.
     literals: Vec<Vec<EntityUid>>,
 }
 
@@ -49,7 +49,7 @@ impl<'a> Typist<'a> {
         &self.literals[index]
     }
 
-    /// The actions that a rule names anywhere.
+    /// The actions that a policy names in its scope or its conditions.
     pub fn actions(&self, index: usize) -> BTreeSet<String> {
         let actions = self.literals[index]
             .iter()
@@ -57,7 +57,8 @@ impl<'a> Typist<'a> {
         actions.map(|uid| uid.id().unescaped().to_owned()).collect()
     }
 
-    /// Holds some rules against one action.
+    /// Validates some policies for one action. The schema also declares the other actions that they name, without
+    /// arguments, so that naming them is no error.
     pub fn hold(&self, action: Action<'_>, indices: &[usize]) -> Typing {
         let named: BTreeSet<String> = indices.iter().flat_map(|index| self.actions(*index)).collect();
         let mut declared: Vec<Action<'_>> = Vec::new();
@@ -144,7 +145,7 @@ fn place(id: &cedar_policy::PolicyId) -> usize {
     id.parse().expect("policies are numbered when they are read")
 }
 
-/// Cedar's words without its name for the policy.
+/// Cedar's message without its prefix `for policy …`, which has the internal id.
 fn message(error: &dyn std::fmt::Display, index: usize) -> String {
     let text = error.to_string();
     let prefix = format!("for policy `{index}`");

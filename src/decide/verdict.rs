@@ -1,22 +1,24 @@
-//! What a decision is: a permit that nothing else can make, or a refusal, each with what it rests on.
+//! The result of a decision: a permit that nothing else can make, or a refusal. Each carries the facts it rests on.
 
 use super::standing::Held;
 use super::{Facts, Snapshot};
 use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
 
+/// The verdict on one call.
 #[derive(Debug)]
 pub enum Verdict {
     Permit(Permit),
     Refuse(Box<Refused>),
 }
 
-/// A call that may be recorded and then sent. Only `decide` makes one.
+/// A call that may be recorded and then forwarded. Only `decide` makes one.
 #[derive(Debug)]
 pub struct Permit {
     call: Call,
     basis: Basis,
 }
 
+/// A refused call, with the reason.
 #[derive(Debug)]
 pub struct Refused {
     pub call: Call,
@@ -24,16 +26,18 @@ pub struct Refused {
     pub basis: Basis,
 }
 
-/// What a verdict rests on, for the record.
+/// What a verdict rests on; the audit record is made of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Basis {
     /// The policies that decided, in the order of their files.
     pub policies: Vec<PolicyId>,
-    /// `@mode("shadow")` policies of which each alone would have turned this verdict around.
+    /// The `@mode("shadow")` policies each of which would alone have reversed this verdict.
     pub shadow: Vec<PolicyId>,
-    /// The scopes the caller held: the grant's, narrowed by those of the key.
+    /// The caller's effective scopes: the grant's, narrowed by those of the credential.
     pub scopes: Vec<Scope>,
+    /// The grant used, with its version and the age of the cached grants.
     pub grant: Option<GrantUsed>,
+    /// The policies and the catalogue that were in force.
     pub policy_set: Digest,
     pub catalogue: Digest,
 }
@@ -43,14 +47,17 @@ impl Permit {
         Self { call, basis }
     }
 
+    /// The permitted call.
     pub fn call(&self) -> &Call {
         &self.call
     }
 
+    /// What the permit rests on.
     pub fn basis(&self) -> &Basis {
         &self.basis
     }
 
+    /// Takes the permit apart, once its call has been recorded.
     pub(crate) fn into_parts(self) -> (Call, Basis) {
         (self.call, self.basis)
     }

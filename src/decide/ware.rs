@@ -1,4 +1,5 @@
-//! The resources and prompts of one server. No catalogue lists them: which policies apply to one follows from its name.
+//! The resources and prompts of one server. No pinned catalogue lists them, so the policies that apply to one follow from
+//! its name alone.
 
 use super::check::WareFit;
 use super::rule::{ResourceScope, Rule};
@@ -11,19 +12,19 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// All resources, or all prompts, of a server.
+/// All resources, or all prompts, of one server.
 pub(super) struct Wares {
     sort: Sort,
     server: ServerName,
-    /// The scope that they need.
+    /// The scope that a call for one of them needs.
     needs: Vec<Scope>,
     /// The arguments that policies can see.
     fields: Arc<Fields>,
-    /// The policies that name none of them.
+    /// The policies whose scope names no single resource or prompt.
     any: Index,
-    /// The others, by whom they name.
+    /// The policies whose scope names one, by its name.
     named: HashMap<String, Index>,
-    /// Both: those of a template, of which any resource may come.
+    /// All of them: a resource template can produce any resource.
     all: Index,
 }
 
@@ -77,7 +78,7 @@ impl Wares {
         &self.fields
     }
 
-    /// The policies of the one called so.
+    /// The policies for the resource or prompt `name`: those for all, then those that name it.
     pub fn indices(&self, name: &str) -> impl Iterator<Item = &Index> {
         std::iter::once(&self.any).chain(self.named.get(name))
     }
@@ -94,7 +95,7 @@ impl Wares {
         Arc::new(Place::of_ware(self.sort, &self.server, name).expect("a tool is no ware"))
     }
 
-    /// Reads the arguments of a prompt: texts, as the protocol has them.
+    /// Reads the arguments of a prompt. MCP defines them as strings.
     pub fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         let refused = |detail| Refusal::with_detail(Reason::InvalidArguments, detail);
         let Some(text) = arguments else {
@@ -109,7 +110,8 @@ impl Wares {
     }
 }
 
-/// Reading and listening, or having a prompt written.
+/// The scope that covers all primitives of a kind. `resources` covers reading and subscribing, `prompts` covers getting
+/// one.
 const fn scope(sort: Sort) -> &'static str {
     match sort {
         Sort::Tool => "*",

@@ -1,8 +1,8 @@
-//! The time of a call as policies read it.
+//! The time of a call in the forms that policies read.
 
 use crate::domain::Timestamp;
 
-/// For Cedar's `datetime`: RFC 3339 in UTC with three digits of a second.
+/// The text for Cedar's `datetime`: RFC 3339 in UTC with milliseconds.
 pub(super) fn datetime(at: Timestamp) -> String {
     let at = at.to_datetime();
     let (year, month, day) = at.to_calendar_date();
@@ -13,14 +13,14 @@ pub(super) fn datetime(at: Timestamp) -> String {
     )
 }
 
-/// 0 to 23, at an offset from UTC.
+/// `context.hour`: 0 to 23, at an offset from UTC.
 pub(super) fn hour(at: Timestamp, offset_minutes: i32) -> i64 {
     minutes(at, offset_minutes).div_euclid(60).rem_euclid(24)
 }
 
-/// 1 for Monday to 7 for Sunday, at an offset from UTC.
+/// `context.weekday`: 1 for Monday to 7 for Sunday, at an offset from UTC.
 pub(super) fn weekday(at: Timestamp, offset_minutes: i32) -> i64 {
-    const THURSDAY: i64 = 3; // 1970-01-01, counted from Monday
+    const THURSDAY: i64 = 3; // the weekday of 1970-01-01, counted from Monday = 0
     (minutes(at, offset_minutes).div_euclid(24 * 60) + THURSDAY).rem_euclid(7) + 1
 }
 

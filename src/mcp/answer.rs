@@ -1,39 +1,39 @@
-//! JSON-RPC answers: written for callers, recognised when servers send them. It never judges what an answer says.
+//! JSON-RPC answers: written for callers, and recognised when servers send them. What a result means is not judged here.
 
 use super::json::{Bounds, Fault, Kind, Malformed, Scan, Span, Twins, decode, fault};
 use crate::domain::{MessageId, Reason};
 use bytes::Bytes;
 use serde_json::Value;
 
-/// What a server's message is to the request it should answer.
+/// What a server's message is, seen from the request that waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AnswerKind {
-    /// The result, and whether it says `isError`.
+    /// A result; `is_error` is the tool result's `isError`.
     Result {
         is_error: bool,
     },
-    /// A JSON-RPC error. Not `addressed`: it names no request, as servers do that could not read the id.
+    /// A JSON-RPC error. Not `addressed`: its id is null or absent, as when the server could not read the request's id.
     Error {
         code: i64,
         addressed: bool,
     },
-    /// The answer to some other request.
+    /// An answer to another request.
     NotOurs,
-    /// The server asks the client something.
+    /// A request of the server to the client.
     ServerRequest,
     ServerNotification,
     /// Nothing that a client could read.
     Malformed(String),
 }
 
-/// What servers may answer; the bytes are bounded where they are received.
+/// Bounds for messages of servers. Their length in bytes is bounded where they are received.
 pub(super) const ANSWER_BOUNDS: Bounds = Bounds {
     depth: 100,
     members: 1_000_000,
     number_digits: 300,
 };
 
-/// The body of a JSON-RPC error.
+/// Writes a JSON-RPC error; without an id it carries `null`.
 pub fn error(id: Option<&MessageId>, code: i64, message: &str, data: Option<Value>) -> Bytes {
     let id = id.map_or("null", MessageId::as_json);
     let message = Value::from(message);
@@ -44,12 +44,12 @@ pub fn error(id: Option<&MessageId>, code: i64, message: &str, data: Option<Valu
     .into()
 }
 
-/// The body of a JSON-RPC result.
+/// Writes a JSON-RPC result.
 pub fn result(id: &MessageId, result: Value) -> Bytes {
     format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into()
 }
 
-/// Recognises a server's message.
+/// Classifies a server's message as seen from the request `id`.
 pub fn answer_kind(answer: &[u8], id: &MessageId) -> AnswerKind {
     match recognise(answer, id) {
         Ok(kind) => kind,
@@ -57,7 +57,7 @@ pub fn answer_kind(answer: &[u8], id: &MessageId) -> AnswerKind {
     }
 }
 
-/// The same error, addressed to `id`.
+/// Copies a JSON-RPC error and gives it the id `id`.
 pub fn readdress(answer: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
     let envelope = Envelope::read(answer)?;
     let Some(error) = envelope.error else {
@@ -69,7 +69,7 @@ pub fn readdress(answer: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
     Ok(text.into())
 }
 
-/// The version that the answer to an `initialize` names.
+/// The protocol version in the result of an `initialize`.
 pub fn negotiated(answer: &[u8]) -> Option<String> {
     let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact).ok()?;
     let mut version = None;
@@ -83,7 +83,7 @@ pub fn negotiated(answer: &[u8]) -> Option<String> {
     decode(answer, version?).ok().map(std::borrow::Cow::into_owned)
 }
 
-/// What makes a message a result, an error, a request or a notification.
+/// The members that make a message a result, an error, a request or a notification.
 pub(super) struct Envelope {
     pub id: Option<Span>,
     pub method: Option<Span>,
@@ -112,7 +112,8 @@ impl Envelope {
         Self::of(answer, [jsonrpc, id, method, result, error], is_error, code)
     }
 
-    /// `spans` are `jsonrpc`, `id`, `method`, `result` and `error`; the others stand in the last two.
+    /// `spans` are `jsonrpc`, `id`, `method`, `result` and `error`. `is_error` is a member of the result, `code` one of
+    /// the error.
     pub fn of(answer: &[u8], spans: [Option<Span>; 5], is_error: Option<Span>, code: Option<Span>) -> Result<Self, Fault> {
         let [jsonrpc, id, method, result, error] = spans;
         if jsonrpc.is_none_or(|span| &answer[span.range()] != b"\"2.0\"") {
@@ -135,6 +136,7 @@ fn recognise(answer: &[u8], id: &MessageId) -> Result<AnswerKind, Fault> {
 }
 
 impl Envelope {
+    /// Classifies the message as seen from the request `id`.
     pub fn kind(&self, answer: &[u8], id: &MessageId) -> AnswerKind {
         let envelope = self;
         let addressed = envelope.id.filter(|span| span.kind != Kind::Null);
@@ -156,7 +158,7 @@ impl Envelope {
     }
 }
 
-/// By what the ids mean: a server may escape a string otherwise, or write a number with a fraction of zero.
+/// Compares ids by value: a server may escape a string differently, or write `7` as `7.0`.
 fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
     let written = &answer[span.range()];
     let sent = id.as_json();

@@ -1,9 +1,9 @@
-//! Canonical JSON (RFC 8785): one text for one value, whatever its spacing, member order or number spelling was.
+//! Canonical JSON (RFC 8785): one text per value, independent of white space, member order and number spelling.
 
 use serde_json::Value;
 use std::cmp::Ordering;
 
-/// The one text that stands for `value`.
+/// The canonical text of `value`.
 pub fn canonical(value: &Value) -> String {
     let mut text = String::new();
     write(&mut text, value);
@@ -68,7 +68,8 @@ fn write_text(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// As ECMAScript prints a number: the shortest digits that read back, an exponent below 1e-6 and from 1e21 on.
+/// Prints a number as ECMAScript does (RFC 8785, 3.2.2.3): the shortest digits that read back, with an exponent below
+/// 1e-6 and from 1e21 on.
 fn ecmascript(number: f64) -> String {
     if number == 0.0 {
         return "0".to_owned();
@@ -91,8 +92,8 @@ fn ecmascript(number: f64) -> String {
     }
 }
 
-/// The shortest digits that read back, the even ones of two as near, and where the point stands before them.
-/// `{:e}` of the standard library takes the upper one of such two; serde_json does as ECMAScript does.
+/// The shortest digits that read back, and the position of the decimal point among them. Of two equally near candidates
+/// ECMAScript takes the even one. serde_json does the same; `{:e}` of the standard library takes the upper one.
 fn shortest(number: f64) -> (String, i32) {
     let text = Value::from(number).to_string();
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));

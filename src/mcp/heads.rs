@@ -1,5 +1,5 @@
-//! The MCP header fields, and whether they agree with the body. The body decides the era and what is called; a header
-//! that says something else is refused, and what goes upstream is generated from the body anew.
+//! The MCP header fields, and whether they agree with the body. The body decides the era, the method and the target. A
+//! header that contradicts it is refused, and the headers sent upstream are generated from the body.
 
 use super::json::{Malformed, quoted};
 use super::read::{Notification, Params, Request};
@@ -13,7 +13,7 @@ pub const NAME: HeaderName = HeaderName::from_static("mcp-name");
 pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The MCP fields of one HTTP request; each at most once.
+/// The MCP header fields of one HTTP request; each occurs at most once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Heads<'a> {
     pub protocol_version: Option<&'a str>,
@@ -23,10 +23,10 @@ pub struct Heads<'a> {
     pub last_event_id: Option<&'a str>,
 }
 
-/// Longest value of any of these fields; the whole head is bounded by the connection.
+/// Longest value of one of these fields. The connection bounds the whole head.
 const MAX_VALUE: usize = 8 * 1024;
 
-/// Takes the MCP fields; one that is repeated or not printable is refused.
+/// Takes the MCP header fields. A field that is repeated, empty, too long or not printable ASCII is refused.
 pub fn read_heads(headers: &HeaderMap) -> Result<Heads<'_>, Malformed> {
     Ok(Heads {
         protocol_version: single(headers, &PROTOCOL_VERSION)?,
@@ -37,7 +37,8 @@ pub fn read_heads(headers: &HeaderMap) -> Result<Heads<'_>, Malformed> {
     })
 }
 
-/// The era by the body; the headers must agree. `session_version` is what the session negotiated, where there is one.
+/// Determines the era from the body and checks that the headers agree. `session_version` is the version that the session
+/// negotiated, if there is one.
 pub fn agree(
     request: &Request,
     heads: &Heads<'_>,
@@ -58,8 +59,8 @@ pub fn agree_notification(
     agree_any(&notification.method, notification.params.as_ref(), heads, session_version)
 }
 
-/// For GET, DELETE and responses, which only the legacy era has: the version to speak. A session speaks what it negotiated,
-/// and clients only should repeat it: another known version of the era changes nothing.
+/// The version for messages that only the legacy era has: GET, DELETE and responses. A session uses its negotiated
+/// version. The header SHOULD repeat it, so another known legacy version is accepted and has no effect.
 pub fn agree_headless(heads: &Heads<'_>, session_version: Option<ProtocolVersion>) -> Result<Option<ProtocolVersion>, Malformed> {
     let Some(written) = heads.protocol_version else {
         return Ok(session_version);
@@ -73,7 +74,7 @@ pub fn agree_headless(heads: &Heads<'_>, session_version: Option<ProtocolVersion
     Ok(Some(session_version.unwrap_or(version)))
 }
 
-/// The method, if its era knows it and it is spoken here.
+/// The method, if it exists in this era and Guardian supports it.
 pub fn method(request: &Request, era: Era) -> Option<Method> {
     Some(match (era, request.method.as_str()) {
         (Era::Legacy, "initialize") => Method::Initialize,
@@ -99,7 +100,7 @@ pub fn method(request: &Request, era: Era) -> Option<Method> {
     })
 }
 
-/// Whether this is a notification that clients may send.
+/// `Method::Notification`, if clients of this era may send this notification.
 pub fn notification(notification: &Notification, era: Era) -> Option<Method> {
     const LEGACY: [&str; 4] = [
         "notifications/initialized",
@@ -110,7 +111,7 @@ pub fn notification(notification: &Notification, era: Era) -> Option<Method> {
     (era == Era::Legacy && LEGACY.contains(&notification.method.as_str())).then_some(Method::Notification)
 }
 
-/// The fields that mirror the body, for the request upstream.
+/// The header fields that mirror the body, for the request upstream.
 pub fn mirrored(
     era: Era,
     version: Option<ProtocolVersion>,
@@ -151,7 +152,8 @@ fn agree_any(
     }
 }
 
-/// `Mcp-Method` and `Mcp-Name` must mirror the body in every era; that they are there is a matter of the modern one.
+/// In every era `Mcp-Method` and `Mcp-Name` must equal what the body says, if they are there. Only the modern era
+/// requires them.
 fn mirrors(method: &str, params: Option<&Params>, heads: &Heads<'_>) -> Result<(), Malformed> {
     if heads.method.is_some_and(|written| written != method) {
         return Err(mismatch(format!("Mcp-Method does not name {}", quoted(method))));
@@ -186,12 +188,12 @@ fn modern(
     if version.era() != Era::Modern {
         return Err(unsupported(written));
     }
-    // Notifications have no mirrored method: none is defined for clients of this era.
+    // No notification of this era is defined for clients, so none has a required `Mcp-Method`.
     let request = !method.starts_with("notifications/");
     if request && heads.method.is_none() {
         return Err(mismatch("Mcp-Method is missing"));
     }
-    let left = matches!(method, "resources/subscribe" | "resources/unsubscribe"); // with the era before
+    let left = matches!(method, "resources/subscribe" | "resources/unsubscribe"); // unknown methods in this era, refused as such later
     if request && !left && mirrored_name(method, params).is_some() && heads.name.is_none() {
         return Err(mismatch("Mcp-Name is missing"));
     }
@@ -207,7 +209,7 @@ fn legacy(
     if method != "initialize" {
         return agree_headless(heads, session_version);
     }
-    // The header of an `initialize` says what the client would like; the answer decides.
+    // The header of an `initialize` is only a wish; the version in the result decides.
     agree_headless(heads, None)?;
     let Some(proposed) = params.and_then(|params| params.protocol_version.as_deref()) else {
         return Err(Malformed::new(Reason::InvalidParams, "`protocolVersion` is missing"));
@@ -215,6 +217,7 @@ fn legacy(
     Ok(ProtocolVersion::parse(proposed).filter(|version| version.era() == Era::Legacy))
 }
 
+/// The value that `Mcp-Name` mirrors for this method.
 fn mirrored_name<'p>(method: &str, params: Option<&'p Params>) -> Option<&'p str> {
     let params = params?;
     match method {

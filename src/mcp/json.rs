@@ -1,12 +1,13 @@
-//! The tokenizer: RFC 8259 and nothing beside it, one pass, no tree. It refuses what parsers read differently: twin
-//! members, lone surrogates, numbers out of range. It gives spans into the text; it does not know JSON-RPC.
+//! The JSON tokenizer: strict RFC 8259 in one pass, without building a tree. It refuses text that parsers read
+//! differently: duplicate members, lone surrogates, numbers out of range. It returns spans into the text and does not
+//! know JSON-RPC.
 
 use super::names::{Name, Names};
 use crate::domain::{MessageId, Reason};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// How large and deep a body may be; its length in bytes is bounded where it is received.
+/// Bounds on the size and depth of a body. Its length in bytes is bounded where it is received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Nesting of objects and arrays.
@@ -27,17 +28,18 @@ impl Default for Bounds {
     }
 }
 
-/// Why a message cannot be judged. The detail may be told to the caller.
+/// Why a message is refused by the parser. The detail may be sent to the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {detail}", .reason.code())]
 pub struct Malformed {
     pub reason: Reason,
     pub detail: String,
-    /// The id to answer with, if one was read before the fault.
+    /// The id to answer with, if one was read before the error.
     pub id: Option<MessageId>,
 }
 
 impl Malformed {
+    /// An error without an id.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self {
             reason,
@@ -47,7 +49,7 @@ impl Malformed {
     }
 }
 
-/// The same inside this room, one word wide: results are returned millions of times, faults once.
+/// `Malformed`, boxed to one word inside this room: results are returned millions of times, errors once.
 pub(super) type Fault = Box<Malformed>;
 
 pub(super) fn fault(reason: Reason, detail: impl Into<String>) -> Fault {
@@ -60,28 +62,29 @@ impl From<Fault> for Malformed {
     }
 }
 
-/// Which members of one object count as the same.
+/// Which member names of one object count as duplicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Twins {
-    /// Names that are equal after case folding: for what callers send.
+    /// Names that are equal after case folding. For messages of callers.
     Folded,
-    /// Names that are equal after unescaping: for what servers answer, whose data may hold `id` beside `Id`.
+    /// Names that are equal after unescaping. For messages of servers, whose data may contain both `id` and `Id`.
     Exact,
 }
 
+/// The kind of a JSON value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Object,
     Array,
-    /// Whether it holds an escape.
+    /// A string; whether it contains an escape.
     Text(bool),
-    /// Whether it is written without fraction and exponent.
+    /// Whether it is an integer by its spelling: no fraction, no exponent.
     Number(bool),
     Bool(bool),
     Null,
 }
 
-/// A value and where it stands in the text, quotes and brackets included.
+/// The position and kind of a value in the text, quotes and brackets included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     start: u32,
@@ -95,20 +98,21 @@ impl Span {
     }
 }
 
-/// What an object said under the names that were asked for.
+/// The members of an object that the reader looks for.
 pub(super) struct Fields<const N: usize> {
     pub spans: [Option<Span>; N],
-    /// The first member under another name.
+    /// The first member with another name.
     pub stranger: Option<Name>,
 }
 
-/// Checks that `text` is one strict JSON value without duplicate members, whatever it means.
+/// Checks that `text` is one strict JSON value without duplicate members.
 pub fn check(text: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
     let mut scan = Scan::open(text, bounds, Twins::Exact)?;
     scan.value(0)?;
     Ok(scan.close()?)
 }
 
+/// The position in a text during its one pass.
 pub(super) struct Scan<'a> {
     text: &'a str,
     at: usize,
@@ -118,6 +122,7 @@ pub(super) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
+    /// Starts a scan. Refuses text that is too long, empty, not UTF-8, or begins with a byte order mark.
     pub fn open(text: &'a [u8], bounds: &'a Bounds, twins: Twins) -> Result<Self, Fault> {
         if u32::try_from(text.len()).is_err() {
             return Err(fault(Reason::BodyTooLarge, "the body is larger than 4 GiB"));
@@ -141,7 +146,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Nothing may follow the value.
+    /// Ends the scan: only white space may follow the value.
     pub fn close(mut self) -> Result<(), Fault> {
         self.space();
         match self.peek() {
@@ -150,18 +155,19 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The next byte that is not white space.
+    /// The byte at the current position. White space has been skipped.
     pub fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
+    /// The current position.
     pub fn here(&self) -> usize {
         self.at
     }
 
-    /// What was read from `start` on.
+    /// The span from `start` to the current position.
     pub fn since(&self, start: usize, kind: Kind) -> Span {
-        // `open` refuses texts with positions beyond u32.
+        // `open` refuses texts longer than u32::MAX bytes.
         Span {
             start: start as u32,
             end: self.at as u32,
@@ -173,7 +179,7 @@ impl<'a> Scan<'a> {
         self.names.text(name)
     }
 
-    /// Reads one value inside `depth` others.
+    /// Reads one value that is nested in `depth` others.
     pub fn value(&mut self, depth: usize) -> Result<Span, Fault> {
         let start = self.at;
         let kind = match self.peek() {
@@ -196,8 +202,8 @@ impl<'a> Scan<'a> {
         Ok(self.since(start, kind))
     }
 
-    /// Reads an object, if one stands here, and keeps what stands under `known`. `inner` reads the value of a known
-    /// member by its index. A member that is a known one in another spelling is refused.
+    /// Reads an object and keeps the spans of the members named in `known`. `inner` reads the value of a known member,
+    /// given its index. A member whose name equals a known one after case folding is refused.
     pub fn fields<const N: usize>(
         &mut self,
         depth: usize,
@@ -224,7 +230,7 @@ impl<'a> Scan<'a> {
         Ok(fields)
     }
 
-    /// Reads an array, if one stands here; `each` reads an element.
+    /// Reads an array; `each` reads an element.
     pub fn array(&mut self, depth: usize, each: &mut impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
         self.enter(depth, b'[')?;
         if self.take(b']') {
@@ -244,7 +250,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Reads an object, if one stands here; `each` reads the value of a member.
+    /// Reads an object; `each` reads the value of a member.
     pub fn object(
         &mut self,
         depth: usize,
@@ -319,7 +325,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Reads past a string; says whether it holds an escape.
+    /// Skips a string; returns whether it contains an escape.
     fn string(&mut self) -> Result<bool, Fault> {
         let text = self.text.as_bytes();
         let mut escaped = false;
@@ -362,7 +368,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The four digits after `u`.
+    /// Reads the four hexadecimal digits after `u`.
     fn unit(&mut self) -> Result<u32, Fault> {
         let digits = self.text.as_bytes().get(self.at + 1..self.at + 5);
         let unit = digits.and_then(|digits| {
@@ -377,7 +383,7 @@ impl<'a> Scan<'a> {
         Ok(unit)
     }
 
-    /// Reads past a number; says whether it is an integer by its spelling.
+    /// Skips a number; returns whether it is an integer by its spelling.
     fn number(&mut self) -> Result<bool, Fault> {
         let start = self.at;
         self.take_exact(b'-');
@@ -400,7 +406,7 @@ impl<'a> Scan<'a> {
             let detail = format!("a number longer than {} characters", self.bounds.number_digits);
             return Err(fault(Reason::MalformedJson, detail));
         }
-        // Without an exponent the bound on its length keeps a number finite.
+        // A number of at most 300 characters without an exponent is always finite.
         if (exponent || self.at - start > 300) && !self.text[start..self.at].parse::<f64>().is_ok_and(f64::is_finite) {
             return Err(self.malformed("a number too large to be read alike everywhere"));
         }
@@ -433,7 +439,7 @@ impl<'a> Scan<'a> {
         here
     }
 
-    /// Takes `byte` and the white space behind it.
+    /// Skips `byte` and the white space after it; returns whether it was there.
     fn take(&mut self, byte: u8) -> bool {
         let here = self.take_exact(byte);
         if here {
@@ -455,14 +461,14 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Foreign text, safe inside a message: in backticks, control characters escaped, cut at 80 characters.
+/// Makes foreign text safe for a message: in backticks, control characters escaped, cut at 80 characters.
 pub(super) fn quoted(text: &str) -> String {
     let shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
     let more = if text.chars().nth(80).is_some() { "…" } else { "" };
     format!("`{shown}{more}`")
 }
 
-/// What a string that the tokenizer accepted means.
+/// The value of a string that the tokenizer accepted.
 pub(super) fn decode(text: &[u8], span: Span) -> Result<Cow<'_, str>, Fault> {
     let quoted = &text[span.range()];
     let decoded = match span.kind {
@@ -472,7 +478,7 @@ pub(super) fn decode(text: &[u8], span: Span) -> Result<Cow<'_, str>, Fault> {
     decoded.ok_or_else(|| fault(Reason::MalformedJson, "a string that cannot be read"))
 }
 
-/// Where the next byte stands that is `"`, `\` or a control character; eight bytes at a time.
+/// The position of the next `"`, `\` or control character; reads eight bytes at a time.
 fn plain_run(text: &[u8], mut at: usize) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
@@ -480,7 +486,8 @@ fn plain_run(text: &[u8], mut at: usize) -> usize {
         let word = u64::from_le_bytes(chunk);
         let quote = word ^ (ONES * 0x22);
         let slash = word ^ (ONES * 0x5c);
-        // A byte below 0x20, or zero after the xor, borrows into its high bit; bytes from 0x80 on are masked out.
+        // A byte below 0x20, and a byte that is zero after the xor, borrows into its high bit. Bytes from 0x80 on are
+        // masked out.
         let hit =
             (word.wrapping_sub(ONES * 0x20) & !word) | (quote.wrapping_sub(ONES) & !quote) | (slash.wrapping_sub(ONES) & !slash);
         match hit & HIGHS {

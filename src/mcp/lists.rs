@@ -1,5 +1,5 @@
-//! Answers that hold lists, rewritten for one caller: hidden things go, shown tools carry their pinned definition, everything
-//! else stays byte for byte. Filtering is a courtesy; the call itself is what is judged.
+//! Filters the lists in answers for one caller. Hidden items are removed, visible tools get their pinned definition, and
+//! everything else stays byte for byte. Filtering is a courtesy; access is decided when an item is used.
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a list is of.
+/// The kind of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listed {
     Tools,
@@ -19,27 +19,30 @@ pub enum Listed {
     Prompts,
 }
 
-/// What a caller is shown of one thing in a list.
+/// What the caller is shown of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shown {
+    /// Removed from the list.
     Hidden,
+    /// Kept byte for byte.
     AsItIs,
-    /// Once, with this definition.
+    /// Replaced by this definition. A second item with the same name is dropped.
     As(Arc<str>),
 }
 
-/// Says by its name, or URI, what is shown of a thing.
+/// Decides by the name or URI of an item what the caller is shown of it.
 pub type Keep<'a> = &'a mut dyn FnMut(Listed, &str) -> Shown;
 
 impl Listed {
     const ALL: [Listed; 4] = [Listed::Tools, Listed::Resources, Listed::Templates, Listed::Prompts];
     const MEMBERS: [&'static str; 5] = ["tools", "resources", "resourceTemplates", "prompts", "cacheScope"];
 
-    /// Under which a result holds it.
+    /// The member of the result that holds the list.
     pub(super) const fn member(self) -> &'static str {
         Self::MEMBERS[self as usize]
     }
 
+    /// The member that identifies an item.
     const fn named_by(self) -> &'static [&'static str; 1] {
         match self {
             Listed::Tools | Listed::Prompts => &["name"],
@@ -49,7 +52,8 @@ impl Listed {
     }
 }
 
-/// Rewrites the answer to the question for a list. An answer that is an error comes back as it is.
+/// Filters the answer to a request for the list `of`. An error answer is returned unchanged; a result without the list is
+/// refused.
 pub fn filter_list(answer: &[u8], of: Listed, keep: Keep<'_>, era: Era) -> Result<Bytes, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result {
@@ -65,7 +69,7 @@ pub fn filter_list(answer: &[u8], of: Listed, keep: Keep<'_>, era: Era) -> Resul
     }
 }
 
-/// The same for an answer of which it is not known what it answers: `None` if it holds no list.
+/// The same for an answer whose request is not known; `None` if it contains no list.
 pub fn filter_listed(answer: &[u8], keep: Keep<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result {
@@ -74,7 +78,8 @@ pub fn filter_listed(answer: &[u8], keep: Keep<'_>, era: Era) -> Result<Option<B
     }
 }
 
-/// An answer that not everybody may have, so that nobody keeps it for others. An error comes back as it is.
+/// Marks an answer as private (`cacheScope`), because other callers may not be allowed to have it. An error answer is
+/// returned unchanged.
 pub fn made_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result.filter(|result| result.kind == Kind::Object) {
@@ -83,7 +88,7 @@ pub fn made_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
     }
 }
 
-/// The lists in an answer, and what is beside them.
+/// The lists in an answer, and the other members that filtering needs.
 struct Lists {
     result: Option<Span>,
     cache_scope: Option<Span>,

@@ -1,6 +1,6 @@
-//! The grammar of MCP: JSON-RPC bodies, mirrored headers, event streams, answers. Pure: bytes in, values out.
+//! The grammar of MCP: JSON-RPC bodies, header fields, event streams, answers. Pure: bytes in, values out.
 //!
-//! Nothing here knows who calls or whether they may; it only refuses what two parsers could read differently.
+//! Nothing here knows the caller or what they may do. It only refuses what two parsers could read differently.
 
 mod answer;
 mod canonical;

@@ -1,11 +1,11 @@
-//! Member names of the objects that are open, and whether two of one object are the same to some parser.
-//! One stack for the whole text; names without escapes are not copied.
+//! The member names of all objects that are open during a scan, and the check for duplicates in one object. One stack
+//! serves the whole text; names without escapes are not copied.
 
 use super::json::Twins;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-/// A member name: a piece of the text, or of the arena if it had escapes.
+/// A member name: a slice of the text, or of the arena if it contained escapes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Name {
     start: u32,
@@ -14,6 +14,7 @@ pub(super) struct Name {
     hash: u64,
 }
 
+/// The stack of member names of the open objects.
 pub(super) struct Names<'a> {
     text: &'a str,
     arena: String,
@@ -21,7 +22,7 @@ pub(super) struct Names<'a> {
     open: Vec<Name>,
 }
 
-/// Up to here pairs are compared; beyond, names are sorted, so that no choice of names costs more than n log n.
+/// Up to this many names are compared pairwise. More are sorted, so that hostile names cost at most n log n.
 const PAIRWISE: usize = 8;
 
 impl<'a> Names<'a> {
@@ -34,12 +35,12 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Begins an object.
+    /// Begins an object; returns its frame on the stack.
     pub fn enter(&self) -> usize {
         self.open.len()
     }
 
-    /// `start`: where the name stands in the text, if it is borrowed from there.
+    /// Adds a member name. `start` is its position in the text, used if `decoded` is borrowed from the text.
     pub fn push(&mut self, decoded: Cow<'_, str>, start: usize) -> Name {
         let hash = self.hash(&decoded);
         let length = decoded.len();
@@ -50,7 +51,7 @@ impl<'a> Names<'a> {
                 (self.arena.len() - length, true)
             }
         };
-        // The tokenizer refuses texts with positions beyond u32, and the arena is no longer than the text.
+        // The tokenizer refuses texts longer than u32::MAX bytes, and the arena is no longer than the text.
         let name = Name {
             start: start as u32,
             end: (start + length) as u32,
@@ -61,7 +62,7 @@ impl<'a> Names<'a> {
         name
     }
 
-    /// Ends the object begun at `frame`; gives two of its names that are the same.
+    /// Ends the object that began at `frame`; returns two names that are duplicates.
     pub fn leave(&mut self, frame: usize) -> Option<(String, String)> {
         let twins = match self.open.len() - frame {
             0 | 1 => None,
@@ -112,7 +113,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Whether some parser that ignores case would take one name for the other.
+/// Whether a parser that ignores case would take one name for the other.
 pub(super) fn fold_equal(one: &str, other: &str) -> bool {
     match one.is_ascii() && other.is_ascii() {
         true => one.eq_ignore_ascii_case(other),
@@ -130,8 +131,8 @@ fn fold_order(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// Simple case folding, a little wider: through upper case and back, where each is one character.
-/// `ſ` becomes `s`, the Kelvin sign `k`, `ς` becomes `σ`.
+/// Unicode simple case folding, slightly wider: to upper case and back, where each mapping is one character. `ſ` becomes
+/// `s`, the Kelvin sign `k`, `ς` becomes `σ`.
 fn fold(name: &str) -> String {
     fn single(mut mapped: impl Iterator<Item = char>, otherwise: char) -> char {
         match (mapped.next(), mapped.next()) {
@@ -145,7 +146,7 @@ fn fold(name: &str) -> String {
         .collect()
 }
 
-/// Equal for names that are equal after folding ASCII; who has equal hashes is compared for real.
+/// Names that are equal after ASCII case folding have equal hashes. Names with equal hashes are then compared.
 fn hash(name: &[u8]) -> u64 {
     const CASE: u64 = 0x2020_2020_2020_2020;
     const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,18 +1,18 @@
-//! What a server tells without being asked, as far as it matters who hears it.
+//! Notifications of servers, as far as their content decides which callers may receive them.
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Scan, Span, Twins, decode};
 
-/// What a notification of a server is about.
+/// The subject of a server's notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// The resource with this URI has changed.
     Updated(String),
-    /// Nothing that is not for everybody on the stream.
+    /// Any other notification: its content does not restrict who may receive it.
     Other,
 }
 
-/// `None`: it says that a resource has changed, but not legibly which.
+/// `None`: the message cannot be read, or it is a resource update without a readable URI.
 pub fn notice(message: &[u8]) -> Option<Notice> {
     let (method, uri) = read(message).ok()?;
     match decode(message, method?).ok()?.as_ref() {

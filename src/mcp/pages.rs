@@ -1,4 +1,5 @@
-//! Pages of lists from several answers, put together into one: the things as they were written, in the order of the pages.
+//! Merges the pages of a list from several answers into one answer. The items keep their bytes, in the order of the
+//! pages.
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Kind, Scan, Twins, decode};
@@ -6,18 +7,18 @@ use super::lists::Listed;
 use crate::domain::{Era, MessageId};
 use bytes::Bytes;
 
-/// What one answer to the question for a list holds.
+/// One page of a list, taken from one answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The things, with commas between them, as they were written.
+    /// The items as they were written, separated by commas.
     items: String,
     pub next_cursor: Option<String>,
-    /// For how long it may be kept.
+    /// For how long the page may be cached.
     pub ttl_ms: Option<u64>,
 }
 
 impl Page {
-    /// Things that are written out already.
+    /// A page of items that are already written as JSON.
     pub fn of(items: &[String], ttl_ms: u64) -> Self {
         Self {
             items: items.join(","),
@@ -26,7 +27,7 @@ impl Page {
         }
     }
 
-    /// The page in an answer; `None` if the answer holds no list of these.
+    /// The page in an answer; `None` if it does not contain the list `of`.
     pub fn read(answer: &[u8], of: Listed) -> Option<Self> {
         const MEMBERS: [&str; 6] = ["tools", "resources", "resourceTemplates", "prompts", "nextCursor", "ttlMs"];
         let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact).ok()?;
@@ -55,7 +56,8 @@ impl Page {
     }
 }
 
-/// The answer that holds all of them. It is one caller's: nobody keeps it for others, nor longer than any page may be kept.
+/// Writes one answer with the items of all pages. It is private to one caller (`cacheScope`) and may be cached no longer
+/// than the shortest-lived page.
 pub fn list(id: &MessageId, of: Listed, pages: &[Page], next_cursor: Option<&str>, era: Era) -> Bytes {
     let things: Vec<&str> = pages
         .iter()

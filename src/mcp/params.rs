@@ -1,6 +1,6 @@
-//! The parameters of the methods that carry authority: which there may be, and what they name.
+//! The parameters of methods that carry authority: which members are allowed, which are required, what they name.
 //!
-//! A member that nobody here knows could carry authority past the judge, so beside the known ones there is none.
+//! Unknown members are refused, because a server might read one as authority that the policies did not see.
 
 use super::json::{Bounds, Fault, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
 use super::read::Params;
@@ -8,22 +8,22 @@ use crate::domain::Reason;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// What a completion is asked of.
+/// The prompt or resource that a completion is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
     Prompt(String),
-    /// A resource, or a template of some.
+    /// The URI of a resource, or a resource template.
     Resource(String),
 }
 
-/// A completion: of what, and the arguments that are settled, the one being completed as far as it is typed.
+/// A completion: its subject, and the arguments known so far, among them the one being typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     pub of: Reference,
     pub arguments: BTreeMap<String, String>,
 }
 
-/// The members of `params`; `None`: any, because nothing in them carries authority.
+/// The allowed members of `params`. `None`: any, because nothing in them carries authority.
 pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
     Some(match method {
         "tools/call" => &["name", "arguments", "_meta", "inputResponses", "requestState", "task"],
@@ -40,7 +40,7 @@ pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
     })
 }
 
-/// Whether the modern era has lost this method: there it is unknown, whatever its parameters are.
+/// Whether the modern era removed this method. There it is an unknown method, and its parameters are not checked.
 pub(super) fn lost(method: &str) -> bool {
     matches!(
         method,
@@ -48,7 +48,7 @@ pub(super) fn lost(method: &str) -> bool {
     )
 }
 
-/// The members that must be there.
+/// The required members of `params`.
 pub(super) fn needed(method: &str) -> &'static [&'static str] {
     match method {
         "tools/call" | "prompts/get" => &["name"],
@@ -62,7 +62,7 @@ pub(super) fn needed(method: &str) -> &'static [&'static str] {
     }
 }
 
-/// Reads the parameters of `completion/complete`.
+/// Parses the parameters of `completion/complete`.
 pub fn completion(params: &Params) -> Result<Completion, Malformed> {
     let of = reference(params.reference.as_ref().ok_or_else(|| missing("ref"))?)?;
     let argument = Object::read(
@@ -80,7 +80,7 @@ pub fn completion(params: &Params) -> Result<Completion, Malformed> {
     Ok(Completion { of, arguments })
 }
 
-/// The URIs in the filter of `subscriptions/listen`, in their order.
+/// The resource URIs in the filter of `subscriptions/listen`, in order.
 pub fn listened(params: &Params) -> Result<Vec<String>, Malformed> {
     const FILTER: [&str; 5] = [
         "toolsListChanged",
@@ -111,13 +111,13 @@ fn reference(text: &Bytes) -> Result<Reference, Fault> {
     }
 }
 
-/// `context.arguments` of a completion.
+/// Parses `context.arguments` of a completion.
 fn settled(context: &Bytes) -> Result<BTreeMap<String, String>, Fault> {
     let context = Object::read(context, &["arguments"], "context")?;
     let Some(span) = context.spans[0] else {
         return Ok(BTreeMap::new());
     };
-    // The strict pass over the body let no name stand there twice.
+    // The strict parse of the body has refused duplicate names here.
     serde_json::from_slice(&context.text[span.range()]).map_err(|_| bad("`context.arguments` is not an object of strings"))
 }
 
@@ -141,7 +141,7 @@ fn texts(list: &Bytes) -> Result<Vec<String>, Fault> {
     Ok(texts)
 }
 
-/// An object inside of the parameters that holds nothing beside `N` known members.
+/// An object inside the parameters that has only `N` known members.
 struct Object<'a, const N: usize> {
     text: &'a Bytes,
     names: &'static [&'static str; N],

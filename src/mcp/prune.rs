@@ -1,17 +1,17 @@
-//! The capabilities a client declares, without those that a server may not use. What stays, stays as it was written.
+//! Removes from a client's declared capabilities those that the server may not use. The remaining values keep their bytes.
 
 use super::json::{Bounds, Fault, Malformed, Scan, Twins};
 use super::names::fold_equal;
 use super::splice::Place;
 use crate::domain::{ClientRequest, ClientRequests};
 
-/// The capabilities as they are to be sent instead; `None` where nothing is cut.
+/// The pruned capabilities; `None` if nothing is removed.
 pub fn prune(message: &[u8], capabilities: Place, allowed: ClientRequests) -> Result<Option<String>, Malformed> {
     let written = capabilities.text(message);
     Ok(pruned(written, |name, value| keep(name, value, allowed))?)
 }
 
-/// An object without one of its members; `None` where it has none of that name.
+/// An object without the member `member`; `None` if it has no such member.
 pub fn without(message: &[u8], object: Place, member: &str) -> Result<Option<String>, Malformed> {
     let cut = |name: &str, _: &str| {
         Ok(match fold_equal(name, member) {
@@ -22,7 +22,7 @@ pub fn without(message: &[u8], object: Place, member: &str) -> Result<Option<Str
     Ok(pruned(object.text(message), cut)?)
 }
 
-/// What becomes of one member.
+/// What happens to one member.
 enum Kept {
     AsItIs,
     As(String),
@@ -34,18 +34,18 @@ fn keep(name: &str, value: &str, allowed: ClientRequests) -> Result<Kept, Fault>
         true => Kept::AsItIs,
         false => Kept::Cut,
     };
-    // In any spelling: some servers do not look closely either.
+    // Names are compared without case, because some servers ignore case too.
     Ok(match name {
         _ if fold_equal(name, "sampling") => listed(ClientRequest::Sampling),
         _ if fold_equal(name, "roots") => listed(ClientRequest::Roots),
         _ if fold_equal(name, "elicitation") => elicitation(value, allowed)?,
-        // Tasks that a client runs for a server: no server may ask for one.
+        // Tasks that a client runs for a server. No server may ask for them.
         _ if fold_equal(name, "tasks") => Kept::Cut,
         _ => Kept::AsItIs,
     })
 }
 
-/// Forms are meant where neither is named.
+/// An `elicitation` capability with neither `form` nor `url` means forms.
 fn elicitation(value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
     let forms = allowed.allow(ClientRequest::Elicitation);
     let urls = allowed.allow(ClientRequest::ElicitationUrl);
@@ -74,7 +74,7 @@ fn elicitation(value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
     })
 }
 
-/// The object without some members; `None` if all stay as they are.
+/// An object with the members that `keep` retains; `None` if all stay as they are.
 fn pruned(object: &str, mut keep: impl FnMut(&str, &str) -> Result<Kept, Fault>) -> Result<Option<String>, Fault> {
     let bounds = Bounds::default();
     let mut scan = Scan::open(object.as_bytes(), &bounds, Twins::Folded)?;

@@ -1,5 +1,5 @@
-//! The strict reader: a body becomes a request, a notification or a response in one pass, or is refused.
-//! The bytes are kept as they are: what is judged is what is sent.
+//! The strict reader of callers' messages: a body becomes a request, a notification or a response in one pass, or it is
+//! refused. The bytes are kept, so what is decided about is what is forwarded.
 
 use super::json::{Bounds, Fault, Fields, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
 use super::params;
@@ -15,6 +15,7 @@ pub enum Message {
     Response(Response),
 }
 
+/// A request: it has an id and expects an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub id: MessageId,
@@ -23,6 +24,7 @@ pub struct Request {
     pub params: Option<Params>,
 }
 
+/// A notification: it has no id and gets no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
     pub method: String,
@@ -30,31 +32,31 @@ pub struct Notification {
     pub params: Option<Params>,
 }
 
-/// A caller's answer to something the server asked.
+/// A caller's response to a request of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     pub id: MessageId,
     pub id_at: Place,
-    /// The task that `result._meta` says it belongs to.
+    /// The related task in `result._meta`.
     pub related_task: Option<Token>,
     pub is_error: bool,
     pub body: Bytes,
 }
 
-/// A text that means something to a server alone, and where it stands in the body.
+/// An opaque string that only the server understands, with its position in the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     pub text: String,
     pub at: Place,
 }
 
-/// The parameters that authority, era or ownership are read from. The rest stays in the body unread.
+/// The parameters that authority, era or ownership depend on. The other ones stay in the body unread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params {
-    /// Of a tool or prompt, unescaped, byte for byte.
+    /// The name of a tool or prompt, unescaped but otherwise unchanged.
     pub name: Option<String>,
     pub name_at: Option<Place>,
-    /// The arguments object as it stands in the body.
+    /// The arguments object as written in the body.
     pub arguments: Option<Bytes>,
     /// The version that `initialize` proposes.
     pub protocol_version: Option<String>,
@@ -62,40 +64,41 @@ pub struct Params {
     pub uri: Option<String>,
     pub uri_at: Option<Place>,
     pub task_id: Option<Token>,
-    /// What a retry brings back, and the answers it brings.
+    /// The state of an input-required result, returned by the client, and whether `inputResponses` come with it.
     pub request_state: Option<Token>,
     pub input_responses: bool,
-    /// What `initialize` says the client can do.
+    /// The capabilities that the client declares in `initialize`.
     pub capabilities: Option<Place>,
-    /// `ref`, `argument` and `context` of a completion, as they stand in the body.
+    /// `ref`, `argument` and `context` of a completion, as written in the body.
     pub reference: Option<Bytes>,
     pub reference_at: Option<Place>,
     pub argument: Option<Bytes>,
     pub context: Option<Bytes>,
-    /// What a stream is asked to tell of.
+    /// The filter of `subscriptions/listen`, as written in the body.
     pub notifications: Option<Bytes>,
     pub notifications_at: Option<Place>,
-    /// The tasks among it.
+    /// The task ids in that filter.
     pub listened_tasks: Vec<Token>,
-    /// The request that a `notifications/cancelled` means.
+    /// The request that a `notifications/cancelled` cancels.
     pub request_id: Option<MessageId>,
     pub meta: Option<Meta>,
 }
 
-/// `params._meta`.
+/// The members of `params._meta` that Guardian reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
     pub protocol_version: Option<String>,
-    /// The object `clientCapabilities`, if it is there.
+    /// The object `io.modelcontextprotocol/clientCapabilities`.
     pub client_capabilities: Option<Place>,
-    /// Whether the tasks extension is among them.
+    /// Whether it contains the tasks extension.
     pub does_tasks: bool,
-    /// The task that the message says it belongs to.
+    /// The related task in `_meta`.
     pub related_task: Option<Token>,
     pub traceparent: Option<String>,
 }
 
 impl Message {
+    /// The body as received.
     pub fn body(&self) -> &Bytes {
         match self {
             Message::Request(request) => &request.body,
@@ -106,7 +109,7 @@ impl Message {
 }
 
 impl Message {
-    /// Whether the body speaks the stateless protocol: it names its version in `_meta`.
+    /// Whether the message is of the modern era: it names its protocol version in `_meta`.
     pub fn is_modern(&self) -> bool {
         let params = match self {
             Message::Request(request) => &request.params,
@@ -121,14 +124,14 @@ impl Message {
 }
 
 impl Request {
-    /// The version that the message wants to be read in: of its `_meta`, or the one that `initialize` proposes.
+    /// The version that the message asks for: the one in `_meta`, or the one that `initialize` proposes.
     pub fn said_version(&self) -> Option<&str> {
         let params = self.params.as_ref()?;
         let meta = params.meta.as_ref().and_then(|meta| meta.protocol_version.as_deref());
         meta.or(params.protocol_version.as_deref())
     }
 
-    /// `traceparent` of `_meta`.
+    /// `_meta.traceparent` (W3C Trace Context).
     pub fn trace(&self) -> Option<&str> {
         self.params.as_ref()?.meta.as_ref()?.traceparent.as_deref()
     }
@@ -167,17 +170,18 @@ const META: [&str; 8] = [
     RELATED_TASK,
 ];
 const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
-/// The extension of the new era that has tasks.
+/// The tasks extension of the modern era.
 pub const TASKS: &str = "io.modelcontextprotocol/tasks";
 const RELATED_TASK: &str = "io.modelcontextprotocol/related-task";
 
-/// Longest string and largest whole number that all parsers keep as an id.
+/// Longest id of a request, quotes included.
 const MAX_ID_BYTES: usize = 256;
-/// The id of a server's request is the server's own with everything it is bound to.
+/// Longest id of a response. It is Guardian's handle for the server's id, which also carries what it is bound to.
 const MAX_ANSWERED_ID_BYTES: usize = 1024;
+/// Largest integer that a double holds exactly (RFC 8259, section 6).
 const MAX_ID: u64 = (1 << 53) - 1;
 
-/// Reads a whole body. Nothing that two parsers could read differently comes through.
+/// Parses a whole body. It refuses everything that two parsers could read differently.
 pub fn read(body: Bytes, bounds: &Bounds) -> Result<Message, Malformed> {
     let mut seen = Seen::Nothing;
     read_seen(&body, bounds, &mut seen).map_err(|fault| Malformed {
@@ -189,7 +193,7 @@ pub fn read(body: Bytes, bounds: &Bounds) -> Result<Message, Malformed> {
     })
 }
 
-/// The id met so far, to answer a refused message with.
+/// The id read so far. A refused message is answered with it, unless it occurred twice.
 #[derive(Clone, Copy)]
 enum Seen {
     Nothing,
@@ -206,7 +210,7 @@ impl Seen {
     }
 }
 
-/// Where things stand in `params`, before it is known what they mean.
+/// The spans of the members of `params`, before their types are checked.
 struct Inside {
     fields: Fields<17>,
     stranger: Option<String>,
@@ -214,7 +218,7 @@ struct Inside {
     listened_tasks: Vec<Span>,
 }
 
-/// The same in `_meta`.
+/// The same for `_meta`.
 struct InMeta {
     fields: Fields<8>,
     related_task: Option<Span>,
@@ -294,7 +298,7 @@ fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
     Ok((span, inside))
 }
 
-/// What a stream is asked to tell of, and the tasks among it.
+/// Reads the filter of `subscriptions/listen` and collects the spans of its task ids.
 fn listened(scan: &mut Scan<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<Span, Fault> {
     let start = scan.here();
     scan.fields(depth, &["taskIds"], |scan, _, depth| {
@@ -311,7 +315,7 @@ fn listened(scan: &mut Scan<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<
     Ok(scan.since(start, Kind::Object))
 }
 
-/// `_meta`, if it is an object, with the id of the task it relates to and whether the client does tasks.
+/// Reads `_meta`. If it is an object, also returns the related task and whether the client supports tasks.
 fn meta(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Option<InMeta>), Fault> {
     if scan.peek() != Some(b'{') {
         return Ok((scan.value(depth)?, None));
@@ -494,7 +498,7 @@ impl Meta {
     }
 }
 
-/// Nothing beside what the method takes, and all that it needs.
+/// Checks that the parameters are those the method allows, and that the required ones are there.
 fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>) -> Result<(), Fault> {
     let given = || {
         PARAMS
@@ -539,7 +543,7 @@ fn object(name: &str, span: Option<Span>) -> Result<Option<Span>, Fault> {
     }
 }
 
-/// A string, or an integer that every parser reads alike.
+/// A string, or an integer that all parsers read as the same value.
 fn message_id(body: &Bytes, span: Span) -> Result<MessageId, Fault> {
     bounded_id(body, span, MAX_ID_BYTES)
 }

@@ -1,5 +1,5 @@
-//! The names and URIs in a server's message, given others: where the messages of several servers come together, each must
-//! say whose it is. Everything around them stays byte for byte; what the names mean is not known here.
+//! Renames the tools, prompts and URIs in a server's message. Where messages of several servers are merged, each name
+//! must show its server. Everything else stays byte for byte; how a name is changed is the caller's business.
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
@@ -7,16 +7,16 @@ use super::splice::spliced;
 use bytes::Bytes;
 use std::ops::Range;
 
-/// How one server's words are written where others have theirs.
+/// The renaming of one server's names and URIs.
 pub trait Rename {
-    /// Of a tool or prompt.
+    /// The new name of a tool or prompt.
     fn name(&self, name: &str) -> String;
-    /// Of a resource, or a template of some.
+    /// The new form of a resource URI or URI template.
     fn uri(&self, uri: &str) -> String;
 }
 
-/// A server's message with what it names renamed: the things in its lists, the resources it tells of, shows or links to.
-/// The same bytes where it names nothing.
+/// Renames what the message contains: items of lists, updated resources, contents, links and embedded resources. Returns
+/// the same bytes if there is nothing to rename.
 pub fn renamed(message: &Bytes, rename: &dyn Rename) -> Result<Bytes, Malformed> {
     let mut found = Found::default();
     found.message(message)?;
@@ -27,7 +27,7 @@ pub fn renamed(message: &Bytes, rename: &dyn Rename) -> Result<Bytes, Malformed>
     })
 }
 
-/// The definition of a tool under another name.
+/// A tool definition with another name.
 pub fn redefined(definition: &str, name: &str) -> Result<String, Malformed> {
     let mut scan = Scan::open(definition.as_bytes(), &ANSWER_BOUNDS, Twins::Exact)?;
     let fields = scan.fields(0, &["name"], |scan, _, depth| scan.value(depth))?;
@@ -77,7 +77,7 @@ impl Found {
         let start = scan.here();
         let fields = scan.fields(depth, &MEMBERS, |scan, index, depth| match (index, scan.peek()) {
             (1, Some(b'{')) => self.subscribed(scan, depth),
-            // What became of a task.
+            // A task notification: it holds the result of the task's call.
             (2, Some(b'{')) => self.result(scan, depth),
             _ => scan.value(depth),
         })?;
@@ -85,7 +85,7 @@ impl Found {
         Ok(scan.since(start, Kind::Object))
     }
 
-    /// What a subscription was granted.
+    /// Reads the granted filter of a subscription.
     fn subscribed(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
         let start = scan.here();
         scan.fields(depth, &["resourceSubscriptions"], |scan, _, depth| {
@@ -134,14 +134,14 @@ impl Found {
             }),
             ("content", Some(b'[')) => each(scan, depth, &mut |scan, depth| self.block(scan, depth)),
             ("messages", Some(b'[')) => each(scan, depth, &mut |scan, depth| self.said(scan, depth)),
-            // What a task has become holds the result of its call.
+            // A task with status completed holds the result of its call.
             ("result", Some(b'{')) => self.result(scan, depth),
             _ => scan.value(depth),
         })?;
         Ok(scan.since(start, Kind::Object))
     }
 
-    /// A message of a prompt.
+    /// Reads one message of a prompt.
     fn said(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<(), Fault> {
         scan.fields(depth, &["content"], |scan, _, depth| match scan.peek() {
             Some(b'[') => each(scan, depth, &mut |scan, depth| self.block(scan, depth)),
@@ -155,7 +155,7 @@ impl Found {
         Ok(())
     }
 
-    /// A link to a resource, or a resource within.
+    /// Reads one content block: a resource link, or an embedded resource.
     fn block(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<(), Fault> {
         let mut inside = None;
         let fields = scan.fields(depth, &["uri", "resource"], |scan, index, depth| {
@@ -172,7 +172,7 @@ impl Found {
     }
 }
 
-/// Reads the objects of an array; `read` reads one.
+/// Reads an array; `read` reads each object in it.
 fn each(
     scan: &mut Scan<'_>,
     depth: usize,

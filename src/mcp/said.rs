@@ -1,12 +1,12 @@
-//! What a server's message says that concerns more than its reader: what it asks of the client, and where it holds what
-//! only this client may bring back. One strict reading; it does not know what is allowed.
+//! Parses a server's message once. It finds the requests to the client, and the opaque tokens that only this client may
+//! bring back. It does not know which requests are allowed.
 
 use super::answer::{ANSWER_BOUNDS, AnswerKind, Envelope};
 use super::json::{Fault, Kind, Scan, Span, Twins, decode, fault};
 use super::splice::Place;
 use crate::domain::{ClientRequest, MessageId, Reason};
 
-/// A server's message taken apart as far as it matters here.
+/// The parts of a server's message that Guardian acts on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     /// Of a request or a notification.
@@ -16,17 +16,17 @@ pub struct Said {
     pub result_type: ResultType,
     pub request_state: Option<Place>,
     pub next_cursor: Option<Place>,
-    /// The method that such a list answers, where the result is one.
+    /// If the result is a list: the method that such a list answers.
     pub lists: Option<&'static str>,
-    /// Every task id: a result's own, those it relates to, those of a subscription.
+    /// All task ids: of the result, of related tasks, of a subscription.
     pub tasks: Vec<Place>,
-    /// The request that a `notifications/cancelled` takes back.
+    /// The request that a `notifications/cancelled` cancels.
     pub cancels: Option<Place>,
-    /// What is asked of the client: by the message itself, or by the requests in it.
+    /// The requests to the client: the message itself, or those in `inputRequests`.
     pub asks: Vec<Ask>,
-    /// An error that wants the user to open a URL first.
+    /// The error -32042 (URL elicitation required, legacy): the user must open a URL first.
     pub wants_url: bool,
-    /// What a server says of its tasks when it introduces itself.
+    /// The `tasks` capability in the result of `initialize`.
     pub tasks_offered: Option<Place>,
 }
 
@@ -37,15 +37,16 @@ pub struct Ask {
     pub wish: Wish,
 }
 
+/// What a request of the server asks the client for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
     Ping,
     Client(ClientRequest),
-    /// Nothing that a client of ours is to do.
+    /// A request that no client behind Guardian may get.
     Other,
 }
 
-/// `resultType` of the new era; a result without it is complete.
+/// `resultType` of the modern era; absent means complete.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ResultType {
     #[default]
@@ -55,7 +56,7 @@ pub enum ResultType {
     Unknown,
 }
 
-/// Recognises a server's message, as `answer_kind` does, and reads it in the same pass.
+/// Classifies a server's message as `answer_kind` does, and parses it in the same pass.
 pub fn heard(message: &[u8], id: &MessageId) -> (AnswerKind, Said) {
     match read(message) {
         Ok((envelope, said)) => (envelope.kind(message, id), said),
@@ -79,8 +80,9 @@ const LISTS: [(&str, &str); 4] = [
     ("resources", "resources/list"),
     ("resourceTemplates", "resources/templates/list"),
 ];
-/// The error of the old era that asks for an elicitation without a request.
+/// The legacy error that asks for a URL elicitation without sending a request.
 const URL_WANTED: &str = "-32042";
+/// The member of `_meta` that names the task a message belongs to.
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 struct Reader<'a> {
@@ -90,11 +92,11 @@ struct Reader<'a> {
     code: Option<Span>,
 }
 
-/// How a request says what it wants, beside its method.
+/// The parameters that change what a request to the client asks for.
 #[derive(Default)]
 struct Manner {
     mode: Option<Span>,
-    /// It is to be carried out as a task of the client, of which none knows anything.
+    /// The client would have to run the request as a task, which Guardian does not support.
     as_task: bool,
 }
 
@@ -218,7 +220,7 @@ impl Reader<'_> {
         Ok(scan.since(start, Kind::Object))
     }
 
-    /// `{"tasks": {…}}` of what a server offers.
+    /// Reads `capabilities`: `{"tasks": {…}}`.
     fn offers(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
         let start = scan.here();
         let fields = scan.fields(depth, &["tasks"], |scan, _, depth| scan.value(depth))?;
@@ -227,7 +229,7 @@ impl Reader<'_> {
         Ok(scan.since(start, Kind::Object))
     }
 
-    /// `{"taskId": …}`
+    /// Reads `{"taskId": …}`.
     fn task(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
         let start = scan.here();
         let fields = scan.fields(depth, &["taskId"], |scan, _, depth| scan.value(depth))?;
@@ -244,7 +246,7 @@ impl Reader<'_> {
         Ok(scan.since(start, Kind::Object))
     }
 
-    /// `{"taskIds": […]}` of what a subscription was granted.
+    /// Reads the granted filter of a subscription: `{"taskIds": […]}`.
     fn subscribed(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
         let start = scan.here();
         scan.fields(depth, &["taskIds"], |scan, _, depth| {
@@ -262,7 +264,7 @@ impl Reader<'_> {
         Ok(scan.since(start, Kind::Object))
     }
 
-    /// `{"<key>": {"method": …, "params": {…}}, …}`
+    /// Reads `inputRequests`: `{"<key>": {"method": …, "params": {…}}, …}`.
     fn requests(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
         let start = scan.here();
         scan.object(depth, &mut |scan, _, depth| {
@@ -305,7 +307,7 @@ impl Reader<'_> {
     }
 }
 
-/// A string that nobody but the server reads; `null` is none.
+/// An opaque string, which only the server understands. `null` counts as absent.
 fn opaque(name: &str, span: Option<Span>) -> Result<Option<Place>, Fault> {
     match span {
         None => Ok(None),

@@ -1,4 +1,4 @@
-//! `=?base64?…?=`: how a mirrored header carries a value that is no plain header value.
+//! The encoding `=?base64?…?=`: how a mirrored header carries a value that is no plain header value (MCP 2026-07-28).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +7,8 @@ use std::borrow::Cow;
 const OPEN: &str = "=?base64?";
 const CLOSE: &str = "?=";
 
-/// What a header value stands for. Markers are lower case, the base64 canonical and UTF-8; decoded once.
+/// Decodes a header value; `None` if it is marked as encoded but is not canonical base64 of UTF-8. The markers are lower
+/// case, and a value is decoded only once.
 pub fn decode_sentinel(value: &str) -> Option<Cow<'_, str>> {
     let Some(inner) = value.strip_prefix(OPEN).and_then(|rest| rest.strip_suffix(CLOSE)) else {
         return Some(Cow::Borrowed(value));
@@ -16,7 +17,7 @@ pub fn decode_sentinel(value: &str) -> Option<Cow<'_, str>> {
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
-/// Writes `text` so that `decode_sentinel` gives it back.
+/// Encodes `text`, if necessary, so that `decode_sentinel` returns it.
 pub fn encode_sentinel(text: &str) -> Cow<'_, str> {
     let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     let trimmed = !text.starts_with(' ') && !text.ends_with(' ') && !text.is_empty();

@@ -1,11 +1,11 @@
-//! Members of a message given other values, everything around them kept byte for byte. Where they stand was found by a
-//! strict reading of the same bytes; nothing is looked for here.
+//! Replaces values in a message and keeps everything around them byte for byte. The positions come from a strict parse of
+//! the same bytes; nothing is searched here.
 
 use super::json::Span;
 use bytes::Bytes;
 use std::ops::Range;
 
-/// Where a value stands in the message it was read from.
+/// The position of a value in the message it was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     start: u32,
@@ -13,16 +13,17 @@ pub struct Place {
 }
 
 impl Place {
+    /// The byte range.
     pub fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
 
-    /// What stands there, in the message it was read from.
+    /// The bytes at this position.
     pub fn of(self, message: &Bytes) -> Bytes {
         message.slice(self.range())
     }
 
-    /// The text that stands there; JSON is UTF-8 throughout.
+    /// The text at this position.
     pub fn text(self, message: &[u8]) -> &str {
         message
             .get(self.range())
@@ -34,7 +35,7 @@ impl Place {
 impl From<Span> for Place {
     fn from(span: Span) -> Self {
         let range = span.range();
-        // A reading refuses texts with positions beyond u32.
+        // The tokenizer refuses texts longer than u32::MAX bytes.
         Self {
             start: range.start as u32,
             end: range.end as u32,
@@ -42,7 +43,7 @@ impl From<Span> for Place {
     }
 }
 
-/// The message with other values at these places, which do not overlap. Without any it is the same bytes, not a copy.
+/// Replaces the values at these positions, which do not overlap. Without edits it returns the same bytes, not a copy.
 pub fn splice(message: &Bytes, edits: Vec<(Place, String)>) -> Bytes {
     match edits.is_empty() {
         true => message.clone(),
@@ -98,7 +99,7 @@ mod tests {
                 wanted.push_str(&new);
             }
             edits.reverse();
-            // Of two edits at one empty place the order is not told; such messages do not occur.
+            // The order of two edits at the same empty place is unspecified; real messages have no empty places.
             let mut starts: Vec<_> = edits.iter().map(|(place, _)| place.start).collect();
             starts.dedup();
             prop_assume!(starts.len() == edits.len());

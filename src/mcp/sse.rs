@@ -1,20 +1,20 @@
-//! An event stream cut into frames as its bytes arrive. The bytes of a frame are kept exactly; nothing is merged,
-//! nothing waits for more than its own blank line, and one event has a bounded size.
+//! Splits an event stream (WHATWG HTML, server-sent events) into frames as bytes arrive. A frame keeps its exact bytes
+//! and is returned as soon as its blank line is there. One event has a bounded size.
 
 use bytes::{Bytes, BytesMut};
 
-/// One event, or a run of comments, up to and with its blank line.
+/// One event, or a run of comments, with its blank line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SseFrame {
     /// The exact bytes.
     pub raw: Bytes,
     pub event: Option<Bytes>,
-    /// The `data` lines joined by line feeds; `None` for comments and for bare `id` or `retry`.
+    /// The `data` lines joined by line feeds. `None` for comments and for events with only `id` or `retry`.
     pub data: Option<Bytes>,
     pub id: Option<Bytes>,
 }
 
-/// Why a stream cannot be followed.
+/// Why a stream cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SseFault {
     #[error("an event is larger than {0} bytes")]
@@ -23,22 +23,23 @@ pub enum SseFault {
     Cut,
 }
 
-/// Feed it with `push`, take frames with `frame` until it has none, end with `finish`.
+/// Incremental reader: feed it with `push`, call `frame` until it returns `None`, end with `finish`.
 #[derive(Debug)]
 pub struct SseReader {
     max_event: usize,
-    /// What has not been given out: at most one unfinished frame after `frame` returned `None`.
+    /// Bytes not yet returned. After `frame` returned `None`, this is at most one unfinished frame.
     held: BytesMut,
-    /// Up to here `held` has been looked at.
+    /// How many bytes of `held` have been scanned.
     looked: usize,
-    /// Where the line begins that is being looked at.
+    /// Where the current line begins.
     line: usize,
-    /// The byte before `looked` was a carriage return: a line feed next belongs to it.
+    /// The last scanned byte was a carriage return: a line feed directly after it belongs to the same line end.
     after_return: bool,
     started: bool,
 }
 
 impl SseReader {
+    /// A reader for one stream; an event larger than `max_event` bytes is an error.
     pub fn new(max_event: usize) -> Self {
         Self {
             max_event,
@@ -50,6 +51,7 @@ impl SseReader {
         }
     }
 
+    /// Adds bytes that have arrived.
     pub fn push(&mut self, piece: Bytes) {
         match self.held.is_empty() {
             true => self.held = BytesMut::from(piece),
@@ -57,7 +59,7 @@ impl SseReader {
         }
     }
 
-    /// The next whole frame.
+    /// The next complete frame.
     pub fn frame(&mut self) -> Result<Option<SseFrame>, SseFault> {
         let end = self.next_end();
         match end {
@@ -72,7 +74,7 @@ impl SseReader {
         }
     }
 
-    /// The stream has ended: with nothing but white space and comments pending, or inside an event.
+    /// Ends the stream. Pending white space and comments are fine; a pending field means that the stream was cut.
     pub fn finish(self) -> Result<(), SseFault> {
         let fields = |line: &[u8]| !line.is_empty() && line[0] != b':';
         match self.held[..].split(|byte| matches!(byte, b'\r' | b'\n')).any(fields) {
@@ -81,7 +83,7 @@ impl SseReader {
         }
     }
 
-    /// Where the frame ends whose blank line has arrived.
+    /// The end of the first frame whose blank line has arrived.
     fn next_end(&mut self) -> Option<usize> {
         while let Some(byte) = self.held.get(self.looked).copied() {
             self.looked += 1;
@@ -104,7 +106,7 @@ impl SseReader {
         None
     }
 
-    /// The line feed of a CRLF that is already here goes out with its frame.
+    /// Takes the line feed of a CRLF into the same frame, if it has already arrived.
     fn take_line_feed(&mut self) {
         if self.after_return && self.held.get(self.looked) == Some(&b'\n') {
             self.looked += 1;
@@ -150,7 +152,7 @@ fn push_line(joined: &mut BytesMut, line: &[u8]) {
     joined.extend_from_slice(line);
 }
 
-/// The lines of a frame without their ends; empty ones mean nothing here.
+/// The lines of a frame without their line ends. Blank lines are dropped.
 fn lines(raw: &[u8], first: bool) -> impl Iterator<Item = &[u8]> {
     let raw = match first {
         true => raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw),

@@ -1,23 +1,24 @@
-//! What tells messages apart that share one pipe: what a message is, its id, the request or progress it speaks of. One
-//! strict reading; whose they are is decided elsewhere.
+//! Reads what routes messages on a connection that many requests share: the kind of a message, its id, its progress
+//! token, the request it cancels. To which session it belongs is decided elsewhere.
 
 use super::answer::ANSWER_BOUNDS;
 use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode, fault};
 use super::splice::Place;
 use crate::domain::Reason;
 
-/// A message of either side as a pipe sees it.
+/// The routing data of a message, whichever side sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wire {
     pub kind: WireKind,
-    /// Of a request or an answer; an answer to nobody in particular has none.
+    /// Of a request or an answer. An answer with a `null` id has none.
     pub id: Option<Place>,
-    /// Under which progress is told: of a request in `_meta`, of a notification among its parameters.
+    /// The progress token: `params._meta.progressToken` of a request, `params.progressToken` of a notification.
     pub progress: Option<Place>,
-    /// The request that a notification takes back.
+    /// The request that a `notifications/cancelled` cancels.
     pub cancels: Option<Place>,
 }
 
+/// The kind of a message; requests and notifications carry their method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WireKind {
     Request(String),
@@ -25,7 +26,7 @@ pub enum WireKind {
     Answer,
 }
 
-/// Reads one message.
+/// Parses one message.
 pub fn wire(message: &[u8]) -> Result<Wire, Malformed> {
     Ok(read(message)?)
 }
@@ -88,7 +89,7 @@ fn read(message: &[u8]) -> Result<Wire, Fault> {
     })
 }
 
-/// Ids and tokens are texts or numbers.
+/// Ids and progress tokens are strings or numbers.
 fn name(span: Option<Span>) -> Option<Place> {
     span.filter(|span| matches!(span.kind, Kind::Text(_) | Kind::Number(_)))
         .map(Place::from)
@@ -128,7 +129,7 @@ mod tests {
                 [None, None, Some("\"a\"")]
             )
         );
-        // What is inside a result belongs to nobody else.
+        // Members inside a result route nothing.
         let answer = r#"{"jsonrpc":"2.0","id":"1","result":{"id":2,"method":"x","params":{"progressToken":3}}}"#;
         assert_eq!(read(answer), (WireKind::Answer, [Some("\"1\""), None, None]));
         let nobody = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}"#;

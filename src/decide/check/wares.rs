@@ -1,7 +1,8 @@
-//! The same for resources and prompts, which no catalogue lists: what is right for one of them is right for all.
+//! Validates policies for resources and prompts. They have no pinned catalogue, so a policy is validated once for all
+//! resources and once for all prompts.
 //!
-//! A resource has no arguments. Those of a prompt are texts, each of which may be there or not, under whatever name: every
-//! argument that a policy names is one.
+//! A resource has no arguments. The arguments of a prompt are optional strings with unknown names, so every argument that
+//! a policy mentions is declared as one.
 
 use super::super::rule::Rule;
 use super::super::schema::Action;
@@ -56,7 +57,8 @@ impl Check<'_> {
         WareFit { sort, fit, fields }
     }
 
-    /// A policy for everything is wrong for prompts because of arguments that it takes for no texts, or altogether.
+    /// Records a policy for everything that is ill typed for this kind: because it uses arguments as something else than
+    /// strings, or in any case.
     fn settle_ware(&mut self, sort: Sort, fields: &Fields, finding: Finding, fit: &mut Fit) {
         let rule = &self.rules[finding.rule];
         let (supposed, _) = supposed(&rule.looks.mentions);
@@ -72,7 +74,7 @@ impl Check<'_> {
         let settled = !conflicts.is_empty() && self.validate(action(sort, &without), &[finding.rule]).findings.is_empty();
         let rule = &self.rules[finding.rule];
         if settled {
-            // That a text is no number is no news: such a policy is meant for tools.
+            // No warning: a policy that compares an argument with a number is meant for tools.
             fit.conflicts
                 .extend(conflicts.into_iter().map(|place| (number(finding.rule), place)));
             return;
@@ -107,7 +109,7 @@ fn action(sort: Sort, fields: &Fields) -> Action<'_> {
     }
 }
 
-/// Every argument that some of the rules name, as an optional text.
+/// Declares every argument that one of the policies mentions as an optional string.
 fn texts<'a>(rules: impl Iterator<Item = &'a Rule>) -> Fields {
     let names = rules.flat_map(|rule| rule.looks.mentions.iter().filter_map(|mention| mention.path.first()));
     let text = || Field {
