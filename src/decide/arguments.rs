@@ -206,9 +206,10 @@ fn invalid(detail: &str) -> Box<Refusal> {
 pub(super) fn cut(text: &str) -> String {
     let mut shown = String::new();
     for char in text.chars() {
-        match char.is_control() || is_invisible(char) {
-            true => shown.extend(char.escape_unicode()),
-            false => shown.push(char),
+        if char.is_control() || is_invisible(char) {
+            shown.extend(char.escape_unicode());
+        } else {
+            shown.push(char);
         }
         if shown.len() > MAX_DETAIL {
             shown.truncate(

@@ -331,20 +331,17 @@ impl Check<'_> {
         let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).findings.is_empty();
 
         let fit = &mut self.found.fits[position];
-        let which = match settled {
-            true => {
-                fit.conflicts
-                    .extend(conflicts.iter().map(|(mention, _)| (number(finding.rule), *mention)));
-                let names: BTreeSet<String> = conflicts
-                    .iter()
-                    .map(|(_, mention)| format!("`{}`", mention.path.join(".")))
-                    .collect();
-                format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
-            }
-            false => {
-                fit.unjudgeable.insert(number(finding.rule));
-                "at all".to_owned()
-            }
+        let which = if settled {
+            fit.conflicts
+                .extend(conflicts.iter().map(|(mention, _)| (number(finding.rule), *mention)));
+            let names: BTreeSet<String> = conflicts
+                .iter()
+                .map(|(_, mention)| format!("`{}`", mention.path.join(".")))
+                .collect();
+            format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
+        } else {
+            fit.unjudgeable.insert(number(finding.rule));
+            "at all".to_owned()
         };
         let (message, at) = (finding.problem.message.clone(), finding.problem);
         let help = "the tool has the argument in another type than the policy takes it for";

@@ -201,9 +201,10 @@ impl<'a> Case<'a> {
             return Err(self.forbidden(&outcome.forbids).into());
         }
         outcome.permits.retain(|rule| !is_blind(rule));
-        match outcome.permits.is_empty() {
-            false => Ok(outcome.permits),
-            true => Err(Reason::NoPolicyPermits.into()),
+        if outcome.permits.is_empty() {
+            Err(Reason::NoPolicyPermits.into())
+        } else {
+            Ok(outcome.permits)
         }
     }
 

@@ -53,12 +53,13 @@ impl<'a> Known<'a> {
     }
 
     fn server(&self, id: &str) -> Found {
-        match self.servers.contains_key(id) {
-            true => Found::Known,
-            false => Found::Unknown {
+        if self.servers.contains_key(id) {
+            Found::Known
+        } else {
+            Found::Unknown {
                 kind: "server",
                 near: nearest(id, self.servers.keys().copied()).map(str::to_owned),
-            },
+            }
         }
     }
 

@@ -93,9 +93,10 @@ pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>)
 fn task_may_go_on(call: &Call, tool: &ToolName, held: &Held<'_>, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
     let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
     standing::tool_may_be_called(tool, held)?;
-    match judge::could_permit(tool, held, facts) {
-        true => Ok(()),
-        false => Err(Reason::NoPolicyPermits.into()),
+    if judge::could_permit(tool, held, facts) {
+        Ok(())
+    } else {
+        Err(Reason::NoPolicyPermits.into())
     }
 }
 

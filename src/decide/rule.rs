@@ -340,9 +340,12 @@ fn action(constraint: ActionConstraint) -> ActionScope {
 }
 
 fn resource(constraint: ResourceConstraint) -> ResourceScope {
-    let sort = |name: &EntityTypeName| match name.namespace() == "Guardian" {
-        true => Sort::of_entity(name.basename()),
-        false => None,
+    let sort = |name: &EntityTypeName| {
+        if name.namespace() == "Guardian" {
+            Sort::of_entity(name.basename())
+        } else {
+            None
+        }
     };
     let among = |wanted: Option<Sort>, uid: EntityUid| match sort(uid.type_name()) {
         Some(of) if wanted.is_none_or(|wanted| wanted == of) => ResourceScope::One(of, id(&uid)),

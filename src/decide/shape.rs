@@ -171,9 +171,10 @@ impl<'a> Reader<'a> {
         if let Some(value) = schema.get("const") {
             return literals([value].into_iter());
         }
-        match schema.contains_key("properties") {
-            true => self.typed("object", schema),
-            false => Err("it has no type"),
+        if schema.contains_key("properties") {
+            self.typed("object", schema)
+        } else {
+            Err("it has no type")
         }
     }
 
@@ -201,9 +202,10 @@ impl<'a> Reader<'a> {
         }
         let items = schema.get("items").ok_or("the type of its elements is not given")?;
         let element = self.read(items)?;
-        match element.nullable {
-            true => Err("its elements may be null"),
-            false => Ok(Shape::Set(Box::new(element.shape))),
+        if element.nullable {
+            Err("its elements may be null")
+        } else {
+            Ok(Shape::Set(Box::new(element.shape)))
         }
     }
 
@@ -254,10 +256,7 @@ impl<'a> Reader<'a> {
 /// The schema that a local reference names: `#`, `#/$defs/x`.
 pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     let pointer = reference.strip_prefix('#')?;
-    match pointer.contains('%') {
-        true => None,
-        false => root.pointer(pointer),
-    }
+    if pointer.contains('%') { None } else { root.pointer(pointer) }
 }
 
 /// The one type that all values of an enumeration have.

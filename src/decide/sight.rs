@@ -48,9 +48,10 @@ pub(super) fn spots(index: RuleIndex, rule: &Rule, fields: &Fields, conflicts: &
 /// Whether the call triggers this blind spot: it carries an argument here that the policy cannot see.
 pub(super) fn hidden(spot: &Spot, rule: &Rule, fields: &Fields, arguments: &Map<String, Value>) -> Option<Unseen> {
     let mention = &rule.looks.mentions[spot.mention];
-    match spot.conflict {
-        true => carried(&mention.path, arguments).then_some(Unseen::Untyped),
-        false => unseen(fields, &mention.path, mention.value, arguments),
+    if spot.conflict {
+        carried(&mention.path, arguments).then_some(Unseen::Untyped)
+    } else {
+        unseen(fields, &mention.path, mention.value, arguments)
     }
 }
 

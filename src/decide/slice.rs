@@ -232,9 +232,10 @@ impl Index {
 
     /// The policies whose scope names this caller.
     pub fn personal(&self, subject: &Subject) -> Option<&Arc<ToolSlice>> {
-        match self.personal.is_empty() {
-            true => None,
-            false => self.personal.get(subject.uid()),
+        if self.personal.is_empty() {
+            None
+        } else {
+            self.personal.get(subject.uid())
         }
     }
 

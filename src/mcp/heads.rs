@@ -238,9 +238,10 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     }
     let text = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
     let text = text.trim_matches([' ', '\t']);
-    match !text.is_empty() && text.len() <= MAX_VALUE && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        true => Ok(Some(text)),
-        false => Err(mismatch(format!("{name} is empty, too long or not printable ASCII"))),
+    if !text.is_empty() && text.len() <= MAX_VALUE && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        Ok(Some(text))
+    } else {
+        Err(mismatch(format!("{name} is empty, too long or not printable ASCII")))
     }
 }
 

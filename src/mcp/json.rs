@@ -276,9 +276,10 @@ impl<'a> Scan<'a> {
         match self.names.leave(frame) {
             None => Ok(()),
             Some((one, other)) => {
-                let detail = match one == other {
-                    true => format!("member {} is there twice", quoted(&one)),
-                    false => format!("members {} and {} differ only in spelling", quoted(&one), quoted(&other)),
+                let detail = if one == other {
+                    format!("member {} is there twice", quoted(&one))
+                } else {
+                    format!("members {} and {} differ only in spelling", quoted(&one), quoted(&other))
                 };
                 Err(fault(Reason::AmbiguousJson, detail))
             }
@@ -357,9 +358,10 @@ impl<'a> Scan<'a> {
                 0xdc00..=0xdfff => Err(self.malformed("a lone surrogate")),
                 0xd800..=0xdbff => {
                     let paired = self.take_exact(b'\\') && self.peek() == Some(b'u');
-                    match paired && matches!(self.unit()?, 0xdc00..=0xdfff) {
-                        true => Ok(()),
-                        false => Err(self.malformed("a lone surrogate")),
+                    if paired && matches!(self.unit()?, 0xdc00..=0xdfff) {
+                        Ok(())
+                    } else {
+                        Err(self.malformed("a lone surrogate"))
                     }
                 }
                 _ => Ok(()),
@@ -424,12 +426,11 @@ impl<'a> Scan<'a> {
     }
 
     fn word(&mut self, word: &'static str, kind: Kind) -> Result<Kind, Fault> {
-        match self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
-            true => {
-                self.at += word.len();
-                Ok(kind)
-            }
-            false => Err(self.malformed("not a value")),
+        if self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
+            self.at += word.len();
+            Ok(kind)
+        } else {
+            Err(self.malformed("not a value"))
         }
     }
 

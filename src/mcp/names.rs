@@ -106,28 +106,29 @@ impl<'a> Names<'a> {
     }
 
     fn hash(&self, name: &str) -> u64 {
-        match self.twins == Twins::Folded && !name.is_ascii() {
-            true => hash(fold(name).as_bytes()),
-            false => hash(name.as_bytes()),
+        if self.twins == Twins::Folded && !name.is_ascii() {
+            hash(fold(name).as_bytes())
+        } else {
+            hash(name.as_bytes())
         }
     }
 }
 
 /// Whether a parser that ignores case would take one name for the other.
 pub(super) fn fold_equal(one: &str, other: &str) -> bool {
-    match one.is_ascii() && other.is_ascii() {
-        true => one.eq_ignore_ascii_case(other),
-        false => fold(one) == fold(other),
+    if one.is_ascii() && other.is_ascii() {
+        one.eq_ignore_ascii_case(other)
+    } else {
+        fold(one) == fold(other)
     }
 }
 
 fn fold_order(one: &str, other: &str) -> Ordering {
-    match one.is_ascii() && other.is_ascii() {
-        true => {
-            let lower = |byte: &u8| byte.to_ascii_lowercase();
-            one.as_bytes().iter().map(lower).cmp(other.as_bytes().iter().map(lower))
-        }
-        false => fold(one).cmp(&fold(other)),
+    if one.is_ascii() && other.is_ascii() {
+        let lower = |byte: &u8| byte.to_ascii_lowercase();
+        one.as_bytes().iter().map(lower).cmp(other.as_bytes().iter().map(lower))
+    } else {
+        fold(one).cmp(&fold(other))
     }
 }
 
@@ -172,8 +173,5 @@ fn hash(name: &[u8]) -> u64 {
 
 fn text_of<'t>(text: &'t str, arena: &'t str, name: &Name) -> &'t str {
     let range = name.start as usize..name.end as usize;
-    match name.copied {
-        true => &arena[range],
-        false => &text[range],
-    }
+    if name.copied { &arena[range] } else { &text[range] }
 }

@@ -13,12 +13,7 @@ pub fn prune(message: &[u8], capabilities: Place, allowed: ClientRequests) -> Re
 
 /// An object without the member `member`; `None` if it has no such member.
 pub fn without(message: &[u8], object: Place, member: &str) -> Result<Option<String>, Malformed> {
-    let cut = |name: &str, _: &str| {
-        Ok(match fold_equal(name, member) {
-            true => Kept::Cut,
-            false => Kept::AsItIs,
-        })
-    };
+    let cut = |name: &str, _: &str| Ok(if fold_equal(name, member) { Kept::Cut } else { Kept::AsItIs });
     Ok(pruned(object.text(message), cut)?)
 }
 
@@ -30,10 +25,7 @@ enum Kept {
 }
 
 fn keep(name: &str, value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
-    let listed = |request| match allowed.allow(request) {
-        true => Kept::AsItIs,
-        false => Kept::Cut,
-    };
+    let listed = |request| if allowed.allow(request) { Kept::AsItIs } else { Kept::Cut };
     // Names are compared without case, because some servers ignore case too.
     Ok(match name {
         _ if fold_equal(name, "sampling") => listed(ClientRequest::Sampling),
@@ -63,10 +55,7 @@ fn elicitation(value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
         let cut = (fold_equal(name, "form") && !forms) || (fold_equal(name, "url") && !urls);
         Ok(if cut { Kept::Cut } else { Kept::AsItIs })
     })?;
-    let offered = match urls {
-        true => url,
-        false => form || !url,
-    };
+    let offered = if urls { url } else { form || !url };
     Ok(match kept {
         _ if !offered => Kept::Cut,
         None => Kept::AsItIs,

@@ -21,9 +21,10 @@ pub fn renamed(message: &Bytes, rename: &dyn Rename) -> Result<Bytes, Malformed>
     let mut found = Found::default();
     found.message(message)?;
     let edits = found.edits(message, rename)?;
-    Ok(match edits.is_empty() {
-        true => message.clone(),
-        false => spliced(message, edits),
+    Ok(if edits.is_empty() {
+        message.clone()
+    } else {
+        spliced(message, edits)
     })
 }
 

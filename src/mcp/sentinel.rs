@@ -21,9 +21,10 @@ pub fn decode_sentinel(value: &str) -> Option<Cow<'_, str>> {
 pub fn encode_sentinel(text: &str) -> Cow<'_, str> {
     let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     let trimmed = !text.starts_with(' ') && !text.ends_with(' ') && !text.is_empty();
-    match printable && trimmed && !text.starts_with(OPEN) {
-        true => Cow::Borrowed(text),
-        false => Cow::Owned(format!("{OPEN}{}{CLOSE}", STANDARD.encode(text))),
+    if printable && trimmed && !text.starts_with(OPEN) {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(format!("{OPEN}{}{CLOSE}", STANDARD.encode(text)))
     }
 }
 

@@ -45,9 +45,10 @@ impl From<Span> for Place {
 
 /// Replaces the values at these positions, which do not overlap. Without edits it returns the same bytes, not a copy.
 pub fn splice(message: &Bytes, edits: Vec<(Place, String)>) -> Bytes {
-    match edits.is_empty() {
-        true => message.clone(),
-        false => spliced(message, edits.into_iter().map(|(place, new)| (place.range(), new)).collect()),
+    if edits.is_empty() {
+        message.clone()
+    } else {
+        spliced(message, edits.into_iter().map(|(place, new)| (place.range(), new)).collect())
     }
 }
 

@@ -53,9 +53,10 @@ impl SseReader {
 
     /// Adds bytes that have arrived.
     pub fn push(&mut self, piece: Bytes) {
-        match self.held.is_empty() {
-            true => self.held = BytesMut::from(piece),
-            false => self.held.extend_from_slice(&piece),
+        if self.held.is_empty() {
+            self.held = BytesMut::from(piece);
+        } else {
+            self.held.extend_from_slice(&piece);
         }
     }
 
@@ -77,9 +78,10 @@ impl SseReader {
     /// Ends the stream. Pending white space and comments are fine; a pending field means that the stream was cut.
     pub fn finish(self) -> Result<(), SseFault> {
         let fields = |line: &[u8]| !line.is_empty() && line[0] != b':';
-        match self.held[..].split(|byte| matches!(byte, b'\r' | b'\n')).any(fields) {
-            true => Err(SseFault::Cut),
-            false => Ok(()),
+        if self.held[..].split(|byte| matches!(byte, b'\r' | b'\n')).any(fields) {
+            Err(SseFault::Cut)
+        } else {
+            Ok(())
         }
     }
 
@@ -154,9 +156,10 @@ fn push_line(joined: &mut BytesMut, line: &[u8]) {
 
 /// The lines of a frame without their line ends. Blank lines are dropped.
 fn lines(raw: &[u8], first: bool) -> impl Iterator<Item = &[u8]> {
-    let raw = match first {
-        true => raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw),
-        false => raw,
+    let raw = if first {
+        raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw)
+    } else {
+        raw
     };
     raw.split(|byte| matches!(byte, b'\r' | b'\n'))
         .filter(|line| !line.is_empty())

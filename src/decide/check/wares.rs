@@ -45,13 +45,11 @@ impl Check<'_> {
             ..Fit::default()
         };
         for finding in findings {
-            match self.rules[finding.rule].names_sort(sort) {
-                true => {
-                    self.unsound.insert(finding.rule);
-                    self.found.problems.push(finding.problem);
-                }
-                false if fit.is_settled(number(finding.rule)) => {}
-                false => self.settle_ware(sort, &fields, finding, &mut fit),
+            if self.rules[finding.rule].names_sort(sort) {
+                self.unsound.insert(finding.rule);
+                self.found.problems.push(finding.problem);
+            } else if !fit.is_settled(number(finding.rule)) {
+                self.settle_ware(sort, &fields, finding, &mut fit);
             }
         }
         WareFit { sort, fit, fields }
