@@ -1,4 +1,4 @@
-//! What operators look at. For now health and metrics, on a listener of their own; it holds no secret and names no user.
+//! Health and metrics for operators, on their own listener. Shows no secret and no user's name.
 
 use crate::transport::{self, Body, Peer};
 use bytes::Bytes;
@@ -7,10 +7,10 @@ use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
 
-/// How this instance is, as the app sees it at this moment.
+/// The health of this instance, as the app reports it.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    /// Why calls cannot be served; empty: they can.
+    /// Why calls cannot be served; empty if they can.
     pub not_ready: Vec<String>,
     /// What is wrong although calls are served.
     pub degraded: Vec<String>,
@@ -22,13 +22,14 @@ pub struct Health {
     pub version: &'static str,
 }
 
-/// Answers `/livez`, `/readyz`, `/health` and `/metrics`; `look` and `metrics` are asked only when needed.
+/// Answers `/livez`, `/readyz`, `/health` and `/metrics`. `look` and `metrics` run only when a path needs them.
 pub struct Console {
     pub look: Box<dyn Fn() -> Health + Send + Sync>,
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Console {
+    /// Answers one request; only GET and HEAD are allowed.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>, _: Arc<Peer>) -> Response<Body> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is offered here\n".to_owned());

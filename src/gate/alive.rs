@@ -1,5 +1,5 @@
-//! A stream that says something now and then while there is nothing to say, so that nobody between takes it for dead.
-//! What it says is a comment, which no client reads and no limit counts.
+//! Keeps an SSE stream alive: sends a comment line whenever the stream has been silent for `keep_alive`, so that no proxy on
+//! the way closes it as idle. Clients ignore SSE comments, and no limit counts them.
 
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
@@ -10,11 +10,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
 
-/// A body of whole events with comments between them.
+/// An SSE body made of whole events, with keep-alive comments between them. Every frame of `body` must end at an event
+/// boundary.
 pub struct Alive {
     body: Body,
     every: Duration,
-    /// Runs only while nothing comes.
+    /// The keep-alive timer; `None` until the inner body is pending.
     silence: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,5 +1,5 @@
-//! Reads request bodies under a bound over all of them: what arrives slowly is held in memory, and connections times streams
-//! times the largest body is more memory than there is. What is in a body is not looked at.
+//! Reads request bodies within a memory budget for the whole instance. Slowly arriving bodies stay in memory, and
+//! connections × streams × the largest body would exceed any machine's memory. Does not look at the content of a body.
 
 use crate::limits::PrincipalKey;
 use crate::transport::{self, BodyProblem};
@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// All bodies that are being read; and those of one caller, or of all strangers together.
+/// Budget for all bodies being read at the same time, and for those of one caller. All unauthenticated requests together
+/// share the budget of one caller.
 const MOST: usize = 256 * 1024 * 1024;
 const MOST_OF_ONE: usize = 32 * 1024 * 1024;
-/// What a request that waits for its body holds besides: its head.
+/// Memory that a request holds besides its body while it waits for it: its head.
 const HEAD: usize = 32 * 1024;
 
-/// Room for bodies that have not arrived.
+/// The memory budget for request bodies that are being read.
 pub struct Bodies {
     held: Mutex<Held>,
     most: usize,
@@ -24,11 +25,11 @@ pub struct Bodies {
 #[derive(Default)]
 struct Held {
     all: usize,
-    /// `None`: strangers.
+    /// Bytes reserved by each caller; `None` stands for all unauthenticated requests.
     by: HashMap<Option<PrincipalKey>, usize>,
 }
 
-/// Why there is no body.
+/// Why a request body was not read: no budget left, or a problem with the body itself.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unread {
     NoRoom,
@@ -42,7 +43,7 @@ struct Claim<'a> {
 }
 
 impl Bodies {
-    /// One body of the largest size always has room.
+    /// Raises both budgets, if needed, so that one body of `max_body` bytes always fits.
     pub fn new(max_body: usize) -> Self {
         Self {
             held: Mutex::default(),
@@ -51,7 +52,7 @@ impl Bodies {
         }
     }
 
-    /// The whole body, if there is room for as much of it as is announced.
+    /// Reads the whole body after reserving its announced length; without a `Content-Length` it reserves `most`.
     pub async fn read<B>(&self, body: B, most: usize, timeout: Duration, who: Option<PrincipalKey>) -> Result<Bytes, Unread>
     where
         B: http_body::Body<Data = Bytes> + Unpin,

@@ -1,4 +1,5 @@
-//! Who is calling: the one credential proved, the member it belongs to, and the Cedar side of both, kept while they last.
+//! Authenticates the caller, finds the enrolled member behind the credential, and caches both together with their Cedar
+//! entity. Does not decide what the caller may do.
 
 use crate::decide::Subject;
 use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
@@ -10,7 +11,7 @@ use http::HeaderMap;
 use moka::sync::Cache;
 use std::sync::Arc;
 
-/// A proved caller with what hangs on it. Cheap to clone.
+/// An authenticated caller with its member and its Cedar entity. Cheap to clone.
 #[derive(Clone)]
 pub struct Caller {
     pub principal: Arc<Principal>,
@@ -18,11 +19,12 @@ pub struct Caller {
     pub subject: Subject,
 }
 
-/// Whom a credential names.
+/// The principal that a credential authenticates, before the member is loaded.
 #[derive(Clone)]
 pub struct Proved {
     pub principal: Arc<Principal>,
-    /// The owner of the key it is, and the generation of the grants before it was looked for.
+    /// For an API key: the member who owns it, and the generation of the grants cache read before the look-up. The look-up
+    /// is repeated only if the decision uses another generation.
     owner: Option<(Arc<Member>, u64)>,
 }
 
@@ -32,7 +34,7 @@ impl From<Arc<Principal>> for Proved {
     }
 }
 
-/// Proves callers and remembers them by the very values they were made of.
+/// Authenticates callers and caches a [`Caller`] per (principal, member), keyed by the addresses of the two `Arc`s.
 pub struct Callers {
     identity: Arc<Identity>,
     grants: Arc<Grants>,
@@ -41,7 +43,7 @@ pub struct Callers {
     known: Cache<(usize, usize), Caller>,
 }
 
-/// Enrols whoever an issuer proves on the first call (`members.just_in_time`).
+/// Just-in-time enrolment (`members.just_in_time`): enrols a caller with a valid token or certificate on its first request.
 pub struct JustInTime {
     pub store: Store,
     pub roles: Vec<RoleName>,
@@ -65,14 +67,16 @@ impl Callers {
         }
     }
 
-    /// The credential alone: nothing is said yet about enrolment or grants.
+    /// Checks the credential only; enrolment and grants are checked later, for the decision. `audience` is the URL of the
+    /// resource that is called.
     pub async fn prove(&self, headers: &HeaderMap, peer: &Peer, audience: &str, now: Timestamp) -> Result<Proved, Reason> {
         let presented = self.identity.present(headers, peer.certificate.as_ref())?;
         if let Some(principal) = self.identity.known(&presented, audience, now) {
             return Ok(Proved { principal, owner: None });
         }
         let generation = self.grants.generation();
-        // A key made a moment ago may not be known yet; looking again is bounded.
+        // A key created a moment ago may not be in the cache yet. `find_by_key` then asks the store once more; such look-ups
+        // are rate-limited.
         let owner = match &presented {
             Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
             Presented::Token { .. } | Presented::Certificate(_) => None,
@@ -82,11 +86,11 @@ impl Callers {
         Ok(Proved { principal, owner })
     }
 
-    /// The member behind a proved principal, with everything Cedar wants to know of both. `generation` is that of the view
-    /// on which the decision will stand.
+    /// Loads the member behind an authenticated principal and builds their Cedar entity. `generation` is that of the grants
+    /// view on which the decision will be made.
     pub async fn recognise(&self, proved: Proved, generation: u64, now: Timestamp) -> Result<Caller, Refusal> {
         let member = match self.member(&proved, generation, now).await? {
-            // Seldom taken, and too large to be part of every call's future.
+            // Rarely taken, and boxed because its future is too large to be part of every call's future.
             None => Box::pin(self.enrol(&proved.principal)).await?,
             found => found,
         };
@@ -96,7 +100,7 @@ impl Callers {
             return Ok(caller);
         }
         let subject = Subject::new(&principal, member.as_deref(), &self.environment);
-        // The entry keeps both values alive, so neither address can come to mean something else.
+        // The entry holds both `Arc`s, so neither address can be reused for another value while the entry exists.
         let caller = Caller {
             principal,
             member,
@@ -106,8 +110,8 @@ impl Callers {
         Ok(caller)
     }
 
-    /// A key belongs to its owner; everybody else is found by (issuer, subject). A cached proof does not outlive a
-    /// revocation of its key, token, session or client.
+    /// A key is looked up by its id, every other credential by (issuer, subject). Checks revocations on every call, so a
+    /// cached principal does not outlive the revocation of its key, token, session or client.
     async fn member(&self, proved: &Proved, generation: u64, now: Timestamp) -> Result<Option<Arc<Member>>, Reason> {
         let principal = &*proved.principal;
         if self.grants.revoked(principal, now) {

@@ -1,5 +1,6 @@
-//! What one caller may see of what a server says: judged when the server says it, by the policies and the member of that
-//! moment. A list may come late and a stream stay open for hours; who may see what changes meanwhile.
+//! Filters lists and notifications down to what one caller may see. It uses the policies, grants and member at the time when
+//! the server answers, because a list may come late and a stream stays open for hours.
+//! This is presentation only: whether a call may be made is decided when it is made.
 
 use crate::decide::{Enrolment, Facts, Listing, Snapshot, Subject, View, could_permit};
 use crate::domain::{
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Who looks, and where what they may see is known.
+/// The caller, and the sources of the current policies and grants.
 #[derive(Clone)]
 pub struct Viewer {
     pub environment: EnvironmentName,
@@ -27,7 +28,7 @@ pub struct Viewer {
     pub session: Option<String>,
 }
 
-/// A caller's view of the answers to one call.
+/// Filters everything that answers one call.
 pub struct Lens {
     viewer: Viewer,
     server: ServerName,
@@ -45,7 +46,7 @@ impl Lens {
         }
     }
 
-    /// The answer to the call, as this caller may see it.
+    /// Filters the answer to the call itself.
     pub fn answer(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let broken = |_| Refusal::with_detail(Reason::UpstreamBroken, "its list cannot be read");
         match (listed(self.method), self.method, self.era) {
@@ -57,13 +58,13 @@ impl Lens {
         }
     }
 
-    /// An answer to some earlier call, as a resumed stream plays it again: `Ok(None)` if it is for everybody, an error if it
-    /// holds a list that cannot be read.
+    /// Filters an answer to an earlier call on a resumed stream. `Ok(None)` if it holds no list; `Err` if it cannot be read.
     pub fn replayed(&self, body: &[u8]) -> Result<Option<Bytes>, ()> {
         self.keeping(|keep| mcp::filter_listed(body, keep, self.era)).map_err(|_| ())
     }
 
-    /// Whether the caller may hear this. That a resource has changed is for those who may read it now.
+    /// Whether the caller may receive this notification. `notifications/resources/updated` requires that the caller may read
+    /// the resource now.
     pub fn hears(&self, notification: &[u8]) -> bool {
         match mcp::notice(notification) {
             Some(Notice::Other) => true,
@@ -89,7 +90,7 @@ impl Lens {
         if shown { Shown::AsItIs } else { Shown::Hidden }
     }
 
-    /// Tools are shown as they were pinned.
+    /// A visible tool is shown with its pinned definition, not the server's current one.
     fn tool(&self, name: &str, facts: &Facts<'_>) -> Shown {
         match facts.snapshot.tool(&self.server, name) {
             Some(tool) if self.era == Era::Modern && tool.mirrored().is_err() => Shown::Hidden,
@@ -98,6 +99,7 @@ impl Lens {
         }
     }
 
+    /// Calls `look` with facts as of now, built from the current member and policies.
     fn looking<T>(&self, look: impl FnOnce(&Facts<'_>) -> T) -> T {
         let viewer = &self.viewer;
         let snapshot = viewer.snapshot.load_full();
@@ -116,7 +118,7 @@ impl Lens {
                 Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
                 Some(member) => Enrolment::Active(member),
             },
-            // A stream whose authorisation cannot be confirmed any more is cut within a second.
+            // Assumed fresh: a stream whose grants cannot be confirmed is cut by `Gate::recheck_streams` within a second.
             view: View {
                 seq: 0,
                 age_ms: 0,

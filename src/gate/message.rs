@@ -1,4 +1,5 @@
-//! From the bytes of a message to a call: read strictly, once, and brought back to what the server itself handed out.
+//! Turns the bytes of a message into a call: one strict parse, era and headers checked, the caller's handles replaced by the
+//! server's own tokens. Does not decide whether the call may be made.
 
 use super::site::Verb;
 use super::talk::{BroughtTask, Talk};
@@ -9,7 +10,7 @@ use crate::mcp::{self, Heads, Message};
 use crate::upstream::{Session, Upstreams};
 use bytes::Bytes;
 
-/// The session a legacy client names, if it is this caller's own on this server; anyone else's is unknown.
+/// Opens the sealed session id of a legacy client. Another caller's or server's session is unknown.
 pub(super) fn named_session(
     heads: &Heads<'_>,
     upstreams: &Upstreams,
@@ -26,7 +27,8 @@ pub(super) fn named_session(
     heads.session.map(open).transpose()
 }
 
-/// From bytes to a call: one strict reading, the era by the body, and headers that agree with it.
+/// Parses a POST body into a call, with its session and the tasks that it names. The body determines the era, and the
+/// headers must agree with it.
 pub(super) fn read(
     body: Bytes,
     heads: &Heads<'_>,
@@ -39,7 +41,7 @@ pub(super) fn read(
     if let Message::Request(request) = &message {
         trail.id = Some(request.id.clone());
     }
-    // The new era has no sessions and ignores the header.
+    // The modern era has no sessions and ignores `Mcp-Session-Id`.
     let session = if message.is_modern() { None } else { session? };
     if message.is_modern() {
         trail.era = Era::Modern;
@@ -99,7 +101,8 @@ pub(super) fn read(
     Ok((call, session, tasks))
 }
 
-/// Which method a request is for, and by which rules. What it said of that is kept for the record, whatever comes of it.
+/// Resolves the era, version and method of a request. Keeps the raw version and trace id for the audit record, even if the
+/// request is refused.
 pub(super) fn asks(
     request: &mcp::Request,
     heads: &Heads<'_>,
@@ -112,7 +115,7 @@ pub(super) fn asks(
     found(agreed, |era| mcp::method(request, era), &request.method, trail)
 }
 
-/// The same of a notification.
+/// Resolves the era, version and method of a notification.
 pub(super) fn notes(
     notification: &mcp::Notification,
     heads: &Heads<'_>,
@@ -128,7 +131,7 @@ pub(super) fn notes(
     )
 }
 
-/// The method by the rules that were agreed on; where there is none, the trail keeps what it was called.
+/// Resolves the method in the negotiated era. If there is none, the audit record gets the raw method name.
 fn found(
     agreed: Result<(Era, Option<ProtocolVersion>), mcp::Malformed>,
     method: impl FnOnce(Era) -> Option<Method>,
@@ -149,6 +152,7 @@ fn found(
     found
 }
 
+/// The call that a GET or DELETE stands for.
 pub(super) fn without_body(
     method: Method,
     heads: &Heads<'_>,
@@ -176,6 +180,7 @@ pub(super) fn without_body(
     Ok((call, session, Vec::new()))
 }
 
+/// The refusal for a malformed message. Keeps the message's id, if it could be read, so that the refusal answers it.
 pub(super) fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
     if malformed.id.is_some() {
         trail.id = malformed.id;
@@ -183,7 +188,7 @@ pub(super) fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
     Refusal::with_detail(malformed.reason, malformed.detail)
 }
 
-/// The id of a stranger's message, so that the challenge answers it. Nothing else of the body is believed.
+/// The request id in an unauthenticated message, so that the 401 answers it. Nothing else of the body is used.
 pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
     if verb != Verb::Post {
         return None;
@@ -195,10 +200,10 @@ pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
     }
 }
 
-/// Characters of what is only recorded.
+/// Longest raw text that is kept for a record, in characters.
 const LONGEST_SAID: usize = 64;
 
-/// Method names and trace ids are the caller's words: cut, and without control characters.
+/// Makes a caller's text safe for a record: truncated, and without control characters.
 pub(super) fn fit_for_a_record(said: &str) -> String {
     if said.len() <= LONGEST_SAID && !said.chars().any(char::is_control) {
         return said.to_owned();

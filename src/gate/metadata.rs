@@ -1,4 +1,5 @@
-//! The protected-resource document (RFC 9728): where a client gets a token. Made from configuration alone.
+//! The protected resource metadata document (RFC 9728), which tells clients where to get a token. It is made from the
+//! configuration alone.
 
 use super::site::Site;
 use crate::config::{Config, IssuerKind};
@@ -6,7 +7,7 @@ use crate::domain::ServerName;
 use bytes::Bytes;
 use serde_json::json;
 
-/// The issuers that a client may sign in with.
+/// The authorization servers that clients can use.
 pub struct Metadata {
     authorization_servers: Vec<String>,
 }
@@ -15,7 +16,7 @@ impl Metadata {
     pub fn new(config: &Config) -> Self {
         let public = config.issuers.iter().filter(|issuer| match issuer.kind {
             IssuerKind::Oidc | IssuerKind::Supabase => true,
-            // Access stands in front and answers sign-in itself.
+            // Cloudflare Access runs in front of Guardian and handles sign-in itself.
             IssuerKind::CloudflareAccess => false,
         });
         Self {
@@ -23,7 +24,7 @@ impl Metadata {
         }
     }
 
-    /// Of a server, or of all together.
+    /// The document for one server, or for the combined endpoint.
     pub fn document(&self, site: &Site, server: Option<&ServerName>) -> Bytes {
         let name = match server {
             Some(server) => format!("{server} behind Neural Guardian"),

@@ -1,5 +1,6 @@
-//! `Mcp-Param-…`: the header fields that repeat arguments of a call. Those that the tool declares must say what the arguments
-//! say, and are written anew from them; others pass as they came, and nothing is ever decided by either.
+//! `Mcp-Param-*` headers (2026-07-28), which repeat tool arguments. A header that the tool declares with `x-mcp-header` must
+//! equal its argument, and is written again from the argument; undeclared ones are forwarded unchanged.
+//! No header takes part in the policy decision.
 
 use crate::decide::{Mirrored, MirroredKind, Snapshot};
 use crate::domain::{Call, Era, Method, Reason, Refusal};
@@ -10,10 +11,10 @@ use serde_json::Value;
 type Field = (HeaderName, HeaderValue);
 
 const PREFIX: &str = "mcp-param-";
-/// The largest whole number that every parser keeps.
+/// The largest integer that every JSON parser keeps exactly (RFC 8259, section 6).
 const MAX_WHOLE: i64 = (1 << 53) - 1;
 
-/// The fields to send with a call that may be sent.
+/// The `Mcp-Param-*` headers to forward with a permitted call.
 pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Vec<Field>, Refusal> {
     if call.era == Era::Legacy {
         return Ok(Vec::new());
@@ -36,7 +37,7 @@ pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> R
     Ok(fields)
 }
 
-/// A tool that marks its arguments wrongly is not there for clients that heed the marks.
+/// The headers that the called tool declares. A tool with an invalid `x-mcp-header` does not exist for modern clients.
 fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [Mirrored], Refusal> {
     if call.method != Method::ToolsCall {
         return Ok(&[]);
@@ -52,6 +53,7 @@ fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [Mirrored], R
     }
 }
 
+/// Checks one declared header against its argument and writes it again.
 fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result<Option<Field>, Refusal> {
     let mismatch = |what: &str| Refusal::with_detail(Reason::HeaderMismatch, format!("{} {what}", mirrored.field));
     let argument = mirrored.path.iter().try_fold(arguments, |value, name| value.get(name));
@@ -95,11 +97,11 @@ fn says(said: &str, argument: &Value, kind: MirroredKind) -> bool {
     }
 }
 
-/// A number that is whole in whatever way it is written, `42.0` as `42`.
+/// The value of an integer however it is written, e.g. `42.0` as 42; `None` outside the exact range.
 fn whole(number: &Value) -> Option<i64> {
     let number = number.as_i64().or_else(|| {
         let number = number.as_f64()?;
-        // The bound is asked for below; within it a double holds each whole number exactly.
+        // The range check follows below. Within the range a double holds every integer exactly.
         (number.fract() == 0.0 && number.abs() <= MAX_WHOLE as f64).then_some(number as i64)
     });
     number.filter(|number| number.abs() <= MAX_WHOLE)

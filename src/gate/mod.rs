@@ -1,8 +1,8 @@
 //! The request path. Read `Gate::serve` from top to bottom: that is the product.
 //!
 //! A call is a value that each step consumes: `Call` → `decide` → `Permit` → `Journal::open` → `Cleared` →
-//! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and nothing is sent that was not judged.
-//! Statuses and sentences are in `reply`; rules are in `decide`; this file only puts them in order.
+//! `Upstream::forward` → `Answer` → reply. A step cannot be skipped, and only what was decided on is sent. This file only
+//! puts the steps in order: HTTP statuses and error texts are in `reply`, the rules in `decide`.
 
 mod alive;
 mod bodies;
@@ -62,14 +62,14 @@ use streams::Streams;
 use talk::{Handing, Talk, Talks};
 use trail::Trail;
 
-/// The clock and the source of ids, handed in by the app.
+/// The clock and the source of request ids, passed in so that tests can control them.
 #[derive(Clone, Copy)]
 pub struct Clock {
     pub now: fn() -> Timestamp,
     pub request: fn() -> RequestId,
 }
 
-/// Everything the path needs; each part is shared and none is locked across an await.
+/// The rooms that the request path uses, and its settings. Nothing here is locked across an await.
 pub struct GateParts {
     pub environment: EnvironmentName,
     pub site: Site,
@@ -98,7 +98,7 @@ pub struct Gate {
     draining: AtomicBool,
 }
 
-/// What a proved caller sent.
+/// The request of an authenticated caller.
 struct Errand<'a> {
     headers: &'a HeaderMap,
     verb: Verb,
@@ -107,11 +107,11 @@ struct Errand<'a> {
     counted: Option<PrincipalKey>,
 }
 
-/// Largest body that is read for the id of a message whose sender is not known.
+/// Largest body that is read for an unauthenticated caller; only the request id in it is used.
 const STRANGERS_BODY: usize = 64 * 1024;
-/// Streams of one caller at once: each is a connection to its server, for as long as an answer may take.
+/// Most open streams of one caller: each holds a connection to its server for hours.
 const MOST_STREAMS: usize = 64;
-/// A credential is looked at again if the message took longer than this to arrive.
+/// If the body took longer than this to arrive, the credential is checked again.
 const SLOW: Duration = Duration::from_secs(1);
 
 impl Gate {
@@ -127,7 +127,7 @@ impl Gate {
         }
     }
 
-    /// From now on nothing new is begun.
+    /// Refuses every new request from now on; running ones go on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
@@ -141,12 +141,13 @@ impl Gate {
             Ok(response) => (response, ""),
             Err(refusal) => {
                 let refused = self.refuse(&refusal, &trail).await;
-                // Where that request ends is what two readers would not agree on.
+                // Two HTTP/1.1 parsers may disagree on where a badly framed request ends, so the connection is closed
+                // (request smuggling).
                 let ends = refusal.reason == Reason::BadFraming && !peer.http2;
                 (if ends { reply::last(refused) } else { refused }, refusal.reason.code())
             }
         };
-        // What servers were asked on the way is counted as theirs.
+        // A request forwarded by the combined endpoint is counted once per server, in `Through::ask`.
         if !trail.passed_on {
             self.count(&trail, error);
         }
@@ -192,7 +193,8 @@ impl Gate {
             }
         };
         trail.principal = Some(proved.principal.clone());
-        // What is judged is judged as of now: a message may take half a minute to arrive, and much can end in that.
+        // The decision uses the time at which the body has arrived: a slow body takes up to half a minute, and the token may
+        // expire meanwhile.
         let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
         let proved = match trail.at.since(asked) < SLOW {
             true => proved,
@@ -215,7 +217,8 @@ impl Gate {
         }
     }
 
-    /// One message for one server, from its bytes to its answer. `through`: it came by way of the combined endpoint.
+    /// Handles one message for one server, from its bytes to its answer. `through` is set for messages from the combined
+    /// endpoint.
     async fn pass(
         &self,
         errand: Errand<'_>,
@@ -357,7 +360,7 @@ impl Gate {
         self.parts.callers.prove(&head.headers, peer, &audience, now).await
     }
 
-    /// Durable before anything is sent; if it cannot be written, nothing is.
+    /// Writes the decision to the journal and waits for the sync. If that fails, nothing is sent.
     async fn record(&self, permit: Permit, decision: Box<Decision>, trail: &mut Trail) -> Result<Cleared, Refusal> {
         match self.parts.journal.open(permit, decision).await {
             Ok(cleared) => {
@@ -374,7 +377,7 @@ impl Gate {
 }
 
 impl Gate {
-    /// Writes the refusal down and answers it.
+    /// Records a refusal and answers it. If it cannot be recorded, answers `audit_unavailable` instead.
     async fn refuse(&self, refusal: &Refusal, trail: &Trail) -> Response<Body> {
         let recorded = self.put_down(refusal, trail).await;
         let unrecorded = Refusal::new(Reason::AuditUnavailable);
@@ -384,7 +387,8 @@ impl Gate {
         }
     }
 
-    /// In full for proved callers, counted for strangers. Whether there is a record to quote; `Err` if there cannot be one.
+    /// Records the refusal of an authenticated caller; counts that of an unauthenticated one. `Ok(true)` if there is a
+    /// record to quote, `Err` if the journal cannot write.
     async fn put_down(&self, refusal: &Refusal, trail: &Trail) -> Result<bool, ()> {
         let recorded = match &trail.principal {
             _ if trail.recorded => Ok(true),
@@ -429,7 +433,7 @@ impl Gate {
         )
     }
 
-    /// `Err` when the journal cannot write: then the refusal itself is told as that.
+    /// `Ok(false)` if the refusal was only counted, `Err` if the journal cannot write.
     async fn record_refusal(&self, refusal: &Refusal, principal: &Principal, trail: &Trail) -> Result<bool, ()> {
         self.parts.metrics.refused(refusal.reason, trail.started.elapsed());
         if refusal.reason == Reason::AuditUnavailable {
@@ -454,8 +458,8 @@ impl Gate {
             })
     }
 
-    /// Cuts open streams whose authorisation is gone; the app calls it once a second. While nobody calls, nobody else asks
-    /// what has changed, so this does. What cannot be confirmed any more does not go on.
+    /// Cuts open streams whose authorisation has ended; the app calls it once a second. It also keeps the grants confirmed
+    /// while no calls do. If they cannot be confirmed, all streams are cut.
     pub async fn recheck_streams(&self) {
         if self.streams.is_empty() {
             return;
@@ -467,7 +471,7 @@ impl Gate {
         }
     }
 
-    /// Puts what was only counted on record; the app calls it once a second. While nothing can be recorded, it is kept.
+    /// Records the counted refusals; the app calls it once a second. While the journal is sealed, the counts are kept.
     pub async fn record_noise(&self) {
         if matches!(self.parts.journal.state(), State::Sealed(_)) {
             return;
@@ -479,19 +483,19 @@ impl Gate {
         }
     }
 
-    /// Counted last, so that a call refused for another reason consumes nothing.
+    /// Applies the rate and concurrency limits. They come after the decision, so that a call refused by it uses up nothing.
     fn admit(&self, permit: &Permit, principal: &Principal, counted: Option<PrincipalKey>) -> Result<Option<Admission>, Refusal> {
         let call = permit.call();
         let counted = || counted.unwrap_or_else(|| PrincipalKey::of(principal));
         match call.method {
-            // Probes and courtesies are free: refusing them would only confuse the client.
+            // These methods are not limited, because refusing them would only confuse the client.
             Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => Ok(None),
             Method::OpenStream | Method::Listen => {
                 self.has_room_for_a_stream(principal)?;
                 let admission = self.parts.limits.admit(counted(), &call.server, None);
                 admission.map(Some).map_err(|refusal| *refusal)
             }
-            // Whoever waits for a task asks again and again; that is no call of its tool.
+            // Clients poll their tasks, so polling does not count as a call of the tool.
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
                 let admission = self.parts.limits.admit(counted(), &call.server, None);
                 admission.map(Some).map_err(|refusal| *refusal)
@@ -547,7 +551,7 @@ impl Gate {
     }
 }
 
-/// A server of one era cannot be asked in the other: the client is told so and falls back.
+/// Refuses the other era if the server speaks only one. The status makes a dual-era client fall back to the other era.
 fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
     match (call.era, call.method) {
         (era, _) if !upstream.eras().lack(era) => Ok(()),
@@ -563,13 +567,14 @@ fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
     }
 }
 
-/// Whether this caller's list of tools has the one called.
+/// Whether the called tool is in this caller's `tools/list`.
 fn shown(call: &Call, facts: &Facts<'_>) -> bool {
     let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
     tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
 }
 
-/// No tool is known of a server that was never reached: that is what is wrong, not the name of the tool.
+/// The tools of a server that was never reached are unknown: reports the server as unreachable instead of the tool as
+/// unknown.
 fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Refusal {
     let never = upstream.eras() == Eras::Unknown && snapshot.tools(upstream.name()).next().is_none();
     match refusal.reason == Reason::UnknownTool && never {
@@ -578,7 +583,7 @@ fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Ref
     }
 }
 
-/// What the decision stands on, for the looks after it.
+/// What later rechecks compare with the current grants.
 fn ticket(generation: u64, caller: &Caller, basis: &Basis) -> Ticket {
     let member = caller.member.as_ref().map(|member| member.id.clone());
     Ticket {

@@ -1,16 +1,18 @@
-//! Refusals that must not fill the spool: unauthenticated ones are counted by reason and network, and somebody who is
-//! refused over and over is recorded in full only so often a second. Counts become records once a second.
+//! Keeps refusals from flooding the spool. Refusals of unauthenticated callers are counted by reason and network; those of
+//! one principal are recorded in full up to a rate, then counted too. The counts become `SUPPRESSED` records once a second.
 
 use crate::domain::{EnvironmentName, Event, Reason, Suppressed, Timestamp};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 
-/// Full records of refusals that one principal gets a second.
+/// Refusals of one principal that are recorded in full, per second.
 const FULL_RECORDS_A_SECOND: u32 = 50;
-/// Distinct (reason, network) and principals counted at once; what comes on top is counted under one entry.
+/// Bound of each table: of (reason, network) counts and of principals. Beyond it refusals are counted by reason alone, and
+/// further principals get no full records.
 const MOST_KEYS: usize = 4_096;
 
+/// Counts refusals instead of recording each of them.
 #[derive(Default)]
 pub struct Noise(Mutex<Counts>);
 
@@ -21,6 +23,7 @@ struct Counts {
 }
 
 impl Noise {
+    /// Counts one refusal by reason and network.
     pub fn count(&self, reason: Reason, source: IpAddr) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (reason, Some(network(source)));
@@ -32,7 +35,7 @@ impl Noise {
         *counts.suppressed.entry(key).or_default() += 1;
     }
 
-    /// Whether this refusal still gets a record of its own; if not, it is counted.
+    /// Whether this refusal gets a full record; if not, it has been counted.
     pub fn records(&self, principal: &str, reason: Reason, source: IpAddr, now: Timestamp) -> bool {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.recorded.len() >= MOST_KEYS && !counts.recorded.contains_key(principal) {
@@ -57,7 +60,7 @@ impl Noise {
         false
     }
 
-    /// Takes what was counted since the last time.
+    /// Takes the counts since the last call, as events for the journal.
     pub fn drain(&self, environment: &EnvironmentName, at: Timestamp) -> Vec<Event> {
         let counted = std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).suppressed);
         let event = |((reason, network), count): ((Reason, Option<IpAddr>), u64)| {
@@ -73,7 +76,7 @@ impl Noise {
     }
 }
 
-/// The /24 or /56 an address is in.
+/// The network of an address: its /24 (IPv4) or /56 (IPv6).
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << 8)).into(),

@@ -1,10 +1,11 @@
-//! Arguments as a record may hold them: the values of configured names replaced, at any depth. Off unless asked for.
+//! Redacts arguments for audit records: replaces the values of configured names at any depth. Off by default, so that a
+//! record holds only the digest of the arguments.
 
 use crate::config::{JournalConfig, RecordArguments};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// What of the arguments goes on record.
+/// Which arguments audit records hold, and which of them are hidden.
 pub struct Redaction {
     keep: bool,
     hidden: BTreeSet<String>,
@@ -18,7 +19,8 @@ impl Redaction {
         }
     }
 
-    /// `None` when only the digest is kept. Arguments were read strictly before, so they do parse.
+    /// The redacted arguments; `None` if records hold only the digest. The strict parse has accepted the arguments before,
+    /// so they do parse here.
     pub fn apply(&self, arguments: Option<&[u8]>) -> Option<String> {
         if !self.keep {
             return None;

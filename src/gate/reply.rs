@@ -1,6 +1,6 @@
-//! What a client hears when it is refused: one table from reason to status, code, sentence and remedy.
+//! What a client is told when it is refused: one table from `Reason` to HTTP status, JSON-RPC code, sentence and remedy.
 //!
-//! Nothing is decided here, and nothing secret can get in: a `Refusal` never holds any.
+//! Decides nothing. Discloses no secret, because a `Refusal` never holds one.
 
 use crate::config::Denials;
 use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal, RequestId};
@@ -11,29 +11,30 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 
-/// To whom the refusal goes and how it wants it.
+/// What the wording and the status of a refusal depend on, beside its reason.
 pub struct Listener<'a> {
     pub id: Option<&'a MessageId>,
     pub era: Era,
-    /// Whether the caller came with a token, for which another with more scopes can be had.
+    /// Whether the caller uses a token, so that it could get one with more scopes.
     pub may_step_up: bool,
-    /// The record to quote; `None` when there is none (unauthenticated callers are only counted).
+    /// The audit record to quote; `None` if there is none, e.g. because refusals of unauthenticated callers are only
+    /// counted.
     pub record: Option<RequestId>,
-    /// Absolute URL of the protected-resource document, for challenges.
+    /// Absolute URL of the protected resource metadata, for `WWW-Authenticate`.
     pub metadata: &'a str,
     pub denials: Denials,
-    /// The protocol version asked for, to be told back when it is refused.
+    /// The raw protocol version of the request, repeated to the client if it is refused.
     pub said_version: Option<&'a str>,
-    /// What the server speaks, so that no client is told of a version that it would be refused.
+    /// The eras that the server speaks, so that the client is offered no version that would be refused too.
     pub eras: Eras,
-    /// What was asked; `None` where it could not be told, or was not read.
+    /// The method of the message; `None` if unknown or not read.
     pub method: Option<Method>,
-    /// Whether the tool asked for is one that this caller is not shown, for `denials = "unknown_tool"`.
+    /// Whether this caller's `tools/list` hides the called tool; with `denials = "unknown_tool"` the refusal hides it too.
     pub unseen: bool,
 }
 
 impl Listener<'_> {
-    /// A refusal of a resource or a prompt is never a tool's result.
+    /// Resources and prompts are refused with JSON-RPC errors, never with a tool result.
     fn of_ware(&self) -> bool {
         self.method.is_some_and(Method::is_of_ware)
     }
@@ -41,13 +42,13 @@ impl Listener<'_> {
 
 struct Row {
     status: u16,
-    /// JSON-RPC code: the specification's where it has one, else our own outside -32768…-32000.
+    /// The JSON-RPC code: the specification's if it has one, else our own outside -32768…-32000.
     code: i64,
     sentence: &'static str,
     remedy: Option<&'static str>,
 }
 
-/// The table. Each reason is in it once; the compiler sees to that.
+/// The table of all refusals. The `match` is exhaustive, so each reason has exactly one row.
 const fn row(reason: Reason) -> Row {
     use Reason as R;
     let (status, code, sentence, remedy) = match reason {
@@ -249,7 +250,7 @@ const fn row(reason: Reason) -> Row {
     }
 }
 
-/// The whole answer to a refused message.
+/// The complete HTTP response to a refused message.
 pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     let row = row(refusal.reason);
     let by_policy = matches!(
@@ -291,14 +292,16 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     response
 }
 
-/// The last answer of its connection: nothing that follows the request is read. HTTP/2 needs no such word.
+/// Closes the HTTP/1.1 connection after this response, so that nothing after the refused request is parsed. HTTP/2 frames
+/// delimit each request and need no such header.
 pub fn last(mut response: Response<Body>) -> Response<Body> {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
     response
 }
 
-/// What is said only of tools that there are, or in other words than of those that never were.
+/// Refusals that would tell an existing tool from one that does not exist. With `denials = "unknown_tool"` all of them read
+/// `unknown_tool`.
 const fn tells_of_a_tool(reason: Reason) -> bool {
     use Reason as R;
     matches!(
@@ -313,7 +316,7 @@ const fn tells_of_a_tool(reason: Reason) -> bool {
     )
 }
 
-/// The same as a bare message, where the head of the answer is gone already.
+/// The refusal as a bare JSON-RPC error, for use inside a response that has its own status.
 pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
     let row = row(refusal.reason);
     let to = Listener {
@@ -336,10 +339,11 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
     )
 }
 
-/// A legacy client may lose its session on any status but 200. Where a request itself is in order, the refusal is its answer:
-/// limits, servers that fail, what cannot be judged just now. What is not granted as well, but to callers with a token: the
-/// specification wants 403 for them, and their clients go and get another token on hearing it. What was not read is not
-/// answered like this: nobody could tell which request that would be the answer to.
+/// The HTTP status, by era. Legacy clients may drop their session on any status but 200, so they get the refusal of a valid
+/// request as a JSON-RPC error with 200: limits, failing servers, and decisions that cannot be made at the moment.
+/// Missing grants and scopes too, except for callers with a token: the specification requires 403 there, and their clients
+/// react by getting another token.
+/// A message without a readable id keeps the error status, because its client could not tell which request a 200 answers.
 fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
     use Reason as R;
     let asked = to.id.is_some();
@@ -365,7 +369,7 @@ fn sentence(row: &Row, refusal: &Refusal) -> String {
     }
 }
 
-/// `data` of the error: what a program, or a model, can act on.
+/// `data` of the JSON-RPC error, for programs and models to act on.
 fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
     let mut data = Map::new();
     data.insert("reason".to_owned(), refusal.reason.code().into());
@@ -405,7 +409,8 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
     data
 }
 
-/// The versions the same message could have named, newest first; those of the other era if the server speaks only that.
+/// The versions that the client can ask for instead, newest first: those of its era, or of the other era if the server
+/// speaks only that.
 fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
     let era = match (asked, eras.lack(asked)) {
         (Era::Legacy, false) | (Era::Modern, true) => Era::Legacy,
@@ -418,7 +423,7 @@ fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
         .collect()
 }
 
-/// RFC 6750 and RFC 9728: where to get a token, or which scopes are missing.
+/// `WWW-Authenticate` (RFC 6750 section 3, RFC 9728 section 5.1): where to get a token, or which scopes are missing.
 fn challenge(refusal: &Refusal, status: StatusCode, metadata: &str) -> Option<HeaderValue> {
     let text = match (status.as_u16(), refusal.reason) {
         (401, Reason::NoCredential) => format!("Bearer resource_metadata=\"{metadata}\""),
@@ -445,6 +450,7 @@ fn retry_after_secs(refusal: &Refusal, status: StatusCode) -> Option<u64> {
     }
 }
 
+/// A JSON response that no cache may store.
 pub fn json(status: StatusCode, body: Bytes) -> Response<Body> {
     let mut response = Response::new(transport::full(body));
     *response.status_mut() = status;
@@ -549,7 +555,7 @@ mod tests {
             assert_eq!((legacy(reason, true).0, legacy(reason, false).0), (200, 200), "{reason:?}");
             assert_eq!(told(reason, Era::Modern, true, Some(&id)).0, status);
         }
-        // What the client or whoever distributes calls is to act upon.
+        // The client or a load balancer must act on these statuses.
         for (reason, status) in [(Reason::BadKey, 401), (Reason::UnknownSession, 404), (Reason::Draining, 503)] {
             assert_eq!(legacy(reason, false).0, status, "{reason:?}");
         }

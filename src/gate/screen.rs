@@ -1,5 +1,6 @@
-//! The answer on its way back: lists shrunk to what the caller may call, session ids sealed, streams passed frame by frame.
-//! What a server says of itself (cookies, challenges, redirects) never got this far.
+//! The response on its way back to the caller: filters lists, encodes handles, seals session ids, passes streams on event by
+//! event.
+//! Cookies, challenges and redirects of a server never reach this point: `upstream` drops them.
 
 use super::alive::Alive;
 use super::combined::Names;
@@ -18,18 +19,18 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How an answer is passed on; made before the call is sent, from the facts it was judged by.
+/// How to rewrite the answer to one call; made before the call is sent.
 pub struct Screen {
     id: Option<MessageId>,
     era: Era,
     method: Method,
     handing: Handing,
     lens: Lens,
-    /// How the server's words are written, where others have theirs beside them.
+    /// Set for the combined endpoint, where names get the server as a prefix.
     names: Option<Names>,
 }
 
-/// What a new session is sealed with.
+/// The inputs for sealing a new session id.
 pub struct Sealing<'a> {
     pub keys: &'a SessionKeys,
     pub principal: &'a Principal,
@@ -38,16 +39,16 @@ pub struct Sealing<'a> {
     pub lifetime: Duration,
 }
 
-/// What an open stream stands on, and where that is looked after.
+/// What an open stream needs: its registration, so that it can be cut, and its keep-alive interval.
 pub struct Open {
     pub streams: Arc<Streams>,
     pub ticket: Ticket,
-    /// How long it may be silent.
+    /// The longest silence before a keep-alive comment is sent.
     pub keep_alive: Duration,
 }
 
 const EVENTS: &str = "text/event-stream";
-/// An answer that the buffers of its connection do not take at once waits here for its client, and is a call going on.
+/// Larger bodies may not fit into the connection's send buffers. They keep the call's concurrency slot until they are sent.
 const SOON_TAKEN: usize = 64 * 1024;
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -63,12 +64,13 @@ impl Screen {
         }
     }
 
-    /// The session was opened for this call.
+    /// Binds later handles to the session, if it was opened only after the call was permitted.
     pub fn in_session(&mut self, session: Option<&Session>) {
         self.handing.in_session(session.map(Session::label));
     }
 
-    /// `admission` and the stream's ticket are held until the last byte is out.
+    /// Builds the response. A stream holds `admission`, the concurrency slot, until its last byte is sent; so does a large
+    /// body.
     pub fn reply(
         self,
         answer: Answer,
@@ -100,7 +102,7 @@ impl Screen {
         }
     }
 
-    /// The answer as this caller may have it.
+    /// The answer as this caller may see it: handles encoded, lists filtered, names prefixed.
     fn result(&self, body: Bytes, said: &Said) -> Result<Bytes, Refusal> {
         let handed = self
             .handing
@@ -120,7 +122,8 @@ impl Screen {
     fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
         let (enrolled, cut) = open.streams.enrol(open.ticket);
         frames.cut_by(cut);
-        // The server's own stream stays open for hours; only its opening counts.
+        // Streams without a pending request (GET, `subscriptions/listen`) stay open for hours; the slot only covers opening
+        // them.
         let admission = admission.filter(|_| !self.method.is_stream());
         let body = frames.into_body(move |piece| self.piece(piece));
         let body = Alive::new(body, open.keep_alive).boxed();
@@ -153,7 +156,7 @@ impl Screen {
         }
     }
 
-    /// An answer to an earlier request. If it holds what cannot be passed on, it is left out.
+    /// An answer to an earlier request on a resumed stream; dropped if it cannot be rewritten for this caller.
     fn replayed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
         let data = frame.data.take()?;
         let handed = self.handing.hand_out(data.clone(), said)?;
@@ -168,7 +171,7 @@ impl Screen {
         }
     }
 
-    /// A message of the server's own.
+    /// A request or notification from the server; dropped if it is not for this caller or cannot be rewritten.
     fn handed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
         let data = frame.data.take()?;
         if !self.handing.is_for(&data, said) {
@@ -180,7 +183,7 @@ impl Screen {
         }
     }
 
-    /// The head is gone: the only way left to refuse is the answer itself.
+    /// The response head was sent already, so a refusal can only be sent as the JSON-RPC answer.
     fn broken(&self, refusal: &Refusal) -> Bytes {
         reply::body(refusal, self.id.as_ref())
     }
@@ -208,6 +211,7 @@ fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {
     HeaderValue::try_from(sealing.keys.seal(&session, sealing.principal, Some(sealing.server))).ok()
 }
 
+/// Wraps an SSE body in a response that no cache or proxy may store or buffer.
 pub fn event_stream(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -227,7 +231,8 @@ pub fn is_event_stream(response: &Response<Body>) -> bool {
         .is_some_and(|value| value == EVENTS)
 }
 
-/// Old clients lose their session on an error status; what they need to know is in the body. 404 means just that.
+/// The status for the client. Legacy clients may drop their session on an error status, so they get 200 and find the error
+/// in the body. A 404 is passed on because it does mean that the session is gone.
 fn told(status: StatusCode, era: Era) -> StatusCode {
     match (era, status) {
         (Era::Modern, _) | (Era::Legacy, StatusCode::NOT_FOUND) => status,
@@ -235,7 +240,7 @@ fn told(status: StatusCode, era: Era) -> StatusCode {
     }
 }
 
-/// The event with other data; its id stays, so that the client can resume after it.
+/// The event with other data. It keeps its id, so that the client can resume after it.
 fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
     match &frame.id {
         Some(id) => [b"id: ".as_slice(), id, b"\n", &event(data)].concat().into(),
@@ -243,7 +248,7 @@ fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
     }
 }
 
-/// Every line of the data gets its field: a server may break a message into lines.
+/// Encodes a message as an SSE event. Each line of the message gets its own `data:` field, as JSON may contain line breaks.
 pub fn event(data: &[u8]) -> Bytes {
     let mut event = b"event: message\n".to_vec();
     for line in data.split(|byte| *byte == b'\n') {

@@ -1,4 +1,4 @@
-//! Where a request may come in: exact paths, our host names, listed origins. Routes only; no credential is read here.
+//! Checks of the request head: exact paths, configured host names and origins, media types. Does not read credentials.
 
 use crate::config::{Config, Listen};
 use crate::domain::{Reason, Refusal, ServerName};
@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The addresses this instance answers to.
+/// The public URLs and the limits of this instance.
 pub struct Site {
-    /// `https://host[:port]`, no path.
+    /// Scheme, host and port of the public URL, without a path.
     origin: String,
-    /// The URL of all servers together, and of each that is configured.
+    /// The URL of the combined endpoint; `resources` holds that of each configured server.
     combined: String,
     resources: HashMap<ServerName, String>,
     hosts: Vec<String>,
@@ -23,17 +23,17 @@ pub struct Site {
     pub keep_alive: Duration,
 }
 
-/// What a path leads to.
+/// What a path refers to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route {
     Mcp(ServerName),
-    /// `/mcp`: all servers together.
+    /// `/mcp`: the combined endpoint.
     Combined,
-    /// The protected-resource document of a server, or of all together.
+    /// The protected resource metadata of a server, or of the combined endpoint.
     Metadata(Option<ServerName>),
 }
 
-/// How a message of the protocol arrives.
+/// The HTTP methods of MCP's Streamable HTTP transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     Post,
@@ -77,7 +77,7 @@ impl Site {
         }
     }
 
-    /// The exact URL of a server, or of all together, as clients use it; also the audience of tokens made for it.
+    /// The canonical URL of a server or of the combined endpoint (RFC 8707); a token must have it as its audience.
     pub fn resource(&self, server: Option<&ServerName>) -> Cow<'_, str> {
         let Some(server) = server else {
             return self.combined.as_str().into();
@@ -88,6 +88,7 @@ impl Site {
         }
     }
 
+    /// The URL of the protected resource metadata (RFC 9728) of a server or of the combined endpoint.
     pub fn metadata_url(&self, server: Option<&ServerName>) -> String {
         match server {
             Some(server) => format!("{}{METADATA}/mcp/{server}", self.origin),
@@ -95,7 +96,7 @@ impl Site {
         }
     }
 
-    /// Framing, host and origin: everything that is refused before anybody asks who is calling.
+    /// Checks framing, `Host` and `Origin`, before authentication.
     pub fn admit(&self, head: &request::Parts) -> Result<(), Refusal> {
         transport::framing(head).map_err(|why| Refusal::with_detail(Reason::BadFraming, why))?;
         let host = match head.uri.authority() {
@@ -105,7 +106,7 @@ impl Site {
         if !self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)) {
             return Err(Reason::WrongHost.into());
         }
-        // A page has one origin; of several, each must be listed.
+        // Browsers send one `Origin`. If there are several, each must be configured.
         match head
             .headers
             .get_all(header::ORIGIN)
@@ -123,7 +124,7 @@ impl Site {
     }
 }
 
-/// Exact paths, byte for byte. A query is refused rather than ignored: nothing here takes one.
+/// Matches paths exactly, byte for byte. A query is refused rather than ignored, because no path takes one.
 pub fn route(head: &request::Parts) -> Result<Route, Refusal> {
     if head.uri.query().is_some() {
         return Err(Refusal::with_detail(Reason::UnknownPath, "no query is taken"));
@@ -146,6 +147,7 @@ pub fn route(head: &request::Parts) -> Result<Route, Refusal> {
     }
 }
 
+/// Maps the HTTP method; any other method is refused with 405.
 pub fn verb(head: &request::Parts) -> Result<Verb, Refusal> {
     match head.method {
         HttpMethod::POST => Ok(Verb::Post),
@@ -155,7 +157,8 @@ pub fn verb(head: &request::Parts) -> Result<Verb, Refusal> {
     }
 }
 
-/// Media types are judged once, exactly, and never decide whether a message is judged.
+/// Checks `Content-Encoding`, `Content-Type` and `Accept`. They can only cause a refusal; no media type lets a message skip
+/// a later check.
 pub fn media_types(headers: &HeaderMap, verb: Verb) -> Result<(), Refusal> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Refusal::with_detail(Reason::WrongMediaType, "an encoded body is not taken"));
@@ -188,11 +191,11 @@ fn json_in_utf8(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// How nearly every client writes it.
+/// The `Accept` value that nearly every client sends.
 const BOTH: &str = "application/json, text/event-stream";
 
 fn accepts(headers: &HeaderMap, needed: &[&str]) -> Result<(), Refusal> {
-    // Every value only adds to what is accepted.
+    // Fast path: other `Accept` fields could only allow more.
     if headers.get(header::ACCEPT).is_some_and(|value| value == BOTH) {
         return Ok(());
     }

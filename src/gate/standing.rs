@@ -1,4 +1,5 @@
-//! What a caller is to Guardian now: who it is, how well that is known, and by which rules it is judged.
+//! Gathers what a decision depends on besides the call: the caller's member and grants, how fresh they are, and the policy
+//! snapshot. Does not decide.
 
 use super::Gate;
 use super::caller::{Caller, Proved};
@@ -7,7 +8,7 @@ use crate::decide::{self, Enrolment, Facts, Refused, Snapshot, Verdict, View};
 use crate::domain::{MemberStatus, Refusal};
 use std::sync::Arc;
 
-/// All that a decision stands on but the call.
+/// The authorisation context of one message.
 pub struct Standing {
     pub caller: Caller,
     pub view: View,
@@ -16,6 +17,7 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// The input for `decide`.
     pub fn facts<'a>(&'a self, trail: &'a Trail) -> Facts<'a> {
         Facts {
             now: trail.at,
@@ -31,7 +33,8 @@ impl Standing {
 }
 
 impl Gate {
-    /// Who is calling, by the view that the decision will stand on.
+    /// Loads the member and the policy snapshot. Takes the grants view first, so that the decision rests on data at least as
+    /// new as that view.
     pub(super) async fn standing(&self, proved: Proved, trail: &mut Trail) -> Result<Standing, Refusal> {
         let (view, generation) = self.view().await;
         let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
@@ -44,7 +47,8 @@ impl Gate {
         })
     }
 
-    /// Nobody is refused for want of what another process granted them a moment ago.
+    /// If the refusal lies in the grants, confirms them and decides once more, so that a grant added by another process
+    /// takes effect at once.
     pub(super) async fn judge_again(
         &self,
         refused: Refused,
@@ -64,7 +68,7 @@ impl Gate {
         Ok(decide::decide(refused.call, &standing.facts(trail)))
     }
 
-    /// How old the knowledge of grants is; waits for a confirmation only if it is too old.
+    /// The age of the grants. Waits for a confirmation only if they are older than `max_staleness`.
     async fn view(&self) -> (View, u64) {
         let (view, stale) = match self.parts.grants.fresh().await {
             Ok(view) => (view, None),

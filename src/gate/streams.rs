@@ -1,5 +1,5 @@
-//! Open streams and the authorisation they stand on: one task looks at every change, and once a second for what time alone
-//! ends, and cuts those whose grant or credential is gone.
+//! The registry of open streams. `Gate::recheck_streams` calls [`Streams::recheck`] once a second, which cuts the streams
+//! whose grant, credential or membership has ended.
 
 use crate::domain::{Principal, Timestamp};
 use crate::grants::{Grants, Ticket};
@@ -14,21 +14,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio_util::sync::CancellationToken;
 
-/// Every stream that is open now.
+/// All open streams.
 #[derive(Default)]
 pub struct Streams {
     next: AtomicU64,
     open: Mutex<HashMap<u64, (Ticket, CancellationToken)>>,
 }
 
-/// A stream's place in the register; it leaves with the stream.
+/// The registration of one stream; dropped together with its body.
 pub struct Enrolled {
     streams: Arc<Streams>,
     number: u64,
 }
 
 impl Streams {
-    /// The token is cancelled when the authorisation is gone.
+    /// Registers a stream. The returned token is cancelled when its authorisation ends.
     pub fn enrol(self: &Arc<Self>, ticket: Ticket) -> (Enrolled, CancellationToken) {
         let (number, token) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
         self.open
@@ -48,14 +48,14 @@ impl Streams {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// How many this caller has open.
+    /// The number of open streams of one caller.
     pub fn of(&self, principal: &Principal) -> usize {
         let same = |other: &Principal| other.issuer == principal.issuer && other.subject == principal.subject;
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.values().filter(|(ticket, _)| same(&ticket.principal)).count()
     }
 
-    /// Cuts what may no longer be open, which is everything if too little is known (`fresh`); tells how many.
+    /// Cuts the streams whose authorisation has ended, or all of them if the grants are not `fresh`; returns how many.
     pub fn recheck(&self, grants: &Grants, fresh: bool, now: Timestamp) -> usize {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = open.values().filter(|(ticket, _)| {
@@ -75,7 +75,7 @@ impl Drop for Enrolled {
     }
 }
 
-/// A body with what must live until its last byte is out.
+/// A body that keeps a value alive until its last byte is sent.
 pub struct Held<T> {
     body: Body,
     _with: T,

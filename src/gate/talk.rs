@@ -1,6 +1,6 @@
-//! What goes back and forth between one caller and one server beside questions and answers: cursors, request states, task
-//! ids, and what the server asks of the client. The caller gets handles and brings them back; whatever else it brings is
-//! unknown. Both ways the rest of a message stays byte for byte.
+//! Translates a server's opaque tokens (cursors, request states, task ids, ids of server requests) into handles bound to the
+//! caller, and back. Refuses tokens that are not valid handles of this caller.
+//! Replaces only the tokens: all other bytes of a message stay.
 
 use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp, ToolName};
 use crate::mcp::{self, Params, Place, Said, Token, splice};
@@ -11,26 +11,27 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What an instance remembers of all conversations. None of it is needed to take a handle back.
+/// Per-instance memory of handles. Handles verify without it, so any instance with the session keys accepts them.
 pub struct Talks {
     keys: Arc<SessionKeys>,
-    /// How long a request state is taken back.
+    /// How long a request state is accepted.
     lifetime: Duration,
     now: fn() -> Timestamp,
-    /// Requests of servers that were answered, by their handles: each is answered once.
+    /// Handles of server requests that have been answered: each is answered once.
     answered: Cache<String, ()>,
-    /// What was asked under these handles, for the records of the answers.
+    /// The method of each server request, by handle, for the audit record of the answer.
     asked: Cache<String, String>,
-    /// The tools that began tasks, for messages that name a task and nothing else.
+    /// The tool that created each task. A status notification names only the task.
     begun: Cache<(Holder, String), String>,
 }
 
 const MOST_REMEMBERED: u64 = 100_000;
 const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Longer ids than this are not taken back from clients.
+/// Longest handle of a server request. The client returns it as a JSON-RPC id, and `mcp::read` accepts at most 1,024 bytes
+/// as the id of an answer.
 const LONGEST_ID: usize = 1000;
 
-/// One caller's conversation with one server, in one session where there is one.
+/// The handles between one caller and one server, bound to the session if there is one.
 #[derive(Clone)]
 pub struct Talk {
     talks: Arc<Talks>,
@@ -40,36 +41,37 @@ pub struct Talk {
     asks: ClientRequests,
 }
 
-/// What a message says once everything that was handed out is the server's own again.
+/// A message from the client with the server's own tokens restored.
 pub struct Brought {
     pub body: Bytes,
-    /// The tasks that it names.
+    /// The tasks that the message names.
     pub tasks: Vec<BroughtTask>,
 }
 
+/// A task that the client named: the tool that created it and the server's own id.
 pub struct BroughtTask {
     pub tool: ToolName,
     pub id: String,
-    /// The same as JSON text, and as the caller wrote it.
+    /// The id as JSON text, and the handle that the client used.
     text: String,
     handle: String,
 }
 
-/// An answer on its way. Dropped before it is sent, the request still waits for one.
+/// The claim on answering a server request. If it is dropped before [`Claim::spend`], the request can still be answered.
 pub struct Claim {
     talks: Arc<Talks>,
     handle: String,
     sent: bool,
 }
 
-/// What becomes of messages on the way to the caller.
+/// Encodes the tokens in the messages to the client that belong to one call.
 pub struct Handing {
     talk: Talk,
     era: Era,
     method: Method,
     target: Target,
     tool: Option<ToolName>,
-    /// The tasks that the caller named, by the server's text: they come back as they were written.
+    /// The tasks that the client named, as (the server's JSON text, handle): answers use the same handle.
     named: Vec<(String, String)>,
 }
 
@@ -114,12 +116,12 @@ impl Talk {
         }
     }
 
-    /// Few messages hold anything that is bound to it.
+    /// Computed only when needed, because few messages hold tokens.
     fn holder(&self) -> Holder {
         Holder::new(&self.principal, &self.server)
     }
 
-    /// A request or notification as the server is to have it.
+    /// Restores the server's own tokens in a request or notification, and removes capabilities that the server may not use.
     pub fn bring(&self, body: &Bytes, params: Option<&Params>, method: Method, era: Era) -> Result<Brought, Refusal> {
         let none = |body: &Bytes| Brought {
             body: body.clone(),
@@ -159,7 +161,8 @@ impl Talk {
         })
     }
 
-    /// What a retry brings: the state that was handed out for the very same, and answers where something can be asked.
+    /// Checks the multi-round-trip members of a modern request. `requestState` must have been issued for the same method and
+    /// target; `inputResponses` is refused if the server may make no requests to clients.
     fn bring_input(&self, params: &Params, method: Method, era: Era, edits: &mut Vec<(Place, String)>) -> Result<(), Refusal> {
         let misplaced = |name: &str| Refusal::with_detail(Reason::InvalidParams, format!("`{name}` does not belong here"));
         let repeats = era == Era::Modern && method.takes_input();
@@ -201,8 +204,8 @@ impl Talk {
         Ok(task)
     }
 
-    /// The client's answer to a request of the server, if that was asked in this session and has no answer yet.
-    /// With it comes what it answers, where this instance passed that on.
+    /// Restores the id of an answer to a server request. The request must be of this session and not answered yet. Also
+    /// returns the request's method, if this instance passed the request on.
     pub fn answer(&self, answer: &mcp::Response) -> Result<(Bytes, Claim, Option<String>), Refusal> {
         let unknown = || Refusal::new(Reason::UnknownAnswer);
         let handle: String = serde_json::from_str(answer.id.as_json()).map_err(|_| unknown())?;
@@ -232,7 +235,7 @@ impl Talk {
 }
 
 impl Claim {
-    /// `None` if the request has its answer.
+    /// `None` if the request has been answered already.
     fn new(talks: &Arc<Talks>, handle: String) -> Option<Self> {
         let entry = talks.answered.entry(handle.clone()).or_insert(());
         entry.is_fresh().then(|| Self {
@@ -242,7 +245,7 @@ impl Claim {
         })
     }
 
-    /// The answer goes out: there is no other.
+    /// Marks the answer as sent; no other is accepted.
     pub fn spend(mut self) {
         self.sent = true;
     }
@@ -257,7 +260,7 @@ impl Drop for Claim {
 }
 
 impl Handing {
-    /// For the answer to a call, and for what comes with it.
+    /// Encodes what belongs to `call`; `tasks` are those that the call named.
     pub fn of(talk: Talk, call: &Call, tasks: Vec<BroughtTask>) -> Self {
         Self {
             talk,
@@ -269,21 +272,21 @@ impl Handing {
         }
     }
 
-    /// The session was not open yet when the call was judged.
+    /// Binds handles to a session that was opened only after the call was permitted.
     pub fn in_session(&mut self, label: Option<String>) {
         self.talk.session = label.unwrap_or_default();
     }
 
-    /// Whether it is for this caller: a subscription tells of the tasks it was opened for.
+    /// Whether the message is for this caller: a subscription only receives the tasks that it named.
     pub fn is_for(&self, message: &[u8], said: &Said) -> bool {
         let named = |place: &Place| self.named.iter().any(|(text, _)| text == place.text(message));
         self.method != Method::Listen || said.tasks.iter().all(named)
     }
 
-    /// The message as the caller may have it; `None` if something in it cannot be handed out.
+    /// Encodes all tokens in a message for the client; `None` if one of them is too long or must not be disclosed.
     pub fn hand_out(&self, message: Bytes, said: &Said) -> Option<Bytes> {
         let mut edits = Vec::new();
-        // In the new era a server takes back nothing but the caller's own subscription.
+        // A modern server's `notifications/cancelled` names the client's own subscription, which is no handle.
         let cancels = said.cancels.iter().filter(|_| self.era == Era::Legacy);
         for place in said.id.iter().chain(cancels) {
             let handle = self.hand(
@@ -295,7 +298,7 @@ impl Handing {
             if handle.len() > LONGEST_ID {
                 return None;
             }
-            // What is asked again may be answered again.
+            // The server may reuse the id, and then waits for a new answer.
             self.talk.talks.answered.invalidate(&handle);
             if let (Some(_), Some(method)) = (said.id, &said.method) {
                 self.talk.talks.asked.insert(handle.clone(), method.clone());
@@ -327,7 +330,7 @@ impl Handing {
             .map(|(place, handle)| (place, format!("\"{handle}\"")))
             .collect();
         if let Some(place) = said.tasks_offered.filter(|_| self.method == Method::Initialize) {
-            // Whose tasks they are a list does not say, so there is none.
+            // `tasks/list` is not offered: its result does not say whose tasks it holds.
             let kept = mcp::without(&message, place, "list").ok()?;
             edits.extend(kept.map(|text| (place, text)));
         }
@@ -338,8 +341,9 @@ impl Handing {
         self.talk.talks.keys.hand(handed, "", text, &self.talk.holder())
     }
 
-    /// Without a tool the handle names the task, but no method takes it. Then it is not the one that the caller holds: the
-    /// status of a task that was begun on another instance is not told under it, and the caller asks for it.
+    /// The handle of a task. It includes the tool that created the task; without a tool no method accepts it.
+    /// A handle without the tool would differ from the one that the client holds. So the status of a task created on another
+    /// instance is not sent (`None`), and the client polls instead.
     fn task(&self, text: &str, of_status: bool) -> Option<String> {
         if let Some((_, handle)) = self.named.iter().find(|(named, _)| named == text) {
             return Some(handle.clone());
@@ -359,7 +363,7 @@ impl Handing {
     }
 }
 
-/// What a server tells of a task without being asked, in either era.
+/// Whether this is a task status notification, of either era.
 fn is_of_status(method: &str) -> bool {
     matches!(method, "notifications/tasks/status" | "notifications/tasks")
 }

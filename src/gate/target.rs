@@ -1,4 +1,5 @@
-//! What a message acts upon: read from its parameters once, judged, recorded, mirrored and sent as that.
+//! Resolves what a call acts on, and its arguments, from the parameters. This is done once: the decision, the audit record
+//! and the forwarded headers all use the result.
 
 use super::message::{fit_for_a_record, heard};
 use super::talk::BroughtTask;
@@ -7,10 +8,10 @@ use crate::domain::{Call, Method, PromptName, Reason, Refusal, ResourceUri, Targ
 use crate::mcp::{self, Params, Reference};
 use bytes::Bytes;
 
-/// Resources that one stream may be asked to tell of: each is judged before it is opened.
+/// Most resources and tasks of one `subscriptions/listen`: each of them is decided on before the stream is opened.
 const MOST_LISTENED: usize = 256;
 
-/// Puts the target and the arguments into a call whose method is known.
+/// Sets the target and the arguments of a call whose method is known.
 pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], trail: &mut Trail) -> Result<Call, Refusal> {
     let params = params.unwrap_or_default();
     let said = params.name.as_deref().or(params.uri.as_deref());
@@ -70,7 +71,8 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
     })
 }
 
-/// A completion tells what a prompt or resource may be asked with: it is judged as that is.
+/// The target of a completion is the prompt or resource template that it completes: its answer reveals which arguments those
+/// accept.
 fn completed(params: &Params, trail: &mut Trail) -> Result<(Target, Option<Bytes>), Refusal> {
     let completion = mcp::completion(params).map_err(|malformed| heard(malformed, trail))?;
     match completion.of {

@@ -1,4 +1,5 @@
-//! What is known of a message so far: enough to record and answer a refusal at any point of the path.
+//! The request context: what is known of a message so far. At any point of the path it holds enough to record and answer a
+//! refusal.
 
 use super::talk::Claim;
 use crate::decide::Basis;
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Grows along the path; read by the record and by the reply.
+/// The context of one request. Each step fills in more; the audit record and the reply are made from it.
 pub struct Trail {
     pub request: RequestId,
     pub at: Timestamp,
@@ -26,30 +27,30 @@ pub struct Trail {
     pub id: Option<MessageId>,
     pub era: Era,
     pub method: Option<Method>,
-    /// What the message called its method where that is none that is known, as far as it is fit for a record.
+    /// The method name as received, if no method was resolved; truncated and without control characters.
     pub said_method: Option<String>,
-    /// The protocol version that the message asks for, likewise.
+    /// The requested protocol version as received; truncated and without control characters.
     pub said_version: Option<String>,
     pub tool: Option<String>,
-    /// What else is acted upon: a URI, a prompt, what a stream is asked to tell of.
+    /// The target other than a tool: a URI, a prompt, or the subjects of a subscription.
     pub target: Option<String>,
     pub arguments: Option<Bytes>,
     pub session: Option<String>,
     pub trace: Option<String>,
     pub basis: Option<Basis>,
-    /// The caller's answer to what the server asked, until it is sent.
+    /// The claim on answering a server request; taken when the answer is forwarded.
     pub claim: Option<Claim>,
-    /// The tool is there, but this caller is not shown it.
+    /// The called tool exists, but this caller's `tools/list` hides it.
     pub unseen: bool,
-    /// It came by way of the combined endpoint.
+    /// The message comes from the combined endpoint.
     pub through: bool,
-    /// Servers were asked on its behalf, each with a trail of its own.
+    /// The combined endpoint forwarded the message; each server's part has a context and records of its own.
     pub passed_on: bool,
-    /// The status that the server answered with, unless it streams.
+    /// The HTTP status of the server's answer; `None` for a stream.
     pub answered: Option<StatusCode>,
-    /// The permit is on record already: what goes wrong now is an outcome, not a decision.
+    /// The permit is in the journal already, so a later failure is an outcome and not a second decision.
     pub recorded: bool,
-    /// A refusal that was put down already, and whether in full.
+    /// Set if the refusal was recorded by a sub-call: `true` if in full, `false` if only counted.
     pub put_down: Option<bool>,
 }
 
@@ -84,6 +85,7 @@ impl Trail {
         }
     }
 
+    /// The method's name for logs and records.
     pub fn method(&self) -> &str {
         match (&self.method, &self.said_method) {
             (Some(method), _) => method.as_str(),
@@ -99,11 +101,12 @@ impl Trail {
         }
     }
 
-    /// What was permitted and why is for the journal to fill in: it has the permit.
+    /// The record of a permit. `Journal::open` fills in the policies, scopes, grant and digests from the `Permit`.
     pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Box<Decision> {
         self.decision(environment, Decided::Allow, "permitted", arguments)
     }
 
+    /// The record of a refusal.
     pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Box<Decision> {
         let mut decision = self.decision(environment, Decided::Deny, refusal.reason.code(), arguments);
         decision.detail = refusal.detail.clone();
@@ -166,7 +169,7 @@ impl Trail {
     }
 }
 
-/// As text, in one piece of memory: every call is recorded.
+/// Formats into one allocation, because this runs for every call.
 fn written(value: &impl Display) -> String {
     let mut text = String::with_capacity(40);
     _ = write!(text, "{value}");

@@ -1,4 +1,5 @@
-//! Requests that are under way for servers: which of them a client takes back is known by their ids.
+//! In-flight requests of combined sessions: maps (session, request id) to the server that got the request, so that
+//! `notifications/cancelled` reaches only that server.
 
 use crate::domain::{Digest, MessageId, ServerName};
 use crate::transport::{Body, BodyError};
@@ -10,17 +11,18 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-/// Requests under way and the servers they were passed on to, by session and id.
+/// The server of each in-flight request, keyed by session and request id.
 #[derive(Default)]
 pub struct Flights(Mutex<HashMap<(Digest, String), ServerName>>);
 
-/// A request under way, until its answer is out.
+/// Keeps one request registered; removes it when dropped.
 pub struct Flight {
     flights: Arc<Flights>,
     key: (Digest, String),
 }
 
 impl Flights {
+    /// Registers a request; it stays registered until the returned [`Flight`] is dropped.
     pub fn begin(self: &Arc<Self>, session: Digest, id: &MessageId, server: &ServerName) -> Flight {
         let key = (session, id.as_json().to_owned());
         self.map().insert(key.clone(), server.clone());
@@ -30,7 +32,7 @@ impl Flights {
         }
     }
 
-    /// Whose request this is.
+    /// The server that got the request with this id.
     pub fn server(&self, session: Digest, id: &MessageId) -> Option<ServerName> {
         self.map().get(&(session, id.as_json().to_owned())).cloned()
     }
@@ -41,7 +43,7 @@ impl Flights {
 }
 
 impl Flight {
-    /// The body of an answer, with which the request ends.
+    /// Keeps the request registered until the whole body of its answer has been sent.
     pub fn with(self, body: Body) -> Body {
         UnsyncBoxBody::new(Flying { body, _flight: self })
     }
@@ -53,7 +55,7 @@ impl Drop for Flight {
     }
 }
 
-/// The body of an answer to a request that is under way until all of it is out.
+/// The body of an answer, with the registration of its request.
 struct Flying {
     body: Body,
     _flight: Flight,

@@ -1,5 +1,7 @@
-//! `subscriptions/listen` over all servers: each is asked for its part, what they grant is acknowledged as one. What the
-//! client names, a resource or a task, and may not have is refused; a server that it names nothing of is left out instead.
+//! `subscriptions/listen` at the combined endpoint: splits the filter by server, listens to each server, and acknowledges
+//! everything that the servers granted in one message.
+//! If a server refuses something that the client named (a resource or a task), the whole request is refused. A server of
+//! which the client named nothing is left out instead.
 
 use super::names::split_uri;
 use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
@@ -22,47 +24,51 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long servers are waited for before what they grant is acknowledged; later ones join without a word.
+/// How long to wait for the servers' acknowledgements before sending the combined one. Servers that acknowledge later join
+/// the stream without another acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(2);
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
-/// Each server's part of the question is held for as long as the stream lasts.
+/// Largest body of a `subscriptions/listen`: one rewritten copy per server is held for as long as the stream is open.
 const LONGEST: usize = 64 * 1024;
-/// Flags of the filter, and the capability without which a server has nothing to tell.
+/// Boolean flags of the filter, each with the capability that a server needs for it.
 const FLAGS: [(&str, &str); 2] = [("promptsListChanged", "prompts"), ("resourcesListChanged", "resources")];
 
-/// What is wanted of one server.
+/// The part of the filter that concerns one server.
 #[derive(Default)]
 struct Wanted {
     filter: Map<String, Value>,
-    /// The client named something of it.
+    /// Whether the client named a resource or a task of this server.
     named: bool,
 }
 
-/// What becomes of one server's part, the first time.
+/// The first result of listening to one server.
 enum Report {
     Acknowledged(Value),
-    /// There will be none. With it comes its record.
+    /// The server, or the gate on its behalf, refused the subscription. The other fields identify the audit record of that
+    /// refusal.
     Refused {
         refusal: Refusal,
         named: bool,
         request: RequestId,
         recorded: Result<bool, ()>,
     },
+    /// The stream ended or could not be opened for now; [`Member::follow`] retries in the background.
     Left,
 }
 
-/// One server's part of the stream.
+/// The subscription to one server within a combined stream.
 struct Member {
     through: Through,
     headers: HeaderMap,
     body: Bytes,
     named: bool,
-    /// Until the first report: then nobody waits for another.
+    /// Taken by the first report, since later reports have no reader.
     reports: Option<mpsc::Sender<Report>>,
     out: mpsc::Sender<Bytes>,
 }
 
 impl Asker {
+    /// Answers `subscriptions/listen` with one stream over all servers that the filter concerns.
     pub(super) async fn listen(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         if read.body.len() > LONGEST {
             return Err(Reason::BodyTooLarge.into());
@@ -139,7 +145,7 @@ impl Asker {
         Ok(merging.response(rest, task))
     }
 
-    /// The filter, split by server.
+    /// Splits the client's filter by server. Refuses a resource or task of a server that this caller cannot use.
     async fn wanted(&self, read: &Read<'_>, trail: &mut Trail) -> Result<BTreeMap<ServerName, Wanted>, Refusal> {
         let uris = mcp::listened(&read.params).map_err(|malformed| heard(malformed, trail))?;
         let filter = filter(read);
@@ -180,7 +186,7 @@ impl Asker {
 }
 
 impl Member {
-    /// Listens again and again, until there is nothing to be heard or nobody hears it.
+    /// Listens to the server and reconnects with backoff, until the server refuses or the client is gone.
     async fn follow(mut self) {
         let mut wait = FIRST_WAIT;
         loop {
@@ -215,7 +221,7 @@ impl Member {
         }
     }
 
-    /// `Err` when nobody reads it any more.
+    /// Forwards the events of one stream until it ends; `Err` if the client is gone.
     async fn pour(&mut self, body: Body) -> Result<(), ()> {
         let mut reading = Reading::new(body);
         while let Some(frame) = reading.next().await {
@@ -225,7 +231,7 @@ impl Member {
                 }
                 Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
                 Some(WireKind::Notification(_)) => self.out.send(frame.raw).await.map_err(|_| ())?,
-                // The end of this server's part is not the end of the others'.
+                // This server has closed its subscription. The streams of the other servers go on.
                 Some(WireKind::Answer) => return Ok(()),
                 Some(WireKind::Request(_)) | None => (),
             }
@@ -235,7 +241,7 @@ impl Member {
 
     async fn report(&mut self, report: Report) {
         if let Some(reports) = self.reports.take() {
-            // Nobody waits for it any more: it joins without a word.
+            // The send fails once the combined acknowledgement was sent: the server then joins silently.
             let _ = reports.send(report).await;
         }
     }
@@ -254,7 +260,7 @@ fn filter(read: &Read<'_>) -> Value {
     filter.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
 }
 
-/// What an acknowledgement says is granted.
+/// The granted filter in a server's acknowledgement.
 fn part(frame: &SseFrame) -> Value {
     let message = frame
         .data
@@ -263,14 +269,14 @@ fn part(frame: &SseFrame) -> Value {
     message.unwrap_or_default()["params"]["notifications"].take()
 }
 
-/// Adds what one server grants to what others do.
+/// Merges the filter that one server granted into the combined one.
 fn grant(granted: &mut Map<String, Value>, part: &Value) {
     for (name, value) in part.as_object().into_iter().flatten() {
         match (granted.get_mut(name), value) {
             (Some(Value::Array(all)), Value::Array(more)) => all.extend(more.iter().cloned()),
             (Some(all), Value::Bool(true)) => *all = true.into(),
             (Some(_), _) => (),
-            // Of tools Guardian tells itself.
+            // Guardian sends tool list changes itself and ignores those of servers.
             (None, _) if name == "toolsListChanged" => (),
             (None, value) => drop(granted.insert(name.clone(), value.clone())),
         }

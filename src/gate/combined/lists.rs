@@ -1,5 +1,6 @@
-//! Lists of resources, templates and prompts: every server of the caller is asked at once, each in a judged and recorded call
-//! of its own. One that fails, or takes too long, is left out.
+//! `resources/list`, `resources/templates/list` and `prompts/list` at the combined endpoint: asks all of the caller's
+//! servers at once, each in its own authorised and recorded call, and merges their pages.
+//! A server that fails or takes too long is left out of the result.
 
 use super::through::{Asked, all, whole};
 use super::{Asker, Read, answer};
@@ -15,20 +16,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::time::Duration;
 
-/// What a server gets for its page; a person is waiting for those of the others.
+/// Time limit for one server's page, because the client waits for the slowest server.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Begins every cursor over several servers. What is in it each server's own cursor protects.
+/// Prefix of a combined cursor: base64url JSON that maps each server to its own cursor. The combined cursor carries no
+/// signature; each cursor in it is a handle with its own HMAC.
 const PREFIX: &str = "gc1.";
 
-/// What became of the question to one server.
+/// The result of asking one server for a page.
 enum Heard {
     Page(ServerName, Page),
-    /// It was asked with a cursor that is none.
+    /// The server's cursor was not one that Guardian issued to this caller.
     UnknownCursor(Box<Asked>),
+    /// The server failed, refused or timed out, and is left out.
     Nothing,
 }
 
 impl Asker {
+    /// Answers a list request with one page that merges the pages of all servers.
     pub(super) async fn list(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let standing = self.standing(trail).await?;
         let of = listed(read.method);

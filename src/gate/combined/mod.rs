@@ -1,6 +1,7 @@
-//! `/mcp`: all servers that a caller may use, behind one URL. A client of the gate itself: each message is answered here, or
-//! rewritten for one server and put through `Gate::pass` like any other, with a record of its own. So nothing is judged
-//! here; what comes back is renamed so that the caller can bring it back.
+//! `/mcp`: all servers of a caller behind one URL. Each message is either answered here, or rewritten for one server and
+//! sent through `Gate::pass` like any other, with its own audit record.
+//! It does not decide about calls: `Gate::pass` does. Names, URIs, event ids and cursors in answers get the server as a
+//! prefix, so that the server can be found when the caller sends them back.
 
 mod flights;
 mod listen;
@@ -37,15 +38,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use through::Asked;
 
-/// What an instance remembers of combined sessions. A session is taken up again without any of it.
+/// Combined sessions on this instance. It is only a cache: a session can be resumed on any instance from its sealed id.
 pub struct Combined {
     conversations: Cache<Digest, Arc<Conversation>>,
-    /// Sessions that their clients have ended.
+    /// Sessions that their clients ended with DELETE on this instance. Without this entry the sealed id could be resumed
+    /// until it expires.
     ended: Cache<Digest, ()>,
     flights: Arc<Flights>,
 }
 
-/// Who asks, for as long as it takes.
+/// The caller of a combined request. Owned, so that streams can outlive the request.
 #[derive(Clone)]
 pub(super) struct Asker {
     gate: Arc<Gate>,
@@ -54,7 +56,7 @@ pub(super) struct Asker {
     source: IpAddr,
 }
 
-/// A request or notification with what was read from it.
+/// A parsed request or notification at `/mcp`.
 struct Read<'a> {
     asker: &'a Asker,
     headers: &'a HeaderMap,
@@ -65,10 +67,10 @@ struct Read<'a> {
     params: Params,
 }
 
-/// A message as its server is to have it.
+/// A message rewritten for one server.
 struct Addressed<'a> {
     server: ServerName,
-    /// What it is about.
+    /// The target's name without the server prefix; for a task, its handle.
     name: &'a str,
     body: Bytes,
     headers: HeaderMap,
@@ -112,7 +114,7 @@ impl Combined {
 }
 
 impl Gate {
-    /// A message for all servers together.
+    /// Handles one HTTP request to `/mcp`, which no single server owns.
     pub(super) async fn combined(self: &Arc<Self>, errand: Errand<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let Errand {
             headers,
@@ -155,7 +157,7 @@ impl Gate {
 }
 
 impl Asker {
-    /// Answered here, or by the servers it is for.
+    /// Parses the body and handles the message in it.
     async fn message(
         &self,
         body: Bytes,
@@ -245,12 +247,12 @@ impl Asker {
                 };
                 self.to_server(&read, addressed, trail).await
             }
-            // Neither is a request.
+            // `asks` never yields these methods for a request.
             Method::Notification | Method::Answer | Method::OpenStream | Method::EndSession => Err(Reason::UnknownMethod.into()),
         }
     }
 
-    /// To the server that the name says, which gets it as it calls the thing itself.
+    /// Routes by the server prefix of a name or URI. Replaces it in the body and in `Mcp-Name` by the server's own name.
     async fn pass_on(
         &self,
         read: &Read<'_>,
@@ -277,7 +279,7 @@ impl Asker {
         self.to_server(read, addressed, trail).await
     }
 
-    /// A completion is for the server of what it completes.
+    /// Routes `completion/complete` to the server of the prompt or resource template that it completes.
     async fn complete(&self, read: &Read<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let completion = mcp::completion(&read.params).map_err(|malformed| heard(malformed, trail))?;
         let (said, split, member) = match &completion.of {
@@ -298,7 +300,8 @@ impl Asker {
         self.to_server(read, addressed, trail).await
     }
 
-    /// What is asked for no server can have. Who may ask for nothing hears that first.
+    /// The target has no server prefix, so no server can own it. A caller who is not admitted (not enrolled, disabled, stale
+    /// grants) gets that refusal instead.
     async fn nothing(&self, read: &Read<'_>, said: Option<&str>, trail: &mut Trail) -> Refusal {
         put_down(read, said, trail);
         match self.standing(trail).await {
@@ -307,8 +310,8 @@ impl Asker {
         }
     }
 
-    /// Passed on, and answered as the server's own endpoint would. A server that there is not for this caller is not told
-    /// from one that there is not at all.
+    /// Forwards a message to one server and answers as that server's own endpoint would. Servers that the caller has no
+    /// grant for look exactly like servers that do not exist.
     async fn to_server(&self, read: &Read<'_>, to: Addressed<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         put_down(read, read.params.name.as_deref().or(read.params.uri.as_deref()), trail);
         let here = match self.standing(trail).await {
@@ -346,7 +349,8 @@ impl Asker {
 }
 
 impl Read<'_> {
-    /// Asks one server. One that has lost its session gets another, once.
+    /// Sends the message to one server. If the server has lost its session, opens another session and sends the message once
+    /// more.
     async fn ask(&self, server: ServerName, headers: &HeaderMap, body: Bytes) -> Asked {
         let mut headers = headers.clone();
         headers.remove(mcp::SESSION_ID);
@@ -363,7 +367,7 @@ impl Read<'_> {
             None => false,
         };
         match (lost, asked.trail.answered, self.method) {
-            // What was sent may have been carried out in spite of what the server says.
+            // The first attempt may have been carried out although the server says 404, so a tool call is never sent twice.
             (true, Some(StatusCode::NOT_FOUND), Method::ToolsCall | Method::TasksUpdate) if !through.never_left() => {
                 let why = "it has lost its session, and another is opened for the next call";
                 asked.answered = Err(Refusal::with_detail(Reason::UpstreamBroken, why));
@@ -375,7 +379,7 @@ impl Read<'_> {
     }
 }
 
-/// What is asked for, should it be refused here.
+/// Sets what the audit record says the message acts on, in case the combined endpoint refuses it.
 fn put_down(read: &Read<'_>, said: Option<&str>, trail: &mut Trail) {
     let said = said.map(fit_for_a_record);
     match read.method {
@@ -385,7 +389,7 @@ fn put_down(read: &Read<'_>, said: Option<&str>, trail: &mut Trail) {
     trail.arguments.clone_from(&read.params.arguments);
 }
 
-/// How it is said that there is no such thing.
+/// The refusal for a target that does not exist, by method.
 const fn unknown(method: Method) -> Reason {
     match method {
         Method::ToolsCall => Reason::UnknownTool,
@@ -394,7 +398,7 @@ const fn unknown(method: Method) -> Reason {
     }
 }
 
-/// Refusals that tell of a server which the caller has nothing of.
+/// Refusals that would reveal whether a server exists to a caller without access to it.
 const fn is_not_there(reason: Reason) -> bool {
     matches!(reason, Reason::UnknownServer | Reason::ServerDisabled | Reason::NoGrant)
 }
@@ -403,7 +407,7 @@ fn no_session() -> Refusal {
     Refusal::with_detail(Reason::InvalidRequest, "`Mcp-Session-Id` is missing: initialize first")
 }
 
-/// An answer of Guardian's own.
+/// A 200 with a JSON body that Guardian wrote.
 fn answer(body: Bytes) -> Response<Body> {
     reply::json(StatusCode::OK, body)
 }

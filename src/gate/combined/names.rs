@@ -1,6 +1,6 @@
-//! How the combined endpoint writes what each server names, and finds back whose it is: tools and prompts as
-//! `<server>__<name>`, resources as `<server>+<uri>`, events of streams with both before their ids. No name of a server holds
-//! `__` or ends with `_`, so the first `__` parts the two.
+//! The namespace of the combined endpoint: adds the server to names and finds it again. Tools and prompts become
+//! `<server>__<name>`, resources `<server>+<uri>`, and SSE event ids get the server and the stream as a prefix.
+//! A server name holds no `__` and does not end with `_`, so the first `__` always separates the two parts.
 
 use crate::domain::{MessageId, ServerName};
 use crate::mcp::{Rename, SseFrame};
@@ -9,37 +9,39 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::Value;
 
-/// One server's words among those of others.
+/// Rewrites the names of one server for the combined endpoint.
 #[derive(Debug, Clone)]
 pub struct Names {
     server: ServerName,
     origin: Origin,
-    /// The request whose answer broke off, on a stream that brings the rest of it.
+    /// The request id on a stream that resumes its answer: the resuming GET has no request id of its own.
     resumed: Option<Value>,
 }
 
-/// Where an event was, by its id.
+/// A parsed event id of the combined endpoint.
 #[derive(Debug, PartialEq)]
 pub struct Spot<'a> {
     pub server: ServerName,
     pub origin: Origin,
-    /// The id of the request it was part of the answer to.
+    /// The id of the request whose answer the event belongs to.
     pub request: Option<Value>,
-    /// As the server calls it.
+    /// The event id as the server wrote it.
     pub id: &'a str,
 }
 
-/// Which stream an event was on: a client that lost it asks for the rest of that one.
+/// The kind of stream an event was sent on. A client that resumes with `Last-Event-ID` means that stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// The answer to a request.
+    /// The stream that answers a request.
     Answer,
-    /// The server's own stream of a session.
+    /// The server's GET stream of a session.
     Own,
 }
 
+/// Separates the server from the name.
 const BETWEEN: &str = "__";
-/// Stands before a name that begins with a digit, as no scheme does. No name of a server yields two dots.
+/// Prefix for server names that begin with a digit, because a URI scheme must begin with a letter (RFC 3986 3.1). No other
+/// server name begins like this: `_` becomes `.`, and server names hold no `__`.
 const BEFORE_DIGITS: &str = "n..";
 
 impl Names {
@@ -51,6 +53,7 @@ impl Names {
         }
     }
 
+    /// For a stream that resumes the answer to `request`.
     pub fn resuming(server: ServerName, request: Option<Value>) -> Self {
         Self {
             resumed: request,
@@ -62,7 +65,8 @@ impl Names {
         &self.server
     }
 
-    /// Events are told apart by their ids: a client may bring one back. `request` is what is answered.
+    /// Prefixes the event's id with the server, the kind of stream and, for answers, the request id. A client may send the
+    /// id back in `Last-Event-ID`.
     pub fn event(&self, frame: &mut SseFrame, request: Option<&MessageId>) {
         let Some(id) = frame.id.take().filter(|id| !id.is_empty()) else {
             return;
@@ -89,25 +93,26 @@ impl Rename for Names {
     }
 }
 
-/// Whose tool or prompt is meant, and what its server calls it.
+/// Splits `<server>__<name>`; `None` if there is no valid server prefix.
 pub fn split_name(name: &str) -> Option<(ServerName, &str)> {
     let (server, name) = name.split_once(BETWEEN)?;
     Some((ServerName::parse(server).ok()?, name))
 }
 
-/// The same for a resource, or a template of some.
+/// Splits `<server>+<uri>`, also for resource templates.
 pub fn split_uri(uri: &str) -> Option<(ServerName, &str)> {
     let (written, uri) = uri.split_once('+')?;
     let server = match written.strip_prefix(BEFORE_DIGITS) {
         Some(rest) => ServerName::parse(&rest.replace('.', "_")),
         None => ServerName::parse(&written.replace('.', "_")),
     };
-    // In no other spelling: policies compare bytes, and so does whoever looks for a resource in the records.
+    // Accepts only the canonical spelling of the prefix: policies compare URIs byte for byte, and so do searches in the
+    // audit.
     let server = server.ok().filter(|server| scheme(server) == written)?;
     Some((server, uri))
 }
 
-/// The same for an event.
+/// Parses an event id written by [`Names::event`].
 pub fn split_event(id: &str) -> Option<Spot<'_>> {
     let (origin, rest) = id.split_once('.')?;
     let (server, rest) = rest.split_once('.')?;
@@ -133,7 +138,7 @@ pub fn split_event(id: &str) -> Option<Spot<'_>> {
     }
 }
 
-/// A name as the beginning of a scheme, which knows no `_` and begins with a letter.
+/// The server name as the beginning of a URI scheme, which allows no `_` and must begin with a letter.
 fn scheme(server: &ServerName) -> String {
     let written = server.as_str().replace('_', ".");
     match written.starts_with(|first: char| first.is_ascii_digit()) {
@@ -142,7 +147,7 @@ fn scheme(server: &ServerName) -> String {
     }
 }
 
-/// The frame with another id; its other lines stay.
+/// Replaces the `id` lines of a frame; all other bytes stay.
 fn with_id(raw: &[u8], id: &[u8]) -> Bytes {
     let mut written = Vec::with_capacity(raw.len() + id.len());
     let mut rest = raw;

@@ -1,5 +1,5 @@
-//! What a legacy client says to servers without asking, answers to them, and the end of its session: to the server that is
-//! meant where that is known, to all that know this client otherwise. Servers it never spoke to hear nothing.
+//! Notifications, answers to server requests, `logging/setLevel` and DELETE at the combined endpoint, all legacy only. Each
+//! goes to the one server that it concerns, if that is known, else to all servers with an open session. Opens no sessions.
 
 use super::session::{Conversation, Held, Level};
 use super::through::all;
@@ -17,10 +17,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Nobody waits for what servers say to it.
+/// Time limit for each server; the answer to the client does not depend on what the servers say.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Asker {
+    /// Passes a notification to the servers that it concerns and answers 202.
     pub(super) async fn note(
         &self,
         conversation: &Arc<Conversation>,
@@ -31,7 +32,7 @@ impl Asker {
         let cancelled = notification.params.as_ref().and_then(|params| params.request_id.as_ref());
         let known = cancelled.and_then(|id| self.gate.combined.flights.server(conversation.key, id));
         let meant: Vec<_> = match notification.method.as_str() {
-            // Each server is told when its session is opened.
+            // Each server got its own `notifications/initialized` when its session was opened.
             "notifications/initialized" => Vec::new(),
             "notifications/cancelled" => open
                 .into_iter()
@@ -44,7 +45,7 @@ impl Asker {
         accepted()
     }
 
-    /// An answer goes to the server that asked, in the session it asked in.
+    /// Passes a client's answer to the server that sent the request, in the session of that request.
     pub(super) async fn answer(
         &self,
         conversation: &Arc<Conversation>,
@@ -60,7 +61,7 @@ impl Asker {
         Ok(asked.keeping_the_session().response(&self.gate))
     }
 
-    /// Each server is told, and those that this client speaks to later.
+    /// Sets the log level on all servers with an open session, and stores it for those that get one later.
     pub(super) async fn set_level(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         self.standing(trail).await?;
         drop(self.admit()?);
@@ -74,7 +75,7 @@ impl Asker {
         Ok(answer(mcp::result(id, json!({}))))
     }
 
-    /// The session ends, and with it those that were opened for it.
+    /// Ends the combined session and all server sessions opened for it.
     pub(super) async fn end(&self, conversation: &Arc<Conversation>, trail: &mut Trail) -> Response<Body> {
         self.gate.combined.end(conversation);
         let mut open = conversation.end();
@@ -84,7 +85,7 @@ impl Asker {
         Response::new(transport::empty())
     }
 
-    /// All of these, in their sessions; what they make of it changes nothing.
+    /// Sends the same message in each of these sessions. Failures are ignored: each sub-call has its own record.
     async fn tell(&self, conversation: &Arc<Conversation>, meant: Vec<(ServerName, Held)>, verb: Verb, body: &Bytes) {
         let told = meant.into_iter().map(|(server, held)| {
             let telling = async move {

@@ -1,5 +1,6 @@
-//! What the combined endpoint answers without asking any server: who it is, what the servers of this caller have, and their
-//! tools as they were pinned. A server that is down hides nothing, its own tools neither.
+//! Methods that the combined endpoint answers without asking a server: `initialize`, `ping`, `server/discover` and
+//! `tools/list`. They use what was last learned of each server and the pinned tool definitions, so an unreachable server
+//! hides no tools, not even its own.
 
 use super::session::Introduction;
 use super::{Asker, Read, answer};
@@ -16,26 +17,29 @@ use crate::upstream::{Hello, Session, Upstream};
 use http::{HeaderValue, Response};
 use serde_json::{Value, json};
 
-/// How long a modern client may keep what it is told here. It hears of changes if it listens.
+/// Cache lifetime for modern clients. A client that needs changes sooner uses `subscriptions/listen`.
 const TTL_MS: u64 = 60_000;
-/// Of the instructions of one server, and of all together.
+/// Longest instructions taken from one server, in characters, and from all together, in bytes.
 const LONGEST_INSTRUCTIONS: usize = 4_000;
 const ALL_INSTRUCTIONS: usize = 32_000;
 
 impl Asker {
-    /// Whoever is asked nothing about is still somebody whom Guardian knows.
+    /// Loads the authorisation context and refuses callers who are not enrolled, not active or not confirmed recently. A
+    /// message answered locally needs an admitted caller too.
     pub(super) async fn standing(&self, trail: &mut Trail) -> Result<Standing, Refusal> {
         let standing = self.gate.standing(self.principal.clone().into(), trail).await?;
         decide::is_admitted(&standing.facts(trail))?;
         Ok(standing)
     }
 
-    /// Counted as a message of this caller; no server is asked.
+    /// Counts the message against the caller's own limits only, because no server is asked.
     pub(super) fn admit(&self) -> Result<Admission, Refusal> {
         let who = self.counted.unwrap_or_else(|| PrincipalKey::of(&self.principal));
         self.gate.parts.limits.admit_caller(who).map_err(|refusal| *refusal)
     }
 
+    /// Opens a combined session. The client's parameters are sealed into the session id; servers are initialised later, when
+    /// first called.
     pub(super) async fn initialize(
         &self,
         read: &Read<'_>,
@@ -68,12 +72,15 @@ impl Asker {
         Ok(response)
     }
 
+    /// Answers `ping` locally. It is free, as on the endpoint of a single server.
     pub(super) async fn ping(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         self.standing(trail).await?;
         Ok(answer(mcp::result(id, json!({}))))
     }
 
-    /// Who could speak either era gets the one that reaches more servers: what is not reached is not seen.
+    /// Answers `server/discover`. A dual-era client should use the era in which it reaches more servers, as it cannot see
+    /// the others. If that is the legacy era, `server/discover` fails with "method not found", and the client falls back to
+    /// `initialize`.
     pub(super) async fn discover(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let standing = self.standing(trail).await?;
         let gate = &self.gate;
@@ -94,7 +101,7 @@ impl Asker {
         Ok(answer(mcp::result(id, result)))
     }
 
-    /// All tools on one page, by server and name.
+    /// Lists all tools on one page, ordered by server and name. No cursor is ever issued.
     pub(super) async fn tools(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
         let standing = self.standing(trail).await?;
         let _admission = self.admit()?;
@@ -107,7 +114,7 @@ impl Asker {
 }
 
 impl Gate {
-    /// The servers that this caller has a grant for and that are not known to lack the era, by name.
+    /// The servers, ordered by name, that this caller has a usable grant for and that are not known to lack the era.
     pub(super) fn servers<'a>(
         &'a self,
         standing: &'a Standing,
@@ -122,7 +129,7 @@ impl Gate {
             .filter(move |(name, server)| speaks(server) && admitted(name))
     }
 
-    /// The definitions of the tools that this caller is shown, under the names that they have here.
+    /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names.
     pub(super) fn definitions(&self, standing: &Standing, era: Era, trail: &Trail) -> Vec<String> {
         let facts = standing.facts(trail);
         let of_server = |name: &ServerName| {
@@ -142,7 +149,7 @@ impl Gate {
             .collect()
     }
 
-    /// What the servers of this caller say of themselves, as one.
+    /// Merges the capabilities and instructions of this caller's servers.
     fn said(&self, standing: &Standing, era: Era, trail: &Trail) -> Hello {
         let mut capabilities = Hello::default();
         let mut instructions =
@@ -164,7 +171,7 @@ impl Gate {
     }
 }
 
-/// What is offered of what servers have: no more than is passed on.
+/// The merged capabilities reduced to those that the combined endpoint forwards.
 fn offered(mut of_servers: Value, era: Era) -> Value {
     const TASKS: &str = "io.modelcontextprotocol/tasks";
     let mut offered = json!({ "tools": { "listChanged": true } });
@@ -180,7 +187,7 @@ fn offered(mut of_servers: Value, era: Era) -> Value {
                     offered[name] = capability.take();
                 }
             }
-            // Whose tasks they are a list does not say, so there is none.
+            // `tasks/list` is not offered: its result does not say whose tasks it holds.
             if let Some(tasks) = offered.get_mut("tasks").and_then(Value::as_object_mut) {
                 tasks.remove("list");
             }

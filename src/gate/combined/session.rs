@@ -1,6 +1,7 @@
-//! A legacy client's session of the combined endpoint: what it needs to open sessions of servers, sealed into its id, and the
-//! sessions that are open here. They are opened when the first call for a server is permitted, by any instance anew, and
-//! opened again when a server has lost its own.
+//! The session of a legacy client at the combined endpoint. The client's `initialize` parameters are sealed into the session
+//! id; the sessions with the servers are held here.
+//! A server session is opened when the first call to that server is permitted. Any instance can open its own, and it is
+//! opened again if the server loses it.
 
 use super::Asker;
 use super::names::{Names, Origin};
@@ -22,37 +23,38 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
-/// What a client said of itself, as servers are told.
+/// The client's capabilities and `clientInfo`, replayed to each server in `initialize`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Introduction {
     capabilities: Map<String, Value>,
     info: Value,
 }
 
-/// One client's conversation with all servers at once.
+/// One client's combined session, with its sessions on the individual servers.
 pub struct Conversation {
-    /// Whose session it is, and which. A label would be too short to tell one from another.
+    /// Identifies session and principal. The label is too short to be unique.
     pub key: Digest,
-    /// Names it in records.
+    /// The session's name in audit records.
     pub label: String,
     pub version: ProtocolVersion,
     introduction: Introduction,
+    /// One cell per server, so that concurrent calls open only one session.
     seats: Mutex<BTreeMap<ServerName, Arc<OnceCell<Held>>>>,
     wishes: Mutex<Wishes>,
-    /// Told when a session is opened.
+    /// Changes whenever a server session is opened or the combined session ends.
     joined: watch::Sender<u64>,
 }
 
-/// What holds for a session: said again to a server that gets another.
+/// Session state that is replayed to a server when it gets a new session.
 #[derive(Default)]
 struct Wishes {
-    /// Of the last `logging/setLevel`.
+    /// The level of the last `logging/setLevel`.
     level: Option<Level>,
-    /// Resources that the client wants to hear of, as their servers call them.
+    /// Subscribed resources, by server and without prefix.
     subscribed: BTreeMap<ServerName, BTreeSet<String>>,
 }
 
-/// How much a client wants to be told.
+/// An MCP log level, which has the names of the syslog severities (RFC 5424).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -67,7 +69,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Of the body of a `logging/setLevel`.
+    /// Reads the level from the body of a `logging/setLevel`.
     pub fn read(body: &[u8]) -> Option<Self> {
         let mut message: Value = serde_json::from_slice(body).ok()?;
         serde_json::from_value(message["params"]["level"].take()).ok()
@@ -80,29 +82,30 @@ impl Level {
     }
 }
 
-/// An open session of one server; without an id where the server keeps none.
+/// An open session on one server. `session` is `None` if the server uses no session ids.
 #[derive(Debug, Clone)]
 pub struct Held {
     pub session: Option<Session>,
     pub version: ProtocolVersion,
-    /// The session as clients bring it.
+    /// The sealed session id, as clients of the server's own endpoint send it.
     sealed: Option<HeaderValue>,
 }
 
-/// What a client says of itself has to fit into the id of its session.
+/// Largest JSON of the client's parameters, in bytes: it must fit into a session id.
 const LONGEST: usize = 700;
-/// What servers act upon; the rest is said if there is room.
+/// Capabilities that servers act upon. If there is not enough room, only these are kept.
 const NEEDED: [&str; 3] = ["roots", "sampling", "elicitation"];
-/// Of all servers: what is remembered for one that gets another session, and the bytes of it.
+/// Limits for the replayed subscriptions of all servers together: their number and their bytes.
 const MOST_SUBSCRIBED: usize = 64;
 const LONGEST_SUBSCRIBED: usize = 16 * 1024;
-/// How long a call waits until its server has heard again what was wished before.
+/// How long a call waits for the replay of earlier requests to a new server session.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// No client has an id like it under way.
+/// The JSON-RPC id of Guardian's own `initialize`; no client's request can be in flight under it.
 const OPENING: &str = "\"guardian/initialize\"";
 
 impl Introduction {
-    /// Of the body of an `initialize`.
+    /// Reads the parameters from the body of an `initialize`. If they are too long, drops the optional capabilities first,
+    /// then all capabilities, then `clientInfo`.
     pub fn read(body: &[u8]) -> Self {
         let message: Value = serde_json::from_slice(body).unwrap_or_default();
         let said = |name: &str, most: usize| -> String {
@@ -125,7 +128,7 @@ impl Introduction {
         introduction
     }
 
-    /// What the id of the session holds; `id` makes it one of a kind.
+    /// The session id that carries these parameters; the request id makes it unique.
     pub fn session_id(&self, id: RequestId) -> Option<UpstreamSessionId> {
         UpstreamSessionId::parse(&format!("{}.{}", id.0.simple(), URL_SAFE_NO_PAD.encode(self.text())))
     }
@@ -143,7 +146,7 @@ impl Introduction {
 }
 
 impl Conversation {
-    /// As the id of the session says.
+    /// Restores a session from its id, with no server sessions open.
     pub fn resume(key: Digest, session: &Session) -> Option<Self> {
         Some(Self {
             key,
@@ -156,7 +159,7 @@ impl Conversation {
         })
     }
 
-    /// The servers that know this client now.
+    /// All servers with an open session.
     pub fn open(&self) -> Vec<(ServerName, Held)> {
         let seats = self.seats();
         let open = seats
@@ -165,11 +168,12 @@ impl Conversation {
         open.collect()
     }
 
+    /// The open session on one server.
     pub fn held(&self, server: &ServerName) -> Option<Held> {
         self.seats().get(server)?.get().cloned()
     }
 
-    /// The server has lost this session: the next call opens another.
+    /// Forgets a session that the server has lost, unless another has replaced it; the next call opens a new one.
     pub fn lose(&self, server: &ServerName, lost: &Held) {
         let mut seats = self.seats();
         let same = |cell: &Arc<OnceCell<Held>>| cell.get().is_some_and(|held| held.is_same(lost));
@@ -178,7 +182,7 @@ impl Conversation {
         }
     }
 
-    /// Ends all at once and tells which there were.
+    /// Forgets all server sessions and returns them, so that they can be ended at the servers.
     pub fn end(&self) -> Vec<(ServerName, Held)> {
         let ended = self.open();
         self.seats().clear();
@@ -190,6 +194,7 @@ impl Conversation {
         self.wishes().level = Some(level);
     }
 
+    /// Stores a subscription for replay; does nothing beyond the limits.
     pub fn subscribe(&self, server: &ServerName, uri: &str) {
         let mut wishes = self.wishes();
         let all = || wishes.subscribed.values().flatten();
@@ -209,6 +214,7 @@ impl Conversation {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Signals each newly opened server session.
     pub fn joined(&self) -> watch::Receiver<u64> {
         self.joined.subscribe()
     }
@@ -223,7 +229,7 @@ impl Conversation {
 }
 
 impl Held {
-    /// The fields of a message in this session.
+    /// The request headers for a message in this session.
     pub fn fields(&self) -> HeaderMap {
         let mut fields = plain_fields();
         fields.insert(mcp::PROTOCOL_VERSION, HeaderValue::from_static(self.version.as_str()));
@@ -243,7 +249,7 @@ impl Held {
 }
 
 impl Through {
-    /// The session that a call goes into. Of several that come at once, one opens it and the others wait.
+    /// The session for a call, opened if there is none. Of concurrent calls one opens it and the others wait.
     pub fn session(&self) -> Pin<Box<dyn Future<Output = Result<Held, Refusal>> + Send + '_>> {
         Box::pin(async move {
             let conversation = self.conversation.as_ref().ok_or(Reason::Internal)?;
@@ -257,7 +263,8 @@ impl Through {
         })
     }
 
-    /// `initialize` as this client would have said it, judged and recorded as if it had.
+    /// Sends the client's `initialize` to the server as a call of its own, authorised and recorded, followed by
+    /// `notifications/initialized` and the replay of session state.
     async fn introduce(&self, conversation: &Arc<Conversation>) -> Result<Held, Refusal> {
         let server = self.server();
         let Introduction { capabilities, info } = &conversation.introduction;
@@ -301,7 +308,8 @@ impl Through {
         Ok(held)
     }
 
-    /// What the client said of its session before this server knew it. What the server makes of it changes nothing.
+    /// Replays the log level and subscriptions that the client set before this server had a session. The server's answers
+    /// are ignored.
     async fn wish_again(&self, conversation: &Conversation, plainly: &Through, held: &Held) {
         let (level, subscribed) = {
             let wishes = conversation.wishes();
@@ -324,7 +332,7 @@ impl Through {
 }
 
 impl Asker {
-    /// The session a legacy client names, if it is this caller's own of the combined endpoint.
+    /// Opens the sealed session id; `None` unless it is this caller's own combined session.
     pub fn conversation(&self, sealed: &str) -> Option<Arc<Conversation>> {
         let gate = &self.gate;
         let keys = gate.parts.upstreams.sessions();
@@ -333,14 +341,14 @@ impl Asker {
     }
 }
 
-/// One of a kind, for each holder of a session.
+/// The cache key of a session, bound to its principal and client.
 pub fn key_of(principal: &Principal, session: &Session) -> Digest {
     let (issuer, subject) = (principal.issuer.as_str(), principal.subject.as_str());
     let client = principal.client.as_ref().map(ToString::to_string);
     Digest::of(json!([issuer, subject, client, session.id.as_str()]).to_string().as_bytes())
 }
 
-/// What every POST needs.
+/// The content headers of every POST.
 pub fn plain_fields() -> HeaderMap {
     let mut fields = HeaderMap::new();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,6 +1,6 @@
-//! The streams of all servers as one: each is opened in a judged and recorded call of its own and followed for as long as the
-//! client listens. One that ends is opened again after a while; one that never begins is no reason to end the others.
-//! That a list of tools has changed Guardian says itself, once the list that it gives has.
+//! Merges the streams of all servers into one. Each server's stream is opened by its own authorised and recorded call, and
+//! is reopened with backoff for as long as the client listens. A server without a stream does not end the others.
+//! Guardian sends `notifications/tools/list_changed` itself, when the list that it would give this caller has changed.
 
 use super::Asker;
 use super::names::{Names, Origin, Spot, split_event};
@@ -34,16 +34,18 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+/// Back-off between attempts to open a server's stream: the first and the longest wait.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(1);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// How often it is looked whether the list of tools has changed.
+/// How often to check whether the caller's tool list has changed.
 const LOOK: Duration = Duration::from_secs(1);
-/// Of one server; as for its own endpoint.
+/// Largest event of one server; the same limit as on the server's own endpoint.
 const LONGEST_EVENT: usize = 16 * 1024 * 1024;
 pub(super) const TOOLS_CHANGED: &str = "notifications/tools/list_changed";
 
 impl Asker {
-    /// GET: what servers send on the streams of their sessions. Those that this client speaks to later join.
+    /// Answers GET with the merged GET streams of all server sessions; sessions opened later join. If `Last-Event-ID` names
+    /// an event of an answer, resumes that answer instead.
     pub(super) async fn own_stream(
         &self,
         conversation: Arc<Conversation>,
@@ -74,7 +76,7 @@ impl Asker {
         Ok(merging.response(frames, task))
     }
 
-    /// The rest of an answer that broke off, from the server that gave it.
+    /// Resumes a broken answer stream at the server that was sending it.
     async fn resume(
         &self,
         conversation: &Arc<Conversation>,
@@ -104,7 +106,8 @@ impl Asker {
         let task = tokio::spawn(async move {
             let mut reading = Reading::new(body);
             while let Some(frame) = reading.next().await {
-                // This stream brings the rest of one answer. Any other may be to what another server was asked.
+                // This stream resumes one answer only. Another id may be that of a request to another server, whose answer a
+                // server must not be able to forge.
                 let foreign = answered(&frame).is_some_and(|id| Some(id) != request);
                 if !foreign && out.send(frame.raw).await.is_err() {
                     return;
@@ -120,14 +123,14 @@ impl Asker {
     }
 }
 
-/// One client's stream over those of servers.
+/// A combined stream that is registered but has no body yet.
 pub(super) struct Merging {
     keep_alive: Duration,
     enrolled: streams::Enrolled,
     pub cut: CancellationToken,
 }
 
-/// What the client has been told of the tools so far.
+/// What the caller's tool list was when it was last checked.
 pub(super) struct Seen {
     asker: Asker,
     trail: Trail,
@@ -137,7 +140,8 @@ pub(super) struct Seen {
 }
 
 impl Merging {
-    /// The stream stands on the caller; on grants stands what servers say on it.
+    /// Registers the stream. It depends on the caller's membership and credential alone; the grants are checked on the
+    /// stream of each server.
     pub async fn begin(asker: &Asker, trail: &mut Trail) -> Result<(Self, Seen), Refusal> {
         let gate = &asker.gate;
         let standing = asker.standing(trail).await?;
@@ -167,7 +171,7 @@ impl Merging {
         Ok((merging, seen))
     }
 
-    /// The answer; the stream lasts as long as the task and no longer than its reader.
+    /// The response. Dropping its body aborts the task, and the end of the task ends the body.
     pub fn response(self, frames: mpsc::Receiver<Bytes>, task: tokio::task::JoinHandle<()>) -> Response<Body> {
         let merged = Merged {
             frames,
@@ -179,7 +183,8 @@ impl Merging {
 }
 
 impl Seen {
-    /// Says so when the tools that this caller is shown have changed; `tag` is the subscription that wants to know.
+    /// Sends `notifications/tools/list_changed` whenever this caller's tool list has changed. `tag` is the subscription id
+    /// of a `subscriptions/listen`.
     pub async fn tell_changes(mut self, out: mpsc::Sender<Bytes>, tag: Option<MessageId>) {
         let message = match tag {
             Some(tag) => format!(
@@ -196,7 +201,7 @@ impl Seen {
         }
     }
 
-    /// Whether the caller is shown other tools than before. It is looked at closely only when something has changed.
+    /// Whether the caller's tool list has changed. It is computed only if the policies, the pinned tools or the grants have.
     async fn looks_anew(&mut self) -> bool {
         let parts = &self.asker.gate.parts;
         if Arc::ptr_eq(&self.snapshot, &parts.snapshot.load()) && self.generation == parts.grants.generation() {
@@ -216,7 +221,7 @@ fn shown(standing: &Standing, asker: &Asker, trail: &Trail) -> Digest {
     Digest::of(asker.gate.definitions(standing, trail.era, trail).join("\n").as_bytes())
 }
 
-/// Follows the streams of a legacy client's sessions.
+/// Follows the GET streams of all sessions of one combined session.
 #[derive(Clone)]
 struct Following {
     asker: Asker,
@@ -225,7 +230,7 @@ struct Following {
 }
 
 impl Following {
-    /// Until nobody reads; `last` is the event that the stream goes on after.
+    /// Runs until the client is gone or the session ends. `last` is the event after which one server's stream resumes.
     async fn all(self, mut last: Option<(ServerName, String)>) {
         let mut followed = BTreeSet::new();
         let mut members = JoinSet::new();
@@ -248,7 +253,7 @@ impl Following {
         }
     }
 
-    /// The stream of one server, again and again.
+    /// Keeps the stream of one server open: reopens it with backoff.
     async fn one(self, server: ServerName, mut last: Option<String>) {
         let mut joined = self.conversation.joined();
         let mut wait = FIRST_WAIT;
@@ -276,7 +281,8 @@ impl Following {
                 Became::Late => (),
                 Became::Nothing(status) => {
                     last = None;
-                    // What it told before it lost the session it tells in another. Servers without streams say 404 too.
+                    // The session had a stream before, so 404 means that the server has lost it: open another at once,
+                    // because the server sends its notifications there. A server that never had a stream also answers 404.
                     if status == Some(StatusCode::NOT_FOUND) && std::mem::take(&mut heard) {
                         self.conversation.lose(&server, &held);
                         let opened = self.asker.through(server.clone(), Some(self.conversation.clone()), true);
@@ -294,7 +300,7 @@ impl Following {
         }
     }
 
-    /// Until this client has another session of the server.
+    /// Waits until the server has another session.
     async fn until_another(&self, server: &ServerName, held: &Held, joined: &mut watch::Receiver<u64>) -> Result<(), ()> {
         loop {
             joined.changed().await.map_err(|_| ())?;
@@ -304,7 +310,7 @@ impl Following {
         }
     }
 
-    /// Everything of a stream, to its end; `Err` when nobody reads it any more.
+    /// Forwards one stream until it ends; `Err` if the client is gone.
     async fn pour(&self, body: Body, last: &mut Option<String>) -> Result<(), ()> {
         let mut reading = Reading::new(body);
         while let Some(frame) = reading.next().await {
@@ -314,7 +320,8 @@ impl Following {
             }
             match said(&frame) {
                 Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
-                // Nothing was asked on this stream. It may be the id of what another server was asked.
+                // No request was sent on a GET stream. The id may be that of a request to another server, whose answer this
+                // one must not be able to forge.
                 Some(WireKind::Answer) => (),
                 _ => self.out.send(frame.raw).await.map_err(|_| ())?,
             }
@@ -323,15 +330,16 @@ impl Following {
     }
 }
 
-/// What became of the opening of a stream.
+/// The result of opening a stream.
 pub(super) enum Became {
     Stream(Response<Body>),
-    /// It may come to be: the server did not answer properly.
+    /// Not now: a temporary failure, worth another attempt.
     Late,
-    /// There is none.
+    /// The server has no stream or refuses it; with the HTTP status, if it answered.
     Nothing(Option<StatusCode>),
 }
 
+/// Classifies the response to the request that opens a stream.
 pub(super) fn became(asked: Asked) -> Became {
     match asked.answered {
         Ok(response) if is_event_stream(&response) => Became::Stream(response),
@@ -350,7 +358,7 @@ pub(super) fn became(asked: Asked) -> Became {
     }
 }
 
-/// The frames of a stream that Guardian has written, without the comments that keep it alive.
+/// Reads the SSE frames of a response that Guardian wrote, skipping keep-alive comments.
 pub(super) struct Reading {
     body: Body,
     reader: SseReader,
@@ -364,7 +372,7 @@ impl Reading {
         }
     }
 
-    /// `None` at the end, however it comes.
+    /// The next frame; `None` at the end of the stream or on any error.
     pub async fn next(&mut self) -> Option<SseFrame> {
         loop {
             while let Some(frame) = self.reader.frame().ok()? {
@@ -378,13 +386,13 @@ impl Reading {
     }
 }
 
-/// What kind of message a frame carries.
+/// The kind of message in a frame; `None` if the frame holds no message.
 pub(super) fn said(frame: &SseFrame) -> Option<WireKind> {
     let data = frame.data.as_ref().filter(|data| !data.is_empty())?;
     Some(mcp::wire(data).ok()?.kind)
 }
 
-/// The id that an answer has.
+/// The id of the request that the frame answers; `None` if it is no answer.
 fn answered(frame: &SseFrame) -> Option<Value> {
     let data = frame.data.as_ref().filter(|_| said(frame) == Some(WireKind::Answer))?;
     let mut message: Value = serde_json::from_slice(data).ok()?;
@@ -399,7 +407,7 @@ fn fields(held: &Held, last: Option<&str>) -> http::HeaderMap {
     fields
 }
 
-/// Frames of many streams, one after the other. What is not read is not taken from the servers.
+/// A body fed by a channel. The channel holds one frame, so a slow client slows the servers down.
 struct Merged {
     frames: mpsc::Receiver<Bytes>,
     _task: AbortOnDropHandle<()>,

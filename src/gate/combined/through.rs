@@ -1,5 +1,6 @@
-//! One message for one server: put through the path of its own endpoint, with a trail and records of its own, and what is told
-//! of it here. Nothing is judged.
+//! One message to one server from the combined endpoint. It takes the same path as a message to the server's own endpoint,
+//! with its own request context and audit records.
+//! Decides nothing; it only chooses how the result is presented to the client.
 
 use super::Asker;
 use super::names::{Names, Origin};
@@ -21,27 +22,27 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// How a message comes to a server by way of the combined endpoint.
+/// How the combined endpoint sends a message to one server.
 pub struct Through {
     pub asker: Asker,
     pub names: Names,
-    /// Of a legacy client.
+    /// The combined session, for a legacy client.
     pub conversation: Option<Arc<Conversation>>,
-    /// A session is opened if the call is permitted.
+    /// Open a server session if the call is permitted.
     pub opens: bool,
-    /// It belongs to a call that is counted already.
+    /// The message belongs to a call that was already counted against the limits.
     pub is_counted: bool,
 }
 
-/// What became of a message for one server.
+/// The result of a message to one server.
 pub struct Asked {
     pub answered: Result<Response<Body>, Refusal>,
     pub trail: Trail,
-    /// Whether there is a record to quote; `Err`: there cannot be one.
+    /// Whether the refusal has an audit record to quote; `Err` if the journal could not write it.
     pub recorded: Result<bool, ()>,
 }
 
-/// An answer that is put together with others is held whole.
+/// Answers that are merged with others are read whole, up to this size.
 const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 
 impl Through {
@@ -49,11 +50,12 @@ impl Through {
         self.names.clone()
     }
 
+    /// The combined session's label for audit records.
     pub fn label(&self) -> Option<String> {
         self.conversation.as_ref().map(|conversation| conversation.label.clone())
     }
 
-    /// Whether a session is to be opened for this call.
+    /// Whether this call needs a server session.
     pub fn opens(&self, call: &Call) -> bool {
         self.opens && call.era == Era::Legacy && self.conversation.is_some()
     }
@@ -62,12 +64,13 @@ impl Through {
         self.names.server()
     }
 
+    /// The open session on this server.
     pub fn held(&self) -> Option<Held> {
         self.conversation.as_ref()?.held(self.server())
     }
 
-    /// Whether the server has lost the session, by what it answered in it. If it has, the next call opens another. Some
-    /// servers say it with a status that can mean other things too: those are asked again.
+    /// Whether the answer shows that the server has lost the session; if so, forgets it. 404 says so (MCP, session
+    /// management). Some servers say 400, which can mean other things too, so those are pinged to find out.
     pub async fn has_lost(&self, held: &Held, answered: Option<StatusCode>) -> bool {
         let lost = match answered {
             Some(StatusCode::NOT_FOUND) => true,
@@ -85,19 +88,20 @@ impl Through {
         lost
     }
 
-    /// Whether a session that is unknown was looked for here: links to servers are Guardian's own.
+    /// Whether a message for an unknown session cannot have reached the server: on persistent channels the session is looked
+    /// up in this process before anything is sent.
     pub fn never_left(&self) -> bool {
         let server = self.asker.gate.parts.upstreams.get(self.server());
         server.is_some_and(Upstream::is_linked)
     }
 
-    /// Whether the server is known to lack a capability.
+    /// Whether the server is known not to have a capability.
     pub fn lacks(&self, capability: &str) -> bool {
         let server = self.asker.gate.parts.upstreams.get(self.server());
         server.is_some_and(|server| server.hello().lacks(capability))
     }
 
-    /// One message for one server, with a trail and records of its own.
+    /// Sends one message, with its own request context and audit records.
     pub async fn ask(&self, verb: Verb, headers: &HeaderMap, body: Bytes) -> Asked {
         let Asker {
             gate,
@@ -132,6 +136,7 @@ impl Through {
 }
 
 impl Asker {
+    /// A [`Through`] for a message that counts as a call of its own.
     pub fn through(&self, server: ServerName, conversation: Option<Arc<Conversation>>, opens: bool) -> Through {
         Through {
             asker: self.clone(),
@@ -144,7 +149,7 @@ impl Asker {
 }
 
 impl Asked {
-    /// What the caller is told.
+    /// The response to the client.
     pub fn response(self, gate: &Gate) -> Response<Body> {
         match (self.answered, self.recorded) {
             (Ok(response), _) => response,
@@ -153,7 +158,7 @@ impl Asked {
         }
     }
 
-    /// Told as a refusal of the combined endpoint, with the record of the server's own.
+    /// Turns the result into a refusal of the combined endpoint that quotes the server's audit record.
     pub fn refused_here(self, trail: &mut Trail, refusal: impl Into<Refusal>) -> Refusal {
         trail.request = self.trail.request;
         trail.put_down = self.recorded.ok();
@@ -163,7 +168,7 @@ impl Asked {
         }
     }
 
-    /// To a legacy client 404 says that its session is gone. A server's session is not the client's.
+    /// A legacy client reads 404 as the end of its own session, but only the server's session is gone: sends 200 instead.
     pub fn keeping_the_session(mut self) -> Self {
         if let (Ok(response), Era::Legacy) = (&mut self.answered, self.trail.era)
             && response.status() == StatusCode::NOT_FOUND
@@ -174,7 +179,7 @@ impl Asked {
     }
 }
 
-/// The answer in a response, whichever way it comes.
+/// The JSON-RPC answer to request `id` in a response, whether it is plain JSON or an event stream.
 pub async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
     let events = is_event_stream(&response);
     let mut body = response.into_body();
@@ -196,7 +201,7 @@ pub async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
     None
 }
 
-/// All of them at once; the results in the order of the futures.
+/// Runs all futures concurrently and returns their results in order.
 pub async fn all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
     let mut slots: Vec<_> = futures.into_iter().map(|future| (Some(future), None)).collect();
     poll_fn(|context| {
