@@ -45,20 +45,22 @@ impl Console {
 }
 
 fn ready(health: &Health) -> Response<Body> {
-    match health.not_ready.is_empty() {
-        true => text(StatusCode::OK, "ready\n".to_owned()),
-        false => text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {}\n", health.not_ready.join("; ")),
-        ),
+    if health.not_ready.is_empty() {
+        return text(StatusCode::OK, "ready\n".to_owned());
     }
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("not ready: {}\n", health.not_ready.join("; ")),
+    )
 }
 
 fn health(health: &Health) -> Response<Body> {
-    let status = match (health.not_ready.is_empty(), health.degraded.is_empty()) {
-        (false, _) => "unavailable",
-        (true, false) => "degraded",
-        (true, true) => "ok",
+    let status = if !health.not_ready.is_empty() {
+        "unavailable"
+    } else if !health.degraded.is_empty() {
+        "degraded"
+    } else {
+        "ok"
     };
     let document = json!({
         "status": status,

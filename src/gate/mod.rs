@@ -196,9 +196,10 @@ impl Gate {
         // The decision uses the time at which the body has arrived: a slow body takes up to half a minute, and the token may
         // expire meanwhile.
         let asked = std::mem::replace(&mut trail.at, (self.parts.clock.now)());
-        let proved = match trail.at.since(asked) < SLOW {
-            true => proved,
-            false => self.prove(head, peer, server.as_ref(), trail.at).await?,
+        let proved = if trail.at.since(asked) < SLOW {
+            proved
+        } else {
+            self.prove(head, peer, server.as_ref(), trail.at).await?
         };
         if self.draining.load(Ordering::Relaxed) {
             return Err(Reason::Draining.into());
@@ -273,11 +274,11 @@ impl Gate {
         } = standing;
         let params =
             mirror::fields(permit.call(), headers, &snapshot).inspect_err(|_| trail.basis = Some(permit.basis().clone()))?;
-        let admission = match through.is_some_and(|through| through.is_counted) {
-            true => None,
-            false => self
-                .admit(&permit, &caller.principal, counted)
-                .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?,
+        let admission = if through.is_some_and(|through| through.is_counted) {
+            None
+        } else {
+            self.admit(&permit, &caller.principal, counted)
+                .inspect_err(|_| trail.basis = Some(permit.basis().clone()))?
         };
         let handing = Handing::of(talk, permit.call(), tasks);
         let lens = Lens::of(permit.call(), self.viewer(&caller, trail));
@@ -519,13 +520,13 @@ impl Gate {
     }
 
     fn has_room_for_a_stream(&self, principal: &Principal) -> Result<(), Refusal> {
-        match self.streams.of(principal) >= MOST_STREAMS {
-            false => Ok(()),
-            true => Err(Refusal {
-                retry_after: Some(Duration::from_secs(1)),
-                ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
-            }),
+        if self.streams.of(principal) < MOST_STREAMS {
+            return Ok(());
         }
+        Err(Refusal {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Refusal::with_detail(Reason::TooManyInFlight, format!("{MOST_STREAMS} streams are open"))
+        })
     }
 
     fn document(
@@ -577,9 +578,10 @@ fn shown(call: &Call, facts: &Facts<'_>) -> bool {
 /// unknown.
 fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Refusal {
     let never = upstream.eras() == Eras::Unknown && snapshot.tools(upstream.name()).next().is_none();
-    match refusal.reason == Reason::UnknownTool && never {
-        true => Refusal::with_detail(Reason::UpstreamUnreachable, "it has not told its tools yet"),
-        false => refusal,
+    if refusal.reason == Reason::UnknownTool && never {
+        Refusal::with_detail(Reason::UpstreamUnreachable, "it has not told its tools yet")
+    } else {
+        refusal
     }
 }
 

@@ -33,12 +33,13 @@ impl Redaction {
     fn redact(&self, value: &mut Value) {
         match value {
             Value::Object(members) => {
-                members
-                    .iter_mut()
-                    .for_each(|(name, value)| match self.hidden.contains(&name.to_lowercase()) {
-                        true => *value = Value::from("[redacted]"),
-                        false => self.redact(value),
-                    })
+                for (name, value) in members {
+                    if self.hidden.contains(&name.to_lowercase()) {
+                        *value = Value::from("[redacted]");
+                    } else {
+                        self.redact(value);
+                    }
+                }
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.redact(item)),
             _ => {}

@@ -257,7 +257,11 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
         refusal.reason,
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
-    if let (true, Denials::ToolResult, false, Some(id)) = (by_policy, to.denials, to.of_ware(), to.id) {
+    if by_policy
+        && to.denials == Denials::ToolResult
+        && !to.of_ware()
+        && let Some(id) = to.id
+    {
         let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&row, refusal, to) } });
@@ -265,9 +269,10 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
     }
     if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
         let denials = Denials::Error;
-        let unknown = match to.of_ware() {
-            true => Reason::UnknownTarget,
-            false => Reason::UnknownTool,
+        let unknown = if to.of_ware() {
+            Reason::UnknownTarget
+        } else {
+            Reason::UnknownTool
         };
         return refuse(&unknown.into(), &Listener { denials, ..*to });
     }
@@ -355,9 +360,10 @@ fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
         R::NotEnrolled => asked && !to.may_step_up,
         reason => asked && reason.is_of_grants() && !to.may_step_up,
     };
-    match (to.era, in_band) {
-        (Era::Legacy, true) => StatusCode::OK,
-        _ => StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    if to.era == Era::Legacy && in_band {
+        StatusCode::OK
+    } else {
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
 

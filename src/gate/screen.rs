@@ -90,7 +90,7 @@ impl Screen {
                 let body = self.result(body, &said)?;
                 let waits = body.len() > SOON_TAKEN;
                 let mut response = reply::json(told(status, self.era), body);
-                if let (true, Some(admission)) = (waits, admission) {
+                if waits && let Some(admission) = admission {
                     response = response.map(|body| Held::new(body, admission).boxed());
                 }
                 if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
@@ -190,9 +190,10 @@ impl Screen {
 
     fn empty(&self, status: StatusCode) -> Response<Body> {
         let refused = !status.is_success() && self.id.is_some();
-        let mut response = match refused {
-            true => reply::json(status, reply::body(&Reason::UpstreamBroken.into(), self.id.as_ref())),
-            false => Response::new(transport::empty()),
+        let mut response = if refused {
+            reply::json(status, reply::body(&Reason::UpstreamBroken.into(), self.id.as_ref()))
+        } else {
+            Response::new(transport::empty())
         };
         *response.status_mut() = status;
         if status == StatusCode::METHOD_NOT_ALLOWED {

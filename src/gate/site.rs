@@ -107,15 +107,11 @@ impl Site {
             return Err(Reason::WrongHost.into());
         }
         // Browsers send one `Origin`. If there are several, each must be configured.
-        match head
-            .headers
-            .get_all(header::ORIGIN)
-            .iter()
-            .all(|origin| self.allows_origin(origin))
-        {
-            true => Ok(()),
-            false => Err(Reason::WrongOrigin.into()),
+        let mut origins = head.headers.get_all(header::ORIGIN).iter();
+        if !origins.all(|origin| self.allows_origin(origin)) {
+            return Err(Reason::WrongOrigin.into());
         }
+        Ok(())
     }
 
     fn allows_origin(&self, origin: &HeaderValue) -> bool {
@@ -185,9 +181,10 @@ fn json_in_utf8(headers: &HeaderMap) -> Result<(), Refusal> {
         || charset.split_once('=').is_some_and(|(name, value)| {
             name.trim().eq_ignore_ascii_case("charset") && value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
         });
-    match essence.trim().eq_ignore_ascii_case("application/json") && utf8 {
-        true => Ok(()),
-        false => Err(Reason::WrongMediaType.into()),
+    if essence.trim().eq_ignore_ascii_case("application/json") && utf8 {
+        Ok(())
+    } else {
+        Err(Reason::WrongMediaType.into())
     }
 }
 
@@ -215,9 +212,10 @@ fn accepts(headers: &HeaderMap, needed: &[&str]) -> Result<(), Refusal> {
                         .is_some_and(|start| start.eq_ignore_ascii_case(family))
             })
     };
-    match needed.iter().all(|wanted| offered(wanted)) {
-        true => Ok(()),
-        false => Err(Reason::NotAcceptable.into()),
+    if needed.iter().all(|wanted| offered(wanted)) {
+        Ok(())
+    } else {
+        Err(Reason::NotAcceptable.into())
     }
 }
 

@@ -180,14 +180,16 @@ impl Talk {
             edits.push((state.at, returned.ok_or(Reason::UnknownState)?.text));
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
-        match params.input_responses {
-            true if !answers => Err(misplaced("inputResponses")),
-            true if self.asks.is_empty() => Err(Refusal::with_detail(
+        if params.input_responses && !answers {
+            return Err(misplaced("inputResponses"));
+        }
+        if params.input_responses && self.asks.is_empty() {
+            return Err(Refusal::with_detail(
                 Reason::InvalidParams,
                 "`inputResponses` answers nothing: this server may ask nothing",
-            )),
-            _ => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     fn bring_task(&self, named: &Token, edits: &mut Vec<(Place, String)>) -> Result<BroughtTask, Refusal> {

@@ -123,9 +123,10 @@ impl Asker {
         } });
         let changes = seen.tell_changes(out.clone(), Some(id.clone()));
         let looking = async move {
-            match wants_tools {
-                true => changes.await,
-                false => std::future::pending().await,
+            if wants_tools {
+                changes.await
+            } else {
+                std::future::pending().await
             }
         };
         let cut = merging.cut.clone();

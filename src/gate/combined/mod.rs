@@ -170,10 +170,7 @@ impl Asker {
         if let Message::Request(request) = &message {
             trail.id = Some(request.id.clone());
         }
-        let conversation = match message.is_modern() {
-            true => None,
-            false => conversation?,
-        };
+        let conversation = if message.is_modern() { None } else { conversation? };
         if message.is_modern() {
             (trail.era, trail.session) = (Era::Modern, None);
         }
@@ -327,7 +324,9 @@ impl Asker {
             flights.begin(conversation.key, id, &to.server)
         });
         let asked = read.ask(to.server.clone(), &to.headers, to.body).await;
-        if let (Some(conversation), true) = (&read.conversation, asked.answered.is_ok()) {
+        if let Some(conversation) = &read.conversation
+            && asked.answered.is_ok()
+        {
             match read.method {
                 Method::Subscribe => conversation.subscribe(&to.server, to.name),
                 Method::Unsubscribe => conversation.unsubscribe(&to.server, to.name),
@@ -366,14 +365,16 @@ impl Read<'_> {
             Some(held) => through.has_lost(held, asked.trail.answered).await,
             None => false,
         };
-        match (lost, asked.trail.answered, self.method) {
-            // The first attempt may have been carried out although the server says 404, so a tool call is never sent twice.
-            (true, Some(StatusCode::NOT_FOUND), Method::ToolsCall | Method::TasksUpdate) if !through.never_left() => {
-                let why = "it has lost its session, and another is opened for the next call";
-                asked.answered = Err(Refusal::with_detail(Reason::UpstreamBroken, why));
+        if lost && asked.trail.answered == Some(StatusCode::NOT_FOUND) {
+            match self.method {
+                // The first attempt may have been carried out although the server says 404, so a tool call is never sent
+                // twice.
+                Method::ToolsCall | Method::TasksUpdate if !through.never_left() => {
+                    let why = "it has lost its session, and another is opened for the next call";
+                    asked.answered = Err(Refusal::with_detail(Reason::UpstreamBroken, why));
+                }
+                _ => asked = through.ask(Verb::Post, &headers, body).await,
             }
-            (true, Some(StatusCode::NOT_FOUND), _) => asked = through.ask(Verb::Post, &headers, body).await,
-            _ => (),
         }
         asked.keeping_the_session()
     }

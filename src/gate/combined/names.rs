@@ -141,9 +141,10 @@ pub fn split_event(id: &str) -> Option<Spot<'_>> {
 /// The server name as the beginning of a URI scheme, which allows no `_` and must begin with a letter.
 fn scheme(server: &ServerName) -> String {
     let written = server.as_str().replace('_', ".");
-    match written.starts_with(|first: char| first.is_ascii_digit()) {
-        true => format!("{BEFORE_DIGITS}{written}"),
-        false => written,
+    if written.starts_with(|first: char| first.is_ascii_digit()) {
+        format!("{BEFORE_DIGITS}{written}")
+    } else {
+        written
     }
 }
 
@@ -162,9 +163,10 @@ fn with_id(raw: &[u8], id: &[u8]) -> Bytes {
             [] => 0,
             _ => 1,
         };
-        match line == b"id" || line.starts_with(b"id:") {
-            true => written.extend_from_slice(&[b"id: ", id].concat()),
-            false => written.extend_from_slice(line),
+        if line == b"id" || line.starts_with(b"id:") {
+            written.extend_from_slice(&[b"id: ", id].concat());
+        } else {
+            written.extend_from_slice(line);
         }
         written.extend_from_slice(&after[..ending]);
         rest = &after[ending..];

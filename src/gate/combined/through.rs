@@ -82,7 +82,7 @@ impl Through {
             }
             _ => false,
         };
-        if let (true, Some(conversation)) = (lost, &self.conversation) {
+        if lost && let Some(conversation) = &self.conversation {
             conversation.lose(self.server(), held);
         }
         lost
@@ -210,9 +210,10 @@ pub async fn all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) 
                 (*future, *result) = (None, Some(ready));
             }
         }
-        match slots.iter().all(|(future, _)| future.is_none()) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        if slots.iter().all(|(future, _)| future.is_none()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
         }
     })
     .await;
