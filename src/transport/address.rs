@@ -1,18 +1,20 @@
-//! Which addresses may be connected to. A name is resolved once, every address it has is judged, and the judged one is used.
+//! Decides which IP addresses the HTTP client may connect to (SSRF and DNS rebinding). A host name is resolved once,
+//! every address is classified, and the connection uses exactly those addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// How far an address reaches.
+/// The class of an IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
     Public,
-    /// Loopback or a private network: allowed where the configuration says so.
+    /// Loopback, private and shared address space: allowed only if the configuration allows private addresses.
     Private,
-    /// Never a server: unspecified, multicast, broadcast, link-local (where clouds keep their metadata), reserved.
+    /// Never a server's address: unspecified, multicast, broadcast, link-local (cloud metadata services), reserved.
     Never,
 }
 
-/// The addresses of `host`, which may itself be an address in any spelling the system's resolver takes.
+/// Resolves `host` to socket addresses. `host` may be an IP literal in any form the system resolver accepts, such as
+/// `0x7f.1`.
 pub(super) async fn resolve(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if let Ok(ip) = bare.parse::<IpAddr>() {
@@ -38,7 +40,8 @@ fn reach_v4(ip: Ipv4Addr) -> Reach {
         (0, ..) | (169, 254, _) | (224..=255, ..) => Reach::Never,
         (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Reach::Never,
         (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) => Reach::Private,
-        // shared by carriers, IETF assignments, benchmarks
+        // 100.64/10 carrier-grade NAT (RFC 6598), 192.0.0/24 IETF assignments (RFC 6890), 198.18/15 benchmarks (RFC
+        // 2544)
         (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) => Reach::Private,
         _ => Reach::Public,
     }
@@ -54,10 +57,11 @@ fn reach_v6(ip: Ipv6Addr) -> Reach {
     match segments {
         [0, 0, 0, 0, 0, 0, 0, 1] => Reach::Private,
         [0, 0, 0, 0, 0, 0, 0, 0] => Reach::Never,
-        // IPv4 in IPv6 clothes: mapped, compatible, NAT64, 6to4. Public ones have no reason to be written so.
+        // An IPv4 address inside IPv6: mapped, compatible, NAT64, 6to4. Never `Public`, because a public IPv4 server
+        // has no reason to be written this way.
         [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => embedded(6).at_most_private(),
         [0x2002, ..] => embedded(1).at_most_private(),
-        // NAT64 of local use, Teredo, documentation, discard
+        // local-use NAT64 (RFC 8215), Teredo, documentation, discard-only
         [0x64, 0xff9b, ..] | [0x2001, 0, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x100, 0, 0, 0, ..] => {
             Reach::Never
         }

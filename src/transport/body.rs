@@ -1,4 +1,4 @@
-//! Bodies: what answers are made of, and how a request's body is read whole under a bound. Content is nobody's business here.
+//! Response bodies, and reading a request body whole under a size and time limit. Nothing here looks at the content.
 
 use super::connections::InFlight;
 use bytes::{Bytes, BytesMut};
@@ -11,19 +11,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
-/// The body of an answer.
+/// The body of every response that Guardian sends.
 pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
-/// Why an answer ended before its end.
+/// Why a response body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error("the answer ran longer than its limit")]
     TooLong,
+    /// A body that holds `bytes`.
     #[error("the answer broke off")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
+    /// A body without content.
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
@@ -31,7 +33,7 @@ pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Why a request's body could not be read whole.
+/// Why a request body could not be read completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyProblem {
     #[error("the body is larger than the limit")]
@@ -44,7 +46,8 @@ pub enum BodyProblem {
     Trailers,
 }
 
-/// The whole body, or why not. One that arrives in one piece, as nearly all do, is not copied.
+/// Reads the whole body within `max_bytes` and `timeout`. A body that arrives in one frame, as almost all do, is not
+/// copied.
 pub async fn read_body<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, BodyProblem>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
@@ -99,12 +102,12 @@ where
     }
 }
 
-/// An answer that may not outlive its deadline. The timer is made when the answer first has to wait: most never do.
+/// A response body with a deadline. The timer is created at the first `Poll::Pending`, because most bodies never wait.
 pub(super) struct Timed {
     inner: Body,
     deadline: Instant,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// Held until the answer is done.
+    /// Counts the response as in flight until this body is dropped.
     _in_flight: Option<InFlight>,
 }
 
@@ -125,7 +128,7 @@ impl http_body::Body for Timed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        // A peer that keeps taking pieces is held to the deadline too, once the answer has had to wait.
+        // Once the timer exists, a peer that keeps reading slowly is held to the deadline as well.
         if this.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Some(Err(BodyError::TooLong)));
         }

@@ -1,5 +1,5 @@
-//! Outgoing HTTP: pooled connections to checked addresses, each client with its own CA or the machine's. It follows no
-//! redirect, repeats no request and sends nothing that the caller did not put into the request.
+//! HTTP client: pooled connections to checked addresses, trusting one configured CA or the system's CAs. It follows no
+//! redirect, repeats no request and adds only `Host` and framing to the request it is given.
 
 use super::address::{Reach, reach, resolve};
 use super::lines::{Line, Lines, Place, Received};
@@ -21,18 +21,20 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+/// Settings of one `Client`.
 #[derive(Debug, Clone)]
 pub struct ClientSettings {
-    /// Trust this CA alone; otherwise the machine's.
+    /// Trust only this CA; `None` trusts the system's CA certificates.
     pub ca_file: Option<PathBuf>,
-    /// For resolving, connecting and the TLS handshake together.
+    /// Limit for name resolution, TCP connect and TLS handshake together.
     pub connect_timeout: Duration,
-    /// How long an unused connection is kept.
+    /// How long an idle connection stays in the pool.
     pub pool_idle: Duration,
     pub pool_max_idle: usize,
-    /// Allow loopback and private networks, and clear text to them.
+    /// Allow loopback and private addresses, and plain HTTP to them.
     pub allow_private: bool,
-    /// Offer h2. One h2 connection carries all calls to a host, so leave it off where streams are long.
+    /// Offer h2 by ALPN. All requests to a host then share one connection and its stream limit, so leave this off for
+    /// long-lived streams.
     pub http2: bool,
 }
 
@@ -49,7 +51,7 @@ impl Default for ClientSettings {
     }
 }
 
-/// Why there is no answer.
+/// Why a request got no response.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot connect to `{host}`")]
@@ -69,26 +71,26 @@ pub enum ClientError {
     NoRoots { host: String, source: rustls::Error },
     #[error("the CA of an outgoing connection cannot be used")]
     Ca(#[from] TlsError),
-    /// The connection was there and then was not. `sent`: the request may have been received.
+    /// An established connection was lost. `sent`: the server may have received the request.
     #[error("`{host}` closed the connection before it answered")]
     Closed { host: String, sent: bool, source: hyper::Error },
 }
 
 impl ClientError {
-    /// Whether a byte of the request may have reached the other side.
+    /// Whether the server may have received any byte of the request.
     pub fn may_have_been_sent(&self) -> bool {
         matches!(self, ClientError::Closed { sent: true, .. })
     }
 }
 
-/// A pool of connections; cheap to clone.
+/// An HTTP client with its connection pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     connector: Arc<Connector>,
     lines: Arc<Lines<Connected>>,
 }
 
-/// The body of a server's answer.
+/// The body of a response from a server.
 pub type Answered = Received<Connected>;
 
 impl Client {
@@ -111,7 +113,7 @@ impl Client {
         })
     }
 
-    /// Sends once and returns the head of the answer. The time until then is for the caller to bound.
+    /// Sends the request once and returns the response head. The caller sets the time limit for waiting for the head.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Answered>, ClientError> {
         let uri = request.uri();
         let place = Place::of(uri).ok_or_else(|| ClientError::Url {
@@ -120,10 +122,10 @@ impl Client {
         })?;
         let line = match self.lines.take(&place) {
             Some(line) => line,
-            // Seldom taken, and too large to be part of every call's future.
+            // Boxed: this path is rare, and its future would make the future of every call larger.
             None => match Box::pin(self.begin(uri, &place)).await {
                 Ok(line) => line,
-                // One may have come free meanwhile.
+                // A pooled connection may have been returned in the meantime.
                 Err(error) => self.lines.take(&place).ok_or(error)?,
             },
         };
@@ -163,7 +165,8 @@ struct Connector {
     allow_private: bool,
 }
 
-/// Whom to trust. The machine's store is opened when it is first needed, so that a machine without one may do without.
+/// Trusted CAs. The system's store is opened on first use, so that Guardian runs on a machine without one as long as no
+/// connection needs it.
 #[derive(Debug, Clone)]
 enum Roots {
     Own(Arc<ClientConfig>),
@@ -219,7 +222,8 @@ impl Connector {
         })
     }
 
-    /// The addresses of `host`, all of them allowed. One that is not spoils the name: it would be the one used next time.
+    /// Resolves `host` and requires every address to be allowed. One forbidden address rejects the whole name, because
+    /// the next resolution could put that address first.
     async fn addresses(&self, host: &str, port: u16, secure: bool) -> Result<Vec<SocketAddr>, ClientError> {
         let addresses = resolve(host, port).await.map_err(|source| ClientError::Connect {
             host: host.to_owned(),
@@ -241,7 +245,7 @@ impl Connector {
         Ok(addresses)
     }
 
-    /// Tries one address after the other, each with its share of the time that is left.
+    /// Tries the addresses in order; each attempt gets an equal share of the remaining time.
     async fn dial(&self, addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
         let started = Instant::now();
         let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");

@@ -1,4 +1,5 @@
-//! How many connections are open, in all and from one address, and which of them are idle. It closes nothing itself.
+//! Counts open connections, in total and per network, against their limits, and tells when an HTTP/2 connection is
+//! idle. It closes no connection itself.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The connections of one or several listeners that share their caps.
+/// The connections of one listener, or of several that share their limits.
 #[derive(Debug, Default)]
 pub struct Connections {
     open: AtomicUsize,
@@ -19,28 +20,28 @@ pub struct Connections {
     flooded: AtomicU64,
 }
 
-/// For metrics.
+/// A snapshot of the counters, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionCounts {
     pub open: usize,
     pub accepted: u64,
-    /// Closed at once because a cap was reached.
+    /// Closed at once because a limit was reached.
     pub refused: u64,
     pub failed_handshakes: u64,
-    /// Closed because a handshake or an idle period ran too long.
+    /// Closed because the TLS handshake or an idle HTTP/2 connection exceeded its time limit.
     pub timed_out: u64,
-    /// Ended because the peer said too much that asks for nothing.
+    /// Closed because the peer flooded the connection with HTTP/2 control frames.
     pub flooded: u64,
 }
 
-/// What counts as one address: an IPv4 address, an IPv6 /64.
+/// The unit of the per-address limit: one IPv4 address or one IPv6 /64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Network {
     V4([u8; 4]),
     V6([u8; 8]),
 }
 
-/// A counted connection; dropping it frees its place.
+/// One counted connection; dropping it frees its slot.
 pub(super) struct Place {
     connections: Arc<Connections>,
     network: Network,
@@ -62,7 +63,7 @@ impl Connections {
         }
     }
 
-    /// A place within both caps, or `None`.
+    /// A slot for a connection from `address`, or `None` if either limit is reached.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr, max: usize, max_per_address: usize) -> Option<Place> {
         let network = Network::of(address);
         let mut by_network = self.by_network.lock().expect("no holder of this lock panics");
@@ -121,16 +122,17 @@ impl Network {
     }
 }
 
-/// What an h2 connection is busy with; hyper has no idle limit for one that answers pings.
+/// The requests in flight on an HTTP/2 connection. hyper has no idle time-out for a connection that answers pings, so
+/// Guardian measures it.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened: Instant,
     running: AtomicU32,
-    /// Milliseconds after `opened` when the last answer ended.
+    /// Milliseconds from `opened` to the end of the last response.
     quiet_since: AtomicU64,
 }
 
-/// One running answer.
+/// One request in flight, until its response body is dropped.
 #[derive(Debug)]
 pub(super) struct InFlight(Arc<Activity>);
 
@@ -148,7 +150,7 @@ impl Activity {
         InFlight(self.clone())
     }
 
-    /// Ends when nothing ran for `limit`.
+    /// Completes when no request was in flight for `limit`.
     pub(super) async fn idle(&self, limit: Duration) {
         loop {
             let quiet_since = self.opened + Duration::from_millis(self.quiet_since.load(Relaxed));

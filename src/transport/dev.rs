@@ -1,5 +1,5 @@
-//! Certificates for development: a CA of one's own and a server certificate by it. Nothing here is meant for production,
-//! and nothing valid is ever overwritten.
+//! Development certificates: a local CA and a server certificate signed by it. Not for production. A certificate that
+//! is still good is never overwritten.
 
 use super::peer::PeerCertificate;
 use super::pem;
@@ -14,22 +14,23 @@ use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 const CA_DAYS: u32 = 3_650;
-/// The most that Apple's systems accept.
+/// The longest lifetime of a server certificate that Apple's systems accept.
 const SERVER_DAYS: u32 = 825;
-/// A certificate with less than this left is made anew.
+/// A server certificate with less time left than this is replaced.
 const RENEW_DAYS: u32 = 30;
 const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// Where the certificates are.
+/// Paths of the certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DevCertificates {
     pub ca_file: PathBuf,
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
-    /// Whether anything had to be made.
+    /// Whether a new certificate was created.
     pub made: bool,
 }
 
+/// Why development certificates could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
     #[error("cannot write `{}`", file.display())]
@@ -40,7 +41,7 @@ pub enum DevError {
     LostKey { ca: PathBuf },
 }
 
-/// Makes sure that `dir` holds a CA (10 years) and a server certificate (825 days) for localhost and `names`.
+/// Ensures that `dir` holds a CA (10 years) and a server certificate (825 days) for localhost and `names`.
 pub fn dev_certificates(dir: &Path, names: &[String], now: Timestamp) -> Result<DevCertificates, DevError> {
     let names: Vec<String> = ALWAYS
         .iter()
@@ -74,7 +75,8 @@ pub fn dev_certificates(dir: &Path, names: &[String], now: Timestamp) -> Result<
     Ok(DevCertificates { made: true, ..files })
 }
 
-/// Whether what lies there will do: a pair, by this CA, for all the names, with time left.
+/// Whether the existing files can be used: key and certificate match, this CA signed it, it covers every name, and it
+/// is valid for at least `RENEW_DAYS`.
 fn serves(files: &DevCertificates, names: &[String], now: Timestamp) -> bool {
     let Ok(chain) = pem::certificates(&files.certificate_file) else {
         return false;
@@ -100,7 +102,7 @@ fn covers(leaf: &rustls::pki_types::CertificateDer<'_>, roots: rustls::RootCertS
     })
 }
 
-/// The CA that lies there, or a new one.
+/// The CA in `file`, or a new one if none exists or it would expire before a server certificate signed now.
 fn authority(file: &Path, key_file: &Path, now: Timestamp) -> Result<Issuer<'static, KeyPair>, DevError> {
     let unmakeable = |source| DevError::Unmakeable {
         names: vec!["a CA".to_owned()],
@@ -164,7 +166,7 @@ fn common_name(name: String) -> DistinguishedName {
     names
 }
 
-/// Writes beside the file and then in its place, so that no reader sees half of it.
+/// Writes a temporary file and renames it, so that no reader sees a partial file.
 fn write(file: &Path, text: &str, mode: u32) -> Result<(), DevError> {
     use std::os::unix::fs::OpenOptionsExt;
     let unwritable = |source| DevError::Unwritable {

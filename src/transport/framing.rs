@@ -1,15 +1,16 @@
-//! What hyper lets through and Guardian does not: requests that two HTTP parsers could read differently, or that ask for
-//! another protocol. It looks at the head alone and knows no routes.
+//! Refuses request heads that hyper accepts but two HTTP parsers could read differently (request smuggling), or that
+//! ask for another protocol. It sees only the head and knows no routes.
 //!
-//! Two things cannot be seen here, because hyper has settled them: of `Transfer-Encoding` and `Content-Length` together it
-//! keeps the former and closes the connection after the answer, and it drops a fragment. Both are safe, since what is
-//! forwarded is framed anew and the path comes from the configuration.
+//! Two cases are invisible here because hyper has already settled them. If a request has both `Transfer-Encoding` and
+//! `Content-Length`, hyper keeps the former and closes the connection after the answer; a fragment in the target is
+//! dropped. Both are safe: a forwarded request is framed anew, and its path comes from the configuration.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 
-/// Fields that decide something here or upstream. Nothing may name them in other spellings, nor ask to have them dropped.
+/// Headers that decide something in Guardian or upstream. A request may not spell them with underscores, nor name them
+/// in `Connection` to have them dropped.
 const WEIGHTY: &[&str] = &[
     "accept",
     "authorization",
@@ -39,7 +40,7 @@ const WEIGHTY: &[&str] = &[
     "x-real-ip",
 ];
 
-/// `Err` says what is wrong with the head, in words for the client.
+/// Checks a request head; `Err` says what is wrong, in words for the client.
 pub fn framing(head: &Parts) -> Result<(), &'static str> {
     version(head)?;
     method(&head.method)?;
@@ -50,7 +51,7 @@ pub fn framing(head: &Parts) -> Result<(), &'static str> {
     fields(&head.headers)
 }
 
-/// The host that the request is for, port included; `None` if the head did not pass `framing`.
+/// The host and port that the request is for; `None` if the head did not pass `framing`.
 pub fn authority(head: &Parts) -> Option<&str> {
     match head.uri.authority() {
         Some(authority) => Some(authority.as_str()),
@@ -91,7 +92,7 @@ fn length(headers: &HeaderMap) -> Result<(), &'static str> {
     }
 }
 
-/// Some read a body behind any method, some behind these do not.
+/// Some servers read a body after GET, HEAD, DELETE or OPTIONS and some do not, so these methods may have none.
 fn body(head: &Parts) -> Result<(), &'static str> {
     let bare = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
     let length = head.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
@@ -107,7 +108,7 @@ fn host(head: &Parts) -> Result<(), &'static str> {
     match (named, host) {
         (None, None | Some(b"")) => Err("the request names no host"),
         (Some(named), Some(host)) if !named.eq_ignore_ascii_case(host) => Err("the request names two different hosts"),
-        // HTTP/1.1 wants the field even where the target names the host.
+        // HTTP/1.1 requires `Host` even if the request target is absolute (RFC 9112 section 3.2).
         (Some(_), None) if head.version == Version::HTTP_11 => Err("the Host field is missing"),
         (named, host) => match named.or(host) {
             Some(name) if name.contains(&b'@') => Err("the host holds a user name"),

@@ -1,9 +1,11 @@
-//! Connections to servers, kept for the next request.
+//! Pool of client connections to MCP servers: idle HTTP/1.1 connections and one shared HTTP/2 connection for each
+//! origin.
 //!
-//! An HTTP/1.1 connection carries one request at a time and is driven by whoever waits for its answer: no other task, no
-//! queue between the two. The body of the answer holds it and gives it back if nothing of the answer is left on the way;
-//! dropped before, it closes it. HTTP/2 connections are shared and have a task of their own. Both are given up when nothing
-//! was asked over them for a while: sooner than servers and what lies between do, so that no request meets that.
+//! An HTTP/1.1 connection carries one request at a time, and the task that waits for the answer polls the connection
+//! itself: no other task, no channel in between. The response body owns the connection and returns it to the pool if
+//! the whole answer has arrived when the body is dropped; otherwise the connection closes. HTTP/2 connections are
+//! shared and have a task of their own. A connection leaves the pool after `life` without use. Callers choose `life`
+//! shorter than the idle time-out of servers, so that no request meets a connection that the server is closing.
 
 use super::wire::Look;
 use bytes::Bytes;
@@ -21,77 +23,86 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+/// Interval of HTTP/2 PING frames on shared connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// Where a connection leads.
+/// The origin that a connection leads to: scheme and authority.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     scheme: Scheme,
     authority: Authority,
 }
 
-/// What a connection needs of its stream.
+/// What hyper requires of the stream under a connection.
 pub trait Stream: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static {}
 
 impl<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Stream for S {}
 
-/// A connection ready for a request.
+/// A connection that is ready for a request.
 pub(super) enum Line<S: Stream> {
+    /// HTTP/1.1, used by one request at a time.
     Own(Own<S>),
+    /// HTTP/2, used by many requests at once.
     Shared(http2::SendRequest<Full<Bytes>>),
 }
 
+/// An HTTP/1.1 connection with its hyper driver.
 pub struct Own<S: Stream> {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// Does the reading and writing when it is polled; `None` once it is over.
+    /// Reads and writes whenever it is polled; `None` once the connection has ended.
     driver: Option<Box<http1::Connection<S, Full<Bytes>>>>,
     look: Look,
 }
 
-/// The connections that nobody uses, and those that many do.
+/// The pool.
 pub struct Lines<S: Stream> {
+    /// How long a connection may be idle.
     shelves: Mutex<Shelves<S>>,
     life: Duration,
+    /// The most idle HTTP/1.1 connections kept for one origin.
     most: usize,
 }
 
 struct Shelves<S: Stream> {
     by_place: HashMap<Place, Shelf<S>>,
+    /// Whether a task is running that closes expired connections.
     is_swept: bool,
 }
 
+/// The connections to one origin.
 struct Shelf<S: Stream> {
-    /// The last one used is at the end, and is the next to be used.
+    /// Idle connections with the time of their last use. The most recently used one is last and is taken first.
     idle: Vec<(Instant, Own<S>)>,
-    /// And when something was asked over it last.
+    /// The shared HTTP/2 connection, with the time when a request was last sent on it.
     shared: Option<(Instant, http2::SendRequest<Full<Bytes>>)>,
 }
 
-/// Why a standing connection gave no answer.
+/// Why an established connection gave no answer.
 #[derive(Debug)]
 pub(super) struct Broken {
-    /// The request may have been received.
+    /// The server may have received the request.
     pub sent: bool,
     pub source: hyper::Error,
 }
 
-/// The body of an answer, with the connection that brings it.
+/// The body of a response, together with the connection that delivers it.
 pub struct Received<S: Stream> {
-    /// Until it is dropped.
+    /// `None` once the body was dropped.
     incoming: Option<Incoming>,
     held: Option<Held<S>>,
 }
 
+/// The HTTP/1.1 connection that a response body owns.
 struct Held<S: Stream> {
     own: Own<S>,
-    /// When something came over it last.
+    /// When the body last waited for data; becomes the start of the connection's idle time.
     since: Instant,
     lines: Arc<Lines<S>>,
     place: Place,
 }
 
 impl Place {
-    /// `None` for a URI that leads nowhere.
+    /// The origin of a URI; `None` if it lacks a scheme or an authority.
     pub fn of(uri: &Uri) -> Option<Self> {
         Some(Self {
             scheme: uri.scheme()?.clone(),
@@ -103,7 +114,7 @@ impl Place {
         self.authority.host()
     }
 
-    /// As a request names it: without the port that goes without saying.
+    /// The value of `Host`: the port is left out if it is the scheme's default (RFC 9110 section 7.2).
     fn named(&self) -> Option<HeaderValue> {
         let usual = match self.scheme == Scheme::HTTPS {
             true => 443,
@@ -129,7 +140,7 @@ impl<S: Stream> Lines<S> {
         })
     }
 
-    /// A connection that stands, as far as can be told.
+    /// Takes a connection that is usable as far as this machine can tell.
     pub fn take(&self, place: &Place) -> Option<Line<S>> {
         loop {
             let (since, mut own) = {
@@ -147,7 +158,8 @@ impl<S: Stream> Lines<S> {
         }
     }
 
-    /// Makes a connection of a stream to `place`. If another came to be shared meanwhile, it is that one.
+    /// Makes a connection from a stream to `place`. If another task has set up a shared HTTP/2 connection meanwhile,
+    /// that one is returned.
     pub async fn begin(self: &Arc<Self>, place: &Place, stream: S, look: Look, is_http2: bool) -> Result<Line<S>, hyper::Error> {
         if !is_http2 {
             let (sender, driver) = http1::handshake(stream).await?;
@@ -168,7 +180,7 @@ impl<S: Stream> Lines<S> {
         Ok(Line::Shared(sender))
     }
 
-    /// Sends once and waits for the head of the answer.
+    /// Sends the request once and waits for the response head.
     pub async fn send(
         self: &Arc<Self>,
         place: &Place,
@@ -206,6 +218,7 @@ impl<S: Stream> Lines<S> {
         }))
     }
 
+    /// Returns an idle connection to the pool, or closes it if the origin has enough.
     fn put(self: &Arc<Self>, place: &Place, since: Instant, own: Own<S>) {
         let mut shelves = self.shelves();
         let idle = shelves.by_place.get(place).map_or(0, |shelf| shelf.idle.len());
@@ -217,7 +230,7 @@ impl<S: Stream> Lines<S> {
         self.have_swept(shelves);
     }
 
-    /// From now on somebody looks after what nobody uses.
+    /// Starts the sweeping task, unless it is running or there is no tokio runtime.
     fn have_swept(self: &Arc<Self>, mut shelves: MutexGuard<'_, Shelves<S>>) {
         if !shelves.is_swept
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -246,7 +259,8 @@ impl<S: Stream> Shelves<S> {
 }
 
 impl<S: Stream> Shelf<S> {
-    /// The connection that everybody uses, if it can be used. What is under way over one that is given up goes on.
+    /// The shared HTTP/2 connection, if it is usable. Requests in flight on a connection that is replaced run to their
+    /// end.
     fn shared(&mut self, life: Duration) -> Option<http2::SendRequest<Full<Bytes>>> {
         self.forget_shared(life);
         let (since, shared) = self.shared.as_mut()?;
@@ -260,7 +274,7 @@ impl<S: Stream> Shelf<S> {
     }
 }
 
-/// Closes what lay unused for `life`, until there is nothing left that could be.
+/// Closes connections that were idle for `life`; ends when the pool is empty.
 async fn sweep<S: Stream>(lines: Weak<Lines<S>>, life: Duration) {
     loop {
         tokio::time::sleep(life.max(Duration::from_millis(10))).await;
@@ -285,7 +299,7 @@ async fn sweep<S: Stream>(lines: Weak<Lines<S>>, life: Duration) {
 
 impl<S: Stream> Own<S> {
     fn drive(&mut self, context: &mut Context<'_>) {
-        // What is left over in a driver is told to whoever waits when it is dropped.
+        // If the driver fails, hyper reports the error to the waiting request when the driver is dropped.
         if let Some(driver) = &mut self.driver
             && Pin::new(driver).poll(context).is_ready()
         {
@@ -293,19 +307,19 @@ impl<S: Stream> Own<S> {
         }
     }
 
-    /// Whether it can take a request: nobody closed it, and nothing came that was not asked for.
+    /// Whether the connection can take a request: neither side closed it and no unsolicited bytes arrived.
     fn stands(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
     }
 
-    /// The same to the last byte that has reached this machine.
+    /// The same, but it also sees bytes that the kernel holds and the reactor has not reported yet.
     fn is_quiet(&mut self) -> bool {
         let look = self.look.clone();
         look.closely(|| self.stands())
     }
 
-    /// Takes leave as TLS wants it, if that needs no waiting.
+    /// Closes the connection with TLS close_notify, if that needs no waiting.
     fn close(self) {
         let Self { sender, mut driver, .. } = self;
         drop(sender);
@@ -317,7 +331,7 @@ impl<S: Stream> Own<S> {
 
 fn broken<T>(mut error: TrySendError<T>) -> Broken {
     Broken {
-        // What was not sent comes back whole.
+        // hyper returns a request of which nothing was sent.
         sent: error.take_message().is_none(),
         source: error.into_error(),
     }
@@ -361,7 +375,8 @@ impl<S: Stream> Body for Received<S> {
 
 impl<S: Stream> Drop for Received<S> {
     fn drop(&mut self) {
-        // Without its reader the driver takes what is there of the answer. It is ready again if that was the end of it.
+        // Without `incoming`, the driver discards what is left of the answer. If all of it has arrived, the connection
+        // is ready again and goes back to the pool.
         self.incoming = None;
         if let Some(mut held) = self.held.take()
             && held.own.stands()

@@ -1,5 +1,5 @@
-//! The only room that knows TLS and sockets: listeners with a bound on every stage, outgoing connections to checked
-//! addresses, certificates. It knows nothing of MCP, of callers or of what a request means.
+//! TLS and HTTP connections: server listeners with a limit on every stage, the HTTP client, certificates. No other room
+//! configures rustls; this room knows nothing of MCP, callers or the meaning of a request.
 
 mod address;
 mod body;
@@ -32,12 +32,13 @@ pub use watch::{Watch, WatchError, watch};
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, OnceLock};
 
-/// Makes aws-lc-rs the cryptography of libraries that ask for the process default. Ours never do.
+/// Installs aws-lc-rs as the process default, for dependencies that ask for one. Guardian's own code always names its
+/// provider.
 pub fn install_provider() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// aws-lc-rs, named wherever TLS is configured so that no default decides.
+/// The aws-lc-rs provider, passed explicitly to every TLS configuration so that none depends on the process default.
 fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER

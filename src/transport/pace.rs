@@ -1,6 +1,6 @@
-//! How much an h2 peer may say that asks for nothing: pings, settings, priorities and windows widened by a little cost
-//! a peer less than they cost us. h2 bounds what they take of memory, this what they take of the processor. It only counts;
-//! requests and their bodies have bounds of their own.
+//! HTTP/2 flood guard: limits frames that make no progress (PING, SETTINGS, PRIORITY, unknown types, small
+//! WINDOW_UPDATE). Such frames cost the peer less CPU than Guardian; the h2 crate limits only the memory they take.
+//! This file only counts; requests and their bodies have limits elsewhere.
 
 use std::io;
 use std::pin::Pin;
@@ -11,15 +11,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Frames that ask for nothing, within a second.
+/// The most idle frames allowed within `WHILE`.
 const MOST: u32 = 10_000;
 const WHILE: Duration = Duration::from_secs(1);
-/// A window that is widened by more lets something move.
+/// A WINDOW_UPDATE with a larger increment lets data move, so it counts as progress.
 const LITTLE: u32 = 1024;
 
+/// The client connection preface (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
+/// The frame header (RFC 9113 section 4.1).
 const HEAD: usize = 9;
-/// With the increment of a WINDOW_UPDATE.
+/// The frame header and the increment of a WINDOW_UPDATE.
 const LOOKED_AT: usize = HEAD + 4;
 
 const DATA: u8 = 0;
@@ -28,7 +30,7 @@ const RST_STREAM: u8 = 3;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
-/// A stream of which nothing more is read once its peer has said too much.
+/// A stream that stops reading once its peer has flooded it.
 pub(super) struct Paced<S> {
     stream: S,
     frames: Frames,
@@ -36,7 +38,7 @@ pub(super) struct Paced<S> {
 }
 
 impl<S> Paced<S> {
-    /// `flooded` is told when it is time to end the connection.
+    /// `flooded` is notified when the connection must be closed.
     pub fn new(stream: S, flooded: Arc<Notify>) -> Self {
         Self {
             stream,
@@ -83,12 +85,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     }
 }
 
-/// Frames as they pass, of which nothing but kind, length and increment is looked at.
+/// Splits the incoming bytes into HTTP/2 frames. It looks only at type, length and window increment.
 struct Frames {
-    /// Bytes until the next frame begins.
+    /// Bytes until the next frame header.
     skip: usize,
     seen: [u8; LOOKED_AT],
     filled: usize,
+    /// Idle frames since `since`.
     idle: u32,
     since: Instant,
     flooded: bool,
@@ -125,6 +128,7 @@ impl Frames {
         }
     }
 
+    /// Counts one frame whose header is complete.
     fn frame(&mut self) {
         let asks = match self.kind() {
             HEADERS | CONTINUATION | RST_STREAM | DATA => true,

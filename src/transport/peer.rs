@@ -1,22 +1,24 @@
-//! The other end of a connection, as far as the socket and TLS prove it. What a certificate may do is not decided here.
+//! The remote end of a connection, as far as the socket and TLS prove it: address, client certificate, HTTP version.
+//! What a certificate authorises is decided elsewhere.
 
 use crate::domain::{Digest, Timestamp};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+/// The client at the other end of an accepted connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// Verified against the client CA during the handshake.
+    /// The client certificate, verified against the client CA during the TLS handshake.
     pub certificate: Option<Arc<PeerCertificate>>,
     pub http2: bool,
 }
 
-/// What is read of a verified client certificate.
+/// The fields of a verified client certificate that Guardian uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
-    /// SHA-256 of the DER.
+    /// SHA-256 of the certificate's DER bytes.
     pub digest: Digest,
     pub subject_cn: Option<String>,
     pub uri_sans: Vec<String>,
@@ -26,7 +28,7 @@ pub struct PeerCertificate {
 }
 
 impl PeerCertificate {
-    /// `None` if the DER cannot be read: such a certificate names nobody.
+    /// Parses a certificate; `None` if x509-parser cannot read the DER, so an unreadable certificate identifies nobody.
     pub fn read(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let names = match certificate.subject_alternative_name().ok()? {

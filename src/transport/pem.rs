@@ -1,11 +1,11 @@
-//! Certificates and keys read from PEM files, with an error that names the file. Nothing is judged here but that it reads.
+//! Reads certificates and keys from PEM files; every error names its file. Beyond parsing, nothing is validated here.
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::{Path, PathBuf};
 
-/// Why a certificate, a key or a pair of them cannot serve.
+/// Why a certificate, a key or the pair cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read `{}`", file.display())]

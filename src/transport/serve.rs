@@ -1,5 +1,6 @@
-//! The server side of connections: accept, prove TLS, speak h2 or HTTP/1.1 as negotiated, drain. Every stage has its bound.
-//! What a request means is the handler's business; one task serves one connection, h2 streams aside.
+//! The server side of connections: accept, TLS handshake, HTTP/2 or HTTP/1.1 by ALPN, graceful drain. Every stage has a
+//! time or size limit. One task serves one connection (HTTP/2 streams run in tasks of their own); the handler decides
+//! what a request means.
 
 use super::body::{Body, Timed};
 use super::connections::{Activity, Connections, InFlight, Place};
@@ -30,19 +31,19 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A head may be split over as many reads as it likes, but no connection holds more unread bytes than this.
+/// The smallest limit for hyper's HTTP/1.1 read buffer of one connection; a larger `max_header_bytes` raises it.
 const READ_BUFFER: usize = 64 * 1024;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 const H2_SEND_BUFFER: usize = 64 * 1024;
 const H2_PENDING_RESETS: usize = 20;
 const H2_LOCAL_RESETS: usize = 1024;
-/// How long a peer told to go may take to say goodbye.
+/// How long a peer may take to close after GOAWAY, when its HTTP/2 connection was idle or flooding.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// The rest after an accept that failed for want of descriptors or memory.
+/// Pause after an accept error such as EMFILE or ENOMEM, which would otherwise repeat at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `listener` until `stop` drains and the last connection is gone; plain HTTP/1.1 if there is no `tls`.
+/// Serves `listener` until `stop` drains and the last connection has ended. Without `tls` it serves plain HTTP/1.1.
 pub async fn serve<H, F>(listener: TcpListener, tls: Option<Arc<ServerTls>>, limits: ConnectionLimits, handler: H, stop: Stop)
 where
     H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
@@ -51,7 +52,7 @@ where
     serve_counted(listener, tls, limits, handler, stop, Connections::new()).await;
 }
 
-/// As `serve`, with counts that the caller can read or that several listeners share.
+/// Like `serve`, with connection counts that the caller can read or share between listeners.
 pub async fn serve_counted<H, F>(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
@@ -105,7 +106,7 @@ pub async fn serve_counted<H, F>(
     tasks.wait().await;
 }
 
-/// What all connections of a listener share.
+/// What all connections of one listener share.
 struct Door<H> {
     h1: http1::Builder,
     h2: http2::Builder<Tracked>,
@@ -113,7 +114,7 @@ struct Door<H> {
     limits: ConnectionLimits,
     handler: H,
     stop: Stop,
-    /// Running connections are dropped: the drain is over, or was aborted.
+    /// Cancelled when running connections must be dropped: the drain timed out or was aborted.
     cut: CancellationToken,
 }
 
@@ -162,7 +163,8 @@ where
     {
         let service = service_fn(|request| self.answer(request, &peer, None));
         let io = TokioIo::new(Unstalled::new(stream, self.limits.idle_timeout.0));
-        // hyper's own header timeout ends an idle connection here.
+        // hyper's `header_read_timeout` also closes an idle keep-alive connection, so HTTP/1.1 needs no idle timer
+        // here.
         self.drive(self.h1.serve_connection(io, service), std::future::pending())
             .await;
     }
@@ -198,7 +200,7 @@ where
         async move { Ok(answer.await.map(|body| Timed::new(body, deadline, in_flight))) }
     }
 
-    /// Serves until the peer is done, we are done with it, or this instance stops.
+    /// Runs the connection until the peer closes it, `done` completes (idle or flooding), or this instance stops.
     async fn drive<C: GracefulConnection>(&self, connection: C, done: impl Future<Output = ()>) {
         let mut connection = pin!(connection);
         let patience = tokio::select! {
@@ -217,7 +219,7 @@ where
     }
 }
 
-/// What the handshake proved; `None` if the certificate it verified cannot be read by us.
+/// What the TLS handshake proved about the peer; `None` if rustls verified a certificate that x509-parser cannot read.
 fn proved(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Option<Peer> {
     let session = stream.get_ref().1;
     let certificate = match session.peer_certificates().and_then(<[_]>::first) {
@@ -261,8 +263,8 @@ fn h2_builder(limits: &ConnectionLimits, tasks: &TaskTracker) -> http2::Builder<
     builder
 }
 
-/// Runs h2 streams, which hyper spawns, where the drain can wait for them. A peer that opens no window cannot hold one
-/// for longer than an answer may take.
+/// Spawns hyper's HTTP/2 stream tasks into the tracker that the drain waits for, each with a time limit: a peer that
+/// never opens its flow-control window cannot keep a stream task alive for longer than `total_timeout`.
 #[derive(Clone)]
 struct Tracked {
     tasks: TaskTracker,
@@ -278,12 +280,13 @@ where
     }
 }
 
+/// Whether `accept` failed because of one connection, so that the listener itself is fine.
 fn is_of_that_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A stream whose peer must take what is written within a time: one that stops reading is gone.
+/// A stream with a write time-out: if the peer takes no bytes for `limit`, the connection ends.
 struct Unstalled<S> {
     stream: S,
     limit: Duration,

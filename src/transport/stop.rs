@@ -1,16 +1,17 @@
-//! How a listener is told to end: first `drain`, then, if somebody is in a hurry, `abort`. Reading signals is the app's business.
+//! The shutdown signal of a listener: `drain` first, `abort` if that must be cut short. Operating-system signals are
+//! handled in `app`.
 
 use std::future::Future;
 use tokio_util::sync::CancellationToken;
 
-/// The side that waits. Cheap to clone.
+/// The receiving side. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Stop {
     drain: CancellationToken,
     abort: CancellationToken,
 }
 
-/// The side that tells.
+/// The sending side.
 #[derive(Debug, Clone)]
 pub struct StopHandle(Stop);
 
@@ -23,33 +24,34 @@ impl Stop {
         (StopHandle(stop.clone()), stop)
     }
 
-    /// Ends when no new work is to be taken.
+    /// Completes when no new work may be accepted.
     pub fn draining(&self) -> impl Future<Output = ()> + '_ {
         self.drain.cancelled()
     }
 
-    /// Ends when running work is to be dropped.
+    /// Completes when running work must be dropped.
     pub fn aborted(&self) -> impl Future<Output = ()> + '_ {
         self.abort.cancelled()
     }
 
+    /// Whether `drain` or `abort` was called.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
 
-    /// A further abort that this one implies, for a listener whose drain ran out of time.
+    /// A token that `abort` cancels too; a listener cancels it alone when its own drain times out.
     pub(super) fn cut(&self) -> CancellationToken {
         self.abort.child_token()
     }
 }
 
 impl StopHandle {
-    /// No new connection, no new request on an old one; what runs may finish.
+    /// Accept no new connections and no new requests on existing ones; running requests may finish.
     pub fn drain(&self) {
         self.0.drain.cancel();
     }
 
-    /// Everything ends now.
+    /// End everything now.
     pub fn abort(&self) {
         self.0.drain.cancel();
         self.0.abort.cancel();

@@ -1,5 +1,5 @@
-//! The server side of TLS: what a listener presents and demands, and how it is exchanged while connections run.
-//! It does not watch files; whoever does calls `reload`.
+//! Server-side TLS: the certificate a listener presents, the client certificates it demands, and how both are replaced
+//! while connections run. It does not watch the files; the file watcher calls `reload`.
 
 use super::peer::PeerCertificate;
 use super::pem::{self, TlsError};
@@ -17,15 +17,16 @@ use std::time::Duration;
 
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3_600);
 
-/// A listener's certificate and demands, exchangeable as a whole.
+/// The TLS configuration of one listener, replaced as a whole.
 pub struct ServerTls {
     files: TlsConfig,
     current: ArcSwap<ServerConfig>,
-    /// Digest of the files that `current` was made of.
+    /// Digest of the files that `current` was built from.
     loaded: Mutex<Digest>,
 }
 
 impl ServerTls {
+    /// Reads the files and builds the first configuration.
     pub fn load(files: &TlsConfig) -> Result<Arc<Self>, TlsError> {
         let digest = digest(files)?;
         Ok(Arc::new(Self {
@@ -35,9 +36,11 @@ impl ServerTls {
         }))
     }
 
-    /// Takes up changed files for connections to come; `false` if nothing changed. On error the old ones stay in force.
+    /// Loads changed files for new connections; returns `false` if nothing changed. On an error the old configuration
+    /// stays.
     ///
-    /// The whole configuration is exchanged, so that no session can be resumed past a change of certificate or CA.
+    /// The whole `ServerConfig` is replaced, ticket keys included, so that no TLS session can be resumed across a
+    /// change of certificate or CA.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let mut loaded = self.loaded.lock().expect("no holder of this lock panics");
         let digest = digest(&self.files)?;
@@ -49,7 +52,7 @@ impl ServerTls {
         Ok(true)
     }
 
-    /// The files whose change calls for `reload`.
+    /// The files to watch for `reload`.
     pub fn files(&self) -> Vec<PathBuf> {
         let ca = self.files.client_ca_file.iter();
         [&self.files.certificate_file, &self.files.key_file]
@@ -64,7 +67,7 @@ impl ServerTls {
     }
 }
 
-/// Everything for which `load` would fail or no client would connect, one sentence each.
+/// Every problem for which `load` would fail or no client could connect, one sentence each.
 pub fn check(files: &TlsConfig, now: Timestamp) -> Vec<String> {
     let mut problems = Vec::new();
     let chain = pem::certificates(&files.certificate_file).map_err(|error| problems.push(advise(error)));
@@ -80,7 +83,7 @@ pub fn check(files: &TlsConfig, now: Timestamp) -> Vec<String> {
     problems
 }
 
-/// What will become a problem soon.
+/// Problems that are about to arise: a certificate that expires within 14 days.
 pub fn warnings(files: &TlsConfig, now: Timestamp) -> Vec<String> {
     let Some(leaf) = pem::certificates(&files.certificate_file)
         .ok()
@@ -111,7 +114,8 @@ fn configure(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     match files.client_certificates {
         ClientCertificates::Off => config.ticketer = Ticketer::new()?,
-        // A resumed session is not verified again: with client certificates there is none to resume.
+        // A resumed session skips verification of the client certificate, so resumption is off when client certificates
+        // are on.
         ClientCertificates::Optional | ClientCertificates::Required => {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
@@ -179,7 +183,7 @@ fn validity(files: &TlsConfig, leaf: &[u8], now: Timestamp) -> Result<(), String
     }
 }
 
-/// The sentence of an error, its cause and what to do.
+/// An error as a sentence, with its cause and what to do.
 fn advise(error: TlsError) -> String {
     let todo = match &error {
         TlsError::Unreadable { .. } => "check the path and the permissions",
@@ -198,6 +202,7 @@ fn advise(error: TlsError) -> String {
     }
 }
 
+/// SHA-256 over the digests of all files, to detect a change.
 fn digest(files: &TlsConfig) -> Result<Digest, TlsError> {
     let paths = [
         Some(&files.certificate_file),

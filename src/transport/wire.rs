@@ -1,5 +1,6 @@
-//! The socket of an outgoing connection. Asked to, it looks for what came although nobody was told of it yet: between a
-//! byte's arrival and the runtime's hearing of it there is time for a request, whose answer that byte must not become.
+//! The TCP stream of an outgoing connection. Before the pool reuses a connection, recv(MSG_PEEK) asks the kernel for
+//! unsolicited bytes that tokio's reactor has not reported yet; otherwise such bytes would be read as the answer to the
+//! next request.
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -11,10 +12,11 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Whether reads go to the socket itself.
+/// Whether the stream's reads ask the kernel even if the reactor reports nothing. Shared by the pool and the stream.
 #[derive(Debug, Clone, Default)]
 pub struct Look(Arc<AtomicBool>);
 
+/// A TCP stream that can be probed for unreported bytes.
 #[derive(Debug)]
 pub struct Wire {
     tcp: TcpStream,
@@ -22,7 +24,7 @@ pub struct Wire {
 }
 
 impl Look {
-    /// Does something during which nothing that has come goes unseen.
+    /// Runs `what` with probing on, so that every byte the kernel already holds is seen.
     pub(super) fn closely<T>(&self, what: impl FnOnce() -> T) -> T {
         self.0.store(true, Ordering::Relaxed);
         let done = what();
