@@ -40,8 +40,7 @@ fn reach_v4(ip: Ipv4Addr) -> Reach {
         (0, ..) | (169, 254, _) | (224..=255, ..) => Reach::Never,
         (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Reach::Never,
         (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) => Reach::Private,
-        // 100.64/10 carrier-grade NAT (RFC 6598), 192.0.0/24 IETF assignments (RFC 6890), 198.18/15 benchmarks (RFC
-        // 2544)
+        // carrier-grade NAT (RFC 6598), IETF assignments (RFC 6890), benchmarks (RFC 2544)
         (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) => Reach::Private,
         _ => Reach::Public,
     }

@@ -19,16 +19,16 @@ pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 pub enum BodyError {
     #[error("the answer ran longer than its limit")]
     TooLong,
-    /// A body that holds `bytes`.
     #[error("the answer broke off")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// A body that holds `bytes`.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    /// A body without content.
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
+/// A body without content.
 pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

@@ -94,6 +94,7 @@ pub struct Client {
 pub type Answered = Received<Connected>;
 
 impl Client {
+    /// Builds a client; a configured CA file is read now.
     pub fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
         let roots = match &settings.ca_file {
             Some(file) => Roots::Own(Arc::new(with_alpn(own_ca(file)?, settings.http2))),
@@ -176,6 +177,7 @@ enum Roots {
     },
 }
 
+/// The stream under a connection: TCP, with TLS for `https`.
 pub type Connected = MaybeHttpsStream<TokioIo<Wire>>;
 
 impl Connector {

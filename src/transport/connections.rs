@@ -30,7 +30,7 @@ pub struct ConnectionCounts {
     pub failed_handshakes: u64,
     /// Closed because the TLS handshake or an idle HTTP/2 connection exceeded its time limit.
     pub timed_out: u64,
-    /// Closed because the peer flooded the connection with HTTP/2 control frames.
+    /// Closed because the peer flooded the connection with HTTP/2 frames that make no progress.
     pub flooded: u64,
 }
 

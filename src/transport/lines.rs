@@ -56,8 +56,8 @@ pub struct Own<S: Stream> {
 
 /// The pool.
 pub struct Lines<S: Stream> {
-    /// How long a connection may be idle.
     shelves: Mutex<Shelves<S>>,
+    /// How long a connection may be idle.
     life: Duration,
     /// The most idle HTTP/1.1 connections kept for one origin.
     most: usize,
@@ -129,6 +129,7 @@ impl Place {
 }
 
 impl<S: Stream> Lines<S> {
+    /// An empty pool. Connections are idle for at most `life`, and at most `most` of them for one origin.
     pub fn new(life: Duration, most: usize) -> Arc<Self> {
         Arc::new(Self {
             shelves: Mutex::new(Shelves {

@@ -16,6 +16,7 @@ pub struct Stop {
 pub struct StopHandle(Stop);
 
 impl Stop {
+    /// A handle and its receiving side.
     pub fn new() -> (StopHandle, Stop) {
         let stop = Stop {
             drain: CancellationToken::new(),

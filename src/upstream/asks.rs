@@ -1,5 +1,6 @@
-//! What servers ask of the clients that called them, held to what each may ask. In the old era a request that is not
-//! allowed is withheld and answered here, in the server's own session; in the new one it ends the call it came with.
+//! Which requests a server may make of its client (sampling, elicitation, roots), set per server. In the legacy era a
+//! forbidden request is withheld and answered here with an error, in the server's own session; in the modern era it
+//! makes the call fail.
 
 use super::failed::Failed;
 use super::link::Link;
@@ -12,10 +13,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// The longest id that still fits into what the client is given for it.
+/// The longest request id of a server that is passed on: a longer one does not fit into the handle that the client gets
+/// for it.
 pub(super) const LONGEST_ID: usize = 512;
 
-/// Whether a server may ask this.
+/// Whether this request is allowed.
 pub(super) fn allowed(ask: &Ask, requests: ClientRequests) -> bool {
     match ask.wish {
         Wish::Ping => true,
@@ -24,7 +26,8 @@ pub(super) fn allowed(ask: &Ask, requests: ClientRequests) -> bool {
     }
 }
 
-/// Whether a result may go to the client: of a type that its method can have, asking for nothing that is not allowed.
+/// Whether a result may go to the client: its `resultType` must suit the method, and every request in it must be
+/// allowed. Legacy results have neither, so they pass.
 pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: ClientRequests) -> Result<(), Failed> {
     if era == Era::Legacy {
         return Ok(());
@@ -43,24 +46,26 @@ pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: Clie
     }
 }
 
-/// Whether an error asks for what a request may not ask for.
+/// Whether an error (code -32042) demands URL elicitation although the configuration does not allow it.
 pub(super) fn wants_too_much(said: &Said, requests: ClientRequests) -> bool {
     said.wants_url && !requests.allow(ClientRequest::ElicitationUrl)
 }
 
-/// What such an error asks for.
+/// The method that such an error stands for.
 pub(super) const URL: &str = "elicitation/create";
 
+/// The failure for a client request that the configuration does not allow.
 pub(super) fn refused(method: &str) -> Failed {
     Failed::after_sending(Reason::ClientRequestRefused, format!("`{}`", shown(method)))
 }
 
-/// A server's word, fit for a record or a sentence.
+/// Text from a server, truncated and escaped for a record or a message.
 pub(super) fn shown(word: &str) -> String {
     word.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
-/// Tells a server that some of its requests go nowhere. Polled with the stream they came on, and gone with it.
+/// Sends the server an error for each of its requests that was refused. The stream that carries those requests polls it
+/// and owns it, so unsent errors are dropped with the stream.
 pub(super) struct Refusals {
     to: Asker,
     sending: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -68,15 +73,16 @@ pub(super) struct Refusals {
 
 /// Where a refused request came from.
 enum Asker {
-    /// With the session and version that its stream belongs to.
+    /// An HTTP server; the headers carry the session and version of the stream.
     Server(Upstream, HeaderMap),
     Link(Arc<Link>),
 }
 
-/// A server that asks faster than it takes refusals hears no more of them.
+/// The most unsent errors per stream. A server that asks faster than it accepts errors gets no more of them.
 const MOST_AT_ONCE: usize = 16;
 
 impl Refusals {
+    /// For requests from an HTTP server.
     pub fn new(upstream: Upstream, fields: HeaderMap) -> Self {
         Self {
             to: Asker::Server(upstream, fields),
@@ -84,6 +90,7 @@ impl Refusals {
         }
     }
 
+    /// For requests that came over a channel.
     pub fn over(link: Arc<Link>) -> Self {
         Self {
             to: Asker::Link(link),
@@ -91,7 +98,7 @@ impl Refusals {
         }
     }
 
-    /// `id` as the server wrote it.
+    /// Refuses one request. `id` is the JSON text that the server wrote.
     pub fn send(&mut self, id: &str) {
         let (upstream, fields) = match &self.to {
             Asker::Link(link) => return link.refuse(id),
@@ -107,6 +114,7 @@ impl Refusals {
         }));
     }
 
+    /// Makes progress on sending.
     pub fn poll(&mut self, context: &mut Context<'_>) {
         self.sending
             .retain_mut(|sending| matches!(sending.as_mut().poll(context), Poll::Pending));

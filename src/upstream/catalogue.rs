@@ -1,5 +1,5 @@
-//! The tools a server offers, asked for by Guardian itself in whichever era the server speaks. What is offered is read and
-//! digested here; what is pinned, and what a caller may see of it, is decided elsewhere.
+//! Fetches a server's tools, in whichever era the server speaks. Definitions are read and digested here; which of them
+//! are pinned, and what a caller may see, is decided elsewhere.
 
 use super::failed::Failed;
 use super::forward::fields_of_session;
@@ -20,22 +20,22 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq)]
 pub struct RawTool {
     pub name: ToolName,
-    /// Every member of the definition, in canonical JSON.
+    /// The whole definition as canonical JSON (RFC 8785).
     pub definition: Arc<str>,
-    /// SHA-256 over it.
+    /// SHA-256 of `definition`.
     pub digest: Digest,
     pub input_schema: Value,
     pub annotations: Annotations,
 }
 
-/// A tool that cannot be offered to anybody.
+/// A tool that Guardian offers to nobody, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
     pub name: String,
     pub why: String,
 }
 
-/// Everything a server offers at one moment.
+/// The tools that a server offers at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Offer {
     pub tools: Vec<RawTool>,
@@ -43,7 +43,7 @@ pub struct Offer {
     pub eras: Eras,
 }
 
-/// Why a server's tools are not known.
+/// Why a server's tools could not be fetched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchFailed {
     #[error(transparent)]
@@ -70,7 +70,7 @@ const METHOD_NOT_FOUND: i64 = -32601;
 const UNSUPPORTED_VERSION: i64 = -32022;
 
 impl Upstream {
-    /// Asks for all tools, and finds out which eras the server speaks.
+    /// Fetches all tools and detects which eras the server speaks.
     pub async fn fetch_tools(&self) -> Result<Offer, FetchFailed> {
         let all = self.patience.first_byte.saturating_add(self.patience.idle);
         let (listed, eras, hello) = tokio::time::timeout(all, self.fetch())
@@ -104,7 +104,7 @@ impl Upstream {
         }
     }
 
-    /// Opens a legacy session; `None`: the server does not speak that era.
+    /// Opens a legacy session; `None` if the server does not speak that era.
     async fn handshake(&self) -> Result<Option<(Speech, Hello)>, FetchFailed> {
         let params = json!({
             "protocolVersion": ProtocolVersion::V20251125.as_str(),
@@ -118,13 +118,14 @@ impl Upstream {
                 code: UNSUPPORTED_VERSION | METHOD_NOT_FOUND,
                 ..
             } => return Ok(None),
-            // A modern server misses the fields that mirror the body, or `_meta`, or does not know the method.
+            // A modern server rejects `initialize`: it misses `_meta` or the headers that mirror the body, or does not
+            // know the method.
             _ if matches!(status.as_u16(), 400 | 404) => return Ok(None),
             other => return Err(refusal("initialize", status.as_u16(), other)),
         };
         let version = match result["protocolVersion"].as_str().and_then(ProtocolVersion::parse) {
             Some(version) if version.era() == Era::Legacy => version,
-            // It answers what no server of its era is asked.
+            // A modern server that answers `initialize` anyway.
             Some(_) => return Ok(None),
             None => {
                 let why = "its protocol version is not spoken here";
@@ -141,7 +142,7 @@ impl Upstream {
         Ok(Some((legacy, Hello::read(&result))))
     }
 
-    /// All pages of `tools/list`.
+    /// Fetches all pages of `tools/list`.
     async fn list(&self, speech: &Speech) -> Result<Vec<Value>, FetchFailed> {
         let mut listed = Vec::new();
         let mut cursor: Option<String> = None;
@@ -184,7 +185,7 @@ impl Upstream {
         Err(FetchFailed::Endless)
     }
 
-    /// Ends the session; a server that will not have it ended forgets it some day.
+    /// Ends the session. A server that does not support DELETE will expire it.
     async fn leave(&self, speech: &Speech) {
         if let Speech::Legacy { session: Some(_), .. } = speech {
             let _ = self
@@ -193,7 +194,7 @@ impl Upstream {
         }
     }
 
-    /// What the server answers to the question that only modern servers understand.
+    /// Sends `server/discover`, which only modern servers understand; `None` if there is no result.
     async fn discovers(&self) -> Option<Hello> {
         let fields = Speech::Modern.fields(Method::Discover);
         let asked = self
@@ -206,14 +207,14 @@ impl Upstream {
     }
 }
 
-/// How this server is spoken to.
+/// How Guardian speaks to this server while it fetches the tools.
 enum Speech {
     Legacy {
         version: ProtocolVersion,
         session: Option<UpstreamSessionId>,
     },
     Modern,
-    /// Over a link that Guardian has introduced itself on.
+    /// Over a persistent channel on which Guardian has sent `initialize`.
     Link(Arc<Link>),
 }
 
@@ -256,7 +257,7 @@ impl Speech {
 }
 
 impl RawTool {
-    /// Reads a definition, offered or pinned.
+    /// Reads a definition, as offered or as pinned.
     pub fn read(definition: &Value) -> Result<Self, LeftOut> {
         let shown = definition["name"].as_str().unwrap_or("(no name)");
         let left_out = |why: String| LeftOut {
@@ -268,7 +269,8 @@ impl RawTool {
             return Err(left_out("its `inputSchema` is not an object".to_owned()));
         }
         let text: Arc<str> = canonical(definition).into();
-        // What is checked against is what was digested, down to the spelling of numbers.
+        // Parse the schema from the canonical text, so that arguments are checked against exactly what was digested,
+        // down to the spelling of numbers.
         let mut pinned: Value = serde_json::from_str(&text).map_err(|error| left_out(error.to_string()))?;
         Ok(Self {
             name,
@@ -280,7 +282,7 @@ impl RawTool {
     }
 }
 
-/// By the defaults of the specification: a tool that does not say it only reads may destroy.
+/// Applies the defaults of the MCP specification: a tool without `readOnlyHint` may be destructive.
 fn annotations(hints: &Value) -> Annotations {
     let read_only = hints["readOnlyHint"].as_bool().unwrap_or(false);
     Annotations {
@@ -289,7 +291,7 @@ fn annotations(hints: &Value) -> Annotations {
     }
 }
 
-/// Tools that can be told apart and checked. Of several of one name none is the right one.
+/// Separates usable tools from unusable ones. If several tools share a name, none of them is usable.
 fn read_tools(listed: Vec<Value>) -> (Vec<RawTool>, Vec<LeftOut>) {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for definition in &listed {

@@ -1,5 +1,5 @@
-//! Servers of the oldest kind: one stream brings everything they say, and its first event names where messages are posted.
-//! That place is on the server's own origin, or the server is not spoken to.
+//! The HTTP+SSE transport of MCP 2024-11-05: one event stream brings all server messages, and its first event names the
+//! URL for POST. That URL must have the same origin as the configured one; otherwise the server is not used.
 
 use super::exchange::{Media, media};
 use super::failed::Failed;
@@ -18,20 +18,20 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Where messages of one link are posted.
+/// The POST side of one channel.
 pub(super) struct Posts {
     endpoint: Arc<Endpoint>,
     to: Uri,
     tasks: TaskTracker,
     end: CancellationToken,
-    /// For what is posted while the stream is read.
+    /// Limits the replies that are being posted at once.
     room: Arc<Semaphore>,
 }
 
-/// Replies on their way at once.
+/// The most replies in flight at once.
 const MOST_REPLIES: usize = 16;
 
-/// Opens the stream and waits until it says where to post.
+/// Opens the event stream and waits for the `endpoint` event.
 pub(super) async fn open(
     endpoint: &Arc<Endpoint>,
     heard: Heard,
@@ -77,7 +77,7 @@ pub(super) async fn open(
     Ok(link)
 }
 
-/// Until the stream ends or the session does; dropping it tells the server.
+/// Reads the stream until it ends or the session is ended. Dropping the stream closes it, which tells the server.
 async fn follow(link: Arc<Link>, mut stream: Stream, begun: Begun) {
     let why = tokio::select! {
         why = read(&link, &mut stream) => Some(why),
@@ -95,6 +95,7 @@ async fn follow(link: Arc<Link>, mut stream: Stream, begun: Begun) {
     }
 }
 
+/// Hands every `message` event to the channel; returns why the stream ended.
 async fn read(link: &Link, stream: &mut Stream) -> &'static str {
     loop {
         let frame = match stream.next().await {
@@ -138,12 +139,12 @@ impl Stream {
 }
 
 impl Posts {
-    /// Waits until the server has taken it.
+    /// Posts a message and waits until the server has accepted it.
     pub async fn post(&self, body: Bytes) -> Result<(), Failed> {
         post(&self.endpoint, &self.to, &body).await
     }
 
-    /// Posts a request whose answer comes on the stream, perhaps before the server says that it took it.
+    /// Posts a request. Its answer comes on the event stream, possibly before the POST is acknowledged.
     pub fn post_for(&self, link: &Arc<Link>, number: u64, body: Bytes) {
         let (endpoint, to, link) = (self.endpoint.clone(), self.to.clone(), link.clone());
         self.tasks.spawn(async move {
@@ -152,7 +153,8 @@ impl Posts {
                 () = link.end.cancelled() => return,
             };
             match posted {
-                // Some servers take a request only when they have answered it.
+                // Some servers acknowledge the POST only after they have answered on the stream, so a time-out here is
+                // no failure.
                 Ok(()) => (),
                 Err(failed) if failed.reason == Reason::UpstreamTimeout => (),
                 Err(failed) => link.fail(number, failed),
@@ -160,6 +162,8 @@ impl Posts {
         });
     }
 
+    /// Posts a reply in the background, or drops it if `MOST_REPLIES` are in flight: the caller reads the stream and
+    /// must not wait.
     pub fn post_if_there_is_room(&self, body: Bytes) {
         let Ok(place) = self.room.clone().try_acquire_owned() else {
             return;
@@ -184,7 +188,7 @@ async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), Failed>
     }
 }
 
-/// The place that the server names, on the origin of its own URL.
+/// Resolves the URL of the `endpoint` event against the server's own URL; refuses another origin.
 fn posting_to(own: &Uri, named: &str) -> Result<Uri, &'static str> {
     const ELSEWHERE: &str = "the server names a place on another origin for messages";
     let named = named.trim();

@@ -1,5 +1,5 @@
-//! One HTTP exchange with a server: a request made from nothing but what is meant to be sent, and the head of its answer,
-//! held to the rules that no answer may break. Nothing is repeated once a byte of it may have been received.
+//! One HTTP exchange with a server: builds the request from nothing but what must be sent, and checks the response
+//! head. A request is repeated only if no byte of it can have reached the server.
 
 use super::failed::Failed;
 use super::server::{Endpoint, Upstream};
@@ -15,13 +15,13 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How often a request is given to another connection because the first was closed before anything was sent on it.
+/// The most attempts for a request whose connection was closed before anything was sent on it.
 const UNSENT_TRIES: usize = 3;
 
-/// An answer of slow pieces may take this many idle times.
+/// Time limit for a whole response body, as a multiple of the idle time-out.
 const SLOWEST: u32 = 10;
 
-/// What the body of an answer is.
+/// The media type of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Media {
     Json,
@@ -30,14 +30,14 @@ pub(super) enum Media {
 }
 
 impl Upstream {
-    /// Reads an answer that is no stream.
+    /// Reads a response body that is not a stream.
     pub(super) async fn collect(&self, mut body: Answered) -> Result<Bytes, Failed> {
         let (max, idle) = (self.patience.max_answer, self.patience.idle);
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
         }
         let first = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context))).await;
-        // Most answers come with their head: no clock is started for them, and nothing is copied.
+        // Most bodies arrive together with the head: they need no timer and no copy.
         if let Poll::Ready(Some(Ok(frame))) = &first
             && let Some(data) = frame.data_ref()
             && body.is_end_stream()
@@ -55,7 +55,7 @@ impl Upstream {
 }
 
 impl Endpoint {
-    /// Sends one request and waits for the head of the answer. `mcp` are the fields that this message has of its own.
+    /// Sends one request and waits for the response head. `mcp` holds the headers of this message.
     pub async fn exchange(
         &self,
         client: &Client,
@@ -66,7 +66,7 @@ impl Endpoint {
         self.exchange_at(&self.uri, client, method, mcp, body).await
     }
 
-    /// The same with another URL of this server.
+    /// The same, for another URL of this server.
     pub async fn exchange_at(
         &self,
         uri: &Uri,
@@ -100,7 +100,7 @@ impl Endpoint {
         }
     }
 
-    /// The whole head is made here. `Host` and framing are added by the connection, from the endpoint and the body.
+    /// Builds the whole head except `Host` and framing, which the connection adds from the URL and the body.
     fn request(&self, uri: &Uri, method: &Method, mcp: &HeaderMap, body: &Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = method.clone();
@@ -109,7 +109,7 @@ impl Endpoint {
             Method::POST => &self.heads.post,
             _ => &self.heads.other,
         };
-        // Room for all at once, and for `Host` and the framing.
+        // Room for all headers at once, with `Host` and framing.
         let mut headers = HeaderMap::with_capacity(own.len() + mcp.len() + 2);
         headers.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
         if *method == Method::GET {
@@ -121,7 +121,7 @@ impl Endpoint {
     }
 }
 
-/// What every request to one server begins with. No field of a message has the name of one of these.
+/// Headers that every request to one server carries. The headers of a message never repeat one of them.
 pub(super) struct OwnHeads {
     post: HeaderMap,
     other: HeaderMap,
@@ -142,7 +142,7 @@ impl OwnHeads {
     }
 }
 
-/// The essence of the content type, whatever its spelling and parameters.
+/// The media type, ignoring case and parameters (RFC 9110 section 8.3).
 pub(super) fn media(headers: &HeaderMap) -> Media {
     let text = headers
         .get(CONTENT_TYPE)
@@ -156,7 +156,7 @@ pub(super) fn media(headers: &HeaderMap) -> Media {
     }
 }
 
-/// What a server asks of Guardian is between the two of them: the client hears neither challenges nor new places to go.
+/// Refuses response heads that must not be relayed. The server's 401 and redirects concern Guardian, not the client.
 fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     match answer.status() {
@@ -172,7 +172,7 @@ fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
     }
 }
 
-/// What is left of an answer whose first frame was asked for already.
+/// Reads a body whose first frame was already polled.
 async fn collect(
     mut body: Answered,
     mut first: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
@@ -192,7 +192,7 @@ async fn collect(
         };
         let frame =
             frame.map_err(|error| Failed::broken("the server broke off in the middle of its answer").with_cause(&error))?;
-        // Trailers say nothing here.
+        // Trailers are ignored.
         let Ok(data) = frame.into_data() else { continue };
         if data.len() > max - whole.len() {
             return Err(too_large(max));

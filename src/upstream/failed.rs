@@ -1,35 +1,39 @@
-//! Why a server gave no answer that may be passed on. The detail is for the caller; the cause, with host names, is not.
+//! Why a server gave no answer that can be passed on. The caller is told the detail; the cause may name hosts, so only
+//! the record and the log get it.
 
 use crate::domain::Reason;
 use crate::transport::ClientError;
 use http::StatusCode;
 use std::error::Error;
 
-/// A call that was permitted and has no usable answer.
+/// A permitted call that has no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct Failed {
-    /// `UpstreamUnreachable`, `UpstreamTimeout`, `UpstreamBroken`, or why an open stream was cut.
+    /// `UpstreamUnreachable`, `UpstreamTimeout`, `UpstreamBroken`, or why Guardian stopped the call or cut its stream.
     pub reason: Reason,
-    /// For the caller: names neither hosts nor credentials.
+    /// Shown to the caller; names no host and no credential.
     pub detail: String,
-    /// For the record and the log.
+    /// For the record and the log only.
     pub cause: Option<String>,
-    /// HTTP status of the server, if it gave one.
+    /// The server's HTTP status, if it sent one.
     pub status: Option<StatusCode>,
     /// Whether the server may have received the call.
     pub may_have_run: bool,
 }
 
 impl Failed {
+    /// The server violated the protocol or broke off.
     pub(super) fn broken(detail: impl Into<String>) -> Self {
         Self::after_sending(Reason::UpstreamBroken, detail)
     }
 
+    /// The server exceeded a time limit.
     pub(super) fn late(detail: impl Into<String>) -> Self {
         Self::after_sending(Reason::UpstreamTimeout, detail)
     }
 
+    /// Any failure after which the server may have received the call.
     pub(super) fn after_sending(reason: Reason, detail: impl Into<String>) -> Self {
         Self {
             reason,
@@ -69,7 +73,7 @@ impl Failed {
         }
     }
 
-    /// What a record says.
+    /// The text for the outcome record: detail and cause.
     pub(super) fn recorded(&self) -> String {
         match &self.cause {
             Some(cause) => format!("{}: {cause}", self.detail),
@@ -78,7 +82,7 @@ impl Failed {
     }
 }
 
-/// An error with its sources, each once.
+/// An error followed by its sources, each text once.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

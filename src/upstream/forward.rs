@@ -1,4 +1,5 @@
-//! A cleared call on its way: sent once, answered as JSON, as a stream or with nothing, its outcome recorded however it ends.
+//! Sends a cleared call once and reads the answer: JSON, an event stream, or nothing. The outcome is recorded however
+//! the call ends. No call is sent twice.
 
 use super::asks::{self, Refusals, URL, check_result, wants_too_much};
 use super::exchange::{Media, media};
@@ -16,41 +17,41 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::timeout;
 
-/// What goes into the head beside what the call itself says. Nothing of it is copied from the caller unseen.
+/// What a request needs beside the call itself. No value is taken from the caller unchecked.
 #[derive(Debug, Clone, Default)]
 pub struct ForwardHeads {
-    /// The upstream's own id of the session that the caller's sealed id stands for.
+    /// The upstream's own session id, unsealed from the id that the caller sent.
     pub session: Option<UpstreamSessionId>,
-    /// What that session speaks, where it was not known yet when the call was judged.
+    /// The protocol version of that session, if it was not yet known when the call was decided.
     pub version: Option<ProtocolVersion>,
-    /// Where to resume a stream; only for the caller's own session.
+    /// `Last-Event-ID`, to resume a stream of the caller's own session.
     pub last_event_id: Option<String>,
-    /// Whose session an `initialize` opens.
+    /// The owner of the session that an `initialize` opens.
     pub holder: Option<Holder>,
-    /// `Mcp-Param-…` fields that were checked against the arguments.
+    /// `Mcp-Param-*` headers that were checked against the arguments.
     pub params: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// What a server answered. The outcome is recorded, or, for a stream, goes with the frames.
+/// What a server answered. Its outcome is recorded already, except for a stream, which carries it along.
 pub enum Answer {
     Json {
         status: StatusCode,
         body: Bytes,
         kind: AnswerKind,
-        /// What it says; nothing for an error.
+        /// What Guardian read from the message; empty for an error.
         said: Box<Said>,
-        /// What `initialize` opened.
+        /// The session that an `initialize` opened.
         opened: Option<Opened>,
     },
     Stream(Frames),
-    /// Nothing to read: a notification taken, a session ended, or a refusal without a JSON-RPC error.
+    /// No body: an accepted notification, an ended session, or a refusal without a JSON-RPC error.
     Empty {
         status: StatusCode,
     },
 }
 
 impl Answer {
-    /// `None` for a stream: it has begun well.
+    /// The server's HTTP status; `None` for a stream, which always began with success.
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Answer::Json { status, .. } | Answer::Empty { status } => Some(*status),
@@ -59,11 +60,11 @@ impl Answer {
     }
 }
 
-/// What an `initialize` agreed on.
+/// What an `initialize` negotiated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
     pub version: ProtocolVersion,
-    /// `None`: the server keeps no sessions.
+    /// `None` if the server keeps no sessions.
     pub session: Option<UpstreamSessionId>,
 }
 
@@ -96,6 +97,7 @@ impl Upstream {
         }
     }
 
+    /// Chooses how to read the response: as a stream, or as one message.
     async fn answer(
         &self,
         response: Response<Answered>,
@@ -142,7 +144,8 @@ impl Upstream {
         Frames::new(response.into_body(), expected, outcome)
     }
 
-    /// `initialize` streams nothing: its answer is taken out of the stream, so that the session can be sealed with its version.
+    /// `initialize` is never streamed to the client: its answer is taken out of the stream, because the session id can
+    /// only be sealed together with the negotiated version.
     async fn opened_by_stream(&self, response: Response<Answered>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
         let status = response.status();
         let opening = Some(session_of(response.headers()));
@@ -160,7 +163,7 @@ impl Upstream {
         Err(Failed::broken("the server ended its stream before it answered"))
     }
 
-    /// Everything that is no stream.
+    /// Reads a response that is not an event stream.
     async fn read(&self, response: Response<Answered>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
         let status = response.status();
         let Some(id) = &call.id else {
@@ -189,7 +192,8 @@ impl Upstream {
         self.whole_answer(status, body, (kind, said), call, opening, outcome)
     }
 
-    /// The answer in one piece, and what it opened where it answers an `initialize`.
+    /// Checks an answer that arrived as one message. `opening` is the session id that came with the answer to an
+    /// `initialize`.
     pub(super) fn whole_answer(
         &self,
         status: StatusCode,
@@ -223,7 +227,7 @@ impl Upstream {
     }
 }
 
-/// Notifications, GET and DELETE ask for no answer: only whether they were taken.
+/// The result for a message without an answer (notification, GET, DELETE): only the status counts.
 fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answer, Failed> {
     if status.is_server_error() {
         return Err(failed_with(status));
@@ -239,7 +243,7 @@ fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answe
     Ok(Answer::Empty { status })
 }
 
-/// A request refused without a JSON-RPC error. What tells the client something it can act upon passes.
+/// A request that the server refused without a JSON-RPC error. Statuses that a client can act on are passed on.
 fn refused(status: StatusCode, outcome: &mut Open) -> Result<Answer, Failed> {
     match status {
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
@@ -254,7 +258,8 @@ fn failed_with(status: StatusCode) -> Failed {
     Failed::broken(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
 }
 
-/// The answer to this request and whether it is an error; an error to nobody in particular is the answer to this one.
+/// The answer to this request and whether it is an error. An error without an id is taken as the error of this request
+/// and gets its id.
 fn addressed(body: Bytes, kind: &AnswerKind, id: &MessageId) -> Result<(Bytes, bool), Failed> {
     match kind {
         AnswerKind::Result { is_error } => Ok((body, *is_error)),
@@ -284,13 +289,14 @@ fn opened(body: &Bytes, session: SessionField) -> Result<Opened, Failed> {
     }
 }
 
+/// The `Mcp-Session-Id` header of a response.
 pub(super) enum SessionField {
     None,
     Id(UpstreamSessionId),
     Broken,
 }
 
-/// The session id that an answer carries; it counts for `initialize` alone.
+/// Reads the session id of a response. It is used only for answers to `initialize`.
 pub(super) fn session_of(headers: &HeaderMap) -> SessionField {
     let mut values = headers.get_all(mcp::SESSION_ID).iter();
     match (values.next(), values.next()) {
@@ -331,7 +337,7 @@ const fn http_method(method: Method) -> http::Method {
     }
 }
 
-/// The MCP fields of this call, written from what was judged.
+/// The MCP headers of this call, written from the call that was decided.
 fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
     let mut fields: HeaderMap = mcp::mirrored(call.era, heads.version.or(call.version), call.method, call.mirrored_name())
         .into_iter()
@@ -353,6 +359,7 @@ fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
     fields
 }
 
+/// Adds `Mcp-Session-Id`, marked sensitive so that `Debug` hides it and HPACK never indexes it.
 pub(super) fn fields_of_session(fields: &mut HeaderMap, session: Option<&UpstreamSessionId>) {
     if let Some(Ok(mut session)) = session.map(|session| HeaderValue::from_str(session.as_str())) {
         session.set_sensitive(true);

@@ -1,6 +1,6 @@
-//! What a server hands out for its client to bring back (cursors, request states, task ids, ids of its own requests), as
-//! clients hold it: the server's text with a mark that binds it to whom it was given. There is no table, so any replica
-//! with the session keys takes it back; and the same text gets the same handle, so that a later message can name it.
+//! Opaque server tokens (cursors, request states, task ids, request ids) as clients hold them: the server's text with
+//! an HMAC that binds it to its owner and use. The text is not hidden. There is no table, so any replica with the
+//! session keys verifies a handle; equal text gives an equal handle, so that a later message can name it.
 
 use super::keys::SessionKeys;
 use crate::domain::{Principal, ServerName, Timestamp};
@@ -8,39 +8,39 @@ use aws_lc_rs::{constant_time, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// What is handed out. One kind never passes for another.
+/// What the handle stands for. A handle of one kind is never accepted as another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handed<'a> {
-    /// Where a list goes on; within its method.
+    /// A list cursor; bound to the list method.
     Cursor { method: &'a str },
-    /// What a retry is to bring back; within the method and the name of what is retried, and for a time.
+    /// A request state for a retry; bound to the method and its target, and valid for a time.
     State { method: &'a str, target: &'a str },
-    /// The id of a server's request to its client; within the session.
+    /// The id of a server's request to its client; bound to the session.
     Request { session: &'a str },
-    /// The id of a task. The tool that began it travels in the handle, since nothing else says it later.
+    /// A task id. The handle carries the name of the tool that created the task, because no later message repeats it.
     Task,
 }
 
-/// To whom it is handed, by which server's leave.
+/// The owner of a handle or session: the principal (with its client), at one server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holder {
     principal: Vec<u8>,
     server: ServerName,
 }
 
-/// A handle that was taken back.
+/// A verified handle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Returned {
-    /// The server's own JSON text.
+    /// The server's token, as JSON text.
     pub text: String,
-    /// What else travels in the handle: the tool of a task, the end of a request state.
+    /// What else the handle carries: the tool of a task, the expiry of a request state.
     pub note: String,
 }
 
-/// Begins every handle; another format gets another.
+/// The prefix of every handle; it names the format.
 const PREFIX: &str = "gh1.";
 const MARK_LEN: usize = 16;
-/// The longest text that is handed on. Request states are the longest there are.
+/// The longest server token that gets a handle. Request states are the longest tokens.
 const LONGEST: usize = 256 * 1024;
 
 impl Holder {
@@ -58,7 +58,7 @@ impl Holder {
 }
 
 impl SessionKeys {
-    /// The handle for a server's JSON text; `None` for one that is too long to go through a client.
+    /// Issues the handle for a server's JSON text; `None` if the text is too long to travel through a client.
     pub fn hand(&self, handed: Handed<'_>, note: &str, text: &str, holder: &Holder) -> Option<String> {
         if text.len() > LONGEST {
             return None;
@@ -73,7 +73,7 @@ impl SessionKeys {
         Some(format!("{PREFIX}{}.{mark}", URL_SAFE_NO_PAD.encode(inside)))
     }
 
-    /// What was handed out as `handle`, if it was to this holder and as this. All that is wrong looks alike.
+    /// Verifies a handle for this owner and use. Every failure gives the same `None`.
     pub fn take_back(&self, handed: Handed<'_>, handle: &str, holder: &Holder) -> Option<Returned> {
         let (inside, written) = handle.strip_prefix(PREFIX)?.split_once('.')?;
         let inside = URL_SAFE_NO_PAD.decode(inside).ok()?;
@@ -89,12 +89,13 @@ impl SessionKeys {
         })
     }
 
-    /// The same for a time. Each gets a handle of its own: no later message names it.
+    /// Issues a handle that expires. The expiry makes each one different, which is fine because no later message names
+    /// it.
     pub fn hand_until(&self, until: Timestamp, handed: Handed<'_>, text: &str, holder: &Holder) -> Option<String> {
         self.hand(handed, &until.micros().to_string(), text, holder)
     }
 
-    /// What was handed out for a time, if that has not passed.
+    /// Verifies a handle and its expiry.
     pub fn take_back_before(&self, now: Timestamp, handed: Handed<'_>, handle: &str, holder: &Holder) -> Option<Returned> {
         let returned = self.take_back(handed, handle, holder)?;
         let until = Timestamp::from_micros(returned.note.parse().ok()?);
@@ -102,7 +103,7 @@ impl SessionKeys {
     }
 }
 
-/// Whose a handle says it is. Whether that is true is seen when it is taken back.
+/// The server that a handle claims to belong to. Unverified; `take_back` verifies it.
 pub fn said_server(handle: &str) -> Option<ServerName> {
     let (inside, _) = handle.strip_prefix(PREFIX)?.split_once('.')?;
     let inside = URL_SAFE_NO_PAD.decode(inside).ok()?;
@@ -110,6 +111,7 @@ pub fn said_server(handle: &str) -> Option<ServerName> {
     ServerName::parse(pull(rest)?.0).ok()
 }
 
+/// HMAC-SHA-256 over kind, bindings, owner and content.
 fn mark(key: &hmac::Key, handed: Handed<'_>, holder: &Holder, inside: &[u8]) -> hmac::Tag {
     let (kind, within) = match handed {
         Handed::Cursor { method } => ("cursor", [method, ""]),
@@ -125,7 +127,7 @@ fn mark(key: &hmac::Key, handed: Handed<'_>, holder: &Holder, inside: &[u8]) -> 
     hmac::sign(key, &bound)
 }
 
-/// Lengths stand before texts so that no two lists read the same.
+/// Length-prefixed, so that two different lists of parts never encode alike.
 fn push(bytes: &mut Vec<u8>, part: &str) {
     bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
     bytes.extend_from_slice(part.as_bytes());

@@ -1,17 +1,18 @@
-//! What a server says of itself when Guardian introduces itself: what it has beside tools, and how it wants to be used.
+//! What a server says of itself in `initialize` or `server/discover`: capabilities and instructions. Nothing is asked
+//! here.
 
 use serde_json::Value;
 
-/// A server's own words, as of the last time its tools were asked for. Empty until then.
+/// A server's self-description, as of the last time its tools were fetched. Empty until then.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Hello {
-    /// `capabilities`, an object; `None`: nothing is known.
+    /// The `capabilities` object; `None` if nothing is known.
     pub capabilities: Option<Value>,
     pub instructions: Option<String>,
 }
 
 impl Hello {
-    /// Of the result of an `initialize` or a `server/discover`.
+    /// Reads the result of an `initialize` or a `server/discover`.
     pub fn read(result: &Value) -> Self {
         Self {
             capabilities: Some(result["capabilities"].clone()).filter(Value::is_object),
@@ -22,7 +23,7 @@ impl Hello {
         }
     }
 
-    /// Both together: a server may say of itself more in one era than in the other.
+    /// Merges two descriptions: a server may offer more in one era than in the other.
     pub fn and(self, other: Self) -> Self {
         let capabilities = match (self.capabilities, other.capabilities) {
             (Some(mut one), Some(other)) => {
@@ -37,7 +38,7 @@ impl Hello {
         }
     }
 
-    /// Whether it is known to lack what stands under this name.
+    /// Whether the server is known not to have this capability.
     pub fn lacks(&self, capability: &str) -> bool {
         self.capabilities
             .as_ref()

@@ -1,5 +1,5 @@
-//! Where what a server sends over a link waits for whoever it is for, never more of it than a bound: one message of any size,
-//! or many that are small. Who fills one waits for room, or is told that there is none.
+//! Bounded queues between a channel to a server and the receivers of its messages. A queue holds one message of any
+//! size or many small ones; the sender waits for room, or is told that there is none.
 
 use super::failed::Failed;
 use bytes::Bytes;
@@ -8,32 +8,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// Bytes of messages that may wait in one inbox; a larger one waits alone.
+/// The bytes of messages that one queue may hold; a larger message is queued alone.
 const ROOM: u32 = 256 * 1024;
-/// What a message takes beside its text.
+/// What each message counts for beside its text.
 const OVERHEAD: u32 = 256;
-/// What waits for a stream that a client has not opened yet.
+/// Limits for messages that wait until the client opens its stream.
 const MOST_PARKED: usize = 64;
 const MOST_PARKED_BYTES: usize = 256 * 1024;
 
 type Item = (Result<Bytes, Failed>, Option<OwnedSemaphorePermit>);
 
-/// The end that is read from.
+/// The receiving end.
 pub(super) struct Inbox {
     items: mpsc::UnboundedReceiver<Item>,
-    /// Read already, and given back.
+    /// A message that was received and put back.
     first: Option<Bytes>,
-    /// Tells the server that nobody waits any more.
+    /// Called when the receiver stops waiting, to cancel the request at the server.
     give_up: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// The end that is written to.
+/// The sending end.
 #[derive(Clone)]
 pub(super) struct Outlet {
     items: mpsc::UnboundedSender<Item>,
     room: Arc<Semaphore>,
 }
 
+/// A new queue.
 pub(super) fn inbox() -> (Outlet, Inbox) {
     let (items, received) = mpsc::unbounded_channel();
     let outlet = Outlet {
@@ -49,7 +50,7 @@ pub(super) fn inbox() -> (Outlet, Inbox) {
 }
 
 impl Inbox {
-    /// `None`: nothing more comes. A failure is the last item.
+    /// The next message; `None` when there are no more. A failure is the last item.
     pub async fn next(&mut self) -> Option<Result<Bytes, Failed>> {
         std::future::poll_fn(|context| self.poll(context)).await
     }
@@ -61,15 +62,17 @@ impl Inbox {
         self.items.poll_recv(context).map(|item| item.map(|(message, _)| message))
     }
 
+    /// Puts back a message, so that `next` returns it again.
     pub fn give_back(&mut self, message: Bytes) {
         self.first = Some(message);
     }
 
+    /// Sets what `give_up` calls.
     pub fn on_giving_up(&mut self, tell: impl FnOnce() + Send + 'static) {
         self.give_up = Some(Box::new(tell));
     }
 
-    /// Nobody waits for what would still come.
+    /// The receiver stops waiting for the answer.
     pub fn give_up(&mut self) {
         if let Some(tell) = self.give_up.take() {
             tell();
@@ -78,14 +81,14 @@ impl Inbox {
 }
 
 impl Outlet {
-    /// Waits until there is room.
+    /// Queues a message, waiting for room.
     pub async fn put(&self, message: Bytes) {
         if let Ok(permit) = self.room.clone().acquire_many_owned(size(&message)).await {
             let _ = self.items.send((Ok(message), Some(permit)));
         }
     }
 
-    /// Whether there was room.
+    /// Queues a message if there is room; returns whether it was queued.
     pub fn try_put(&self, message: Bytes) -> bool {
         match self.room.clone().try_acquire_many_owned(size(&message)) {
             Ok(permit) => self.items.send((Ok(message), Some(permit))).is_ok(),
@@ -93,11 +96,12 @@ impl Outlet {
         }
     }
 
-    /// The last item; it needs no room.
+    /// Queues the last item, which needs no room.
     pub fn fail(&self, failed: Failed) {
         let _ = self.items.send((Err(failed), None));
     }
 
+    /// Whether the receiver is gone.
     pub fn is_closed(&self) -> bool {
         self.items.is_closed()
     }
@@ -110,7 +114,7 @@ fn size(message: &Bytes) -> u32 {
         .min(ROOM)
 }
 
-/// What a session's own stream brings: messages that belong to no call.
+/// The messages for a session's own GET stream: those that belong to no call.
 #[derive(Default)]
 pub(super) struct Mailbox(Mutex<Mail>);
 
@@ -123,12 +127,12 @@ struct Mail {
 }
 
 impl Mailbox {
-    /// A stream for the client. One that was open before ends: a client that comes again has lost it.
+    /// Opens the stream. One that was open before ends, because a client that opens another has lost the first.
     pub fn open(&self) -> Inbox {
         let (outlet, inbox) = inbox();
         let mut mail = self.mail();
         for message in mail.parked.drain(..) {
-            // What was parked has room: its bound is the smaller one.
+            // Always fits: the limit of the buffer is not larger than that of the queue.
             outlet.try_put(message);
         }
         mail.parked_bytes = 0;
@@ -136,16 +140,17 @@ impl Mailbox {
         inbox
     }
 
+    /// Whether a client reads the stream.
     pub fn is_open(&self) -> bool {
         self.mail().open.as_ref().is_some_and(|open| !open.is_closed())
     }
 
-    /// Onto the open stream; `false`: there is none, or it is not read.
+    /// Sends on the open stream; `false` if none is open or its queue is full.
     pub fn put(&self, message: Bytes) -> bool {
         self.mail().open.as_ref().is_some_and(|open| open.try_put(message))
     }
 
-    /// For the stream that will be opened; `false`: too much waits for it.
+    /// Buffers a message for the stream that will be opened; `false` if the buffer is full or the session has ended.
     pub fn park(&self, message: Bytes) -> bool {
         let mut mail = self.mail();
         let bytes = mail.parked_bytes + message.len() + OVERHEAD as usize;
@@ -157,6 +162,7 @@ impl Mailbox {
         true
     }
 
+    /// Ends the stream and accepts no more messages.
     pub fn close(&self) {
         *self.mail() = Mail {
             closed: true,

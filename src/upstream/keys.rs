@@ -1,5 +1,5 @@
-//! The ids of upstream sessions as clients hold them: sealed, so that any replica with the keys serves them and nobody
-//! but the principal they were made for can use them. There is no table of sessions.
+//! Sealed session ids. A client holds the upstream's session id encrypted and bound to its principal, so that any
+//! replica with the keys can use it and no other principal can. There is no session table.
 
 use crate::domain::{Digest, Principal, ProtocolVersion, ServerName, Timestamp};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -11,12 +11,12 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The id a server gave a session. Whoever has it can use the session, so it is printed nowhere.
+/// The session id that a server assigned. It is a bearer secret, so `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UpstreamSessionId(String);
 
 impl UpstreamSessionId {
-    /// Visible ASCII, as the protocol demands, and short enough to travel sealed.
+    /// Accepts visible ASCII, as MCP requires, up to a length that can be sealed into a header.
     pub fn parse(text: &str) -> Option<Self> {
         let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
         (matches!(text.len(), 1..=1024) && visible).then(|| Self(text.to_owned()))
@@ -33,23 +33,23 @@ impl fmt::Debug for UpstreamSessionId {
     }
 }
 
-/// What a sealed id stands for.
+/// The content of a sealed session id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     pub id: UpstreamSessionId,
-    /// What `initialize` agreed on.
+    /// The protocol version negotiated by `initialize`.
     pub version: ProtocolVersion,
     pub expires_at: Timestamp,
 }
 
 impl Session {
-    /// Names the session in records and logs without being of any use to who reads them.
+    /// A digest that identifies the session in records and logs and cannot be used as its id.
     pub fn label(&self) -> String {
         Digest::of(self.id.as_str().as_bytes()).short()
     }
 }
 
-/// Why there are no keys.
+/// Why the session keys cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionKeysError {
     #[error("cannot read session keys `{}`", .file.display())]
@@ -66,21 +66,22 @@ pub enum SessionKeysError {
     Random,
 }
 
-/// Keys by version. The highest seals; all of them open, so that a new key can be added before the old one goes.
+/// Keys by version. The highest version seals and every version opens, so that keys rotate by adding one and removing
+/// the old one later.
 pub struct SessionKeys(BTreeMap<u32, Keys>);
 
-/// What is made of one key: `handles` writes with the second.
+/// The keys derived from one line of the file: one seals session ids, the other signs the handles of `handles.rs`.
 struct Keys {
     sealing: RandomizedNonceKey,
     handing: hmac::Key,
 }
 
-/// Begins every sealed id; another format gets another.
+/// The prefix of every sealed id; it names the format.
 const PREFIX: &str = "gs1.";
 const VERSION_LEN: usize = 4;
 
 impl SessionKeys {
-    /// Reads one key a line, `version:base64`; empty lines and lines with `#` say nothing.
+    /// Reads `version:base64`, one key a line. Empty lines and lines that start with `#` are ignored.
     pub fn load(file: &Path) -> Result<Self, SessionKeysError> {
         let text = std::fs::read_to_string(file).map_err(|source| SessionKeysError::Read {
             file: file.to_owned(),
@@ -89,7 +90,7 @@ impl SessionKeys {
         Self::parse(&text, file)
     }
 
-    /// The same, after writing a file with one random key if there is none. Of several that begin at once, one wins.
+    /// Reads the file, or creates it with one random key. If several processes start at once, one of them creates it.
     pub fn load_or_create(file: &Path) -> Result<Self, SessionKeysError> {
         match create(file) {
             Ok(()) => Self::load(file),
@@ -98,7 +99,7 @@ impl SessionKeys {
         }
     }
 
-    /// A key of this process alone.
+    /// A random key that only this process has.
     pub fn random() -> Result<Self, SessionKeysError> {
         Ok(Self(BTreeMap::from([(
             1,
@@ -106,7 +107,8 @@ impl SessionKeys {
         )])))
     }
 
-    /// What the client is given instead of the upstream's id. Without a server it is a session of the combined endpoint.
+    /// The session id that the client gets instead of the upstream's. Without `server` it is a session of the combined
+    /// endpoint.
     pub fn seal(&self, session: &Session, principal: &Principal, server: Option<&ServerName>) -> String {
         let (version, key) = self.0.last_key_value().expect("there is a key");
         let mut text = session.expires_at.micros().to_be_bytes().to_vec();
@@ -121,7 +123,7 @@ impl SessionKeys {
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(sealed))
     }
 
-    /// The session, if it was sealed for this principal and server and has not expired. All that is wrong looks alike.
+    /// Opens a sealed id for this principal and server, unless it has expired. Every failure gives the same `None`.
     pub fn open(&self, sealed: &str, principal: &Principal, server: Option<&ServerName>, now: Timestamp) -> Option<Session> {
         let mut sealed = URL_SAFE_NO_PAD.decode(sealed.strip_prefix(PREFIX)?).ok()?;
         let (version, rest) = sealed.split_at_mut_checked(VERSION_LEN)?;
@@ -134,12 +136,13 @@ impl SessionKeys {
         (now < session.expires_at).then_some(session)
     }
 
-    /// The key that writes handles now, and its version.
+    /// The newest key, which signs handles, with its version.
     pub(super) fn handing(&self) -> (u32, &hmac::Key) {
         let (version, keys) = self.0.last_key_value().expect("there is a key");
         (*version, &keys.handing)
     }
 
+    /// The key that verifies handles of this version.
     pub(super) fn handed(&self, version: u32) -> Option<&hmac::Key> {
         self.0.get(&version).map(|keys| &keys.handing)
     }
@@ -185,10 +188,11 @@ impl Session {
     }
 }
 
-/// Stands for all servers together: no server has this name.
+/// Stands for the combined endpoint; no server can have this name.
 const ALL: &str = "*";
 
-/// Whom and what a seal is for; lengths stand before texts so that no two lists read the same.
+/// The associated data of a seal: key version, principal and server. Each part is length-prefixed, so that two
+/// different lists of parts never encode alike.
 fn bound(version: u32, principal: &Principal, server: Option<&ServerName>) -> Vec<u8> {
     let client = principal.client.as_ref().map_or("", |client| client.as_str());
     let parts = [
@@ -213,7 +217,7 @@ fn key_line(written: &str) -> Option<(u32, Keys)> {
 }
 
 impl Keys {
-    /// Handles get a key of their own: no text of theirs is ever a text of a seal.
+    /// Handles are signed with a key of their own, derived from the sealing key, so that no handle can pass for a seal.
     fn of(key: &[u8; 32]) -> Option<Self> {
         let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"guardian handles");
         Some(Self {
@@ -229,7 +233,8 @@ fn random_key() -> Result<[u8; 32], SessionKeysError> {
     Ok(key)
 }
 
-/// Writes beside and links into place, so that nobody reads half a file and an existing one is never replaced.
+/// Writes a temporary file and hard-links it into place: no reader sees a partial file, and an existing one is never
+/// replaced.
 fn create(file: &Path) -> Result<(), SessionKeysError> {
     let failed = |source| SessionKeysError::Write {
         file: file.to_owned(),

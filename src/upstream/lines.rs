@@ -1,15 +1,16 @@
-//! Lines of a process, each held to a bound before it is whole.
+//! Reads lines from a process. A line longer than the limit is an error or is cut, and is never buffered whole.
 
 use bytes::Bytes;
 use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
+/// A line reader with a limit.
 pub(super) struct Lines<R> {
     from: BufReader<R>,
     most: usize,
 }
 
-/// Why there is no further line.
+/// Why there is no next line.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoLine {
     #[error("a line is longer than {0} bytes")]
@@ -26,7 +27,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// The next line without its end; `None` at the end.
+    /// The next line without its line end; `None` at the end of input. A line over the limit is an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, NoLine> {
         let mut line = Vec::new();
         match self.fill(&mut line).await? {
@@ -37,7 +38,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// The same, where the rest of a long line does not matter.
+    /// The next line, cut at the limit; the rest of a long line is skipped.
     pub async fn next_cut(&mut self) -> Result<Option<Bytes>, NoLine> {
         let mut line = Vec::new();
         let mut filled = self.fill(&mut line).await?;

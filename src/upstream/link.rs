@@ -1,5 +1,6 @@
-//! A link that stays: messages go both ways in any order. Every request gets an id of its own on the link, and its progress
-//! a token, so that no two callers meet; what comes back is given to whom it belongs, in that caller's words, or to nobody.
+//! A JSON-RPC multiplexer over one persistent channel. Each request gets its own id and progress token on the channel,
+//! so requests of different callers never collide. A message from the server goes to the request or session it belongs
+//! to, with the caller's original id and token restored, or to nobody.
 
 use super::asks::allowed;
 use super::events::Posts;
@@ -20,58 +21,64 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// One live link.
+/// One open channel.
 pub(super) struct Link {
     out: Out,
     heard: Heard,
     asks: ClientRequests,
     state: Mutex<State>,
-    /// What came and was no message.
+    /// Counts received lines that were not MCP messages.
     noise: AtomicU64,
-    /// Cancelled to end it.
+    /// Ends the channel when cancelled.
     pub end: CancellationToken,
 }
 
-/// How messages leave.
+/// The write side.
 pub(super) enum Out {
-    /// To a process, one a line.
+    /// The standard input of a process, one message a line.
     Lines(mpsc::Sender<Bytes>),
+    /// The POST endpoint of the legacy HTTP+SSE transport.
     Posts(Posts),
 }
 
-/// Who hears what the server says unasked.
+/// Who gets messages that belong to no request.
 pub(super) enum Heard {
-    /// The one session that the link is for.
+    /// The one session that owns the channel.
     One(Arc<Mailbox>),
-    /// All sessions hear what concerns all; what may be about one of them is heard by nobody.
+    /// All sessions get list and resource change notifications. Nobody gets the rest, because it may be about one
+    /// caller.
     All(Arc<Seats>),
-    /// Guardian uses the link itself.
+    /// Nobody: the channel is Guardian's own.
     Nobody,
 }
 
 #[derive(Default)]
 struct State {
+    /// The id of the last request.
     last: u64,
     pending: BTreeMap<u64, Pending>,
+    /// Why the channel ended.
     gone: Option<Failed>,
-    /// Whether the server has ever answered.
+    /// Whether the server has ever answered a request.
     answered: bool,
 }
 
+/// A request that waits for its answer.
 struct Pending {
     session: Arc<str>,
-    /// The id as the caller wrote it, and under what it wants to be told of progress.
+    /// The caller's original id and progress token, as JSON text.
     id: Bytes,
     token: Option<Bytes>,
-    /// Whether other messages may go along with its answer.
+    /// Whether requests and notifications of the server may be sent along with this request's answer.
     carries: bool,
     to: Outlet,
 }
 
-/// Requests that wait on one link; most of them have callers, and their number a bound of its own.
+/// The most pending requests on one channel. Calls have limits of their own elsewhere.
 const MOST_PENDING: usize = 4_096;
 
-/// What is no secret of any one session, and only says that something may be asked for anew.
+/// Notifications that a shared process may send to all sessions: they reveal nothing of a caller and only say that
+/// something should be fetched again.
 const FOR_ALL: [&str; 4] = [
     "notifications/tools/list_changed",
     "notifications/prompts/list_changed",
@@ -91,7 +98,7 @@ impl Link {
         })
     }
 
-    /// Sends a request; its answer, and what goes along with it, comes into the inbox.
+    /// Sends a request. The inbox receives its answer and the messages that belong to it.
     pub async fn request(self: &Arc<Self>, session: &Arc<str>, method: Method, body: &Bytes) -> Result<Inbox, Failed> {
         let (number, mut inbox, body) = self.enter(session, method, body)?;
         let link = Arc::downgrade(self);
@@ -107,7 +114,7 @@ impl Link {
         Ok(inbox)
     }
 
-    /// Sends what has no answer.
+    /// Sends a message that has no answer.
     pub async fn say(&self, body: Bytes) -> Result<(), Failed> {
         match &self.out {
             Out::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone()),
@@ -115,7 +122,7 @@ impl Link {
         }
     }
 
-    /// Takes back a request of this session, if it still waits.
+    /// Sends a `notifications/cancelled`, if it names a pending request of this session.
     pub async fn cancel(&self, session: &str, body: &Bytes) -> Result<(), Failed> {
         let wire = mcp::wire(body).map_err(|malformed| Failed::broken(malformed.detail))?;
         let Some(place) = wire.cancels else { return Ok(()) };
@@ -135,7 +142,7 @@ impl Link {
         }
     }
 
-    /// Asks something for Guardian itself.
+    /// Sends a request of Guardian's own and waits for the answer.
     pub async fn ask(self: &Arc<Self>, method: &str, params: &Value, patience: Duration) -> Result<Said, Failed> {
         let message = json!({ "jsonrpc": "2.0", "id": 0, "method": method, "params": params });
         let asked = async {
@@ -148,11 +155,11 @@ impl Link {
         said(&body, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
     }
 
-    /// Gives a message of the server to whom it belongs. Waits only for a caller whose link this is alone.
+    /// Hands a message from the server to its receiver. Only a channel with a single session waits for a slow receiver.
     pub async fn received(&self, message: Bytes) {
         let wire = match mcp::wire(&message) {
             Ok(wire) => wire,
-            // Programs print what is no message; nobody waits for that.
+            // Many programs print other text on standard output; it is counted and dropped.
             Err(malformed) => {
                 let count = self.noise.fetch_add(1, Ordering::Relaxed) + 1;
                 if count.is_power_of_two() {
@@ -186,7 +193,7 @@ impl Link {
         }
     }
 
-    /// Nothing goes over it any more. Whoever waits hears why; the first reason counts.
+    /// Ends the channel. Every pending request fails with `failed`; a later request fails with the reason of the first call.
     pub fn die(&self, failed: Failed) {
         let pending = {
             let mut state = self.state();
@@ -202,40 +209,42 @@ impl Link {
         self.end.cancel();
     }
 
-    /// One request will have no answer.
+    /// Fails one pending request.
     pub fn fail(&self, number: u64, failed: Failed) {
         if let Some(pending) = self.state().pending.remove(&number) {
             pending.to.fail(failed);
         }
     }
 
+    /// Whether the channel has ended or is about to.
     pub fn is_gone(&self) -> bool {
         self.end.is_cancelled() || self.state().gone.is_some()
     }
 
-    /// Whether a caller of this session waits.
+    /// Whether a request of this session is pending and its caller still waits.
     pub fn is_busy(&self, session: &str) -> bool {
         let state = self.state();
         let mut own = state.pending.values().filter(|pending| &*pending.session == session);
         own.any(|pending| !pending.to.is_closed())
     }
 
+    /// Whether the server has ever answered a request.
     pub fn has_answered(&self) -> bool {
         self.state().answered
     }
 
-    /// Whether it is for one session alone.
+    /// Whether the channel belongs to one session.
     pub fn is_private(&self) -> bool {
         matches!(self.heard, Heard::One(_))
     }
 
-    /// Tells the server that its request goes nowhere.
+    /// Answers a request of the server with an error.
     pub fn refuse(&self, id: &str) {
         let id = MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
         self.reply(mcp::error(Some(&id), -32601, "the client does not offer this", None));
     }
 
-    /// Registers a request and writes it in the link's words.
+    /// Registers a request and replaces its id and progress token with the channel's number.
     fn enter(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, Inbox, Bytes), Failed> {
         let wire = mcp::wire(body).map_err(|malformed| Failed::broken(malformed.detail))?;
         let id = wire.id.ok_or_else(|| Failed::broken("a request without an id"))?;
@@ -270,7 +279,8 @@ impl Link {
         Ok((number, inbox, body))
     }
 
-    /// An answer ends its request. One that names none is that of the only request there is.
+    /// Hands an answer to its request. An answer without an id belongs to the only pending request, if there is just
+    /// one.
     async fn answer(&self, message: Bytes, id: Option<Place>) {
         let named = id.map(|id| id.text(&message).parse::<u64>().ok());
         let pending = {
@@ -294,6 +304,7 @@ impl Link {
         self.put(&pending.to, message).await;
     }
 
+    /// Hands a progress notification to the request that its token names.
     async fn progress(&self, message: Bytes, place: Place) {
         let found = place.text(&message).parse::<u64>().ok().and_then(|number| {
             let state = self.state();
@@ -308,7 +319,8 @@ impl Link {
         }
     }
 
-    /// With a call that is under way, on the session's own stream, or onto the one that it will open.
+    /// Sends a message along with the newest pending request that carries others, else to the open GET stream, else to
+    /// the buffer for the next GET stream. Returns whether a receiver took it.
     async fn route(&self, message: &Bytes, is_request: bool) -> bool {
         let Heard::One(mailbox) = &self.heard else { return false };
         let call = {
@@ -330,6 +342,8 @@ impl Link {
         (!is_request || self.may_ask(message)) && mailbox.park(message.clone())
     }
 
+    /// Whether the server may make this request. Checked before buffering, because nobody would see a refusal in the
+    /// stream.
     fn may_ask(&self, message: &[u8]) -> bool {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
         match mcp::heard(message, &nobody) {
@@ -338,7 +352,8 @@ impl Link {
         }
     }
 
-    /// Who reads slowly slows the server down where nobody else is served by it, and is left behind elsewhere.
+    /// Queues a message for its receiver. A slow receiver slows down the server if the channel is private; on a shared
+    /// channel its request fails instead.
     async fn put(&self, to: &Outlet, message: Bytes) -> bool {
         if self.is_private() {
             to.put(message).await;
@@ -351,7 +366,8 @@ impl Link {
         false
     }
 
-    /// Said from where messages are read, so it does not wait: a server that takes no replies gets none.
+    /// Sends a reply without waiting, because the caller is the reading task. If the server accepts no replies, the
+    /// reply is dropped.
     fn reply(&self, body: Bytes) {
         match &self.out {
             Out::Lines(lines) => drop(lines.try_send(body)),
@@ -359,7 +375,7 @@ impl Link {
         }
     }
 
-    /// The server need not go on.
+    /// Forgets a request and tells the server that it is cancelled.
     fn give_up(&self, number: u64) {
         if self.state().pending.remove(&number).is_some() {
             let cancelled = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled",
@@ -368,6 +384,7 @@ impl Link {
         }
     }
 
+    /// Why the channel ended, for a message that cannot be sent.
     fn why_gone(&self) -> Failed {
         let gone = self.state().gone.clone();
         gone.unwrap_or_else(|| Failed::broken("the server is gone"))
@@ -382,7 +399,7 @@ fn too_slow() -> Failed {
     Failed::broken("the answer was not read fast enough, and others wait for this server too")
 }
 
-/// JSON that was read from a message is text.
+/// Bytes that were read from a JSON message are UTF-8, so this conversion loses nothing.
 fn text(json: &Bytes) -> String {
     String::from_utf8_lossy(json).into_owned()
 }
@@ -493,7 +510,7 @@ mod tests {
         assert!(!refused.may_have_run);
     }
 
-    /// A request that was not allowed is refused where nobody would see it either.
+    /// A forbidden request is refused before it is buffered: no stream is open that would refuse it.
     #[tokio::test]
     async fn what_is_parked_may_be_asked() {
         let mailbox = Arc::new(Mailbox::default());

@@ -1,5 +1,6 @@
-//! Servers behind links: a process or an event stream for each session, or one process for all. A session is known by a
-//! random name that leads to its link on this instance; when the link is gone, so is the session.
+//! Servers reached over persistent channels: a stdio process or an event stream for each session, or one process that
+//! all sessions share. A session has a random id that leads to its channel on this instance only; when the channel
+//! ends, so does the session.
 
 use super::asks::Refusals;
 use super::events;
@@ -28,59 +29,65 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// One server's links and sessions.
+/// The channels and sessions of one server.
 pub(super) struct Links {
     door: Door,
-    /// What every link and its end needs.
+    /// What outlives a single channel.
     pub keep: Keep,
+    /// Whether one process serves all sessions.
     shared: bool,
+    /// The most sessions at once.
     most: usize,
     idle: Duration,
     patience: Patience,
     asks: ClientRequests,
     seats: Arc<Seats>,
-    /// The link that Guardian itself speaks over; where one process serves all, everybody's.
+    /// The channel that Guardian uses for its own requests; a shared process has only this one.
     own: Mutex<Arc<OnceCell<Own>>>,
 }
 
-/// How a link is opened.
+/// How a channel is opened.
 pub(super) enum Door {
     Program(Program),
     Events(Arc<Endpoint>),
 }
 
-/// What lives longer than any one link.
+/// The state of a server that outlives its channels.
 #[derive(Clone)]
 pub(super) struct Keep {
     pub server: ServerName,
     pub tasks: TaskTracker,
     stop: CancellationToken,
+    /// Limits the open channels.
     places: Arc<Semaphore>,
     backoff: Arc<Mutex<Backoff>>,
 }
 
-/// A link that Guardian has introduced itself on.
+/// A channel on which Guardian itself has sent `initialize`.
 #[derive(Clone)]
 struct Own {
     link: Arc<Link>,
     version: ProtocolVersion,
+    /// The server's `initialize` result.
     hello: Value,
 }
 
-/// Sessions by name.
+/// The sessions on this instance, by id.
 #[derive(Default)]
 pub(super) struct Seats(Mutex<HashMap<Arc<str>, Arc<Seat>>>);
 
 struct Seat {
     name: Arc<str>,
     holder: Holder,
+    /// The messages for the session's GET stream.
     mail: Arc<Mailbox>,
-    /// Its own link, where it has one.
+    /// The session's own channel; unset if the process is shared.
     link: OnceLock<Arc<Link>>,
+    /// When the session was last used.
     used: Mutex<Instant>,
 }
 
-/// How long to wait before a server that failed is started again.
+/// Exponential delay before a failed server is started again.
 #[derive(Default)]
 struct Backoff {
     failures: u32,
@@ -89,11 +96,11 @@ struct Backoff {
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Who comes when it is not yet time waits at most so long.
+/// The longest delay that a caller waits out; with more to wait, the call fails at once.
 const WAITED_FOR: Duration = Duration::from_secs(2);
-/// A link that lasted so long did not fail to start.
+/// A channel that lasted this long resets the delay.
 const LASTED: Duration = Duration::from_secs(60);
-/// How long a new session may wait for the end of an old one.
+/// How long a new session waits for an old channel to end, when all slots are taken.
 const FOR_A_PLACE: Duration = Duration::from_secs(6);
 
 impl Links {
@@ -104,7 +111,7 @@ impl Links {
                 server: config.name.clone(),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
-                // One more is Guardian's own.
+                // One more, for Guardian's own channel.
                 places: Arc::new(Semaphore::new(
                     config.max_sessions.saturating_add(1).min(Semaphore::MAX_PERMITS),
                 )),
@@ -150,7 +157,8 @@ impl Links {
             return Ok(Answer::Empty { status: StatusCode::OK });
         }
         if let (true, Method::Unsubscribe | Method::SetLevel, Some(id)) = (self.shared, call.method, &call.id) {
-            // What one caller says would hold for all: others go on hearing of their resources, and nobody hears the log.
+            // Answered locally, because the process would apply it to all sessions: others keep their resource
+            // subscriptions, and log messages reach no session of a shared process.
             let taken = mcp::result(id, json!({}));
             let heard = mcp::heard(&taken, id);
             return server.whole_answer(StatusCode::OK, taken, heard, call, None, &mut outcome);
@@ -182,14 +190,13 @@ impl Links {
         }
     }
 
-    /// The link that Guardian asks over on its own, opened where there is none.
-    /// With it comes what the server said of itself.
+    /// Guardian's own channel, opened if there is none, and the server's `initialize` result.
     pub async fn own_link(&self) -> Result<(Arc<Link>, Value), Failed> {
         let Own { link, hello, .. } = self.own().await?;
         Ok((link, hello))
     }
 
-    /// Ends what was not used for long.
+    /// Ends sessions that were idle too long or whose channel is gone.
     pub fn sweep(&self) {
         let seats: Vec<_> = self.seats.map().values().cloned().collect();
         for seat in seats {
@@ -202,16 +209,18 @@ impl Links {
         }
     }
 
+    /// Ends all channels and opens no more.
     pub fn stop(&self) {
         self.keep.stop.cancel();
         self.keep.tasks.close();
     }
 
+    /// Waits until all channels have ended.
     pub async fn stopped(&self) {
         self.keep.tasks.wait().await;
     }
 
-    /// One request: its answer alone, or a stream where more comes before it.
+    /// Sends a request. The answer is a single message, or a stream if another message comes first.
     async fn ask(
         &self,
         server: &Upstream,
@@ -245,18 +254,18 @@ impl Links {
         read.inspect_err(|failed| outcome.failed(failed))
     }
 
-    /// What has no answer.
+    /// Sends a message that has no answer.
     async fn tell(&self, call: &Call, seat: &Seat, link: &Arc<Link>) -> Result<(), Failed> {
         let wire = mcp::wire(&call.body).map_err(|malformed| Failed::broken(malformed.detail))?;
         match &wire.kind {
             _ if wire.cancels.is_some() => link.cancel(&seat.name, &call.body).await,
-            // Guardian has said it to the process of all.
+            // Guardian has already sent it to the shared process.
             mcp::WireKind::Notification(method) if self.shared && method == "notifications/initialized" => Ok(()),
             _ => link.say(call.body.clone()).await,
         }
     }
 
-    /// The answer, if `message` is that.
+    /// Reads `message` as the answer to `call`; `None` if it is another message, which then begins a stream.
     fn whole(&self, server: &Upstream, call: &Call, message: &Bytes, outcome: &mut Open) -> Option<Result<Answer, Failed>> {
         let heard = mcp::heard(message, call.id.as_ref()?);
         match heard.0 {
@@ -268,6 +277,7 @@ impl Links {
         }
     }
 
+    /// The rules for the stream that answers this call.
     fn expected(&self, call: &Call, link: &Arc<Link>) -> Expected {
         Expected {
             id: call.id.clone(),
@@ -280,7 +290,7 @@ impl Links {
         }
     }
 
-    /// Opens a session; whatever goes wrong, nothing stays behind.
+    /// Opens a session. Whatever fails, the session and its channel are ended again.
     async fn initialize(
         &self,
         server: &Upstream,
@@ -324,7 +334,8 @@ impl Links {
         Ok(answer)
     }
 
-    /// What the process of all said when Guardian introduced itself, in the older of its version and the client's.
+    /// Answers `initialize` for a shared process: with the server's own result, in the older of its version and the
+    /// client's.
     async fn introduce(&self, call: &Call) -> Result<Bytes, Failed> {
         let Own { version, mut hello, .. } = self.own().await?;
         let asked: Value = serde_json::from_slice(&call.body).unwrap_or_default();
@@ -335,6 +346,7 @@ impl Links {
         Ok(mcp::result(id, hello))
     }
 
+    /// Guardian's own channel; concurrent callers share one attempt to open it.
     async fn own(&self) -> Result<Own, Failed> {
         let cell = {
             let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
@@ -377,6 +389,7 @@ impl Links {
         })
     }
 
+    /// The channel of a session: its own, or that of the shared process.
     async fn link_of(&self, seat: &Seat) -> Result<Arc<Link>, Failed> {
         match seat.link.get() {
             Some(link) => Ok(link.clone()),
@@ -384,7 +397,7 @@ impl Links {
         }
     }
 
-    /// Opens a link, when it is time and there is a place.
+    /// Opens a channel, after the delay and once a slot is free.
     async fn open(&self, heard: Heard) -> Result<Arc<Link>, Failed> {
         let unreachable = |detail: String| Failed {
             may_have_run: false,
@@ -413,8 +426,8 @@ impl Links {
         opened.inspect_err(|_| self.keep.failed())
     }
 
-    /// A place for a session of this caller. Who has as many as one may have, or comes when there are no more, gives up the
-    /// one of its own that was not used for longest.
+    /// Creates the entry of a new session. A caller with half of all sessions, or anyone when there are no more, gives
+    /// up the least recently used idle session of its own; without one, the call is refused.
     fn take_seat(&self, holder: Holder) -> Result<Arc<Seat>, Failed> {
         let mut seats = self.seats.map();
         seats.retain(|_, seat| !seat.is_gone());
@@ -439,6 +452,7 @@ impl Links {
         Ok(seat)
     }
 
+    /// Whether the session has an open GET stream or a request waiting.
     fn is_busy(&self, seat: &Seat) -> bool {
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let link = seat.link.get().or_else(|| own.get().map(|own| &own.link));
@@ -459,7 +473,7 @@ fn full() -> Failed {
     }
 }
 
-/// A session on its way. Dropped before it stays, it is ended.
+/// A session that is being opened; dropped before `stay`, it is ended.
 struct Arriving<'a> {
     links: &'a Links,
     seat: Option<Arc<Seat>>,
@@ -479,7 +493,7 @@ impl Drop for Arriving<'_> {
     }
 }
 
-/// A link that is ended unless it stays.
+/// A channel that is ended when dropped, unless `stay` was called.
 struct Ending(Option<Arc<Link>>);
 
 impl Ending {
@@ -501,6 +515,7 @@ impl Seat {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    /// How long the session was not used.
     fn unused(&self) -> Duration {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
@@ -538,7 +553,8 @@ impl Seats {
         }
     }
 
-    /// On each session's own stream; who has none open, or does not read it, learns it when it asks.
+    /// Sends to the GET stream of every session. A session without one, or with a full one, misses the message and
+    /// learns of the change at its next request.
     pub fn tell_all(&self, message: &Bytes) {
         for seat in self.map().values() {
             seat.mail.put(message.clone());
@@ -546,7 +562,7 @@ impl Seats {
     }
 }
 
-/// A link that was begun: its place, and what its end says of the server.
+/// The lease of an open channel: its slot, and the report of how it ended.
 pub(super) struct Begun {
     pub keep: Keep,
     since: Instant,
@@ -554,13 +570,14 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    /// A new token by which the link is ended; all end when Guardian stops.
+    /// A token that ends this channel; `stop` ends all of them.
     pub fn end(&self) -> CancellationToken {
         self.keep.stop.child_token()
     }
 
-    /// It ended by itself. A session's own link is often ended by its caller's doing, which is nobody else's matter once the
-    /// server was up.
+    /// Reports that the channel ended without being told to. It counts as a failure of the server, except for a
+    /// session's own channel that has answered once: there the caller's own doing often ends it, and other sessions
+    /// must not be delayed.
     pub fn ended_by_itself(&self, link: &Link) {
         if self.since.elapsed() >= LASTED {
             *self.keep.backoff() = Backoff::default();
@@ -586,6 +603,7 @@ impl Keep {
 }
 
 impl Backoff {
+    /// Doubles the delay with each failure in a row, up to `LONGEST_WAIT`.
     fn failed(&mut self, now: Instant) {
         let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
         self.failures += 1;

@@ -1,5 +1,6 @@
-//! The MCP servers behind Guardian: their pools, sessions, tool lists and answers. Only a cleared call is sent, with the
-//! server's own credential and nothing of the caller's. Who may call, and what a caller is told, is decided elsewhere.
+//! The MCP servers behind Guardian: connections, sessions, tool lists, answers. Only a `Cleared` call is sent, with the
+//! server's own credential and nothing of the caller's. Who may call, and what the caller is told, is decided
+//! elsewhere.
 
 mod asks;
 mod catalogue;
@@ -36,16 +37,17 @@ use crate::domain::ServerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How long processes may take to end; they are killed before.
+/// Time limit for all server processes and channels to end at shutdown. Processes are killed before it passes.
 const ENDING: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Every configured server, and the keys that seal their sessions.
+/// Every configured server, and the keys that seal session ids.
 pub struct Upstreams {
     servers: BTreeMap<ServerName, Upstream>,
     sessions: Arc<SessionKeys>,
 }
 
 impl Upstreams {
+    /// Builds every configured server. Nothing is connected or started yet.
     pub fn new(configs: &[ServerConfig], sessions: SessionKeys) -> Result<Self, UpstreamError> {
         let mut servers = BTreeMap::new();
         for config in configs {
@@ -57,12 +59,12 @@ impl Upstreams {
         })
     }
 
-    /// Ends sessions that nobody uses; the app calls it once a second.
+    /// Ends sessions that nobody uses. The app calls it once a second.
     pub fn sweep(&self) {
         self.servers.values().for_each(Upstream::sweep);
     }
 
-    /// Ends every process and connection that was started for a session.
+    /// Ends every process and channel.
     pub async fn stop(&self) {
         self.servers.values().for_each(Upstream::stop);
         let all = async {
@@ -83,6 +85,7 @@ impl Upstreams {
         self.servers.iter()
     }
 
+    /// The keys that seal session ids and sign handles.
     pub fn sessions(&self) -> &Arc<SessionKeys> {
         &self.sessions
     }

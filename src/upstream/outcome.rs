@@ -1,4 +1,4 @@
-//! The claim of one sent call to an outcome: closed once, whatever happens to the call.
+//! Records the outcome of one sent call exactly once, whatever happens to the call.
 
 use super::asks::shown;
 use super::failed::Failed;
@@ -7,17 +7,17 @@ use crate::journal::{Closing, Ticket};
 use http::StatusCode;
 use std::collections::BTreeMap;
 
-/// Holds the ticket until the ending is known. Dropped before, the client has gone away.
-/// Without a ticket it records nothing: for what Guardian asks on its own.
+/// Owns the outcome ticket until the outcome is known. If it is dropped first, the outcome is recorded as
+/// `ClientClosed`. Without a ticket, as for Guardian's own requests, nothing is recorded.
 pub(super) struct Open {
     ticket: Option<Ticket>,
     pub status: Option<StatusCode>,
     pub bytes: u64,
-    /// What the server asked of the client, and whether it might.
+    /// The requests that the server made of the client, by method and whether they were allowed, with their counts.
     asked: BTreeMap<(String, bool), u32>,
 }
 
-/// Kinds of requests that an outcome tells of.
+/// The most different requests that one record lists.
 const MOST_KINDS: usize = 8;
 
 impl Open {
@@ -30,7 +30,7 @@ impl Open {
         }
     }
 
-    /// The server asked the client something.
+    /// Counts a request of the server to the client.
     pub fn asked(&mut self, method: &str, allowed: bool) {
         let kind = (shown(method), allowed);
         if self.asked.len() < MOST_KINDS || self.asked.contains_key(&kind) {
@@ -38,16 +38,18 @@ impl Open {
         }
     }
 
-    /// The server answered in full. `tool_error`: whether it answered with an error, where there was something to answer.
+    /// The server answered in full. `tool_error`: whether the answer was an error; `None` if no answer was due.
     pub fn done(&mut self, tool_error: Option<bool>) {
         self.close(Ending::Done, None, tool_error);
     }
 
+    /// The call failed.
     pub fn failed(&mut self, failed: &Failed) {
         self.status = failed.status.or(self.status);
         self.close(Ending::Failed, Some(failed.recorded()), None);
     }
 
+    /// Closes the ticket; only the first call has an effect.
     pub fn close(&mut self, ending: Ending, detail: Option<String>, tool_error: Option<bool>) {
         if let Some(ticket) = self.ticket.take() {
             let told = detail.into_iter().chain(self.asked.iter().map(|((method, allowed), count)| {

@@ -1,4 +1,4 @@
-//! What is in force of a server's tools: configuration, registry and the stored pins put together. Nothing is asked here.
+//! Builds the tool catalogue in force from configuration, registry and stored pins. Nothing is fetched here.
 
 use super::catalogue::RawTool;
 use crate::config::ServerConfig;
@@ -6,8 +6,8 @@ use crate::domain::{Catalogue, Scope, ServerEntry, ServerName, Standing, ToolEnt
 use crate::store::{RegistryRow, StoredTool};
 use std::collections::BTreeMap;
 
-/// The tools of all servers as they were pinned, each with the scopes it needs and how it stands today. A server that is
-/// only in the registry is known too.
+/// The tools of every server with the scopes they need and their pin status. A server that is only in the registry is
+/// included.
 pub fn assemble(configured: &[ServerConfig], registry: &[RegistryRow], stored: &[StoredTool]) -> Catalogue {
     let names = configured
         .iter()
@@ -49,8 +49,8 @@ fn entry_of(tool: &StoredTool, servers: &[ServerConfig], registry: &[RegistryRow
     })
 }
 
-/// The registry's scopes for a tool, else those of the configuration, else the scope of its own name. What does not read
-/// as scopes, or names none, never means that none is needed.
+/// The scopes that a tool needs: those of the registry, else of the configuration, else the scope of the tool's own
+/// name. An unreadable or empty list never means that no scope is needed.
 pub fn scopes_of(server: &ServerName, tool: &ToolName, servers: &[ServerConfig], registry: &[RegistryRow]) -> Vec<Scope> {
     let name = tool.as_str();
     let row = registry.iter().find(|row| row.server == *server);
@@ -70,7 +70,7 @@ pub fn scopes_of(server: &ServerName, tool: &ToolName, servers: &[ServerConfig],
         .unwrap_or_else(own)
 }
 
-/// How what is offered and what is pinned stand to each other.
+/// Compares what a server offers with what is pinned.
 pub fn standing(tool: &StoredTool) -> Standing {
     match (&tool.pinned, &tool.offered) {
         (None, _) => Standing::Unapproved,

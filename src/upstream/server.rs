@@ -1,4 +1,5 @@
-//! One configured server: where it is, how it is authenticated to, how long and how much is waited for.
+//! One configured server: its address, Guardian's credential for it, time-outs and size limits. What it answers is not
+//! read here.
 
 use super::exchange::OwnHeads;
 use super::hello::Hello;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-/// An MCP server that calls are forwarded to. Copies are the same server.
+/// An MCP server that calls are forwarded to. Clones share its state.
 #[derive(Clone)]
 pub struct Upstream {
     pub(super) name: ServerName,
@@ -26,28 +27,29 @@ pub struct Upstream {
     hello: Arc<ArcSwap<Hello>>,
 }
 
-/// How messages get there.
+/// The transport to a server.
 #[derive(Clone)]
 pub(super) enum Way {
-    /// An exchange for each, by Streamable HTTP.
+    /// Streamable HTTP: one exchange for each message.
     Http(Arc<Endpoint>),
-    /// Over links that stay.
+    /// Persistent channels: stdio processes or the legacy HTTP+SSE transport.
     Links(Arc<Links>),
 }
 
-/// A URL that is spoken to.
+/// A URL with the clients and headers for it.
 pub(super) struct Endpoint {
     pub uri: Uri,
-    /// For calls: h2 where the server offers it, else pooled HTTP/1.1.
+    /// For calls: HTTP/2 if the server offers it, otherwise pooled HTTP/1.1.
     pub client: Client,
-    /// For the long streams of sessions: a connection each, so that no number of them keeps a call waiting.
+    /// For long-lived streams: HTTP/1.1, one connection each, so that open streams never use up the stream limit of the
+    /// HTTP/2 connection that calls share.
     pub streams: Client,
-    /// With the credential that this server knows Guardian by.
+    /// The headers of every request, with the credential that authenticates Guardian to this server.
     pub heads: OwnHeads,
     pub first_byte: Duration,
 }
 
-/// Bounds of one answer.
+/// Time and size limits of one answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     pub first_byte: Duration,
@@ -56,7 +58,7 @@ pub(super) struct Patience {
     pub max_event: usize,
 }
 
-/// What a server configuration is refused for.
+/// Why a server configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     #[error("server `{server}`: its URL {why}")]
@@ -75,10 +77,10 @@ pub enum UpstreamError {
     Client { server: ServerName, source: ClientError },
 }
 
-/// Which eras a server was found to speak.
+/// The eras that a server was found to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Eras {
-    /// It has not been asked yet, or could not be reached.
+    /// The server was not asked yet, or could not be reached.
     Unknown,
     Legacy,
     Modern,
@@ -86,19 +88,20 @@ pub enum Eras {
 }
 
 impl Eras {
-    /// Whether it is known not to speak `era`.
+    /// Whether the server is known not to speak `era`.
     pub fn lack(self, era: Era) -> bool {
         matches!((self, era), (Eras::Legacy, Era::Modern) | (Eras::Modern, Era::Legacy))
     }
 }
 
-/// Node and uvicorn close connections that were idle for five seconds. Letting go before they do spares calls the race.
+/// Node and uvicorn close connections that were idle for five seconds. Guardian closes them earlier, so that no call
+/// meets a connection that the server is closing.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// One event of a stream is held in memory until it is whole.
+/// The largest stream event; an event is held in memory until it is complete.
 const MAX_EVENT_BYTES: usize = 16 * 1024 * 1024;
 
-/// Fields that belong to the protocol or the connection; no credential may take their place.
+/// Headers of the protocol or the connection, which a configured credential may not replace.
 const RESERVED: [&str; 14] = [
     "accept",
     "accept-encoding",
@@ -117,6 +120,7 @@ const RESERVED: [&str; 14] = [
 ];
 
 impl Upstream {
+    /// Checks the configuration. Nothing is connected or started yet.
     pub fn new(config: &ServerConfig) -> Result<Self, UpstreamError> {
         let patience = Patience {
             first_byte: config.first_byte_timeout.0,
@@ -148,13 +152,14 @@ impl Upstream {
         }
     }
 
-    /// Ends what was started for this server: nothing is begun from now on. `stopped` waits for it.
+    /// Ends every process and channel of this server and opens no more. `stopped` waits for their end.
     pub fn stop(&self) {
         if let Way::Links(links) = &self.way {
             links.stop();
         }
     }
 
+    /// Waits until everything that `stop` ends has ended.
     pub async fn stopped(&self) {
         if let Way::Links(links) = &self.way {
             links.stopped().await;
@@ -165,27 +170,28 @@ impl Upstream {
         &self.name
     }
 
-    /// What it may ask of its clients.
+    /// What this server may request of its clients.
     pub fn asks(&self) -> ClientRequests {
         self.asks
     }
 
-    /// What the last successful `fetch_tools` found.
-    /// Whether its messages go over links that stay, whose sessions are looked for here.
+    /// Whether the server is reached over persistent channels. Guardian itself then keeps its sessions.
     pub fn is_linked(&self) -> bool {
         matches!(self.way, Way::Links(_))
     }
 
+    /// The eras found by the last successful `fetch_tools`.
     pub fn eras(&self) -> Eras {
         const ALL: [Eras; 4] = [Eras::Unknown, Eras::Legacy, Eras::Modern, Eras::Both];
         ALL[usize::from(self.eras.load(Ordering::Relaxed)) & 3]
     }
 
-    /// What it said of itself then.
+    /// The server's self-description from that same fetch.
     pub fn hello(&self) -> Arc<Hello> {
         self.hello.load_full()
     }
 
+    /// Stores what a `fetch_tools` found.
     pub(super) fn found(&self, eras: Eras, hello: Hello) {
         self.eras.store(eras as u8, Ordering::Relaxed);
         self.hello.store(Arc::new(hello));
@@ -252,7 +258,7 @@ fn read_credential(server: &ServerName, config: &UpstreamCredential) -> Result<(
         return Err(wrong("may not be sent in that header field"));
     }
     let text = match (&config.value, &config.value_file) {
-        // Loading a configuration reads the file into the value.
+        // Loading a configuration has already read `value_file` into `value`.
         (Some(value), _) => value.expose_secret().to_owned(),
         (None, Some(file)) => std::fs::read_to_string(file).map_err(|source| UpstreamError::CredentialFile {
             server: server.clone(),

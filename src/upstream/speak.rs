@@ -1,4 +1,5 @@
-//! What Guardian says to a server on its own: a request, its answer in whichever shape it comes. No caller is involved.
+//! Guardian's own requests to a server over HTTP, with the answer as JSON or from an event stream. No caller is
+//! involved.
 
 use super::exchange::{Media, media};
 use super::failed::Failed;
@@ -14,25 +15,26 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::Value;
 
-/// An answer to Guardian itself.
+/// The response to a request of Guardian's own.
 pub(super) struct Reply {
     pub status: StatusCode,
     pub said: Said,
     pub session: Option<UpstreamSessionId>,
 }
 
+/// What that response says.
 pub(super) enum Said {
     Result(Value),
     Error {
         code: i64,
         message: String,
     },
-    /// A status alone.
+    /// No JSON-RPC answer, only an HTTP status.
     Nothing,
 }
 
 impl Upstream {
-    /// Asks with request number `id` and waits for the answer.
+    /// Sends a request with this `id` and waits for its answer.
     pub(super) async fn ask(&self, era: Era, fields: &HeaderMap, id: u64, method: &str, params: &Value) -> Result<Reply, Failed> {
         let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let id = MessageId::from_json(Bytes::from(id.to_string()));
@@ -57,7 +59,7 @@ impl Upstream {
         Ok(Reply { status, said, session })
     }
 
-    /// Tells something that has no answer.
+    /// Sends a message that has no answer.
     pub(super) async fn tell(&self, method: &Method, fields: &HeaderMap, body: &Bytes) -> Result<(), Failed> {
         let endpoint = self.endpoint()?;
         endpoint.exchange(&endpoint.client, method, fields, body).await.map(drop)
@@ -70,6 +72,7 @@ impl Upstream {
         }
     }
 
+    /// Takes the answer out of an event stream. The server may request nothing here: `asks` is empty.
     async fn answer_in(&self, response: Response<Answered>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
         let expected = Expected {
             id: Some(id),
@@ -91,6 +94,7 @@ impl Upstream {
     }
 }
 
+/// Reads the answer to request `id` as a result or an error.
 pub(super) fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Said, Failed> {
     let unreadable = |what: String| Failed::broken(format!("the server's answer cannot be read: {what}"));
     let kind = answer_kind(body, id);
@@ -101,7 +105,7 @@ pub(super) fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Sa
         AnswerKind::NotOurs => return Err(Failed::broken("the server answered another request")),
         AnswerKind::ServerRequest | AnswerKind::ServerNotification => return Err(Failed::broken("the server sent no answer")),
     }
-    // `answer_kind` has refused what could be read twofold.
+    // `answer_kind` has refused bodies that two parsers could read differently, so serde_json reads the same message.
     let mut message: Value = serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
     Ok(match kind {
         AnswerKind::Error { code, .. } => Said::Error {

@@ -1,5 +1,6 @@
-//! Servers that are programs: started with nothing of Guardian's own environment but a short list, spoken to line by line,
-//! ended with everything they started. The one place that starts processes.
+//! Servers that are local programs (stdio transport). A program gets only a short list of Guardian's environment
+//! variables, is spoken to line by line, and is ended together with every process it started. No other file starts
+//! processes.
 
 use super::failed::Failed;
 use super::lines::Lines;
@@ -23,34 +24,34 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-/// How a server is started.
+/// A configured program.
 pub(super) struct Program {
     server: ServerName,
     program: PathBuf,
     arguments: Vec<String>,
     dir: PathBuf,
     env: BTreeMap<OsString, OsString>,
-    /// Not to be seen in logs.
+    /// Values of `env`, replaced in log lines.
     secrets: Vec<String>,
 }
 
-/// What a program inherits, where Guardian has it. Everything else is in the configuration.
+/// The environment variables that a program inherits if Guardian has them. All others come from the configuration.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 
-/// Messages that wait for the program to read them.
+/// The most messages queued for the program.
 const QUEUE: usize = 64;
-/// How long a program may take to end when its input ends, and when it is told to.
+/// How long a program may take to exit after its input closed, and again after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the last words of a program that has ended may take to arrive.
+/// How long to wait for output that a program wrote before it ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Of what a program logs: how long a line is kept, and how many of them a second.
+/// Limits for logging standard error: bytes of a line, lines a second.
 const LONGEST_LOGGED: usize = 2_048;
 const MOST_LOGGED: u32 = 20;
-/// Shorter values stand everywhere in a text by chance.
+/// Shorter values are not replaced in logs, because they occur in any text by chance.
 const SHORTEST_SECRET: usize = 6;
 
 impl Program {
-    /// Where the program is; what could not be started is refused here.
+    /// Locates the program and checks the configuration, so that an unusable one is refused at start.
     pub fn find(config: &ServerConfig) -> Result<Self, UpstreamError> {
         let wrong = |why: String| UpstreamError::Program {
             server: config.name.clone(),
@@ -78,7 +79,7 @@ impl Program {
         })
     }
 
-    /// Starts it. What it says is read, and what it is told written, until its link ends.
+    /// Starts the program and a task that reads and writes its pipes until the channel ends.
     pub fn start(&self, heard: Heard, asks: ClientRequests, max_line: usize, begun: Begun) -> Result<Arc<Link>, Failed> {
         let spawned = Command::new(&self.program)
             .args(&self.arguments)
@@ -118,16 +119,17 @@ impl Program {
     }
 }
 
-/// A process and the link it is spoken to over.
+/// A running process and its channel.
 struct Running {
     link: Arc<Link>,
     child: Child,
-    /// The process and what it started.
+    /// The process group: the program and every process it started in that group.
     group: Option<Pid>,
     begun: Begun,
 }
 
 impl Running {
+    /// Reads and writes until either pipe ends, the process exits or the session ends; then ends the process.
     async fn run(
         mut self,
         stdin: ChildStdin,
@@ -167,7 +169,7 @@ impl Running {
         self.link.die(told);
         if !asked {
             tracing::warn!(%server, why, "the server's program is gone");
-            // What it says of its end, unless it has closed its standard error before.
+            // Logs what the program wrote about its end, unless it has closed its standard error before.
             if !silent {
                 let _ = timeout(LAST_WORDS, logged).await;
             }
@@ -177,7 +179,8 @@ impl Running {
         tracing::debug!(%server, status, "the server's program has ended");
     }
 
-    /// Its input has ended. What it still says is read, so that it does not wait for that; in the end nothing of it is left.
+    /// Ends the process, whose standard input is closed by now: wait, SIGTERM, wait, SIGKILL to the group. Its output
+    /// is read meanwhile, so that a full pipe cannot block its exit.
     async fn end(mut self, mut lines: Lines<ChildStdout>) -> String {
         let mut emptied = pin!(async {
             while let Ok(Some(_)) = lines.next_cut().await {}
@@ -202,14 +205,14 @@ impl Running {
 
     fn signal(&self, signal: Option<Signal>) {
         if let (Some(group), Some(signal)) = (self.group, signal) {
-            // An error says that nothing is left of it.
+            // An error means that no process of the group is left.
             let _ = kill_process_group(group, signal);
         }
     }
 }
 
 impl Drop for Running {
-    /// Also where the runtime ends before the process does.
+    /// Kills the group also if the runtime shuts down before the process has ended.
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             self.signal(Some(Signal::KILL));
@@ -217,7 +220,7 @@ impl Drop for Running {
     }
 }
 
-/// Until its output ends, or is none that can be followed.
+/// Reads messages until the output ends or cannot be parsed into lines; returns why.
 async fn read(link: &Link, lines: &mut Lines<ChildStdout>) -> String {
     loop {
         match lines.next().await {
@@ -229,7 +232,7 @@ async fn read(link: &Link, lines: &mut Lines<ChildStdout>) -> String {
     }
 }
 
-/// Until the process takes no more.
+/// Writes messages until the process reads no more; returns why.
 async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> String {
     while let Some(message) = queue.recv().await {
         let sent = async {
@@ -243,7 +246,7 @@ async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> Strin
     "nobody speaks to its program any more".to_owned()
 }
 
-/// Line feeds in JSON stand only between its parts.
+/// Makes a message a single line. A raw line feed in JSON is always white space, so replacing it changes nothing.
 fn one_line(message: &Bytes) -> Vec<u8> {
     let mut line: Vec<u8> = message
         .iter()
@@ -253,7 +256,7 @@ fn one_line(message: &Bytes) -> Vec<u8> {
     line
 }
 
-/// Passes on what the program says of itself, line by line; what is too much of it is counted.
+/// Logs the program's standard error line by line; lines beyond `MOST_LOGGED` a second are only counted.
 async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + Unpin) {
     let mut lines = Lines::new(stderr, LONGEST_LOGGED);
     let (mut second, mut logged, mut left_out) = (Instant::now(), 0_u32, 0_u64);
@@ -272,6 +275,7 @@ async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + 
     }
 }
 
+/// A log line with secrets replaced and control characters escaped.
 fn without(secrets: &[String], line: &[u8]) -> String {
     let mut line = String::from_utf8_lossy(line).into_owned();
     for secret in secrets {
@@ -290,7 +294,8 @@ fn without(secrets: &[String], line: &[u8]) -> String {
         .collect()
 }
 
-/// Everything that is set is held to be secret; the longest first, so that none is cut by another.
+/// The configured values to hide. All count as secrets; the longest comes first, so that no part of it is left over
+/// when another secret is its prefix.
 fn secrets(env: &BTreeMap<String, Secret>) -> Vec<String> {
     let values = env.values().map(|value| value.expose_secret().trim().to_owned());
     let mut secrets: Vec<_> = values.filter(|value| value.len() >= SHORTEST_SECRET).collect();
@@ -298,6 +303,7 @@ fn secrets(env: &BTreeMap<String, Secret>) -> Vec<String> {
     secrets
 }
 
+/// The program's environment: the inherited variables, overridden by the configured ones.
 fn environment<'a>(
     set: impl Iterator<Item = (&'a String, &'a Secret)>,
     inherited: impl Fn(&str) -> Option<OsString>,
@@ -310,7 +316,7 @@ fn environment<'a>(
     env
 }
 
-/// The program as a path: looked for in PATH if it is a bare name.
+/// The path of the program; a bare name is looked up in PATH.
 fn locate(program: &str, path: Option<&OsString>) -> Result<PathBuf, String> {
     let named = Path::new(program);
     if program.contains('/') {

@@ -1,5 +1,5 @@
-//! An event stream from a server, passed frame by frame and never held: each message is recognised, the answer ends the
-//! claim to an outcome, and a stream that breaks off before its answer ends with the reason.
+//! Relays a server's event stream frame by frame, without buffering the whole. Each message is classified and checked;
+//! the answer closes the outcome, and a stream that ends before its answer gets a final error.
 
 use super::asks::{LONGEST_ID, Refusals, URL, allowed, check_result, refused, wants_too_much};
 use super::failed::Failed;
@@ -18,20 +18,21 @@ use std::time::Duration;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// What a subscription begins with.
+/// The first notification of every `subscriptions/listen` stream.
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 
-/// One frame and what it carries.
+/// One frame and the message in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
     pub frame: SseFrame,
-    /// `None`: a comment or bare field, or an event that is no message.
+    /// `None` for a comment, a bare field, or an event of another type than `message`.
     pub kind: Option<AnswerKind>,
-    /// What its message says; nothing for an error.
+    /// What Guardian read from the message; empty for an error.
     pub said: Said,
 }
 
 impl Piece {
+    /// A frame with a message.
     fn of(frame: SseFrame, kind: AnswerKind, said: Said) -> Self {
         Self {
             frame,
@@ -40,6 +41,7 @@ impl Piece {
         }
     }
 
+    /// A frame without a message.
     fn bare(frame: SseFrame) -> Self {
         Self {
             frame,
@@ -48,7 +50,7 @@ impl Piece {
         }
     }
 
-    /// In place of what is not passed on: a comment, which still keeps the connection alive.
+    /// Stands in for a withheld message: a comment, which still keeps the connection alive.
     fn withheld() -> Self {
         Self::bare(SseFrame {
             raw: Bytes::from_static(b":\n\n"),
@@ -57,28 +59,31 @@ impl Piece {
     }
 }
 
-/// What is expected of a stream.
+/// The rules for one stream.
 pub(super) struct Expected {
-    /// The request to be answered; `None` for the server's own stream of a legacy session.
+    /// The request that the stream answers; `None` for the GET stream of a legacy session.
     pub id: Option<MessageId>,
     pub era: Era,
     pub method: Method,
-    /// What the server may ask of the client; it is told of what it may not.
+    /// The requests that the server may make of its client.
     pub asks: ClientRequests,
+    /// Sends the server an error for every other request; legacy only.
     pub refusals: Option<Box<Refusals>>,
     pub max_event: usize,
-    /// Between two frames; `None` where nothing is pending.
+    /// The longest pause between two frames; `None` for a stream that answers no request.
     pub idle: Option<Duration>,
 }
 
-/// A stream on its way to the client. Dropped before its end, the client has gone away and the server is hung up on.
+/// A stream on its way to the client. Dropping it before its end means that the client is gone; it closes the server's
+/// stream.
 pub struct Frames {
     source: Source,
     expected: Expected,
+    /// Whether the answer was passed on.
     answered: bool,
-    /// A subscription has begun as it has to.
+    /// Whether the acknowledgement of a subscription was seen; true for any other stream.
     acknowledged: bool,
-    /// An event had an id: a legacy client may ask for the rest on another stream.
+    /// Whether an event had an id, so that a legacy client can resume the stream with `Last-Event-ID`.
     resumable: bool,
     ended: bool,
     timer: Option<Pin<Box<Sleep>>>,
@@ -86,24 +91,25 @@ pub struct Frames {
     outcome: Open,
 }
 
-/// Where frames come from.
+/// Where the frames come from.
 enum Source {
     Body(Answered, SseReader),
-    /// Messages, each of which becomes a frame.
+    /// Messages from a channel; each becomes one frame.
     Link(Inbox),
 }
 
-/// What the source has for now.
+/// What the source delivers next.
 enum Arrived {
     Frame(SseFrame),
     End,
+    /// The stream cannot continue.
     Failed(Failed),
-    /// It broke off: what comes is over, but not refuted.
+    /// The connection was cut, so a legacy client may be able to resume the stream.
     Broken(Failed),
 }
 
 impl Source {
-    /// `bytes` counts what arrived.
+    /// Polls for the next frame and adds the received bytes to `bytes`.
     fn poll(&mut self, context: &mut Context<'_>, bytes: &mut u64) -> Poll<Arrived> {
         let (body, reader) = match self {
             Source::Link(inbox) => {
@@ -176,18 +182,19 @@ impl Frames {
         }
     }
 
-    /// Cut the stream when `token` is cancelled: its last item is then a failure for `GrantRevoked`, its ending `Revoked`.
+    /// Ends the stream when `token` is cancelled: the last item is then a `GrantRevoked` failure, if an answer is still
+    /// due, and the outcome is `Revoked`.
     pub fn cut_by(&mut self, token: CancellationToken) {
         self.revoked = Some(Box::pin(token.cancelled_owned()));
     }
 
-    /// The next frame. A failure is the last item.
+    /// The next frame. A failure is always the last item.
     pub async fn next(&mut self) -> Option<Result<Piece, Failed>> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// The stream as the body of an answer. `screen` writes what the client is sent for a frame or for the failure at the
-    /// end; `None` leaves it out.
+    /// Turns the stream into a response body. `screen` returns the bytes to send for a frame or for the final failure;
+    /// `None` sends nothing.
     pub fn into_body(self, screen: impl FnMut(Result<Piece, Failed>) -> Option<Bytes> + Send + 'static) -> Body {
         UnsyncBoxBody::new(Screened {
             frames: self,
@@ -195,6 +202,7 @@ impl Frames {
         })
     }
 
+    /// Polls for the next frame.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Failed>>> {
         if self
             .revoked
@@ -228,6 +236,7 @@ impl Frames {
         }
     }
 
+    /// Whether the pause between two frames was too long. The timer starts at the first wait.
     fn out_of_time(&mut self, context: &mut Context<'_>) -> bool {
         let Some(idle) = self.expected.idle else {
             return false;
@@ -236,12 +245,13 @@ impl Frames {
         timer.as_mut().poll(context).is_ready()
     }
 
+    /// Decides what becomes of one frame.
     fn judge(&mut self, frame: SseFrame) -> Option<Result<Piece, Failed>> {
         self.resumable |= frame.id.is_some();
         let Some(data) = frame.data.clone().filter(|data| !data.is_empty()) else {
             return Some(Ok(Piece::bare(frame)));
         };
-        // Clients read no event of another type.
+        // MCP clients read only events of type `message`; any other is withheld, as its content was not checked.
         if frame
             .event
             .as_ref()
@@ -264,7 +274,7 @@ impl Frames {
             AnswerKind::ServerRequest if self.expected.era == Era::Legacy && !self.answered => {
                 Some(Ok(self.ask(frame, &data, said)))
             }
-            // The answer has been passed on; what comes after it is cut off without a word.
+            // After the answer only notifications are relayed. Any other message ends the stream without an error.
             _ if self.answered => {
                 self.ended = true;
                 None
@@ -293,7 +303,8 @@ impl Frames {
         }
     }
 
-    /// On the server's own stream: everything that is a message, answers to earlier requests of a resumed stream too.
+    /// Judges a message on a GET stream. Answers are relayed too: a resumed stream may deliver the answer to an earlier
+    /// request.
     fn judge_unasked(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<Piece, Failed>> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
         let (kind, said) = heard(data, &nobody);
@@ -309,7 +320,7 @@ impl Frames {
         }
     }
 
-    /// A request to the client: passed on if it is allowed, else answered for it.
+    /// Relays a server's request if it is allowed; otherwise withholds it and sends the server an error.
     fn ask(&mut self, frame: SseFrame, data: &[u8], said: Said) -> Piece {
         let short = said.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
         let may = short && said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
@@ -323,7 +334,7 @@ impl Frames {
         Piece::withheld()
     }
 
-    /// A notification that asks for what is not allowed, as that of a task can, is not passed on.
+    /// Relays a notification, unless a request in it (a task's status can hold some) is not allowed.
     fn note(&mut self, frame: SseFrame, said: Said) -> Piece {
         let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
         said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
@@ -333,12 +344,14 @@ impl Frames {
         }
     }
 
+    /// Relays the answer and closes the outcome.
     fn answer(&mut self, piece: Piece, is_error: bool) -> Option<Result<Piece, Failed>> {
         self.answered = true;
         self.outcome.done(Some(is_error));
         Some(Ok(piece))
     }
 
+    /// The server ended its stream.
     fn end_of_stream(&mut self) -> Option<Result<Piece, Failed>> {
         match self.answered || self.expected.id.is_none() {
             true => {
@@ -350,8 +363,8 @@ impl Frames {
         }
     }
 
-    /// The server is gone. A legacy client that has seen event ids asks for the rest on another stream: an error would end
-    /// what can still be answered.
+    /// The connection to the server was lost. If a legacy client can resume the stream, it gets no error, because an
+    /// error would end a request that can still be answered.
     fn end(&mut self, failed: Failed) -> Option<Result<Piece, Failed>> {
         let resumable = self.resumable && self.expected.era == Era::Legacy;
         if self.answered || !resumable || self.expected.id.is_none() {
@@ -363,7 +376,7 @@ impl Frames {
         None
     }
 
-    /// Nobody waits for an answer any more, or somebody does and hears why there is none.
+    /// Ends the stream with a failure. The client gets it as an error only if a request is still unanswered.
     fn fail(&mut self, failed: Failed) -> Option<Result<Piece, Failed>> {
         self.ended = true;
         let failed = Failed {
@@ -374,6 +387,7 @@ impl Frames {
         (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
     }
 
+    /// Ends the stream because the caller's authorisation was revoked.
     fn revoke(&mut self) -> Option<Result<Piece, Failed>> {
         if self.ended {
             return None;
@@ -386,7 +400,7 @@ impl Frames {
     }
 }
 
-/// A frame of our own with one message.
+/// An SSE frame that holds one message.
 pub(super) fn event(data: Bytes) -> SseFrame {
     let mut raw = b"event: message".to_vec();
     for line in data.split(|byte| *byte == b'\n') {
@@ -402,9 +416,10 @@ pub(super) fn event(data: Bytes) -> SseFrame {
     }
 }
 
-/// Frames that have arrived are put together up to so many bytes: a server may send a million tiny ones.
+/// Frames that are ready are sent together up to this size, because a server may send very many tiny ones.
 const TOGETHER: usize = 16 * 1024;
 
+/// The response body that `Frames::into_body` returns.
 struct Screened {
     frames: Frames,
     screen: Screen,
@@ -413,6 +428,7 @@ struct Screened {
 type Screen = Box<dyn FnMut(Result<Piece, Failed>) -> Option<Bytes> + Send>;
 
 impl Screened {
+    /// The bytes of the next frame that the screen did not drop.
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             match std::task::ready!(self.frames.poll_next(context)) {
@@ -436,7 +452,7 @@ impl http_body::Body for Screened {
             return Poll::Ready(None);
         };
         let mut together: Option<BytesMut> = None;
-        // What is here already goes out with it; nothing is waited for.
+        // Appends only what is ready now; it does not wait for more.
         while together.as_ref().map_or(first.len(), BytesMut::len) < TOGETHER {
             let Poll::Ready(Some(next)) = self.poll_piece(context) else {
                 break;
