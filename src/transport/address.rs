@@ -21,9 +21,10 @@ pub(super) async fn resolve(host: &str, port: u16) -> std::io::Result<Vec<Socket
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
     let found: Vec<_> = tokio::net::lookup_host((bare, port)).await?.collect();
-    match found.is_empty() {
-        true => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address")),
-        false => Ok(found),
+    if found.is_empty() {
+        Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
+    } else {
+        Ok(found)
     }
 }
 

@@ -96,9 +96,10 @@ where
         .map_err(|_| BodyProblem::Broken)?
         .into_data()
         .map_err(|_| BodyProblem::Trailers)?;
-    match bytes.len() > room {
-        true => Err(BodyProblem::TooLarge),
-        false => Ok(Some(bytes)),
+    if bytes.len() > room {
+        Err(BodyProblem::TooLarge)
+    } else {
+        Ok(Some(bytes))
     }
 }
 

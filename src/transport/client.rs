@@ -290,9 +290,10 @@ fn machine_roots() -> Result<ClientConfig, rustls::Error> {
 }
 
 fn with_alpn(mut config: ClientConfig, http2: bool) -> ClientConfig {
-    config.alpn_protocols = match http2 {
-        true => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-        false => vec![b"http/1.1".to_vec()],
+    config.alpn_protocols = if http2 {
+        vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+    } else {
+        vec![b"http/1.1".to_vec()]
     };
     config
 }

@@ -156,10 +156,12 @@ impl Activity {
             let quiet_since = self.opened + Duration::from_millis(self.quiet_since.load(Relaxed));
             let running = self.running.load(Relaxed) > 0;
             let due = quiet_since + limit;
-            match (running, Instant::now() >= due) {
-                (false, true) => return,
-                (false, false) => tokio::time::sleep_until(due).await,
-                (true, _) => tokio::time::sleep(limit).await,
+            if running {
+                tokio::time::sleep(limit).await;
+            } else if Instant::now() < due {
+                tokio::time::sleep_until(due).await;
+            } else {
+                return;
             }
         }
     }

@@ -96,9 +96,10 @@ fn length(headers: &HeaderMap) -> Result<(), &'static str> {
 fn body(head: &Parts) -> Result<(), &'static str> {
     let bare = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
     let length = head.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-    match bare && (length || head.headers.contains_key(TRANSFER_ENCODING)) {
-        true => Err("this method takes no body"),
-        false => Ok(()),
+    if bare && (length || head.headers.contains_key(TRANSFER_ENCODING)) {
+        Err("this method takes no body")
+    } else {
+        Ok(())
     }
 }
 
@@ -126,9 +127,10 @@ fn target(head: &Parts) -> Result<(), &'static str> {
     if !path.bytes().all(plain) {
         return Err("the path holds an encoded or unusual character");
     }
-    match path.split('/').any(|segment| matches!(segment, "." | "..")) {
-        true => Err("the path holds a dot segment"),
-        false => Ok(()),
+    if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        Err("the path holds a dot segment")
+    } else {
+        Ok(())
     }
 }
 
@@ -148,12 +150,13 @@ fn fields(headers: &HeaderMap) -> Result<(), &'static str> {
             return Err("Connection names a field that must not be dropped");
         }
     }
-    match headers
+    if headers
         .keys()
         .any(|name| name.as_str().contains('_') && weighty(name.as_str().replace('_', "-").as_bytes()))
     {
-        true => Err("a field is spelt with an underscore in place of a hyphen"),
-        false => Ok(()),
+        Err("a field is spelt with an underscore in place of a hyphen")
+    } else {
+        Ok(())
     }
 }
 

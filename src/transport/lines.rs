@@ -116,10 +116,7 @@ impl Place {
 
     /// The value of `Host`: the port is left out if it is the scheme's default (RFC 9110 section 7.2).
     fn named(&self) -> Option<HeaderValue> {
-        let usual = match self.scheme == Scheme::HTTPS {
-            true => 443,
-            false => 80,
-        };
+        let usual = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
         let text = match self.authority.port_u16() {
             Some(port) if port != usual => HeaderValue::try_from(format!("{}:{port}", self.authority.host())),
             _ => HeaderValue::from_str(self.authority.host()),
@@ -152,10 +149,10 @@ impl<S: Stream> Lines<S> {
                 }
                 shelf.idle.pop()?
             };
-            match since.elapsed() < self.life && own.is_quiet() {
-                true => return Some(Line::Own(own)),
-                false => own.close(),
+            if since.elapsed() < self.life && own.is_quiet() {
+                return Some(Line::Own(own));
             }
+            own.close();
         }
     }
 

@@ -43,10 +43,7 @@ pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(file)?)
         .collect::<Result<_, _>>()
         .map_err(|_| none())?;
-    match chain.is_empty() {
-        true => Err(none()),
-        false => Ok(chain),
-    }
+    if chain.is_empty() { Err(none()) } else { Ok(chain) }
 }
 
 pub(super) fn key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

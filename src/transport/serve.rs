@@ -151,9 +151,10 @@ where
         let Some(peer) = proved(&stream, address) else {
             return place.handshake_failed();
         };
-        match peer.http2 {
-            true => self.http2(stream, Arc::new(peer), &place).await,
-            false => self.http1(stream, Arc::new(peer)).await,
+        if peer.http2 {
+            self.http2(stream, Arc::new(peer), &place).await
+        } else {
+            self.http1(stream, Arc::new(peer)).await
         }
     }
 

@@ -91,13 +91,14 @@ pub fn warnings(files: &TlsConfig, now: Timestamp) -> Vec<String> {
     else {
         return Vec::new();
     };
-    match leaf.not_after >= now && leaf.not_after < now.plus(EXPIRES_SOON) {
-        true => vec![format!(
+    if leaf.not_after >= now && leaf.not_after < now.plus(EXPIRES_SOON) {
+        vec![format!(
             "the certificate in `{}` expires on {}: renew it in time",
             files.certificate_file.display(),
             leaf.not_after
-        )],
-        false => Vec::new(),
+        )]
+    } else {
+        Vec::new()
     }
 }
 
@@ -174,12 +175,13 @@ fn validity(files: &TlsConfig, leaf: &[u8], now: Timestamp) -> Result<(), String
             leaf.not_after
         ));
     }
-    match leaf.not_before > now {
-        true => Err(format!(
+    if leaf.not_before > now {
+        Err(format!(
             "the certificate in `{file}` is not valid before {}: check this machine's clock, or use another certificate",
             leaf.not_before
-        )),
-        false => Ok(()),
+        ))
+    } else {
+        Ok(())
     }
 }
 

@@ -218,9 +218,10 @@ fn posting_to(own: &Uri, named: &str) -> Result<Uri, &'static str> {
     };
     let to: Uri = whole.parse().map_err(|_| "the server names no place for messages")?;
     let user = to.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    match origin(&to).is_some() && origin(&to) == origin(own) && !user {
-        true => Ok(to),
-        false => Err(ELSEWHERE),
+    if origin(&to).is_some() && origin(&to) == origin(own) && !user {
+        Ok(to)
+    } else {
+        Err(ELSEWHERE)
     }
 }
 

@@ -42,9 +42,10 @@ impl Upstream {
             && let Some(data) = frame.data_ref()
             && body.is_end_stream()
         {
-            return match data.len() > max {
-                true => Err(too_large(max)),
-                false => Ok(data.clone()),
+            return if data.len() > max {
+                Err(too_large(max))
+            } else {
+                Ok(data.clone())
             };
         }
         let rest = pin!(collect(body, first, max, idle));
@@ -197,9 +198,10 @@ async fn collect(
         if data.len() > max - whole.len() {
             return Err(too_large(max));
         }
-        match whole.is_empty() {
-            true => whole = BytesMut::from(data),
-            false => whole.extend_from_slice(&data),
+        if whole.is_empty() {
+            whole = BytesMut::from(data);
+        } else {
+            whole.extend_from_slice(&data);
         }
     }
 }

@@ -78,9 +78,10 @@ impl Upstream {
             Way::Http(endpoint) => endpoint,
             Way::Links(links) => return Box::pin(links.forward(self, &call, &heads, outcome)).await,
         };
-        let client = match call.method.is_stream() {
-            true => &endpoint.streams,
-            false => &endpoint.client,
+        let client = if call.method.is_stream() {
+            &endpoint.streams
+        } else {
+            &endpoint.client
         };
         match endpoint
             .exchange(client, &http_method(call.method), &fields, &call.body)
@@ -236,9 +237,10 @@ fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answe
         return Err(Failed::broken("the server opened no event stream").with_status(status));
     }
     outcome.done(None);
-    let status = match status.is_success() && matches!(method, Method::Notification | Method::Answer) {
-        true => StatusCode::ACCEPTED,
-        false => status,
+    let status = if status.is_success() && matches!(method, Method::Notification | Method::Answer) {
+        StatusCode::ACCEPTED
+    } else {
+        status
     };
     Ok(Answer::Empty { status })
 }

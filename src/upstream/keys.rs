@@ -163,9 +163,10 @@ impl SessionKeys {
                 return Err(SessionKeysError::Twice { file, line, version });
             }
         }
-        match keys.is_empty() {
-            true => Err(SessionKeysError::Empty { file: file.to_owned() }),
-            false => Ok(Self(keys)),
+        if keys.is_empty() {
+            Err(SessionKeysError::Empty { file: file.to_owned() })
+        } else {
+            Ok(Self(keys))
         }
     }
 }

@@ -156,7 +156,9 @@ impl Links {
             outcome.done(None);
             return Ok(Answer::Empty { status: StatusCode::OK });
         }
-        if let (true, Method::Unsubscribe | Method::SetLevel, Some(id)) = (self.shared, call.method, &call.id) {
+        if self.shared
+            && let (Method::Unsubscribe | Method::SetLevel, Some(id)) = (call.method, &call.id)
+        {
             // Answered locally, because the process would apply it to all sessions: others keep their resource
             // subscriptions, and log messages reach no session of a shared process.
             let taken = mcp::result(id, json!({}));
@@ -307,21 +309,20 @@ impl Links {
             seat: Some(self.take_seat(holder)?),
         };
         let seat = arriving.seat.clone().expect("it has just arrived");
-        let body = match self.shared {
-            true => self.introduce(call).await?,
-            false => {
-                let link = self.open(Heard::One(seat.mail.clone())).await?;
-                let link = seat.link.get_or_init(|| link);
-                let late = |_| Err(Failed::late("the server took too long to open a session"));
-                let answer = async {
-                    let mut inbox = link.request(&seat.name, call.method, &call.body).await?;
-                    inbox
-                        .next()
-                        .await
-                        .unwrap_or_else(|| Err(Failed::broken("the server is gone")))
-                };
-                timeout(self.patience.first_byte, answer).await.unwrap_or_else(late)?
-            }
+        let body = if self.shared {
+            self.introduce(call).await?
+        } else {
+            let link = self.open(Heard::One(seat.mail.clone())).await?;
+            let link = seat.link.get_or_init(|| link);
+            let late = |_| Err(Failed::late("the server took too long to open a session"));
+            let answer = async {
+                let mut inbox = link.request(&seat.name, call.method, &call.body).await?;
+                inbox
+                    .next()
+                    .await
+                    .unwrap_or_else(|| Err(Failed::broken("the server is gone")))
+            };
+            timeout(self.patience.first_byte, answer).await.unwrap_or_else(late)?
         };
         let id = call.id.as_ref().ok_or_else(|| Failed::broken("a request without an id"))?;
         let heard = mcp::heard(&body, id);
@@ -359,9 +360,10 @@ impl Links {
     }
 
     async fn introduced(&self) -> Result<Own, Failed> {
-        let heard = match self.shared {
-            true => Heard::All(self.seats.clone()),
-            false => Heard::Nobody,
+        let heard = if self.shared {
+            Heard::All(self.seats.clone())
+        } else {
+            Heard::Nobody
         };
         let link = Ending(Some(self.open(heard).await?));
         let own = link.0.clone().expect("it was just opened");

@@ -62,10 +62,7 @@ impl Program {
         };
         let env = environment(config.env.iter(), |name| std::env::var_os(name));
         let dir = config.working_dir.clone().unwrap_or_else(|| PathBuf::from("."));
-        let dir = match dir.as_os_str().is_empty() {
-            true => PathBuf::from("."),
-            false => dir,
-        };
+        let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir };
         if !dir.is_dir() {
             return Err(wrong(format!("its `working_dir` `{}` is not a folder", dir.display())));
         }
@@ -267,9 +264,10 @@ async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + 
             }
             (second, logged, left_out) = (Instant::now(), 0, 0);
         }
-        match logged < MOST_LOGGED {
-            true => tracing::debug!(%server, line = without(&secrets, &line), "the server's program says"),
-            false => left_out += 1,
+        if logged < MOST_LOGGED {
+            tracing::debug!(%server, line = without(&secrets, &line), "the server's program says");
+        } else {
+            left_out += 1;
         }
         logged = logged.saturating_add(1);
     }
@@ -320,11 +318,13 @@ fn environment<'a>(
 fn locate(program: &str, path: Option<&OsString>) -> Result<PathBuf, String> {
     let named = Path::new(program);
     if program.contains('/') {
-        return match (named.is_file(), is_executable(named)) {
-            (false, _) => Err(format!("its command `{program}` does not exist")),
-            (true, false) => Err(format!("its command `{program}` is not executable")),
-            (true, true) => Ok(std::path::absolute(named).unwrap_or_else(|_| named.to_owned())),
-        };
+        if !named.is_file() {
+            return Err(format!("its command `{program}` does not exist"));
+        }
+        if !is_executable(named) {
+            return Err(format!("its command `{program}` is not executable"));
+        }
+        return Ok(std::path::absolute(named).unwrap_or_else(|_| named.to_owned()));
     }
     let folders = path.map(std::env::split_paths).into_iter().flatten();
     folders

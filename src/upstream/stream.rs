@@ -338,9 +338,10 @@ impl Frames {
     fn note(&mut self, frame: SseFrame, said: Said) -> Piece {
         let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
         said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
-        match may {
-            true => Piece::of(frame, AnswerKind::ServerNotification, said),
-            false => Piece::withheld(),
+        if may {
+            Piece::of(frame, AnswerKind::ServerNotification, said)
+        } else {
+            Piece::withheld()
         }
     }
 
@@ -353,14 +354,12 @@ impl Frames {
 
     /// The server ended its stream.
     fn end_of_stream(&mut self) -> Option<Result<Piece, Failed>> {
-        match self.answered || self.expected.id.is_none() {
-            true => {
-                self.ended = true;
-                self.outcome.done(None);
-                None
-            }
-            false => self.end(Failed::broken("the server ended its stream before it answered")),
+        if self.answered || self.expected.id.is_none() {
+            self.ended = true;
+            self.outcome.done(None);
+            return None;
         }
+        self.end(Failed::broken("the server ended its stream before it answered"))
     }
 
     /// The connection to the server was lost. If a legacy client can resume the stream, it gets no error, because an
