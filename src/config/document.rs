@@ -1,6 +1,7 @@
-//! The file as a tree that remembers where each value came from: a place in the text, or an environment variable.
+//! The configuration as a tree whose values know where they come from: a position in the file, or an environment
+//! variable.
 //!
-//! Knows TOML, overrides and `${VAR}`; what keys there are and what they mean is `shape`'s and `check`'s affair.
+//! It knows TOML, overrides and `${VAR}`. Which keys exist and what they mean is up to `shape` and `check`.
 
 use super::problem::{Place, Problem, quoted};
 use super::shape::Shape;
@@ -13,9 +14,10 @@ use toml::de::{DeTable, DeValue};
 
 const PREFIX: &str = "GUARDIAN__";
 
+/// The parsed file, with its text for line and column numbers.
 pub(super) struct Document {
     file: PathBuf,
-    /// Byte offsets at which lines begin.
+    /// The byte offset of each line's beginning.
     lines: Vec<usize>,
     text: String,
     pub root: Node,
@@ -30,23 +32,26 @@ pub(super) enum Value {
     Text(String),
     Integer(i64),
     Boolean(bool),
-    /// What TOML has and no setting takes: its text and its name.
+    /// A TOML value that no setting accepts: its text, and what to call it in a message.
     Other(String, &'static str),
     List(Vec<Node>),
     Table(BTreeMap<String, Entry>),
 }
 
+/// A value in a table, with the origin of its key.
 pub(super) struct Entry {
     pub key: Origin,
     pub node: Node,
 }
 
+/// Where a key or value was written.
 #[derive(Clone)]
 pub(super) enum Origin {
     Offset(usize),
     Variable(String),
 }
 
+/// Reads the file's text.
 pub(super) fn read(path: &Path) -> Result<String, Problem> {
     std::fs::read_to_string(path).map_err(|error| {
         let why = match error.kind() {
@@ -60,6 +65,7 @@ pub(super) fn read(path: &Path) -> Result<String, Problem> {
 }
 
 impl Document {
+    /// Parses the text; all syntax errors are reported.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
         let (table, errors) = DeTable::parse_recoverable(text);
         let starts = text.match_indices('\n').map(|(at, _)| at + 1);
@@ -84,7 +90,7 @@ impl Document {
         ))
     }
 
-    /// Lets every `GUARDIAN__SECTION__KEY` replace what the file says.
+    /// Replaces values of the file by the variables `GUARDIAN__SECTION__KEY`.
     pub fn overlay(&mut self, variables: &Variables, shape: &Shape) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (name, text) in variables.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
@@ -97,7 +103,8 @@ impl Document {
         problems
     }
 
-    /// Replaces `${VAR}` in every text of the file; `$${` stands for a literal `${`. Overrides are taken as they are.
+    /// Replaces `${VAR}` in every string of the file; `$${` stands for a literal `${`. Values from variables are left as
+    /// they are.
     pub fn expand(&mut self, variables: &Variables) -> Vec<Problem> {
         let mut problems = Vec::new();
         self.root.expand("", variables, &mut |key, origin, message| {
@@ -113,6 +120,7 @@ impl Document {
         self.root.to_json()
     }
 
+    /// The place of an origin, with line and column.
     pub fn place_of(&self, origin: &Origin) -> Place {
         match origin {
             Origin::Variable(name) => Place::Variable(name.clone()),
@@ -129,7 +137,7 @@ impl Document {
         }
     }
 
-    /// Puts a finding to where its key stands, or the nearest section around it.
+    /// Gives a problem its place: where its key stands, or else the nearest section around it.
     pub fn place(&self, problem: Problem) -> Problem {
         if problem.place != Place::Nowhere {
             return problem;
@@ -145,6 +153,7 @@ impl Document {
         problem.at(place)
     }
 
+    /// An error of the file as a whole.
     pub fn whole(&self, message: String) -> Problem {
         Problem {
             severity: Severity::Error,
@@ -153,7 +162,7 @@ impl Document {
     }
 }
 
-/// `servers[0].url` as `servers`, `0`, `url`; a quoted segment may hold dots.
+/// Splits a key: `servers[0].url` is `servers`, `0`, `url`. A quoted step may hold dots.
 fn steps(key: &str) -> Vec<&str> {
     let mut steps = Vec::new();
     let mut rest = key;
@@ -249,7 +258,8 @@ impl Node {
         }
     }
 
-    /// The text of a variable as the kind of value that stands there. What is neither is left to `shape` to refuse.
+    /// Converts a variable's text to the type that the schema expects there. What does not convert stays text, for
+    /// `shape` to report.
     fn from_variable(text: &str, shape: Option<&Shape>, origin: &Origin) -> Result<Self, String> {
         let node = |value| Self {
             value,
@@ -326,7 +336,7 @@ impl Value {
     }
 }
 
-/// `a.b`; a name that is not a bare TOML key is quoted.
+/// Joins section and name: `a.b`. A name that is not a bare TOML key is quoted.
 pub(super) fn join(section: &str, name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
     let name = match bare {
@@ -339,6 +349,7 @@ pub(super) fn join(section: &str, name: &str) -> String {
     }
 }
 
+/// Replaces `${VAR}` once: a variable's value is not expanded again.
 fn expanded(text: &str, variables: &Variables) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

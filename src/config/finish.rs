@@ -1,14 +1,15 @@
-//! From what was written to what is meant: paths against the file's folder, secrets read from their files, defaults that
-//! depend on the kind of an issuer.
+//! Completes a parsed configuration: resolves paths against the file's folder, reads the files of secrets, and fills in
+//! the defaults that depend on other values.
 
 use super::document::join;
 use super::problem::Problem;
 use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind};
 use std::path::{Path, PathBuf};
 
-/// Container runtimes mount secrets here with a mode their user cannot always choose.
+/// Container runtimes mount secrets here, with a mode that the container cannot always choose; the mode is not checked.
 const MOUNTED_SECRETS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
 
+/// Resolves every relative path against the folder of the file.
 pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
     let tls = &mut config.listen.tls;
     let store = &mut config.store;
@@ -43,7 +44,7 @@ pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
     for server in config.servers.iter_mut().filter(|server| !server.command.is_empty()) {
         let dir = server.working_dir.get_or_insert_default();
         *dir = joined(folder, dir);
-        // A bare name is looked for in PATH, and a path is one of the file's folder.
+        // A bare program name is looked up in PATH; a path is relative to the file's folder.
         if server.command[0].contains('/')
             && let Some(program) = joined(folder, Path::new(&server.command[0])).to_str()
         {
@@ -52,7 +53,8 @@ pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
     }
 }
 
-/// `config` and `../data` give `data`, which reads better in messages; where `config` is a link, the two may differ.
+/// Joins `path` to `folder`. Leading `..` are resolved, since `data` reads better in messages than `config/../data`, but
+/// not through a symbolic link, whose parent may be another folder.
 fn joined(folder: &Path, path: &Path) -> PathBuf {
     let (mut folder, mut path) = (folder, path);
     while let (Ok(rest), Some(name), false) = (path.strip_prefix(".."), folder.file_name(), folder.is_symlink()) {
@@ -64,7 +66,7 @@ fn joined(folder: &Path, path: &Path) -> PathBuf {
     folder.join(path)
 }
 
-/// Reads each `…_file` whose sibling is a secret in memory. Other files are read by the rooms that understand them.
+/// Reads the `…_file` siblings of secrets. Other files are read by the rooms that use them.
 pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
     let store = &mut config.store;
     let mut secrets = vec![
@@ -130,7 +132,7 @@ fn readable_by_others(_: &Path) -> bool {
     false
 }
 
-/// Writes out what the kind of an issuer implies, and drops the slash a public URL may end with.
+/// Fills in what an issuer's kind implies and the files in `data_dir`, and drops a trailing slash of `public_url`.
 pub(super) fn fill(config: &mut Config) {
     if let Some(plain) = config.listen.public_url.strip_suffix('/') {
         config.listen.public_url = plain.to_owned();

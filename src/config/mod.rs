@@ -1,7 +1,7 @@
-//! The configuration: one TOML file, read raw, checked whole, then used as values that cannot be wrong.
+//! The configuration: one TOML file, parsed, checked as a whole, and turned into typed values.
 //!
-//! `load` reports every problem it can find at once, each with its place in the file. It opens the configuration and the
-//! secret files it names, nothing else: certificates, policies, the store and the servers are looked at by their own rooms.
+//! `load` reports all problems at once, each with its place in the file. It opens the file and the secret files it names,
+//! nothing else: certificates, policies, the store and the servers are checked by their own rooms.
 
 mod check;
 mod document;
@@ -19,7 +19,7 @@ pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UpstreamCreden
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A configuration that `check` found nothing wrong with.
+/// A configuration without errors, and the warnings about it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub config: Config,
@@ -29,14 +29,14 @@ pub struct Loaded {
 /// Environment variables: `${VAR}` in the file reads any of them, `GUARDIAN__SECTION__KEY` overrides the file.
 pub type Variables = BTreeMap<String, String>;
 
-/// Reads, overrides, expands, checks and completes. Paths come out absolute or relative to the working directory,
-/// secrets read, defaults of an issuer's kind filled in.
+/// Reads the file, applies overrides, expands `${VAR}`, checks, and completes. In the result, paths are absolute or
+/// relative to the working directory, secrets are read, and defaults are filled in.
 pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
     let text = document::read(path).map_err(|problem| vec![problem])?;
     parse(path, &text, variables)
 }
 
-/// As `load`, with the text of the file already at hand.
+/// Like `load`, with the file's text given.
 pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
     let shape = shape::Shape::of_config();
     let mut document = document::Document::parse(path, text)?;
@@ -62,7 +62,7 @@ pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, V
     }
 }
 
-/// JSON Schema of the file, for editors.
+/// The JSON Schema of the file, for editors.
 pub fn schema() -> serde_json::Value {
     schemars::schema_for!(Config).to_value()
 }

@@ -1,4 +1,4 @@
-//! The shape of `guardian.toml`. Every field has a comment here that becomes its description in the exported schema.
+//! The keys of `guardian.toml`. The doc comments of fields become descriptions in the exported JSON Schema.
 
 use super::server::ServerConfig;
 use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
@@ -477,7 +477,7 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// The largest unit that loses nothing: `90s`, `2m`.
+/// Prints the largest unit that loses nothing: `90s`, `2m`.
 impl std::fmt::Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let millis = self.0.as_millis();
@@ -496,6 +496,7 @@ impl Serialize for Span {
 }
 
 impl Span {
+    /// Parses digits followed by `ms`, `s`, `m`, `h` or `d`.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let number: u64 = text[..digits].parse().ok()?;
@@ -512,7 +513,7 @@ impl Span {
 }
 
 impl PoliciesConfig {
-    /// `utc_offset` in minutes; `None` if it is not one.
+    /// `utc_offset` in minutes; `None` if it is not an offset.
     pub fn utc_offset_minutes(&self) -> Option<i32> {
         let (sign, rest) = match self.utc_offset.split_at_checked(1)? {
             ("+", rest) => (1, rest),
@@ -529,7 +530,7 @@ impl PoliciesConfig {
 }
 
 impl StoreConfig {
-    /// Postgres: the URL commands administer with, the proxy's own if there is no other.
+    /// Postgres: the URL that administrative commands use; without `admin_url` it is the proxy's own.
     pub fn administration_url(&self) -> Option<&Secret> {
         self.admin_url.as_ref().or(self.url.as_ref())
     }

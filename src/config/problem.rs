@@ -1,37 +1,39 @@
-//! One thing wrong with the configuration: where, what, and what to do. Never shows the value of a secret.
+//! A problem of the configuration: where it is, what it is, and what to do. It never holds the value of a secret.
 
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
 
+/// An error or warning about the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     pub severity: Severity,
     pub place: Place,
-    /// Dotted path: `servers[0].url`. Empty for the file as a whole.
+    /// The dotted key: `servers[0].url`. Empty for the file as a whole.
     pub key: String,
     pub message: String,
     pub help: Option<String>,
 }
 
+/// Whether a problem keeps Guardian from starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Nothing starts with this.
+    /// Guardian does not start.
     Error,
-    /// Worth knowing; starts nevertheless.
+    /// Guardian starts nevertheless.
     Warning,
 }
 
-/// Where the offending text stands.
+/// Where the offending value was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// Line and column count from 1; columns are characters.
+    /// Lines and columns count from 1; columns count characters.
     File { file: PathBuf, line: usize, column: usize },
     /// An environment variable that overrides the file.
     Variable(String),
-    /// Nothing stands there: a default, or a configuration that never was a file.
+    /// Nowhere: the value is a default, or the configuration never was a file.
     Nowhere,
 }
 
@@ -85,7 +87,7 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Foreign text in backticks: control characters escaped, cut at 80 characters.
+/// Foreign text in backticks: control characters escaped, truncated to 80 characters.
 pub(super) fn quoted(text: &str) -> String {
     let mut shown: String = text
         .chars()
@@ -101,11 +103,12 @@ pub(super) fn quoted(text: &str) -> String {
     format!("`{shown}`")
 }
 
-/// ``did you mean `address`?`` for the known word nearest to `word`, if one is near.
+/// ``did you mean `address`?`` with the known word nearest to `word`, if one is near.
 pub(super) fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     nearest(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
 }
 
+/// The known word nearest to `word`, if it takes few edits; case and `-` for `_` do not count.
 pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace('-', "_");
     let word = plain(word);

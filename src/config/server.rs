@@ -1,4 +1,4 @@
-//! One `[[servers]]` entry: where a server is or how it is started, what it may do, how long and how much is waited for.
+//! One `[[servers]]` entry: where a server is or how it is started, what it may do, and its time-outs and limits.
 
 use super::model::{Secret, Span, secs};
 use crate::domain::{ClientRequest, ServerName};

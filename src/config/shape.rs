@@ -1,5 +1,5 @@
-//! What keys the file may have and what kind of value each takes: read off the exported schema, so that the two cannot
-//! differ. Finds every misfit at once, where serde would stop at the first.
+//! The keys that the file may have and the type of value that each takes, read from the exported JSON Schema so that the
+//! two cannot differ. Reports all mismatches at once; serde would stop at the first.
 
 use super::document::{Document, Entry, Node, Origin, Value, join};
 use super::problem::{Problem, did_you_mean, nearest, quoted};
@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+/// The type of value that stands at a key.
 pub(super) enum Shape {
     Table {
         keys: BTreeMap<String, Key>,
@@ -31,9 +32,9 @@ pub(super) struct Key {
     required: bool,
 }
 
-/// A text with rules of its own.
+/// The syntax of a text: a name, a duration or an address.
 pub(super) struct Grammar {
-    /// As the schema calls it.
+    /// Its name in the schema.
     name: &'static str,
     expected: &'static str,
     check: fn(&str) -> Result<(), String>,
@@ -73,11 +74,13 @@ impl Grammar {
 }
 
 impl Shape {
+    /// The shape of the whole configuration.
     pub fn of_config() -> Self {
         let schema = super::schema();
         Self::read(&schema, &schema)
     }
 
+    /// The shape of a key or list entry inside this one.
     pub fn child(&self, step: &str) -> Option<&Shape> {
         match self {
             Shape::Table { keys } => keys.get(step).map(|key| &key.shape),
@@ -86,6 +89,7 @@ impl Shape {
         }
     }
 
+    /// Reports every unknown or missing key and every value of the wrong type.
     pub fn check(&self, document: &Document) -> Vec<Problem> {
         let mut visit = Visit {
             document,
@@ -96,7 +100,7 @@ impl Shape {
         visit.problems
     }
 
-    /// Understands what schemars writes for `model.rs`, no more.
+    /// Reads a schema; understands only what schemars writes for `model.rs`.
     fn read(schema: &Json, root: &Json) -> Self {
         if let Some(reference) = schema["$ref"].as_str() {
             let definition = &root["$defs"][reference.trim_start_matches("#/$defs/")];
@@ -152,7 +156,7 @@ impl Shape {
         Shape::Table { keys: keys.collect() }
     }
 
-    /// For a message: what belongs here.
+    /// What belongs here, in words for a message.
     fn expected(&self) -> String {
         match self {
             Shape::Table { .. } | Shape::Map { .. } => "a section".to_owned(),
@@ -166,6 +170,7 @@ impl Shape {
     }
 }
 
+/// A walk through document and shape side by side.
 struct Visit<'a> {
     document: &'a Document,
     root: &'a Shape,
@@ -237,7 +242,7 @@ impl Visit<'_> {
         }
     }
 
-    /// Says so, and which known key was probably meant.
+    /// Reports an unknown key, and returns the known key that was probably meant.
     fn unknown(&mut self, section: &str, name: &str, origin: &Origin, keys: &BTreeMap<String, Key>) -> Option<String> {
         let message = format!("unknown key {} in {}", quoted(name), section_name(section));
         let meant = nearest(name, keys.keys().map(String::as_str)).map(str::to_owned);
@@ -265,7 +270,7 @@ impl Visit<'_> {
     }
 }
 
-/// Every section that has a key of this name.
+/// Finds every section that has a key of this name.
 fn homes_of(name: &str, section: &str, shape: &Shape, homes: &mut Vec<String>) {
     match shape {
         Shape::Table { keys } => {
@@ -281,7 +286,7 @@ fn homes_of(name: &str, section: &str, shape: &Shape, homes: &mut Vec<String>) {
     }
 }
 
-/// `servers[1]` reads `[[servers]]`, the empty path is the top level.
+/// The name of a section in messages: `[[servers]]` for `servers[1]`, the top level for the empty path.
 fn section_name(section: &str) -> String {
     match section.split_once('[') {
         _ if section.is_empty() => "the top level".to_owned(),
@@ -313,11 +318,13 @@ fn one_of(words: &[String]) -> String {
     }
 }
 
-/// HMAC algorithms, which are missing on purpose and must not be mistaken for a slip of the pen.
+/// Whether the text is an HMAC algorithm. They are missing on purpose, so the message must not take one for a
+/// misspelling.
 fn shared_secret(text: &str, words: &[String]) -> bool {
     text.starts_with("HS") && words.iter().any(|word| word == "ES256")
 }
 
+/// The words that the schema allows, if it lists them.
 fn choices(schema: &Json) -> Vec<String> {
     let words = |list: &Json| -> Vec<String> {
         let words = list.as_array().into_iter().flatten().filter_map(Json::as_str);

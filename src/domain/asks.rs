@@ -1,4 +1,5 @@
-//! What a server may ask of the client that called it. Whether a person answers is the client's affair.
+//! What a server may request from the client that called it. Whether the client asks a person before it answers is up to
+//! the client.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,14 +18,16 @@ pub enum ClientRequest {
 }
 
 impl ClientRequest {
+    /// Every kind.
     pub const ALL: [ClientRequest; 4] = [Self::Sampling, Self::Elicitation, Self::ElicitationUrl, Self::Roots];
 }
 
-/// The kinds that one server may send.
+/// The kinds of request that one server may send to its clients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClientRequests([bool; 4]);
 
 impl ClientRequests {
+    /// Whether the server may send this kind.
     pub fn allow(self, request: ClientRequest) -> bool {
         self.0[request as usize]
     }

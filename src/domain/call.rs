@@ -1,11 +1,11 @@
-//! One judged message: the value that travels the request path. What was judged is what is sent.
+//! One message as the value that travels the request path. What was decided on is what is sent.
 
 use super::{PromptName, ResourceUri, ServerName, ToolName};
 use bytes::Bytes;
 use std::fmt;
 use uuid::Uuid;
 
-/// Names one message in logs, records and answers (UUIDv7, made by the app's clock).
+/// Identifies one message in logs, records and answers (a UUIDv7 from the app's clock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub Uuid);
@@ -16,7 +16,8 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// Legacy: handshake and sessions, to 2025-11-25. Modern: stateless with `_meta`, from 2026-07-28.
+/// The two families of MCP revisions. Legacy: handshake and sessions, up to 2025-11-25. Modern: stateless with `_meta`,
+/// from 2026-07-28.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Era {
@@ -24,7 +25,7 @@ pub enum Era {
     Modern,
 }
 
-/// The revisions spoken here; an unknown one is refused.
+/// The MCP revisions that Guardian speaks; any other is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProtocolVersion {
     V20241105,
@@ -43,6 +44,7 @@ impl ProtocolVersion {
         Self::V20260728,
     ];
 
+    /// The version of exactly this text.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|version| version.as_str() == text)
     }
@@ -57,6 +59,7 @@ impl ProtocolVersion {
         }
     }
 
+    /// The era to which the version belongs.
     pub const fn era(self) -> Era {
         match self {
             Self::V20260728 => Era::Modern,
@@ -65,12 +68,12 @@ impl ProtocolVersion {
     }
 }
 
-/// The JSON-RPC id of a request as its exact text, quotes included.
+/// The JSON-RPC id of a request as its exact JSON text, with the quotes of a string.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct MessageId(Bytes);
 
 impl MessageId {
-    /// `text` is a JSON string or integer, as the strict reader found it.
+    /// `text` is a JSON string or integer, as the strict parser found it.
     pub fn from_json(text: Bytes) -> Self {
         Self(text)
     }
@@ -86,7 +89,7 @@ impl fmt::Debug for MessageId {
     }
 }
 
-/// What a message asks for. Everything that carries authority has a variant; the rest is refused.
+/// The method of a message. Every method that carries authority has a variant; any other is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
     Initialize,
@@ -103,15 +106,15 @@ pub enum Method {
     GetPrompt,
     Complete,
     SetLevel,
-    /// `subscriptions/listen`: the modern stream of what changes.
+    /// `subscriptions/listen`: opens the modern stream of change notifications.
     Listen,
     /// `notifications/…` a client may send: initialized, cancelled, progress, roots/list_changed.
     Notification,
-    /// GET: the server's stream of a legacy session.
+    /// GET: opens the server's stream of a legacy session.
     OpenStream,
-    /// DELETE: end of a legacy session.
+    /// DELETE: ends a legacy session.
     EndSession,
-    /// The client's answer to a request of the server, in a legacy session.
+    /// The client's response to a request of the server, in a legacy session.
     Answer,
     TasksGet,
     TasksResult,
@@ -120,6 +123,7 @@ pub enum Method {
 }
 
 impl Method {
+    /// The word in logs and records: the JSON-RPC method, or `notifications`, `answer` or the HTTP verb.
     pub const fn as_str(self) -> &'static str {
         match self {
             Method::Initialize => "initialize",
@@ -148,7 +152,7 @@ impl Method {
         }
     }
 
-    /// Whether it is about resources or prompts.
+    /// Whether the method acts upon resources or prompts, lists excepted.
     pub const fn is_of_ware(self) -> bool {
         use Method as M;
         matches!(
@@ -157,36 +161,37 @@ impl Method {
         )
     }
 
-    /// Whether its answer may ask for input, to be brought with the same again. The new era alone has this.
+    /// Whether its result may ask the client for input, which the client sends by repeating the request (modern era
+    /// only).
     pub const fn takes_input(self) -> bool {
         matches!(self, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
     }
 
-    /// Whether it names one task.
+    /// Whether the message names one task.
     pub const fn is_of_task(self) -> bool {
         use Method as M;
         matches!(self, M::TasksGet | M::TasksResult | M::TasksUpdate | M::TasksCancel)
     }
 
-    /// Whether the answer is a stream that stays open with nothing pending on it.
+    /// Whether the answer is a stream that stays open without a pending request.
     pub const fn is_stream(self) -> bool {
         matches!(self, Method::OpenStream | Method::Listen)
     }
 }
 
-/// What is acted upon.
+/// What a message acts upon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Server,
     Tool(ToolName),
-    /// Also the template of which a completion is asked.
+    /// A resource, or the template that a completion is requested for.
     Resource(ResourceUri),
     Prompt(PromptName),
-    /// What a stream is asked to tell of; may be none.
+    /// The resources that a `subscriptions/listen` stream is to report on; may be empty.
     Resources(Vec<ResourceUri>),
-    /// What a call of this tool began; the id is the server's own.
+    /// A task that a call of this tool began; the id is the server's own.
     Task(ToolName, String),
-    /// The same as `Resources`, with tasks that these tools began.
+    /// As `Resources`, with the tools whose tasks the stream is to report on.
     Listened(Vec<ResourceUri>, Vec<ToolName>),
 }
 
@@ -206,7 +211,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A message parsed once; the body is the exact bytes that were judged and that are sent.
+/// A message, parsed once; `body` holds the exact bytes that were decided on and are sent.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub request: RequestId,
@@ -223,6 +228,7 @@ pub struct Call {
 }
 
 impl Call {
+    /// The tool that is called, or that began the task.
     pub fn tool(&self) -> Option<&ToolName> {
         match &self.target {
             Target::Tool(name) | Target::Task(name, _) => Some(name),
@@ -230,7 +236,7 @@ impl Call {
         }
     }
 
-    /// What `Mcp-Name` mirrors.
+    /// The value that the header `Mcp-Name` must repeat.
     pub fn mirrored_name(&self) -> Option<&str> {
         match (self.method, &self.target) {
             (Method::ToolsCall, Target::Tool(name)) => Some(name.as_str()),

@@ -1,16 +1,16 @@
-//! The tools of every server as they were pinned: what policies are typed by and arguments are checked against.
+//! The pinned tools of every server. Policies are type-checked against them, and arguments validated.
 
 use super::{Digest, Scope, ServerName, ToolName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Whether a tool's definition is the one somebody approved.
+/// Whether a tool's definition is the approved one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// The server offers exactly what is pinned.
     Pinned,
-    /// The server now offers something else than what is pinned: hidden and refused until pinned again.
+    /// The server now offers another definition than the pinned one: hidden and refused until pinned again.
     Changed,
     /// Never pinned (`pin = "strict"`): hidden and refused until pinned.
     Unapproved,
@@ -18,42 +18,43 @@ pub enum Standing {
     Gone,
 }
 
-/// Self-asserted hints; they count only because they are part of a pinned definition.
+/// Hints that a server gives about its own tool; they count only as part of a pinned definition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Annotations {
     pub read_only: bool,
     pub destructive: bool,
 }
 
-/// One tool: its pinned definition (or, if never pinned, the offered one).
+/// One tool, with its pinned definition (or, if it was never pinned, the offered one).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolEntry {
     pub name: ToolName,
     pub standing: Standing,
-    /// SHA-256 over the canonical definition.
+    /// SHA-256 of the definition in canonical JSON.
     pub digest: Digest,
-    /// The definition object in canonical JSON, as listed to callers.
+    /// The definition in canonical JSON, as callers see it in lists.
     pub definition: Arc<str>,
     pub input_schema: serde_json::Value,
     pub annotations: Annotations,
-    /// Every one of these is needed; the tool's own name unless the registry maps it.
+    /// A call needs all of these; the tool's own name unless the registry maps it to others.
     pub scopes: Vec<Scope>,
 }
 
+/// One server with its tools.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServerEntry {
     pub enabled: bool,
     pub tools: BTreeMap<ToolName, ToolEntry>,
 }
 
-/// All servers this instance stands before.
+/// All servers of this instance.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalogue {
     pub servers: BTreeMap<ServerName, ServerEntry>,
 }
 
 impl Catalogue {
-    /// One hash over all servers and pins; every decision record names it. Whatever a decision can depend on is in it.
+    /// One hash over everything in the catalogue that a decision can depend on; every decision record names it.
     pub fn digest(&self) -> Digest {
         let mut hash = super::Sha256::new();
         for (server, entry) in &self.servers {

@@ -1,15 +1,17 @@
-//! SHA-256, the one hash of the product: pins, policy sets, credentials, the audit chain.
+//! SHA-256, the only hash function in the product: of pins, policy sets, credentials and the audit chain.
 
 use aws_lc_rs::digest;
 use std::fmt;
 
-/// 32 bytes; printed as lower-case hex.
+/// A SHA-256 hash, printed as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
+    /// All zeros: no hash yet.
     pub const ZERO: Digest = Digest([0; 32]);
 
+    /// Hashes the bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self::from_aws(digest::digest(&digest::SHA256, bytes))
     }
@@ -22,6 +24,7 @@ impl Digest {
         &self.0
     }
 
+    /// Reads 64 hex digits in lower case.
     pub fn parse_hex(text: &str) -> Option<Self> {
         let text = text.as_bytes();
         if text.len() != 64 {
@@ -34,7 +37,7 @@ impl Digest {
         Some(Self(bytes))
     }
 
-    /// As lower-case hex.
+    /// The hash as lower-case hex.
     pub fn hex(&self) -> [u8; 64] {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 64];
@@ -45,7 +48,7 @@ impl Digest {
         text
     }
 
-    /// The first 12 hex digits, enough for people to tell two apart.
+    /// The first 12 hex digits, enough for a person to tell two hashes apart.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }
@@ -57,7 +60,7 @@ impl Digest {
     }
 }
 
-/// A hash over several parts, fed in order.
+/// A hash over several parts, in the order they are given.
 pub struct Sha256(digest::Context);
 
 impl Sha256 {

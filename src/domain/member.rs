@@ -1,8 +1,9 @@
-//! What the store holds of a user: identities, keys, grants. Read whole, replaced whole.
+//! A user or service account as the store holds it, with identities, keys and grants. It is read and replaced as a whole.
 
 use super::{ClientId, GrantId, Issuer, KeyId, PrincipalKind, RoleName, Scope, ServerName, Subject, Timestamp, UserId};
 use std::collections::BTreeSet;
 
+/// Whether the account may be used at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberStatus {
@@ -10,6 +11,7 @@ pub enum MemberStatus {
     Disabled,
 }
 
+/// The state of a grant; only `Verified` counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantStatus {
@@ -18,12 +20,13 @@ pub enum GrantStatus {
     Revoked,
 }
 
-/// A set of whole strings. `*` covers every scope; nothing else is ever a pattern.
+/// A set of scopes, compared as whole strings. `*` covers every scope; nothing else is a pattern.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Scopes(BTreeSet<Scope>);
 
 impl Scopes {
+    /// Whether the set holds this scope or `*`.
     pub fn covers(&self, scope: &Scope) -> bool {
         self.0.contains(scope) || self.0.contains("*")
     }
@@ -56,14 +59,14 @@ pub struct Grant {
     pub version: i64,
 }
 
-/// A row of `api_keys`. The hash is the HMAC-SHA-256 of the secret under the pepper of that version.
+/// A row of `api_keys`. `hash` is the HMAC-SHA-256 of the secret under the pepper of `pepper_version`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
     pub id: KeyId,
     pub name: String,
     pub hash: [u8; 32],
     pub pepper_version: i32,
-    /// Empty: everything its owner's grants allow.
+    /// Scopes the key is limited to; empty: everything that its owner's grants allow.
     pub scopes: Scopes,
     pub created_at: Timestamp,
     pub expires_at: Option<Timestamp>,
@@ -79,7 +82,7 @@ impl std::fmt::Debug for ApiKey {
     }
 }
 
-/// A user or service account of this environment with everything that hangs on it.
+/// A user or service account of this environment, with all that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     pub id: UserId,
@@ -94,7 +97,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Somebody active who holds nothing.
+    /// An active member without identities, keys or grants.
     pub fn new(id: UserId, kind: PrincipalKind) -> Self {
         Self {
             id,
@@ -114,6 +117,7 @@ impl Member {
     }
 }
 
+/// What a revocation names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RevocationKind {
@@ -123,7 +127,7 @@ pub enum RevocationKind {
     Jti,
 }
 
-/// Tokens of the named thing issued before `issued_before` are refused until `expires_at`.
+/// Tokens that match `kind` and `value` and were issued before `issued_before` are refused, until the row expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
     pub issuer: Issuer,

@@ -1,6 +1,6 @@
-//! The words everyone uses: names, times, digests, who calls, what is called, what was decided.
+//! The values that all rooms share: names, times, digests, principals, calls, refusals, records.
 //!
-//! Values only. Nothing here reads a clock, a file or a socket; what cannot be right cannot be built.
+//! Values only: nothing here reads a clock, a file or a socket, and an invalid value cannot be built.
 
 mod asks;
 mod call;

@@ -1,4 +1,4 @@
-//! Names that only a successful parse can build. Comparison is by whole, exact bytes: no folding, no trimming.
+//! Names that only a successful parse can build. They are compared byte by byte, without case folding or trimming.
 
 use std::fmt;
 use std::sync::Arc;
@@ -82,42 +82,42 @@ macro_rules! names {
 }
 
 names! {
-    /// An MCP server as clients see it in `/mcp/{server}`.
+    /// An MCP server, as it stands in `/mcp/{server}`.
     ServerName, "a server name", "lower-case letters, digits, `-` and single `_`, starting with a letter or digit, not ending with `_`, at most 63",
         |t| matches!(t.len(), 1..=63)
             && t.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
             && t.as_bytes()[0].is_ascii_alphanumeric() && !t.contains("__") && !t.ends_with('_');
-    /// A tool as its server names it.
+    /// The name of a tool, as its server gives it.
     ToolName, "a tool name", "letters, digits, `_`, `.` and `-`, at most 128",
         |t| matches!(t.len(), 1..=128) && t.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
-    /// A prompt as its server names it.
+    /// The name of a prompt, as its server gives it.
     PromptName, "a prompt name", "1 to 256 bytes without control characters",
         |t| matches!(t.len(), 1..=256) && !t.chars().any(char::is_control);
     /// One scope of a grant (RFC 6749 scope-token); `*` covers every tool of the server.
     Scope, "a scope", "visible ASCII without space, `\"` and `\\`, at most 200",
         |t| matches!(t.len(), 1..=200) && t.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e));
-    /// The configured short name of an issuer; Cedar principals are written with it.
+    /// The short name of an issuer in the configuration and in Cedar principals.
     IssuerAlias, "an issuer alias", "lower-case letters, digits, `-` and `_`, at most 63",
         |t| matches!(t.len(), 1..=63) && t.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'));
-    /// The exact `iss` an issuer is known by in `user_identities`.
+    /// The exact `iss` of an issuer, as in `user_identities`.
     Issuer, "an issuer", "1 to 512 visible ASCII characters",
         |t| matches!(t.len(), 1..=512) && t.bytes().all(|b| b.is_ascii_graphic());
-    /// Whom an issuer's credential names. Means nothing without its issuer.
+    /// Whom a credential names; means nothing without its issuer.
     Subject, "a subject", "1 to 512 characters without control characters",
         |t| matches!(t.len(), 1..=512) && !t.chars().any(char::is_control);
-    /// The environment this instance serves; every stored row belongs to one.
+    /// An environment; every stored row belongs to one, and an instance serves one.
     EnvironmentName, "an environment name", "lower-case letters, digits, `-` and `_`, at most 63",
         |t| matches!(t.len(), 1..=63) && t.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'));
-    /// A row of `users`; a UUID in lower case on Postgres.
+    /// The id of a row of `users`; a UUID in lower case on Postgres.
     UserId, "a user id", "1 to 128 visible ASCII characters",
         |t| matches!(t.len(), 1..=128) && t.bytes().all(|b| b.is_ascii_graphic());
-    /// A row of `mcp_authorizations`.
+    /// The id of a row of `mcp_authorizations`.
     GrantId, "a grant id", "1 to 128 visible ASCII characters",
         |t| matches!(t.len(), 1..=128) && t.bytes().all(|b| b.is_ascii_graphic());
     /// The public part of a Guardian API key.
     KeyId, "a key id", "8 to 32 lower-case letters and digits",
         |t| matches!(t.len(), 8..=32) && t.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9'));
-    /// The OAuth client (`client_id` or `azp`) a token was issued to.
+    /// The OAuth client that a token was issued to (`client_id` or `azp`).
     ClientId, "a client id", "1 to 512 visible ASCII characters",
         |t| matches!(t.len(), 1..=512) && t.bytes().all(|b| b.is_ascii_graphic());
     /// A role of a user, from `users.roles` or from a configured token claim.
@@ -128,7 +128,7 @@ names! {
         |t| matches!(t.len(), 1..=200) && !t.chars().any(char::is_control);
 }
 
-/// Foreign text, safe to put into a message: control characters escaped, cut at 80 characters.
+/// Foreign text made safe for a message: control characters escaped, truncated to 80 characters.
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
     if text.chars().count() > 80 {

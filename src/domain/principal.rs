@@ -1,4 +1,4 @@
-//! Who a verified credential names. Enrolment and grants are another matter: see `Member`.
+//! The principal that a verified credential names. Its enrolment and grants are in `Member`.
 
 use super::{ClientId, Digest, Issuer, IssuerAlias, KeyId, RoleName, Scopes, Subject, Timestamp};
 use std::fmt;
@@ -14,6 +14,7 @@ pub enum AuthMethod {
 }
 
 impl AuthMethod {
+    /// The word in records and policies.
     pub const fn as_str(self) -> &'static str {
         match self {
             AuthMethod::Jwt => "jwt",
@@ -23,7 +24,7 @@ impl AuthMethod {
     }
 }
 
-/// A person or a program; the Cedar entity type follows from it.
+/// A person or a program; its Cedar entity type is `Guardian::User` or `Guardian::Service`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrincipalKind {
@@ -31,7 +32,7 @@ pub enum PrincipalKind {
     Service,
 }
 
-/// The first 16 hex digits of the credential's SHA-256: enough to correlate, nothing to replay.
+/// The first 16 hex digits of the credential's SHA-256: enough to correlate uses, useless for a replay.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 8]);
 
@@ -55,39 +56,39 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// A proved caller. (issuer, subject) names it; a bare subject never does.
+/// A proved caller, identified by issuer and subject together, never by the subject alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     pub kind: PrincipalKind,
-    /// Exact issuer as `user_identities` holds it. Keys: `guardian`. Certificates: `certificate`.
+    /// The issuer exactly as in `user_identities`; `guardian` for API keys, `certificate` for certificates.
     pub issuer: Issuer,
-    /// Its short name in the configuration; for keys and certificates the same words as above.
+    /// The issuer's short name in the configuration; the same two words for API keys and certificates.
     pub alias: IssuerAlias,
     pub subject: Subject,
     pub method: AuthMethod,
     pub fingerprint: Fingerprint,
     pub client: Option<ClientId>,
-    /// `session_id` / `sid` of the token, for revocations.
+    /// `session_id` or `sid` of the token; revocations can name it.
     pub token_session: Option<Arc<str>>,
-    /// `jti` of the token, for revocations.
+    /// `jti` of the token; revocations can name it.
     pub token_id: Option<Arc<str>>,
     pub email: Option<Arc<str>>,
     pub tenant: Option<Arc<str>>,
-    /// `aal` or `acr`.
+    /// `aal` or `acr` of the token.
     pub assurance: Option<Arc<str>>,
-    /// Roles that a configured claim of the token carries, beside those of `users.roles`.
+    /// Roles from the configured claim of the token, in addition to `users.roles`.
     pub roles: Vec<RoleName>,
-    /// The API key used.
+    /// The API key, if that was the credential.
     pub key: Option<KeyId>,
-    /// The scopes that the credential itself narrows its owner's grants to (`None`: no narrowing).
+    /// Scopes to which the credential itself narrows its owner's grants; `None`: no narrowing.
     pub narrowed_to: Option<Scopes>,
     pub issued_at: Option<Timestamp>,
-    /// When it stops counting: of a token, that is its `exp` and the tolerance for clocks.
+    /// When the credential expires: for a token, `exp` plus the tolerated clock skew.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Principal {
-    /// Somebody of whom nothing is known but who it is and what proved it.
+    /// A principal of which only the identity and its proof are known.
     pub fn new(
         kind: PrincipalKind,
         issuer: Issuer,

@@ -1,5 +1,5 @@
-//! What the journal keeps. The bytes of a record are its JSON in the order of these fields; every column of
-//! `audit_trail` is derived from those bytes, so nothing that is not hashed can be edited.
+//! The audit records. A record's bytes are its JSON, with the fields in the order given here. Every column of
+//! `audit_trail` is derived from these hashed bytes, so that an edited column is noticed.
 
 use super::{
     AuthMethod, ClientId, Digest, EnvironmentName, GrantId, Issuer, KeyId, PolicyId, RequestId, Scope, ServerName, Subject,
@@ -29,6 +29,7 @@ impl fmt::Debug for Incarnation {
 }
 
 impl Incarnation {
+    /// Reads 32 hex digits.
     pub fn parse(text: &str) -> Option<Self> {
         let value = u128::from_str_radix(text, 16).ok()?;
         (text.len() == 32).then(|| Self(value.to_be_bytes()))
@@ -53,14 +54,14 @@ impl<'de> Deserialize<'de> for Incarnation {
 pub struct Record {
     pub v: u8,
     pub incarnation: Incarnation,
-    /// Without gaps from 0.
+    /// Counts from 0 without gaps.
     pub seq: u64,
-    /// The chain's head before this record.
+    /// Head of the chain before this record.
     pub prev: Digest,
     pub event: Event,
 }
 
-/// A record as it lies on disk and is shipped.
+/// A record as stored on disk and shipped, with its hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedRecord {
     pub incarnation: Incarnation,
@@ -72,6 +73,7 @@ pub struct SealedRecord {
     pub head: Digest,
 }
 
+/// What a record tells.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Event {
@@ -84,18 +86,20 @@ pub enum Event {
     Stop(Stop),
 }
 
+/// An instance started; the first record of every incarnation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     pub at: Timestamp,
     pub environment: EnvironmentName,
     pub version: String,
     pub instance: String,
-    /// The incarnation before, its last durable seq and head; `None` on the first start.
+    /// The last durable record before this start: incarnation, seq and head; `None` on the first start.
     pub after: Option<(Incarnation, u64, Digest)>,
-    /// Bytes of a torn tail that were cut off.
+    /// Bytes cut off as a torn tail.
     pub cut: u64,
 }
 
+/// The result of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decided {
@@ -103,7 +107,7 @@ pub enum Decided {
     Deny,
 }
 
-/// Who called, as far as it was proved.
+/// The caller, as far as it was proved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     pub issuer: Issuer,
@@ -115,16 +119,17 @@ pub struct Who {
     pub key: Option<KeyId>,
 }
 
-/// The grant that was decided upon, and how old the knowledge of it was.
+/// The grant a decision rests on, and how old the knowledge of it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantUsed {
     pub id: GrantId,
     pub version: i64,
-    /// Position of the change feed.
+    /// The position in the change feed up to which grants were known.
     pub seq: i64,
     pub age_ms: u64,
 }
 
+/// A message was permitted or refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     pub at: Timestamp,
@@ -134,7 +139,8 @@ pub struct Decision {
     pub server: Option<ServerName>,
     pub method: Cow<'static, str>,
     pub tool: Option<String>,
-    /// What else was acted upon: a URI, a prompt, what a stream was asked to tell of. Records of before have none.
+    /// What else the message acts upon: a resource's URI, a prompt, a task, or the URIs that a stream reports on. Records
+    /// written before this field existed lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub decision: Decided,
@@ -154,28 +160,29 @@ pub struct Decision {
     pub session: Option<String>,
     pub trace: Option<String>,
     pub era: Option<super::Era>,
-    /// From the first byte of the message to this decision.
+    /// Microseconds from the first byte of the message to this decision.
     pub took_us: u64,
 }
 
-/// How a permitted call ended.
+/// How a permitted call ended; the outcome's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// The server answered in full.
     Done,
-    /// The server could not be reached, broke off or answered with nonsense.
+    /// The server could not be reached, broke off, or sent an invalid answer.
     Failed,
-    /// The client went away first.
+    /// The client disconnected first.
     ClientClosed,
-    /// The grant was gone at the last look before sending: nothing was sent.
+    /// Nothing was sent: the recheck found the grant gone, or the caller was gone before.
     Aborted,
-    /// An open stream was cut because the authorisation went away.
+    /// An open stream was cut because the caller lost its authorisation.
     Revoked,
-    /// Found without an outcome after a crash: may have been executed.
+    /// The process ended without recording an outcome; the server may have executed the call.
     Unknown,
 }
 
+/// A permitted call ended; `request` names its decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     pub at: Timestamp,
@@ -183,13 +190,13 @@ pub struct Outcome {
     pub request: RequestId,
     pub ending: Ending,
     pub detail: Option<String>,
-    /// HTTP status of the server.
+    /// HTTP status of the server's answer.
     pub status: Option<u16>,
-    /// The result said `isError`, or was a JSON-RPC error.
+    /// Whether the answer was a result with `isError` or a JSON-RPC error; `None` if no answer was due or none came.
     pub tool_error: Option<bool>,
     pub latency_us: u64,
     pub bytes: u64,
-    /// Written by recovery, not by the call.
+    /// Written by recovery after a restart, not by the call itself.
     pub recovered: bool,
 }
 
@@ -205,7 +212,7 @@ pub struct PolicyChange {
     pub rejected: Option<String>,
 }
 
-/// Something the operator did or the instance did to itself.
+/// An action of the operator, or of the instance on its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admin {
     pub at: Timestamp,
@@ -214,7 +221,7 @@ pub struct Admin {
     pub detail: String,
 }
 
-/// Unauthenticated noise, counted instead of recorded one by one.
+/// Refusals that were counted instead of recorded one by one, so that they cannot flood the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suppressed {
     pub at: Timestamp,
@@ -225,14 +232,15 @@ pub struct Suppressed {
     pub count: u64,
 }
 
+/// The instance stopped in order; the last record of its incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     pub at: Timestamp,
     pub environment: EnvironmentName,
 }
 
-/// In one pass, since `kind` is written first. What serde derives for a tagged enum takes it anywhere, and for that takes
-/// the whole event apart into loose values before it looks.
+/// Reads an event in one pass, relying on `kind` being the first member. serde's derive for tagged enums accepts `kind`
+/// anywhere, for which it first buffers the whole event as loose values.
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct ByKind;
@@ -266,6 +274,7 @@ impl<'de> Deserialize<'de> for Event {
 }
 
 impl Event {
+    /// When it happened.
     pub fn at(&self) -> Timestamp {
         match self {
             Event::Start(event) => event.at,
@@ -278,6 +287,7 @@ impl Event {
         }
     }
 
+    /// The environment it belongs to.
     pub fn environment(&self) -> &EnvironmentName {
         match self {
             Event::Start(event) => &event.environment,
@@ -290,6 +300,7 @@ impl Event {
         }
     }
 
+    /// The value of `kind` in the JSON.
     pub const fn kind(&self) -> &'static str {
         match self {
             Event::Start(_) => "start",

@@ -1,11 +1,11 @@
-//! A point in wall time. It comes in as an argument; only `app.rs` and `cli/` read the clock.
+//! A point in wall time. It is passed as an argument: only `app.rs` and `cli/` read the clock.
 
 use std::fmt;
 use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Microseconds since 1970-01-01 UTC, the resolution of both stores.
+/// Microseconds since 1970-01-01 UTC, the resolution of both databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Timestamp(i64);
 
@@ -30,7 +30,7 @@ impl Timestamp {
         self.0.div_euclid(1_000_000)
     }
 
-    /// Reads RFC 3339, the form every command prints and takes.
+    /// Parses RFC 3339, the form in which commands print and take times.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(at.unix_timestamp_nanos() / 1_000).ok().map(Self)
@@ -52,7 +52,7 @@ impl Timestamp {
         Self(self.0.saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time since `earlier`; zero if that is in the future.
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }

@@ -1,31 +1,32 @@
-//! The URI of a resource, in the one spelling that policies are written in.
+//! The URI of a resource, in the one spelling that policies use.
 //!
-//! Policies compare bytes, servers may not: where a server could take two spellings for one resource, only the normal one
-//! of RFC 3986 is a URI here. Nothing is rewritten; the other spellings are refused.
+//! Policies compare bytes, servers may not. Where a server could take two spellings for the same resource, only the one
+//! normalised by RFC 3986 is accepted. Nothing is rewritten: other spellings are refused.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// An absolute URI as it was sent, or the template of such URIs where one may stand.
+/// An absolute URI exactly as it was sent, or a URI template where that is allowed.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ResourceUri(Arc<str>);
 
-/// Why a text is not the URI of a resource. The text itself is not in it.
+/// Why a text is not a resource URI. It does not repeat the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the URI {0}")]
 pub struct BadUri(pub &'static str);
 
 const MAX_BYTES: usize = 2_048;
 
-/// Schemes whose host is read without regard to case.
+/// Schemes whose host is compared without regard to case.
 const FOLDING: [&str; 6] = ["http", "https", "ws", "wss", "ftp", "file"];
 
 impl ResourceUri {
+    /// Parses the URI of a resource.
     pub fn parse(text: &str) -> Result<Self, BadUri> {
         Self::checked(text, false)
     }
 
-    /// The same, with RFC 6570 expressions: `file:///{path}`.
+    /// The same, with RFC 6570 expressions allowed: `file:///{path}`.
     pub fn parse_template(text: &str) -> Result<Self, BadUri> {
         Self::checked(text, true)
     }
@@ -56,7 +57,7 @@ fn is_scheme(text: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.'))
 }
 
-/// RFC 3986 has no others. A space, a `\` or a letter beyond ASCII is read one way by one parser and another by the next.
+/// Refuses characters that RFC 3986 does not have. Parsers disagree on a space, a `\` or a letter beyond ASCII.
 fn characters(text: &str, template: bool) -> Result<(), BadUri> {
     let mut inside = false;
     for char in text.chars() {
@@ -78,7 +79,7 @@ fn characters(text: &str, template: bool) -> Result<(), BadUri> {
     }
 }
 
-/// An escape that may be left out, or that hides what separates the parts of a path, is a second spelling.
+/// Refuses percent-encodings that give a URI a second spelling: of unreserved characters, or of separators in the path.
 fn escapes(text: &str, path: usize) -> Result<(), BadUri> {
     for (at, _) in text.match_indices('%') {
         let digits = text.as_bytes().get(at + 1..at + 3).unwrap_or_default();
@@ -99,7 +100,8 @@ fn escapes(text: &str, path: usize) -> Result<(), BadUri> {
     Ok(())
 }
 
-/// `.` and `..` are resolved by some readers and looked up by others; a file system takes `//` for `/`.
+/// Refuses path segments and hosts with a second spelling: some readers resolve `.` and `..` and others look them up, a
+/// file system takes `//` for `/`, and some schemes fold the host's case.
 fn parts(scheme: &str, path: &str) -> Result<(), BadUri> {
     let (authority, path) = match path.strip_prefix("//") {
         Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),

@@ -1,13 +1,14 @@
-//! Whom a verified client certificate names. The chain was verified by TLS; this reads the name and looks at the clock again,
-//! because a connection may outlive the certificate that opened it.
+//! The principal that a client certificate names. TLS verified the chain; this reads the name and checks the validity
+//! period again, because a connection can outlive the certificate that opened it.
 
 use crate::domain::{AuthMethod, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, Subject, Timestamp};
 use crate::transport::PeerCertificate;
 
-/// The issuer of certificates in `user_identities` and in principals; no configured issuer may have its name.
+/// The issuer of certificates in `user_identities` and in principals; no configured issuer may use this name.
 pub const CERTIFICATE_ISSUER: &str = "certificate";
 
-/// `uri:…`, else `dns:…`, else `cn:…`. A certificate with two names of the kind that counts names nobody.
+/// The subject is the URI name (`uri:…`), else the DNS name (`dns:…`), else the common name (`cn:…`). Two names of the
+/// kind that counts are ambiguous and refused.
 pub(super) fn principal(certificate: &PeerCertificate, now: Timestamp) -> Result<Principal, Reason> {
     if now < certificate.not_before || now > certificate.not_after {
         return Err(Reason::BadCertificate);

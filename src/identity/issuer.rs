@@ -1,5 +1,5 @@
-//! A configured issuer: what its tokens must say before anybody is named by them. Order and reasons follow the list in
-//! `TrustedIssuer::prove`; a token that passes names (issuer, subject) and nothing about what that person may do.
+//! A trusted issuer: the checks that its tokens must pass, in the order of `TrustedIssuer::prove`. A token that passes
+//! names a caller (issuer, subject) and says nothing about what that caller may do.
 
 use super::source::KeySource;
 use super::token::{Claims, Token};
@@ -14,12 +14,13 @@ use std::time::Duration;
 
 const MAX_ROLES: usize = 64;
 
+/// One configured issuer, with its defaults filled in.
 pub(super) struct TrustedIssuer {
     pub alias: IssuerAlias,
     pub kind: IssuerKind,
-    /// The one that principals carry.
+    /// The `iss` that principals carry.
     pub issuer: Issuer,
-    /// Every `iss` that means this issuer.
+    /// All `iss` values that mean this issuer.
     pub accepted: Vec<Issuer>,
     pub algorithms: Vec<Algorithm>,
     pub audiences: Vec<String>,
@@ -35,7 +36,8 @@ pub(super) struct TrustedIssuer {
 }
 
 impl TrustedIssuer {
-    /// The token's `iss` chose this issuer. The cheap questions come before the signature, the naming after it.
+    /// Verifies a token whose `iss` selected this issuer. Cheap checks come before the signature; claims that describe
+    /// the caller are read only after it.
     pub async fn prove(
         &self,
         token: &Token<'_>,
@@ -57,7 +59,7 @@ impl TrustedIssuer {
         self.principal(&token.claims, credential, (kind, subject), client, (issued_at, expires_at))
     }
 
-    /// Until when the token counts: what stands on it ends then, and not before.
+    /// Returns `exp` plus the tolerated skew: everything that relies on the token ends then, and not before.
     fn not_expired(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
         let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?.plus(self.skew);
         match now < expires_at {
@@ -66,6 +68,7 @@ impl TrustedIssuer {
         }
     }
 
+    /// Checks `nbf` and `iat` against the clock, and returns `iat`.
     fn already_valid(&self, claims: &Claims, now: Timestamp) -> Result<Option<Timestamp>, Reason> {
         let issued_at = claims.time("iat")?;
         let begins_at = claims.time("nbf")?;
@@ -76,6 +79,7 @@ impl TrustedIssuer {
         }
     }
 
+    /// Checks that `aud` names an accepted audience.
     fn for_us(&self, claims: &Claims, audience: &str) -> Result<(), Reason> {
         if !claims.has("aud") {
             return Err(Reason::WrongAudience);
@@ -94,14 +98,15 @@ impl TrustedIssuer {
         }
     }
 
-    /// Access tokens only: neither ID tokens nor service keys nor logins of the wrong sort name a caller.
+    /// Checks that this is an access token: ID tokens, service keys and other kinds of login name no caller.
     fn of_the_right_kind(&self, token: &Token<'_>) -> Result<(PrincipalKind, Subject), Reason> {
         let claims = &token.claims;
         let subject = claims.text("sub")?;
         if !matches!(token.kind.as_deref(), None | Some("jwt" | "at+jwt" | "application/at+jwt")) {
             return Err(Reason::WrongTokenKind);
         }
-        // `at_hash` and `c_hash` are said by ID tokens alone; `cnf` binds a token to a key that is not asked for here.
+        // Only ID tokens hold `at_hash` or `c_hash` (OpenID Connect Core). `cnf` (RFC 7800) binds a token to a key, whose
+        // possession is not checked here.
         if ["at_hash", "c_hash", "cnf"].iter().any(|name| claims.has(name)) {
             return Err(Reason::WrongTokenKind);
         }
@@ -133,6 +138,7 @@ impl TrustedIssuer {
         named(PrincipalKind::User, subject.ok_or(Reason::MalformedCredential)?)
     }
 
+    /// Checks `client_id` and `azp` against the configured clients, if there are any.
     fn of_a_known_client(&self, claims: &Claims) -> Result<Option<ClientId>, Reason> {
         let named = [claims.text("client_id")?, claims.text("azp")?];
         let mut client = None;
@@ -149,6 +155,7 @@ impl TrustedIssuer {
         }
     }
 
+    /// Checks that the configured claim names this environment.
     fn of_this_environment(&self, claims: &Claims) -> Result<(), Reason> {
         let Some(path) = &self.environment_claim else { return Ok(()) };
         match claims.texts(path)?.contains(&self.environment.as_str()) {
@@ -210,7 +217,8 @@ impl TrustedIssuer {
         roles.into_iter().map(parse).collect()
     }
 
-    /// Scopes that no grant could hold, such as an issuer's own longer ones, narrow to nothing.
+    /// The scopes that narrow the grants. Values that no grant could hold are left out, and a missing claim gives the
+    /// empty set, which permits nothing.
     fn scopes(&self, claims: &Claims) -> Result<Option<Scopes>, Reason> {
         let Some(path) = &self.scopes_claim else { return Ok(None) };
         let scopes = claims.texts(path)?.into_iter().flat_map(|text| text.split(' '));

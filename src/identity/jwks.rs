@@ -1,4 +1,5 @@
-//! A set of public keys as an issuer publishes it, and when it is good enough to be used. It fetches nothing.
+//! A JSON Web Key Set (RFC 7517) as an issuer publishes it: which of its keys are used, and when the set must be fetched
+//! again. Fetches nothing itself.
 
 use super::strict;
 use crate::domain::{Digest, Reason};
@@ -11,22 +12,24 @@ use tokio::time::Instant;
 
 pub(super) const MAX_BYTES: usize = 256 * 1024;
 const MAX_KEYS: usize = 100;
-/// The least time between two attempts while there is no usable set, and after an attempt that failed.
+/// Least time between two fetches while no set is usable, and between two refreshes.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The keys of one issuer, by key id. Symmetric keys are never among them: whoever can read the set could sign.
+/// The usable public keys of one issuer, by key id. Symmetric keys are never among them: whoever can read the set could
+/// sign with them.
 pub(super) struct KeySet {
     keys: HashMap<String, Vec<SigningKey>>,
     pub digest: Digest,
 }
 
-/// A key with the algorithms it may be used for, fixed by its own kind and the configuration.
+/// A key with the algorithms it may verify, fixed by its type, its own `alg` and the configuration.
 pub(super) struct SigningKey {
     key: DecodingKey,
     algorithms: Vec<Algorithm>,
 }
 
 #[derive(Debug, thiserror::Error)]
+/// Why a document is not a usable key set.
 pub enum BadKeySet {
     #[error("it is not a JSON object with an array `keys`")]
     NotAKeySet,
@@ -35,7 +38,7 @@ pub enum BadKeySet {
 }
 
 impl KeySet {
-    /// Keys that cannot serve are left out: one odd key does not take the others down.
+    /// Parses a key set. Keys that cannot be used are left out: one odd key does not disable the others.
     pub fn read(bytes: &[u8], allowed: &[Algorithm]) -> Result<Self, BadKeySet> {
         let mut set = strict::object(bytes).ok_or(BadKeySet::NotAKeySet)?;
         let Some(serde_json::Value::Array(found)) = set.remove("keys") else {
@@ -67,7 +70,7 @@ impl KeySet {
         self.keys.contains_key(id)
     }
 
-    /// Whether one of the keys of this id made the signature.
+    /// Checks the signature with the keys of this id that allow the algorithm.
     pub fn verify(&self, id: &str, algorithm: Algorithm, message: &str, signature: &str) -> Result<(), Reason> {
         let keys = self.keys.get(id).ok_or(Reason::UnknownSigningKey)?;
         let mut fitting = keys.iter().filter(|key| key.algorithms.contains(&algorithm)).peekable();
@@ -83,6 +86,7 @@ impl KeySet {
 }
 
 impl SigningKey {
+    /// `None` if the key may not verify signatures, or allows none of the configured algorithms.
     fn of(jwk: &Jwk, allowed: &[Algorithm]) -> Option<Self> {
         use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
         let for_signatures = matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature));
@@ -117,16 +121,17 @@ impl SigningKey {
     }
 }
 
-/// What is known of an issuer's keys.
+/// What is known of an issuer's key set.
 #[derive(Clone, Default)]
 pub(super) struct Knowledge {
     /// The last good set and when it was fetched.
     pub good: Option<(Arc<KeySet>, Instant)>,
-    /// When it was last tried, and what went wrong if anything did.
+    /// When a fetch last ended, and its error if it failed.
     pub tried: Option<(Instant, Option<Arc<str>>)>,
 }
 
-/// The times of an issuer's configuration.
+/// How long a set is used before a refresh, how long it is kept if refreshing fails, and the least time between fetches
+/// for unknown key ids.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub refresh: Duration,
@@ -134,16 +139,18 @@ pub(super) struct Times {
     pub refetch: Duration,
 }
 
+/// What to do to verify a token with a given key id.
 pub(super) enum Plan {
     Use(Arc<KeySet>),
-    /// Good enough, and due for a refresh behind the caller's back.
+    /// The set is usable and due for a refresh, which happens in the background.
     UseAndRefresh(Arc<KeySet>),
-    /// Nothing to use before a fetch.
+    /// The caller must wait for a fetch.
     Fetch,
     Refuse(Reason),
 }
 
 impl Knowledge {
+    /// Decides how to get a set with this key id; changes nothing.
     pub fn plan(&self, key_id: &str, times: Times, now: Instant) -> Plan {
         let since_tried = self.tried.as_ref().map(|(at, _)| now.saturating_duration_since(*at));
         let rested = |rest: Duration| since_tried.is_none_or(|since| since >= rest);
@@ -159,7 +166,7 @@ impl Knowledge {
         }
     }
 
-    /// What a fetch that has just ended, well or badly, leaves to work with.
+    /// The set to use after a fetch has ended, successful or not.
     pub fn settled(&self, key_id: &str, times: Times, now: Instant) -> Result<Arc<KeySet>, Reason> {
         match self.usable(times, now) {
             Some((set, _)) if set.has(key_id) => Ok(set),

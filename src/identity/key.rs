@@ -1,5 +1,5 @@
-//! Guardian API keys: `ng_<id>_<secret>_<check>`. What is stored is an HMAC of the secret under a pepper that the database
-//! does not have. A slow hash would only invite a flood: the secret is 256 random bits.
+//! Guardian API keys: `ng_<id>_<secret>_<check>`. The store holds an HMAC-SHA-256 of the secret under a pepper that the
+//! database does not have. A slow password hash would add nothing for 256 random bits and would make floods cheap.
 
 use crate::domain::{
     ApiKey, AuthMethod, Digest, Fingerprint, Issuer, IssuerAlias, KeyId, Member, Principal, Reason, Subject, Timestamp,
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use zeroize::Zeroizing;
 
-/// The issuer of keys in `user_identities` and in principals; no configured issuer may have its name.
+/// The issuer of API keys in `user_identities` and in principals; no configured issuer may use this name.
 pub const KEY_ISSUER: &str = "guardian";
 
 static ISSUER: LazyLock<Issuer> = LazyLock::new(|| Issuer::parse(KEY_ISSUER).expect("a literal that is an issuer"));
@@ -27,12 +27,13 @@ const SECRET_BYTES: usize = 32;
 const SECRET_CHARS: usize = 52;
 const CHECK_CHARS: usize = 8;
 
-/// The secrets that stored hashes depend on, by version. The highest makes new keys.
+/// The HMAC keys that stored hashes depend on, by version; the highest one makes new API keys.
 pub struct Pepper {
     versions: BTreeMap<i32, hmac::Key>,
 }
 
 #[derive(Debug, thiserror::Error)]
+/// Why the peppers cannot be used.
 pub enum PepperError {
     #[error("cannot read the peppers in `{}`", file.display())]
     Unreadable { file: PathBuf, source: std::io::Error },
@@ -46,7 +47,7 @@ pub enum PepperError {
     NoRandomness,
 }
 
-/// A key as it is made: `shown` is seen once, the rest is stored.
+/// A new API key: `shown` is printed once, the rest is stored.
 pub struct NewKey {
     pub shown: SecretString,
     pub id: KeyId,
@@ -54,7 +55,7 @@ pub struct NewKey {
     pub pepper_version: i32,
 }
 
-/// A key as a request shows it: well-formed and without a typing error, no more.
+/// An API key as a request presents it: syntax and checksum are right, nothing else is known.
 #[derive(Clone, Copy)]
 pub struct KeyText<'a> {
     text: &'a str,
@@ -63,7 +64,7 @@ pub struct KeyText<'a> {
 }
 
 impl Pepper {
-    /// Reads `file`, or makes it with one fresh pepper if it is not there.
+    /// Reads the pepper file, or creates it with one random pepper if it does not exist.
     pub fn load_or_create(file: &Path) -> Result<Self, PepperError> {
         match std::fs::read_to_string(file) {
             Ok(text) => Self::parse(file, &Zeroizing::new(text)),
@@ -75,7 +76,7 @@ impl Pepper {
         }
     }
 
-    /// A new key under the newest pepper.
+    /// Makes an API key under the newest pepper.
     pub fn new_key(&self) -> Result<NewKey, PepperError> {
         let mut id = [0; ID_BYTES];
         let mut secret = Zeroizing::new([0; SECRET_BYTES]);
@@ -92,7 +93,8 @@ impl Pepper {
         })
     }
 
-    /// Whether `key` is the stored one. It takes as long when nothing is stored.
+    /// Whether `key` is the stored one, compared in constant time. Without a stored key it takes as long, so that timing
+    /// does not tell which ids exist.
     pub(super) fn matches(&self, key: &KeyText<'_>, stored: Option<&ApiKey>) -> bool {
         let newest = self.versions.last_key_value().expect("a pepper has a version").1;
         let pepper = stored.and_then(|stored| self.versions.get(&stored.pepper_version));
@@ -121,7 +123,8 @@ impl Pepper {
         }
     }
 
-    /// Whoever comes second finds the file of the first: a pepper is never overwritten.
+    /// Links the finished file into place, which fails if the name exists: of two processes the second reads the file of
+    /// the first, and no pepper is ever overwritten.
     fn create(file: &Path) -> Result<Self, PepperError> {
         use std::os::unix::fs::OpenOptionsExt;
         let unwritable = |source| PepperError::Unwritable {
@@ -158,7 +161,7 @@ impl Pepper {
 }
 
 impl<'a> KeyText<'a> {
-    /// A key with a wrong checksum was mistyped or cut: it is refused without asking anybody.
+    /// Parses an API key. A wrong checksum means a mistyped or truncated key, which is refused without a look-up.
     pub fn read(text: &'a str) -> Result<Self, Reason> {
         let mut parts = text.strip_prefix("ng_").ok_or(Reason::MalformedCredential)?.split('_');
         let (Some(id), Some(secret), Some(check), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -182,6 +185,7 @@ impl<'a> KeyText<'a> {
         }
     }
 
+    /// The public part, by which the key is looked up.
     pub fn id(&self) -> KeyId {
         KeyId::parse(self.id).expect("base32 in lower case fits a key id")
     }
@@ -197,7 +201,7 @@ impl fmt::Debug for KeyText<'_> {
     }
 }
 
-/// Whether a key that matched may still be used.
+/// Refuses a matched key that is revoked or expired.
 pub(super) fn standing(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
     if key.revoked_at.is_some() {
         return Err(Reason::KeyRevoked);
@@ -208,6 +212,7 @@ pub(super) fn standing(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
     }
 }
 
+/// The principal of an API key: its subject is the id of the member who owns the key.
 pub(super) fn principal(member: &Member, key: &ApiKey, credential: &Digest) -> Result<Principal, Reason> {
     Ok(Principal {
         kind: member.kind,
@@ -242,7 +247,7 @@ fn fill(bytes: &mut [u8]) -> Result<(), PepperError> {
 const HEX: &[u8; 16] = b"0123456789abcdef";
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// RFC 4648 base32 in lower case without padding: it survives being read out and double-clicked.
+/// RFC 4648 base32 in lower case without padding: easy to read aloud, and one double click selects it.
 fn base32(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
     for block in bytes.chunks(5) {

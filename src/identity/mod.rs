@@ -1,8 +1,8 @@
-//! From a credential to a `Principal`: who calls, proved by a token, an API key or a client certificate. Whether that caller
-//! is enrolled, and what may be done in that name, is not decided here.
+//! Authentication: from a credential (bearer JWT, API key or client certificate) to a verified `Principal`. Whether the
+//! caller is enrolled, and what it may do, is decided elsewhere.
 //!
-//! `present` finds the one credential, `known` remembers what it proved, `prove` does the work. A credential that fails ends
-//! the request: nothing is tried after it, and nobody is anonymous.
+//! `present` finds the one credential, `known` looks in the cache, `prove` verifies it. A credential that fails ends the
+//! request: no other one is tried, and nobody is anonymous.
 
 mod certificate;
 mod issuer;
@@ -35,11 +35,12 @@ use token::Token;
 
 const MAX_KNOWN: u64 = 100_000;
 const MAX_FORGED: u64 = 4_096;
-/// A key's scopes are looked up anew on every call; this bounds only what is kept of unused ones.
+/// How long an API key stays cached. This bounds only memory: every call compares the key with its stored row anew.
 const KEY_LIFE: Duration = Duration::from_secs(300);
-/// A forged token costs one verification in this time, not one a call.
+/// How long a bad signature is remembered, so that repeating the token does not cost a verification each time.
 const FORGED_LIFE: Duration = Duration::from_secs(10);
 
+/// Verifies credentials, and caches the principals they prove.
 pub struct Identity {
     issuers: Vec<TrustedIssuer>,
     rules: Rules,
@@ -49,11 +50,11 @@ pub struct Identity {
     forged: Cache<Slot, ()>,
 }
 
-/// How an issuer's keys stand, for health and metrics.
+/// The state of an issuer's key set, for health and metrics.
 #[derive(Debug, Clone)]
 pub struct IssuerState {
     pub alias: IssuerAlias,
-    /// Keys of the last good set and its age.
+    /// Number of keys in the last good set, and its age.
     pub keys: Option<(usize, Duration)>,
     /// Why the last fetch failed, if it did.
     pub error: Option<Arc<str>>,
@@ -62,13 +63,13 @@ pub struct IssuerState {
 #[derive(Clone)]
 struct Known {
     principal: Arc<Principal>,
-    /// Whose row a key was held against.
+    /// The stored member that an API key was checked against.
     owner: Option<Arc<Member>>,
     life: Duration,
 }
 
 impl Identity {
-    /// Reads nothing from the net: an issuer that is down is no reason not to start.
+    /// Fetches nothing over the network: an unreachable issuer must not keep Guardian from starting.
     pub fn new(config: &Config, pepper: Arc<Pepper>) -> Result<Self, IdentityError> {
         let shared = Arc::<Shared>::default();
         Ok(Self {
@@ -87,7 +88,8 @@ impl Identity {
         })
     }
 
-    /// The one credential of a request; a certificate beside a token or key counts only where every connection must have one.
+    /// Finds the one credential of a request. A certificate beside a token or API key is one too many, except where
+    /// `client_certificates = "required"`: there it only opens the connection.
     pub fn present<'a>(
         &self,
         headers: &'a HeaderMap,
@@ -96,8 +98,8 @@ impl Identity {
         present::present(headers, certificate, self.rules)
     }
 
-    /// Whom this credential proved before, if that still holds. Keys are never answered from here: whether one is revoked is
-    /// known to the grants alone, so `prove` asks every time.
+    /// The cached principal of this credential, unless it has expired. API keys are never answered from the cache: only
+    /// their stored row tells whether one was revoked, so `prove` must check it each time.
     pub fn known(&self, presented: &Presented<'_>, audience: &str, now: Timestamp) -> Option<Arc<Principal>> {
         if matches!(presented, Presented::Key(_)) {
             return None;
@@ -110,8 +112,8 @@ impl Identity {
             .then_some(known.principal)
     }
 
-    /// Whom this credential proves, for a call of the resource `audience`. It waits only for an issuer's keys.
-    /// `owner` is whoever a presented key is stored with now.
+    /// Verifies a credential for a call of the resource `audience`. It waits for nothing but a fetch of the issuer's
+    /// keys. `owner` is the member that the presented API key belongs to now.
     pub async fn prove(
         &self,
         presented: &Presented<'_>,
@@ -141,19 +143,20 @@ impl Identity {
         }
     }
 
-    /// Everything proved so far must be proved again: a revocation came in.
+    /// Empties the cache, so that every credential is verified again.
     pub fn forget_all(&self) {
         self.shared.generation.fetch_add(1, Relaxed);
         self.known.invalidate_all();
     }
 
-    /// Begins to fetch the keys of all issuers, so that the first callers need not wait.
+    /// Starts to fetch the keys of all issuers, so that the first callers need not wait.
     pub fn warm(&self) {
         for issuer in &self.issuers {
             drop(issuer.keys.fetch());
         }
     }
 
+    /// The state of every issuer's key set.
     pub fn issuers(&self) -> Vec<IssuerState> {
         let state = |issuer: &TrustedIssuer| {
             let knowledge = issuer.keys.knowledge.load();
@@ -166,7 +169,7 @@ impl Identity {
         self.issuers.iter().map(state).collect()
     }
 
-    /// Ends running fetches.
+    /// Cancels running fetches and waits until they have ended.
     pub async fn stop(&self) {
         self.shared.stop.cancel();
         self.shared.fetches.close();
@@ -185,7 +188,7 @@ impl Identity {
         if let (Some(owner), Some(stored), Some(known)) = (&owner, stored, &known)
             && known.owner.as_ref().is_some_and(|before| Arc::ptr_eq(before, owner))
         {
-            // The same key, held against the same row as then.
+            // The key matched this very row before, so no HMAC is needed.
             return key::standing(stored, now).map(|()| known.principal.clone());
         }
         let matches = self.pepper.matches(key, stored);
@@ -193,7 +196,7 @@ impl Identity {
         key::standing(stored, now)?;
         let member = owner.as_ref().ok_or(Reason::BadKey)?;
         let principal = key::principal(member, stored, &slot.credential)?;
-        // The same caller is the same value, so that what hangs on it need not be built again.
+        // The gate caches callers by the address of this value, so an unchanged principal keeps its `Arc`.
         let principal = match known {
             Some(known) if *known.principal == principal => known.principal,
             _ => Arc::new(principal),
@@ -217,7 +220,7 @@ impl Identity {
         }
         let principal = issuer.prove(&token, &slot.credential, audience, now).await?;
         let left = principal.expires_at.map_or(Duration::ZERO, |end| end.since(now));
-        // No longer than a key set is used without another look, so that a key which is gone stops counting.
+        // Not longer than `jwks_refresh`, so that tokens of a removed key stop being accepted.
         Ok((principal, left.min(issuer.keys.times.refresh)))
     }
 
@@ -252,8 +255,8 @@ impl Identity {
     }
 }
 
-/// Where what a credential proved is kept: for one audience, and under the generation in which the proof began, so that one
-/// that `forget_all` overtakes is never found.
+/// Cache key of a principal. It holds the audience, and the generation in which verification began: a result overtaken by
+/// `forget_all` or by a changed key set is stored under an old generation and never found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Slot {
     credential: Digest,
@@ -270,7 +273,7 @@ enum Kind {
     Certificate,
 }
 
-/// Each identity has its own life; reading does not prolong it.
+/// Each cached principal has its own lifetime; reading it does not prolong that.
 struct Life;
 
 impl moka::Expiry<Slot, Known> for Life {

@@ -1,5 +1,5 @@
-//! Which credential a request shows. Exactly one: nothing is looked for in queries or cookies, and of two none is chosen.
-//! Whether it is genuine is not decided here.
+//! Finds the credential of a request: exactly one. Query parameters and cookies are not read, and of two credentials
+//! neither is chosen. Whether it is genuine is not checked here.
 
 use super::key::KeyText;
 use crate::config::ClientCertificates;
@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
 use std::sync::Arc;
 
-/// Longer credentials are not looked at.
+/// A longer credential is refused unread.
 const MAX_BYTES: usize = 8 * 1024;
 const ASSERTION: HeaderName = HeaderName::from_static("cf-access-jwt-assertion");
 
@@ -19,22 +19,22 @@ const ASSERTION: HeaderName = HeaderName::from_static("cf-access-jwt-assertion")
 pub enum Presented<'a> {
     Token {
         text: &'a str,
-        /// It came as Cloudflare's assertion and may only be one of theirs.
+        /// It came in `Cf-Access-Jwt-Assertion`, so its issuer must be a Cloudflare Access one.
         assertion: bool,
     },
     Key(KeyText<'a>),
     Certificate(Arc<PeerCertificate>),
 }
 
-/// What this instance looks at.
+/// Which credentials this instance accepts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub assertions: bool,
     pub client_certificates: ClientCertificates,
 }
 
-/// A certificate beside a token or key is one credential too many, unless every connection must have one: then it only
-/// opens the connection, and the token or key says who calls.
+/// A certificate beside a token or API key is one credential too many, unless every connection must have one: then it
+/// only opens the connection, and the token or key names the caller.
 pub(super) fn present<'a>(
     headers: &'a HeaderMap,
     certificate: Option<&Arc<PeerCertificate>>,
@@ -74,7 +74,7 @@ fn read_bearer(value: &HeaderValue) -> Result<Presented<'_>, Reason> {
     }
 }
 
-/// `token68` of RFC 9110, which leaves no room for a second value.
+/// Reads `token68` (RFC 9110, 11.2), whose alphabet has neither comma nor space: a second value cannot hide in it.
 fn read(text: &[u8]) -> Result<&str, Reason> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
     match (1..=MAX_BYTES).contains(&text.len()) && text.iter().all(fits) {

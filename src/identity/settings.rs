@@ -1,4 +1,4 @@
-//! The configured issuers, checked and made ready. Files are read here; nothing is fetched.
+//! Builds the trusted issuers from the configuration and checks them. Reads key files; fetches nothing.
 
 use super::certificate::CERTIFICATE_ISSUER;
 use super::issuer::TrustedIssuer;
@@ -174,7 +174,8 @@ fn place(issuer: &IssuerConfig) -> Result<Place, IdentityError> {
     };
     let uri = url.parse::<Uri>().ok().filter(protected);
     let uri = uri.ok_or_else(|| IdentityError::BadUrl { alias: alias(), url })?;
-    // The URL is the operator's, its server is proved by TLS, and redirects are not followed: a private address is in order.
+    // A private address is allowed: the operator chose the URL, TLS authenticates its server, and redirects are not
+    // followed.
     let settings = ClientSettings {
         ca_file: issuer.jwks_ca_file.clone(),
         allow_private: true,
@@ -185,7 +186,7 @@ fn place(issuer: &IssuerConfig) -> Result<Place, IdentityError> {
     Ok(Place::Url(client, uri))
 }
 
-/// Whoever can change the keys on their way is every user of that issuer.
+/// Keys must come over TLS or from loopback: whoever can change them on their way can pose as every user of the issuer.
 fn protected(uri: &Uri) -> bool {
     let on_loopback = matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
     match uri.scheme_str() {

@@ -1,4 +1,4 @@
-//! Where an issuer's keys come from: a URL or a file. One fetch at a time for each issuer; none waits for another's.
+//! Gets an issuer's keys from a URL or a file. One fetch at a time for each issuer; no issuer waits for another.
 
 use super::jwks::{KeySet, Knowledge, MAX_BYTES, Plan, Times};
 use crate::domain::{IssuerAlias, Reason};
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Where one issuer's keys come from, and what is known of them.
 pub(super) struct KeySource {
     pub alias: IssuerAlias,
     pub place: Place,
@@ -26,7 +27,7 @@ pub(super) struct KeySource {
     pub times: Times,
     pub shared: Arc<Shared>,
     pub knowledge: ArcSwap<Knowledge>,
-    /// The running fetch; it ends when its sender is dropped.
+    /// Receiver of the running fetch, which drops its sender when it ends.
     pub flight: Mutex<Option<watch::Receiver<()>>>,
 }
 
@@ -35,17 +36,17 @@ pub(super) enum Place {
     File(PathBuf),
 }
 
-/// What all sources share.
+/// State shared by the sources of all issuers.
 #[derive(Default)]
 pub(super) struct Shared {
-    /// Goes up when identities proved so far must be proved again.
+    /// Part of the cache key of a principal: raising it makes every credential be verified again.
     pub generation: AtomicU64,
     pub fetches: TaskTracker,
     pub stop: CancellationToken,
 }
 
 impl KeySource {
-    /// A key set with this key in it. It waits for a fetch only if there is nothing to go by without one.
+    /// A key set that holds this key. It waits for a fetch only if no known set will do.
     pub async fn keys(self: &Arc<Self>, key_id: &str) -> Result<Arc<KeySet>, Reason> {
         match self.knowledge.load().plan(key_id, self.times, Instant::now()) {
             Plan::Use(set) => return Ok(set),
@@ -61,7 +62,7 @@ impl KeySource {
         self.knowledge.load().settled(key_id, self.times, Instant::now())
     }
 
-    /// Starts a fetch, or joins the one that is running. It goes on when whoever wanted it hangs up.
+    /// Starts a fetch, or joins the running one. The fetch is a task of its own: it goes on when the caller disconnects.
     pub fn fetch(self: &Arc<Self>) -> watch::Receiver<()> {
         let mut flight = self.flight.lock().expect("no holder of this lock panics");
         if let Some(running) = &*flight
@@ -103,7 +104,7 @@ impl KeySource {
     fn accept(&self, set: KeySet, before: &Knowledge, now: Instant) -> Knowledge {
         let changed = before.good.as_ref().is_some_and(|(old, _)| old.digest != set.digest);
         if changed {
-            // A key may be gone, and what it signed with it.
+            // A key may have been removed: principals proved by it must not stay cached.
             self.shared.generation.fetch_add(1, Relaxed);
         }
         if changed || before.good.is_none() {
@@ -128,6 +129,7 @@ impl KeySource {
     }
 }
 
+/// Refuses a document that is too large.
 pub(super) fn bounded(bytes: Bytes) -> Result<Bytes, String> {
     match bytes.len() > MAX_BYTES {
         true => Err(format!("it is larger than {MAX_BYTES} bytes")),
@@ -135,7 +137,7 @@ pub(super) fn bounded(bytes: Bytes) -> Result<Bytes, String> {
     }
 }
 
-/// A redirect is refused like any other status: it would be another's key set.
+/// Fetches a key set. Only 200 is accepted; a redirect would lead to somebody else's keys.
 async fn get(client: &Client, url: &http::Uri) -> Result<Bytes, String> {
     let request = Request::get(url.clone())
         .header("accept", "application/json")
@@ -152,6 +154,7 @@ async fn get(client: &Client, url: &http::Uri) -> Result<Bytes, String> {
         .map_err(|problem| problem.to_string())
 }
 
+/// The error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", chain(cause)),

@@ -1,10 +1,11 @@
-//! JSON that has one reading: an object that names no member twice, at any depth. For the parts of a token, which are small.
+//! Parses JSON and refuses an object that names a member twice, at any depth. For key sets and the parts of tokens, which
+//! are small.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// The object that `bytes` are, or `None`.
+/// Parses a JSON object; `None` if it is none or has a duplicate member.
 pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Once.deserialize(&mut reader).ok()?;
@@ -15,7 +16,7 @@ pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     }
 }
 
-/// A value in which every member is named once.
+/// Deserialises a value and refuses duplicate members.
 struct Once;
 
 impl<'de> DeserializeSeed<'de> for Once {

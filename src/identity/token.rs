@@ -1,5 +1,5 @@
-//! A JSON Web Token taken apart: header, claims, signature, each with one reading. Nothing here is believed yet, and nothing
-//! that a token points at (`jku`, `x5u`, `jwk`, `x5c`) is ever followed.
+//! Takes a JSON Web Token apart: header, claims and signature, refusing duplicate members. Verifies nothing, and never
+//! follows what a token points at (`jku`, `x5u`, `jwk`, `x5c`).
 
 use super::strict;
 use crate::domain::{Reason, Timestamp};
@@ -10,20 +10,23 @@ use serde_json::{Map, Value};
 
 const MAX_KEY_ID: usize = 256;
 
+/// A parsed token, not yet verified.
 pub(super) struct Token<'a> {
     pub algorithm: Algorithm,
     pub key_id: String,
-    /// The media type that the header claims, in lower case.
+    /// The header's `typ`, in lower case.
     pub kind: Option<String>,
     pub claims: Claims,
-    /// `header.payload`, what is signed.
+    /// `header.payload`: the text that is signed.
     pub message: &'a str,
     pub signature: &'a str,
 }
 
+/// The members of a token's header or payload.
 pub(super) struct Claims(Map<String, Value>);
 
 impl<'a> Token<'a> {
+    /// Parses a token. `crit` is refused, because no extension is understood.
     pub fn read(text: &'a str) -> Result<Self, Reason> {
         let (message, signature) = text.rsplit_once('.').ok_or(Reason::MalformedCredential)?;
         let (header, payload) = message.split_once('.').ok_or(Reason::MalformedCredential)?;
@@ -45,7 +48,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Every reading has a type; a claim of another type makes the token malformed, never absent.
+/// Each accessor expects a type; a claim of another type makes the token malformed, never absent.
 impl Claims {
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
@@ -67,13 +70,13 @@ impl Claims {
         }
     }
 
-    /// A NumericDate: seconds, perhaps with a fraction.
+    /// A NumericDate (RFC 7519, 2): seconds, possibly with a fraction.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Reason> {
         match self.0.get(name) {
             None => Ok(None),
             Some(Value::Number(number)) => match (number.as_i64(), number.as_f64()) {
                 (Some(secs), _) => Ok(Some(Timestamp::from_secs(secs))),
-                // Saturates: a time beyond the calendar is its end.
+                // The cast saturates: a time out of range becomes the last one in it.
                 (None, Some(secs)) => Ok(Some(Timestamp::from_micros((secs * 1e6) as i64))),
                 (None, None) => Err(Reason::MalformedCredential),
             },
@@ -81,7 +84,7 @@ impl Claims {
         }
     }
 
-    /// A string or an array of strings, at a place written with dots.
+    /// A string or an array of strings at a dotted path; empty if absent.
     pub fn texts(&self, path: &str) -> Result<Vec<&str>, Reason> {
         let text = |value: &'_ Value| match value {
             Value::String(_) => Ok(()),
@@ -98,7 +101,7 @@ impl Claims {
         }
     }
 
-    /// A claim whose own name has dots (`https://example.com/roles`) is found before a nested one.
+    /// A claim whose own name has dots (`https://example.com/roles`) comes before a nested one.
     fn at(&self, path: &str) -> Option<&Value> {
         if let Some(value) = self.0.get(path) {
             return Some(value);

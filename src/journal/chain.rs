@@ -1,25 +1,26 @@
-//! The hash chain and the envelope that carries it: turns the JSON of an event into the exact bytes of a record.
+//! The hash chain, and the envelope that carries it: turns the JSON of an event into the exact bytes of a record.
 //!
-//! `leaf = SHA-256(0x00 ‖ bytes)`, `head = SHA-256(0x02 ‖ previous head ‖ leaf)`. The RFC 6962 tree of an incarnation
-//! is computed from these leaves, as they are read back from disk; it is no part of the append path.
+//! `leaf = SHA-256(0x00 ‖ bytes)`, `head = SHA-256(0x02 ‖ previous head ‖ leaf)`. The leaves are those of an RFC 6962
+//! tree, which can be computed from the records on disk; appending does not compute it.
 
 use crate::domain::{Digest, Incarnation, SealedRecord, Sha256};
 use bytes::Bytes;
 
-/// Bytes of an envelope around an event, at most.
+/// Most bytes that the envelope adds to an event.
 pub(super) const ENVELOPE: usize = 192;
 
-/// Where the chain of one incarnation stands.
+/// The state of one incarnation's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {
     pub incarnation: Incarnation,
     /// Seq of the next record.
     pub next: u64,
-    /// Head over all records below `next`; zero before the first.
+    /// Head after all records below `next`; zero before the first.
     pub head: Digest,
 }
 
 impl Chain {
+    /// An empty chain.
     pub fn new(incarnation: Incarnation) -> Self {
         Self {
             incarnation,
@@ -28,7 +29,7 @@ impl Chain {
         }
     }
 
-    /// Appends the record of this event, whose JSON is `event`, and moves on.
+    /// Writes the record of this event, given as JSON, to `out` and advances the chain.
     pub fn seal(&mut self, event: &[u8], out: &mut Vec<u8>) {
         let begin = out.len();
         self.envelope(out);
@@ -37,7 +38,7 @@ impl Chain {
         self.advance(leaf(&out[begin..]));
     }
 
-    /// Takes a record that was read back, if it is the next one of this chain.
+    /// Checks that these bytes are the chain's next record, and advances; `None` if they are not.
     pub fn accept(&mut self, bytes: &[u8]) -> Option<SealedRecord> {
         let mut envelope = Vec::with_capacity(ENVELOPE);
         self.envelope(&mut envelope);
@@ -56,8 +57,8 @@ impl Chain {
         })
     }
 
-    /// Exactly as serde writes the fields of `domain::Record` before the event; by hand, for formatting costs as much
-    /// as hashing.
+    /// Writes the fields of `domain::Record` before the event, byte for byte as serde would. By hand, because formatting
+    /// costs as much as hashing.
     fn envelope(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(br#"{"v":1,"incarnation":""#);
         hex(&self.incarnation.0, out);

@@ -1,6 +1,7 @@
-//! What the journal asks of a disk, and the real one: files of one folder, locked for one process.
+//! The operations that the journal needs from a disk (`Disk`), and their real implementation: files in one folder that
+//! one process locks.
 //!
-//! Decides nothing about faults: every error goes up as it came, and nothing is tried twice.
+//! Handles no faults: every error but EINTR is returned as it is, and nothing is retried.
 
 use super::JournalError;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -8,31 +9,32 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// A folder of files. The other implementor is the faulty disk of the tests.
+/// A folder of files. The other implementor is the simulated disk of the tests.
 pub(super) trait Disk: Send + Sync {
     fn list(&self) -> io::Result<Vec<String>>;
-    /// A new, empty file.
+    /// Creates an empty file; fails if the name exists.
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_folder(&self) -> io::Result<()>;
-    /// How a message names this file.
+    /// The file's path, for messages.
     fn path(&self, name: &str) -> PathBuf;
 }
 
+/// An open file, read and written at offsets.
 pub(super) trait DiskFile: Send + Sync {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
-    /// Data, and what is needed to read it back.
+    /// Makes the data durable, and the metadata needed to read it back (fdatasync).
     fn sync(&self) -> io::Result<()>;
-    /// Cuts the file and makes that durable.
+    /// Truncates the file and makes that durable.
     fn cut(&self, length: u64) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
 }
 
-/// Writes all of it; a short write is a fault, as a full disk shows itself.
+/// Writes all bytes. A short write is an error, because a full disk shows itself that way.
 pub(super) fn write_whole(file: &dyn DiskFile, bytes: &[u8], offset: u64) -> io::Result<()> {
     loop {
         match file.write_at(bytes, offset) {
@@ -47,7 +49,7 @@ pub(super) fn write_whole(file: &dyn DiskFile, bytes: &[u8], offset: u64) -> io:
     }
 }
 
-/// Reads until `bytes` is full or the file ends.
+/// Fills `bytes`, or stops at the end of the file; returns how much was read.
 pub(super) fn read_up_to(file: &dyn DiskFile, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
     while read < bytes.len() {
@@ -61,7 +63,7 @@ pub(super) fn read_up_to(file: &dyn DiskFile, bytes: &mut [u8], offset: u64) -> 
     Ok(read)
 }
 
-/// Writes a small file so that after a crash it is either the old or the new one.
+/// Replaces a small file atomically: after a crash the old or the new content is there, whole.
 pub(super) fn replace(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = format!("{name}.tmp");
     match disk.remove(&temporary) {
@@ -75,7 +77,7 @@ pub(super) fn replace(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<(
     disk.sync_folder()
 }
 
-/// A real folder. Holds the lock as long as it lives, if it was opened for writing.
+/// A real folder. Opened for writing, it holds the lock for as long as it lives.
 pub(super) struct Folder {
     path: PathBuf,
     handle: File,
@@ -84,7 +86,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Opens the folder for one writing process, creating it if need be.
+    /// Opens the folder for writing by this process alone, and creates it if it is missing.
     pub fn lock(path: &Path, allow_volatile: bool) -> Result<Self, JournalError> {
         let fault = |source| JournalError::Folder {
             dir: path.to_owned(),
@@ -109,7 +111,7 @@ impl Folder {
         })
     }
 
-    /// Opens the folder to look at it only; a writing process may have it at the same time.
+    /// Opens the folder read-only; another process may be writing to it.
     pub fn look(path: &Path) -> io::Result<Self> {
         Ok(Self {
             handle: File::open(path)?,
@@ -176,7 +178,7 @@ impl DiskFile for File {
     }
 }
 
-/// Creates what is missing of this path, and makes each new name durable in its parent.
+/// Creates the missing folders of this path, and syncs each parent so that the new name is durable.
 fn create_durably(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -198,14 +200,15 @@ fn options(write: bool) -> OpenOptions {
     options
 }
 
-/// The kind of file system this folder lies on, if that does not survive a restart of the machine or container.
+/// The type of the file system this folder lies on, if its files do not survive a restart of the machine or container.
 fn volatile(path: &Path) -> Option<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let kind = kind_of_mount(&table, path)?;
     matches!(kind, "tmpfs" | "ramfs" | "devtmpfs" | "overlay" | "aufs").then(|| kind.to_owned())
 }
 
-/// `36 35 98:0 /root /mount/point options [optional…] - kind source options`; a later line covers an earlier one.
+/// The file system type of the deepest mount point above `path`; of two on the same point the later line covers the
+/// earlier. A line of `/proc/self/mountinfo`: `36 35 98:0 /root /mount/point options [optional…] - kind source options`.
 fn kind_of_mount<'a>(table: &'a str, path: &Path) -> Option<&'a str> {
     let mounts = table.lines().filter_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -216,7 +219,7 @@ fn kind_of_mount<'a>(table: &'a str, path: &Path) -> Option<&'a str> {
     mounts.max_by_key(|(depth, _)| *depth).and_then(|(_, kind)| kind)
 }
 
-/// Blanks, tabs, newlines and backslashes are written as `\` and three octal digits.
+/// `mountinfo` writes blanks, tabs, newlines and backslashes as `\` and three octal digits.
 fn unescaped(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut plain = parts.next().unwrap_or("").to_owned();

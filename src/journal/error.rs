@@ -1,10 +1,10 @@
-//! Why a journal cannot be opened, why it does not take a record, and what damage on disk looks like.
+//! The errors of the journal: why it cannot be opened, why it refuses a record, and what damage on disk looks like.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The journal cannot be opened. Each text says what to do.
+/// Why the journal cannot be opened or read; where the operator can do something, the text says what.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     #[error("another process uses the journal `{}`: stop it, or give this instance a `data_dir` of its own", dir.display())]
@@ -28,18 +28,18 @@ pub enum JournalError {
     Randomness,
 }
 
-/// Bytes on disk that are not what was written.
+/// Bytes on disk that differ from what was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("journal file `{}` is damaged at byte {offset}, record {seq}: {what}", file.display())]
 pub struct Damage {
     pub file: PathBuf,
     pub offset: u64,
-    /// The first record that cannot be read.
+    /// Seq of the first record that cannot be read.
     pub seq: u64,
     pub what: String,
 }
 
-/// The journal does not take the record: nothing may be sent for it.
+/// Why the journal refuses a record; the call it belongs to must not be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Sealed {
     #[error("the journal is full of records that the database has not taken yet")]
@@ -54,13 +54,13 @@ pub enum Sealed {
     Stopped,
 }
 
-/// Where the journal stands.
+/// The state of the journal.
 ///
 /// ```text
-/// Open <-> Pressure <-> Sealed(Full)              by how full the spool is: 70 %, 95 %, open again below 80 %
-///   any -> Sealed(Fault) -> …                     a fresh segment failed too; leaves when a probe is on disk
-///   any -> Sealed(Hung) -> …                      a sync takes longer than `sync_timeout`; leaves when it returns
-///   any -> Sealed(Stopped)
+/// Open <-> Pressure <-> Sealed(Full)      how full the spool is: 70 %, 95 %, and open again below 80 %
+/// any  -> Sealed(Fault) -> one of these   a fresh segment failed too; until a write works again
+/// any  -> Sealed(Hung)  -> one of these   a write takes longer than `sync_timeout`; until it returns
+/// any  -> Sealed(Stopped)                 closed for good
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {

@@ -1,6 +1,6 @@
-//! Makes any event fit into a record: texts that are too long are cut, with a mark that says so.
+//! Makes any event fit into a record: texts and lists that are too long are truncated, with a mark that says so.
 //!
-//! Never refuses, and never cuts an event that fits as it is.
+//! Never refuses an event, and never truncates one that fits.
 
 use super::chain::ENVELOPE;
 use super::format::MAX_RECORD;
@@ -8,10 +8,10 @@ use super::text::json;
 use crate::domain::{Decision, Event};
 
 const MAX_EVENT: usize = MAX_RECORD - ENVELOPE;
-/// Texts are cut to the first of these many characters, and lists to as many entries, with which the event fits.
+/// Limits tried in turn until the event fits: characters of each text, and entries of each list.
 const STEPS: [(usize, usize); 4] = [(2_048, 64), (512, 32), (128, 16), (32, 4)];
 
-/// The JSON of the event, at most `MAX_RECORD` less the envelope.
+/// The event as JSON, with room left for the envelope within `MAX_RECORD`.
 pub(super) fn serialise(event: &Event) -> Vec<u8> {
     let bytes = json(event);
     if bytes.len() <= MAX_EVENT {
@@ -81,7 +81,7 @@ fn cut_some(text: &mut Option<String>, characters: usize) {
     }
 }
 
-/// Keeps the beginning; the mark tells how many bytes are gone.
+/// Truncates a text to this many characters; the mark says how many bytes are missing.
 pub(super) fn cut(text: &mut String, characters: usize) {
     if let Some((at, _)) = text.char_indices().nth(characters) {
         let gone = text.len() - at;

@@ -1,8 +1,7 @@
-//! The bytes of a segment file. Encodes and checks them; opens no file and knows no state machine.
+//! The byte layout of a segment file. Encodes and checks bytes; opens no file and knows no state machine.
 //!
-//! All numbers are little-endian. A segment is written once from front to back; what follows the last batch is zeros
-//! (blocks written ahead, so that a sync has no file size to update) or the torn remains of a write that was never
-//! acknowledged.
+//! All numbers are little-endian. A segment is written once, from front to back. After the last batch come zeros, written
+//! ahead so that a sync has no file size to update, or the torn remains of a write that was never acknowledged.
 //!
 //! ```text
 //! segment := header, open permits, batch…
@@ -25,7 +24,7 @@
 //!
 //! batch := batch header, frame…
 //! batch header, 40 bytes
-//!    0   4  mark FF 4E 47 42: no record holds it, for FF is not UTF-8
+//!    0   4  mark FF 4E 47 42, which no record contains because FF is not valid UTF-8
 //!    4   4  crc32c of bytes 8..40
 //!    8   8  segment number
 //!   16   8  seq of the first record
@@ -41,17 +40,18 @@ use uuid::Uuid;
 pub(super) const HEADER: usize = 128;
 pub(super) const BATCH: usize = 40;
 pub(super) const FRAME: usize = 8;
-/// No record is longer; longer texts are cut before they are serialised.
+/// No record is longer; longer texts are truncated before they are serialised.
 pub(super) const MAX_RECORD: usize = 16 * 1024;
-/// More permits than this cannot be open at once.
+/// A header that lists more open permits than this is taken for corrupt.
 const MAX_OPEN: u32 = 1 << 20;
 const MAGIC: &[u8; 8] = b"NGJOURNL";
 const VERSION: u32 = 1;
 pub(super) const MARK: [u8; 4] = *b"\xffNGB";
 
-/// What is wrong with the bytes; the place is told by who read them.
+/// What is wrong with the bytes; the caller adds the file and the offset.
 pub(super) type Flaw = &'static str;
 
+/// The header of a segment with its list of open permits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     pub incarnation: Incarnation,
@@ -59,7 +59,7 @@ pub(super) struct SegmentHeader {
     pub first_seq: u64,
     /// Head of the chain before `first_seq`.
     pub prev: Digest,
-    /// Number of the segment that a fault ended; its records from `first_seq` on are void.
+    /// Number of the failed segment that this one replaces; that one's records from `first_seq` on are void.
     pub supersedes: Option<u64>,
     pub open: Vec<RequestId>,
 }
@@ -84,7 +84,7 @@ impl SegmentHeader {
         out
     }
 
-    /// Reads the fixed part; `rest(n)` is asked for the `n` bytes of open permits behind it.
+    /// Decodes the fixed part. `rest(n)` reads the `n` bytes of open permits behind it; `None` if the file ends before.
     pub fn decode<E>(
         fixed: &[u8; HEADER],
         rest: impl FnOnce(usize) -> Result<Option<Vec<u8>>, E>,
@@ -122,12 +122,13 @@ impl SegmentHeader {
         }))
     }
 
-    /// Where the first batch begins.
+    /// Length of the header with its open permits; there the first batch begins.
     pub fn len(&self) -> u64 {
         (HEADER + self.open.len() * 16) as u64
     }
 }
 
+/// The header of a batch; the fields are described above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchHeader {
     pub segment: u64,
@@ -151,7 +152,7 @@ impl BatchHeader {
         out
     }
 
-    /// `None` unless these are the bytes of a batch header of this segment.
+    /// Decodes a batch header; `None` if the bytes are none, or belong to another segment.
     pub fn decode(bytes: &[u8], segment: u64) -> Option<Self> {
         let bytes = bytes.get(..BATCH)?;
         if bytes[..4] != MARK || crc32c::crc32c(&bytes[8..]) != u32_at(bytes, 4) || u64_at(bytes, 8) != segment {
@@ -167,7 +168,7 @@ impl BatchHeader {
     }
 }
 
-/// Fills the eight bytes left free at `at` for the frame that ends with `out`.
+/// Fills in length and checksum of a frame: eight bytes were left free at `at`, and its record ends with `out`.
 pub(super) fn close_frame(out: &mut [u8], at: usize) {
     let length = ((out.len() - at - FRAME) as u32).to_le_bytes();
     let crc = frame_crc(length, &out[at + FRAME..]);

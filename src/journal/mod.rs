@@ -1,8 +1,9 @@
-//! The audit journal: a local, append-only, hash-chained spool of records, and the way from there to the database.
+//! The audit journal: a local, append-only, hash-chained spool of records, and the shipper that brings them to the
+//! database.
 //!
-//! A record is acknowledged when it is on disk, not before; what cannot be recorded is refused. Nothing here decides
-//! who may do what, and no other room writes these files. Checkpoints and the offline verifier work on what
-//! `read_dir` reads back: leaves and heads are all they need.
+//! A record is acknowledged only when it is on disk (fdatasync); a call that cannot be recorded is refused. No other room
+//! writes these files, and nothing here decides who may do what. `read_dir` reads the records back, each with its leaf
+//! and head.
 
 mod chain;
 mod disk;
@@ -50,21 +51,24 @@ use ticket::Opening;
 use watermark::Watermark;
 use writer::{LastWords, Writer};
 
-/// Events written in one batch at the start.
+/// The START record and the recovered outcomes are written in batches of this many events.
 const START_BATCH: usize = 256;
 
+/// Where the journal lies, and its limits.
 #[derive(Debug, Clone)]
 pub struct JournalSettings {
     pub dir: PathBuf,
-    /// Unshipped records may take this much.
+    /// Most bytes that unshipped records may take; from 95 % on, new records are refused.
     pub max_bytes: u64,
+    /// A batch that would make a segment longer goes into a new one.
     pub segment_bytes: u64,
-    /// A disk that takes longer is treated as broken.
+    /// A write that takes longer seals the journal as `Sealed::Hung` until the disk answers.
     pub sync_timeout: Duration,
+    /// Accept a file system that does not survive a restart, such as tmpfs.
     pub allow_volatile: bool,
 }
 
-/// What the record of the start says of this instance.
+/// What the START record says about this instance.
 #[derive(Debug, Clone)]
 pub struct StartFacts {
     pub environment: EnvironmentName,
@@ -72,20 +76,20 @@ pub struct StartFacts {
     pub instance: String,
 }
 
-/// What the start found.
+/// What `open_dir` found in the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
-    /// The incarnation before, its last seq and head.
+    /// Last record of an earlier incarnation: incarnation, seq and head; `None` if there is no record.
     pub after: Option<(Incarnation, u64, Digest)>,
-    /// Bytes of a torn tail that were cut off.
+    /// Bytes cut off as a torn tail.
     pub cut: u64,
-    /// Permits of earlier incarnations whose outcome is now recorded as unknown.
+    /// Permits of earlier incarnations that lacked an outcome and now have the outcome `unknown`.
     pub unknown: usize,
-    /// Records the database has not taken yet, those of this start included.
+    /// Records that are not in the database yet, those of this start included.
     pub unshipped: u64,
 }
 
-/// A handle; the journal closes when the last one goes, without a record of a stop.
+/// Handle to the journal; clones share it. Dropping the last one closes the journal without a STOP record.
 #[derive(Clone)]
 pub struct Journal(Arc<Handle>);
 
@@ -98,7 +102,7 @@ struct Handle {
 }
 
 impl Journal {
-    /// Locks the folder, recovers what is there, and begins a new incarnation. Blocks on the disk.
+    /// Locks the folder, recovers what is there, and begins a new incarnation. Blocks on disk I/O.
     pub fn open_dir(
         settings: JournalSettings,
         start: StartFacts,
@@ -108,7 +112,7 @@ impl Journal {
         Self::open_on(Arc::new(folder), &settings, start, Box::new(now))
     }
 
-    /// Records an event; durable when it returns. A permit goes through `open`.
+    /// Records an event and returns its seq once it is durable. A permit goes through `open` instead.
     pub async fn append(&self, event: Event) -> Result<u64, Sealed> {
         let began = self.0.shared.observer.get().map(|observe| (observe, Instant::now()));
         let seq = self.0.shared.append(&event)?.await?;
@@ -118,8 +122,9 @@ impl Journal {
         Ok(seq)
     }
 
-    /// Records a permit and keeps room for its outcome. The record names what was permitted and why, whatever
-    /// `decision` says of that; what comes back can be sent.
+    /// Records a permit, reserves room for its outcome, and returns the call as `Cleared`, which can be sent. Every field
+    /// of `decision` that the permit determines is overwritten from it, so the record cannot contradict what was
+    /// permitted.
     pub async fn open(&self, permit: Permit, decision: impl Into<Box<Decision>>) -> Result<Cleared, (Call, Sealed)> {
         let (mut decision, (call, basis)) = (decision.into(), permit.into_parts());
         decision.request = call.request;
@@ -139,6 +144,7 @@ impl Journal {
         self.clear(call, decision).await
     }
 
+    /// Appends the decision, waits until it is durable, and makes the call `Cleared`.
     async fn clear(&self, call: Call, decision: impl Into<Box<Decision>>) -> Result<Cleared, (Call, Sealed)> {
         let shared = &self.0.shared;
         let began = shared.observer.get().map(|observe| (observe, Instant::now()));
@@ -158,39 +164,42 @@ impl Journal {
         }
     }
 
+    /// The incarnation that this start began.
     pub fn incarnation(&self) -> Incarnation {
         self.0.incarnation
     }
 
+    /// Whether the journal takes records, and if not, why.
     pub fn state(&self) -> State {
         self.0.shared.state()
     }
 
-    /// Durable records that the database has not taken yet.
+    /// Durable records that are not in the database yet.
     pub fn unshipped(&self) -> u64 {
         self.0.shared.spool.records.load(Ordering::Relaxed)
     }
 
+    /// Bytes of those records on disk.
     pub fn unshipped_bytes(&self) -> u64 {
         self.0.shared.spool.bytes.load(Ordering::Relaxed)
     }
 
-    /// Why the database did not take the last batch; `None` once it took one.
+    /// Why shipping the last batch failed; `None` once a batch was shipped.
     pub fn ship_error(&self) -> Option<String> {
         locked(&self.0.shared.ship_error).clone()
     }
 
-    /// Records that were refused since the start.
+    /// Records refused since the start.
     pub fn refused(&self) -> u64 {
         self.0.shared.refused.load(Ordering::Relaxed)
     }
 
-    /// Calls that were cleared and have no outcome yet.
+    /// Calls that are `Cleared` or sent and have no outcome yet.
     pub fn open_calls(&self) -> usize {
         self.0.shared.queue.under_way()
     }
 
-    /// Since when the disk does not answer.
+    /// How long the current disk write has taken, if that is more than `sync_timeout`.
     pub fn hung_for(&self) -> Option<Duration> {
         let working = locked(&self.0.shared.working);
         working
@@ -199,12 +208,12 @@ impl Journal {
             .filter(|took| *took > self.0.shared.sync_timeout)
     }
 
-    /// Is told how long each append took, from the call to the durable record. Only the first observer is kept.
+    /// Calls `observe` with the duration of each append, until its record was durable. Only the first observer is kept.
     pub fn observe_appends(&self, observe: impl Fn(Duration) + Send + Sync + 'static) {
         _ = self.0.shared.observer.set(Box::new(observe));
     }
 
-    /// Resolves when every cleared call has its outcome.
+    /// Waits until every cleared call has its outcome.
     pub async fn all_closed(&self) {
         let shared = &self.0.shared;
         loop {
@@ -217,8 +226,8 @@ impl Journal {
         }
     }
 
-    /// Writes what is in line and the record of the stop, and takes no more. Returns when that is on disk, or cannot
-    /// be; waits as long as the disk does.
+    /// Refuses new records, writes everything queued and a STOP record, and returns when the writer thread has ended. It
+    /// has no time limit: a disk that hangs is waited for.
     pub async fn stop(&self) {
         let shared = &self.0.shared;
         let mut ended = std::pin::pin!(shared.end.notified());
@@ -307,6 +316,7 @@ impl Journal {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.queue.close();
+        // The writer thread is stuck in a disk operation; joining it could block for ever.
         if self.shared.state() == State::Sealed(Sealed::Hung) {
             return;
         }

@@ -1,5 +1,7 @@
-//! Between the callers and the one thread that writes: a bounded queue, gathered into groups that become durable
-//! together. Callers never block: what does not fit is refused at once.
+//! Group commit: the bounded queue between the callers and the writer thread, in batches that one sync makes durable.
+//!
+//! A push never blocks: an entry that does not fit is refused at once. Outcomes always fit, for their permits reserved
+//! the room.
 
 use super::error::Sealed;
 use crate::domain::RequestId;
@@ -15,15 +17,15 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 const GROUP_RECORDS: usize = 256;
 const GROUP_BYTES: usize = 1024 * 1024;
 
-/// While many wait, syncs begin this far apart for each who waited for the last one, up to the greatest gap: a sync that
-/// few share is dear, and with few waiting begins at once. So it does when all who shared the last one are back and no
-/// call is under way: then nobody is left to wait for.
+/// Group commit: the next sync begins this long after the last one for each waiter of that last batch, at most
+/// `GREATEST_GAP`, so that many callers share a sync while few hardly wait. The gap ends early when as many callers wait
+/// as shared the last batch and no cleared call is open: then nobody else is expected.
 const GAP_EACH: Duration = Duration::from_micros(100);
 const GREATEST_GAP: Duration = Duration::from_millis(2);
-/// Records nobody waits for may lie this long to ride along with the next that somebody does.
+/// Entries without a waiter (outcomes) stay queued at most this long, to share the sync of the next awaited entry.
 const LAZY: Duration = Duration::from_millis(5);
 
-/// What a record does to the permits that are open.
+/// What a record does to the set of open permits, those without an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Opens(RequestId),
@@ -31,17 +33,17 @@ pub(super) enum Mark {
     Plain,
 }
 
-/// One event on its way to disk.
+/// An event in the queue, serialised.
 pub(super) struct Entry {
     pub event: Vec<u8>,
     pub mark: Mark,
-    /// Bytes of the spool this entry was admitted with.
+    /// Spool bytes reserved for this entry when it was admitted.
     pub room: u64,
-    /// Somebody waits for it, and hears if it cannot be written.
+    /// A caller waits for this entry and is told if it cannot be written.
     pub awaited: bool,
 }
 
-/// Entries that become durable together.
+/// Entries that one sync makes durable.
 #[derive(Default)]
 pub(super) struct Batch {
     pub entries: Vec<Entry>,
@@ -53,41 +55,45 @@ pub(super) struct Batch {
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     bell: Condvar,
-    /// Calls that were sent and have no outcome yet.
+    /// Calls that were cleared and have no outcome yet.
     under_way: AtomicUsize,
 }
 
+/// The queue and what the writer thread is waiting for.
 #[derive(Default)]
 struct Inner {
     batches: VecDeque<Batch>,
     records: usize,
     bytes: usize,
+    /// Queued entries that have a waiter.
     awaited: usize,
-    /// How many waited for the batch before.
+    /// Waiters of the batch taken last.
     shared_by: u32,
-    /// Room of everything queued or being written.
+    /// Spool bytes reserved: by entries queued or being written, and for the outcomes of open permits.
     room: u64,
     rest: Rest,
     closing: bool,
 }
 
-/// What the writing thread sleeps for.
+/// What the writer thread waits for, so that others know when to wake it.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Rest {
+    /// Not waiting.
     #[default]
     Awake,
-    /// Until anything comes.
+    /// The queue is empty: until an entry is queued.
     Idle,
-    /// Until somebody waits, or a moment passes.
+    /// Only outcomes are queued: until an awaited entry comes, the first batch is full, or `LAZY` has passed.
     Lazy,
-    /// Until the gap is over, or a group is full.
+    /// Until the gap between syncs is over, the first batch is full, or nobody else is expected.
     Gap,
-    /// Until a moment passes or the journal closes.
+    /// The journal is sealed: until the pause is over or the journal closes.
     Sealed,
 }
 
 impl Queue {
-    /// Puts an entry in line. `room` decides, with the room of all others in the queue, whether it is admitted.
+    /// Queues an entry. `admit` is given the spool bytes reserved so far, and decides whether the spool has room for this
+    /// entry.
     pub fn push(&self, entry: Entry, admit: impl FnOnce(u64) -> Result<(), Sealed>) -> Result<Waiter, Sealed> {
         let mut inner = locked(&self.inner);
         if inner.closing {
@@ -106,7 +112,8 @@ impl Queue {
         Ok(waiter)
     }
 
-    /// The next batch for the writing thread; `None` when closed and empty. `last` is when the sync before it began.
+    /// The next batch for the writer thread; `None` once the queue is closed and empty. `last` is when the previous write
+    /// began.
     pub fn next(&self, last: Instant) -> Option<Batch> {
         let mut inner = locked(&self.inner);
         let gap = GREATEST_GAP.min(GAP_EACH * inner.shared_by);
@@ -130,7 +137,7 @@ impl Queue {
         inner.take()
     }
 
-    /// Sleeps, unless or until the journal closes; true if it does.
+    /// Sleeps for `pause` or until the queue is closed; true if it is closed.
     pub fn wait_out(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         let mut inner = locked(&self.inner);
@@ -143,8 +150,8 @@ impl Queue {
         }
     }
 
-    /// Fails everybody who waits in line, and tells how many records that were. What nobody waits for stays, after
-    /// that of a batch that could not be written.
+    /// Refuses every entry that has a waiter and returns how many those were. Entries without a waiter stay queued, in
+    /// order: first those of `unwritten`, the batch that could not be written.
     pub fn fail(&self, reason: &Sealed, unwritten: Vec<Entry>) -> u64 {
         let mut inner = locked(&self.inner);
         let batches = std::mem::take(&mut inner.batches);
@@ -155,7 +162,7 @@ impl Queue {
             inner.room -= entry.room;
             match entry.awaited {
                 true => refused += 1,
-                // This counts its room once more.
+                // `put` reserves its room once more.
                 false => _ = inner.put(entry),
             }
         }
@@ -166,25 +173,27 @@ impl Queue {
         refused
     }
 
-    /// Gives back room: of entries that are on disk and counted there, or of a permit that is closed.
+    /// Frees reserved room: of entries that are on disk and counted there, or of the outcome of a closed permit.
     pub fn release(&self, room: u64) {
         locked(&self.inner).room -= room;
     }
 
+    /// Spool bytes reserved at the moment.
     pub fn room(&self) -> u64 {
         locked(&self.inner).room
     }
 
+    /// Calls that were cleared and have no outcome yet.
     pub fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Acquire)
     }
 
-    /// A call is sent.
+    /// Counts a call that was cleared.
     pub fn departs(&self) {
         self.under_way.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A call has its outcome. Tells whether it was the last under way.
+    /// Counts a call that got its outcome; true if no other is open.
     pub fn arrives(&self) -> bool {
         let last = self.under_way.fetch_sub(1, Ordering::AcqRel) == 1;
         if last && locked(&self.inner).wakes(0) {
@@ -193,17 +202,18 @@ impl Queue {
         last
     }
 
-    /// Takes no more from now on.
+    /// Refuses new entries from now on; those queued are still written.
     pub fn close(&self) {
         locked(&self.inner).closing = true;
         self.bell.notify_one();
     }
 
-    /// Keeps room for outcomes of permits that were opened before this start.
+    /// Reserves room for the outcomes of permits that earlier incarnations left open.
     pub fn reserve(&self, room: u64) {
         locked(&self.inner).room += room;
     }
 
+    /// Waits on the condition variable, after noting for what.
     fn rest<'a>(&self, mut inner: MutexGuard<'a, Inner>, rest: Rest, left: Option<Duration>) -> MutexGuard<'a, Inner> {
         inner.rest = rest;
         let mut inner = match left {
@@ -243,11 +253,12 @@ impl Inner {
         Some(batch)
     }
 
-    /// Whether nobody comes soon who does not wait already.
+    /// Whether no further caller is expected: no call is open, and as many wait as shared the last batch.
     fn all_are_back(&self, under_way: usize) -> bool {
         under_way == 0 && self.awaited > 0 && self.awaited >= self.shared_by as usize
     }
 
+    /// Whether the writer thread must be woken; notes that it was, so that it is woken once.
     fn wakes(&mut self, under_way: usize) -> bool {
         let wakes = match self.rest {
             Rest::Awake | Rest::Sealed => false,
@@ -268,14 +279,15 @@ impl Batch {
     }
 }
 
-/// Those who wait for one batch.
+/// The waiters of one batch and the result they get.
 #[derive(Default)]
 pub(super) struct Group(Mutex<Seats>);
 
 #[derive(Default)]
 struct Seats {
-    /// Seq of the first record, once all are durable.
+    /// The batch's result: the seq of its first record once all are durable, or why it failed.
     verdict: Option<Result<u64, Sealed>>,
+    /// One slot for each entry that was polled or abandoned, by its index in the batch.
     seats: Vec<Seat>,
 }
 
@@ -284,19 +296,21 @@ enum Seat {
     #[default]
     Empty,
     Waiting(Waker),
+    /// The caller dropped its waiter before the result was known.
     Left,
 }
 
-/// How it went to tell those who waited.
+/// Which waiters `Group::finish` reached.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    /// All of them, but for these entries whose callers had gone.
+    /// All, except the waiters of these entries, which were dropped before.
     Except(Vec<usize>),
-    /// None: they had been told otherwise before.
+    /// None: the group had a result already, given by the watchdog.
     TooLate,
 }
 
 impl Group {
+    /// Sets the result and wakes the waiters; only the first result counts.
     pub fn finish(&self, verdict: Result<u64, Sealed>) -> Told {
         let mut seats = locked(&self.0);
         if seats.verdict.is_some() {
@@ -317,14 +331,14 @@ impl Group {
     }
 }
 
-/// Resolves to the record's seq when it is durable.
+/// A future that resolves to the record's seq when it is durable, or to the reason why it was refused.
 pub(super) struct Waiter {
     group: Arc<Group>,
     seat: usize,
 }
 
 impl Waiter {
-    /// The caller goes away. Tells what it would have heard, if that is known already; else the writer is told.
+    /// The caller gives up. Returns the result if it is known; otherwise the writer learns of it through `Told::Except`.
     pub fn leave(&self) -> Option<Result<u64, Sealed>> {
         let mut seats = locked(&self.group.0);
         if seats.verdict.is_none() {
@@ -364,7 +378,8 @@ impl Seats {
     }
 }
 
-/// A panic elsewhere leaves these values whole: each change is made in one go.
+/// Locks a mutex even if it is poisoned: every change under these locks is one step, so a panic leaves no half-made
+/// change.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -387,7 +402,7 @@ mod tests {
         }
     }
 
-    /// A queue of whose last batch as many were told.
+    /// A queue whose last batch had `MANY` waiters.
     fn told() -> Queue {
         let queue = Queue::default();
         push(&queue, MANY);
@@ -399,7 +414,7 @@ mod tests {
         queue.next(last).unwrap().entries.len()
     }
 
-    /// When the gap after it is not over for as long as the test runs.
+    /// A time so late that the gap after it outlasts the test.
     fn just_now() -> Instant {
         Instant::now() + Duration::from_secs(3_600)
     }

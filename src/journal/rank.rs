@@ -1,4 +1,4 @@
-//! Where the threads of the journal stand among others.
+//! The scheduling policy of the threads that write and ship records.
 
 use rustix::process::getpriority_process;
 use thread_priority::{
@@ -6,12 +6,13 @@ use thread_priority::{
     thread_native_id,
 };
 
-/// From now on the thread that calls this interrupts nobody by waking up: it takes its turn when the one that runs is
-/// done or its time is over. A sync wakes the journal several times, each time in the middle of somebody's call, and all of
-/// them wait for the sync anyway. Where a core is free nothing changes; where the system refuses, nothing does either.
+/// Gives the calling thread the policy `SCHED_BATCH`: when it wakes up, it no longer preempts the running thread but
+/// waits for its turn. A sync wakes the journal several times while other threads serve calls, and those calls wait for
+/// the sync anyway. With a core free this changes nothing; if the system refuses the policy, the thread keeps its old
+/// one.
 pub fn step_back() {
     let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
-    // The two are set together, and the niceness is to stay what the operator made it.
+    // One call sets policy and niceness, so look for the value that keeps the niceness the operator chose.
     let stays = |priority: &ThreadPriority| match (priority.to_posix(policy), getpriority_process(None)) {
         (Ok(one), Ok(other)) => one == other,
         _ => false,

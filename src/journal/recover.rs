@@ -1,6 +1,6 @@
-//! What a start finds in the folder: reads all of it, cuts a torn tail, and tells what the past left open.
+//! Recovery at the start: reads the whole folder, cuts off a torn tail, and finds the permits without an outcome.
 //!
-//! Refuses without having changed anything if an acknowledged record cannot be read back.
+//! If an acknowledged record cannot be read back, it fails and has changed nothing.
 
 use super::disk::Disk;
 use super::error::JournalError;
@@ -12,21 +12,22 @@ use crate::domain::{Decided, Digest, Incarnation, RequestId, SealedRecord};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The past, as it lies on disk.
+/// What recovery found in the folder.
 #[derive(Default)]
 pub(super) struct Past {
     pub shelf: Shelf,
-    /// The last record of all.
+    /// The last record of the folder: incarnation, seq and head.
     pub last: Option<(Incarnation, u64, Digest)>,
-    /// Bytes of a torn tail that were cut off.
+    /// Bytes cut off as a torn tail.
     pub cut: u64,
     /// Permits without an outcome.
     pub open: BTreeSet<RequestId>,
     pub watermark: Option<Watermark>,
-    /// Records the database has not taken, and their bytes.
+    /// Records that are not in the database yet, and their bytes.
     pub unshipped: (u64, u64),
 }
 
+/// Reads the folder, repairs its tail, and deletes temporary files.
 pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<Past, JournalError> {
     let mut walk = Walk::new(disk.clone())?;
     let mut past = Past {
@@ -75,6 +76,7 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<Past, JournalError> {
 }
 
 impl Past {
+    /// Counts the record if it is unshipped, and notes whether it opens or closes a permit.
     fn take(&mut self, record: &SealedRecord, shipped: bool) {
         if !shipped {
             self.unshipped.0 += 1;

@@ -1,6 +1,6 @@
-//! Reads segments back: one record after the other, each checked against its checksum and the chain.
+//! Reads a segment back record by record, and checks each record against its checksum and the chain.
 //!
-//! Says what it finds and where; whether that is a torn tail or damage is for `recover` and `read_dir` to judge.
+//! Reports what it finds and where; whether that is a torn tail or damage, `walk` decides.
 
 use super::chain::Chain;
 use super::disk::{Disk, DiskFile, read_up_to};
@@ -12,19 +12,19 @@ use std::path::PathBuf;
 
 const WINDOW: usize = 256 * 1024;
 
-/// A segment on disk.
+/// A segment on disk, known by its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Segment {
     pub name: String,
     pub header: SegmentHeader,
 }
 
-/// Names sort as their numbers do.
+/// The file name of a segment; names sort in the order of the numbers.
 pub(super) fn segment_name(number: u64) -> String {
     format!("{number:012}.seg")
 }
 
-/// All segments of the folder by number; one incarnation follows the other.
+/// All segments in the folder by number, each incarnation's together.
 pub(super) fn segments(disk: &dyn Disk) -> Result<Vec<Segment>, JournalError> {
     let mut names: Vec<_> = disk.list().map_err(in_file(disk, ""))?;
     names.retain(|name| name.ends_with(".seg"));
@@ -75,25 +75,25 @@ fn read_header(disk: &dyn Disk, name: String) -> Result<Segment, JournalError> {
     Ok(Segment { name, header })
 }
 
-/// What lies at the cursor.
+/// What the cursor found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Record(SealedRecord),
-    /// Nothing but zeros follows.
+    /// Only zeros follow.
     End,
-    /// Bytes that are no next record.
+    /// The bytes there are not the next record.
     Bad(Flaw),
 }
 
-/// Goes through one segment.
+/// Reads one segment from its beginning.
 pub(super) struct Cursor {
     file: Box<dyn DiskFile>,
     pub segment: u64,
     pub offset: u64,
     pub chain: Chain,
-    /// Every record below this seq was on disk, as the batch headers passed by say.
+    /// Every record below this seq was on disk, according to the batch headers read so far.
     pub durable: u64,
-    /// Of the current batch: records and bytes to come.
+    /// Records and bytes left in the current batch.
     left: (u32, u64),
     window: Vec<u8>,
     window_at: u64,
@@ -118,6 +118,7 @@ impl Cursor {
         })
     }
 
+    /// Reads the next record and moves past it, or says what lies there instead.
     pub fn step(&mut self) -> io::Result<Step> {
         if self.left.0 == 0
             && let Some(end) = self.enter_batch()?
@@ -149,12 +150,13 @@ impl Cursor {
         Ok(Step::Record(record))
     }
 
-    /// Forgets what was read ahead: the file may have grown since.
+    /// Drops what was read ahead, because the file may have grown since.
     pub fn refresh(&mut self) {
         self.window.clear();
     }
 
-    /// The highest durable seq that any later batch header of this segment names: looks at every byte from here on.
+    /// The highest `durable` in any batch header from here to the end of the segment; searches every byte for the batch
+    /// mark.
     pub fn witness(&mut self) -> io::Result<u64> {
         let mut durable = self.durable;
         let mut at = self.offset;
@@ -169,11 +171,12 @@ impl Cursor {
             if read < chunk.len() {
                 return Ok(durable);
             }
+            // Windows overlap, so that a header across their border is found.
             at += (chunk.len() - BATCH + 1) as u64;
         }
     }
 
-    /// How many bytes from here to the last one that is not zero.
+    /// Bytes from here to the last one that is not zero.
     pub fn remains(&self) -> io::Result<u64> {
         let mut at = self.offset;
         let mut last = at;
@@ -190,7 +193,7 @@ impl Cursor {
         }
     }
 
-    /// Ends the segment here for good.
+    /// Truncates the file at the cursor.
     pub fn cut(&self) -> io::Result<()> {
         match self.file.size()? > self.offset {
             true => self.file.cut(self.offset),
@@ -198,6 +201,7 @@ impl Cursor {
         }
     }
 
+    /// Reads a batch header, if one follows; otherwise says what does.
     fn enter_batch(&mut self) -> io::Result<Option<Step>> {
         let segment = self.segment;
         let Some(batch) = BatchHeader::decode(self.bytes(BATCH)?, segment) else {
@@ -215,6 +219,7 @@ impl Cursor {
         Ok(None)
     }
 
+    /// The end of the segment if only zeros follow, else this flaw.
     fn end_or(&mut self, flaw: Flaw) -> io::Result<Step> {
         Ok(match self.remains()? {
             0 => Step::End,
@@ -222,7 +227,7 @@ impl Cursor {
         })
     }
 
-    /// `size` bytes at the offset, or as many as there are.
+    /// The next `size` bytes, or fewer at the end of the file.
     fn bytes(&mut self, size: usize) -> io::Result<&[u8]> {
         if self.at(size).len() < size {
             self.window.resize(WINDOW, 0);

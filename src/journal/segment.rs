@@ -1,15 +1,16 @@
-//! The segment being written: made so that it is whole or not there, filled from front to back.
+//! The segment being written: created atomically under a temporary name, then appended to.
 
 use super::disk::{Disk, DiskFile, write_whole};
 use super::format::SegmentHeader;
 use super::scan::{Segment, segment_name};
 use std::io;
 
-/// Zeros are written this far ahead, so that most syncs find their blocks allocated and the file's size unchanged. That
-/// halves what a sync costs. At its fastest a journal comes this far in some thirty of them.
+/// Zeros are written this far ahead, so that most syncs find the blocks allocated and the file size unchanged, which
+/// halves the cost of a sync. At full speed the journal uses this much in about thirty syncs.
 const AHEAD: usize = 2 * 1024 * 1024;
 static ZEROS: [u8; AHEAD] = [0; AHEAD];
 
+/// The open segment; `written` is where data and zeros end.
 pub(super) struct Active {
     file: Box<dyn DiskFile>,
     pub number: u64,
@@ -19,7 +20,7 @@ pub(super) struct Active {
 }
 
 impl Active {
-    /// Written, synced and named before it is used.
+    /// Writes the header to a temporary file, syncs it, renames it, and syncs the folder.
     pub fn create(disk: &dyn Disk, header: SegmentHeader, limit: u64) -> io::Result<(Self, Segment)> {
         let name = segment_name(header.number);
         let temporary = format!("{name}.tmp");
@@ -36,7 +37,7 @@ impl Active {
         Ok((active, Segment { name, header }))
     }
 
-    /// Appends a batch and makes it durable. After an error this segment must not be touched again.
+    /// Appends a batch and syncs it. After an error this segment must not be touched again.
     pub fn append(&mut self, batch: &[u8]) -> io::Result<()> {
         let end = self.offset + batch.len() as u64;
         if end > self.written {
@@ -48,12 +49,12 @@ impl Active {
         Ok(())
     }
 
-    /// Whether the batch still belongs into this segment. A fresh one takes any.
+    /// Whether the batch fits under the size limit. A fresh segment is given any batch.
     pub fn has_room(&self, batch: usize) -> bool {
         self.offset + batch as u64 <= self.limit
     }
 
-    /// Gives back the blocks written ahead; harmless if it fails.
+    /// Cuts off the zeros written ahead. An error is harmless: readers take trailing zeros for the end.
     pub fn trim(&self) {
         let _ = self.file.cut(self.offset);
     }
@@ -71,7 +72,7 @@ impl Active {
         let zeros = usize::try_from(self.limit.saturating_sub(end)).unwrap_or(AHEAD).min(AHEAD);
         match write_whole(&*self.file, &ZEROS[..zeros], end) {
             Ok(()) => self.written = end + zeros as u64,
-            // No room for zeros may still be room for the batch.
+            // A disk too full for the zeros may still have room for the batch.
             Err(error) if is_full(&error) => self.written = end,
             Err(error) => return Err(error),
         }

@@ -1,6 +1,6 @@
-//! What the callers, the writing thread, its watchdog and the shipper have in common.
+//! State shared by the callers, the writer thread, its watchdog and the shipper.
 //!
-//! Here it is decided whether a record is let in, and what state the journal is in. Nothing here touches the disk.
+//! Decides whether a record is admitted and which state the journal is in. Does no disk I/O.
 
 use super::error::{Sealed, State};
 use super::fit;
@@ -13,11 +13,11 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Bytes of the spool that each open permit keeps free for its outcome.
+/// Spool bytes reserved for the outcome of each open permit.
 pub(super) const OUTCOME_ROOM: u64 = 2_048;
-/// So many characters of an outcome's detail fit into that room, however they are escaped.
+/// Most characters of an outcome's detail, so that the record fits into `OUTCOME_ROOM` however JSON escapes them.
 const OUTCOME_DETAIL: usize = 200;
-/// What a frame, an envelope and a share of the batch header add to an event, at most.
+/// Most bytes that the frame, the envelope and a share of the batch header add to an event.
 const OVERHEAD: u64 = 256;
 
 pub(super) type Clock = Box<dyn Fn() -> Timestamp + Send + Sync>;
@@ -30,25 +30,28 @@ pub(super) struct Shared {
     pub clock: Clock,
     pub max_bytes: u64,
     pub sync_timeout: Duration,
-    /// Why nothing can be written now.
+    /// Why the journal is sealed, if a fault sealed it.
     pub fault: Mutex<Option<Sealed>>,
+    /// Whether `fault` is set; read without its lock.
     pub faulty: AtomicBool,
-    /// Above 95 % until below 80 %.
+    /// Set when the spool is above 95 % of `max_bytes`, cleared below 80 %.
     pub full: AtomicBool,
-    /// The disk operation under way: when it began, and who waits for it.
+    /// The write in progress: when it began, and the waiters of its batch.
     pub working: Mutex<Option<(Instant, Arc<Group>)>>,
     pub refused: AtomicU64,
     pub all_closed: Notify,
+    /// The shipper found nothing to ship and waits for `shipper`.
     pub shipper_waits: AtomicBool,
     pub shipper: Notify,
     pub ship_error: Mutex<Option<String>>,
     pub observer: OnceLock<Observer>,
-    /// The journal closes in good order, with a record of it.
+    /// `Journal::stop` was called: the writer thread ends with a STOP record.
     pub stopping: AtomicBool,
     ended: AtomicBool,
     pub end: Notify,
-    /// The watchdog sleeps until there is work to watch.
+    /// The watchdog's thread, parked while no write is in progress.
     watchdog: OnceLock<Thread>,
+    /// The watchdog is parked or about to be, so the next write must unpark it.
     dozing: AtomicBool,
 }
 
@@ -79,7 +82,7 @@ impl Shared {
         }
     }
 
-    /// Puts an event in line; the waiter tells when it is durable.
+    /// Queues an event; the waiter resolves when it is durable.
     pub fn append(&self, event: &Event) -> Result<Waiter, Sealed> {
         let mark = mark(event);
         let bytes = fit::serialise(event);
@@ -90,7 +93,7 @@ impl Shared {
             mark,
             room: match mark {
                 Mark::Opens(_) => frame + OUTCOME_ROOM,
-                // Its permit reserved it.
+                // The permit reserved this room.
                 Mark::Closes(_) => 0,
                 Mark::Plain => frame,
             },
@@ -107,7 +110,7 @@ impl Shared {
         result
     }
 
-    /// Records how a permit ended; its room was reserved, so only a closed journal refuses.
+    /// Queues the outcome of a permit. Its room was reserved, so only a closed journal refuses it.
     pub fn close(&self, mut outcome: Outcome) {
         if let Some(detail) = &mut outcome.detail {
             fit::cut(detail, OUTCOME_DETAIL);
@@ -117,7 +120,7 @@ impl Shared {
         }
     }
 
-    /// The permit's record is durable, but the call was not sent and never will be.
+    /// Records `aborted` for a permit whose record is durable but whose call was not and will not be sent.
     pub fn close_unsent(&self, request: RequestId, detail: &str) {
         self.close(Outcome {
             at: (self.clock)(),
@@ -133,6 +136,7 @@ impl Shared {
         });
     }
 
+    /// The journal's state; see the chart at `State`.
     pub fn state(&self) -> State {
         if self.faulty.load(Ordering::Acquire)
             && let Some(fault) = locked(&self.fault).clone()
@@ -149,6 +153,7 @@ impl Shared {
         }
     }
 
+    /// Refuses records for this reason until `unseal`.
     pub fn seal(&self, reason: Sealed) {
         *locked(&self.fault) = Some(reason);
         self.faulty.store(true, Ordering::Release);
@@ -159,13 +164,14 @@ impl Shared {
         *locked(&self.fault) = None;
     }
 
-    /// The disk answered after all.
+    /// Ends the state `Hung`, because the disk answered after all.
     pub fn unseal_if_hung(&self) {
         if self.faulty.load(Ordering::Acquire) && *locked(&self.fault) == Some(Sealed::Hung) {
             self.unseal();
         }
     }
 
+    /// Notes that a write began, and wakes the watchdog.
     pub fn begin_work(&self, at: Instant, group: Arc<Group>) {
         *locked(&self.working) = Some((at, group));
         if self.dozing.swap(false, Ordering::AcqRel)
@@ -175,7 +181,7 @@ impl Shared {
         }
     }
 
-    /// The watchdog's thread: frees those who wait when the disk does not answer in time.
+    /// Body of the watchdog thread: refuses the waiters of a write that takes longer than `sync_timeout`.
     pub fn watch(&self) {
         self.watchdog.get_or_init(std::thread::current);
         let pause = (self.sync_timeout / 4).max(Duration::from_millis(1));
@@ -198,7 +204,7 @@ impl Shared {
             return;
         };
         let group = group.clone();
-        // Under the lock, so that the writer unseals after this and not before.
+        // Sealed while `working` is locked: the writer clears `working` before it unseals, so it cannot unseal first.
         let known = *locked(&self.fault) == Some(Sealed::Hung);
         self.seal(Sealed::Hung);
         drop(working);
@@ -209,7 +215,7 @@ impl Shared {
         self.fail_waiting(&Sealed::Hung, Vec::new());
     }
 
-    /// The writing thread is done.
+    /// Called when the writer thread ends: stops the watchdog and wakes `Journal::stop`.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         if let Some(watchdog) = self.watchdog.get() {
@@ -222,12 +228,13 @@ impl Shared {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Tells everybody who waits in line no. What nobody waits for stays, after that of a batch that was not written.
+    /// Refuses every queued entry that has a waiter and counts the refusals; see `Queue::fail`.
     pub fn fail_waiting(&self, reason: &Sealed, unwritten: Vec<Entry>) {
         let refused = self.queue.fail(reason, unwritten);
         self.refused.fetch_add(refused, Ordering::Relaxed);
     }
 
+    /// Notes that a cleared call got its outcome.
     pub fn ticket_closed(&self) {
         if self.queue.arrives() {
             self.all_closed.notify_waiters();
@@ -250,6 +257,7 @@ impl Shared {
         self.spool.bytes.load(Ordering::Relaxed) + queued
     }
 
+    /// Full above 95 %, and then until the spool is below 80 %, so that the state does not flap.
     fn is_full(&self, used: u64) -> bool {
         let percent = match self.full.load(Ordering::Relaxed) {
             true => 80,
@@ -261,6 +269,7 @@ impl Shared {
     }
 }
 
+/// What this event does to the set of open permits.
 pub(super) fn mark(event: &Event) -> Mark {
     match event {
         Event::Decision(decision) if decision.decision == Decided::Allow => Mark::Opens(decision.request),

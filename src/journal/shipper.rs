@@ -1,5 +1,7 @@
-//! Brings durable records to the database, in order, each exactly once: reads them back from the segments, inserts
-//! idempotently, then advances the watermark. Sleeps while there is nothing new, so that an idle database may sleep too.
+//! Ships durable records to the database in order: reads them from the segments, inserts them idempotently, then advances
+//! the watermark. A batch may be sent twice; each record arrives once.
+//!
+//! Waits for new records without polling the database, so that an idle one can suspend.
 
 use super::Journal;
 use super::disk::Disk;
@@ -16,17 +18,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// A batch ends at this many records or bytes.
 const ROWS: usize = 2_000;
 const BYTES: usize = 2 * 1024 * 1024;
-/// Between the batches of a backlog, so that it does not take the processor from the calls that make it.
+/// Pause between the batches of a backlog, so that shipping leaves the CPU to the calls.
 const REST: Duration = Duration::from_millis(200);
-/// After the first new record, others may join it for this long.
+/// After the first new record the shipper waits this long, so that more records share the batch.
 const LINGER: Duration = Duration::from_millis(200);
+/// First and longest pause after a failed batch.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
-/// A database that does not answer for so long is asked anew; what it did is then unknown, and does not matter.
+/// After this long without an answer the batch is sent again. Whether the database committed it is unknown, and does not
+/// matter: the insert is idempotent.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Ships until it is told to stop, and then what is left.
+/// Ships until it is stopped, then makes one attempt to ship what is left.
 pub struct Shipper {
     disk: Arc<dyn Disk>,
     shared: Arc<Shared>,
@@ -34,7 +39,7 @@ pub struct Shipper {
     feed: Option<Feed>,
 }
 
-/// Records that are on their way, and where the watermark stands once they have arrived.
+/// A batch of records, and the watermark to store once it is shipped.
 type Parcel = (Arc<[SealedRecord]>, Option<Watermark>);
 
 impl Shipper {
@@ -48,7 +53,7 @@ impl Shipper {
         }
     }
 
-    /// Brings every record to the store. When stopped, makes one more attempt with what is there and returns.
+    /// Ships every record to the store. When stopped, makes one more attempt and returns.
     pub async fn run(self, store: Store, stop: CancellationToken) {
         let ship = move |records: Arc<[SealedRecord]>| {
             let store = store.clone();
@@ -64,7 +69,7 @@ impl Shipper {
     {
         let mut pause = BACKOFF[0];
         loop {
-            // Asked before: what was recorded up to the stop is to be in this attempt.
+            // Read first: the attempt after the stop must include everything recorded before it.
             let last = stop.is_cancelled();
             match self.ship_all(&mut ship, &stop).await {
                 Ok(()) => {
@@ -94,7 +99,7 @@ impl Shipper {
         }
     }
 
-    /// Ships until there is nothing more.
+    /// Ships batch after batch until none is left.
     async fn ship_all<F, S>(&mut self, ship: &mut F, stop: &CancellationToken) -> Result<(), String>
     where
         F: FnMut(Arc<[SealedRecord]>) -> S,
@@ -111,7 +116,7 @@ impl Shipper {
                     self.rest(stop).await;
                 }
                 failed => {
-                    // What was read is to be read again.
+                    // The batch must be read again.
                     self.feed = None;
                     return Err(match failed {
                         Ok(Err(error)) => error,
@@ -122,6 +127,7 @@ impl Shipper {
         }
     }
 
+    /// Reads the next batch from disk.
     async fn load(&mut self) -> Result<Parcel, String> {
         let shared = self.shared.clone();
         let mut feed = self
@@ -137,6 +143,7 @@ impl Shipper {
         Ok((records.into(), mark))
     }
 
+    /// Accounts for a shipped batch, stores the watermark, and deletes segments that are no longer needed.
     async fn shipped(&mut self, records: &[SealedRecord], mark: Option<Watermark>) -> Result<(), String> {
         let spool = &self.shared.spool;
         spool.records.fetch_sub(records.len() as u64, Ordering::Relaxed);
@@ -151,7 +158,7 @@ impl Shipper {
         stored.await
     }
 
-    /// Takes its time with a backlog, unless it fills the spool or all is to end.
+    /// Pauses before the next batch of a backlog, unless the backlog takes a quarter of the spool or shipping is to stop.
     async fn rest(&self, stop: &CancellationToken) {
         let spool = &self.shared.spool;
         let fills = spool.bytes.load(Ordering::Relaxed) > self.shared.max_bytes / 4;
@@ -164,7 +171,7 @@ impl Shipper {
         }
     }
 
-    /// Resolves a little after there is something to ship.
+    /// Waits until there is something to ship, and a little longer if that is less than a batch.
     async fn something_new(&self) {
         let shared = &self.shared;
         shared.shipper_waits.store(true, Ordering::SeqCst);
@@ -178,7 +185,7 @@ impl Shipper {
     }
 }
 
-/// Disk work, away from the threads that serve.
+/// Runs disk work on tokio's blocking threads.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, JournalError> + Send + 'static) -> Result<T, String> {
     let done = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?;
     done.map_err(|error| match std::error::Error::source(&error) {

@@ -1,4 +1,4 @@
-//! Which segment holds which record, over all incarnations in the folder; and reading them in order for the shipper.
+//! The index of segments over all incarnations in the folder, and the reader that gives the shipper its records in order.
 
 use super::disk::Disk;
 use super::error::{Damage, JournalError};
@@ -11,21 +11,22 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The segments in the folder, by number.
+/// What lies in the folder, and how much of it is durable and unshipped.
 pub(super) struct Spool {
     disk: Arc<dyn Disk>,
     shelf: Mutex<Shelf>,
-    /// Records of the running incarnation below this seq are durable.
+    /// Records of the running incarnation with a seq below this are durable.
     pub durable: AtomicU64,
-    /// Durable records that the database has not taken, and their bytes.
+    /// Durable records that are not in the database yet, and their bytes.
     pub records: AtomicU64,
     pub bytes: AtomicU64,
 }
 
+/// The segments by number, with the ends of past incarnations.
 #[derive(Default)]
 pub(super) struct Shelf {
     pub segments: Vec<Segment>,
-    /// Where each incarnation of the past ends: seq after its last record.
+    /// Where each past incarnation ends: the seq after its last record.
     pub ends: Vec<(Incarnation, u64)>,
 }
 
@@ -44,7 +45,7 @@ impl Spool {
         locked(&self.shelf).segments.push(segment);
     }
 
-    /// Removes segments whose every record lies below the watermark; never the newest.
+    /// Deletes the segments whose records are all below the watermark; never the newest one.
     pub fn drop_shipped(&self, mark: &Watermark) -> Result<(), JournalError> {
         let gone: Vec<String> = {
             let mut shelf = locked(&self.shelf);
@@ -60,13 +61,14 @@ impl Spool {
         }
     }
 
-    /// The segment that holds this record, and the seq below which the next ones are there too; equal: not there yet.
+    /// The segment that holds the record at this position, and the seq before which its durable records end. If that seq
+    /// is the position itself, the record is not durable yet.
     fn find(&self, at: &Watermark) -> Option<(Segment, u64)> {
         let shelf = locked(&self.shelf);
         let mut end = shelf
             .end(at.incarnation)
             .unwrap_or_else(|| self.durable.load(Ordering::Acquire));
-        // The highest number wins: it supersedes what lower ones hold from its first seq on.
+        // The highest number counts: a segment supersedes what lower ones hold from its first seq on.
         for segment in shelf
             .segments
             .iter()
@@ -81,7 +83,7 @@ impl Spool {
         None
     }
 
-    /// Where the incarnation after this one begins; `None` if this one still runs or is unknown.
+    /// The first position of the next incarnation; `None` if this one still runs or is unknown.
     fn after(&self, incarnation: Incarnation) -> Option<Watermark> {
         let shelf = locked(&self.shelf);
         shelf.end(incarnation)?;
@@ -96,6 +98,7 @@ impl Spool {
         })
     }
 
+    /// The position of the oldest record in the folder.
     fn first(&self) -> Option<Watermark> {
         let shelf = locked(&self.shelf);
         shelf.segments.first().map(|segment| Watermark {
@@ -135,12 +138,13 @@ impl Shelf {
     }
 }
 
-/// Reads durable records in order, from the watermark on.
+/// Reads durable records in order, starting at the watermark.
 pub(super) struct Feed {
     spool: Arc<Spool>,
     cursor: Option<Cursor>,
-    /// Records below this seq are in the cursor's segment.
+    /// Records below this seq can be read at the cursor.
     until: u64,
+    /// The next record to read; `None`: the oldest one.
     at: Option<Watermark>,
 }
 
@@ -155,7 +159,8 @@ impl Feed {
         }
     }
 
-    /// The next records, as many as there are and fit; and where the watermark is once they are shipped.
+    /// Reads records until there are `rows` of them or `bytes` is reached, and returns the watermark to store once they
+    /// are shipped.
     pub fn read(&mut self, rows: usize, bytes: usize) -> Result<(Vec<SealedRecord>, Option<Watermark>), JournalError> {
         let mut records = Vec::new();
         let mut size = 0;
@@ -194,7 +199,8 @@ impl Feed {
         }
     }
 
-    /// Has the cursor in this segment, seeing all that is there now.
+    /// Opens the cursor in this segment. If it is there already, it drops what it read ahead, so that it sees new
+    /// records.
     fn turn_to(&mut self, segment: &Segment) -> Result<(), JournalError> {
         let disk = &*self.spool.disk;
         let before = self.cursor.as_mut();
@@ -217,7 +223,7 @@ impl Feed {
     }
 }
 
-/// The record of this seq, which is known to be durable.
+/// Reads the record with this seq. It is known to be durable, so anything else is damage.
 fn read_on(disk: &dyn Disk, cursor: &mut Cursor, seq: u64) -> Result<SealedRecord, JournalError> {
     let name = segment_name(cursor.segment);
     loop {
@@ -237,7 +243,7 @@ fn read_on(disk: &dyn Disk, cursor: &mut Cursor, seq: u64) -> Result<SealedRecor
     }
 }
 
-/// What a record takes of the spool: its bytes and its frame.
+/// The spool bytes that a record takes: itself and its frame.
 pub(super) fn cost(record: &SealedRecord) -> u64 {
     (FRAME + record.bytes.len()) as u64
 }

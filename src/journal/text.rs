@@ -1,11 +1,11 @@
-//! The JSON of the two events that every call leaves, written member by member: what serde writes, in a fraction of its time.
-//! A test holds that both say the same, byte for byte.
+//! The JSON of the two events that every call records, decision and outcome, written field by field: the bytes that serde
+//! writes, in a fraction of its time. A property test compares the two.
 
 use crate::domain::{Decision, Digest, Event, GrantUsed, Outcome, RequestId, Who};
 use serde::Serialize;
 use uuid::fmt::Hyphenated;
 
-/// The event as JSON.
+/// The event as JSON; the rarer events go through serde.
 pub(super) fn json(event: &Event) -> Vec<u8> {
     let mut text = Text(Vec::with_capacity(1_024));
     match event {
@@ -139,7 +139,7 @@ impl Text {
         self.member("}");
     }
 
-    /// Punctuation and the name of the next member.
+    /// Writes the punctuation and the name before the next value.
     fn member(&mut self, name: &'static str) -> &mut Self {
         self.0.extend_from_slice(name.as_bytes());
         self

@@ -1,4 +1,5 @@
-//! A permit on its way: cleared once its record is durable, and bound to leave an outcome however it ends.
+//! A permit from its record to its outcome: `Cleared` once the record is durable, a `Ticket` once the call is sent.
+//! Exactly one outcome is recorded, however the call ends.
 
 use super::error::Sealed;
 use super::queue::Waiter;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-/// A permitted call whose record is on disk. Only this can be sent; dropped, it leaves the outcome `aborted`.
+/// A permitted call whose record is on disk: the only thing that can be sent. Dropped unsent, it records `aborted`.
 pub struct Cleared {
     call: Call,
     ticket: Ticket,
@@ -28,23 +29,24 @@ impl Cleared {
         Self { call, ticket, seq }
     }
 
+    /// The permitted call.
     pub fn call(&self) -> &Call {
         &self.call
     }
 
-    /// Seq of the record of the decision.
+    /// Seq of the decision's record.
     pub fn seq(&self) -> u64 {
         self.seq
     }
 
-    /// The last step before the first byte goes out. From here on the call may have been executed.
+    /// Splits off the call to be sent. From here on the server may have executed it.
     pub fn into_sending(self) -> (Call, Ticket) {
         let Self { call, mut ticket, .. } = self;
         ticket.sent = Some(Instant::now());
         (call, ticket)
     }
 
-    /// The grant is gone at the last look: nothing is sent.
+    /// Gives the call up unsent, because the recheck found its grant gone, and records `aborted`.
     pub fn abort(self, detail: impl Into<String>) -> Call {
         let Self { call, ticket, .. } = self;
         ticket.close(Closing {
@@ -55,20 +57,21 @@ impl Cleared {
     }
 }
 
-/// What is known when a call has ended.
+/// How a call ended, for its outcome record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closing {
     pub ending: Ending,
     pub detail: Option<String>,
-    /// HTTP status of the server.
+    /// HTTP status of the server's answer.
     pub status: Option<u16>,
-    /// The result said `isError`, or was a JSON-RPC error.
+    /// Whether the answer was a result with `isError` or a JSON-RPC error; `None` if no answer was due or none came.
     pub tool_error: Option<bool>,
     /// Bytes of the answer.
     pub bytes: u64,
 }
 
 impl Closing {
+    /// An outcome of which only the ending is known.
     pub fn of(ending: Ending) -> Self {
         Self {
             ending,
@@ -80,7 +83,7 @@ impl Closing {
     }
 }
 
-/// A sent call's claim to an outcome. Dropped, it leaves `client_closed`.
+/// A sent call that still owes an outcome record. Dropped, it records `client_closed`.
 pub struct Ticket {
     request: RequestId,
     shared: Arc<Shared>,
@@ -89,11 +92,12 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// The id that links the outcome to its decision.
     pub fn request(&self) -> RequestId {
         self.request
     }
 
-    /// Records the outcome; waits for nothing.
+    /// Queues the outcome; does not wait until it is durable.
     pub fn close(mut self, closing: Closing) {
         self.record(closing);
     }
@@ -135,7 +139,7 @@ impl Drop for Ticket {
     }
 }
 
-/// Waits for the record of a permit. Dropped before it is told, the permit is closed as never sent.
+/// Waits until a permit's record is durable. If the caller drops it earlier, the permit is closed as never sent.
 pub(super) struct Opening {
     waiter: Waiter,
     shared: Arc<Shared>,

@@ -1,8 +1,8 @@
-//! Goes through the whole folder in order and judges what it finds: every record, torn tail, or damage.
+//! Reads the whole folder in order and judges what it finds: records, a torn tail, or damage. Changes nothing on disk.
 //!
 //! Only the last segment may have a torn tail, and only after the last record known to be durable: the one that a batch
-//! header, a later segment's header, the START of the next incarnation or the watermark names. Anything else that
-//! cannot be read back was acknowledged, and that is damage. Changes nothing on disk.
+//! header, a later segment's header, the START of the next incarnation or the watermark names. Records up to there were
+//! acknowledged; if one of them cannot be read back, that is damage.
 
 use super::disk::{Disk, Folder};
 use super::error::{Damage, JournalError};
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The records of a journal folder in order, read only; another process may be writing it. After an error nothing follows.
+/// Reads the records of a journal folder in order; another process may be writing it. Nothing follows an error.
 pub fn read_dir(dir: &Path) -> Result<impl Iterator<Item = Result<SealedRecord, JournalError>>, JournalError> {
     let folder = Folder::look(dir).map_err(|source| JournalError::Folder {
         dir: dir.to_owned(),
@@ -29,21 +29,22 @@ pub fn read_dir(dir: &Path) -> Result<impl Iterator<Item = Result<SealedRecord, 
     }))
 }
 
+/// Reads all segments of a folder in order.
 pub(super) struct Walk {
     disk: Arc<dyn Disk>,
     pub segments: Vec<Segment>,
     pub watermark: Option<Watermark>,
     index: usize,
-    /// In the segment of `index`.
+    /// Open in the segment of `index`.
     cursor: Option<Cursor>,
-    /// Incarnations gone through: seq after the last record, and the head there.
+    /// The incarnations read so far: the seq after the last record, and the head there.
     pub ends: Vec<(Incarnation, u64, Digest)>,
 }
 
 impl Walk {
     pub fn new(disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
-        // A writer may be at work: what was shipped before the folder is listed bounds what must be there, and
-        // what was shipped after it bounds what may be missing.
+        // A writer may be running, so the watermark is read twice. The older one, from before the folder is listed, says
+        // which records must be there; the newer one says which segments may be missing.
         let load = || Watermark::load(&*disk).map_err(in_file(&*disk, watermark::NAME));
         let watermark = load()?;
         let segments = segments(&*disk)?;
@@ -58,6 +59,7 @@ impl Walk {
         })
     }
 
+    /// The next record; `None` at the end of the last segment.
     pub fn next(&mut self) -> Result<Option<SealedRecord>, JournalError> {
         while let Some(segment) = self.segments.get(self.index) {
             let mut cursor = match self.cursor.take() {
@@ -65,6 +67,7 @@ impl Walk {
                 None => self.enter(segment)?,
             };
             let limit = self.limit();
+            // If the next segment supersedes this one, the records from `limit` on are void and not read.
             let full = limit == Some(cursor.chain.next);
             let step = match full && self.segments[self.index + 1].header.supersedes.is_some() {
                 true => Step::End,
@@ -95,12 +98,13 @@ impl Walk {
         Ok(None)
     }
 
-    /// Where the last segment ends, once everything was read.
+    /// The cursor at the end of the last segment, once everything was read.
     pub fn tail(self) -> Option<(Cursor, Segment)> {
         let last = self.segments.into_iter().next_back()?;
         Some((self.cursor?, last))
     }
 
+    /// Opens a segment, which must continue the chain of the one before it.
     fn enter(&self, segment: &Segment) -> Result<Cursor, JournalError> {
         let cursor = Cursor::open(&*self.disk, segment).map_err(in_file(&*self.disk, &segment.name))?;
         let continues = match self.ends.last() {
@@ -119,14 +123,14 @@ impl Walk {
         }
     }
 
-    /// Where the next segment of the same incarnation takes over.
+    /// The seq from which the next segment of the same incarnation takes over.
     fn limit(&self) -> Option<u64> {
         let here = self.segments[self.index].header.incarnation;
         let next = self.segments.get(self.index + 1)?;
         (next.header.incarnation == here).then_some(next.header.first_seq)
     }
 
-    /// Whether the segment may end where it does.
+    /// Fails if a record that was acknowledged is missing at the end of this segment.
     fn check_end(&self, cursor: &mut Cursor, step: Step, limit: Option<u64>) -> Result<(), JournalError> {
         let segment = &self.segments[self.index];
         let end = cursor.chain.next;
@@ -158,6 +162,7 @@ impl Walk {
         }
     }
 
+    /// Notes where the incarnation ends so far.
     fn leave(&mut self, cursor: &Cursor) {
         let end = (cursor.chain.incarnation, cursor.chain.next, cursor.chain.head);
         match self.ends.last_mut().filter(|(incarnation, ..)| *incarnation == end.0) {
@@ -166,7 +171,7 @@ impl Walk {
         }
     }
 
-    /// A START names the end of the last incarnation that had records.
+    /// Checks that a START names the last record of the last incarnation that has records.
     fn check_start(&self, segment: &Segment, record: &SealedRecord) -> Result<(), JournalError> {
         let after = glance(record).and_then(|glance| glance.after);
         let before = self
@@ -197,7 +202,7 @@ impl Walk {
     }
 }
 
-/// Segments go only after they were shipped, lowest first: what is missing in front must lie below the watermark.
+/// Segments are deleted from the lowest on, and only once shipped: those missing in front must lie below the watermark.
 fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Watermark>) -> Result<(), JournalError> {
     let Some(first) = segments.first() else {
         return match shipped {
@@ -225,7 +230,7 @@ fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Waterm
     }
 }
 
-/// What recovery needs to know of a record.
+/// The fields of a record that recovery and `check_start` need.
 #[derive(Debug, Deserialize)]
 pub(super) struct Glance {
     pub request: Option<RequestId>,

@@ -1,7 +1,7 @@
-//! How far the database has taken the journal: one small file with two slots, written in turn.
+//! The shipper's watermark, up to which the database has the records: a small file with two slots, written in turn.
 //!
-//! In place and not by renaming, for a full disk must not keep the shipper from making room. A slot torn by a crash does
-//! not match its checksum; then the other one holds, and what was shipped since is shipped again.
+//! It is written in place rather than renamed, so that a full disk cannot keep the shipper from making room. A slot torn
+//! by a crash fails its checksum; then the other slot counts, and the records since are shipped again.
 
 use super::disk::{Disk, read_up_to, replace, write_whole};
 use super::format::{array_at, u32_at, u64_at};
@@ -11,7 +11,7 @@ use std::io;
 pub(super) const NAME: &str = "shipped";
 const MAGIC: &[u8; 8] = b"NGSHIPD1";
 const SLOT: usize = 64;
-/// On different pages.
+/// Offsets of the slots, on different pages so that a torn write hits only one.
 const SLOTS: [usize; 2] = [0, 4_096];
 
 /// Every record of earlier incarnations, and every record of this one below `next`, is in the database.
@@ -22,12 +22,12 @@ pub(super) struct Watermark {
 }
 
 impl Watermark {
-    /// `None` if nothing was ever shipped, or the file does not say.
+    /// The newest valid slot; `None` if nothing was shipped yet or no slot is valid.
     pub fn load(disk: &dyn Disk) -> io::Result<Option<Self>> {
         Ok(read(disk)?.map(|(_, mark)| mark))
     }
 
-    /// Makes sure of the file, so that later there is nothing to allocate.
+    /// Creates the file in its full size, so that `store` has nothing to allocate.
     pub fn prepare(disk: &dyn Disk) -> io::Result<()> {
         match disk.open(NAME) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => replace(disk, NAME, &[0; SLOTS[1] + SLOT]),
@@ -35,6 +35,7 @@ impl Watermark {
         }
     }
 
+    /// Overwrites the older slot and syncs it.
     pub fn store(&self, disk: &dyn Disk) -> io::Result<()> {
         let round = read(disk)?.map_or(0, |(round, _)| round) + 1;
         let file = disk.open(NAME)?;

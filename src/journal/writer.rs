@@ -1,7 +1,8 @@
-//! The one thread that writes: takes what is queued, appends it, syncs, tells those who wait.
+//! The writer thread: takes a batch from the queue, appends it to the segment, syncs, and wakes the waiters.
 //!
-//! A segment in which a write or sync failed is never synced again. Its unacknowledged records go into a fresh segment
-//! that supersedes it; if that fails too, the journal is sealed and the callers are told that nothing was recorded.
+//! A segment in which a write or sync failed is never synced again: after a failed fsync Linux marks the pages clean, so
+//! the next sync would report success without writing them. The unacknowledged records go into a fresh segment that
+//! supersedes the failed one; if that fails too, the journal is sealed and the callers learn that nothing was recorded.
 
 use super::chain::Chain;
 use super::disk::Disk;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Between two attempts to write again.
+/// First and longest pause between two attempts to write while the journal is sealed.
 const PROBE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 pub(super) struct Writer {
@@ -27,13 +28,15 @@ pub(super) struct Writer {
     pub segment_bytes: u64,
     chain: Chain,
     active: Option<Active>,
-    /// The segment that the next one supersedes.
+    /// The failed segment, which the next one supersedes.
     poisoned: Option<u64>,
     next_number: u64,
+    /// Permits without an outcome; every segment header lists them.
     open: BTreeSet<RequestId>,
+    /// The encoded batch, and how many records it holds.
     bytes: Vec<u8>,
     records: u32,
-    /// When the last write began.
+    /// When the last write began; the gap between syncs counts from here.
     began: Instant,
 }
 
@@ -61,7 +64,7 @@ impl Writer {
         }
     }
 
-    /// Until the journal is closed and everything in line is written; the record of the stop is the last.
+    /// Runs until the queue is closed and everything in it is written. After `Journal::stop`, a STOP record is the last.
     pub fn run(mut self) {
         let mut sealed = false;
         loop {
@@ -90,7 +93,7 @@ impl Writer {
         }
     }
 
-    /// Writes these events at once, past the queue.
+    /// Writes these events at once, without the queue; nobody waits for them.
     pub fn write_directly(&mut self, events: &[Event]) -> io::Result<()> {
         let entries = events.iter().map(|event| Entry {
             event: fit::serialise(event),
@@ -113,7 +116,7 @@ impl Writer {
         }
     }
 
-    /// False if it could not be written, and those who waited were told so.
+    /// Writes a batch and wakes its waiters; false if it could not be written, in which case they were refused.
     fn commit(&mut self, batch: Batch) -> bool {
         let before = self.chain.clone();
         self.encode(&batch.entries);
@@ -135,6 +138,7 @@ impl Writer {
         }
     }
 
+    /// Encodes the entries as a batch into `self.bytes`, and advances the chain.
     fn encode(&mut self, entries: &[Entry]) {
         self.bytes.clear();
         self.bytes.resize(BATCH, 0);
@@ -147,7 +151,7 @@ impl Writer {
         }
     }
 
-    /// Brings the encoded batch to disk, into a fresh segment if the present one is full or fails.
+    /// Brings the encoded batch to disk, in a fresh segment if the current one is full or fails.
     fn put(&mut self, before: &Chain) -> io::Result<()> {
         let fits = |active: &mut Active| active.has_room(self.bytes.len());
         if let Some(mut active) = self.active.take_if(|active| fits(active)) {
@@ -191,6 +195,7 @@ impl Writer {
         active.append(&self.bytes)
     }
 
+    /// Creates the next segment, which supersedes a failed one.
     fn fresh(&mut self, before: &Chain) -> io::Result<Active> {
         let number = self.next_number;
         self.next_number += 1;
@@ -207,7 +212,7 @@ impl Writer {
         Ok(active)
     }
 
-    /// The batch is on disk: publish it, and account for it.
+    /// Accounts for a batch that is on disk, and lets the shipper see it.
     fn settle(&mut self, before: &Chain, entries: &[Entry]) {
         let shared = &self.shared;
         let mut released = 0;
@@ -228,6 +233,8 @@ impl Writer {
         shared.queue.release(released);
     }
 
+    /// Wakes the waiters of a durable batch. A permit whose caller is gone, or was refused by the watchdog, is closed as
+    /// unsent.
     fn tell(&self, first: u64, batch: Batch) {
         let unsent = match batch.group.finish(Ok(first)) {
             Told::Except(left) => left,
@@ -241,6 +248,7 @@ impl Writer {
         self.shared.unseal_if_hung();
     }
 
+    /// Seals the journal and refuses everybody who waits.
     fn give_up(&mut self, error: io::Error, batch: Batch) {
         let reason = Sealed::Fault(error.to_string().into());
         tracing::error!(%error, "the journal cannot write and is sealed");
@@ -249,7 +257,7 @@ impl Writer {
         self.shared.fail_waiting(&reason, batch.entries);
     }
 
-    /// Tries again and again to write that the journal was sealed; false if it closes before that is on disk.
+    /// Retries until a record of the unsealing is on disk, then unseals; false if the journal closes before that.
     fn probe(&mut self) -> bool {
         let mut pause = PROBE[0];
         loop {
@@ -277,7 +285,8 @@ impl Writer {
     }
 }
 
-/// Whatever happens to the thread, nobody waits for ever.
+/// Dropped when the writer thread ends, even by a panic: refuses everybody who still waits, so that nobody waits for
+/// ever.
 pub(super) struct LastWords(pub Arc<Shared>);
 
 impl Drop for LastWords {

@@ -1,4 +1,5 @@
-//! The bounded table of callers and their tools, in shards by caller: one short lock covers everything of one caller.
+//! The bounded table of counters per caller and per tool of a caller. It is sharded by caller, so that one short lock
+//! covers everything of one caller.
 
 use super::PrincipalKey;
 use super::rate::Tat;
@@ -8,22 +9,24 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-/// One tool of one caller; the tool as a hash under this process's own key.
+/// One tool of one caller; `tool` is a hash with a random key of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ToolKey {
     pub(super) who: PrincipalKey,
     pub(super) tool: u64,
 }
 
+/// The rate counter and the running calls of one caller or server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     pub(super) tat: Tat,
     pub(super) in_flight: usize,
 }
 
-/// No room for a new key.
+/// The table has no room for a new key.
 pub(super) struct Full;
 
+/// The table; `len` counts callers and tools together.
 pub(super) struct Keys {
     shards: Vec<Mutex<Maps>>,
     len: AtomicUsize,
@@ -36,7 +39,7 @@ struct Maps {
     tools: HashMap<ToolKey, Tat>,
 }
 
-/// Everything of the callers of one shard, locked.
+/// A locked shard, with everything of its callers.
 pub(super) struct Shard<'a> {
     maps: MutexGuard<'a, Maps>,
     keys: &'a Keys,
@@ -65,7 +68,7 @@ impl Keys {
         }
     }
 
-    /// One shard at a time; callers of the others go on.
+    /// Removes idle counters, one shard at a time, so that callers of the other shards go on.
     pub(super) fn sweep(&self, now: Nanos) {
         for shard in &self.shards {
             let mut maps = super::lock(shard);
@@ -79,6 +82,7 @@ impl Keys {
         }
     }
 
+    /// Counts `wanted` new keys if there is room for them.
     fn reserve(&self, wanted: usize) -> Result<(), Full> {
         let more = |len: usize| len.checked_add(wanted).filter(|len| *len <= self.max);
         match self.len.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
@@ -97,7 +101,7 @@ impl Shard<'_> {
         self.maps.tools.get(&key).copied().unwrap_or(Tat::NEW)
     }
 
-    /// Both or none: room for new keys is taken before anything is written.
+    /// Stores both counters or none: room for new keys is reserved before anything is written.
     pub(super) fn put(&mut self, who: PrincipalKey, counters: Counters, tool: Option<(ToolKey, Tat)>) -> Result<(), Full> {
         let new_principal = !self.maps.principals.contains_key(&who);
         let new_tool = tool.is_some_and(|(key, _)| !self.maps.tools.contains_key(&key));
@@ -136,7 +140,7 @@ impl Maps {
     }
 }
 
-/// A flood leaves a large empty table behind; one no larger than a few pages is not worth the copy.
+/// Shrinks the large empty table that a flood leaves behind; one of a few pages is not worth the copy.
 fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     if map.capacity() > 256 && map.capacity() / 4 > map.len() {
         map.shrink_to(map.len() * 2);

@@ -1,5 +1,6 @@
-//! How much a caller may ask of whom: rates by governor, and calls at once. All or nothing: a refused call leaves every
-//! counter as it was. In memory of this instance only; a reload makes a new `Limits` and keeps nothing of the old one.
+//! Rate limits per caller, per tool of a caller and per server, and limits on concurrent calls per caller and per server.
+//! All or nothing: a refused call changes no counter. Counters live in this process; a reload builds a new `Limits` and
+//! starts from zero.
 
 mod keys;
 mod rate;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What counters are kept by: a hash of issuer and subject as they were proved, never anything a client merely says.
+/// The key of a caller's counters: a hash of the proved issuer and subject, never of anything the client merely claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PrincipalKey([u8; 16]);
 
@@ -31,29 +32,29 @@ impl PrincipalKey {
     }
 }
 
-/// Everything in the configuration that is no usable limit, all at once.
+/// All unusable limits in the configuration, reported together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct BadLimits(pub Vec<String>);
 
-/// Counters of every caller, tool and server.
+/// The limits of this instance, with the counters of every caller, tool and server.
 pub struct Limits<C: Clock = MonotonicClock> {
     clock: C,
-    /// Not before the start of any limiter below, so that what is old by it is old by theirs.
+    /// Taken after the limiters below started, so a counter that is idle by this clock is idle by theirs.
     start: C::Instant,
     keys: Arc<Keys>,
     hasher: RandomState,
     per_principal: Option<Limit<C>>,
     per_tool: Option<Limit<C>>,
     servers: HashMap<ServerName, Server<C>>,
-    /// In place of a server, for what none is asked for.
+    /// Stands in for the server of messages that Guardian answers itself.
     nobody: Server<C>,
     max_concurrency_per_principal: usize,
-    /// When a full table was last swept by a call, in nanoseconds since `start`, plus one; 0: never.
+    /// When a call last swept the full table: nanoseconds since `start`, plus one; 0: never.
     swept: AtomicU64,
 }
 
-/// What one server has of its own.
+/// The limits and counters of one server.
 struct Server<C: Clock> {
     limit: Option<Limit<C>>,
     tools: HashMap<ToolName, Limit<C>>,
@@ -61,14 +62,14 @@ struct Server<C: Clock> {
     counters: Arc<Mutex<Counters>>,
 }
 
-/// The slots of one admitted call; dropping it frees them.
+/// The concurrency slots of one admitted call; dropping it frees them.
 #[must_use = "dropping it frees the slots of the call"]
 pub struct Admission {
     keys: Arc<Keys>,
     server: Arc<Mutex<Counters>>,
     who: PrincipalKey,
     tool: Option<ToolKey>,
-    /// What the call took of each counter, in nanoseconds of its limit.
+    /// What the call took from each rate counter, in nanoseconds.
     taken: Taken,
 }
 
@@ -79,17 +80,18 @@ struct Taken {
     server: u64,
 }
 
-/// A full table is swept by calls at most this often; until then new keys are refused at once.
+/// Calls sweep a full table at most this often; in between, new keys are refused at once.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 impl Limits {
+    /// Builds the limits on the monotonic clock.
     pub fn new(config: &LimitsConfig, servers: &[ServerConfig]) -> Result<Self, BadLimits> {
         Self::with_clock(config, servers, MonotonicClock)
     }
 }
 
 impl<C: Clock + Clone> Limits<C> {
-    /// The same on a clock that can be held still.
+    /// The same, on a clock that tests can hold still.
     pub fn with_clock(config: &LimitsConfig, servers: &[ServerConfig], clock: C) -> Result<Self, BadLimits> {
         let mut problems = Vec::new();
         let mut limit = |rate, name: String, whose: &str| match Limit::new(rate, whose, &clock) {
@@ -165,8 +167,8 @@ impl<C: Clock + Clone> Limits<C> {
 }
 
 impl<C: Clock> Limits<C> {
-    /// Takes one call from every counter that applies, or nothing from any. `tool` is one the catalogue knows, or `None`
-    /// for a message that calls none.
+    /// Takes one call from every counter that applies, or from none. `tool` is in the catalogue, or `None` if the message
+    /// calls no tool.
     pub fn admit(&self, who: PrincipalKey, server: &ServerName, tool: Option<&ToolName>) -> Result<Admission, Box<Refusal>> {
         let Some(ahead) = self.servers.get(server) else {
             return Err(Box::new(Reason::UnknownServer.into()));
@@ -182,21 +184,22 @@ impl<C: Clock> Limits<C> {
         self.counted(who, ahead, tool)
     }
 
-    /// The same for a message that is answered here: only the caller's own counters apply.
+    /// The same for a message that Guardian answers itself: only the caller's own counters apply.
     pub fn admit_caller(&self, who: PrincipalKey) -> Result<Admission, Box<Refusal>> {
         self.counted(who, &self.nobody, None)
     }
 
-    /// Forgets every counter that says no more than a new one would. For a timer.
+    /// Removes every counter that equals a new one. A timer calls this.
     pub fn sweep(&self) {
         self.keys.sweep(self.elapsed());
     }
 
-    /// Counters held of callers and their tools; never more than `max_keys`.
+    /// How many counters of callers and their tools are held; never more than `max_keys`.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
 
+    /// Tries to admit the call, and once more if the table was full and could be swept.
     fn counted(
         &self,
         who: PrincipalKey,
@@ -210,7 +213,7 @@ impl<C: Clock> Limits<C> {
         })
     }
 
-    /// Every check is made before any counter changes, under the locks of all of them, taken in this one order.
+    /// Makes every check before any counter changes. It holds the locks of all counters, taken in this order everywhere.
     fn attempt(
         &self,
         who: PrincipalKey,
@@ -256,7 +259,8 @@ impl<C: Clock> Limits<C> {
         })
     }
 
-    /// Whether the full table was swept now; a flood of new callers must not make every call walk it.
+    /// Sweeps the full table, unless that was done within `SWEEP_PAUSE`: a flood of new callers must not make every call
+    /// walk it. True if it swept.
     fn sweep_when_due(&self) -> bool {
         let now = self.elapsed().as_u64() + 1;
         let last = self.swept.load(Ordering::Relaxed);
@@ -278,13 +282,14 @@ impl<C: Clock> Limits<C> {
 }
 
 impl Admission {
-    /// For a call that was admitted but never sent, because the journal refused it: gives back what it took. One interval
-    /// off the theoretical arrival time undoes one call, exactly so unless the counter has been full again in between.
+    /// Returns what an admitted call took, if the journal refused it and it was never sent. One interval less in the
+    /// theoretical arrival time undoes one call, exactly unless the counter has become idle since.
     pub fn give_back(self) {
         let mut shard = self.keys.shard(self.who);
         shard.give_back(self.who, self.taken.principal, self.tool.map(|key| (key, self.taken.tool)));
         let mut server = lock(&self.server);
         server.tat = server.tat.minus(self.taken.server);
+        // `Drop` takes the locks again.
         drop(server);
         drop(shard);
     }
@@ -306,7 +311,7 @@ impl std::fmt::Debug for Admission {
 
 enum NotAdmitted {
     Refused(Box<Refusal>),
-    /// No room for a new counter.
+    /// The table has no room for a new counter.
     Full,
 }
 
@@ -328,7 +333,7 @@ impl From<Full> for NotAdmitted {
     }
 }
 
-/// The limits asked so far: every one of them is asked, so that the wait told is long enough for all.
+/// The verdicts of all limits: none is skipped, so that the wait told to the client is long enough for every one.
 #[derive(Default)]
 struct Trial {
     wait: Option<Duration>,
@@ -336,7 +341,7 @@ struct Trial {
 }
 
 impl Trial {
-    /// The counter as it would be after this call; unchanged if there is no limit or it refuses.
+    /// The counter's state after this call; unchanged if there is no limit or the limit refuses.
     fn take<C: Clock>(&mut self, limit: Option<&Limit<C>>, tat: Tat) -> Tat {
         let Some(limit) = limit else { return tat };
         match limit.take(tat) {

@@ -1,4 +1,5 @@
-//! One rate: governor's GCRA over a counter that the caller holds, so that several can be tried before any is changed.
+//! One rate limit: governor's GCRA over a counter that the caller holds, so that several limits can be tried before any
+//! counter changes.
 
 use crate::config::Rate;
 use governor::clock::Clock;
@@ -12,15 +13,15 @@ use std::hash::{Hash, Hasher};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// A counter: the theoretical arrival time of the next call, in nanoseconds since its limit was made.
+/// A counter: the theoretical arrival time (TAT) of the next call, in nanoseconds since its limit was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Tat(u64);
 
 impl Tat {
-    /// Never used.
+    /// A counter never used.
     pub(super) const NEW: Tat = Tat(0);
 
-    /// Whether it says no more than a new one would.
+    /// Whether it equals a new counter: its arrival time has passed.
     pub(super) fn is_idle(self, now: Nanos) -> bool {
         self.0 <= now.as_u64()
     }
@@ -30,6 +31,7 @@ impl Tat {
     }
 }
 
+/// A configured rate, as a GCRA limiter.
 pub(super) struct Limit<C: Clock> {
     limiter: RateLimiter<Held, InHeld, C, NoOpMiddleware<C::Instant>>,
     clock: C,
@@ -38,7 +40,7 @@ pub(super) struct Limit<C: Clock> {
 }
 
 impl<C: Clock> Limit<C> {
-    /// One call from the counter: its next state, or how long to wait.
+    /// Takes one call from the counter: its next state, or how long to wait.
     pub(super) fn take(&self, tat: Tat) -> Result<Tat, Duration> {
         let held = Held(Cell::new(tat.0));
         match self.limiter.check_key(&held) {
@@ -47,19 +49,20 @@ impl<C: Clock> Limit<C> {
         }
     }
 
-    /// What one call takes, in nanoseconds.
+    /// How much one call takes from a counter, in nanoseconds.
     pub(super) fn interval(&self) -> u64 {
         self.interval
     }
 }
 
 impl<C: Clock + Clone> Limit<C> {
+    /// `whose` names the limit's subject in messages.
     pub(super) fn new(rate: Rate, whose: &str, clock: &C) -> Result<Self, &'static str> {
         let count = NonZeroU32::new(rate.rate).ok_or("`rate` must be at least 1")?;
         let burst = NonZeroU32::new(rate.burst.unwrap_or(rate.rate)).ok_or("`burst` must be at least 1")?;
         let interval = rate.per.0 / count.get();
         let quota = Quota::with_period(interval).ok_or("`per` is too short for so many calls")?;
-        // governor multiplies these without a check.
+        // governor multiplies the two without checking for overflow.
         if interval.as_nanos() * u128::from(burst.get()) > LONGEST.as_nanos() {
             return Err("`per` is too long");
         }
@@ -78,10 +81,10 @@ impl<C: Clock> fmt::Display for Limit<C> {
     }
 }
 
-/// A burst may take this long to fill again.
+/// Longest time in which a used-up burst refills.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
-/// governor's key is here the counter itself, a copy that is kept or thrown away.
+/// governor's state key, used to hold the counter itself: a copy that is kept or thrown away.
 #[derive(Clone, PartialEq, Eq)]
 struct Held(Cell<u64>);
 

@@ -1,8 +1,9 @@
-//! URLs, origins, hosts and addresses as the checks judge them. Nothing is resolved or connected to.
+//! Checks of URLs, origins, hosts and addresses. Resolves no name and opens no connection.
 
 use http::Uri;
 use std::net::IpAddr;
 
+/// `https`, with a host and without user name, path, query or fragment.
 pub(super) fn public_url(url: &str) -> Result<(), &'static str> {
     let uri: Uri = url.parse().map_err(|_| "it is not a URL")?;
     let authority = uri.authority().ok_or("it names no host")?;
@@ -28,6 +29,7 @@ pub(super) fn secure_url(url: &str) -> Result<(), &'static str> {
     }
 }
 
+/// A scheme and an authority, as browsers send it, without a wildcard.
 pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else {
         return false;
@@ -43,7 +45,7 @@ pub(super) fn is_loopback_host(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host_ip(host).is_some_and(|ip| ip.is_loopback())
 }
 
-/// `host:port` without the port.
+/// The host of `host:port`.
 pub(super) fn host_of(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
@@ -55,6 +57,7 @@ pub(super) fn host_ip(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
+/// Loopback, private, link-local, shared (100.64.0.0/10) and unspecified addresses.
 pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
@@ -65,7 +68,7 @@ pub(super) fn is_private(ip: IpAddr) -> bool {
     }
 }
 
-/// Link-local addresses, where clouds keep their metadata, and those that name no single machine.
+/// Addresses that no MCP server has: link-local ones, where clouds serve their metadata, and those of no single machine.
 pub(super) fn is_never_a_server(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast(),

@@ -1,6 +1,7 @@
-//! What types cannot say: values that are each well formed and together make no sense, or make an unsafe proxy.
+//! Checks what types cannot express: values that are each valid, but contradict each other or make an unsafe proxy.
 //!
-//! Looks at values alone: no file, no network, no clock. What only the running rooms can find out, they report.
+//! Looks only at values: no file, no network, no clock. What only shows at run time is reported by the room that meets
+//! it.
 
 mod address;
 mod peers;
@@ -15,7 +16,7 @@ use secrecy::ExposeSecret;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Everything wrong or doubtful, in no particular order.
+/// All errors and warnings, in no particular order.
 pub fn check(config: &Config) -> Vec<Problem> {
     let mut found = Vec::new();
     listen(&config.listen, &mut found);
@@ -130,6 +131,7 @@ fn admin(config: &Config, found: &mut Vec<Problem>) {
     }
 }
 
+/// Whether two listeners would bind the same port.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }

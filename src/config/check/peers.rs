@@ -1,4 +1,4 @@
-//! Issuers and servers: whom Guardian believes and whom it calls.
+//! Checks of issuers and servers: whose tokens Guardian accepts, and which servers it calls.
 
 use super::super::document::join;
 use super::super::model::*;
@@ -13,10 +13,10 @@ use secrecy::ExposeSecret;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Names that principals without an issuer go by.
+/// The issuer names of API keys and client certificates, which no configured issuer may use.
 const RESERVED_ALIASES: [&str; 2] = ["guardian", "certificate"];
 
-/// Headers that belong to the exchange itself, so no credential can travel in them.
+/// Headers that the HTTP or MCP exchange itself uses, so a credential cannot be sent in them.
 const TAKEN_HEADERS: [&str; 15] = [
     "accept",
     "accept-encoding",
@@ -273,7 +273,7 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
     }
 }
 
-/// What a program is given: nothing that belongs to a URL, and an environment that one can have.
+/// Checks a server that is started as a program: no setting meant for URLs, and an environment that can be set.
 fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     let name = &server.name;
     if server.command[0].is_empty() || server.command.iter().any(|word| word.contains('\0')) {
@@ -312,12 +312,13 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<P
     }
 }
 
-/// Values such as `test` or `default` are fine for most variables.
+/// Whether a variable's name suggests a secret. For others, values such as `test` or `default` are fine.
 fn sounds_secret(variable: &str) -> bool {
     let name = variable.to_ascii_uppercase();
     ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.contains(word))
 }
 
+/// Checks that a server with a URL has no settings meant for programs.
 fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     for (key, given) in [
         ("env", !server.env.is_empty()),

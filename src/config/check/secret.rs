@@ -1,9 +1,9 @@
-//! Secrets that are not: values out of examples, and URLs of databases, which hold one. Repeats none of them.
+//! Finds placeholders given as secrets, and checks database URLs, which contain a password. Messages never repeat either.
 
 use super::super::problem::Problem;
 use super::address::{host_of, is_loopback_host};
 
-/// Values that stand in examples; whoever starts with one has forgotten to set a secret.
+/// Values from examples: whoever starts with one of them forgot to set the secret.
 const PLACEHOLDERS: [&str; 20] = [
     "changeme",
     "change-me",
@@ -27,7 +27,7 @@ const PLACEHOLDERS: [&str; 20] = [
     "secretkey",
 ];
 
-/// Never repeats the URL: it holds a password.
+/// Checks a database URL. Its messages never repeat it, because it holds a password.
 pub(super) fn database_url(key: &str, url: &str, found: &mut Vec<Problem>) {
     let Some(rest) = ["postgres://", "postgresql://"]
         .iter()
@@ -70,6 +70,7 @@ pub(super) fn placeholder(key: &str, what: &str) -> Problem {
     Problem::error(key, format!("{what} is a placeholder, not a secret")).help("set the real one by `${VAR}` or a `…_file`")
 }
 
+/// Whether the value looks like one to be replaced.
 pub(super) fn is_placeholder(secret: &str) -> bool {
     let plain = secret.trim().to_lowercase();
     let bracketed = plain.starts_with('<') && plain.ends_with('>');

@@ -1,4 +1,4 @@
-//! A power cut at every operation of a busy run: whatever was acknowledged is there, and the chain holds.
+//! A power cut at every disk operation of a busy run: every acknowledged record survives, and the chain holds.
 
 use super::super::{Closing, Journal, State, Ticket};
 use super::simulated::{Fate, Simulated};
@@ -9,8 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Notes one after the other and at once, permits with and without an end, over several segments. Ends early when
-/// the disk is gone. Returns the calls that are still open.
+/// Writes notes one by one and concurrently, and permits with and without an outcome, over several segments. Stops early
+/// when the disk is gone. Returns the calls that are still open.
 async fn busy(journal: &Journal) -> Vec<Ticket> {
     let mut open = Vec::new();
     for round in 0..2 {
@@ -51,7 +51,7 @@ async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     outputs.into_iter().flatten().collect()
 }
 
-/// From this operation on nothing reaches the disk. Tells how many there were.
+/// Every operation after the first `operations` fails. Returns the count of operations.
 fn gone_after(disk: &Simulated, operations: usize) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
@@ -62,7 +62,7 @@ fn gone_after(disk: &Simulated, operations: usize) -> Arc<AtomicUsize> {
     count
 }
 
-/// Runs until the disk is gone after so many operations. The records that were durable by then.
+/// Runs until the disk fails after so many operations. Returns the records that were durable by then, and the count.
 async fn run_until_gone(disk: &Simulated, operations: usize) -> (BTreeMap<(String, u64), SealedRecord>, usize) {
     let count = gone_after(disk, operations);
     let Ok((journal, _)) = open_with(disk, &settings()) else {
@@ -89,7 +89,7 @@ async fn a_power_cut_at_any_operation_loses_nothing_that_was_acknowledged() {
     let mut operations = 0;
     loop {
         let disk = Simulated::new();
-        // A first life, so that there is a past to recover.
+        // An earlier incarnation, so that there is something to recover.
         let (journal, _) = open(&disk);
         journal.append(note("earlier")).await.unwrap();
         drop(journal);

@@ -1,4 +1,4 @@
-//! Torn tails and flipped bits: what may be cut, and what must be refused.
+//! Torn tails and flipped bits: what recovery may cut off, and what it must refuse.
 
 use super::super::disk::Disk;
 use super::super::{Journal, JournalError};
@@ -6,7 +6,7 @@ use super::simulated::Simulated;
 use super::{note, open, open_with, read, records, segment_names, settings};
 use crate::domain::SealedRecord;
 
-/// Three batches of one note each behind the START, all in one segment, as a killed process leaves them.
+/// The START and three batches of one note each, all in one segment, as a killed process leaves them.
 async fn written() -> (Simulated, Vec<SealedRecord>) {
     let disk = Simulated::new();
     let (journal, _) = open(&disk);
@@ -39,7 +39,7 @@ fn with(disk: &Simulated, name: &str, bytes: &[u8]) -> Simulated {
     copy
 }
 
-/// Where the batch of each record begins, and where the last one ends.
+/// Where each batch begins, and where the last one ends.
 fn batches(bytes: &[u8]) -> Vec<usize> {
     let marks = bytes
         .windows(4)

@@ -1,4 +1,4 @@
-//! Disks that refuse, lie short, fill up or hang.
+//! Disks that fail, write short, fill up or hang.
 
 use super::super::{Closing, Sealed, State};
 use super::simulated::{Fate, Op, Simulated};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-/// The next operation of this kind on a segment fails so; later ones work.
+/// The next operation of this kind on a segment meets this fate; later ones work.
 fn fail_once(disk: &Simulated, on: Op, fate: fn() -> Fate) {
     let mut done = false;
     disk.script(move |op, name| {
@@ -83,7 +83,7 @@ async fn a_disk_that_stays_broken_seals_the_journal_until_it_works_again() {
     assert_eq!(disk.broken_rules(), Vec::<String>::new());
 }
 
-/// The disk answers syncs of segments only when told to. Returns how many wait, and who lets them go.
+/// Syncs of segments block until the sender sends or is dropped. Returns the count of blocked syncs, and the sender.
 fn hang(disk: &Simulated) -> (Arc<AtomicUsize>, mpsc::Sender<()>) {
     let waiting = Arc::new(AtomicUsize::new(0));
     let (go, gone) = mpsc::channel();
@@ -91,7 +91,7 @@ fn hang(disk: &Simulated) -> (Arc<AtomicUsize>, mpsc::Sender<()>) {
     disk.script(move |op, name| {
         if op == Op::Sync && name.contains(".seg") {
             count.fetch_add(1, Ordering::SeqCst);
-            // An error means that the test is over.
+            // An error means that the sender is gone: the test lets the disk go on.
             _ = gone.recv();
         }
         Fate::Works

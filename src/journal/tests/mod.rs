@@ -1,4 +1,6 @@
-//! The journal on a simulated disk: what crashes, faults and slow disks do to it, and what they must not do.
+//! The journal on a simulated disk: what it must survive when the machine crashes, or the disk fails, fills up or hangs.
+//!
+//! These tests look inside the room; `tests/rooms/journal.rs` uses its public side on a real disk.
 
 mod crashes;
 mod damage;
@@ -106,7 +108,7 @@ fn allow(number: u128) -> Decision {
     }
 }
 
-/// Everything in the folder, and why it ends if it does not end well.
+/// All records in the folder, and the error that ended the reading, if one did.
 fn read(disk: &Simulated) -> (Vec<SealedRecord>, Option<JournalError>) {
     let mut records = Vec::new();
     let mut walk = match Walk::new(Arc::new(disk.clone())) {
@@ -151,7 +153,7 @@ fn segment_names(disk: &Simulated) -> Vec<String> {
     names
 }
 
-/// A small generator for the tests' choices: the same seed, the same choices.
+/// A small random generator: the same seed makes the same choices.
 struct Dice(u64);
 
 impl Dice {
@@ -164,7 +166,7 @@ impl Dice {
     }
 }
 
-/// Waits for something another thread does, and that nothing announces.
+/// Waits for a change made by another thread that sends no signal.
 async fn until(mut holds: impl FnMut() -> bool) {
     while !holds() {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Every permit ends in exactly one outcome, whatever becomes of its caller.
+//! Every permit ends in exactly one outcome, even if its caller disappears.
 
 use super::super::{Closing, Journal, Sealed, Ticket, fit};
 use super::simulated::{Fate, Op, Simulated};
@@ -65,7 +65,7 @@ async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
     assert_eq!(journal.append(note("too late")).await, Err(Sealed::Stopped));
 }
 
-/// A permit whose record is being synced, and stays so until the second value is dropped.
+/// A permit whose record is being synced; the sync goes on when the second value is dropped.
 async fn opening(disk: &Simulated, journal: &Journal) -> (Pin<Box<impl Future>>, mpsc::Sender<()>) {
     let (go, gone) = mpsc::channel::<()>();
     let syncing = Arc::new(AtomicBool::new(false));

@@ -1,4 +1,4 @@
-//! From the spool to the database: everything, in order, once, whatever the database does.
+//! Shipping: every record reaches the database in order and once, however the database behaves.
 
 use super::super::watermark::Watermark;
 use super::super::{Journal, Shipper};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
-/// An embedded database of its own, gone with the test.
+/// A SQLite database in a folder of its own, removed with the test.
 struct Database {
     store: Store,
     folder: PathBuf,
@@ -27,7 +27,7 @@ impl Database {
         Self { store, folder }
     }
 
-    /// Leaves and heads of all rows of these incarnations.
+    /// All rows of these incarnations, with leaf and head.
     async fn rows(&self, of: &[Incarnation]) -> Vec<SealedRecord> {
         let mut rows = Vec::new();
         for incarnation in of {
@@ -50,7 +50,7 @@ impl Drop for Database {
     }
 }
 
-/// Ships everything there is, and ends.
+/// Ships everything there is, and returns.
 async fn ship_once(journal: &Journal, store: &Store) {
     let stop = CancellationToken::new();
     stop.cancel();

@@ -1,6 +1,6 @@
-//! A disk in memory for the tests: fails when told to, and forgets in a crash what was not synced.
+//! A disk in memory for the tests: it fails on demand, and a crash loses what was not synced.
 //!
-//! As on Linux, a failed sync leaves the pages clean: a later sync of that file says yes and brings nothing to disk.
+//! As on Linux, a failed sync marks the pages clean: a later sync of that file succeeds and writes nothing.
 
 use super::super::disk::{Disk, DiskFile};
 use super::super::queue::locked;
@@ -21,12 +21,12 @@ pub enum Op {
     SyncFolder,
 }
 
-/// What becomes of an operation.
+/// What happens to an operation.
 pub enum Fate {
     Works,
     /// Fails with this kind of error.
     Fails(io::ErrorKind),
-    /// Writes half of it and says so.
+    /// Writes half of the bytes and reports that (a short write).
     Half,
 }
 
@@ -41,7 +41,7 @@ struct World {
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
     script: Option<Script>,
-    /// Files that were synced again after a sync of them had failed.
+    /// Names of files that were synced again after a failed sync.
     pub broken_rules: Vec<String>,
 }
 
@@ -65,7 +65,7 @@ impl Simulated {
         Self(Arc::default())
     }
 
-    /// From now on, this decides over every operation that changes something.
+    /// The script decides what happens to every operation that changes something.
     pub fn script(&self, script: impl FnMut(Op, &str) -> Fate + Send + 'static) {
         locked(&self.0).script = Some(Box::new(script));
     }
@@ -78,7 +78,7 @@ impl Simulated {
         locked(&self.0).broken_rules.clone()
     }
 
-    /// The disk as a power cut may leave it: of what was not synced, `keep` says which sectors and names survive.
+    /// The disk as a power cut may leave it: `keep` says which of the unsynced sectors and names survive.
     pub fn crash(&self, mut keep: impl FnMut() -> bool) -> Self {
         let world = locked(&self.0);
         let mut names = world.durable_names.clone();
