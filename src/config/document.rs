@@ -339,10 +339,7 @@ impl Value {
 /// Joins section and name: `a.b`. A name that is not a bare TOML key is quoted.
 pub(super) fn join(section: &str, name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-    let name = match bare {
-        true => name.to_owned(),
-        false => format!("\"{name}\""),
-    };
+    let name = if bare { name.to_owned() } else { format!("\"{name}\"") };
     match section {
         "" => name,
         section => format!("{section}.{name}"),

@@ -53,12 +53,13 @@ pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, V
     finish::fill(&mut config);
     findings.extend(check(&config));
     let findings = sorted(findings.into_iter().map(|problem| document.place(problem)).collect());
-    match findings.iter().any(|problem| problem.severity == Severity::Error) {
-        true => Err(findings),
-        false => Ok(Loaded {
+    if findings.iter().any(|problem| problem.severity == Severity::Error) {
+        Err(findings)
+    } else {
+        Ok(Loaded {
             config,
             warnings: findings,
-        }),
+        })
     }
 }
 

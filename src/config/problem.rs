@@ -92,9 +92,12 @@ pub(super) fn quoted(text: &str) -> String {
     let mut shown: String = text
         .chars()
         .take(80)
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_debug().collect::<Vec<_>>(),
-            false => vec![c],
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_debug().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
         })
         .collect();
     if text.chars().nth(80).is_some() {

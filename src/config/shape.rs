@@ -208,11 +208,10 @@ impl Visit<'_> {
             (Shape::Choice(words), Value::Text(text)) if words.contains(text) => {}
             (Shape::Choice(words), Value::Text(text)) => {
                 let message = format!("`{key}` is {}; expected {}", quoted(text), one_of(words));
-                let help = match shared_secret(text, words) {
-                    true => Some(
-                        "whoever can verify a shared secret can also forge with it: let the issuer sign with ES256".to_owned(),
-                    ),
-                    false => did_you_mean(text, words.iter().map(String::as_str)),
+                let help = if shared_secret(text, words) {
+                    Some("whoever can verify a shared secret can also forge with it: let the issuer sign with ES256".to_owned())
+                } else {
+                    did_you_mean(text, words.iter().map(String::as_str))
                 };
                 self.report(key, &node.origin, message, help);
             }

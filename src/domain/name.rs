@@ -21,9 +21,10 @@ macro_rules! names {
         impl $name {
             pub fn parse(text: &str) -> Result<Self, BadName> {
                 let check: fn(&str) -> bool = $check;
-                match check(text) {
-                    true => Ok(Self(text.into())),
-                    false => Err(BadName { text: shown(text), kind: $kind, rule: $rule }),
+                if check(text) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err(BadName { text: shown(text), kind: $kind, rule: $rule })
                 }
             }
 

@@ -73,9 +73,10 @@ fn characters(text: &str, template: bool) -> Result<(), BadUri> {
             _ => return Err(BadUri("holds characters beyond ASCII that must be percent-encoded")),
         }
     }
-    match inside {
-        true => Err(BadUri("has a template expression without an end")),
-        false => Ok(()),
+    if inside {
+        Err(BadUri("has a template expression without an end"))
+    } else {
+        Ok(())
     }
 }
 
@@ -113,9 +114,10 @@ fn parts(scheme: &str, path: &str) -> Result<(), BadUri> {
     if path.split('/').chain([authority]).any(|part| part == "." || part == "..") {
         return Err(BadUri("has a `.` or `..` in its path"));
     }
-    match scheme == "file" && path.contains("//") {
-        true => Err(BadUri("has an empty part in its path")),
-        false => Ok(()),
+    if scheme == "file" && path.contains("//") {
+        Err(BadUri("has an empty part in its path"))
+    } else {
+        Ok(())
     }
 }
 

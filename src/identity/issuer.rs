@@ -62,9 +62,10 @@ impl TrustedIssuer {
     /// Returns `exp` plus the tolerated skew: everything that relies on the token ends then, and not before.
     fn not_expired(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
         let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?.plus(self.skew);
-        match now < expires_at {
-            true => Ok(expires_at),
-            false => Err(Reason::TokenExpired),
+        if now < expires_at {
+            Ok(expires_at)
+        } else {
+            Err(Reason::TokenExpired)
         }
     }
 
@@ -73,9 +74,10 @@ impl TrustedIssuer {
         let issued_at = claims.time("iat")?;
         let begins_at = claims.time("nbf")?;
         let latest = now.plus(self.skew);
-        match [issued_at, begins_at].into_iter().flatten().all(|at| at <= latest) {
-            true => Ok(issued_at),
-            false => Err(Reason::TokenNotYetValid),
+        if [issued_at, begins_at].into_iter().flatten().all(|at| at <= latest) {
+            Ok(issued_at)
+        } else {
+            Err(Reason::TokenNotYetValid)
         }
     }
 
@@ -92,9 +94,10 @@ impl TrustedIssuer {
             [] => *named == default,
             audiences => audiences.iter().any(|audience| audience == named),
         };
-        match claims.texts("aud")?.iter().any(ours) {
-            true => Ok(()),
-            false => Err(Reason::WrongAudience),
+        if claims.texts("aud")?.iter().any(ours) {
+            Ok(())
+        } else {
+            Err(Reason::WrongAudience)
         }
     }
 
@@ -149,18 +152,20 @@ impl TrustedIssuer {
             }
             client = client.or(Some(id));
         }
-        match client.is_none() && !self.client_ids.is_empty() {
-            true => Err(Reason::WrongAudience),
-            false => Ok(client),
+        if client.is_none() && !self.client_ids.is_empty() {
+            Err(Reason::WrongAudience)
+        } else {
+            Ok(client)
         }
     }
 
     /// Checks that the configured claim names this environment.
     fn of_this_environment(&self, claims: &Claims) -> Result<(), Reason> {
         let Some(path) = &self.environment_claim else { return Ok(()) };
-        match claims.texts(path)?.contains(&self.environment.as_str()) {
-            true => Ok(()),
-            false => Err(Reason::WrongEnvironment),
+        if claims.texts(path)?.contains(&self.environment.as_str()) {
+            Ok(())
+        } else {
+            Err(Reason::WrongEnvironment)
         }
     }
 

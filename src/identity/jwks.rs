@@ -78,9 +78,10 @@ impl KeySet {
             return Err(Reason::WrongAlgorithm);
         }
         let verified = |key: &SigningKey| jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.key, algorithm);
-        match fitting.any(|key| verified(key).unwrap_or(false)) {
-            true => Ok(()),
-            false => Err(Reason::BadSignature),
+        if fitting.any(|key| verified(key).unwrap_or(false)) {
+            Ok(())
+        } else {
+            Err(Reason::BadSignature)
         }
     }
 }
@@ -155,10 +156,13 @@ impl Knowledge {
         let since_tried = self.tried.as_ref().map(|(at, _)| now.saturating_duration_since(*at));
         let rested = |rest: Duration| since_tried.is_none_or(|since| since >= rest);
         match self.usable(times, now) {
-            Some((set, age)) if set.has(key_id) => match age >= times.refresh && rested(RETRY) {
-                true => Plan::UseAndRefresh(set),
-                false => Plan::Use(set),
-            },
+            Some((set, age)) if set.has(key_id) => {
+                if age >= times.refresh && rested(RETRY) {
+                    Plan::UseAndRefresh(set)
+                } else {
+                    Plan::Use(set)
+                }
+            }
             Some(_) if rested(times.refetch) => Plan::Fetch,
             Some(_) => Plan::Refuse(Reason::UnknownSigningKey),
             None if rested(RETRY) => Plan::Fetch,

@@ -117,9 +117,10 @@ impl Pepper {
                 return Err(bad());
             }
         }
-        match versions.is_empty() {
-            true => Err(PepperError::Empty { file: file.to_owned() }),
-            false => Ok(Self { versions }),
+        if versions.is_empty() {
+            Err(PepperError::Empty { file: file.to_owned() })
+        } else {
+            Ok(Self { versions })
         }
     }
 
@@ -174,14 +175,15 @@ impl<'a> KeyText<'a> {
         }
         let body = &text[..text.len() - CHECK_CHARS - 1];
         let sum = crc32c::crc32c(body.as_bytes());
-        match check
+        if check
             .bytes()
             .rev()
             .enumerate()
             .all(|(at, digit)| HEX[(sum >> (4 * at)) as usize & 15] == digit)
         {
-            true => Ok(Self { text, id, secret }),
-            false => Err(Reason::BadKey),
+            Ok(Self { text, id, secret })
+        } else {
+            Err(Reason::BadKey)
         }
     }
 
@@ -206,9 +208,10 @@ pub(super) fn standing(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
     if key.revoked_at.is_some() {
         return Err(Reason::KeyRevoked);
     }
-    match key.expires_at.is_some_and(|expires_at| expires_at <= now) {
-        true => Err(Reason::KeyExpired),
-        false => Ok(()),
+    if key.expires_at.is_some_and(|expires_at| expires_at <= now) {
+        Err(Reason::KeyExpired)
+    } else {
+        Ok(())
     }
 }
 

@@ -41,9 +41,10 @@ pub(super) fn present<'a>(
     rules: Rules,
 ) -> Result<Presented<'a>, Reason> {
     let bearer = at_most_one(headers, &AUTHORIZATION)?;
-    let assertion = match rules.assertions {
-        true => at_most_one(headers, &ASSERTION)?,
-        false => None,
+    let assertion = if rules.assertions {
+        at_most_one(headers, &ASSERTION)?
+    } else {
+        None
     };
     let shown = match (bearer, assertion) {
         (Some(_), Some(_)) => return Err(Reason::SeveralCredentials),
@@ -68,18 +69,20 @@ fn read_bearer(value: &HeaderValue) -> Result<Presented<'_>, Reason> {
         return Err(Reason::MalformedCredential);
     }
     let text = read(text)?;
-    match text.starts_with("ng_") {
-        true => KeyText::read(text).map(Presented::Key),
-        false => Ok(Presented::Token { text, assertion: false }),
+    if text.starts_with("ng_") {
+        KeyText::read(text).map(Presented::Key)
+    } else {
+        Ok(Presented::Token { text, assertion: false })
     }
 }
 
 /// Reads `token68` (RFC 9110, 11.2), whose alphabet has neither comma nor space: a second value cannot hide in it.
 fn read(text: &[u8]) -> Result<&str, Reason> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
-    match (1..=MAX_BYTES).contains(&text.len()) && text.iter().all(fits) {
-        true => std::str::from_utf8(text).map_err(|_| Reason::MalformedCredential),
-        false => Err(Reason::MalformedCredential),
+    if (1..=MAX_BYTES).contains(&text.len()) && text.iter().all(fits) {
+        std::str::from_utf8(text).map_err(|_| Reason::MalformedCredential)
+    } else {
+        Err(Reason::MalformedCredential)
     }
 }
 

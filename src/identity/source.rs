@@ -131,9 +131,10 @@ impl KeySource {
 
 /// Refuses a document that is too large.
 pub(super) fn bounded(bytes: Bytes) -> Result<Bytes, String> {
-    match bytes.len() > MAX_BYTES {
-        true => Err(format!("it is larger than {MAX_BYTES} bytes")),
-        false => Ok(bytes),
+    if bytes.len() > MAX_BYTES {
+        Err(format!("it is larger than {MAX_BYTES} bytes"))
+    } else {
+        Ok(bytes)
     }
 }
 

@@ -160,10 +160,11 @@ impl Queue {
         let mut refused = 0;
         for entry in unwritten.into_iter().chain(entries.into_iter().flatten()) {
             inner.room -= entry.room;
-            match entry.awaited {
-                true => refused += 1,
+            if entry.awaited {
+                refused += 1;
+            } else {
                 // `put` reserves its room once more.
-                false => _ = inner.put(entry),
+                _ = inner.put(entry);
             }
         }
         drop(inner);

@@ -195,9 +195,10 @@ impl Cursor {
 
     /// Truncates the file at the cursor.
     pub fn cut(&self) -> io::Result<()> {
-        match self.file.size()? > self.offset {
-            true => self.file.cut(self.offset),
-            false => Ok(()),
+        if self.file.size()? > self.offset {
+            self.file.cut(self.offset)
+        } else {
+            Ok(())
         }
     }
 

@@ -100,10 +100,9 @@ impl Shared {
             awaited: !outcome,
         };
         let room = entry.room;
-        let result = self.queue.push(entry, |queued| match outcome {
-            true => Ok(()),
-            false => self.admit(queued + room),
-        });
+        let result = self
+            .queue
+            .push(entry, |queued| if outcome { Ok(()) } else { self.admit(queued + room) });
         if result.is_err() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -247,9 +246,10 @@ impl Shared {
         {
             return Err(fault);
         }
-        match self.is_full(self.used(queued)) {
-            true => Err(Sealed::Full),
-            false => Ok(()),
+        if self.is_full(self.used(queued)) {
+            Err(Sealed::Full)
+        } else {
+            Ok(())
         }
     }
 
@@ -259,10 +259,7 @@ impl Shared {
 
     /// Full above 95 %, and then until the spool is below 80 %, so that the state does not flap.
     fn is_full(&self, used: u64) -> bool {
-        let percent = match self.full.load(Ordering::Relaxed) {
-            true => 80,
-            false => 95,
-        };
+        let percent = if self.full.load(Ordering::Relaxed) { 80 } else { 95 };
         let full = used > self.max_bytes / 100 * percent;
         self.full.store(full, Ordering::Relaxed);
         full

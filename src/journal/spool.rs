@@ -55,9 +55,10 @@ impl Spool {
         for name in &gone {
             self.disk.remove(name).map_err(in_file(&*self.disk, name))?;
         }
-        match gone.is_empty() {
-            true => Ok(()),
-            false => self.disk.sync_folder().map_err(in_file(&*self.disk, "")),
+        if gone.is_empty() {
+            Ok(())
+        } else {
+            self.disk.sync_folder().map_err(in_file(&*self.disk, ""))
         }
     }
 

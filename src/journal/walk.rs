@@ -69,9 +69,10 @@ impl Walk {
             let limit = self.limit();
             // If the next segment supersedes this one, the records from `limit` on are void and not read.
             let full = limit == Some(cursor.chain.next);
-            let step = match full && self.segments[self.index + 1].header.supersedes.is_some() {
-                true => Step::End,
-                false => cursor.step().map_err(in_file(&*self.disk, &segment.name))?,
+            let step = if full && self.segments[self.index + 1].header.supersedes.is_some() {
+                Step::End
+            } else {
+                cursor.step().map_err(in_file(&*self.disk, &segment.name))?
             };
             if full && matches!(step, Step::Record(_)) {
                 return Err(damaged(
@@ -113,13 +114,14 @@ impl Walk {
             }
             _ => cursor.chain.next > 0 || cursor.chain.head == Digest::ZERO,
         };
-        match continues {
-            true => Ok(cursor),
-            false => Err(damaged(
+        if continues {
+            Ok(cursor)
+        } else {
+            Err(damaged(
                 &*self.disk,
                 segment,
                 "the segment does not continue the one before it",
-            )),
+            ))
         }
     }
 
@@ -151,14 +153,15 @@ impl Walk {
                 witness.max(shipped.map_or(0, |mark| mark.next))
             }
         };
-        match end >= floor {
-            true => Ok(()),
-            false => Err(JournalError::Damaged(Damage {
+        if end >= floor {
+            Ok(())
+        } else {
+            Err(JournalError::Damaged(Damage {
                 file: self.disk.path(&segment.name),
                 offset: cursor.offset,
                 seq: end,
                 what: flaw.to_owned(),
-            })),
+            }))
         }
     }
 
@@ -183,21 +186,24 @@ impl Walk {
             (Some((incarnation, next, head)), Some(after)) => after == (*incarnation, *next - 1, *head),
             (Some(_), None) => false,
             (None, None) => true,
-            (None, Some((incarnation, seq, _))) => self.watermark.is_some_and(|mark| match mark.incarnation == incarnation {
-                true => mark.next > seq,
-                false => self
-                    .segments
-                    .iter()
-                    .any(|segment| segment.header.incarnation == mark.incarnation),
+            (None, Some((incarnation, seq, _))) => self.watermark.is_some_and(|mark| {
+                if mark.incarnation == incarnation {
+                    mark.next > seq
+                } else {
+                    self.segments
+                        .iter()
+                        .any(|segment| segment.header.incarnation == mark.incarnation)
+                }
             }),
         };
-        match holds {
-            true => Ok(()),
-            false => Err(damaged(
+        if holds {
+            Ok(())
+        } else {
+            Err(damaged(
                 &*self.disk,
                 segment,
                 "the journal before this start does not end where the start says it did",
-            )),
+            ))
         }
     }
 }
@@ -220,13 +226,14 @@ fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Waterm
         Some(mark) if segments.iter().any(|segment| segment.header.incarnation == mark.incarnation) => u64::MAX,
         _ => 0,
     };
-    match first.header.first_seq <= bound {
-        true => Ok(()),
-        false => Err(damaged(
+    if first.header.first_seq <= bound {
+        Ok(())
+    } else {
+        Err(damaged(
             disk,
             first,
             "the segments before this one are gone, and were not shipped",
-        )),
+        ))
     }
 }
 
