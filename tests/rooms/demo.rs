@@ -158,9 +158,9 @@ async fn a_modern_client_needs_no_session() {
         (6, &json!("public"))
     );
 
-    let sql = json!({ "sql": "SELECT count(*) FROM cities" });
+    let sql = json!({ "sql": "SELECT name FROM cities WHERE country = 'Peru'" });
     let called = test.modern("tools/call", Some("query"), call("query", sql)).await;
-    assert_eq!(said(&called.json), "count(*)\n12");
+    assert_eq!(said(&called.json), "name\nLima");
     assert_eq!(called.json["result"]["resultType"], "complete");
 
     let counted = test
@@ -307,7 +307,11 @@ async fn a_tool_that_fails_says_so_and_an_unknown_one_is_an_error() {
             json!({ "to": 1, "delay_ms": 9_999 }),
             "`delay_ms` must be at most 2000",
         ),
-        ("query", json!({ "sql": "DROP TABLE cities" }), "`SELECT` was expected"),
+        (
+            "query",
+            json!({ "sql": "DROP TABLE cities" }),
+            "the only statement allowed is",
+        ),
     ] {
         let answer = test.request(&heads, "tools/call", call(tool, arguments)).await;
         assert_eq!(answer.json["result"]["isError"], true, "{tool}: {}", answer.text);

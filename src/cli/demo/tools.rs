@@ -72,18 +72,14 @@ pub(super) fn definitions() -> Value {
         {
             "name": "query",
             "title": "Query the cities",
-            "description": format!(
-                "Reads a table with one SQL-like statement: SELECT <columns|*|count(*)> FROM cities \
-                 [WHERE column op value] [ORDER BY column [DESC]] [LIMIT n]. Columns: {}.",
-                query::COLUMNS.join(", "),
-            ),
+            "description": format!("Reads a small table with one SQL-like statement: {}.", query::grammar()),
             "inputSchema": schema(
                 json!({
                     "sql": {
                         "type": "string",
                         "minLength": 1,
                         "maxLength": 1_000,
-                        "description": "Such as `SELECT name FROM cities WHERE population > 5000000 ORDER BY name`.",
+                        "description": "Such as `SELECT name, population FROM cities WHERE continent = 'Europe'`.",
                     },
                 }),
                 &["sql"],
