@@ -1,5 +1,5 @@
 //! What stands in the tree of dependencies: licences, forbidden crates, sources, and that each one is used.
-//! Reads the same `deny.toml` as `cargo deny`; the advisory database needs a network and is left to that tool.
+//! Reads the same `.deny.toml` as `cargo deny`; the advisory database needs a network and is left to that tool.
 
 use crate::hold;
 use crate::source::{Finding, Source, words};
@@ -28,7 +28,7 @@ fn every_licence_is_allowed() {
         (!licence_holds(&text, &allowed)).then(|| in_lock(what))
     };
     hold(
-        "Find another crate, or allow the licence in deny.toml on purpose.",
+        "Find another crate, or allow the licence in .deny.toml on purpose.",
         tree().iter().filter_map(refused).collect(),
     );
 }
@@ -215,7 +215,7 @@ fn cargo(arguments: &[&str]) -> String {
 }
 
 fn rules() -> Value {
-    toml::from_str(&read("deny.toml")).unwrap()
+    toml::from_str(&read(".deny.toml")).unwrap()
 }
 
 fn strings(list: &Value) -> impl Iterator<Item = &str> {
