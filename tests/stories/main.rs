@@ -6,39 +6,17 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod attacks;
+mod audit;
 mod clients;
 mod combined;
-mod combined_abuse;
-mod combined_kinds;
-mod combined_lists;
-mod combined_sessions;
-mod combined_streams;
-mod conformance;
-mod conversation;
-mod errors;
-mod handles;
+mod decisions;
 mod identity;
-mod isolation;
-mod journal;
-mod lifecycle;
-mod limits;
-mod manifest;
-mod matrix;
-mod oldest;
-mod programs;
+mod operations;
 mod protocol;
-mod real_clients;
-mod replicas;
-mod revocation;
-mod signing_in;
-mod store_faults;
-mod streams;
-mod tasks;
+mod servers;
 mod threats;
-mod verdicts;
-mod wares;
 
+use std::path::Path;
 use support::upstream::Upstream;
 use support::world::World;
 
@@ -56,35 +34,19 @@ async fn ana(world: &mut World) -> String {
     world.key("ana")
 }
 
-/// The text of the stories, so that a table may name one and be held to it.
-const STORIES: &[&str] = &[
-    include_str!("attacks.rs"),
-    include_str!("combined.rs"),
-    include_str!("combined_kinds.rs"),
-    include_str!("combined_lists.rs"),
-    include_str!("combined_sessions.rs"),
-    include_str!("combined_streams.rs"),
-    include_str!("conversation.rs"),
-    include_str!("handles.rs"),
-    include_str!("identity.rs"),
-    include_str!("isolation.rs"),
-    include_str!("journal.rs"),
-    include_str!("lifecycle.rs"),
-    include_str!("limits.rs"),
-    include_str!("protocol.rs"),
-    include_str!("replicas.rs"),
-    include_str!("revocation.rs"),
-    include_str!("store_faults.rs"),
-    include_str!("streams.rs"),
-    include_str!("tasks.rs"),
-    include_str!("threats/bodies.rs"),
-    include_str!("threats/frames.rs"),
-    include_str!("threats/framing.rs"),
-    include_str!("threats/heads.rs"),
-    include_str!("threats/owners.rs"),
-    include_str!("threats/servers.rs"),
-    include_str!("threats/slow.rs"),
-    include_str!("threats/streams.rs"),
-    include_str!("verdicts.rs"),
-    include_str!("wares.rs"),
-];
+/// The text of every story, read from the folder, so that a table which names a story can be checked against it.
+fn stories() -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stories")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                texts.push(std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    texts
+}

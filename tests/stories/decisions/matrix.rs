@@ -1,5 +1,6 @@
 //! Who may do what: every kind of caller, every kind of ask, as the real binary answers them, in a file people can read.
 
+use crate::protocol::resources_and_prompts::WARES;
 use crate::support::certificates::Authority;
 use crate::support::client::{Answer, Client};
 use crate::support::golden::golden;
@@ -10,7 +11,6 @@ use crate::support::ports::free_port;
 use crate::support::upstream::{Fault, Upstream};
 use crate::support::wait::eventually;
 use crate::support::world::{POLICIES, World};
-use crate::wares::WARES;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use neural_guardian::domain::Reason;
@@ -54,7 +54,7 @@ on_both_stores! {
     async fn the_access_matrix_is_as_it_is_written(world: World) {
         let scene = Scene::set(&mut world).await;
         let mut text = String::from(
-            "Who may do what. Written by the stories from what the real binary answers; see tests/stories/matrix.rs.\n\
+            "Who may do what. Written by the stories from what the real binary answers; see tests/stories/decisions/matrix.rs.\n\
              `allowed`, or the HTTP status and the reason of the refusal.\n",
         );
         text.push_str(&scene.callers(&world).await);
@@ -67,8 +67,8 @@ on_both_stores! {
 
 #[test]
 fn every_reason_is_in_the_matrix_or_in_a_story_that_brings_it_about() {
-    let matrix = include_str!("../golden/access.txt");
-    let stories = crate::STORIES;
+    let matrix = include_str!("../../golden/access.txt");
+    let stories = crate::stories();
     for reason in Reason::ALL {
         let in_matrix = matrix.lines().any(|line| line.ends_with(&format!(" {}", reason.code())));
         let elsewhere = ELSEWHERE.iter().find(|(listed, _)| listed == reason).map(|(_, story)| *story);

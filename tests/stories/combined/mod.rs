@@ -1,13 +1,19 @@
 //! The combined endpoint `/mcp`: every tool of every server that a caller may use, under one URL. What is called there is
 //! judged, refused and recorded as it would be on the server's own endpoint, whatever it is called.
 
+mod abuse;
+mod kinds;
+mod lists;
+mod sessions;
+mod streams;
+
+use crate::protocol::resources_and_prompts::WARES;
 use crate::support::client::{Answer, Client};
 use crate::support::issuer::Issuer;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Fault, Received, Scripted, Upstream};
 use crate::support::wait::eventually;
 use crate::support::world::{POLICIES, World};
-use crate::wares::WARES;
 use http::HeaderValue;
 use serde_json::{Value, json};
 

@@ -1,0 +1,3 @@
+//! The audit record of a call: durable before the call is sent, and kept through every failure.
+
+mod journal;

@@ -1,0 +1,6 @@
+//! Real MCP clients and the published conformance suites. `bash tests/clients/install` and `tests/run` install them.
+
+mod conformance;
+mod first_steps;
+mod sdks;
+mod sign_in;

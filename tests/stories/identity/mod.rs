@@ -1,0 +1,5 @@
+//! Who the caller is, what stays apart between callers, and what ends their access.
+
+mod credentials;
+mod isolation;
+mod revocation;

@@ -1,0 +1,7 @@
+//! Running Guardian: starting, reloading, stopping, limits, several replicas, and what its commands say of mistakes.
+
+mod errors;
+mod lifecycle;
+mod limits;
+mod replicas;
+mod store_faults;
