@@ -4,6 +4,6 @@ mod compile;
 mod model;
 mod order;
 mod random;
+mod resources_and_prompts;
 mod starter;
-mod wares;
 pub mod world;

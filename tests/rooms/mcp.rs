@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use std::fmt::Write as _;
 
-/// What `manners` is held against; the fuzz target has the same.
+/// What `lenient_parsers` is held against; the fuzz target has the same.
 mod reader {
     pub use neural_guardian::mcp::{Bounds, Message, read};
 }
@@ -39,12 +39,12 @@ mod grammar;
 
 mod threats;
 
-mod manners;
+mod lenient_parsers;
 
-mod readings;
+mod differential;
 
 mod eras;
 
 mod params;
 
-mod suite;
+mod rfc8259;

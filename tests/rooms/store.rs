@@ -3,7 +3,7 @@
 mod audit;
 mod errors;
 mod opening;
-mod people;
 mod roles;
 mod tools;
+mod users;
 pub mod world;

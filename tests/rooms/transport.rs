@@ -2,9 +2,9 @@
 
 mod bounds;
 mod certificates;
-mod ending;
-mod lines;
 mod outgoing;
+mod pool;
+mod shutdown;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};

@@ -289,7 +289,7 @@ async fn the_store_says_what_the_login_may_not_do() {
     let mut world = World::postgres().await;
     let error = world
         .proxy
-        .add_user(&env(), &super::people::new_user("a@example.com"))
+        .add_user(&env(), &super::users::new_user("a@example.com"))
         .await
         .unwrap_err();
     assert!(error.to_string().ends_with(": permission denied for table users"), "{error}");

@@ -1,6 +1,6 @@
 //! One call, one answer: what is sent, what comes back, what is recorded.
 
-use super::rig::{Rig, config, initialize, legacy, modern_call, tool_call, without_id};
+use super::cleared_call::{Fixture, config, initialize, legacy, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server, answer, json, write};
 use neural_guardian::config::{ServerConfig, Span};
 use neural_guardian::domain::{Ending, Method, ProtocolVersion, Reason};
@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const RESULT: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#;
 
 async fn failure(server: &Server) -> (Failed, neural_guardian::domain::Outcome) {
-    let rig = Rig::new(&server.url);
-    match rig.forward(tool_call()).await {
-        Err(failed) => (failed, rig.outcome().await),
+    let fixture = Fixture::new(&server.url);
+    match fixture.forward(tool_call()).await {
+        Err(failed) => (failed, fixture.outcome().await),
         Ok(_) => panic!("answered"),
     }
 }
@@ -32,7 +32,7 @@ fn body(answer: Answer) -> (u16, String) {
 #[tokio::test]
 async fn the_judged_bytes_go_out_under_a_head_made_from_nothing() {
     let server = Server::answering("200 OK", "application/json", RESULT).await;
-    let rig = Rig::new(&server.url);
+    let fixture = Fixture::new(&server.url);
     let heads = ForwardHeads {
         version: None,
         holder: None,
@@ -45,8 +45,16 @@ async fn the_judged_bytes_go_out_under_a_head_made_from_nothing() {
     };
     let call = tool_call();
     let sent = call.body.clone();
-    rig.upstream.forward(rig.cleared(call).await, heads.clone()).await.unwrap();
-    rig.upstream.forward(rig.cleared(modern_call()).await, heads).await.unwrap();
+    fixture
+        .upstream
+        .forward(fixture.cleared(call).await, heads.clone())
+        .await
+        .unwrap();
+    fixture
+        .upstream
+        .forward(fixture.cleared(modern_call()).await, heads)
+        .await
+        .unwrap();
     let [legacy, modern] = &server.seen()[..] else {
         panic!("not two requests")
     };
@@ -96,15 +104,15 @@ async fn get_and_delete_carry_the_session_and_no_body() {
         write(stream, Arc::new(answer.into_bytes()))
     })
     .await;
-    let rig = Rig::new(&server.url);
+    let fixture = Fixture::new(&server.url);
     let heads = ForwardHeads {
         session: UpstreamSessionId::parse("up-1"),
         last_event_id: Some("9".to_owned()),
         ..ForwardHeads::default()
     };
     for (method, status) in [(Method::OpenStream, 405), (Method::EndSession, 200)] {
-        let cleared = rig.cleared(without_id(method, "")).await;
-        let answer = rig.upstream.forward(cleared, heads.clone()).await.unwrap();
+        let cleared = fixture.cleared(without_id(method, "")).await;
+        let answer = fixture.upstream.forward(cleared, heads.clone()).await.unwrap();
         assert_eq!(body(answer), (status, String::new()));
     }
     let [get, delete] = &server.seen()[..] else {
@@ -121,7 +129,7 @@ async fn get_and_delete_carry_the_session_and_no_body() {
             (Some("up-1"), None, "")
         );
     }
-    assert!(rig.outcomes().await.iter().all(|outcome| outcome.ending == Ending::Done));
+    assert!(fixture.outcomes().await.iter().all(|outcome| outcome.ending == Ending::Done));
 }
 
 #[tokio::test]
@@ -138,11 +146,11 @@ async fn an_answer_comes_back_as_it_is_and_is_recorded() {
         ("500 Internal Server Error", "application/json", refused, true),
     ] {
         let server = Server::answering(status, media, text).await;
-        let rig = Rig::new(&server.url);
-        let answered = rig.forward(tool_call()).await.unwrap();
+        let fixture = Fixture::new(&server.url);
+        let answered = fixture.forward(tool_call()).await.unwrap();
         let code: u16 = status[..3].parse().unwrap();
         assert_eq!(body(answered), (code, text.to_owned()));
-        let outcome = rig.outcome().await;
+        let outcome = fixture.outcome().await;
         assert_eq!(
             (outcome.ending, outcome.tool_error, outcome.status),
             (Ending::Done, Some(tool_error), Some(code))
@@ -155,7 +163,7 @@ async fn an_answer_comes_back_as_it_is_and_is_recorded() {
 async fn an_error_that_names_no_request_is_addressed_to_this_one() {
     let nobody = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"Session not found"}}"#;
     let server = Server::answering("404 Not Found", "application/json", nobody).await;
-    let (status, text) = body(Rig::new(&server.url).forward(tool_call()).await.unwrap());
+    let (status, text) = body(Fixture::new(&server.url).forward(tool_call()).await.unwrap());
     assert_eq!((status, text), (404, nobody.replace("null", "7")));
 }
 
@@ -238,7 +246,7 @@ async fn a_refusal_without_a_message_keeps_the_status_that_clients_act_upon() {
         ("405 Method Not Allowed", "text/html", "no"),
     ] {
         let server = Server::answering(status, media, text).await;
-        let answered = Rig::new(&server.url).forward(tool_call()).await.unwrap();
+        let answered = Fixture::new(&server.url).forward(tool_call()).await.unwrap();
         assert_eq!(body(answered), (status[..3].parse().unwrap(), String::new()));
     }
 }
@@ -274,15 +282,15 @@ async fn a_server_that_says_nothing_is_given_up_on() {
             }
         })
         .await;
-        let rig = Rig::with(ServerConfig {
+        let fixture = Fixture::with(ServerConfig {
             first_byte_timeout: Span(Duration::from_millis(500)),
             idle_timeout: Span(Duration::from_millis(100)),
             ..config(&server.url)
         });
-        let failed = rig.forward(tool_call()).await.err().unwrap();
+        let failed = fixture.forward(tool_call()).await.err().unwrap();
         assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
         assert!(failed.may_have_run);
-        assert_eq!(rig.outcome().await.ending, Ending::Failed);
+        assert_eq!(fixture.outcome().await.ending, Ending::Failed);
         assert_eq!(server.seen().len(), 1);
     }
 }
@@ -299,8 +307,8 @@ async fn an_answer_in_drops_is_given_up_on_too() {
         }
     })
     .await;
-    let rig = Rig::impatient(&server.url, Duration::from_millis(40));
-    let failed = rig.forward(tool_call()).await.err().unwrap();
+    let fixture = Fixture::impatient(&server.url, Duration::from_millis(40));
+    let failed = fixture.forward(tool_call()).await.err().unwrap();
     assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
 }
 
@@ -311,17 +319,17 @@ async fn a_server_that_is_not_there_is_unreachable_and_the_record_says_so() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let rig = Rig::new(&format!("http://{unused}/mcp"));
-    let failed = rig.forward(tool_call()).await.err().unwrap();
+    let fixture = Fixture::new(&format!("http://{unused}/mcp"));
+    let failed = fixture.forward(tool_call()).await.err().unwrap();
     assert_eq!((failed.reason, failed.may_have_run), (Reason::UpstreamUnreachable, false));
     assert!(
         !failed.detail.contains("127.0.0.1"),
         "the caller is not told where servers are: {failed}"
     );
-    let outcome = rig.outcome().await;
+    let outcome = fixture.outcome().await;
     assert_eq!(outcome.ending, Ending::Failed);
     assert!(outcome.detail.unwrap().contains("127.0.0.1"));
-    let forbidden = Rig::with(ServerConfig {
+    let forbidden = Fixture::with(ServerConfig {
         allow_private_address: false,
         ..config(&format!("http://{unused}/mcp"))
     });
@@ -344,15 +352,19 @@ async fn a_caller_that_hangs_up_leaves_an_outcome() {
         }
     })
     .await;
-    let rig = Rig::new(&server.url);
-    let mut forward = Box::pin(rig.upstream.forward(rig.cleared(tool_call()).await, ForwardHeads::default()));
+    let fixture = Fixture::new(&server.url);
+    let mut forward = Box::pin(
+        fixture
+            .upstream
+            .forward(fixture.cleared(tool_call()).await, ForwardHeads::default()),
+    );
     while server.seen().is_empty() {
         let waited = tokio::time::timeout(Duration::from_millis(5), &mut forward).await;
         assert!(waited.is_err(), "answered");
     }
     drop(forward);
     assert!(heard.await.unwrap(), "the server sees the connection end");
-    assert_eq!(rig.outcome().await.ending, Ending::ClientClosed);
+    assert_eq!(fixture.outcome().await.ending, Ending::ClientClosed);
 }
 
 #[tokio::test]
@@ -365,21 +377,21 @@ async fn notifications_are_taken_whatever_the_server_writes_beside() {
         format!("{STREAM}data: x\n\n"),
     ] {
         let server = Server::saying(said).await;
-        let rig = Rig::new(&server.url);
-        let answered = rig.forward(without_id(Method::Notification, notification)).await.unwrap();
+        let fixture = Fixture::new(&server.url);
+        let answered = fixture.forward(without_id(Method::Notification, notification)).await.unwrap();
         assert_eq!(body(answered), (202, String::new()));
-        let outcome = rig.outcome().await;
+        let outcome = fixture.outcome().await;
         assert_eq!((outcome.ending, outcome.tool_error), (Ending::Done, None));
     }
     let server = Server::answering("404 Not Found", "text/plain", "").await;
-    let answered = Rig::new(&server.url)
+    let answered = Fixture::new(&server.url)
         .forward(without_id(Method::Notification, notification))
         .await
         .unwrap();
     assert_eq!(body(answered), (404, String::new()), "the session is gone");
     let server = Server::answering("503 Service Unavailable", "text/plain", "").await;
     assert!(
-        Rig::new(&server.url)
+        Fixture::new(&server.url)
             .forward(without_id(Method::Notification, notification))
             .await
             .is_err()
@@ -404,13 +416,13 @@ async fn initialize_opens_a_session_in_either_shape() {
         (json(&result), session(None)),
     ] {
         let server = Server::saying(said).await;
-        let rig = Rig::new(&server.url);
-        let Ok(Answer::Json { body, opened, kind, .. }) = rig.forward(initialize()).await else {
+        let fixture = Fixture::new(&server.url);
+        let Ok(Answer::Json { body, opened, kind, .. }) = fixture.forward(initialize()).await else {
             panic!("no answer")
         };
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), result);
         assert_eq!((opened, kind), (Some(wanted), AnswerKind::Result { is_error: false }));
-        assert_eq!(rig.outcome().await.ending, Ending::Done);
+        assert_eq!(fixture.outcome().await.ending, Ending::Done);
         assert_eq!(server.seen()[0].field("mcp-protocol-version"), None);
     }
 }
@@ -430,10 +442,10 @@ async fn an_initialize_that_agrees_on_nothing_known_is_broken() {
         sessions(&format!("mcp-session-id: {}\r\n", "x".repeat(2_000))),
     ] {
         let server = Server::saying(said.clone()).await;
-        let rig = Rig::new(&server.url);
-        let failed = rig.forward(initialize()).await.err().unwrap();
+        let fixture = Fixture::new(&server.url);
+        let failed = fixture.forward(initialize()).await.err().unwrap();
         assert_eq!(failed.reason, Reason::UpstreamBroken, "{said}");
-        assert_eq!(rig.outcome().await.ending, Ending::Failed);
+        assert_eq!(fixture.outcome().await.ending, Ending::Failed);
     }
 }
 
@@ -441,7 +453,7 @@ async fn an_initialize_that_agrees_on_nothing_known_is_broken() {
 async fn a_session_id_counts_for_initialize_alone() {
     let said = answer("200 OK", "application/json", RESULT).replacen("\r\n", "\r\nmcp-session-id: other\r\n", 1);
     let server = Server::saying(said).await;
-    let Ok(Answer::Json { opened, .. }) = Rig::new(&server.url).forward(legacy("{}")).await else {
+    let Ok(Answer::Json { opened, .. }) = Fixture::new(&server.url).forward(legacy("{}")).await else {
         panic!("no answer")
     };
     assert_eq!(opened, None);

@@ -1,6 +1,6 @@
 //! A server behind its own CA: calls speak h2 with it, since it offers that; the stream of a session has a connection of its own.
 
-use super::rig::{Rig, config, tool_call, without_id};
+use super::cleared_call::{Fixture, config, tool_call, without_id};
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use neural_guardian::config::{ClientCertificates, ConnectionLimits, ServerConfig, TlsConfig};
@@ -49,13 +49,13 @@ async fn calls_speak_h2_where_it_is_offered_and_streams_have_their_own_connectio
         stopped,
     ));
 
-    let rig = Rig::with(ServerConfig {
+    let fixture = Fixture::with(ServerConfig {
         ca_file: Some(made.ca_file),
         ..config(&url)
     });
-    assert!(matches!(rig.forward(tool_call()).await.unwrap(), Answer::Json { .. }));
-    let stream = rig.cleared(without_id(Method::OpenStream, "")).await;
-    let answer = rig.upstream.forward(stream, ForwardHeads::default()).await.unwrap();
+    assert!(matches!(fixture.forward(tool_call()).await.unwrap(), Answer::Json { .. }));
+    let stream = fixture.cleared(without_id(Method::OpenStream, "")).await;
+    let answer = fixture.upstream.forward(stream, ForwardHeads::default()).await.unwrap();
     assert!(matches!(answer, Answer::Empty { status } if status == StatusCode::METHOD_NOT_ALLOWED));
     let seen = seen.lock().unwrap().clone();
     assert_eq!(

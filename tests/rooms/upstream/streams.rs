@@ -1,6 +1,6 @@
 //! Streams: frame by frame, ended with a reason, recorded once.
 
-use super::rig::{Rig, modern_call, tool_call, without_id};
+use super::cleared_call::{Fixture, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server};
 use neural_guardian::domain::{Call, Ending, Method, Outcome, Reason};
 use neural_guardian::mcp::AnswerKind;
@@ -14,8 +14,8 @@ const RESULT: &str = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{}}\n\n";
 const PROGRESS: &str = "event: message\ndata: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{}}\n\n";
 const ASKED: &str = "data: {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"roots/list\"}\n\n";
 
-async fn frames(rig: &Rig, call: Call) -> Frames {
-    match rig.forward(call).await {
+async fn frames(fixture: &Fixture, call: Call) -> Frames {
+    match fixture.forward(call).await {
         Ok(Answer::Stream(frames)) => frames,
         Ok(_) => panic!("no stream"),
         Err(failed) => panic!("{failed}"),
@@ -39,9 +39,9 @@ async fn drain(mut frames: Frames) -> (String, Option<Failed>) {
 
 async fn streamed(call: Call, stream: &str) -> (String, Option<Failed>, Outcome) {
     let server = Server::saying(format!("{STREAM}{stream}")).await;
-    let rig = Rig::new(&server.url);
-    let (text, failed) = drain(frames(&rig, call).await).await;
-    (text, failed, rig.outcome().await)
+    let fixture = Fixture::new(&server.url);
+    let (text, failed) = drain(frames(&fixture, call).await).await;
+    (text, failed, fixture.outcome().await)
 }
 
 /// A server that sends what it is told when it is told.
@@ -80,8 +80,8 @@ async fn told() -> (
 #[tokio::test]
 async fn each_frame_passes_before_the_next_is_sent() {
     let (server, say, _closed) = told().await;
-    let rig = Rig::new(&server.url);
-    let mut frames = frames(&rig, tool_call()).await;
+    let fixture = Fixture::new(&server.url);
+    let mut frames = frames(&fixture, tool_call()).await;
     for piece in [": hello\n\n", PROGRESS, ASKED, "event: ping\ndata: now\n\n", RESULT] {
         say.send(piece).unwrap();
         let got = frames.next().await.unwrap().unwrap();
@@ -104,7 +104,7 @@ async fn each_frame_passes_before_the_next_is_sent() {
     drop(say);
     assert!(frames.next().await.is_none());
     drop(frames);
-    let outcome = rig.outcome().await;
+    let outcome = fixture.outcome().await;
     assert_eq!(
         (outcome.ending, outcome.tool_error, outcome.status),
         (Ending::Done, Some(false), Some(200))
@@ -156,8 +156,8 @@ async fn a_stream_that_ends_before_the_answer_ends_with_the_reason() {
     assert_eq!((text.as_str(), failed.unwrap().reason), (PROGRESS, Reason::UpstreamBroken));
     let chunked = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n4\r\n: x\n\r\nzz";
     let server = Server::saying(chunked).await;
-    let rig = Rig::new(&server.url);
-    let (_, failed) = drain(frames(&rig, tool_call()).await).await;
+    let fixture = Fixture::new(&server.url);
+    let (_, failed) = drain(frames(&fixture, tool_call()).await).await;
     assert!(failed.unwrap().cause.is_some());
 }
 
@@ -201,34 +201,34 @@ async fn a_modern_server_may_not_ask_the_client() {
 async fn a_stream_that_falls_silent_is_given_up_on() {
     for begun in [": hello\n\n", "data: {\"jsonrpc\":"] {
         let (server, say, closed) = told().await;
-        let rig = Rig::impatient(&server.url, std::time::Duration::from_millis(100));
-        let frames = frames(&rig, tool_call()).await;
+        let fixture = Fixture::impatient(&server.url, std::time::Duration::from_millis(100));
+        let frames = frames(&fixture, tool_call()).await;
         say.send(begun).unwrap();
         let (_, failed) = drain(frames).await;
         assert_eq!(failed.unwrap().reason, Reason::UpstreamTimeout);
         closed.await.unwrap();
-        assert_eq!(rig.outcome().await.ending, Ending::Failed);
+        assert_eq!(fixture.outcome().await.ending, Ending::Failed);
     }
 }
 
 #[tokio::test]
 async fn a_client_that_goes_away_hangs_up_on_the_server() {
     let (server, say, closed) = told().await;
-    let rig = Rig::new(&server.url);
-    let mut frames = frames(&rig, tool_call()).await;
+    let fixture = Fixture::new(&server.url);
+    let mut frames = frames(&fixture, tool_call()).await;
     say.send(PROGRESS).unwrap();
     frames.next().await.unwrap().unwrap();
     drop(frames);
     closed.await.unwrap();
-    let outcome = rig.outcome().await;
+    let outcome = fixture.outcome().await;
     assert_eq!((outcome.ending, outcome.bytes), (Ending::ClientClosed, PROGRESS.len() as u64));
 }
 
 #[tokio::test]
 async fn a_stream_is_cut_when_its_authorisation_goes() {
     let (server, say, closed) = told().await;
-    let rig = Rig::new(&server.url);
-    let mut frames = frames(&rig, tool_call()).await;
+    let fixture = Fixture::new(&server.url);
+    let mut frames = frames(&fixture, tool_call()).await;
     let gone = CancellationToken::new();
     frames.cut_by(gone.clone());
     say.send(PROGRESS).unwrap();
@@ -238,7 +238,7 @@ async fn a_stream_is_cut_when_its_authorisation_goes() {
     let (text, failed) = drain(frames).await;
     assert_eq!((text.as_str(), failed.unwrap().reason), ("", Reason::GrantRevoked));
     closed.await.unwrap();
-    assert_eq!(rig.outcome().await.ending, Ending::Revoked);
+    assert_eq!(fixture.outcome().await.ending, Ending::Revoked);
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn a_servers_own_stream_passes_until_it_ends() {
     );
     let server = Server::answering("200 OK", "application/json", "{}").await;
     assert!(
-        Rig::new(&server.url)
+        Fixture::new(&server.url)
             .forward(without_id(Method::OpenStream, ""))
             .await
             .is_err()
@@ -274,8 +274,8 @@ async fn a_servers_own_stream_passes_until_it_ends() {
 async fn a_stream_becomes_the_body_of_an_answer() {
     use http_body_util::BodyExt;
     let server = Server::saying(format!("{STREAM}{PROGRESS}{ASKED}: x\n\n")).await;
-    let rig = Rig::new(&server.url);
-    let body = frames(&rig, tool_call()).await.into_body(|piece| match piece {
+    let fixture = Fixture::new(&server.url);
+    let body = frames(&fixture, tool_call()).await.into_body(|piece| match piece {
         Ok(piece) if piece.kind == Some(AnswerKind::ServerRequest) => None,
         Ok(piece) => Some(piece.frame.raw),
         Err(failed) => Some(format!("data: {failed}\n\n").into()),
@@ -300,8 +300,8 @@ async fn a_client_that_does_not_read_holds_the_server_back() {
         }
     })
     .await;
-    let rig = Rig::new(&server.url);
-    let mut frames = frames(&rig, tool_call()).await;
+    let fixture = Fixture::new(&server.url);
+    let mut frames = frames(&fixture, tool_call()).await;
     frames.next().await.unwrap().unwrap();
     // The server gets rid of what the buffers between hold, and then of nothing more.
     loop {

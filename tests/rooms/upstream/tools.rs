@@ -1,6 +1,6 @@
 //! Fetching the tools of servers of both eras, in both shapes, with all that can be wrong about them.
 
-use super::rig::config;
+use super::cleared_call::config;
 use super::server::{STREAM, Seen, Server, answer, json, write};
 use neural_guardian::domain::{Annotations, Digest, Era};
 use neural_guardian::upstream::{Eras, FetchFailed, Offer, Upstream};

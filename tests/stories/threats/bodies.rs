@@ -151,13 +151,13 @@ async fn t8_a_tool_is_named_exactly_or_not_at_all() {
     }
 }
 
-/// What `manners` is held against; the rooms and the fuzz target have the same.
+/// What `lenient_parsers` is held against; the rooms and the fuzz target have the same.
 mod reader {
     pub use neural_guardian::mcp::{Bounds, Message, read};
 }
 
-#[path = "../../rooms/mcp/manners.rs"]
-mod manners;
+#[path = "../../rooms/mcp/lenient_parsers.rs"]
+mod lenient_parsers;
 
 /// A million of them are for the fuzz target. Here some of every kind go all the way: each is refused, or arrives byte for
 /// byte and every lenient parser reads in it what was judged.
@@ -180,7 +180,7 @@ async fn t9_what_arrives_reads_alike_in_every_manner() {
             1 => {
                 let received = &reached[arrived];
                 assert_eq!(received.body, body, "what is sent is what was judged");
-                assert_eq!(manners::every_reading_agrees(&body), Ok(true), "{said}");
+                assert_eq!(lenient_parsers::every_reading_agrees(&body), Ok(true), "{said}");
                 accepted += 1;
             }
             more => panic!("{said} became {more} requests"),

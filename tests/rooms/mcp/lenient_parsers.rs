@@ -61,17 +61,22 @@ impl<'de> Deserialize<'de> for Tree {
 
 /// How a parser finds a member.
 #[derive(Debug, Clone, Copy)]
-enum Manner {
+enum MemberRule {
     First,
     Last,
     FirstFolded,
     LastFolded,
 }
 
-const MANNERS: [Manner; 4] = [Manner::First, Manner::Last, Manner::FirstFolded, Manner::LastFolded];
+const RULES: [MemberRule; 4] = [
+    MemberRule::First,
+    MemberRule::Last,
+    MemberRule::FirstFolded,
+    MemberRule::LastFolded,
+];
 
 impl Tree {
-    fn member(&self, name: &str, manner: Manner) -> Option<&Tree> {
+    fn member(&self, name: &str, rule: MemberRule) -> Option<&Tree> {
         let Tree::Object(members) = self else { return None };
         let fold = |text: &str| text.replace(['ſ'], "s").replace('\u{212a}', "k").to_lowercase();
         let mut exact = members.iter().filter(|(known, _)| known == name).map(|(_, value)| value);
@@ -79,11 +84,11 @@ impl Tree {
             .iter()
             .filter(|(known, _)| fold(known) == fold(name))
             .map(|(_, value)| value);
-        match manner {
-            Manner::First => exact.next(),
-            Manner::Last => exact.next_back(),
-            Manner::FirstFolded => folded.next(),
-            Manner::LastFolded => folded.next_back(),
+        match rule {
+            MemberRule::First => exact.next(),
+            MemberRule::Last => exact.next_back(),
+            MemberRule::FirstFolded => folded.next(),
+            MemberRule::LastFolded => folded.next_back(),
         }
     }
 
@@ -114,16 +119,16 @@ pub fn every_reading_agrees(body: &[u8]) -> Result<bool, String> {
     let arguments = params.arguments.as_deref().map(serde_json::from_slice::<Tree>);
     let arguments = arguments.transpose().map_err(parsed)?;
     let version = params.meta.as_ref().and_then(|meta| meta.protocol_version.as_deref());
-    for manner in MANNERS {
-        let method = tree.member("method", manner).and_then(Tree::text);
+    for rule in RULES {
+        let method = tree.member("method", rule).and_then(Tree::text);
         same("the method", method == Some(request.method.as_str()))?;
-        same("the id", tree.member("id", manner).is_some())?;
+        same("the id", tree.member("id", rule).is_some())?;
         same(
             "no answer",
-            tree.member("result", manner).or(tree.member("error", manner)).is_none(),
+            tree.member("result", rule).or(tree.member("error", rule)).is_none(),
         )?;
-        let inside = tree.member("params", manner);
-        let member = |name: &str| inside.and_then(|inside| inside.member(name, manner));
+        let inside = tree.member("params", rule);
+        let member = |name: &str| inside.and_then(|inside| inside.member(name, rule));
         same("the arguments", member("arguments") == arguments.as_ref())?;
         for (name, found) in [
             ("name", params.name.as_deref()),
@@ -134,7 +139,7 @@ pub fn every_reading_agrees(body: &[u8]) -> Result<bool, String> {
         ] {
             same(name, member(name).and_then(Tree::text) == found)?;
         }
-        let named = member("_meta").and_then(|meta| meta.member("io.modelcontextprotocol/protocolVersion", manner));
+        let named = member("_meta").and_then(|meta| meta.member("io.modelcontextprotocol/protocolVersion", rule));
         same("the version", named.and_then(Tree::text) == version)?;
     }
     Ok(true)

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-pub struct Rig {
+pub struct Fixture {
     pub upstream: Upstream,
     journal: Journal,
     dir: PathBuf,
@@ -42,7 +42,7 @@ pub fn config(url: &str) -> ServerConfig {
     config
 }
 
-impl Rig {
+impl Fixture {
     pub fn new(url: &str) -> Self {
         Self::with(config(url))
     }
@@ -165,7 +165,7 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }

@@ -5,8 +5,8 @@
 
 #[path = "../../../src/domain/mod.rs"]
 mod domain;
-#[path = "../../rooms/mcp/manners.rs"]
-mod manners;
+#[path = "../../rooms/mcp/lenient_parsers.rs"]
+mod lenient_parsers;
 #[path = "../../../src/mcp/mod.rs"]
 mod mcp;
 
@@ -15,7 +15,7 @@ mod reader {
 }
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
-    if let Err(difference) = manners::every_reading_agrees(body) {
+    if let Err(difference) = lenient_parsers::every_reading_agrees(body) {
         panic!("{difference}");
     }
 });

@@ -1,6 +1,6 @@
 //! Differential tests: what lenient parsers would make of the same bytes.
 
-use super::manners::every_reading_agrees;
+use super::lenient_parsers::every_reading_agrees;
 use super::*;
 
 /// Names that are close to each other, in several spellings.
