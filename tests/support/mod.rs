@@ -10,18 +10,18 @@ pub mod client;
 pub mod folder;
 pub mod frames;
 pub mod golden;
+pub mod hostile_server;
 pub mod http;
 pub mod issuer;
-pub mod pipes;
 pub mod ports;
 pub mod postgres;
-pub mod real;
-pub mod saboteur;
+pub mod resources_and_prompts;
+pub mod sdk_clients;
 pub mod server;
+pub mod stdio;
 pub mod stores;
 pub mod upstream;
 pub mod wait;
-pub mod wares;
 pub mod world;
 
 /// Tells the same story on the embedded store and on Postgres.

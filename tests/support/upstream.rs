@@ -1,9 +1,9 @@
 //! An MCP server that remembers every byte that reached it and misbehaves when told to. Speaks both eras plainly.
 
 use super::certificates::{Authority, server_tls};
+use super::resources_and_prompts;
 use super::server::{Answering, Body, serve};
 use super::wait::{LONGEST, soon};
-use super::wares;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
@@ -347,9 +347,9 @@ impl State {
             "tools/call" => self.call(received, modern).await,
             "subscriptions/listen" if modern => match self.own_stream.lock().unwrap().take() {
                 Some(events) => stream(events),
-                None => events(vec![event(&wares::acknowledged(received))]),
+                None => events(vec![event(&resources_and_prompts::acknowledged(received))]),
             },
-            _ => match wares::result(received) {
+            _ => match resources_and_prompts::result(received) {
                 Some(found) => result(&id, found, modern),
                 None => error(404, &id, -32601, "method not found"),
             },
@@ -433,7 +433,7 @@ impl State {
     fn begin_session(&self, received: &Received) -> Response<Body> {
         let asked = received.message["params"]["protocolVersion"].as_str().unwrap_or_default();
         let version = if asked == "2026-07-28" { "2025-11-25" } else { asked };
-        let mut capabilities = wares::capabilities();
+        let mut capabilities = resources_and_prompts::capabilities();
         (capabilities["tools"], capabilities["logging"]) = (json!({ "listChanged": true }), json!({}));
         let mut offer = json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() });
         for (name, value) in self.hello.lock().unwrap().as_object().expect("an object") {
@@ -541,7 +541,7 @@ fn server_info() -> Value {
 }
 
 fn discovery() -> Value {
-    let mut capabilities = wares::capabilities();
+    let mut capabilities = resources_and_prompts::capabilities();
     capabilities["tools"] = json!({});
     json!({
         "supportedVersions": ["2026-07-28"],
@@ -564,7 +564,7 @@ fn text(text: &str) -> Value {
 fn message(id: &Value, mut result: Value, modern: bool) -> Value {
     if modern {
         result["resultType"] = json!("complete");
-        if wares::is_kept(&result) {
+        if resources_and_prompts::is_kept(&result) {
             (result["ttlMs"], result["cacheScope"]) = (json!(60_000), json!("public"));
         }
     }

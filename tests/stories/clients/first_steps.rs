@@ -3,7 +3,7 @@
 use crate::support::folder::Folder;
 use crate::support::on_both_stores;
 use crate::support::ports::free_port;
-use crate::support::real::{Kind, RealClient};
+use crate::support::sdk_clients::{Kind, RealClient};
 use crate::support::upstream::Upstream;
 use crate::support::wait::eventually;
 use crate::support::world::World;

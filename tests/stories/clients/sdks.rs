@@ -2,7 +2,7 @@
 //! tests/golden/clients. Whoever changes a status or a body reads there which client lives on and which one dies of it.
 
 use crate::support::golden::golden;
-use crate::support::real::{Kind, RealClient};
+use crate::support::sdk_clients::{Kind, RealClient};
 use crate::support::stores::Engine;
 use crate::support::upstream::{Fault, Upstream};
 use crate::support::wait::eventually;

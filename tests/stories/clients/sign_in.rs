@@ -2,7 +2,7 @@
 
 use crate::support::authorization::AuthorizationServer;
 use crate::support::golden::golden;
-use crate::support::real::{Kind, RealClient};
+use crate::support::sdk_clients::{Kind, RealClient};
 use crate::support::stores::Engine;
 use crate::support::upstream::Upstream;
 use crate::support::wait::{eventually, soon};

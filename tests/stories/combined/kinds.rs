@@ -3,7 +3,7 @@
 use crate::combined::{client, connected, in_both_eras, two_servers};
 use crate::support::client::Client;
 use crate::support::on_both_stores;
-use crate::support::pipes::{Notes, gone};
+use crate::support::stdio::{Notes, gone};
 use crate::support::stores::Engine;
 use crate::support::upstream::{Scripted, Upstream};
 use crate::support::wait::eventually;

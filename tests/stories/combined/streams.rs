@@ -5,9 +5,9 @@ use crate::combined::{client, connected, two_servers};
 use crate::support::client::Client;
 use crate::support::http::Reply;
 use crate::support::on_both_stores;
+use crate::support::resources_and_prompts::{changed, updated};
 use crate::support::upstream::{Received, Scripted, Upstream, say};
 use crate::support::wait::{eventually, soon};
-use crate::support::wares::{changed, updated};
 use crate::support::world::World;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ fn listens(received: &Received) -> bool {
 /// What a modern server says first.
 fn acknowledged(server: &Upstream) -> Value {
     let received = server.received().into_iter().rfind(listens).expect("it was asked");
-    crate::support::wares::acknowledged(&received)
+    crate::support::resources_and_prompts::acknowledged(&received)
 }
 
 on_both_stores! {

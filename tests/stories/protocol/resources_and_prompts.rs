@@ -2,8 +2,8 @@
 
 use crate::support::client::{Answer, Client, MODERN};
 use crate::support::on_both_stores;
+use crate::support::resources_and_prompts::{acknowledged, changed, updated};
 use crate::support::upstream::{Scripted, Upstream, say};
-use crate::support::wares::{acknowledged, changed, updated};
 use crate::support::world::{POLICIES, World};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};

@@ -1,8 +1,8 @@
 //! Servers of the oldest HTTP transport, a stream that brings everything and a place where messages are posted, presented
 //! as Streamable HTTP.
 
-use crate::support::pipes::{Notes, Sse, hold};
-use crate::support::real::{Kind, RealClient};
+use crate::support::sdk_clients::{Kind, RealClient};
+use crate::support::stdio::{Notes, Sse, hold};
 use crate::support::stores::Engine;
 use crate::support::wait::eventually;
 use crate::support::world::World;

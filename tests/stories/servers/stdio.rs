@@ -1,8 +1,8 @@
 //! Servers that are programs, spoken to over their standard input and output, and presented like any other: the same calls,
 //! the same refusals, the same records; processes that stay apart, come again and leave nothing behind.
 
-use crate::support::pipes::{Notes, call, gone, hold, is_alive, official};
-use crate::support::real::{Kind, RealClient};
+use crate::support::sdk_clients::{Kind, RealClient};
+use crate::support::stdio::{Notes, call, gone, hold, is_alive, official};
 use crate::support::stores::Engine;
 use crate::support::wait::eventually;
 use crate::support::world::World;

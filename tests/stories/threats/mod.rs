@@ -12,7 +12,7 @@ mod slow;
 mod streams;
 
 use crate::support::client::Client;
-use crate::support::saboteur::Saboteur;
+use crate::support::hostile_server::HostileServer;
 use crate::support::stores::Engine;
 use crate::support::upstream::{Received, Upstream};
 use crate::support::wait::eventually;
@@ -187,11 +187,11 @@ impl Scene {
     }
 
     /// The same with somebody who may spoil what the server answers to `echo`.
-    async fn sabotaged(more: &str, settings: &[(&str, &str)]) -> (Scene, Saboteur) {
+    async fn with_hostile_server(more: &str, settings: &[(&str, &str)]) -> (Scene, HostileServer) {
         let files = Upstream::start().await;
-        let saboteur = Saboteur::before(&files).await;
+        let hostile = HostileServer::before(&files).await;
         let world = World::new(Engine::Sqlite).await;
-        (Self::within(world, files, &saboteur.url, more, settings).await, saboteur)
+        (Self::within(world, files, &hostile.url, more, settings).await, hostile)
     }
 
     async fn within(mut world: World, files: Upstream, url: &str, more: &str, settings: &[(&str, &str)]) -> Scene {
@@ -239,7 +239,7 @@ impl Scene {
         since.into_iter().filter(|received| received.tool() != Some("add")).collect()
     }
 
-    /// A call of `echo` with an id that a saboteur knows.
+    /// A call of `echo` with an id that a hostile server knows.
     fn echo(&self, client: &Client) -> Value {
         let mut request = client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" } }));
         request["id"] = json!("seven");

@@ -3,7 +3,7 @@
 
 use super::Scene;
 use crate::support::certificates::Authority;
-use crate::support::saboteur::{Saboteur, Then};
+use crate::support::hostile_server::{HostileServer, Then};
 use crate::support::stores::Engine;
 use crate::support::upstream::Upstream;
 use crate::support::wait::soon;
@@ -334,15 +334,15 @@ fn misdeeds(elsewhere: &str) -> Vec<Misdeed> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t23_whatever_a_server_does_the_call_ends_in_time_and_is_on_record() {
-    let (scene, saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let elsewhere = Upstream::start().await;
     let misdeeds = misdeeds(&elsewhere.url);
     let client = scene.ana();
     let attack = async {
         let mut wrong = Vec::new();
         for misdeed in &misdeeds {
-            let before = saboteur.calls().len();
-            saboteur.act(misdeed.says.clone(), misdeed.then.clone());
+            let before = hostile.calls().len();
+            hostile.act(misdeed.says.clone(), misdeed.then.clone());
             let begun = Instant::now();
             let answer = client.post(&scene.echo(&client)).await;
             let took = begun.elapsed();
@@ -360,12 +360,12 @@ async fn t23_whatever_a_server_does_the_call_ends_in_time_and_is_on_record() {
             let quiet = ["elsewhere", "out of order", "location", "localhost", "www-auth"]
                 .iter()
                 .all(|word| !said.contains(word));
-            let once = saboteur.calls().len() == before + 1;
+            let once = hostile.calls().len() == before + 1;
             if told != misdeed.told || took > ON_TIME || !quiet || !once {
                 wrong.push(format!(
                     "{}: {told} after {took:?}, sent {} times: {said}",
                     misdeed.what,
-                    saboteur.calls().len() - before
+                    hostile.calls().len() - before
                 ));
             }
         }
@@ -385,7 +385,7 @@ async fn t23_whatever_a_server_does_the_call_ends_in_time_and_is_on_record() {
             misdeed.what
         );
     }
-    saboteur.behave();
+    hostile.behave();
     assert_eq!(
         client.post(&scene.echo(&client)).await.text(),
         "hi",
@@ -396,7 +396,7 @@ async fn t23_whatever_a_server_does_the_call_ends_in_time_and_is_on_record() {
 /// What a server adds to an answer for one caller is nobody's answer, also not the next one's on the same connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t23_the_rest_of_one_answer_is_never_the_next() {
-    let (scene, saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let poison = ANSWER.replace("hi", "poison");
     let json = "content-type: application/json\r\nset-cookie: session=poison\r\n";
     let client = scene.ana();
@@ -405,7 +405,7 @@ async fn t23_the_rest_of_one_answer_is_never_the_next() {
         format!("\r\n{}", whole("200 OK", json, &poison)),
         "garbage".into(),
     ] {
-        saboteur.act(whole("200 OK", json, ANSWER) + &behind, Then::GoOn);
+        hostile.act(whole("200 OK", json, ANSWER) + &behind, Then::GoOn);
         for _ in 0..10 {
             let answer = client.post(&scene.echo(&client)).await;
             assert!(
@@ -419,22 +419,22 @@ async fn t23_the_rest_of_one_answer_is_never_the_next() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t23_a_server_that_cannot_be_reached_is_reported_in_time() {
-    let (scene, mut saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, mut hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let client = scene.ana();
-    saboteur.leave().await;
+    hostile.leave().await;
     assert_eq!(
         client.post(&scene.echo(&client)).await.verdict(),
         UNREACHABLE,
         "nobody listens"
     );
-    let (_listener, _waiting) = full_queue(saboteur.port).await;
+    let (_listener, _waiting) = full_queue(hostile.port).await;
     let begun = Instant::now();
     assert_eq!(client.post(&scene.echo(&client)).await.verdict(), LATE, "nobody accepts");
     assert!(begun.elapsed() < ON_TIME);
     for row in scene.outcomes(2).await {
         assert_eq!(row["outcome"]["ending"], "failed", "{row}");
     }
-    assert_eq!(saboteur.calls().len(), 0);
+    assert_eq!(hostile.calls().len(), 0);
 }
 
 /// A listener that accepts nobody and whose queue is full: whoever connects now waits.
@@ -455,13 +455,13 @@ async fn full_queue(port: u16) -> (tokio::net::TcpListener, Vec<TcpStream>) {
 async fn t23_a_server_with_another_certificate_hears_nothing() {
     let (ours, theirs) = (Authority::new("upstream"), Authority::new("somebody else"));
     let files = Upstream::start().await;
-    let saboteur = Saboteur::with_tls(&files, &ours).await;
+    let hostile = HostileServer::with_tls(&files, &ours).await;
     let world = World::new(Engine::Sqlite).await;
     world.folder.write("upstream.pem", &ours.pem);
     let scene = Scene::within(
         world,
         files,
-        &saboteur.url,
+        &hostile.url,
         &format!("{LIMITS}\nca_file = 'upstream.pem'"),
         &[],
     )
@@ -473,18 +473,18 @@ async fn t23_a_server_with_another_certificate_hears_nothing() {
         ("expired", ours.expired_server()),
         ("a client's certificate", ours.client("localhost", &["spiffe://a.test/a"])),
     ] {
-        saboteur.show(&pair);
+        hostile.show(&pair);
         let answer = client.post(&scene.echo(&client)).await;
         assert_eq!(answer.verdict(), UNREACHABLE, "{what}");
     }
-    saboteur.act("", Then::Hold);
-    assert_eq!(saboteur.calls().len(), 0, "not a byte of a call went out");
+    hostile.act("", Then::Hold);
+    assert_eq!(hostile.calls().len(), 0, "not a byte of a call went out");
     for row in scene.outcomes(4).await {
         let detail = row["outcome"]["detail"].as_str().unwrap();
         assert!(row["outcome"]["ending"] == "failed" && detail.contains("TLS"), "{row}");
     }
-    saboteur.behave();
-    saboteur.show(&ours.server());
+    hostile.behave();
+    hostile.show(&ours.server());
     let answer = soon("an answer", client.post(&scene.echo(&client))).await;
     assert_eq!(answer.text(), "hi", "the right one is spoken to again");
 }

@@ -3,9 +3,9 @@
 
 use super::Scene;
 use crate::support::client::Client;
+use crate::support::hostile_server::Then;
 use crate::support::http::{Protocol, Reply};
 use crate::support::issuer::Issuer;
-use crate::support::saboteur::Then;
 use crate::support::stores::Engine;
 use crate::support::upstream::{Upstream, say};
 use crate::support::wait::{eventually, soon};
@@ -92,7 +92,7 @@ fn no_answers() -> Vec<(&'static str, Vec<u8>)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_what_is_no_answer_ends_the_call_with_an_error() {
-    let (scene, saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let legacy = scene.world.connected("files", &scene.ana).await;
     let modern = scene.ana();
     let clients = [("legacy", &legacy), ("modern", &modern)];
@@ -102,7 +102,7 @@ async fn t10_what_is_no_answer_ends_the_call_with_an_error() {
         for (era, client) in clients {
             let event = [b"data: ", &message[..], b"\n\n"].concat();
             for (form, head, body) in [("JSON", JSON, message), ("events", EVENTS, &event)] {
-                saboteur.act([head.as_bytes(), body].concat(), Then::Close);
+                hostile.act([head.as_bytes(), body].concat(), Then::Close);
                 let answer = client.post(&scene.echo(client)).await;
                 if (answer.reason(), &answer.message["id"]) != ("upstream_broken", &json!("seven"))
                     || answer.body.contains("\"hi\"")
@@ -120,14 +120,14 @@ async fn t10_what_is_no_answer_ends_the_call_with_an_error() {
     for row in scene.outcomes(4 * no_answers.len()).await {
         assert_eq!(row["outcome"]["ending"], "failed", "{row}");
     }
-    saboteur.act(format!("{JSON}{ANSWER}"), Then::Close);
+    hostile.act(format!("{JSON}{ANSWER}"), Then::Close);
     assert_eq!(modern.post(&scene.echo(&modern)).await.text(), "hi", "an answer is one");
 }
 
 /// Streams of which each has something that no client could follow, or that follows the answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answered() {
-    let (scene, saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let client = scene.ana();
     let line = format!("data: {ANSWER}");
     let drip = |text: &str| Then::Drip(text.into(), Duration::from_millis(20));
@@ -165,7 +165,7 @@ async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answ
         ("the end, unanswered", ": hello\n\n".into(), Then::Close, "upstream_broken"),
         ("a question", format!("data: {request}\n\n"), Then::Hold, "upstream_broken"),
     ] {
-        saboteur.act(format!("{EVENTS}{says}"), then);
+        hostile.act(format!("{EVENTS}{says}"), then);
         let answer = client.post(&scene.echo(&client)).await;
         assert_eq!(
             (answer.reason(), &answer.message["id"]),
@@ -181,7 +181,7 @@ async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answ
         ("no message", "data: ho\n\n".into()),
         ("a question", format!("data: {request}\n\n")),
     ] {
-        saboteur.act(format!("{EVENTS}{line}\n\n{behind}"), Then::Hold);
+        hostile.act(format!("{EVENTS}{line}\n\n{behind}"), Then::Hold);
         let answer = client.post(&scene.echo(&client)).await;
         assert_eq!(answer.text(), "hi", "{what}");
         assert_eq!(answer.body.matches("data:").count(), 1, "{what}: {answer:?}");
@@ -193,7 +193,7 @@ async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answ
 async fn t10_a_million_tiny_events_leave_memory_as_it_was() {
     const EVENTS_SENT: usize = 1_000_000;
     const IN_ONE: usize = 1_000;
-    let (scene, saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let note = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
     for (what, event, count) in [
         ("comments", ":\n\n".to_owned(), EVENTS_SENT),
@@ -205,7 +205,7 @@ async fn t10_a_million_tiny_events_leave_memory_as_it_was() {
             count / IN_ONE,
             format!("data: {ANSWER}\n\n").into(),
         );
-        saboteur.act(EVENTS, all);
+        hostile.act(EVENTS, all);
         let client = scene.ana();
         let request = scene.echo(&client);
         let (length, cost) = scene
@@ -232,7 +232,7 @@ async fn t10_a_million_tiny_events_leave_memory_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t24_a_stream_that_hangs_in_the_middle_of_an_event_is_given_up_on() {
-    let (scene, saboteur) = Scene::sabotaged(LIMITS, &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
     let note = r#"data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let modern = Client::new(scene.world.address(None, protocol), "files")
@@ -241,8 +241,8 @@ async fn t24_a_stream_that_hangs_in_the_middle_of_an_event_is_given_up_on() {
         let mut legacy = Client::new(scene.world.address(None, protocol), "files").bearer(&scene.ana);
         legacy.handshake().await;
         for client in [modern, legacy] {
-            saboteur.act(format!("{EVENTS}{note}\n\ndata: {{\"jsonrpc\""), Then::Hold);
-            let hung_up = *saboteur.hung_up().borrow();
+            hostile.act(format!("{EVENTS}{note}\n\ndata: {{\"jsonrpc\""), Then::Hold);
+            let hung_up = *hostile.hung_up().borrow();
             let mut stream = client.open(&scene.echo(&client)).await.unwrap();
             let first = stream.event().await.unwrap().expect("what came before");
             assert!(first.contains("notifications/message"), "{first}");
@@ -254,7 +254,7 @@ async fn t24_a_stream_that_hangs_in_the_middle_of_an_event_is_given_up_on() {
             assert_eq!(stream.event().await.unwrap(), None);
             soon(
                 "the server to be hung up on",
-                saboteur.hung_up().wait_for(|count| *count > hung_up),
+                hostile.hung_up().wait_for(|count| *count > hung_up),
             )
             .await
             .unwrap();
@@ -276,7 +276,7 @@ enum Leaving {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t24_a_client_that_goes_takes_its_call_along_within_a_second() {
     const BOUND: Duration = Duration::from_secs(1);
-    let (scene, saboteur) = Scene::sabotaged("", &[]).await;
+    let (scene, hostile) = Scene::with_hostile_server("", &[]).await;
     let note = "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{\"level\":\"info\",\"data\":1}}\n\n";
     let mut left = 0;
     for protocol in [Protocol::Http1, Protocol::Http2] {
@@ -285,20 +285,20 @@ async fn t24_a_client_that_goes_takes_its_call_along_within_a_second() {
                 Leaving::BeforeTheHead => String::new(),
                 Leaving::InTheStream => format!("{EVENTS}{note}"),
             };
-            saboteur.act(says, Then::Hold);
+            hostile.act(says, Then::Hold);
             let mut fastest = Duration::MAX;
             for _ in 0..3 {
                 let client = Client::new(scene.world.address(None, protocol), "files")
                     .modern()
                     .bearer(&scene.ana);
-                let (calls, hung_up) = (saboteur.calls().len(), *saboteur.hung_up().borrow());
+                let (calls, hung_up) = (hostile.calls().len(), *hostile.hung_up().borrow());
                 let request = scene.echo(&client);
                 let call = async { client.open(&request).await.unwrap() };
                 let mut call = Box::pin(call);
                 let mut stream = None;
                 match leaving {
                     Leaving::BeforeTheHead => {
-                        let arrived = eventually("the call to arrive", async || (saboteur.calls().len() > calls).then_some(()));
+                        let arrived = eventually("the call to arrive", async || (hostile.calls().len() > calls).then_some(()));
                         tokio::select! {
                             () = arrived => (),
                             _ = &mut call => panic!("there is no answer yet"),
@@ -316,7 +316,7 @@ async fn t24_a_client_that_goes_takes_its_call_along_within_a_second() {
                 drop(client);
                 soon(
                     "the server to be hung up on",
-                    saboteur.hung_up().wait_for(|count| *count > hung_up),
+                    hostile.hung_up().wait_for(|count| *count > hung_up),
                 )
                 .await
                 .unwrap();
@@ -335,8 +335,8 @@ async fn t24_a_client_that_goes_takes_its_call_along_within_a_second() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t24_one_stream_that_is_reset_takes_only_its_own_call_along() {
     use crate::support::frames::{DATA, END, END_HEADERS, HEADERS, RESET, Wire, frame};
-    let (scene, saboteur) = Scene::sabotaged("", &[]).await;
-    saboteur.act("", Then::Hold);
+    let (scene, hostile) = Scene::with_hostile_server("", &[]).await;
+    hostile.act("", Then::Hold);
     let mut wire = Wire::open(&scene.world.address(None, Protocol::Http2), &[]).await;
     let body = scene.echo(&scene.ana()).to_string();
     for stream in [1, 3] {
@@ -349,8 +349,8 @@ async fn t24_one_stream_that_is_reset_takes_only_its_own_call_along() {
         )
         .await;
     }
-    eventually("both calls to arrive", async || (saboteur.calls().len() == 2).then_some(())).await;
-    let mut hung_up = saboteur.hung_up();
+    eventually("both calls to arrive", async || (hostile.calls().len() == 2).then_some(())).await;
+    let mut hung_up = hostile.hung_up();
     wire.say(&frame(RESET, 0, 1, &[0, 0, 0, 8])).await;
     soon("the server to be hung up on", hung_up.wait_for(|count| *count == 1))
         .await

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::interval;
 use tokio_rustls::TlsAcceptor;
 
-pub struct Saboteur {
+pub struct HostileServer {
     pub url: String,
     pub port: u16,
     state: Arc<State>,
@@ -55,16 +55,16 @@ struct State {
     pub taken: watch::Sender<u64>,
 }
 
-impl Saboteur {
-    pub async fn before(recorder: &Upstream) -> Saboteur {
+impl HostileServer {
+    pub async fn before(recorder: &Upstream) -> HostileServer {
         Self::begin(recorder, None).await
     }
 
-    pub async fn with_tls(recorder: &Upstream, authority: &Authority) -> Saboteur {
+    pub async fn with_tls(recorder: &Upstream, authority: &Authority) -> HostileServer {
         Self::begin(recorder, Some(authority.server())).await
     }
 
-    async fn begin(recorder: &Upstream, pair: Option<Pair>) -> Saboteur {
+    async fn begin(recorder: &Upstream, pair: Option<Pair>) -> HostileServer {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let scheme = if pair.is_some() { "https" } else { "http" };
@@ -86,7 +86,7 @@ impl Saboteur {
                 tokio::spawn(shared.clone().connection(stream));
             }
         });
-        Saboteur {
+        HostileServer {
             url: format!("{scheme}://localhost:{port}/mcp"),
             port,
             state,

@@ -1,4 +1,4 @@
-//! Servers that are processes: `tests/clients/pipe-server.mjs`, which does what it is told and writes down what reaches it,
+//! Servers that are processes: `tests/clients/stdio-server.mjs`, which does what it is told and writes down what reaches it,
 //! and one made with an official package. `bash tests/clients/install` installs what they need.
 
 use super::client::Client;
@@ -44,7 +44,7 @@ impl Notes {
         let record = world.file("record");
         let text = format!(
             "command = ['node', '{}']\nenv = {{ RECORD = '{}', TOKEN = 'notes-own-secret' }}\n{more}",
-            script("pipe-server.mjs"),
+            script("stdio-server.mjs"),
             record.display()
         );
         world.piped("notes", &text);
@@ -53,7 +53,7 @@ impl Notes {
 
     pub async fn sse(world: &mut World, arguments: &[&str]) -> (Sse, Notes) {
         let record = world.file("record");
-        let sse = Sse::start("pipe-server.mjs", arguments, &record);
+        let sse = Sse::start("stdio-server.mjs", arguments, &record);
         world.server(
             "notes",
             &format!("http://127.0.0.1:{}/sse", sse.port),
