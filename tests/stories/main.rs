@@ -1,7 +1,7 @@
-//! Stories over real TLS sockets: the real binary, a recording MCP server behind it, and either store. The name of a
-//! story is a sentence that is true of Guardian.
+//! Stories over real TLS sockets: the real `guardian` binary with a recording MCP server behind it, on either store. The
+//! name of a story is a sentence that is true of Guardian.
 //!
-//! `support` is what they are told with; a failed story keeps its folder and prints the log of its `guardian serve`.
+//! `support` holds the fixtures. A story that fails keeps its folder and prints the log of its `guardian serve`.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -20,7 +20,7 @@ use std::path::Path;
 use support::upstream::Upstream;
 use support::world::World;
 
-/// A server `files`, and Ana, a reader with scopes for `echo` and `read_file`, and her key.
+/// Adds a server `files` and Ana, a reader with scopes for `echo`, `read_file` and `slow`; returns the server and her key.
 async fn ana_reads_files(world: &mut World) -> (Upstream, String) {
     let files = Upstream::start().await;
     world.server("files", &files.url, "");

@@ -1,4 +1,4 @@
-//! The record: there before the call is, once, and whatever happens to the process or the database.
+//! The audit record of a call: durable before the call is sent, written once, whatever happens to the process or database.
 
 use crate::ana_reads_files;
 use crate::support::client::Client;
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 on_both_stores! {
-    /// The server itself looks into the journal at the moment a call arrives.
+    /// The server itself reads the journal's folder at the moment a call arrives.
     async fn the_record_exists_before_the_call_does(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.set("journal.arguments", "'redacted'");
@@ -125,7 +125,7 @@ on_both_stores! {
     }
 }
 
-/// Only a database that is a server can go away.
+/// Postgres only: an embedded database cannot go away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn database_down_then_up_ships_everything_once() {
     let mut world = World::new(Engine::Postgres).await;
@@ -158,7 +158,7 @@ async fn database_down_then_up_ships_everything_once() {
     assert_eq!(database.count(double).await, 0);
 }
 
-/// Knowledge of grants that is too old permits nothing.
+/// Once the knowledge of grants is older than `max_staleness`, nothing is permitted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_database_gone_calls_stop_at_the_bound() {
     let mut world = World::new(Engine::Postgres).await;
@@ -188,7 +188,7 @@ async fn with_the_database_gone_calls_stop_at_the_bound() {
     .await;
 }
 
-/// A spool that is full takes no permit, and what cannot be recorded is not sent.
+/// A full spool refuses new permits, and a call that cannot be recorded is not sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_journal_that_cannot_write_refuses_every_call() {
     let mut world = World::new(Engine::Postgres).await;
@@ -247,7 +247,7 @@ async fn call_until_cut(client: Client, name: String) {
     }
 }
 
-/// Everything in the journal's folder that looks like a record.
+/// Every line in the journal's folder that looks like a record.
 fn journal(folder: &Path) -> Vec<String> {
     let files = std::fs::read_dir(folder)
         .unwrap()

@@ -1,5 +1,5 @@
-//! The published conformance suites, told twice: against one server directly, and against Guardian in front of it. What a
-//! suite says of the server it must say of Guardian, check by check. `npm ci` in tests/conformance installs them; tests/run does.
+//! The published conformance suites, run against one server directly and against Guardian in front of it. Each check must
+//! have the same result both ways. `npm ci` in tests/conformance installs the suites; `tests/run` does that.
 
 use crate::support::ports::free_port;
 use crate::support::stores::Engine;
@@ -10,13 +10,13 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// What a suite found: `scenario/check` → one status, or one for each time it was checked.
+/// The results of a suite: `scenario/check` → one status, or a list of them if the check ran several times.
 type Checks = BTreeMap<String, Value>;
 
-/// The one check that fails behind Guardian, and rightly: the suite of clients calls with `"verbose": null` where the tool's
-/// own schema says boolean, and the call never leaves. Policies cannot see a `null` that no schema speaks of; to them the
-/// argument would be absent, while a server that does not look at its own schema may read it as something else than its
-/// default. What is judged is what is sent, so it is refused.
+/// The one check that fails behind Guardian on purpose. The client suite calls with `"verbose": null` where the tool's
+/// schema says boolean. Policies cannot see a `null` that the schema does not allow: to them the argument is absent, while
+/// a server that ignores its own schema may not treat it as absent. Guardian sends only what it decided about, so it
+/// refuses the call.
 const RIGHTLY_DIFFERENT: &[&str] = &["2026-07-28/http-custom-headers/sep-2243-client-omit-null"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +58,7 @@ async fn the_suite_finds_no_difference(suite: &'static str, passes: usize) {
     same(&direct, &through);
 }
 
-/// The suite judges a client by what its own servers hear: Guardian in between must not be heard.
+/// The suite judges a client by what the suite's servers receive, so Guardian in between must not show there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_suite_cannot_tell_a_client_behind_guardian_from_one_that_is_not() {
     let scenarios: Vec<String> = serde_json::from_value(run(Command::new(node()).args(["run.mjs", "scenarios"]))).unwrap();
@@ -83,7 +83,7 @@ async fn the_suite_cannot_tell_a_client_behind_guardian_from_one_that_is_not() {
             .env("NODE_EXTRA_CA_CERTS", world.file("ca.pem"));
         command
     };
-    // What Guardian itself wants to know of a server would be heard too: it learns that before, and does not ask again.
+    // Guardian's own requests to a server would show too. It makes them in this first run and does not repeat them.
     let learnt = behind("learn", &world).current_dir(folder()).output().expect("node runs");
     assert!(learnt.status.success(), "{}", String::from_utf8_lossy(&learnt.stderr));
     world.terminate();
@@ -101,11 +101,11 @@ async fn the_suite_cannot_tell_a_client_behind_guardian_from_one_that_is_not() {
     same(&direct, &through);
 }
 
-/// May ask the client whatever the protocol knows.
+/// The server may make every request of a client that the protocol has.
 const CONVERSES: &str = "client_requests = ['sampling', 'elicitation', 'elicitation_url', 'roots']";
 
-/// A suite does everything at once, from one address: no policy and no limit of Guardian's own is in its way. What it sends
-/// as the origin of the server it was given is `http://…`, whatever the address says, and it tries to be `evil.example.com`.
+/// A suite runs everything at once from one address, so no policy and no limit may interfere. It sends `Origin: http://…`
+/// for the server it was given, whatever the URL's scheme, and it tries `evil.example.com`.
 async fn anything_goes(world: &mut World, servers: &[&str]) -> String {
     let plenty = "{ rate = 1_000_000, per = '1m' }";
     let origins = format!("['http://localhost:{}']", world.port);
@@ -126,7 +126,7 @@ async fn anything_goes(world: &mut World, servers: &[&str]) -> String {
     key
 }
 
-/// The server of tests/conformance, until the story ends.
+/// The server of tests/conformance; stopped when the story ends.
 struct Fixture {
     process: Child,
     url: String,
@@ -151,7 +151,7 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -162,14 +162,14 @@ async fn judge(command: &mut Command) -> Checks {
     serde_json::from_value(found).unwrap()
 }
 
-/// Runs in tests/conformance; what it said on standard error is shown when the story fails.
+/// Runs a command in tests/conformance; its standard error is shown when the story fails.
 fn run(command: &mut Command) -> Value {
     let output = command.current_dir(folder()).output().expect("node runs");
     eprintln!("---- {command:?}\n{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Every check has the same status; one that only Guardian passes is welcome.
+/// Fails if a check has another status behind Guardian, unless it passes only there.
 fn same(direct: &Checks, through: &Checks) {
     let mut differences = Vec::new();
     for (check, status) in direct {
@@ -210,7 +210,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
 }
 
-/// The suites need a newer Node than a stable Debian has.
+/// A Node for the suites, which need a newer one than Debian stable has.
 fn node() -> PathBuf {
     let machine = match std::env::consts::ARCH {
         "aarch64" => "arm64",

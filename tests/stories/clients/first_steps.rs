@@ -1,4 +1,4 @@
-//! The first things a user does, with the client that most people have: three verdicts, and the quickstart.
+//! What a new user does first: three verdicts with the TypeScript SDK's client, and `guardian quickstart`.
 
 use crate::support::folder::Folder;
 use crate::support::on_both_stores;
@@ -41,7 +41,7 @@ on_both_stores! {
     }
 }
 
-/// The first command of the README: what it prints can be pasted, and a real client hears what it says.
+/// The first command of the README: its printed snippets work, and a real client connects with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quickstart_shows_three_verdicts_and_serves_on() {
     let folder = Folder::new();
@@ -110,7 +110,7 @@ async fn quickstart_shows_three_verdicts_and_serves_on() {
     }
 }
 
-/// `guardian quickstart` in a folder of its own; ended with the story.
+/// `guardian quickstart` in a folder of its own; stopped when the story ends.
 struct Quickstart {
     process: Child,
     port: u16,
@@ -154,7 +154,7 @@ impl Quickstart {
 
 impl Drop for Quickstart {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,5 +1,5 @@
-//! What the official SDKs make of Guardian: every client takes the same steps, and what it saw is in a file of its own under
-//! tests/golden/clients. Whoever changes a status or a body reads there which client lives on and which one dies of it.
+//! How the official SDKs behave with Guardian. Every client takes the same steps, and a golden file under
+//! tests/golden/clients shows what it saw: after a change of a status or body, its diff shows which clients still work.
 
 use crate::support::golden::golden;
 use crate::support::sdk_clients::{Kind, RealClient};
@@ -46,7 +46,7 @@ forbid (principal, action in [Guardian::Action::"files/read_file", Guardian::Act
 when { context.input.path like "/etc/*" };
 "#;
 
-/// Both eras where the client knows both: what it asks for first, and what it falls back to.
+/// Runs the steps in both eras if the client has both: the one it asks for first and the one it falls back to.
 async fn hears(kind: Kind, file: &str) {
     let mut told = format!(
         "What {} hears of Guardian, step by step. `then` is what becomes of the client: another call on the same connection.\n",
@@ -104,7 +104,7 @@ async fn each_client_finds_an_era_that_the_server_speaks() {
     golden("clients/eras.txt", &told);
 }
 
-/// Two servers behind one URL, and what becomes of the clients that call both.
+/// Two servers behind the combined endpoint, with every client that can call them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_client_calls_all_servers_behind_one_url() {
     let mut world = World::new(Engine::Sqlite).await;
@@ -157,7 +157,7 @@ async fn each_client_calls_all_servers_behind_one_url() {
     golden("clients/combined.txt", &told);
 }
 
-/// One client in one mode, and what was seen so far.
+/// One client in one mode, and the text of what it has seen so far.
 struct Tale {
     world: World,
     server: Upstream,
@@ -257,7 +257,7 @@ impl Tale {
         self.client.connect(&self.world.resource(server), key, self.mode).await
     }
 
-    /// One call; if it failed, whether the connection lives on. One that does not is replaced.
+    /// Makes one call. If it fails, notes whether the connection still works; a broken connection is replaced.
     async fn calls(&mut self, what: &str, tool: &str, arguments: Value) {
         let seen = self.client.call(tool, arguments).await;
         self.say(what, &seen);
@@ -280,14 +280,14 @@ impl Tale {
         }
     }
 
-    /// Guardian starts again without the keys that its sessions are sealed with.
+    /// Restarts Guardian without the keys that seal its sessions.
     async fn lose_the_sessions(&mut self) {
         self.world.kill();
         std::fs::remove_file(self.world.file("data/session.keys")).unwrap();
         self.world.start().await;
     }
 
-    /// And waits until Guardian knows.
+    /// Revokes the key, and waits until Guardian refuses it.
     async fn revoke_the_key(&mut self) {
         let keys = self.world.guardian("key list --user ana@example.com --json").ok().rows();
         let id = keys[0]["id"].as_str().unwrap_or_else(|| panic!("{keys:?}"));
@@ -310,7 +310,7 @@ impl Tale {
     }
 }
 
-/// What was seen, without what differs from run to run.
+/// What the client saw, without what differs from run to run.
 fn without_runs(seen: &Value, world: &World) -> String {
     let text = shown(seen).replace(&format!("localhost:{}", world.port), "localhost:PORT");
     without_numbers(&without_numbers(&without_ids(&text), "retry_after_ms"), "\"id\"")
@@ -351,7 +351,7 @@ fn shown(seen: &Value) -> String {
     }
 }
 
-/// `RECORD` for each id of a record.
+/// Replaces each record id by `RECORD`.
 fn without_ids(text: &str) -> String {
     const LENGTH: usize = 36;
     let is_id = |part: &str| {
@@ -378,7 +378,7 @@ fn without_ids(text: &str) -> String {
     kept
 }
 
-/// `N` for each number under this name, however the client writes it.
+/// Replaces each number under this name by `N`, in any client's notation.
 fn without_numbers(text: &str, name: &str) -> String {
     let mut parts = text.split(name);
     let mut kept = parts.next().unwrap_or_default().to_owned();

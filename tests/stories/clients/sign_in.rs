@@ -1,4 +1,4 @@
-//! OAuth clients that know nothing but a URL: a 401 tells them where to sign in, a 403 which scopes to ask for besides.
+//! OAuth clients that know only a URL: a 401 tells them where to sign in, a 403 which scopes to ask for besides.
 
 use crate::support::authorization::AuthorizationServer;
 use crate::support::golden::golden;
@@ -86,7 +86,7 @@ async fn python_v2_steps_up_where_consent_writes_the_grant() {
     consents(Kind::PythonV2).await;
 }
 
-/// Supabase puts no scopes of tools into tokens: what its user agrees to becomes the grant.
+/// Supabase puts no tool scopes into its tokens: Guardian turns what the user consented to into the grant.
 async fn consents(kind: Kind) {
     let mut world = World::new(Engine::Sqlite).await;
     let server = Upstream::start().await;
@@ -126,7 +126,7 @@ async fn consents(kind: Kind) {
     assert_eq!(server.calls().len(), 3, "the bystander's, and the client's two");
 }
 
-/// Ana, whom the authorization server knows under another name, and a server `files`.
+/// Adds a server `files` and Ana, whom the authorization server knows under another subject.
 async fn begin(world: &mut World, server: &Upstream, more: &str) -> AuthorizationServer {
     let issuer = AuthorizationServer::start(&world.authority, "subject-of-ana", "echo").await;
     world.server("files", &server.url, "");
@@ -141,7 +141,7 @@ async fn begin(world: &mut World, server: &Upstream, more: &str) -> Authorizatio
     issuer
 }
 
-/// Voids the newest token, and waits until Guardian knows.
+/// Revokes the newest token, and waits until Guardian refuses it.
 async fn revoke(world: &World, issuer: &AuthorizationServer) {
     let newest = issuer.newest_token();
     let row = format!("('default', '{}', 'jti', '{}')", issuer.iss, newest.id);

@@ -1,5 +1,5 @@
-//! What somebody tries at the combined endpoint who wants more than is theirs, and what a server tries there that stands
-//! beside others.
+//! Attacks at the combined endpoint: by callers who want more than they were granted, and by a server that tries to
+//! influence what the client gets from another server.
 
 use crate::combined::{client, connected, in_both_eras, two_servers};
 use crate::support::on_both_stores;
@@ -20,7 +20,7 @@ fn hi() -> Value {
 }
 
 on_both_stores! {
-    /// A cursor is the caller's own words: it names no server that the caller has nothing of, however many it names.
+    /// The client can forge a cursor of the combined endpoint. No server is asked because such a cursor, or a URI, names it.
     async fn nobody_is_asked_for_names_that_a_caller_made_up(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         world.person("eve", &["reader"]).await;
@@ -54,7 +54,8 @@ on_both_stores! {
         assert!(world.resident() < memory + 200 * 1024 * 1024, "{} bytes more", world.resident() - memory);
     }
 
-    /// Whether a server is there at all is not told to whom it is nothing to, nor to whoever is nobody here.
+    /// A server the caller has no grant for and a server that does not exist get the same answer. A disabled member gets the
+    /// refusal for being disabled, for both.
     async fn a_server_that_is_not_theirs_is_as_one_that_is_not_there(world: World) {
         let (files, notes, _key) = two_servers(&mut world, ["*", "*"], "client_requests = ['elicitation']").await;
         files.script(|received| (received.method() == "server/discover").then_some(Scripted::Status(404)));
@@ -80,7 +81,7 @@ on_both_stores! {
         assert_eq!((files.calls().len(), notes.calls().len()), (0, 0));
     }
 
-    /// One server's stream cannot give the answer that another one owes.
+    /// An answer on one server's stream cannot settle a request that was sent to another server.
     async fn a_server_answers_for_itself_alone(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         let opened: Arc<Mutex<Option<mpsc::Sender<std::io::Result<Bytes>>>>> = Arc::default();
@@ -108,7 +109,7 @@ on_both_stores! {
         assert!(!files.calls().is_empty());
     }
 
-    /// The first call opens the session of its server within the place it has itself.
+    /// The call and the `initialize` that opens its server session share one slot of `max_concurrency_per_principal`.
     async fn one_place_is_enough_for_a_call_and_its_session(world: World) {
         let (_files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         world.set("limits.max_concurrency_per_principal", "1");
@@ -118,7 +119,7 @@ on_both_stores! {
         }
     }
 
-    /// Of what a client sets its level to, the level is kept and nothing else.
+    /// `logging/setLevel` accepts the eight levels of the specification. Only the level is stored and sent to servers.
     async fn a_level_is_one_of_eight_words(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         world.start().await;
@@ -132,7 +133,7 @@ on_both_stores! {
     }
 }
 
-/// A server carries out a call and says then that it does not know the session.
+/// The server carries out a call and then answers 404, as if it did not know the session: the call is not repeated.
 #[tokio::test]
 async fn no_call_is_made_twice() {
     let mut world = World::new(Engine::Sqlite).await;

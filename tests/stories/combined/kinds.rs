@@ -1,4 +1,4 @@
-//! Servers of every kind behind the combined endpoint, and what else has to hold there: programs, limits, states.
+//! The combined endpoint with stdio servers, rate limits, request states and refused callers.
 
 use crate::combined::{client, connected, in_both_eras, two_servers};
 use crate::support::client::Client;
@@ -11,7 +11,7 @@ use crate::support::world::World;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// Most servers that people have are programs: each session of each client has its own.
+/// Most MCP servers are stdio programs. Each client session gets a process of its own, also through the combined endpoint.
 #[tokio::test]
 async fn programs_and_others_are_behind_one_url() {
     let mut world = World::new(Engine::Sqlite).await;
@@ -40,7 +40,7 @@ async fn programs_and_others_are_behind_one_url() {
     let (here, there) = (process(&client).await, connected(&world, &notes.ana).await);
     assert_eq!(process(&client).await, here, "one session, one process");
     assert_ne!(process(&there).await, here, "another session, another");
-    // It ends by itself. No call is made twice, so one may hear of it; the next has a new process.
+    // The process ends by itself. A call is never repeated, so one call may fail; the next one starts a new process.
     let status = std::process::Command::new("kill").arg(&here).status().unwrap();
     assert!(status.success());
     gone(&here).await;
@@ -56,7 +56,7 @@ async fn programs_and_others_are_behind_one_url() {
 }
 
 on_both_stores! {
-    /// What no server is asked for counts as the caller's all the same.
+    /// Requests that Guardian answers without any server count against the caller's rate limit too.
     async fn what_is_answered_at_once_is_limited_too(world: World) {
         let (_files, _notes, key) = two_servers(&mut world, ["echo", "echo"], "").await;
         world.set("limits.per_principal", "{ rate = 2, per = '600s' }");
@@ -70,7 +70,7 @@ on_both_stores! {
         assert_eq!(client.ask("server/discover", json!({})).await.verdict(), "allowed", "probes are free");
     }
 
-    /// A state goes back to the tool and the server that gave it, and nowhere else.
+    /// A `requestState` is accepted only for the tool and the server that issued it.
     async fn a_state_is_its_servers(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["*", "*"], "client_requests = ['elicitation']").await;
         world.start().await;
@@ -101,7 +101,7 @@ on_both_stores! {
         assert_eq!(own.ask("tools/call", params).await.text(), "done", "it is one server, by whichever way");
     }
 
-    /// Who may nothing hears that, also of what there is not.
+    /// A disabled member is told so whatever it asks for, also for names that no server has.
     async fn who_is_nobody_here_is_told_so(world: World) {
         let (_files, _notes, _) = two_servers(&mut world, ["echo", "echo"], "").await;
         world.person("off", &["reader"]).await;
@@ -124,7 +124,7 @@ on_both_stores! {
         assert_eq!((combined.reason(), combined.status), ("member_disabled", own.status), "as the server's own endpoint says it");
     }
 
-    /// What is unknown here is on record with who asked, and the record is the one that is quoted.
+    /// A refusal of an unknown name is recorded with its caller, and the answer quotes the id of that record.
     async fn a_refusal_quotes_the_record_of_the_call(world: World) {
         let (_files, _notes, key) = two_servers(&mut world, ["echo", "echo"], "").await;
         let secret = Upstream::start().await;

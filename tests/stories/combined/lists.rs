@@ -1,5 +1,5 @@
-//! Lists of everything that is no tool, over all servers: each asked at once, the slow and the broken left out; and what is in
-//! them comes back to where it came from.
+//! Lists of resources and prompts over all servers: every server is asked at once, slow and broken ones are left out, and
+//! each listed item leads back to the server it came from.
 
 use crate::combined::{client, connected, in_both_eras, two_servers};
 use crate::support::client::Answer;
@@ -50,7 +50,7 @@ on_both_stores! {
         assert!(rows.iter().any(|row| row["target"] == "notes://secret/1" && row["reason"] == "forbidden_by_policy"));
     }
 
-    /// Links and embedded resources in answers can be brought back.
+    /// Resource links and embedded resources in a tool result carry the server's prefix, so the client can request them.
     async fn what_a_tool_links_to_says_whose_it_is(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         world.start().await;
@@ -123,7 +123,7 @@ on_both_stores! {
         }
     }
 
-    /// One that takes its time is left out, one that is broken too.
+    /// A slow server and a broken one are left out of the list.
     async fn a_list_does_not_wait_for_a_server_that_hangs(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         let broken = Upstream::start().await;
@@ -170,7 +170,7 @@ on_both_stores! {
         assert_eq!(found.message["result"]["capabilities"]["tasks"], Value::Null);
     }
 
-    /// Who can speak either is led to the era that reaches more of its servers.
+    /// A client that speaks both eras is led to the era in which more of its servers can be reached.
     async fn a_client_is_led_to_the_era_that_reaches_more(world: World) {
         let (older, newer) = (Upstream::legacy().await, Upstream::modern().await);
         world.server("older", &older.url, "");

@@ -1,5 +1,5 @@
-//! The combined endpoint `/mcp`: every tool of every server that a caller may use, under one URL. What is called there is
-//! judged, refused and recorded as it would be on the server's own endpoint, whatever it is called.
+//! The combined endpoint `/mcp`: every tool of every server that a caller may use, under one URL. A call there is decided,
+//! refused and recorded as it would be at the server's own endpoint, under the server's own names.
 
 mod abuse;
 mod kinds;
@@ -17,7 +17,7 @@ use crate::support::world::{POLICIES, World};
 use http::HeaderValue;
 use serde_json::{Value, json};
 
-/// Servers `files` and `notes`, and Ana, a reader with these scopes, and her key.
+/// Adds the servers `files` and `notes` and Ana, a reader with these scopes at each; returns both servers and her key.
 pub async fn two_servers(world: &mut World, scopes: [&str; 2], more: &str) -> (Upstream, Upstream, String) {
     let (files, notes) = (Upstream::start().await, Upstream::start().await);
     world.server("files", &files.url, more);
@@ -30,13 +30,13 @@ pub async fn two_servers(world: &mut World, scopes: [&str; 2], more: &str) -> (U
     (files, notes, key)
 }
 
-/// As readers are greeted by `files`.
+/// Permits readers the prompt `greet` of `notes`, as `WARES` permits that of `files`.
 const OTHERS: &str = r#"
 @id("notes-greet")
 permit (principal in Guardian::Role::"reader", action == Guardian::Action::"get_prompt", resource == Guardian::Prompt::"notes/greet");
 "#;
 
-/// A client of all servers; not yet introduced where it has to be.
+/// A client of the combined endpoint that has not yet sent `initialize`.
 pub fn client(world: &World, key: &str) -> Client {
     let mut client = world.client("").bearer(key);
     client.path = "/mcp".into();
@@ -108,7 +108,7 @@ on_both_stores! {
         assert!(answer.message["result"]["tools"][0]["inputSchema"]["properties"]["text"].is_object(), "{answer:?}");
     }
 
-    /// One server is no exception: a second one must not rename the tools of the first.
+    /// Tools are prefixed even when there is only one server: adding a second one must not rename the tools of the first.
     async fn one_server_alone_is_named_too(world: World) {
         let (_files, key) = crate::ana_reads_files(&mut world).await;
         world.start().await;
@@ -119,7 +119,7 @@ on_both_stores! {
         }
     }
 
-    /// The same caller, the same call, by either way: the same status, reason, code and record.
+    /// The same call by the same caller gets the same status, reason, code and record at either endpoint.
     async fn a_call_is_judged_as_on_the_servers_own_endpoint(world: World) {
         let (files, notes, ana) = two_servers(&mut world, ["echo,read_file,add,query", "*"], "").await;
         world.set("limits.tools", "{ 'files/add' = { rate = 1, per = '600s' } }");
@@ -156,7 +156,7 @@ on_both_stores! {
             let challenge = |answer: &Answer| answer.header("www-authenticate").map(|text| text.replace("/mcp/files\"", "/mcp\""));
             assert_eq!(challenge(&own), challenge(&combined));
         }
-        // Legacy clients shake hands before they are refused anything.
+        // Legacy clients complete the handshake before anything is refused.
         for client in in_both_eras(&world, &ana).await {
             assert_eq!(client.call("files__write_file", json!({ "path": "/a", "text": "" })).await.reason(), "missing_scope");
             assert_eq!(client.call("files__read_file", json!({ "path": "/etc/passwd" })).await.data()["remedy"], "Ask for a copy under /srv.");
@@ -181,7 +181,7 @@ on_both_stores! {
         }
     }
 
-    /// Nothing that is sent to one endpoint means something at another.
+    /// A session, handle or name of one endpoint means nothing at another.
     async fn there_is_no_way_around(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["echo", "add"], "").await;
         let secret = Upstream::start().await;
@@ -238,7 +238,7 @@ on_both_stores! {
         assert!(unnamed["server"].is_null());
     }
 
-    /// Metadata, challenge and audience: each endpoint its own.
+    /// The combined endpoint has its own metadata, challenge and audience, and each server's endpoint has its own too.
     async fn a_token_is_good_where_it_was_made_for(world: World) {
         let (_files, _notes, _key) = two_servers(&mut world, ["echo", "echo"], "").await;
         let issuer = Issuer::es256("https://id.example.test");
@@ -268,7 +268,7 @@ on_both_stores! {
         }
     }
 
-    /// What is known was pinned; what is out of order says so when it is called.
+    /// The list shows the pinned tools even of a server that is down; a call of such a tool says that the server is down.
     async fn a_dead_server_hides_nobody(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["echo,slow", "echo"], "first_byte_timeout = '2s'").await;
         world.start().await;
@@ -281,7 +281,7 @@ on_both_stores! {
             }
         }
         files.behave();
-        // From here on it takes everything and answers nothing.
+        // From here on `files` accepts every request and answers none.
         let held = std::sync::Mutex::new(Vec::new());
         files.script(move |_| {
             let (sender, events) = tokio::sync::mpsc::channel(1);

@@ -1,5 +1,5 @@
-//! A legacy session of the combined endpoint: servers are introduced to the client when it calls them, and nothing that
-//! happens to one of their sessions, or to Guardian, loses the client its own.
+//! Legacy sessions at the combined endpoint: a server is sent `initialize` when the client first calls it, and the loss of
+//! one server session, or a restart of Guardian, never costs the client its own session.
 
 use crate::combined::{connected, two_servers};
 use crate::support::client::Client;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::sync::Mutex;
 use tokio::sync::mpsc;
 
-/// The handshakes that were made for clients.
+/// The `initialize` requests that Guardian sent for clients, without those of its own control sessions.
 fn handshakes(server: &Upstream) -> Vec<Received> {
     let ours = |received: &Received| received.message["params"]["clientInfo"]["name"] == "stories";
     server.received().into_iter().filter(ours).collect()
@@ -52,7 +52,7 @@ on_both_stores! {
         assert_eq!(methods, ["tools/call", "initialize", "notifications", "tools/call"], "what was done on the client's behalf is on record");
     }
 
-    /// Of several calls that come at once, one opens the session and the others go into it.
+    /// Of several simultaneous calls to a server, one opens the server session and the others use it.
     async fn a_server_is_introduced_once(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["echo", "echo"], "").await;
         world.start().await;
@@ -84,7 +84,7 @@ on_both_stores! {
         assert_eq!(calls(&client, "files__echo").await, "hi");
         assert_eq!(calls(&client, "notes__echo").await, "hi");
         assert_eq!((handshakes(&files).len(), handshakes(&notes).len()), (2, 1));
-        // Some servers say 400; one that still knows the session is not introduced again.
+        // Some servers answer an unknown session with 400. Guardian pings: only if that fails too, it sends `initialize` again.
         for (lost, introduced) in [(false, 2), (true, 3)] {
             let refused = Mutex::new(true);
             files.script(move |received| {
@@ -95,7 +95,7 @@ on_both_stores! {
             assert_eq!(calls(&client, "files__echo").await, "hi");
             assert_eq!(handshakes(&files).len(), introduced, "{lost}");
         }
-        // A server that never knows any session is no reason to try for ever, nor to lose the client's.
+        // A server that never knows its session is not initialized for ever, and the client keeps its own session.
         files.script(|received| received.tool().map(|_| Scripted::Json(json!({ "jsonrpc": "2.0", "id": received.message["id"], "error": { "code": -32001, "message": "session not found" } }))));
         assert_eq!(client.call("files__echo", hi()).await.status, 200);
         assert_eq!(calls(&client, "notes__echo").await, "hi");
@@ -156,7 +156,7 @@ on_both_stores! {
         assert_eq!(client.call("files__echo", hi()).await.verdict(), "404 unknown_session");
     }
 
-    /// To whom it is meant, as far as that is known; to nobody who was never spoken to.
+    /// A notification goes to the server it concerns, if that is known, and else to every server that has a session.
     async fn what_a_client_says_goes_to_whom_it_is_meant(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["echo,slow", "echo"], "").await;
         let third = Upstream::start().await;
@@ -223,7 +223,7 @@ on_both_stores! {
         assert!(stream.event().await.unwrap().unwrap().contains("result"));
     }
 
-    /// The client and one server speak different revisions of the era; each keeps its own.
+    /// The client and a server may speak different versions of the legacy era; each keeps its own.
     async fn each_server_speaks_its_own_revision(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["echo", "echo"], "").await;
         files.say_hello(json!({ "protocolVersion": "2025-03-26" }));

@@ -1,5 +1,5 @@
-//! One stream over the streams of all servers: whoever ends his is followed again, whoever hangs holds up nobody, and what
-//! each says is renamed so that the client can bring it back.
+//! One client stream merged from the streams of all servers: a stream that ends is opened again, one that hangs delays no
+//! other, and names in events carry the server's prefix so that the client can use them.
 
 use crate::combined::{client, connected, two_servers};
 use crate::support::client::Client;
@@ -38,11 +38,11 @@ async fn next(stream: &mut Reply) -> Value {
     serde_json::from_str(&event).unwrap()
 }
 
-/// Every stream that a server is asked for, as it is opened.
+/// Every stream that Guardian opens at a server, in order.
 struct Streams(Arc<Mutex<Vec<Server>>>);
 
 impl Streams {
-    /// `begins` says which requests are answered with one.
+    /// `begins` selects the requests that are answered with a stream.
     fn of(server: &Upstream, begins: impl Fn(&Received) -> bool + Send + 'static) -> Streams {
         let opened: Arc<Mutex<Vec<Server>>> = Arc::default();
         let all = opened.clone();
@@ -69,7 +69,7 @@ impl Streams {
     }
 }
 
-/// An answer to what this server was not asked.
+/// An answer to a request that was sent to another server.
 fn forged(id: &Value) -> Value {
     json!({ "jsonrpc": "2.0", "id": id, "result": { "content": [{ "type": "text", "text": "forged" }] } })
 }
@@ -82,7 +82,7 @@ fn listens(received: &Received) -> bool {
     received.method() == "subscriptions/listen"
 }
 
-/// What a modern server says first.
+/// The acknowledgement that a modern server sends first on a `subscriptions/listen` stream.
 fn acknowledged(server: &Upstream) -> Value {
     let received = server.received().into_iter().rfind(listens).expect("it was asked");
     crate::support::resources_and_prompts::acknowledged(&received)
@@ -108,14 +108,14 @@ on_both_stores! {
         let other = of_notes.nth(0).await;
         say(&other, &updated("notes://a/2")).await;
         assert_eq!(next(&mut stream).await["params"]["uri"], "notes+notes://a/2", "and nothing of what Ana may not read");
-        // One that ends is followed again, the other never stopped.
+        // The stream of `files` ends and is opened again; the one of `notes` goes on meanwhile.
         drop(server);
         of_files.end(0);
         say(&other, &updated("notes://b")).await;
         assert_eq!(next(&mut stream).await["params"]["uri"], "notes+notes://b");
         say(&of_files.nth(1).await, &updated("notes://b")).await;
         assert_eq!(next(&mut stream).await["params"]["uri"], "files+notes://b");
-        // Their lists of tools are not what the client is given: it hears when that changes.
+        // A server's own `tools/list_changed` is dropped: the client sees pinned tools, and Guardian announces when those change.
         say(&other, &changed("tools")).await;
         say(&other, &changed("prompts")).await;
         assert_eq!(next(&mut stream).await["method"], "notifications/prompts/list_changed");
@@ -149,7 +149,7 @@ on_both_stores! {
         assert_eq!(resumed.header("last-event-id"), Some("e-7"));
         assert!(notes.received().iter().all(|received| received.header("last-event-id").is_none()));
 
-        // The rest of an answer comes from the server that gave it, alone.
+        // The rest of an answer is resumed from the server that began it, and from no other.
         let (server, events) = mpsc::channel(8);
         let events = Mutex::new(Some(events));
         files.script(move |received| match (received.tool(), received.header("last-event-id")) {
@@ -168,7 +168,7 @@ on_both_stores! {
         assert_eq!(rest.event().await.unwrap(), None);
     }
 
-    /// Asked on the stream of a server, answered to that server.
+    /// A request on one server's stream is answered to that server alone.
     async fn a_server_asks_on_the_combined_stream(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["*", "*"], "client_requests = ['roots']").await;
         let of_notes = Streams::of(&notes, gets);
@@ -185,7 +185,7 @@ on_both_stores! {
         assert!(files.received().iter().all(|received| received.message.get("result").is_none()));
     }
 
-    /// A grant is revoked: that server falls silent, the others speak on. The key goes: so does the stream.
+    /// After a grant is revoked, that server's events stop and the others go on. After the key is revoked, the stream ends.
     async fn a_stream_stands_on_the_caller_and_its_parts_on_grants(world: World) {
         let (files, notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         let (of_files, of_notes) = (Streams::of(&files, gets), Streams::of(&notes, gets));
@@ -198,7 +198,7 @@ on_both_stores! {
         let (first, second) = (of_files.nth(0).await, of_notes.nth(0).await);
         world.revoke("ana", "files");
         soon("the stream to be cut", first.closed()).await;
-        // She is told that there is less to call.
+        // Ana is told that her list of tools has changed.
         assert_eq!(next(&mut stream).await["method"], "notifications/tools/list_changed");
         say(&second, &updated("notes://b")).await;
         assert_eq!(next(&mut stream).await["params"]["uri"], "notes+notes://b");
@@ -208,7 +208,7 @@ on_both_stores! {
         soon("the other stream to be cut too", second.closed()).await;
     }
 
-    /// The server is started again; the client only listens, and hears of its resources as before.
+    /// The server restarts while the client only listens: Guardian subscribes again, and the client still hears of updates.
     async fn what_was_subscribed_to_is_told_after_a_restart_of_the_server(world: World) {
         let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "").await;
         let of_files = Streams::of(&files, gets);
@@ -222,7 +222,7 @@ on_both_stores! {
         say(&of_files.nth(0).await, &updated("notes://a/1")).await;
         assert_eq!(next(&mut stream).await["params"]["uri"], "files+notes://a/1");
 
-        // It has forgotten the session, and says so where it is asked for the stream.
+        // The server has forgotten the session and answers 404 when Guardian opens the stream again.
         files.forget_sessions();
         let known: Mutex<Option<String>> = Mutex::default();
         let (again, events) = mpsc::channel(8);
@@ -276,7 +276,7 @@ on_both_stores! {
             assert_eq!(next(stream).await["method"], "notifications/tools/list_changed");
         }
         assert!(modern.list().await.contains(&"files__more".to_owned()));
-        // The next it hears is the next change.
+        // The client hears the first change once; its next event is the next change.
         world.policies("@id(\"nobody\") forbid (principal, action, resource); @id(\"somebody\") permit (principal, action, resource);");
         world.write();
         let last = next(&mut listening).await;
@@ -324,7 +324,7 @@ on_both_stores! {
 
         say(&of_notes.nth(0).await, &updated("notes://b")).await;
         assert_eq!(next(&mut stream).await["params"]["uri"], "notes+notes://b");
-        // One that breaks off is asked again, and what it acknowledges then is no news.
+        // A subscription that breaks off is opened again, and its second acknowledgement is not passed on.
         of_files.end(0);
         let again = of_files.nth(1).await;
         say(&again, &acknowledged(&files)).await;

@@ -1,4 +1,4 @@
-//! Who may do what: every kind of caller, every kind of ask, as the real binary answers them, in a file people can read.
+//! The access matrix: every kind of caller and every kind of request, with the real binary's answers, in a readable file.
 
 use crate::protocol::resources_and_prompts::WARES;
 use crate::support::certificates::Authority;
@@ -19,7 +19,7 @@ use std::fmt::Write;
 
 const ISS: &str = "https://id.example.test";
 
-/// Reasons that need something to happen meanwhile, and the stories that make it happen.
+/// Reasons that need an event which the matrix cannot stage, and the stories that stage it.
 const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::Draining, "sigterm_drains_and_nothing_is_lost"),
     (Reason::BodyTooSlow, "slow_clients_are_cut_and_the_others_served"),
@@ -47,7 +47,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::UnknownTarget, "a_refused_resource_is_told_as_the_operator_wants"),
 ];
 
-/// Reasons nobody can bring about from outside, and why.
+/// Reasons that no message from outside can cause, and why.
 const NEVER: &[(Reason, &str)] = &[(Reason::Internal, "a broken invariant; no known message leads to it")];
 
 on_both_stores! {
@@ -87,7 +87,7 @@ fn every_reason_is_in_the_matrix_or_in_a_story_that_brings_it_about() {
     }
 }
 
-/// The rest of the reasons, each with what has to happen.
+/// The part of the file that lists `ELSEWHERE` and `NEVER`.
 fn elsewhere() -> String {
     let mut text = String::from("\nRefusals that something else has to happen for, and the story that makes it happen\n");
     for (reason, story) in ELSEWHERE {
@@ -239,7 +239,7 @@ impl Scene {
         &self.keys.iter().find(|(known, _)| *known == name).unwrap().1
     }
 
-    // ---- the first part: callers × asks
+    // ---- the first part: callers × requests
 
     async fn callers(&self, world: &World) -> String {
         let mut text = String::new();
@@ -348,7 +348,7 @@ impl Scene {
         ]
     }
 
-    /// The same callers, by the other way.
+    /// The same callers at the combined endpoint.
     async fn combined(&self, world: &World) -> String {
         let mut text = String::from("\nThe same callers at `/mcp`, calling `files__echo`\n");
         for (who, client) in self.clients(world) {
@@ -512,7 +512,7 @@ impl Scene {
     }
 }
 
-/// What every caller asks, in its own words, and what it hears.
+/// Sends each request of the matrix as this caller, and returns the request's name with its verdict.
 async fn asks(mut client: Client) -> Vec<(String, String)> {
     let mut verdicts = vec![("initialize".to_owned(), client.handshake().await.verdict())];
     for (list, member, name) in [

@@ -1,4 +1,4 @@
-//! Policies that are pinned: a set that is other than meant is not used, however rightly it is written.
+//! Pinned policies: a set that differs from its manifest is not used, even if it is valid.
 
 use crate::support::client::Client;
 use crate::support::on_both_stores;
@@ -20,7 +20,7 @@ on_both_stores! {
         let pinned = std::fs::read_to_string(world.file("policies/manifest.txt")).unwrap();
         let path = |name: &str| world.file(&format!("policies/{name}"));
 
-        // Each of these compiles, and without the manifest would permit what is forbidden.
+        // Each of these sets compiles and, without the manifest, would permit what is forbidden.
         let cut = || world.folder.write("policies/rules.cedar", permits);
         cut();
         refused(&world, 1, "policy `rules.cedar` is not as it was pinned: it had 1 forbid, it has 0 forbids").await;
@@ -35,7 +35,7 @@ on_both_stores! {
         assert_eq!(shadow(&client).await, "200 forbidden_by_policy");
         assert!(files.calls().is_empty());
 
-        // No start with them either.
+        // A start with them is refused too.
         world.terminate();
         world.ended().await;
         world.folder.write("policies/manifest.txt", &pinned);
@@ -81,7 +81,7 @@ async fn shadow(client: &Client) -> String {
     client.call("read_file", json!({ "path": "/etc/shadow" })).await.verdict()
 }
 
-/// Waits until so many sets at least were refused, the last for this.
+/// Waits until at least this many sets have been refused, the last for this reason.
 async fn refused(world: &World, sets: usize, why: &str) {
     eventually(why, async || {
         let failures = world.metric("guardian_policy_reload_failures_total").await?;

@@ -1,4 +1,4 @@
-//! Allowed, refused for a scope, refused by a policy: what the caller hears, what the server sees, what is on record.
+//! Allowed, refused for a scope, refused by a policy: the caller's answer, what reached the server, and the record.
 
 use crate::ana_reads_files;
 use crate::support::on_both_stores;
@@ -175,7 +175,7 @@ on_both_stores! {
         let obstacle = |tool: &str| rows.iter().find(|row| row["tool"] == tool).unwrap()["obstacle"].clone();
         assert!(obstacle("far").as_str().unwrap().contains(&far), "{rows:?}");
         assert!(obstacle("echo").is_null());
-        // Also of a set that was compiled before and stays as it is.
+        // The next start, which finds the same catalogue in the store, warns again.
         let said = world.log().len();
         world.terminate();
         world.ended().await;

@@ -1,4 +1,4 @@
-//! Who is calling: tokens of issuers, keys, certificates; enrolment and what ends it.
+//! Authentication: tokens of issuers, API keys, client certificates; enrolment, and what ends it.
 
 use crate::support::certificates::Authority;
 use crate::support::client::Client;
@@ -33,7 +33,7 @@ on_both_stores! {
         assert_eq!((&rows[0]["auth_method"], &rows[1]["auth_method"]), (&json!("key"), &json!("jwt")));
     }
 
-    /// The same subject of another issuer is somebody else.
+    /// The same subject under another issuer is another person.
     async fn a_bare_subject_names_nobody(world: World) {
         let (files, _) = ana_reads_files(&mut world).await;
         issuer_in_a_file(&mut world);
@@ -71,7 +71,7 @@ on_both_stores! {
         assert_eq!(verdict(&again).await, "401 unknown_signing_key", "the old key is gone");
     }
 
-    /// Made-up key ids do not make Guardian hammer the issuer.
+    /// Tokens with made-up key ids do not make Guardian fetch the issuer's key set again and again.
     async fn unknown_key_ids_cost_the_issuer_next_to_nothing(world: World) {
         let (_files, _) = ana_reads_files(&mut world).await;
         let issuer = Issuer::es256(ISS);
@@ -104,7 +104,7 @@ on_both_stores! {
         assert!(stranger.try_post(&stranger.request("ping", json!({}))).await.is_err());
         let without = world.client("files").bearer(&key);
         assert!(without.try_post(&without.request("ping", json!({}))).await.is_err());
-        // Where every connection must have one, a certificate opens the door and a key says who it is.
+        // Where every connection must present a certificate, it admits the connection and the key names the caller.
         let mut both = presenting(&authority).bearer(&key);
         assert_eq!(both.handshake().await.verdict(), "allowed");
     }

@@ -1,5 +1,5 @@
-//! What stays apart: the caller's identity and the server, one caller's session and another's, secrets and everything
-//! that is ever written down.
+//! Isolation: the caller's credentials from the server, one caller's session from another's, and secrets from everything
+//! that is written or answered.
 
 use crate::support::issuer::Issuer;
 use crate::support::on_both_stores;
@@ -116,7 +116,7 @@ on_both_stores! {
         assert_eq!(other.calls().len(), 0);
     }
 
-    /// Canaries in every secret; nothing that is written or answered may hold one.
+    /// Every secret is a canary; no file, log or answer may contain one.
     async fn secrets_appear_nowhere(world: World) {
         let files = Upstream::start().await;
         world.server("files", &files.url, "credential = { value = 'Bearer canary-credential' }");
@@ -176,7 +176,7 @@ on_both_stores! {
         assert_eq!(client.call("echo", json!({ "text": "hi" })).await.verdict(), "200 no_grant");
         let token = Issuer::es256(ISSUER).token("ana", &world.resource("files"));
         assert_eq!(world.client("other").bearer(&token).handshake().await.status, 401);
-        // The catalogue of `other` is Guardian's own business; a caller's requests are not.
+        // Guardian itself fetches the tools of `other`; no request of a caller reaches it.
         eventually("the catalogue to be fetched", async || (!other.received().is_empty()).then_some(())).await;
         assert_eq!(other.calls().len(), 0);
     }

@@ -59,7 +59,7 @@ on_both_stores! {
         assert_eq!(late(&world, revoked).await, [] as [Value; 0]);
     }
 
-    /// Nothing else would be asked for a minute.
+    /// Without the retry, the refresh interval of this story would hide the grant for a minute.
     async fn what_was_granted_a_moment_ago_by_another_process_is_not_refused(world: World) {
         let files = crate::support::upstream::Upstream::start().await;
         world.server("files", &files.url, "");
@@ -88,7 +88,7 @@ on_both_stores! {
         assert_eq!(files.calls().len(), 1);
     }
 
-    /// What an operator does when somebody's tokens got about.
+    /// What an operator does after somebody's tokens leaked.
     async fn tokens_issued_before_a_revocation_are_refused(world: World) {
         let (files, _) = ana_reads_files(&mut world).await;
         let issuer = Issuer::es256("https://id.example.test");
@@ -114,7 +114,7 @@ on_both_stores! {
         let other = world.connected("files", &token("ana-too")).await;
         assert_eq!(other.call("echo", json!({ "text": "hi" })).await.text(), "hi");
 
-        // Of a user: all of their identities, but not the keys.
+        // For a user: tokens of all the user's identities, but not API keys.
         world.guardian("token revoke --user ana@example.com").ok();
         eventually("the other token to be refused", async || {
             let answer = other.call("echo", json!({ "text": "hi" })).await;
@@ -129,7 +129,7 @@ on_both_stores! {
     }
 }
 
-/// Runs the command, then calls until a call is refused as it should be; gives the time the command was done.
+/// Runs the command, then calls until a call is refused as expected; returns the time at which the command had ended.
 async fn revoke_while_calling(world: &World, command: &str, refused: impl AsyncFn() -> bool) -> Timestamp {
     world.guardian(command).ok();
     let done = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -137,7 +137,7 @@ async fn revoke_while_calling(world: &World, command: &str, refused: impl AsyncF
     Timestamp::from_micros(i64::try_from(done.as_micros()).unwrap())
 }
 
-/// Calls that were permitted later than the bound allows.
+/// Calls that were permitted later than `grants.max_staleness` allows.
 async fn late(world: &World, revoked: Timestamp) -> Vec<Value> {
     world.shipped().await;
     let rows = world.audit("--tool echo --decision allow");

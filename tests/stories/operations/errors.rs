@@ -1,4 +1,4 @@
-//! What is wrong is said in one clear sentence, with an exit code a script can use, before anything is served.
+//! Mistakes are reported in one clear sentence, with an exit code that a script can use, before anything is served.
 
 use crate::support::certificates::Authority;
 use crate::support::golden::golden;
@@ -10,7 +10,7 @@ use neural_guardian::domain::Timestamp;
 use std::fmt::Write;
 use std::net::TcpListener;
 
-/// Policies are judged against the tools of a server that was seen before.
+/// Policies are checked against the tools of a server that was seen in an earlier run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_policy_set_is_said_to_be_one_and_never_starts() {
     let mut world = World::new(Engine::Sqlite).await;
@@ -196,7 +196,7 @@ async fn a_command_that_cannot_do_what_it_is_asked_says_so() {
     golden("errors/commands.txt", &text);
 }
 
-/// What was wrong, the command, how it ended, and what it said; without what differs from run to run.
+/// Appends the mistake, the command, its exit and its output, without what differs from run to run.
 fn say(text: &mut String, world: &World, what: &str, command: &str, ended: Ended) {
     let said = format!("{}{}", ended.stdout, ended.stderr);
     let folder = world.folder.path().to_string_lossy().into_owned();
@@ -204,7 +204,7 @@ fn say(text: &mut String, world: &World, what: &str, command: &str, ended: Ended
     for (found, shown) in [(world.port, "<port>"), (world.metrics_port, "<metrics port>")] {
         said = said.replace(&found.to_string(), shown);
     }
-    // What `check` found to be well, and what `serve` logged before, is beside the point.
+    // What `check` found to be right, and what `serve` logged before, is left out.
     let wrong = said.lines().filter(|line| !line.starts_with("ok ") && !line.starts_with('{'));
     let lines: Vec<String> = wrong.map(|line| without_numbers(line.trim_end())).collect();
     writeln!(
@@ -216,7 +216,7 @@ fn say(text: &mut String, world: &World, what: &str, command: &str, ended: Ended
     .unwrap();
 }
 
-/// Ids, times and ports of this run become `<id>`, `<time>` and `…`.
+/// Replaces ids, times and ports of this run by `<id>`, `<time>` and `…`.
 fn without_numbers(line: &str) -> String {
     let end_of_word = |c: char| c == ' ' || c == '`' || c == '"';
     line.split_inclusive(end_of_word)

@@ -1,4 +1,4 @@
-//! Starting, reloading, draining, stopping.
+//! The life of a process: start, reload, drain, stop.
 
 use crate::ana_reads_files;
 use crate::support::client::Client;
@@ -90,7 +90,7 @@ on_both_stores! {
         let client = world.connected("files", &key).await;
         let old = address.certificate().await;
 
-        // A pair that does not match changes nothing.
+        // A certificate and a key that do not match change nothing.
         let (next, stranger) = (world.authority.server(), world.authority.server());
         std::fs::write(world.file("certs/server.key"), &stranger.key).unwrap();
         eventually("the bad pair to be noticed", async || world.log().contains("certificate").then_some(())).await;

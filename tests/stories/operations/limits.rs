@@ -1,4 +1,4 @@
-//! Too much: calls, bytes, headers, connections, patience. Each has a bound, and whoever stays within it is served.
+//! Limits on calls, bytes, headers, connections and time: each has a bound, and callers within it are served.
 
 use crate::ana_reads_files;
 use crate::support::http::{Address, Protocol};
@@ -23,7 +23,7 @@ on_both_stores! {
         for _ in 0..2 {
             assert_eq!(legacy.call("echo", json!({ "text": "hi" })).await.text(), "hi");
         }
-        // A legacy client would lose its session on 429.
+        // A legacy client would lose its session on a 429.
         let answer = legacy.call("echo", json!({ "text": "hi" })).await;
         assert_eq!(answer.verdict(), "200 rate_limited");
         let wait = answer.data()["retry_after_ms"].as_u64().unwrap();
@@ -31,7 +31,7 @@ on_both_stores! {
         let answer = modern.call("echo", json!({ "text": "hi" })).await;
         assert_eq!(answer.verdict(), "429 rate_limited");
         assert!(answer.header("retry-after").unwrap().parse::<u64>().unwrap() <= 30);
-        // Another tool has its own limit.
+        // Another tool has a limit of its own.
         assert_eq!(legacy.call("read_file", json!({ "path": "a" })).await.verdict(), "allowed");
         assert_eq!(files.calls().len(), 3);
     }
@@ -98,7 +98,7 @@ on_both_stores! {
         let address = world.address(None, Protocol::Http1);
         let port = world.port;
 
-        // Silent before TLS, within a head, within a body.
+        // Three clients that fall silent: before TLS, within the head, within the body.
         let mut silent = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let head = tokio::spawn(raw(address.clone(), format!("POST /mcp/files HTTP/1.1\r\nhost: localhost:{port}\r\nx-a")));
         let body = format!(

@@ -1,5 +1,5 @@
-//! Sessions and everything that was handed out are nobody's memory: another instance with the same keys takes them, and
-//! keys are changed without anybody losing what they hold.
+//! No session or handle lives in one instance's memory: an instance with the same keys accepts them, and keys are rotated
+//! without losing them.
 
 use crate::ana_reads_files;
 use crate::support::on_both_stores;
@@ -31,7 +31,8 @@ on_both_stores! {
         let begun = here.ask("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" }, "task": {} })).await;
         let task = begun.message["result"]["task"]["taskId"].clone();
 
-        // The status of a task is told only under the id that its caller holds; who began it elsewhere asks for it once.
+        // A replica passes on a task's status only once it knows the caller's handle for the task. After the task was begun at
+        // another replica, the caller asks for it once.
         let status = json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-1", "status": "working" } });
         let tells = files.offer_stream();
         let mut told = there.own_stream().await;
@@ -75,7 +76,7 @@ on_both_stores! {
     }
 }
 
-/// Lists with a second page, and tools that begin tasks.
+/// The server lists tools in two pages, and its tools begin tasks.
 fn paging(files: &Upstream) {
     files.script(|received| {
         let task = json!({ "taskId": "t-1", "status": "working" });

@@ -1,5 +1,5 @@
-//! What servers ask of the clients that called them, and what clients answer: passed on where the operator allows it, to
-//! the very session and once, refused everywhere else.
+//! Requests of servers to the clients that called them, and their answers: passed on where the operator allows it, to that
+//! session only and once; refused everywhere else.
 
 use crate::support::client::Client;
 use crate::support::http::Reply;
@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use tokio::sync::mpsc;
 
 on_both_stores! {
-    /// The id that the client sees is a handle; the server gets its own back, byte for byte.
+    /// The client sees a handle for the request's id; the server gets its own id back, byte for byte.
     async fn a_server_asks_and_the_client_answers(world: World) {
         let (files, key) = asking(&mut world, "['elicitation', 'roots']").await;
         world.start().await;
@@ -49,7 +49,7 @@ on_both_stores! {
         assert!(detail.contains("asked `elicitation/create` (1)") && detail.contains("asked `roots/list` (1)"), "{called}");
     }
 
-    /// Nobody can answer what was not asked of them, nor twice.
+    /// Only the client that was asked can answer, and only once.
     async fn only_the_one_who_was_asked_answers_and_once(world: World) {
         let (files, ana) = asking(&mut world, "['sampling']").await;
         world.person("bob", &["reader"]).await;
@@ -94,7 +94,7 @@ on_both_stores! {
         assert!(denied.iter().filter(|row| row["reason"] == "unknown_answer").count() >= 4, "{denied:?}");
     }
 
-    /// The client never hears of it, and the server is not left waiting.
+    /// The client never sees the request, and the server gets an error rather than no answer.
     async fn what_a_server_may_not_ask_is_refused_to_it(world: World) {
         let (files, key) = asking(&mut world, "['elicitation']").await;
         world.start().await;
@@ -144,7 +144,7 @@ on_both_stores! {
     }
 }
 
-/// A server `files` that may ask these, and Ana with a key.
+/// Adds a server `files` that may make these requests, and Ana; returns the server and her key.
 async fn asking(world: &mut World, requests: &str) -> (Upstream, String) {
     let files = Upstream::start().await;
     world.server("files", &files.url, &format!("client_requests = {requests}"));
@@ -153,7 +153,7 @@ async fn asking(world: &mut World, requests: &str) -> (Upstream, String) {
 
 type Server = mpsc::Sender<io::Result<Bytes>>;
 
-/// A call of `echo` whose answer is a stream in the story's hands.
+/// Calls `echo` and gets an answer as a stream that the story writes.
 async fn call(files: &Upstream, client: &Client) -> (Server, Reply) {
     let (server, events) = mpsc::channel(8);
     let events = Mutex::new(Some(events));
@@ -167,7 +167,7 @@ async fn call(files: &Upstream, client: &Client) -> (Server, Reply) {
     (server, stream)
 }
 
-/// The server answers the call after all.
+/// The server answers the call in the end.
 async fn finish(files: &Upstream, server: Server, stream: &mut Reply) {
     let id = files.calls().last().unwrap().message["id"].clone();
     say(&server, &json!({ "jsonrpc": "2.0", "id": id, "result": { "content": [] } })).await;

@@ -1,5 +1,5 @@
-//! What servers hand out for their clients to bring back: it reaches the server as the server wrote it, from the one it
-//! was given to and for what it was given for. From anybody else it is unknown.
+//! Handles for opaque server tokens: the server gets its token back as it wrote it, from the caller it was given to and for
+//! the purpose it was given for. Anybody else's handle is unknown.
 
 use crate::support::client::Client;
 use crate::support::on_both_stores;
@@ -8,7 +8,7 @@ use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
 
-/// Everybody may do everything; what is refused is refused for another reason.
+/// Everybody may do everything, so a refusal in these stories has another reason.
 const OPEN: &str = r#"@id("all") permit (principal, action, resource);"#;
 
 on_both_stores! {
@@ -60,7 +60,7 @@ on_both_stores! {
         assert_eq!(files.received().last().unwrap().message["params"]["cursor"], "p2");
     }
 
-    /// A retry is a call like any other: judged, counted and recorded anew.
+    /// A repeated call is decided, counted and recorded like any other.
     async fn a_call_that_needs_more_is_repeated_with_it(world: World) {
         let (files, ana, bob) = two(&mut world, "client_requests = ['elicitation']").await;
         world.start().await;
@@ -160,7 +160,7 @@ on_both_stores! {
         assert!(rows.iter().any(|row| row["outcome"]["detail"].as_str().is_some_and(|told| told.contains("sampling/createMessage"))));
     }
 
-    /// The old era's error that sends users to a URL is a request by another name.
+    /// The legacy error that sends the user to a URL counts as a client request of kind `elicitation_url`.
     async fn an_error_that_sends_the_user_to_a_url_is_held_to_the_same(world: World) {
         let (files, ana, _) = two(&mut world, "client_requests = ['elicitation']").await;
         let other = Upstream::start().await;
@@ -202,7 +202,7 @@ on_both_stores! {
         assert_eq!(world.audit("--tool echo")[0]["outcome"]["ending"], "failed");
     }
 
-    /// Answers to what nobody was asked.
+    /// `inputResponses` without a request that asked for them.
     async fn input_for_a_server_that_may_ask_nothing_is_refused(world: World) {
         let (files, ana, _) = two(&mut world, "").await;
         world.start().await;
@@ -237,7 +237,7 @@ on_both_stores! {
     }
 }
 
-/// A server `files`, and Ana and Bob, who may do the same.
+/// Adds a server `files`, and Ana and Bob with the same grants.
 async fn two(world: &mut World, more: &str) -> (Upstream, String, String) {
     let files = Upstream::start().await;
     world.server("files", &files.url, more).policies(OPEN);

@@ -1,4 +1,4 @@
-//! MCP as it is spoken: both eras, challenges, and messages that two readers could understand differently.
+//! MCP messages in both eras, authentication challenges, and messages that two parsers could read differently.
 
 use crate::ana_reads_files;
 use crate::support::client::{Client, MODERN};
@@ -118,7 +118,7 @@ on_both_stores! {
         assert_eq!(with("mcp-name", &["=?base64?ZWNobw==?="]).await.text(), "hi");
     }
 
-    /// Each of these is read in two ways by some server; none may be sent on.
+    /// Some server reads each of these in another way; none may be sent on.
     async fn what_two_readers_could_understand_differently_never_leaves(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.start().await;
@@ -156,7 +156,7 @@ on_both_stores! {
         assert!(reply.text().await.unwrap().contains("hi"));
     }
 
-    /// hyper lets each of these through; Guardian does not.
+    /// hyper accepts each of these; Guardian does not.
     async fn framing_that_two_readers_could_understand_differently_never_leaves(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.start().await;
@@ -193,7 +193,7 @@ on_both_stores! {
         assert!(!address.raw(good.as_bytes()).await.is_empty());
     }
 
-    /// hyper settles this one alone: the coding counts, and the connection ends with the answer.
+    /// hyper decides this one itself: Transfer-Encoding counts, and the connection closes after the answer.
     async fn a_second_request_smuggled_behind_a_length_is_never_read(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.start().await;
@@ -237,7 +237,7 @@ on_both_stores! {
         assert_eq!(client.send("POST", headers, body.into()).await.unwrap().status, 200);
     }
 
-    /// What arrives is what was judged, to the byte.
+    /// The server receives the bytes that were decided about.
     async fn the_body_arrives_as_it_was_sent(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.start().await;

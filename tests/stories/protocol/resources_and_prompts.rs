@@ -1,4 +1,4 @@
-//! Resources, prompts, completions, streams of what changes: judged, recorded and shown like tools.
+//! Resources, prompts, completions and subscriptions: decided, recorded and listed like tools.
 
 use crate::support::client::{Answer, Client, MODERN};
 use crate::support::on_both_stores;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
-/// Readers read notes that are not secret and have themselves greeted; writers have things deployed, but not to production.
+/// Readers may read notes that are not secret and get the prompt `greet`; writers may get `deploy`, not for production.
 pub const WARES: &str = r#"
 @id("readers-read-notes")
 permit (principal in Guardian::Role::"reader", action == Guardian::Action::"read_resource", resource)
@@ -88,7 +88,7 @@ on_both_stores! {
         assert_eq!(arrived.count(), 0);
     }
 
-    /// In the order of the server, with every member and number as it wrote them; what is not readable is not shown.
+    /// Lists keep the server's order and every member and number as written; items that the caller may not have are left out.
     async fn lists_show_what_the_caller_may_have(world: World) {
         let (_files, ana) = ana(&mut world, "*").await;
         world.person("will", &["writer"]).await;
@@ -122,7 +122,7 @@ on_both_stores! {
         let (files, key) = ana(&mut world, "*").await;
         let own = files.offer_stream();
         files.script(|received| {
-            // Guardian itself asks for the tools too, and is to learn what there is
+            // Only for the client's request: Guardian fetches lists too, and must get the real ones.
             let (member, items) = some_list(received.method()).filter(|_| received.message["id"] == "list")?;
             let list = json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": { member: items, "cacheScope": "public" } });
             Some(Scripted::Events(vec![list]))
@@ -188,7 +188,7 @@ on_both_stores! {
         assert!(arrived.iter().filter(|received| received.method() == "prompts/get").all(|received| received.arguments()["env"] != "prod"));
     }
 
-    /// Each is a second spelling that a server might take for a resource the caller may not read.
+    /// Each of these is a second spelling that a server might resolve to a resource the caller may not read.
     async fn a_resource_has_one_spelling(world: World) {
         let (files, key) = ana(&mut world, "*").await;
         world.start().await;
@@ -263,7 +263,7 @@ on_both_stores! {
         files.script(|received| (received.method() == "subscriptions/listen").then(|| Scripted::Events(vec![acknowledged(received), changed("tools")])));
         let answer = ask().await;
         assert!(answer.body.contains("acknowledged") && answer.body.contains("list_changed"), "{answer:?}");
-        // A server that does not want to is heard.
+        // A server's own error is passed on.
         files.script(|received| {
             let error = json!({ "jsonrpc": "2.0", "id": received.message["id"], "error": { "code": -32602, "message": "no" } });
             (received.method() == "subscriptions/listen").then(|| Scripted::Events(vec![error]))
@@ -271,7 +271,7 @@ on_both_stores! {
         assert_eq!(ask().await.message["error"]["message"], "no");
     }
 
-    /// Refused as a whole if one resource is; who listens hears only of what they may read at that moment.
+    /// A subscription is refused as a whole if one of its resources is. Updates reach only those who may read the resource then.
     async fn a_stream_tells_of_what_the_caller_may_read(world: World) {
         let (files, key) = ana(&mut world, "*").await;
         world.start().await;
@@ -322,7 +322,7 @@ on_both_stores! {
         assert_eq!(stream.event().await.unwrap(), None);
     }
 
-    /// The stream was opened by a reader; when Ana is none any more, it goes on without what readers may read.
+    /// Ana opens the stream as a reader. When she loses that role it stays open, without updates of what readers may read.
     async fn a_stream_that_stays_open_heeds_what_changes(world: World) {
         let (files, key) = ana(&mut world, "*").await;
         let server = files.offer_stream();
@@ -371,7 +371,7 @@ on_both_stores! {
         assert_eq!(client.ask("resources/list", json!({})).await.verdict(), "allowed", "a stream takes no place of a call");
     }
 
-    /// A refusal of a resource is no result of a tool, and does not tell whether there is one.
+    /// The refusal of a resource is not a tool result, and does not tell whether the resource exists.
     async fn a_refused_resource_is_told_as_the_operator_wants(world: World) {
         let files = Upstream::start().await;
         for (name, denials) in [("files", "tool_result"), ("hidden", "unknown_tool")] {
@@ -402,7 +402,7 @@ on_both_stores! {
         }
     }
 
-    /// T13: what a header says of the body is what the body says, once, in one spelling.
+    /// T13: a header that mirrors the body must say what the body says, once and in one spelling.
     async fn headers_that_name_something_else_never_leave(world: World) {
         let (files, key) = ana(&mut world, "*").await;
         world.start().await;
@@ -455,7 +455,7 @@ on_both_stores! {
         assert_eq!(names, ["notes://a/1", "notes://a/1", "greet", "greet"], "written anew from the body");
     }
 
-    /// T14: fields that a tool declares repeat its arguments and nothing else; others pass and mean nothing.
+    /// T14: `Mcp-Param-*` headers that a tool declares must repeat its arguments; others pass and mean nothing.
     async fn arguments_and_the_fields_that_repeat_them_agree(world: World) {
         let files = Upstream::start().await;
         let schema = json!({ "type": "object", "additionalProperties": false, "properties": {
@@ -556,7 +556,7 @@ const LISTS: [(&str, &str, &str, &[&str]); 4] = [
     ("prompts/list", "prompts", "name", &["greet"]),
 ];
 
-/// A list with things that a reader may have and others, and the member it stands in.
+/// A list with items that a reader may have and items that not, and the name of its member in the result.
 fn some_list(method: &str) -> Option<(&'static str, Value)> {
     Some(match method {
         "resources/list" => (
@@ -586,7 +586,7 @@ async fn ana(world: &mut World, scopes: &str) -> (Upstream, String) {
     (files, key)
 }
 
-/// One of each era.
+/// One client of each era.
 async fn clients(world: &World, key: &str) -> [Client; 2] {
     [
         world.connected("files", key).await,
@@ -604,7 +604,7 @@ fn completion(reference: Value) -> Value {
     json!({ "ref": reference, "argument": { "name": "who", "value": "o" } })
 }
 
-/// As a header field carries what is no plain text.
+/// The header encoding of a value that is not plain text.
 fn encoded(text: &str) -> String {
     neural_guardian::mcp::encode_sentinel(text).into_owned()
 }

@@ -1,4 +1,4 @@
-//! Answers that take their time: passed on frame by frame, ended properly whoever goes away.
+//! Streamed answers: passed on frame by frame, and ended properly whichever side goes away.
 
 use crate::ana_reads_files;
 use crate::support::client::Client;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 on_both_stores! {
-    /// The server sends an event only after the one before has arrived: whoever buffers hangs.
+    /// The server sends an event only after the client got the one before: a proxy that buffers would hang.
     async fn a_streamed_answer_arrives_frame_by_frame(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.start().await;
@@ -79,7 +79,7 @@ on_both_stores! {
         .await;
     }
 
-    /// Those between close what is silent for a minute; a comment is enough, and no client reads it.
+    /// Intermediaries close a connection that is silent for a minute; an SSE comment prevents that and clients ignore it.
     async fn a_silent_stream_is_kept_alive(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world.set("listen.limits.keep_alive", "'100ms'");
@@ -99,7 +99,7 @@ on_both_stores! {
         assert!(stream.message().await.get("result").is_some());
     }
 
-    /// What the client does not take is not taken from the server.
+    /// Guardian reads from the server only as fast as the client reads.
     async fn a_client_that_does_not_read_costs_no_memory(world: World) {
         const PIECE: usize = 1024 * 1024;
         const OFFERED: usize = 1024;
@@ -149,7 +149,7 @@ on_both_stores! {
         .await;
     }
 
-    /// None of it reaches the client as an answer, and all of it is on record.
+    /// No part of such a stream reaches the client as an answer, and each is recorded.
     async fn what_a_server_streams_amiss_ends_with_an_error(world: World) {
         let files = crate::support::upstream::Upstream::start().await;
         world.server("files", &files.url, "max_answer_bytes = 65536\nidle_timeout = '300ms'");
@@ -176,7 +176,7 @@ on_both_stores! {
             assert_eq!((answer.reason(), &answer.message["id"]), (*told, &request["id"]), "{what}: {answer:?}");
             drop(send);
         }
-        // What follows the answer is cut off without a word.
+        // Whatever follows the answer is cut off silently.
         files.script(move |received| {
             received.tool()?;
             let answer = |text: &str| json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": { "content": [{ "type": "text", "text": text }] } });
@@ -190,10 +190,10 @@ on_both_stores! {
     }
 }
 
-/// The bytes of an answer to the request with this id.
+/// Builds the bytes of an answer to the request with this id.
 type Bytewise = Box<dyn Fn(&Value) -> Vec<u8>>;
 
-/// An event of about so many bytes.
+/// An event of about this many bytes.
 fn note(bytes: usize) -> Bytes {
     let message =
         json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "x".repeat(bytes) } });

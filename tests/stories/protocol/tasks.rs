@@ -1,4 +1,4 @@
-//! Tasks in both forms: whoever began one sees it, hears of it and ends it, for as long as they could begin such a one.
+//! Tasks of both eras: the caller who began a task can see and cancel it for as long as they may call its tool.
 
 use crate::support::client::Client;
 use crate::support::on_both_stores;
@@ -34,7 +34,7 @@ on_both_stores! {
         assert_eq!(anas.ask("tasks/cancel", named.clone()).await.message["result"]["taskId"], task);
         let sent: Vec<Value> = files.received().iter().filter(|received| received.method().starts_with("tasks/")).map(|received| received.message["params"]["taskId"].clone()).collect();
         assert_eq!(sent, ["t-1", "t-1", "t-1"]);
-        // Another session of the same caller: a task outlives the session it was begun in.
+        // A task outlives its session: another session of the same caller finds it.
         let again = world.connected("files", &ana).await;
         assert!(again.ask("tasks/get", named.clone()).await.is_result());
 
@@ -45,7 +45,7 @@ on_both_stores! {
             unknown(&anas, method, &json!(format!("{}A", task.as_str().unwrap()))).await;
             assert_eq!(anas.ask(method, json!({})).await.verdict(), "400 invalid_params");
         }
-        // Whose the listed ones are nobody could say.
+        // A list of tasks does not say whose they are.
         assert_eq!(anas.ask("tasks/list", json!({})).await.verdict(), "200 unknown_method");
         let update = json!({ "taskId": task, "inputResponses": {} });
         assert_eq!(anas.ask("tasks/update", update).await.verdict(), "200 unknown_method");
@@ -89,7 +89,8 @@ on_both_stores! {
         assert_eq!(client.post(&answer).await.status, 202);
         let arrived = files.arrived("the answer", |received| received.message["result"]["action"] == "accept").await;
         assert_eq!(arrived.message["result"]["_meta"], related(&json!("t-1")));
-        // Of a task that nobody here began no status is told, and of what else names it the caller learns no id that a method takes.
+        // A task that nobody began through Guardian: its status is not passed on, and elsewhere its id is replaced by one that no
+        // method accepts.
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/tasks/status", "params": { "taskId": "t-of-another", "status": "working" } })).await;
         say(&server, &json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "", "_meta": related(&json!("t-of-another")) } })).await;
         let stranger = stream.message().await["params"]["_meta"]["io.modelcontextprotocol/related-task"]["taskId"].clone();
@@ -122,7 +123,7 @@ on_both_stores! {
         for method in ["tasks/result", "tasks/list"] {
             assert_eq!(anas.ask(method, json!({ "taskId": task })).await.verdict(), "404 unknown_method");
         }
-        // The name in the header is the one in the body, as for tools.
+        // `Mcp-Name` must equal the name in the body, as for tools.
         let mut headers = anas.base_headers();
         headers.insert("mcp-method", "tasks/get".parse().unwrap());
         headers.insert("mcp-name", "t-1".parse().unwrap());
@@ -188,7 +189,7 @@ on_both_stores! {
         assert_eq!(files.received().len(), before, "nothing of it went out");
     }
 
-    /// What began it decides, as it stands now.
+    /// Access to a task is decided as a call of the tool that began it would be decided now.
     async fn a_task_is_out_of_reach_with_the_tool_that_began_it(world: World) {
         let (files, ana, _) = tasks(&mut world).await;
         world.start().await;
@@ -218,7 +219,7 @@ on_both_stores! {
     }
 }
 
-/// A server `files` whose tools may begin tasks, and Ana and Bob, who may do the same.
+/// Adds a server `files` whose tools begin tasks, and Ana and Bob with the same grants.
 async fn tasks(world: &mut World) -> (Upstream, String, String) {
     let files = Upstream::start().await;
     world

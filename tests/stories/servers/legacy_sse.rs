@@ -1,5 +1,5 @@
-//! Servers of the oldest HTTP transport, a stream that brings everything and a place where messages are posted, presented
-//! as Streamable HTTP.
+//! Servers of the HTTP+SSE transport of 2024-11-05 (one stream for all messages, one URL to post to), offered to clients as
+//! Streamable HTTP.
 
 use crate::support::sdk_clients::{Kind, RealClient};
 use crate::support::stdio::{Notes, Sse, hold};
@@ -46,7 +46,7 @@ async fn an_old_server_is_a_server_like_any_other() {
     assert_eq!(stream.message().await["method"], "notifications/message");
     assert_eq!(stream.message().await["method"], "notifications/tools/list_changed");
 
-    // What is sent is Guardian's own, and the caller's credential is not in it.
+    // Guardian sends headers of its own; the caller's credential is not among them.
     let heads: Vec<_> = notes.recorded().into_iter().filter(|line| !line["verb"].is_null()).collect();
     assert!(
         heads.iter().all(|line| line["headers"]["authorization"] == "Bearer own"),
@@ -95,7 +95,7 @@ async fn a_stream_that_breaks_ends_its_calls_and_its_session() {
     assert_eq!(world.audit("--tool flood")[0]["outcome"]["ending"], "failed");
 }
 
-/// The place for messages is on the server's own origin, or nothing is posted at all.
+/// The URL for messages must be on the server's own origin, or nothing is posted.
 #[tokio::test]
 async fn a_server_that_sends_messages_elsewhere_is_not_spoken_to() {
     let (world, _sse, notes) = world(&["elsewhere"]).await;

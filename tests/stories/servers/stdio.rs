@@ -1,5 +1,5 @@
-//! Servers that are programs, spoken to over their standard input and output, and presented like any other: the same calls,
-//! the same refusals, the same records; processes that stay apart, come again and leave nothing behind.
+//! Stdio servers offered like any other: the same decisions, refusals and records; processes that stay apart, are started
+//! again when they end, and leave nothing behind.
 
 use crate::support::sdk_clients::{Kind, RealClient};
 use crate::support::stdio::{Notes, call, gone, hold, is_alive, official};
@@ -42,7 +42,7 @@ async fn a_program_is_a_server_like_any_other() {
     assert_eq!(calls.len(), 1, "what is refused never reaches the program: {calls:?}");
     assert_eq!(client.call("pid", json!({})).await.status, 200);
 
-    // The session ends when its client says so, and the process with it.
+    // When the client ends its session, the process ends too.
     let process = client.call("pid", json!({})).await.text().to_owned();
     let mut headers = client.base_headers();
     headers.remove("content-type");
@@ -85,7 +85,7 @@ async fn an_answer_becomes_a_stream_when_more_comes_before_it() {
     assert_eq!(held.event().await.unwrap(), None);
 }
 
-/// One caller is the only one who sees what the program says in its session, on a call or on the session's own stream.
+/// A session's process has one caller, so what it sends unasked goes to that session: on a call or on the session's stream.
 #[tokio::test]
 async fn what_the_program_says_by_itself_comes_on_the_sessions_own_stream() {
     let (world, notes) = world("").await;
@@ -137,7 +137,7 @@ async fn each_session_has_a_process_and_no_process_has_guardians_environment() {
         assert_eq!((&env["TOKEN"], &env["TZ"]), (&json!("notes-own-secret"), &json!("UTC")));
     }
     assert_eq!(processes.len(), 3);
-    // One session's calls are answered by its own process alone.
+    // Calls of one session are answered by its own process.
     let mut held = clients[0]
         .alike()
         .open(&call(json!(1), "hold", json!({ "name": "x" })))
@@ -146,7 +146,7 @@ async fn each_session_has_a_process_and_no_process_has_guardians_environment() {
     held.message().await;
     assert_eq!(clients[1].call("release", json!({ "name": "x" })).await.text(), "not held");
     assert_eq!(clients[0].call("release", json!({ "name": "x" })).await.text(), "released");
-    // And nobody else can use a session.
+    // No other caller can use the session.
     let mut thief = world.client("notes").bearer(&notes.bob);
     thief.session.clone_from(&clients[0].session);
     assert_eq!(thief.call("pid", json!({})).await.verdict(), "404 unknown_session");
@@ -171,7 +171,7 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
         (&json!(1), &json!("held bobs"))
     );
 
-    // Bob cannot take back what is Ana's, Ana can.
+    // Bob cannot cancel Ana's call; Ana can.
     let cancel =
         json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": 1, "reason": "enough" } });
     assert_eq!(bob.post(&cancel).await.status, 202);
@@ -187,7 +187,7 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
     assert_eq!(ana.call("release", json!({ "name": "anas" })).await.text(), "released");
     assert_eq!(anas.message().await["params"]["progress"], 2);
 
-    // The process has heard one handshake, Guardian's own, with nothing that a client offers.
+    // The shared process received one handshake: Guardian's own, without any client's capabilities.
     let hellos: Vec<_> = notes
         .messages()
         .into_iter()
@@ -196,7 +196,7 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
     assert_eq!((hellos.len(), &hellos[0]["params"]["capabilities"]), (1, &json!({})));
 }
 
-/// Whose a line of the log is nobody can tell; that there are other tools concerns all.
+/// A shared process cannot say whom a log message is for, so it is dropped. A changed list concerns every caller.
 #[tokio::test]
 async fn nobody_hears_what_a_shared_process_says_of_others() {
     let (world, notes) = world("per_session = false").await;
@@ -277,7 +277,7 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
     );
 }
 
-/// Nothing more is to be read there, and the end of the program is seen all the same.
+/// Guardian has nothing more to read from standard error, and still notices the end of the process.
 #[tokio::test]
 async fn a_program_that_closed_its_standard_error_dies_like_any_other() {
     let mut world = World::new(Engine::Sqlite).await;
@@ -350,7 +350,7 @@ async fn who_never_answers_is_given_up_and_told_so() {
     assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
 }
 
-/// A client that goes away has not taken its call back.
+/// A client that disconnects has not cancelled its call (legacy era).
 #[tokio::test]
 async fn a_client_that_goes_away_takes_nothing_back() {
     let (world, notes) = world("").await;
@@ -413,7 +413,7 @@ async fn sessions_are_bounded_and_one_that_is_not_used_ends() {
     let (world, notes) = world("max_sessions = 2\nsession_idle = '1s'").await;
     let first = world.connected("notes", &notes.ana).await;
     let process = first.call("pid", json!({})).await.text().to_owned();
-    // One caller may have half: the session that was not used for longest makes way.
+    // One caller may have half of the sessions: the least recently used one is closed for the new one.
     let second = world.connected("notes", &notes.ana).await;
     assert_eq!(first.call("pid", json!({})).await.status, 404);
     gone(&process).await;
@@ -475,7 +475,7 @@ async fn a_program_that_cannot_be_started_is_told_of() {
     }
 }
 
-/// The official packages at both ends, with the program of one behind Guardian.
+/// Official packages at both ends: an SDK client, and a stdio server made with the TypeScript SDK.
 #[tokio::test]
 async fn real_clients_use_a_real_program() {
     let mut world = World::new(Engine::Sqlite).await;
@@ -503,7 +503,7 @@ async fn real_clients_use_a_real_program() {
     }
 }
 
-/// A program may be slower to start than Guardian waits for it.
+/// Waits for the tool list: a program may start more slowly than Guardian waits for it.
 async fn known(world: &World) {
     eventually("the tools to be known", async || {
         let servers = world.guardian("server list --json").ok().rows();

@@ -1,4 +1,4 @@
-//! What somebody with a key would try next: the ways round a refusal that were once open.
+//! Attacks by a caller with a valid key: ways round a refusal that once worked.
 
 use crate::ana_reads_files;
 use crate::support::client::Answer;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 on_both_stores! {
-    /// A legacy server plays a lost answer again on another stream, where nobody asked for a list.
+    /// A legacy server replays a lost answer on another stream, where no list was requested.
     async fn a_list_that_is_played_again_is_filtered_too(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         let stream = files.offer_stream();
@@ -27,7 +27,7 @@ on_both_stores! {
         assert_eq!(replayed.message().await["result"], json!({ "content": [] }));
     }
 
-    /// Nobody calls, so nobody would ask the store what has changed.
+    /// No call comes in that would make Guardian ask the store for changes.
     async fn a_revocation_cuts_an_open_stream_although_nobody_calls(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         let _stream = files.offer_stream();
@@ -47,7 +47,7 @@ on_both_stores! {
         assert_eq!(ending, "revoked");
     }
 
-    /// Whether it is forbidden, not granted or called wrongly: a tool that is not shown is as one that never was.
+    /// A tool that is not listed answers like a tool that does not exist, whether it is forbidden, not granted or called wrongly.
     async fn a_hidden_tool_cannot_be_told_from_one_that_is_not_there(world: World) {
         let files = Upstream::start().await;
         world.server("files", &files.url, "denials = 'unknown_tool'");
@@ -71,7 +71,7 @@ on_both_stores! {
         assert_eq!(files.calls().len(), 0);
     }
 
-    /// The head with a good key comes first, the message when the key has expired.
+    /// The head arrives with a valid token; the body arrives after the token has expired.
     async fn a_message_that_arrives_slowly_is_judged_when_it_is_there(world: World) {
         let (files, _) = ana_reads_files(&mut world).await;
         let key = world.key_with("ana", "--expires 3s");
@@ -99,7 +99,7 @@ on_both_stores! {
         assert_eq!(files.calls().len(), before);
     }
 
-    /// Connections times streams times the largest message is more memory than there is.
+    /// Connections × streams × the largest message is more memory than the machine has.
     async fn messages_that_never_arrive_whole_take_a_bounded_room(world: World) {
         let (_files, key) = ana_reads_files(&mut world).await;
         world.start().await;
@@ -157,7 +157,7 @@ async fn policy_set(world: &World) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// All that a caller learns, but for what differs from call to call.
+/// Everything a caller learns from an answer, without what differs from call to call.
 fn told(answer: &Answer) -> String {
     let mut message = answer.message.clone();
     message["id"] = Value::Null;

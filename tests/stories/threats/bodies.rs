@@ -1,5 +1,5 @@
-//! T1 to T9: bodies that two readers could understand differently, and bodies that are no message. Each is sent through
-//! the real binary; none of them leaves it.
+//! T1 to T9: bodies that two parsers could read differently, and bodies that are not a message. Each is sent to the real
+//! binary, and none may reach the server.
 
 use super::{ROOM, Scene};
 use crate::support::bodies;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Processor time for one body: the catalogue says 50 ms, a debug build is given five times that.
+/// Processor time for one body: the catalogue allows 50 ms, a debug build gets five times that.
 const EFFORT: Duration = Duration::from_millis(250);
 
 async fn post(client: &Client, body: impl Into<Bytes>) -> Answer {
@@ -16,7 +16,7 @@ async fn post(client: &Client, body: impl Into<Bytes>) -> Answer {
     Answer::read(reply).await.unwrap()
 }
 
-/// Sends each of the bodies in the middle of a session of Ana's: 400 with a code of JSON-RPC, and nothing leaves.
+/// Sends each body in a session of Ana's: each gets a 400 with a JSON-RPC code, and nothing reaches the server.
 async fn none_leaves<T: AsRef<[u8]>>(what: &str, bodies: Vec<T>, codes: &[i64]) {
     let mut scene = Scene::set("", &[]).await;
     let client = scene.world.connected("files", &scene.ana).await;
@@ -34,7 +34,7 @@ async fn none_leaves<T: AsRef<[u8]>>(what: &str, bodies: Vec<T>, codes: &[i64]) 
     };
     let ((), cost) = scene.while_bob_is_served(sending).await;
     cost.is_bounded(what);
-    // The connection and the session have taken no harm, and each refusal of somebody known is on record or counted.
+    // Connection and session still work, and each refusal of a known caller is recorded or counted.
     assert_eq!(post(&client, bodies::call(r#"{"text":"hi"}"#)).await.text(), "hi");
     scene.world.shipped().await;
     let refused: BTreeSet<String> = scene
@@ -97,13 +97,13 @@ async fn t6_a_heavy_body_is_refused_at_little_cost() {
         assert!(spent < EFFORT, "{what}: {spent:?}");
         assert!(grown < ROOM, "{what}: {grown}");
     }
-    // As much as may be said is heard at little cost, too; that there are no such arguments is found after reading.
+    // The largest body that is allowed is read cheaply too; that the tool has no such arguments is found after parsing.
     let wide = bodies::call(&bodies::wide(9_900, |index| format!("k{index}")));
     let before = scene.world.processor_time();
     assert_eq!(post(&client, wide).await.reason(), "invalid_arguments");
     let spent = scene.world.processor_time().saturating_sub(before);
     assert!(spent < 4 * EFFORT, "many members: {spent:?}");
-    // It may be hung up on before it has said all.
+    // Guardian may close the connection before the client has sent everything.
     if let Ok(reply) = client
         .send("POST", client.base_headers(), vec![b' '; 5 * 1024 * 1024].into())
         .await
@@ -151,7 +151,7 @@ async fn t8_a_tool_is_named_exactly_or_not_at_all() {
     }
 }
 
-/// What `lenient_parsers` is held against; the rooms and the fuzz target have the same.
+/// What `lenient_parsers` compares with; the rooms and the fuzz target define the same module.
 mod reader {
     pub use neural_guardian::mcp::{Bounds, Message, read};
 }
@@ -159,8 +159,8 @@ mod reader {
 #[path = "../../rooms/mcp/lenient_parsers.rs"]
 mod lenient_parsers;
 
-/// A million of them are for the fuzz target. Here some of every kind go all the way: each is refused, or arrives byte for
-/// byte and every lenient parser reads in it what was judged.
+/// The fuzz target tries millions of bodies. Here some of each kind take the whole way: each is refused, or it arrives byte
+/// for byte and every lenient parser finds in it what Guardian decided about.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t9_what_arrives_reads_alike_in_every_manner() {
     let mut scene = Scene::set("", &[]).await;
@@ -190,7 +190,7 @@ async fn t9_what_arrives_reads_alike_in_every_manner() {
     assert!(accepted > 20 && refused > 400, "{accepted} accepted, {refused} refused");
 }
 
-/// The body with each of its bytes left out, doubled, or replaced, and with something put in at every place.
+/// The body with each byte left out, doubled, raised to upper case or replaced, and with a member inserted at each place.
 fn spoilt(body: &str) -> Vec<Vec<u8>> {
     let bytes = body.as_bytes();
     let mut all = vec![bytes.to_vec()];

@@ -1,5 +1,5 @@
-//! T32 to T35: what belongs to somebody else is as if it were not there, what a client brings back is no leave to do
-//! anything, and what somebody is shown is theirs alone.
+//! T32 to T35: another caller's sessions, tasks and cursors do not exist for a caller, nothing that a client sends back is
+//! an approval, and each caller's lists are theirs alone.
 
 use super::Scene;
 use crate::support::client::Client;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
-/// Everything that can be done with a session, by somebody with this credential and that session.
+/// Tries everything that can be done with a session, with this client's credential and session id.
 async fn tried(client: &Client) -> Vec<(&'static str, u16, String)> {
     let mut all = Vec::new();
     let listed = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
@@ -98,7 +98,7 @@ async fn t32_a_session_of_somebody_else_is_no_session() {
         }
         scene.nothing_reached_the_server(what);
     }
-    // Two sessions at once are none.
+    // Two session ids in one request count as none.
     let mut headers = HeaderMap::new();
     headers.append("mcp-session-id", HeaderValue::from_str(&bobs).unwrap());
     headers.append("mcp-session-id", HeaderValue::from_str(&own).unwrap());
@@ -110,7 +110,7 @@ async fn t32_a_session_of_somebody_else_is_no_session() {
         400
     );
 
-    // Ana's is as good as before, and nobody who asks around hears of it.
+    // Ana's session still works, and no session id shows in the metrics, the log or the audit trail.
     assert!(anas.call("echo", json!({ "text": "hi" })).await.is_result());
     scene.world.shipped().await;
     let around = [
@@ -125,7 +125,7 @@ async fn t32_a_session_of_somebody_else_is_no_session() {
     }
 }
 
-/// Tasks of the new era, whose ids the server gives out.
+/// Tasks of the modern era, whose ids the server chooses.
 fn with_tasks(received: &Received) -> Option<Scripted> {
     let task = |kind: &str| json!({ "resultType": kind, "taskId": "t-1", "status": "working", "ttlMs": 60_000 });
     Some(Scripted::Json(match received.method() {
@@ -181,7 +181,7 @@ async fn t33_nobody_resumes_asks_after_or_ends_what_somebody_else_began() {
             "whose it is may {method}"
         );
     }
-    // With a session of his own somebody cancels, resumes and ends nothing of anybody else's.
+    // With a session of his own, Bob cannot cancel, resume or end anything of Ana's.
     let anas = scene.world.connected("files", &scene.ana).await;
     let of_ana = latest_session(&scene);
     let mut bobs = scene.world.connected("files", &scene.bob).await;
@@ -203,14 +203,14 @@ async fn t33_nobody_resumes_asks_after_or_ends_what_somebody_else_began() {
     );
 }
 
-/// What the server knows the session by in which it was spoken to last.
+/// The session id of the server's latest request with one.
 fn latest_session(scene: &Scene) -> Option<String> {
     let received = scene.files.received();
     received.last()?.header("mcp-session-id").map(str::to_owned)
 }
 
-/// Nothing here gives approvals, so nothing that is brought back can be one: what is refused stays refused whatever comes
-/// with it, and what a server asked for is judged anew when it is answered.
+/// Guardian has no approvals, so nothing that a client sends back can be one: a refused call stays refused whatever comes
+/// with it, and the answer to a server's request is decided anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t34_nothing_that_a_client_brings_back_is_an_approval() {
     let mut scene = Scene::set("client_requests = ['elicitation']", &[]).await;
@@ -249,7 +249,7 @@ async fn t34_nothing_that_a_client_brings_back_is_an_approval() {
         Some(state.clone()),
         Some("x".repeat(100_000)),
     ];
-    // What no scope covers, what a policy forbids, and somebody else with what was given to Ana.
+    // A missing scope, a forbidding policy, and Bob with the state that was given to Ana.
     let refused: [(&Client, &str, Value, &str); 4] = [
         (&ana, "delete_file", json!({ "path": "/srv/a" }), "403 missing_scope"),
         (&ana, "read_file", json!({ "path": "/etc/shadow" }), "200 forbidden_by_policy"),
@@ -278,7 +278,7 @@ async fn t34_nothing_that_a_client_brings_back_is_an_approval() {
     }
     scene.nothing_reached_the_server("what was not allowed");
 
-    // The answer to what was asked is a call like any other: allowed, and judged as it now stands.
+    // The call that answers the request is a call like any other: it is allowed by what holds now.
     let retry = async |state: &str| {
         let params = json!({ "name": "read_file", "arguments": { "path": "/srv/a" }, "requestState": state, "inputResponses": { "ok": accept } });
         ana.ask("tools/call", params).await
@@ -313,7 +313,7 @@ async fn t35_a_list_is_its_callers_alone() {
             return None;
         }
         let message = json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": page });
-        // The first page comes as JSON, the second in an event.
+        // The first page is a JSON answer, the second an event.
         Some(if second {
             Scripted::Events(vec![message])
         } else {

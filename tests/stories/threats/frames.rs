@@ -1,5 +1,5 @@
-//! T21: floods and falsehoods in HTTP/2, frame by frame. The connection ends or the stream is refused, memory stays as it
-//! was, and the others are served.
+//! T21: HTTP/2 floods and malformed frames. Guardian ends the connection or refuses the stream, its memory does not grow,
+//! and other clients are served.
 
 use super::Scene;
 use crate::support::frames::{
@@ -11,9 +11,9 @@ use crate::support::upstream::Scripted;
 use crate::support::wait::eventually;
 use serde_json::json;
 
-/// Frames in one write.
+/// Frames per write.
 const BATCH: usize = 500;
-/// A flood that nobody ended by then is no flood that ends.
+/// The flood counts as unbounded if the server has not ended it after so many batches.
 const MOST_BATCHES: usize = 2_000;
 const PUSH_PROMISE: u8 = 5;
 const UNKNOWN: u8 = 0x42;
@@ -28,7 +28,7 @@ impl Scene {
         format!("localhost:{}", self.world.port)
     }
 
-    /// A call of `echo` as HTTP/2 has it.
+    /// The HTTP/2 header fields of a call of `echo`.
     fn head(&self) -> Vec<(String, String)> {
         let text = |text: &str| text.to_owned();
         vec![
@@ -61,17 +61,17 @@ fn block(head: &[(String, String)]) -> Vec<u8> {
     fields(head.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
-/// The odd numbers that clients give their streams.
+/// The odd stream ids that a client uses (RFC 9113, 5.1.1).
 fn streams() -> impl Iterator<Item = u32> {
     (1..).step_by(2)
 }
 
-/// What the same frames again and again are.
+/// A flood: the same frames again and again.
 struct Flood {
     what: &'static str,
-    /// Said once, before.
+    /// Sent once, at the start.
     first: Vec<u8>,
-    /// Said until the server has had enough.
+    /// Sent until the server ends the connection.
     again: Again,
 }
 
@@ -100,7 +100,7 @@ fn floods(scene: &Scene) -> Vec<Flood> {
     };
     let malformed = Box::new(move |streams: &mut dyn Iterator<Item = u32>| {
         let stream = streams.next().expect("there are enough");
-        // The server itself has to reset each of these.
+        // The server itself has to reset each of these streams.
         frame(
             HEADERS,
             END_HEADERS | END,
@@ -147,7 +147,7 @@ async fn t21_a_flood_of_frames_ends_its_connection_and_nothing_else() {
     let scene = Scene::set("", &[]).await;
     let address = scene.h2();
     for flood in floods(&scene) {
-        // Whoever hears what the server says, and whoever leaves it where it is.
+        // Once while the client reads what the server sends, once while it does not.
         for listens in [true, false] {
             let what = format!("a flood of {} (listening: {listens})", flood.what);
             let attack = async {
@@ -179,7 +179,7 @@ async fn t21_a_flood_of_frames_ends_its_connection_and_nothing_else() {
     assert_eq!(floods, Some(12.0), "those that h2 itself does not end");
 }
 
-/// Names and values that together are 64 MiB, in a few bytes each: the table of the other side is told once.
+/// Header fields of 64 MiB in a few bytes each: the peer's HPACK table is filled once and then referred to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t21_a_head_that_unfolds_to_64_mib_is_never_unfolded() {
     let scene = Scene::set("", &[]).await;
@@ -196,7 +196,7 @@ async fn t21_a_head_that_unfolds_to_64_mib_is_never_unfolded() {
                 wire.say(&[frame(HEADERS, END, 1, first), frame(CONTINUATION, END_HEADERS, 1, rest)].concat())
                     .await;
                 let answer = wire.answer(1).await;
-                // The connection may go on: what it remembers is bounded.
+                // The connection may stay open: the state it keeps is bounded.
                 wire.say(
                     &[
                         frame(HEADERS, END_HEADERS, 3, &scene.block()),
@@ -220,7 +220,7 @@ async fn t21_a_head_that_unfolds_to_64_mib_is_never_unfolded() {
     );
 }
 
-/// A call like any other but for one thing.
+/// A call that is correct but for one thing.
 struct Falsehood {
     what: &'static str,
     frames: Vec<u8>,
@@ -438,7 +438,7 @@ async fn t21_what_two_readers_of_frames_could_understand_differently_never_leave
     scene.while_bob_is_served(std::future::ready(())).await;
 }
 
-/// What a client does not take stays with the server, and where that is not possible it counts as a call that is going on.
+/// An answer that the client does not read stays at the server, or else counts as a call in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t21_whoever_opens_no_window_holds_little_memory() {
     const ANSWER: usize = 512 * 1024;
@@ -483,7 +483,7 @@ async fn t21_whoever_opens_no_window_holds_little_memory() {
     );
     cost.is_bounded("answers that nobody takes");
 
-    // Whoever takes an answer may ask again.
+    // A client that reads its answers may call again.
     let room = (ANSWER as u32 * 2).to_be_bytes();
     wire.say(&[frame(WINDOW, 0, 0, &room), frame(WINDOW, 0, granted[0], &room)].concat())
         .await;
@@ -504,7 +504,7 @@ async fn t21_whoever_opens_no_window_holds_little_memory() {
     })
     .await;
 
-    // Whoever goes leaves nothing behind, and in HTTP/1.1 such an answer comes whole and with its length.
+    // A client that leaves frees its slots; over HTTP/1.1 the same answer comes whole and with its length.
     wire.hang_up().await;
     let client = scene.ana();
     let answer = eventually("the places to be free", async || {

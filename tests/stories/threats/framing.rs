@@ -1,12 +1,12 @@
-//! T15 to T17: requests that two readers could cut out of the same bytes differently, bodies that turn out wrong after
-//! what looked like a message, and requests for another protocol. Each is written on a raw TLS connection with a second,
-//! flawless request right behind it: neither reaches the server.
+//! T15 to T17: requests that two parsers would delimit differently, bodies that turn out wrong after what looked like a
+//! message, and requests for another protocol. Each is written on a raw TLS connection with a second, correct request right
+//! behind it; neither may reach the server.
 
 use super::{Scene, all};
 use crate::support::http::{Address, Protocol};
 use serde_json::json;
 
-/// What waits for more is cut off soon.
+/// Short time-outs, so that a request that waits for more bytes is cut off soon.
 const SHORT: [(&str, &str); 3] = [
     ("listen.limits.header_timeout", "'1s'"),
     ("listen.limits.body_timeout", "'1s'"),
@@ -14,7 +14,7 @@ const SHORT: [(&str, &str); 3] = [
     ("listen.limits.max_body_bytes", "65536"),
 ];
 
-/// A call in the parts that a story may spoil.
+/// A call in parts, so that a story can replace one.
 struct Parts {
     line: String,
     host: String,
@@ -43,17 +43,17 @@ impl Parts {
         }
     }
 
-    /// With its length.
+    /// The request with `Content-Length`.
     fn plain(&self) -> String {
         self.sized(&format!("content-length: {}\r\n", self.body.len()))
     }
 
-    /// With these fields in place of the length.
+    /// The request with these header lines in place of `Content-Length`.
     fn sized(&self, framing: &str) -> String {
         format!("{}\r\n{}{}{framing}\r\n{}", self.line, self.host, self.fields, self.body)
     }
 
-    /// With these fields, and the body in chunks.
+    /// The request with these header lines and a chunked body.
     fn in_chunks(&self, framing: &str) -> String {
         self.in_these_chunks(framing, &self.chunked)
     }
@@ -62,7 +62,7 @@ impl Parts {
         format!("{}\r\n{}{}{framing}\r\n{chunks}", self.line, self.host, self.fields)
     }
 
-    /// With its length and one more field.
+    /// The request with `Content-Length` and one more header line.
     fn and(&self, field: &str) -> String {
         self.sized(&format!("content-length: {}\r\n{field}", self.body.len()))
     }
@@ -76,7 +76,7 @@ impl Parts {
     }
 }
 
-/// What is odd about a request, and its bytes.
+/// What is wrong with a request, and its bytes.
 type Odd = (&'static str, Vec<u8>);
 
 fn lengths(call: &Parts) -> Vec<Odd> {
@@ -352,7 +352,7 @@ async fn t15_no_framing_smuggles_a_request_in() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     cost.is_bounded("odd framing");
 
-    // Both are calls where nothing is odd, and one behind the other is no oddity.
+    // Both requests are calls where nothing is wrong, and sending one behind the other is not wrong either.
     let answer = address
         .raw((call.plain() + &inner.and("connection: close\r\n")).as_bytes())
         .await;
@@ -373,7 +373,7 @@ async fn t15_no_framing_smuggles_a_request_in() {
     }
 }
 
-/// Sends each with the flawless one behind it; tells what was not refused as it must be.
+/// Sends each odd request with the correct one behind it; returns those that were not refused as they must be.
 async fn wrongly_answered(scene: &Scene, address: &Address, odd: &[Odd], inner: &Parts) -> Vec<String> {
     let mut wrong = Vec::new();
     for some in odd.chunks(16) {
@@ -398,8 +398,8 @@ async fn wrongly_answered(scene: &Scene, address: &Address, odd: &[Odd], inner: 
     wrong
 }
 
-/// hyper settles these before anybody is asked: what is left of them is one request, framed anew, and the last of its
-/// connection or one that no reader takes for two.
+/// hyper settles these before Guardian sees them. What is left is one request with new framing, which is the last of its
+/// connection or which no parser takes for two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t15_what_is_settled_before_us_is_one_request_and_framed_anew() {
     let mut scene = Scene::set("", &SHORT).await;
@@ -465,7 +465,7 @@ async fn t15_what_is_settled_before_us_is_one_request_and_framed_anew() {
     }
 }
 
-/// The message is whole before the body turns out to be wrong: nobody has sent it on by then.
+/// The body turns out to be wrong after the whole message has arrived: Guardian has not sent the message on by then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t16_a_message_is_judged_when_its_body_has_ended() {
     let scene = Scene::set("", &SHORT).await;
@@ -493,7 +493,7 @@ async fn t16_a_message_is_judged_when_its_body_has_ended() {
     for ((what, _), answer) in endings.iter().zip(answers) {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{what}: {answer}");
     }
-    // The same with a length: all but the last byte has arrived.
+    // The same with `Content-Length`: all but the last byte has arrived.
     let short = call.plain();
     let answer = address.raw(&short.as_bytes()[..short.len() - 1]).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
@@ -541,7 +541,7 @@ async fn t17_no_other_protocol_and_no_other_method_is_forwarded() {
     }
     scene.nothing_reached_the_server("other protocols and methods");
 
-    // What asks for another method is a field like any other, and what may be dropped drops nothing of ours.
+    // A method override is an ordinary header, and `Connection` cannot remove a header that Guardian sets.
     for field in [
         "x-http-method-override: DELETE\r\n",
         "x-http-method: DELETE\r\n",

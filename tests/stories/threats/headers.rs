@@ -1,5 +1,5 @@
-//! T11 to T13 and T18 to T20: what a head says about its body, about the message, about where it is going and about who
-//! sent it. None of it decides what is allowed; all of it must be true, or the request is refused.
+//! T11 to T13 and T18 to T20: what headers say about the body, the message, its destination and its sender. No header
+//! decides what is allowed; all must be true, or the request is refused.
 
 use super::Scene;
 use crate::support::client::{Answer, Client, MODERN};
@@ -26,7 +26,7 @@ impl Scene {
     }
 }
 
-/// The same head with these values of one field.
+/// The same headers with these values of one field.
 fn with(mut headers: HeaderMap, name: &str, values: &[&[u8]]) -> HeaderMap {
     let name: HeaderName = name.parse().unwrap();
     headers.remove(&name);
@@ -42,7 +42,7 @@ async fn send(client: &Client, headers: HeaderMap, body: impl Into<bytes::Bytes>
         .unwrap()
 }
 
-/// Whatever the type is called, a call that is not allowed is not made, and one that is is made only as JSON in UTF-8.
+/// Whatever the content type, a forbidden call is not made, and an allowed one only as JSON in UTF-8.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t11_no_content_type_switches_enforcement_off() {
     let mut scene = Scene::set("", &[]).await;
@@ -126,7 +126,7 @@ async fn t11_no_content_type_switches_enforcement_off() {
     }
 }
 
-/// What is packed is refused as it comes: nothing is unpacked to be looked at.
+/// A compressed body is refused unread; nothing is decompressed to look into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t12_an_encoded_body_is_refused_before_it_is_unpacked() {
     let scene = Scene::set("", &[]).await;
@@ -148,7 +148,7 @@ async fn t12_an_encoded_body_is_refused_before_it_is_unpacked() {
         &["aes128gcm"],
     ] {
         let values: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
-        // Whether what is in it is a message or not.
+        // Whether the compressed bytes hold a message or not.
         for body in [allowed.to_string().into_bytes(), gzip_bomb()] {
             let answer = send(&client, with(scene.heads_of(&allowed), "content-encoding", &values), body).await;
             assert_eq!(answer.verdict(), "415 wrong_media_type", "{values:?}");
@@ -165,10 +165,10 @@ async fn t12_an_encoded_body_is_refused_before_it_is_unpacked() {
     scene.nothing_reached_the_server("encoded bodies");
 }
 
-/// Seventy kilobytes that unpack to ten megabytes of zeros: one block that repeats a zero by the longest length there is.
+/// 70 kB of gzip that expand to 10 MB of zeros: one block that repeats a zero with the longest match length.
 fn gzip_bomb() -> Vec<u8> {
     const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
-    // The last block, with fixed codes: a zero, then 258 of what was one before, and the end.
+    // One final block with fixed Huffman codes: a zero, then matches of length 258 at distance 1, and the end of block.
     let mut bits: Vec<u8> = vec![1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0];
     for _ in 0..40_650 {
         bits.extend([1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]);
@@ -178,7 +178,7 @@ fn gzip_bomb() -> Vec<u8> {
     HEAD.into_iter().chain(bits.chunks(8).map(byte)).chain([0; 8]).collect()
 }
 
-/// The fields that repeat the message: exactly once, exactly as it says, and never in its place.
+/// Headers that mirror the message must appear once, say what it says, and never stand in for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t13_fields_that_repeat_the_message_agree_with_it_or_it_is_refused() {
     let mut scene = Scene::set("", &[]).await;
@@ -207,7 +207,7 @@ async fn t13_fields_that_repeat_the_message_agree_with_it_or_it_is_refused() {
         ("mcp-name", &[b"\"echo\""]),
         ("mcp-name", &[b"ech\xc3\xb6"]),
         ("mcp-name", &[b"ech\xf6"]),
-        // The marker in capitals, another alphabet, without or with too much padding, with bits to spare, twice, cut.
+        // The marker in upper case, the other alphabet, no or too much padding, non-zero spare bits, encoded twice, cut off.
         ("mcp-name", &[b"=?BASE64?ZWNobw==?="]),
         ("mcp-name", &[b"=?Base64?ZWNobw==?="]),
         ("mcp-name", &[b"=?base64?ZWNobw?="]),
@@ -248,7 +248,7 @@ async fn t13_fields_that_repeat_the_message_agree_with_it_or_it_is_refused() {
     }
     scene.nothing_reached_the_server("fields that disagree");
 
-    // Whatever the fields say, or whether there are any: the message decides.
+    // With whatever headers, or none: the message decides.
     let legacy = scene.world.connected("files", &scene.ana).await;
     let plain = legacy.request("tools/call", json!({ "name": "delete_file", "arguments": { "path": "hi" } }));
     scene.mark();
@@ -275,7 +275,7 @@ async fn t13_fields_that_repeat_the_message_agree_with_it_or_it_is_refused() {
     );
     scene.nothing_reached_the_server("messages that may not be sent");
 
-    // Copies behind the body are no fields.
+    // Copies of headers behind the body are not headers.
     let copied = format!(
         "POST /mcp/files HTTP/1.1\r\nhost: localhost:{}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
          accept: */*\r\nmcp-protocol-version: {MODERN}\r\nmcp-method: tools/call\r\ntransfer-encoding: chunked\r\n\r\n\
@@ -360,8 +360,8 @@ async fn t18_a_path_is_a_route_byte_for_byte() {
     scene.nothing_reached_the_server("other paths");
 }
 
-/// Who somebody is comes from a credential that was proved. What those between use to say so says nothing here, and goes
-/// no further.
+/// Only a verified credential says who the caller is. Headers that intermediaries use for it mean nothing here and are not
+/// forwarded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t19_no_other_field_is_an_identity_or_goes_further() {
     let mut scene = Scene::set("credential = { value = 'Bearer the-servers-own' }", &[]).await;
@@ -428,7 +428,7 @@ async fn t19_no_other_field_is_an_identity_or_goes_further() {
         let nobody = with(without(scene.heads_of(&allowed), "authorization"), name, &[value.as_bytes()]);
         let answer = send(&scene.world.client("files"), nobody, allowed.to_string()).await;
         assert_eq!(answer.status, 401, "{name} is no identity: {answer:?}");
-        // Bob, who has no scope for `echo`, is not Ana for it.
+        // Bob has no scope for `echo`; posing as Ana in headers does not give him one.
         let posing = with(
             scene.heads_of(&allowed),
             "authorization",
@@ -467,7 +467,7 @@ async fn t19_no_other_field_is_an_identity_or_goes_further() {
         assert_eq!(answer.verdict(), "400 bad_framing", "{name}");
     }
     scene.nothing_reached_the_server("underscores");
-    // What those between say about where a call came from is not on record either.
+    // What intermediaries' headers say about the source address is not recorded either.
     scene.world.shipped().await;
     let rows = scene.world.audit("--tool echo");
     assert!(

@@ -1,5 +1,5 @@
-//! The catalogue of threats, T1 to T24 and T32 to T36, by name: for each there are the stories here whose names begin with
-//! it, and those elsewhere that the table names. Ana attacks, or is attacked; Bob only calls `add` and must not notice.
+//! The threat catalogue, T1 to T24 and T32 to T36: each threat has the stories here whose names begin with it, and those
+//! elsewhere that the table names. Ana attacks or is attacked; Bob only calls `add` and must not notice.
 
 mod attacks;
 mod bodies;
@@ -23,7 +23,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::time::interval;
 
-/// Each threat, and stories elsewhere that tell of it too: on both stores, or of what is not told here.
+/// Each threat, with stories elsewhere that cover it too: on both stores, or a part that is not covered here.
 const CATALOGUE: &[(&str, &str, &[&str])] = &[
     (
         "t1",
@@ -148,45 +148,45 @@ fn every_threat_of_the_catalogue_has_its_story() {
     }
 }
 
-/// An installation with a recording server `files`, Ana who is a reader of it, and Bob.
+/// An installation with a recording server `files`, Ana (a reader of it) and Bob.
 struct Scene {
     world: World,
     files: Upstream,
     ana: String,
     bob: String,
-    /// How much the server had received when the story began.
+    /// Number of requests that the server had received when the story began.
     before: usize,
 }
 
-/// What an attack cost while it ran.
+/// The effect of an attack while it ran.
 #[derive(Debug)]
 struct Cost {
-    /// Calls of Bob's that were answered meanwhile, each as it should be.
+    /// Bob's calls during the attack; each was answered correctly.
     served: usize,
     slowest: Duration,
-    /// Resident memory at its highest, above what it was before.
+    /// Highest resident memory, less what it was before.
     grown: u64,
-    /// Processor time of all that happened meanwhile.
+    /// Processor time of the whole process during the attack.
     processor: Duration,
 }
 
 const MIB: u64 = 1024 * 1024;
-/// What no flood may add to the process.
+/// The most that a flood may add to resident memory.
 const ROOM: u64 = 32 * MIB;
-/// Bob has other things to do, too.
+/// Pause between Bob's calls.
 const PACE: Duration = Duration::from_millis(20);
-/// A call of Bob's may take so long while somebody attacks: in a debug build, on a machine that does more than this.
+/// The longest that a call of Bob's may take during an attack: a debug build, on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Scene {
-    /// `more` is for the entry of the server, `settings` for the rest of the configuration.
+    /// `more` goes into the server's entry, `settings` into the rest of the configuration.
     async fn set(more: &str, settings: &[(&str, &str)]) -> Scene {
         let files = Upstream::start().await;
         let url = files.url.clone();
         Self::within(World::new(Engine::Sqlite).await, files, &url, more, settings).await
     }
 
-    /// The same with somebody who may spoil what the server answers to `echo`.
+    /// The same with a hostile server in front of `files`, which can replace the answers to `echo`.
     async fn with_hostile_server(more: &str, settings: &[(&str, &str)]) -> (Scene, HostileServer) {
         let files = Upstream::start().await;
         let hostile = HostileServer::before(&files).await;
@@ -219,7 +219,7 @@ impl Scene {
         scene
     }
 
-    /// From here on counts what reaches the server.
+    /// Starts to count what reaches the server.
     fn mark(&mut self) {
         self.before = self.files.received().len();
     }
@@ -228,18 +228,18 @@ impl Scene {
         self.world.client("files").modern().bearer(&self.bob)
     }
 
-    /// Ana in the new era, without a session.
+    /// A client of Ana's in the modern era, without a session.
     fn ana(&self) -> Client {
         self.world.client("files").modern().bearer(&self.ana)
     }
 
-    /// Everything that reached the server since the mark, but for Bob's calls.
+    /// Everything that reached the server since the mark, without Bob's calls.
     fn reached(&self) -> Vec<Received> {
         let since = self.files.received().split_off(self.before);
         since.into_iter().filter(|received| received.tool() != Some("add")).collect()
     }
 
-    /// A call of `echo` with an id that a hostile server knows.
+    /// A call of `echo` with the id that the hostile server's answers use.
     fn echo(&self, client: &Client) -> Value {
         let mut request = client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "hi" } }));
         request["id"] = json!("seven");
@@ -262,13 +262,13 @@ impl Scene {
         assert!(reached.is_empty(), "{what}: {reached:?}");
     }
 
-    /// Attacks while Bob goes on calling, each time on a new connection; he is served all the while, and once more when it
-    /// is over.
+    /// Runs an attack while Bob goes on calling, each time on a new connection. Fails unless each of his calls is answered,
+    /// during the attack and once after it.
     async fn while_bob_is_served<T>(&self, attack: impl Future<Output = T>) -> (T, Cost) {
         self.beside_bob(attack, true).await
     }
 
-    /// The same on the one connection that he has.
+    /// The same, with all of Bob's calls on one connection.
     async fn while_bob_stays_served<T>(&self, attack: impl Future<Output = T>) -> (T, Cost) {
         self.beside_bob(attack, false).await
     }
@@ -319,7 +319,7 @@ impl Cost {
     }
 }
 
-/// All of them at once; what each gives, in their order.
+/// Runs all futures at once and returns their results in order.
 async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
     std::future::poll_fn(|context| {

@@ -1,5 +1,5 @@
-//! T23: a server that never connects, says nothing, too little, too much, something else, or that is somebody else. The
-//! caller hears so in time, nothing is sent twice or elsewhere, and the outcome is on record.
+//! T23: a server that does not accept, stays silent, answers too little, too much or something else, or is an impostor. The
+//! caller is told in time, nothing is sent twice or elsewhere, and the outcome is recorded.
 
 use super::Scene;
 use crate::support::certificates::Authority;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-/// What a server is allowed, and how long a call may take in all.
+/// The server's limits, and the longest that a call may take in all.
 const LIMITS: &str = "connect_timeout = '1s'\nfirst_byte_timeout = '1s'\nidle_timeout = '200ms'\nmax_answer_bytes = 1048576";
 const ON_TIME: Duration = Duration::from_secs(9);
 const DRIP: Duration = Duration::from_millis(20);
@@ -22,7 +22,7 @@ const BROKEN: &str = "502 upstream_broken";
 const LATE: &str = "504 upstream_timeout";
 const UNREACHABLE: &str = "502 upstream_unreachable";
 
-/// What the server writes, and what the caller hears.
+/// What the server writes, and what the caller is told.
 struct Misdeed {
     what: &'static str,
     says: Vec<u8>,
@@ -30,7 +30,7 @@ struct Misdeed {
     told: &'static str,
 }
 
-/// An answer with this status line and these fields, of the right length.
+/// An answer with this status line and these header lines, of the right length.
 fn whole(status: &str, fields: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{fields}content-length: {}\r\n\r\n{body}", body.len())
 }
@@ -393,7 +393,7 @@ async fn t23_whatever_a_server_does_the_call_ends_in_time_and_is_on_record() {
     );
 }
 
-/// What a server adds to an answer for one caller is nobody's answer, also not the next one's on the same connection.
+/// Bytes behind an answer belong to no answer, and not to the next one on the same connection either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t23_the_rest_of_one_answer_is_never_the_next() {
     let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
@@ -437,7 +437,7 @@ async fn t23_a_server_that_cannot_be_reached_is_reported_in_time() {
     assert_eq!(hostile.calls().len(), 0);
 }
 
-/// A listener that accepts nobody and whose queue is full: whoever connects now waits.
+/// A listener that accepts nothing and whose queue is full: a new connection waits.
 async fn full_queue(port: u16) -> (tokio::net::TcpListener, Vec<TcpStream>) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();

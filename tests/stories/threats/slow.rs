@@ -1,5 +1,5 @@
-//! T22: whoever takes their time at any stage of a connection is cut off on time, whoever holds many connections holds no
-//! more than their share, and new clients are served.
+//! T22: a client that is slow at any stage of a connection is cut off in time, a client with many connections gets no more
+//! than its share, and new clients are served.
 
 use super::{Scene, add, all};
 use crate::support::client::Client;
@@ -12,13 +12,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::interval;
 
-/// What every stage is allowed.
+/// The time-out of every stage.
 const LIMIT: &str = "'1s'";
-/// When all of it must be over on the slowest machine. Without a limit of a second the first bound would be ten.
+/// The latest end on the slowest machine. Without the time-outs of one second, the first default bound would be ten.
 const ON_TIME: Duration = Duration::from_secs(9);
 const DRIP: Duration = Duration::from_millis(50);
 
-/// Somebody who says something, and then nothing, or the same little thing for ever.
+/// A client that sends something and then nothing, or the same few bytes for ever.
 struct Slow {
     what: &'static str,
     way: Way,
@@ -159,7 +159,7 @@ async fn t22_every_slow_stage_ends_on_time() {
 }
 
 impl Slow {
-    /// How long until the server hangs up, and what it said.
+    /// The time until the server hangs up, and what it sent.
     async fn try_patience(&self, scene: &Scene) -> (Duration, String) {
         let begun = Instant::now();
         let said = match self.way {
@@ -183,7 +183,7 @@ impl Slow {
         let (mut read, mut write) = split(socket);
         let mut said = Vec::new();
         let listening = async {
-            // However it ends, it has ended.
+            // The connection has ended, whether cleanly or not.
             let _ = read.read_to_end(&mut said).await;
         };
         let dripping = async {
@@ -207,7 +207,7 @@ impl Slow {
     }
 }
 
-/// Ten thousand on a machine of its own; here as many as a process may have files.
+/// The catalogue asks for ten thousand, on a machine of its own; here as many as a process may have files.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t22_idle_connections_take_no_more_than_their_share() {
     const ALL: usize = 600;
@@ -244,7 +244,7 @@ async fn t22_idle_connections_take_no_more_than_their_share() {
             assert!(turned_away(scene.bystander()).await, "beyond that nobody new is let in");
             assert!(open().await <= Some(ALL as f64));
 
-            // Nobody gives a place up by themselves: time does.
+            // No idle client leaves by itself: the time-out frees a slot.
             eventually("a new client to be served", async || {
                 (!turned_away(scene.bystander()).await).then_some(())
             })
@@ -258,7 +258,7 @@ async fn t22_idle_connections_take_no_more_than_their_share() {
     scene.nothing_reached_the_server("idle connections");
 }
 
-/// Connections from one address, every second of them silent from the start and the others within TLS.
+/// Connections from one address; every second one is silent from the start, the others stop within the TLS handshake.
 async fn crowd(from: [u8; 4], port: u16, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::new();
     for number in 0..count {
@@ -268,7 +268,7 @@ async fn crowd(from: [u8; 4], port: u16, count: usize) -> Vec<TcpStream> {
             .await
             .unwrap();
         if number % 2 == 0 {
-            // It may be closed already: that is the cap.
+            // The connection may be closed already by the cap.
             let _ = stream.write_all(&[22, 3, 1, 0, 200, 1]).await;
         }
         all.push(stream);

@@ -1,5 +1,5 @@
-//! T10, T24 and T36: what a server streams amiss, streams that hang, are left or never read, and streams whose
-//! authorisation ends before they do.
+//! T10, T24 and T36: wrong events from a server, streams that hang, are abandoned or never read, and streams whose
+//! authorization ends before they do.
 
 use super::Scene;
 use crate::support::client::Client;
@@ -18,10 +18,10 @@ const JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnect
 const EVENTS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
 const ANSWER: &str =
     r#"{"jsonrpc":"2.0","id":"seven","result":{"content":[{"type":"text","text":"hi"}],"resultType":"complete"}}"#;
-/// The largest answer and event of these stories.
+/// The largest answer and event in these stories.
 const LIMITS: &str = "max_answer_bytes = 65536\nidle_timeout = '300ms'\nfirst_byte_timeout = '5s'";
 
-/// Messages that are no answer to the call `seven`, or answer it in two ways.
+/// Messages that do not answer the call `seven`, or answer it in two ways.
 fn no_answers() -> Vec<(&'static str, Vec<u8>)> {
     let instead = |from: &str, to: &str| {
         assert!(ANSWER.contains(from), "{from}");
@@ -124,7 +124,7 @@ async fn t10_what_is_no_answer_ends_the_call_with_an_error() {
     assert_eq!(modern.post(&scene.echo(&modern)).await.text(), "hi", "an answer is one");
 }
 
-/// Streams of which each has something that no client could follow, or that follows the answer.
+/// Each stream contains something that a client cannot follow, or something behind the answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answered() {
     let (scene, hostile) = Scene::with_hostile_server(LIMITS, &[]).await;
@@ -173,7 +173,7 @@ async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answ
             "{what}: {answer:?}"
         );
     }
-    // What follows an answer is cut off without a word, and does not keep the stream open.
+    // Whatever follows the answer is cut off silently and does not keep the stream open.
     for (what, behind) in [
         ("the same again", format!("{line}\n\n")),
         ("another answer", format!("{}\n\n", line.replace("hi", "ho"))),
@@ -188,7 +188,7 @@ async fn t10_a_stream_that_cannot_be_followed_ends_and_so_does_one_that_was_answ
     }
 }
 
-/// As many as a server likes, each too small to count: they pass, and nothing is kept of them.
+/// A million events, each too small for any size limit: they are passed on and nothing is kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_million_tiny_events_leave_memory_as_it_was() {
     const EVENTS_SENT: usize = 1_000_000;
@@ -265,14 +265,14 @@ async fn t24_a_stream_that_hangs_in_the_middle_of_an_event_is_given_up_on() {
     }
 }
 
-/// How a client goes.
+/// How a client leaves.
 #[derive(Debug, Clone, Copy)]
 enum Leaving {
     BeforeTheHead,
     InTheStream,
 }
 
-/// The fastest of three counts: a machine that does something else meanwhile is not what is measured.
+/// The fastest of three tries counts, so that other load on the machine is not measured.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t24_a_client_that_goes_takes_its_call_along_within_a_second() {
     const BOUND: Duration = Duration::from_secs(1);
@@ -331,7 +331,7 @@ async fn t24_a_client_that_goes_takes_its_call_along_within_a_second() {
     }
 }
 
-/// One of many streams on a connection that goes on.
+/// One of many streams on a connection that stays open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t24_one_stream_that_is_reset_takes_only_its_own_call_along() {
     use crate::support::frames::{DATA, END, END_HEADERS, HEADERS, RESET, Wire, frame};
@@ -367,7 +367,7 @@ async fn t24_one_stream_that_is_reset_takes_only_its_own_call_along() {
 
 const ISSUER: &str = "https://id.example.test";
 
-/// A scene with tokens; they may be a second out.
+/// A scene with tokens, whose times may be off by a second.
 async fn with_tokens(settings: &[(&str, &str)]) -> (Scene, Issuer) {
     let (mut world, files, issuer) = (
         World::new(Engine::Sqlite).await,
@@ -396,19 +396,19 @@ async fn listen(scene: &Scene, client: &Client) -> Reply {
     stream
 }
 
-/// What a subscription begins with.
+/// The first event of a subscription.
 fn acknowledged() -> Value {
     json!({ "jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": { "notifications": {} } })
 }
 
-/// A token counts until its time and the tolerance for clocks are over; so does what stands on it, and no longer.
+/// A token is valid until its expiry plus the clock tolerance, and so is a stream that it opened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t36_a_stream_ends_with_the_token_that_opened_it() {
     let (scene, issuer) = with_tokens(&[]).await;
     let now = || OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
     let _server = scene.files.offer_stream();
     let mut claims = issuer.claims("ana", &scene.world.resource("files"));
-    // Expired already, but for the tolerance: what is admitted now is not cut for that.
+    // The token has expired but is within the tolerance: a stream that is admitted now is not cut for that.
     let expiry = OffsetDateTime::now_utc().unix_timestamp();
     claims["exp"] = json!(expiry);
     let end = i128::from(expiry) * 1_000 + 2_000;
@@ -456,12 +456,12 @@ async fn t36_a_stream_ends_with_the_key_that_opened_it() {
     );
 }
 
-/// What a stream was opened with is what it stands on: less than that ends it, though a call might still be allowed.
+/// A stream depends on all the scopes it was opened with: it ends when one goes, even if its call would still be allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t36_a_stream_ends_when_scopes_are_taken_away() {
-    /// `max_staleness`, and a second for the look at open streams.
+    /// `max_staleness`, and a second for the check of open streams.
     const BOUND: Duration = Duration::from_secs(2 + 1);
-    /// For a machine that does more than this.
+    /// For a machine that has other work.
     const GRACE: Duration = Duration::from_secs(5);
     let settings = [("grants.max_staleness", "'2s'"), ("grants.confirm_after", "'500ms'")];
     let scene = Scene::set("", &settings).await;
@@ -500,7 +500,7 @@ async fn t36_a_stream_ends_when_scopes_are_taken_away() {
             rest.push(event);
         }
         assert!(begun.elapsed() < BOUND + GRACE, "{what}: {:?}", begun.elapsed());
-        // Whoever waits for an answer hears why there is none; a stream that answers nothing just ends.
+        // A stream that owes an answer ends with an error that gives the reason; a stream that owes none just ends.
         let told = rest.iter().all(|event| event.contains("grant_revoked"));
         assert!(told && rest.len() == usize::from(what != "GET"), "{what}: {rest:?}");
         assert!(
