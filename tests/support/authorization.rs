@@ -1,5 +1,5 @@
 //! A small authorization server for OAuth clients: metadata, registration, authorization code with PKCE, refresh. Its one
-//! user is signed in already and says yes to everything. What was asked of it is written down.
+//! user is signed in already and consents to everything. It logs every request.
 
 use super::certificates::{Authority, server_tls};
 use super::issuer::Issuer;
@@ -26,9 +26,9 @@ pub struct AuthorizationServer {
 
 struct State {
     issuer: Issuer,
-    /// The subject of its tokens.
+    /// The `sub` of its tokens.
     user: &'static str,
-    /// Scopes of a token when none are asked for.
+    /// The scopes of a token when the client asks for none.
     default_scope: &'static str,
     clients: Mutex<Vec<String>>,
     codes: Mutex<BTreeMap<String, Asked>>,
@@ -45,13 +45,13 @@ pub struct Issued {
     pub token: String,
 }
 
-/// Scopes that the user is about to agree to; answered once what follows from it is done.
+/// Scopes that the user is about to consent to; the client gets its code when the story has acted on it.
 pub struct Consent {
     pub scope: String,
     pub done: oneshot::Sender<()>,
 }
 
-/// What a code or a refresh token stands for.
+/// What a code or a refresh token was issued for.
 #[derive(Clone)]
 struct Asked {
     client: String,
@@ -88,7 +88,7 @@ impl AuthorizationServer {
         format!("{}/jwks.json", self.iss)
     }
 
-    /// What was asked since the last time this was called.
+    /// The requests since the last call of this.
     pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.state.log.lock().unwrap())
     }
@@ -158,7 +158,7 @@ impl State {
         json_with(201, &client)
     }
 
-    /// Back to the client at once, with a code.
+    /// Redirects to the client at once, with a code.
     async fn authorize(&self, form: &Form) -> Response<Body> {
         let field = |name: &str| form.get(name).cloned().unwrap_or_default();
         let asked = Asked {

@@ -1,5 +1,5 @@
-//! Bodies that two readers could understand differently, and bodies that are no message: T1 to T8 of the catalogue of
-//! threats. The rooms hold the reader to what it says of each, the stories that none of them leaves.
+//! Bodies that two parsers could read differently, and bodies that are no message: T1 to T8 of the threat catalogue. The
+//! rooms test what the strict reader says of each, the stories that none of them reaches a server.
 
 pub fn call(arguments: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"echo","arguments":{arguments}}}}}"#)
@@ -17,7 +17,7 @@ fn owned<const N: usize>(bodies: [&str; N]) -> Vec<String> {
     bodies.map(str::to_owned).into()
 }
 
-/// T1: the same member twice, at every depth and in every way to write its name.
+/// T1: the same member twice, at every depth and with every spelling of its name.
 pub fn twice() -> Vec<String> {
     let mut bodies = owned([
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","method":"tools/call"}"#,
@@ -30,7 +30,7 @@ pub fn twice() -> Vec<String> {
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","_meta":{},"_meta":{}}}"#,
         r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":{"x":1,"\u0078":1}}}"#,
     ]);
-    // One character of a name written as an escape, in small and capital digits, alone and on both sides.
+    // One character of the name as an escape, with hexadecimal digits in lower and upper case, in one or both members.
     for name in [
         "name",
         "n\\u0061me",
@@ -70,7 +70,7 @@ pub fn twice() -> Vec<String> {
     bodies
 }
 
-/// T2: names that become the same when their case is folded.
+/// T2: names that are equal after case folding.
 pub fn folded() -> Vec<String> {
     let mut bodies = owned([
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","Method":"tools/call"}"#,
@@ -98,7 +98,7 @@ pub fn folded() -> Vec<String> {
     bodies
 }
 
-/// T2: strangers in the envelope.
+/// T2: unknown members in the envelope.
 pub fn strangers() -> Vec<String> {
     owned([
         r#"{"jsonrpc":"2.0","id":1,"method":"ping","extra":1}"#,
@@ -108,14 +108,14 @@ pub fn strangers() -> Vec<String> {
     ])
 }
 
-/// T2: strangers beside the name of a tool.
+/// T2: unknown members beside the name of a tool.
 pub fn strange_params() -> Vec<String> {
     let strangers = ["extra", "toolName", "arguments ", "cursor", "uri", "protocolVersion", "ref"];
     let with = |stranger: &str| call_with(&format!(r#"{{"name":"echo","{stranger}":"x"}}"#));
     strangers.map(with).into()
 }
 
-/// T3: no request, notification or answer.
+/// T3: not a request, notification or response.
 pub fn shapeless() -> Vec<String> {
     let mut bodies = owned([
         r#""ping""#,
@@ -155,7 +155,7 @@ pub fn shapeless() -> Vec<String> {
     bodies
 }
 
-/// T3: parameters that are none.
+/// T3: `params` that are not an object.
 pub fn shapeless_params() -> Vec<String> {
     let params = [
         "null",
@@ -181,7 +181,7 @@ pub fn shapeless_params() -> Vec<String> {
     params.map(call_with).into()
 }
 
-/// T4: no UTF-8, or not only.
+/// T4: not UTF-8, or not only.
 pub fn no_text() -> Vec<Vec<u8>> {
     let ping = ping_with_id("1");
     let utf16 = |bytes: fn(u16) -> [u8; 2]| ping.encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
@@ -228,7 +228,7 @@ pub fn no_text() -> Vec<Vec<u8>> {
     bodies
 }
 
-/// T5: something behind the message, or in it, that is no JSON.
+/// T5: something behind the message or in it that is not JSON.
 pub fn no_json() -> Vec<String> {
     let ping = ping_with_id("1");
     let mut bodies: Vec<String> = [
@@ -285,7 +285,7 @@ pub fn no_json() -> Vec<String> {
     bodies
 }
 
-/// T6: more than anybody has to say.
+/// T6: bodies beyond each of the reader's bounds.
 pub fn heavy() -> Vec<(&'static str, String)> {
     let deep = |levels: usize| call(&format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels)));
     let digits = |number: String| call(&format!(r#"{{"text":{number}}}"#));
@@ -314,7 +314,7 @@ pub fn heavy() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// As many members as a message may nearly have, by their names.
+/// An object with nearly as many members as a message may have.
 pub fn wide(count: usize, name: fn(usize) -> String) -> String {
     let members: Vec<String> = (0..count).map(|index| format!(r#""{}":1"#, name(index))).collect();
     format!("{{{}}}", members.join(","))
@@ -335,7 +335,7 @@ pub fn batches() -> Vec<String> {
     bodies
 }
 
-/// T8: names that are not `echo`, and what they are once unescaped.
+/// T8: spellings of names other than `echo`, each with the name it means once unescaped.
 pub fn other_names() -> Vec<(String, String)> {
     let mut names: Vec<(String, String)> = [
         "Echo",

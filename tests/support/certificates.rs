@@ -1,4 +1,4 @@
-//! Certificates of the tests' own making: an authority, and leaves that are right, expired or for somebody else.
+//! Certificates made by the tests: an authority, and leaves that are valid, expired or for another name.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
-/// Signs leaves; whoever trusts `pem` trusts them.
+/// An authority that signs leaves; `pem` is its certificate.
 pub struct Authority {
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -38,7 +38,7 @@ impl Authority {
         }
     }
 
-    /// For a server on this machine.
+    /// A certificate for a server on this machine.
     pub fn server(&self) -> Pair {
         self.server_named(&["localhost", "127.0.0.1"])
     }
@@ -58,12 +58,12 @@ impl Authority {
         )
     }
 
-    /// For a client that the URI names; several name nobody.
+    /// A client certificate whose subject is the URI; with several URIs it names nobody.
     pub fn client(&self, name: &str, uris: &[&str]) -> Pair {
         self.leaf(name, &[], uris, ExtendedKeyUsagePurpose::ClientAuth, valid())
     }
 
-    /// What clients trust when they trust only this authority.
+    /// A root store with only this authority.
     pub fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots
@@ -111,13 +111,13 @@ impl Pair {
         (chain, PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap())
     }
 
-    /// The leaf as the other end of a connection sees it.
+    /// The leaf as the peer of a connection sees it.
     pub fn leaf(&self) -> CertificateDer<'static> {
         self.parsed().0.remove(0)
     }
 }
 
-/// A TLS server of the tests: the recorder, the key set of an issuer.
+/// The TLS configuration of a test server: the recorder, or an issuer's key set.
 pub fn server_tls(pair: &Pair, clients_of: Option<&Authority>) -> Arc<ServerConfig> {
     let (chain, key) = pair.parsed();
     let builder = ServerConfig::builder_with_provider(provider())
@@ -136,7 +136,7 @@ pub fn server_tls(pair: &Pair, clients_of: Option<&Authority>) -> Arc<ServerConf
     Arc::new(config)
 }
 
-/// A TLS client of the tests, offering exactly one of `h2` and `http/1.1`.
+/// The TLS configuration of a test client, which offers exactly one of `h2` and `http/1.1`.
 pub fn client_tls(trusts: &Authority, presents: Option<&Pair>, alpn: &str) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

@@ -1,4 +1,4 @@
-//! A minimal MCP client for either era, on one TLS connection, with every header in the story's hands.
+//! A minimal MCP client for either era, on one TLS connection; a story controls every header.
 
 use super::http::{Address, Connection, Reply};
 use super::wait::soon;
@@ -19,7 +19,7 @@ pub struct Client {
     pub path: String,
     pub version: &'static str,
     pub session: Option<String>,
-    /// What the client says it can do; nothing, where a story does not say otherwise.
+    /// The capabilities that the client declares: none, unless the story sets some.
     pub capabilities: Value,
     /// Sent with every request: the credential, and whatever a story adds.
     pub headers: HeaderMap,
@@ -28,14 +28,14 @@ pub struct Client {
     connections: AtomicU64,
 }
 
-/// What came back for one message.
+/// The answer to one message.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     /// The body as it came.
     pub body: String,
-    /// The JSON-RPC response in it, also when it came as an event; `null` if there is none.
+    /// The JSON-RPC response in the body, also when it came as an event; `null` if there is none.
     pub message: Value,
 }
 
@@ -59,7 +59,7 @@ impl Client {
         self
     }
 
-    /// Of the new era, with its tasks extension.
+    /// A client of the modern era that declares the tasks extension.
     pub fn doing_tasks(mut self) -> Client {
         self.capabilities = json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } });
         self.modern()
@@ -98,7 +98,7 @@ impl Client {
         self.ask("tools/call", json!({ "name": tool, "arguments": arguments })).await
     }
 
-    /// The names of the tools this caller is shown.
+    /// The names of the tools in the caller's `tools/list`.
     pub async fn list(&self) -> Vec<String> {
         let answer = self.ask("tools/list", json!({})).await;
         let tools = answer.message["result"]["tools"]
@@ -119,7 +119,7 @@ impl Client {
         other
     }
 
-    /// A request with the next id, and the answer to it.
+    /// Sends a request with the next id and returns the answer.
     pub async fn ask(&self, method: &str, params: Value) -> Answer {
         self.post(&self.request(method, params)).await
     }
@@ -146,7 +146,7 @@ impl Client {
         Answer::read(self.open(message).await?).await
     }
 
-    /// The head of the answer; its body is read by the story, event by event.
+    /// Sends the message and returns the head of the answer; the story reads the body event by event.
     pub async fn open(&self, message: &Value) -> io::Result<Reply> {
         let mut headers = self.base_headers();
         if self.version == MODERN {
@@ -165,14 +165,14 @@ impl Client {
         self.send("POST", headers, message.to_string().into()).await
     }
 
-    /// The server's own stream of this session, on a connection of its own.
+    /// Opens the session's GET stream on a connection of its own.
     pub async fn own_stream(&self) -> Reply {
         let reply = self.alike().send("GET", self.stream_headers(), Bytes::new()).await.unwrap();
         assert_eq!(reply.status, 200);
         reply
     }
 
-    /// What a GET for it carries.
+    /// The headers of a GET for that stream.
     pub fn stream_headers(&self) -> HeaderMap {
         let mut headers = self.base_headers();
         headers.remove("content-type");
@@ -180,7 +180,7 @@ impl Client {
         headers
     }
 
-    /// Any request at all, with these headers and no others but `host`.
+    /// Sends any request with these headers and no others but `host`.
     pub async fn send(&self, verb: &str, headers: HeaderMap, body: Bytes) -> io::Result<Reply> {
         let mut request = Request::builder().method(verb).uri(&self.path).body(Full::new(body)).unwrap();
         *request.headers_mut() = headers;
@@ -204,17 +204,17 @@ impl Client {
         Ok(reply)
     }
 
-    /// A message that needs no session; `Err` if nobody answers.
+    /// Sends a message that needs no session; `Err` if there is no answer.
     pub async fn send_ping(&self) -> io::Result<Answer> {
         self.try_post(&self.request("ping", json!({}))).await
     }
 
-    /// Whether the first connection did not last.
+    /// Whether the client had to connect again.
     pub fn reconnected(&self) -> bool {
         self.connections.load(Ordering::Relaxed) > 1
     }
 
-    /// What every POST of this client carries.
+    /// The headers of every POST of this client.
     pub fn base_headers(&self) -> HeaderMap {
         let mut headers = self.headers.clone();
         headers.insert("content-type", HeaderValue::from_static("application/json"));
@@ -250,13 +250,13 @@ impl Answer {
         self.message.get("result").is_some()
     }
 
-    /// The text a tool answered with.
+    /// The text of a tool result.
     pub fn text(&self) -> &str {
         let text = self.message["result"]["content"][0]["text"].as_str();
         text.unwrap_or_else(|| panic!("no text: {self:?}"))
     }
 
-    /// The code of the reason for a refusal; empty if it is none.
+    /// The reason code of a refusal; empty if the answer is not one.
     pub fn reason(&self) -> &str {
         self.message["error"]["data"]["reason"].as_str().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A folder of a story's own, gone when the story ends well and kept when it fails.
+//! A folder for one story, removed when the story passes and kept when it fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +8,7 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Folder {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        // A folder that an earlier process of this number left behind is not this one's.
+        // An earlier process with this process id may have left a folder behind: take another number.
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = std::env::temp_dir().join(format!("guardian-story-{}-{number}", std::process::id()));
@@ -31,7 +31,7 @@ impl Folder {
         path
     }
 
-    /// Every file in it, however deep.
+    /// Every file in the folder and its subfolders.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut folders = vec![self.0.clone()];
         let mut files = Vec::new();
@@ -50,7 +50,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         match std::thread::panicking() {
             true => eprintln!("kept for you to look at: {}", self.0.display()),
-            // What a failed clean-up leaves behind is in the folder for such things.
+            // If the removal fails, the rest stays in the system's folder for temporary files.
             false => drop(std::fs::remove_dir_all(&self.0)),
         }
     }

@@ -1,5 +1,5 @@
-//! HTTP/2 as bare frames over TLS (RFC 9113, and of RFC 7541 what needs no table): says what no library would say, and
-//! hears what the other side makes of it.
+//! HTTP/2 as bare frames over TLS (RFC 9113, and of RFC 7541 what needs no table): sends frames that no library would send
+//! and reads the server's reaction.
 
 use super::http::Address;
 use super::wait::soon;
@@ -19,36 +19,36 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
-/// `END_STREAM`, and `ACK` of settings and pings.
+/// `END_STREAM`; for SETTINGS and PING frames, `ACK`.
 pub const END: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection on which every byte is the story's.
+/// A connection on which the story writes every byte.
 pub struct Wire {
     write: WriteHalf<TlsStream<TcpStream>>,
     heard: watch::Receiver<Heard>,
-    /// Kept unread by those who do not listen.
+    /// The read half of a connection that is not read.
     unread: Option<ReadHalf<TlsStream<TcpStream>>>,
 }
 
-/// What the server has said so far.
+/// What the server has sent so far.
 #[derive(Debug, Clone, Default)]
 pub struct Heard {
     pub statuses: BTreeMap<u32, String>,
     pub bodies: BTreeMap<u32, Vec<u8>>,
     pub ended: Vec<u32>,
-    /// Streams that were reset, and the code.
+    /// The streams that were reset, with their error codes.
     pub resets: BTreeMap<u32, u32>,
-    /// The code that the connection is ended with.
+    /// The error code of the GOAWAY frame.
     pub goaway: Option<u32>,
     pub closed: bool,
     pub frames: usize,
 }
 
 impl Wire {
-    /// A connection that has said hello, with these settings, and listens.
+    /// Connects, sends the preface and these settings, and reads what the server sends.
     pub async fn open(address: &Address, settings: &[(u16, u32)]) -> Wire {
         let (read, write) = split(soon("a TLS handshake", address.socket()).await.unwrap());
         let (tell, heard) = watch::channel(Heard::default());
@@ -62,7 +62,7 @@ impl Wire {
         wire
     }
 
-    /// The same, but what the server says stays where it is.
+    /// The same, but what the server sends stays unread.
     pub async fn deaf(address: &Address, settings: &[(u16, u32)]) -> Wire {
         let (read, write) = split(soon("a TLS handshake", address.socket()).await.unwrap());
         let mut wire = Wire {
@@ -75,13 +75,13 @@ impl Wire {
     }
 
     async fn greet(&mut self, settings: &[(u16, u32)]) {
-        // No dynamic table for what the server says: a status then reads without one.
+        // No dynamic table for the server's header blocks: a status can then be read without one.
         let mut payload = setting(1, 0);
         settings.iter().for_each(|(id, value)| payload.extend(setting(*id, *value)));
         self.say(&[PREFACE, &frame(SETTINGS, 0, 0, &payload)].concat()).await;
     }
 
-    /// `false` once the server has hung up.
+    /// Sends bytes; `false` once the server has hung up.
     pub async fn say(&mut self, bytes: &[u8]) -> bool {
         let written = async {
             self.write.write_all(bytes).await?;
@@ -91,7 +91,7 @@ impl Wire {
     }
 
     pub async fn hang_up(mut self) {
-        // The server may have been first.
+        // The server may have closed the connection first.
         let _ = self.write.shutdown().await;
     }
 
@@ -99,7 +99,7 @@ impl Wire {
         self.heard.borrow().clone()
     }
 
-    /// Waits until the server has said this.
+    /// Waits until what the server has sent satisfies `is`.
     pub async fn hear(&mut self, what: &str, is: impl FnMut(&Heard) -> bool) -> Heard {
         soon(what, self.heard.wait_for(is))
             .await
@@ -107,7 +107,7 @@ impl Wire {
             .clone()
     }
 
-    /// Waits until the server hangs up on somebody who did not listen: what it said is read now, to the end.
+    /// Waits until the server hangs up on a client that did not read; what it sent is read now, to the end.
     pub async fn until_hung_up_on(self, what: &str) {
         let mut read = self.unread.expect("nobody listened");
         let mut rest = [0; 16 * 1024];
@@ -115,7 +115,7 @@ impl Wire {
         soon(&format!("the end of {what}"), end).await;
     }
 
-    /// Waits until the server has refused the only stream, by whatever number, or ended everything.
+    /// Waits until any stream has a status or was reset, or the connection ends: the fate of the only stream.
     pub async fn refusal(&mut self) -> String {
         let heard = self
             .hear("a refusal", |heard| {
@@ -126,7 +126,7 @@ impl Wire {
         heard.of(stream.copied().unwrap_or_default())
     }
 
-    /// Waits until the stream has a status or the server ends it or everything.
+    /// Waits until the answer on this stream is complete, the stream is reset, or the connection ends.
     pub async fn answer(&mut self, stream: u32) -> String {
         let heard = self
             .hear("an answer or its refusal", |heard| {
@@ -138,7 +138,7 @@ impl Wire {
 }
 
 impl Heard {
-    /// What became of a stream, in a word.
+    /// The fate of a stream, in a word.
     pub fn of(&self, stream: u32) -> String {
         match (self.statuses.get(&stream), self.resets.get(&stream), self.goaway) {
             (Some(status), ..) => status.clone(),
@@ -154,7 +154,7 @@ impl Heard {
     }
 }
 
-/// One frame; nothing about it has to be right.
+/// One frame; nothing in it has to be valid.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut bytes = length[1..].to_vec();
@@ -168,7 +168,7 @@ pub fn setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 
-/// Fields as literals that enter no table.
+/// Header fields as literals that enter no table.
 pub fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
     fields
         .into_iter()
@@ -176,7 +176,7 @@ pub fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u
         .collect()
 }
 
-/// A field that enters the other side's table, where `indexed(62)` is then the latest.
+/// A header field that enters the peer's dynamic table, where `indexed(62)` is the latest entry.
 pub fn remembered(name: &str, value: &str) -> Vec<u8> {
     literal(0x40, name, value)
 }
@@ -194,7 +194,7 @@ fn literal(kind: u8, name: &str, value: &str) -> Vec<u8> {
     bytes
 }
 
-/// A length without Huffman coding, in the seven bits of its first byte or behind them.
+/// A length without Huffman coding: in the seven bits of its first byte, or continued in more bytes (RFC 7541, 5.1).
 fn length(bytes: &mut Vec<u8>, mut length: usize) {
     if length < 127 {
         return bytes.push(length as u8);
@@ -244,9 +244,9 @@ fn code(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..4].try_into().expect("four bytes"))
 }
 
-/// The first field of every answer: from the static table, or its name from there and three digits.
+/// The first field of an answer, `:status`: from the static table, or with its name from there and three digits.
 fn status(block: &[u8]) -> String {
-    // The server may say first that it uses no table.
+    // The server may begin with an update of its table size.
     let block = &block[block.iter().take_while(|byte| **byte & 0xe0 == 0x20).count()..];
     const KNOWN: [&str; 7] = ["200", "204", "206", "304", "400", "404", "500"];
     match block[0] {

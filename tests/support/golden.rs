@@ -1,9 +1,9 @@
-//! Files of expected text that people can read. `GUARDIAN_BLESS=1 cargo nextest run` writes them anew; read the diff
-//! before committing it.
+//! Files of expected text that people can read. `GUARDIAN_BLESS=1 cargo nextest run` rewrites them; read the diff before
+//! you commit it.
 
 use std::path::Path;
 
-/// Compares with `tests/golden/<name>`.
+/// Compares a text with `tests/golden/<name>`.
 pub fn golden(name: &str, found: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("GUARDIAN_BLESS").is_some() {
@@ -19,7 +19,7 @@ pub fn golden(name: &str, found: &str) {
     );
 }
 
-/// Lines that are only in one of the two, in order.
+/// The lines that are in only one of the two texts, in order.
 fn difference(expected: &str, found: &str) -> String {
     let (old, new): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
     let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("- {line}"));

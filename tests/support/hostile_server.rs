@@ -1,5 +1,5 @@
-//! A server that speaks MCP as the recorder behind it does, until it is told what to do with calls of `echo`: then it writes
-//! the bytes it was told to, whatever they are, and remembers every call that came.
+//! A server in front of the recorder that passes everything on, until a story tells it what to do with calls of `echo`: then
+//! it writes the given bytes, whatever they are. It remembers every call.
 
 use super::certificates::{Authority, Pair, server_tls};
 use super::upstream::Upstream;
@@ -20,38 +20,38 @@ pub struct HostileServer {
     listening: JoinHandle<()>,
 }
 
-/// What happens to a call of `echo`.
+/// What the server does with a call of `echo`.
 #[derive(Debug, Clone)]
 pub struct Act {
     pub says: Vec<u8>,
     pub then: Then,
 }
 
-/// What happens after the first words.
+/// What the server does after it has written `says`.
 #[derive(Debug, Clone)]
 pub enum Then {
     Close,
-    /// Nothing more, until the other side hangs up.
+    /// Writes nothing more, and waits until the peer hangs up.
     Hold,
-    /// The same again, with a rest between, until the other side hangs up.
+    /// Writes these bytes again and again, with a pause between, until the peer hangs up.
     Drip(Vec<u8>, Duration),
-    /// The same so many times, then the last words, then nothing more.
+    /// Writes these bytes so many times, then the last bytes, then nothing more.
     Repeat(Vec<u8>, usize, Vec<u8>),
-    /// The next request on the same connection gets what the recorder says.
+    /// Goes on: the next request on the same connection gets the recorder's answer.
     GoOn,
 }
 
 struct State {
     behind: String,
     act: Mutex<Option<Act>>,
-    /// The certificate that is shown; `None`: clear text.
+    /// The server's TLS configuration; `None` for clear text.
     shows: Mutex<Option<Arc<rustls::ServerConfig>>>,
-    /// Connections from before this are closed when nothing is asked on them.
+    /// Connections opened before this number are closed when they are idle.
     epoch: watch::Sender<usize>,
     calls: Mutex<Vec<String>>,
     connections: watch::Sender<usize>,
     hung_up: watch::Sender<usize>,
-    /// Bytes of answers that were taken from it.
+    /// How many bytes of its answers the peer has read.
     pub taken: watch::Sender<u64>,
 }
 
@@ -94,19 +94,19 @@ impl HostileServer {
         }
     }
 
-    /// Nobody listens any more, and what was open is closed.
+    /// Stops listening and closes what is open.
     pub async fn leave(&mut self) {
         self.state.epoch.send_modify(|epoch| *epoch += 1);
         self.listening.abort();
         let _ = (&mut self.listening).await;
     }
 
-    /// From now on this happens to calls of `echo`.
+    /// From now on, does this with calls of `echo`.
     pub fn act(&self, says: impl Into<Vec<u8>>, then: Then) {
         *self.state.act.lock().unwrap() = Some(Act { says: says.into(), then });
     }
 
-    /// From now on this certificate is shown, on new connections; there are no old ones.
+    /// From now on, uses this certificate for new connections, and closes the old ones.
     pub fn show(&self, pair: &Pair) {
         *self.state.shows.lock().unwrap() = Some(server_tls(pair, None));
         self.state.epoch.send_modify(|epoch| *epoch += 1);
@@ -116,7 +116,7 @@ impl HostileServer {
         *self.state.act.lock().unwrap() = None;
     }
 
-    /// The calls that came, head and body.
+    /// The calls that arrived, head and body.
     pub fn calls(&self) -> Vec<String> {
         self.state.calls.lock().unwrap().clone()
     }
@@ -125,12 +125,12 @@ impl HostileServer {
         *self.state.connections.borrow()
     }
 
-    /// How often the other side hung up in the middle of an act, and news of that.
+    /// How often the peer hung up during an act.
     pub fn hung_up(&self) -> watch::Receiver<usize> {
         self.state.hung_up.subscribe()
     }
 
-    /// How many bytes of acts were taken, and news of that.
+    /// How many bytes of its acts the peer has read.
     pub fn taken(&self) -> watch::Receiver<u64> {
         self.state.taken.subscribe()
     }
@@ -142,7 +142,7 @@ impl State {
         let mut epoch = self.epoch.subscribe();
         epoch.mark_unchanged();
         let shows = self.shows.lock().unwrap().clone();
-        // However it ends: the story looks at what came of it.
+        // However it ends, the story checks the effects.
         let _ = match shows {
             None => self.serve(stream, epoch).await,
             Some(tls) => match TlsAcceptor::from(tls).accept(stream).await {
@@ -171,7 +171,7 @@ impl State {
         }
     }
 
-    /// Whether the connection goes on.
+    /// Carries out an act; says whether the connection goes on.
     async fn perform(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), act: Act) -> io::Result<bool> {
         let performed = self.say(stream, act).await;
         if performed.is_err() {
@@ -225,13 +225,13 @@ impl State {
         behind.read_to_end(&mut answer).await?;
         stream.write_all(&answer).await?;
         stream.flush().await?;
-        // The answer says that the connection ends here.
+        // The recorder's answer says that the connection ends here.
         stream.shutdown().await?;
         Err(io::ErrorKind::NotConnected.into())
     }
 }
 
-/// Never says `Ok`: the other side hanging up in the middle is what is waited for.
+/// Waits until the peer hangs up, which is always an `Err`.
 async fn until_hung_up(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     let mut rest = [0; 1024];
     while stream.read(&mut rest).await? > 0 {}

@@ -1,5 +1,5 @@
-//! A bare HTTP client over TLS: one connection, one request, the answer piece by piece. Sends what it is told, also
-//! what no decent client would; follows nothing, retries nothing, pools nothing.
+//! A bare HTTP client over TLS: one connection, one request, the answer piece by piece. It sends whatever it is given, valid
+//! or not, follows no redirect, retries nothing and pools nothing.
 
 use super::certificates::{Authority, Pair, client_tls};
 use super::wait::soon;
@@ -24,7 +24,7 @@ pub enum Protocol {
     Http2,
 }
 
-/// Where to connect and whom to trust.
+/// Where to connect, and which authority to trust.
 #[derive(Clone)]
 pub struct Address {
     pub port: u16,
@@ -37,7 +37,7 @@ pub enum Connection {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// The head of an answer and what is left to read of its body.
+/// The head of an answer and the unread rest of its body.
 pub struct Reply {
     pub status: u16,
     pub headers: HeaderMap,
@@ -46,7 +46,7 @@ pub struct Reply {
 }
 
 impl Address {
-    /// Clear text, for metrics and health.
+    /// A clear-text address, for metrics and health.
     pub fn plain(port: u16) -> Address {
         Address {
             port,
@@ -74,7 +74,7 @@ impl Address {
         handshake(self.socket().await?, self.protocol).await
     }
 
-    /// A TLS connection without HTTP on it.
+    /// Opens a TLS connection without HTTP on it.
     pub async fn socket(&self) -> io::Result<TlsStream<TcpStream>> {
         let tls = self.tls.clone().expect("a TLS address");
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
@@ -83,7 +83,7 @@ impl Address {
             .await
     }
 
-    /// What a client says first.
+    /// The bytes of the TLS ClientHello.
     pub fn client_hello(&self) -> Vec<u8> {
         let tls = self.tls.clone().expect("a TLS address");
         let mut client = rustls::ClientConnection::new(tls, ServerName::try_from("localhost").unwrap()).unwrap();
@@ -92,24 +92,24 @@ impl Address {
         hello
     }
 
-    /// The certificate the server shows a new connection.
+    /// The certificate that the server shows on a new connection.
     pub async fn certificate(&self) -> CertificateDer<'static> {
         let socket = soon("a TLS handshake", self.socket()).await.unwrap();
         socket.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
     }
 
-    /// Writes the bytes as they are and reads until the server closes or has nothing more to say for now.
+    /// Writes the bytes as they are, and reads until the server closes or sends nothing more for now.
     pub async fn raw(&self, bytes: &[u8]) -> String {
         let mut socket = soon("a TLS handshake", self.socket()).await.unwrap();
         let mut answer = Vec::new();
-        // A server that refuses early may close while we still write.
+        // A server that refuses early may close while the client still writes.
         let _ = socket.write_all(bytes).await;
         let _ = socket.flush().await;
         let _ = soon("the server to close", socket.read_to_end(&mut answer)).await;
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a connection of its own.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> io::Result<Reply> {
         self.connect().await?.send(request).await
     }
@@ -160,7 +160,7 @@ impl Connection {
         })
     }
 
-    /// Waits until the request before is done with; false if the connection has ended.
+    /// Waits until the connection can take another request; false if the connection has ended.
     pub async fn is_usable(&mut self) -> bool {
         match self {
             Connection::Http1(sender) => sender.ready().await.is_ok(),
@@ -174,7 +174,7 @@ impl Reply {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// Everything that is left of the body.
+    /// The rest of the body.
     pub async fn text(mut self) -> io::Result<String> {
         while let Some(frame) = self.body.frame().await {
             if let Ok(data) = frame.map_err(io::Error::other)?.into_data() {

@@ -1,4 +1,4 @@
-//! An issuer of tokens: keys made on the spot, the key set in a file or behind a URL, and tokens with whatever claims a
+//! An issuer of tokens: keys made when the test starts, the key set in a file or behind a URL, and tokens with any claims a
 //! story wants.
 
 use super::certificates::{Authority, server_tls};
@@ -47,20 +47,20 @@ impl Issuer {
         }
     }
 
-    /// From now on signs with a new key; the old one leaves the key set.
+    /// Replaces the key: the old one leaves the key set.
     pub fn rotate(&self) {
         let mut keys = self.keys.lock().unwrap();
         let next = format!("k{}", keys[0].id[1..].parse::<u32>().unwrap() + 1);
         *keys = vec![Key::new(&next, self.algorithm)];
     }
 
-    /// The claims as they are, signed with the current key.
+    /// Signs these claims, unchanged, with the current key.
     pub fn sign(&self, claims: &Value) -> String {
         let key_id = self.keys.lock().unwrap()[0].id.clone();
         self.sign_as(&key_id, claims)
     }
 
-    /// Signed with the current key under another key id.
+    /// Signs with the current key under another key id.
     pub fn sign_as(&self, key_id: &str, claims: &Value) -> String {
         let mut header = Header::new(self.algorithm);
         header.kid = Some(key_id.into());
@@ -68,12 +68,12 @@ impl Issuer {
         jsonwebtoken::encode(&header, claims, &self.keys.lock().unwrap()[0].private).unwrap()
     }
 
-    /// A token as this issuer makes them for a caller of `audience`: valid for ten minutes.
+    /// A normal token of this issuer for a caller of `audience`, valid for ten minutes.
     pub fn token(&self, subject: &str, audience: &str) -> String {
         self.sign(&self.claims(subject, audience))
     }
 
-    /// The claims of such a token, for a story to spoil.
+    /// The claims of such a token, so that a story can change them.
     pub fn claims(&self, subject: &str, audience: &str) -> Value {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         json!({ "iss": self.iss, "sub": subject, "aud": audience, "iat": now - 1, "exp": now + 600, "client_id": "guardian-tests" })
@@ -83,7 +83,7 @@ impl Issuer {
         key_set(&self.keys)
     }
 
-    /// Serves the key set over TLS and gives its URL.
+    /// Serves the key set over TLS and returns its URL.
     pub async fn serve(&self, authority: &Authority) -> String {
         let (keys, fetches) = (self.keys.clone(), self.fetches.clone());
         let answer: Answering = Arc::new(move |_| {

@@ -1,6 +1,6 @@
-//! What the stories are told with: a real `guardian` process, a recording MCP server, issuers, clients and both stores.
+//! Fixtures of the stories: a real `guardian` process, a recording MCP server, issuers, clients and both stores.
 
-// Each story file uses its own part of this.
+// Each test binary uses only a part of this.
 #![allow(dead_code)]
 
 pub mod authorization;
@@ -24,7 +24,7 @@ pub mod upstream;
 pub mod wait;
 pub mod world;
 
-/// Tells the same story on the embedded store and on Postgres.
+/// Runs the same story on the embedded store and on Postgres.
 macro_rules! on_both_stores {
     ($($(#[$doc:meta])* async fn $name:ident($world:ident: World) $story:block)*) => {$(
         mod $name {

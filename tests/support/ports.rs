@@ -1,18 +1,18 @@
-//! Ports that no other test running on this machine will pick: each is held by a locked file until its process ends.
+//! Ports that no other test on this machine picks: each is reserved by a locked file until its process ends.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Mutex;
 
-/// Below the ports that the system gives to connections.
+/// Below the range that the system uses for outgoing connections.
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 9_000;
 
-/// A port on loopback that is free now and stays this process's own.
+/// A port on loopback that is free now and stays reserved for this process.
 pub fn free_port() -> u16 {
     static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
     let mut held = HELD.lock().unwrap();
-    // Any start will do; different ones keep processes out of each other's way.
+    // Processes start at different ports, so that they seldom try the same one.
     let start = u16::try_from(std::process::id() % u32::from(COUNT)).expect("less than 9,000");
     for offset in 0..COUNT {
         let port = FIRST + (start + offset) % COUNT;

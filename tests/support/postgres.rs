@@ -1,5 +1,5 @@
 //! A real Postgres for tests: an empty database on a cluster of its own, or on the one that `GUARDIAN_TEST_POSTGRES` names
-//! (URL of a superuser). Nothing here knows a table.
+//! (URL of a superuser). This file knows no table.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -14,13 +14,13 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// An empty database. Dropped, it is gone, with its logins and, if it has one, its own cluster.
+/// An empty database. Dropping it removes the database, its logins and, if it has one, its own cluster.
 pub struct Database {
     pub name: String,
     admin: PgConnectOptions,
     logins: Vec<String>,
     siblings: Vec<String>,
-    /// Last: it must outlive what the others do when they are dropped.
+    /// The last field: it must outlive the others, whose `drop` needs it.
     cluster: Option<Cluster>,
 }
 
@@ -35,7 +35,7 @@ impl Database {
         }
     }
 
-    /// On a cluster that can be stopped and started and that speaks TLS.
+    /// An empty database on a cluster of its own, which can be stopped and started and which speaks TLS.
     pub async fn on_own_cluster() -> Self {
         let cluster = Cluster::start();
         Self::made_on(cluster.options(), Some(cluster)).await
@@ -104,7 +104,7 @@ impl Database {
         self.admin.connect().await.expect("the test database answers")
     }
 
-    /// Only on an own cluster.
+    /// The database's own cluster; panics if it has none.
     pub fn cluster(&mut self) -> &mut Cluster {
         self.cluster.as_mut().expect("this database has a cluster of its own")
     }
@@ -145,7 +145,7 @@ impl Drop for Database {
     }
 }
 
-/// A cluster in a temporary folder, gone when dropped and also when the test process dies.
+/// A cluster in a temporary folder, removed when dropped and also when the test process dies.
 pub struct Cluster {
     folder: PathBuf,
     port: u16,
@@ -189,7 +189,7 @@ impl Cluster {
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
     }
 
-    /// Starts it, the first time on a free port and again on the same one.
+    /// Starts the cluster: the first time on a free port, later on the same one.
     pub fn run(&mut self) {
         for _ in 0..5 {
             if self.port == 0 {
@@ -210,7 +210,8 @@ impl Cluster {
         );
     }
 
-    /// A shell keeps it: when our end of its standard input closes, by `stop` or by our death, it stops the server by its pid.
+    /// A shell runs the server: when its standard input closes, because of `stop` or the death of this process, the shell
+    /// stops the server by its process id.
     fn spawn(&self) -> Child {
         let keep = r#"exec 3<&0; "$0" "$@" 3<&- & server=$!; { cat <&3 >/dev/null; kill -QUIT $server 2>/dev/null; } & wait $server; kill $! 2>/dev/null"#;
         let log = fs::File::create(self.folder.join("log")).expect("a log can be written");
@@ -247,7 +248,7 @@ impl Cluster {
             .expect("a shell can be run")
     }
 
-    /// The last line of its pid file says so.
+    /// Waits until `postmaster.pid` says that the server is ready; false if the server exits.
     fn is_ready(&self, running: &mut Child) -> bool {
         let patience = Instant::now() + Duration::from_secs(60);
         while Instant::now() < patience {
@@ -263,7 +264,7 @@ impl Cluster {
         false
     }
 
-    /// Starts it anew with further settings, and with these lines before all others of `pg_hba.conf`.
+    /// Restarts with further settings, and with these lines before all others of `pg_hba.conf`.
     pub fn reconfigure(&mut self, settings: &str, hba: &str) {
         self.stop();
         let configuration = self.data().join("postgresql.conf");
@@ -285,7 +286,7 @@ impl Cluster {
         }
     }
 
-    /// Stops it at once, as a crash would.
+    /// Stops the server at once, as a crash would.
     pub fn stop(&mut self) {
         if let Some(mut running) = self.running.take() {
             drop(running.stdin.take());
@@ -328,7 +329,7 @@ fn command(program: &str, folder: &Path) -> Command {
     command
 }
 
-/// The newest server installed.
+/// The path of a program of the newest installed Postgres.
 fn bin(program: &str) -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut folders: Vec<(u32, PathBuf)> = versions
@@ -352,7 +353,7 @@ fn bin(program: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("no `{program}` found: install PostgreSQL (apt-get install postgresql)"))
 }
 
-/// Whom to be instead of root.
+/// The user and group to run Postgres as when the tests run as root.
 fn postgres_user() -> Option<(u32, u32)> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let root = status

@@ -1,16 +1,16 @@
-//! What the recording MCP server has beside tools: resources, templates, prompts, completions.
+//! What the recording MCP server has besides tools: resources, templates, prompts, completions.
 
 use super::upstream::Received;
 use serde_json::{Value, json};
 
 pub const RESOURCES: [&str; 4] = ["notes://a/1", "notes://a/2", "notes://secret/1", "notes://b"];
 
-/// What the server says of it when it introduces itself.
+/// The capabilities that the server declares for these.
 pub fn capabilities() -> Value {
     json!({ "resources": { "subscribe": true, "listChanged": true }, "prompts": { "listChanged": true }, "completions": {} })
 }
 
-/// The result of a method that has one here.
+/// The result of a method that is answered here.
 pub fn result(received: &Received) -> Option<Value> {
     let params = &received.message["params"];
     Some(match received.method() {
@@ -31,21 +31,21 @@ pub fn result(received: &Received) -> Option<Value> {
     })
 }
 
-/// The last one has a name that no URI has.
+/// The last of these resources has a URI in a spelling that Guardian refuses.
 fn resources() -> Vec<Value> {
     let uris = RESOURCES.iter().copied().chain(["notes://a/../secret/1"]);
     uris.map(|uri| json!({ "uri": uri, "name": uri, "extra": { "of": uri } }))
         .collect()
 }
 
-/// What a modern result of a list or a resource says of keeping it.
+/// Whether the modern era's result of this kind carries `ttlMs` and `cacheScope`.
 pub fn is_kept(result: &Value) -> bool {
     ["tools", "resources", "resourceTemplates", "prompts", "contents"]
         .iter()
         .any(|member| result.get(member).is_some())
 }
 
-/// Begins a modern stream of what changes.
+/// The first event of a modern subscription.
 pub fn acknowledged(received: &Received) -> Value {
     json!({ "jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {
         "_meta": { "io.modelcontextprotocol/subscriptionId": received.message["id"] },
@@ -53,12 +53,12 @@ pub fn acknowledged(received: &Received) -> Value {
     } })
 }
 
-/// Tells that a resource has changed.
+/// A notification that a resource has changed.
 pub fn updated(uri: &str) -> Value {
     json!({ "jsonrpc": "2.0", "method": "notifications/resources/updated", "params": { "uri": uri } })
 }
 
-/// Tells that a list has changed.
+/// A notification that a list has changed.
 pub fn changed(list: &str) -> Value {
     json!({ "jsonrpc": "2.0", "method": format!("notifications/{list}/list_changed") })
 }

@@ -1,5 +1,5 @@
-//! Clients that people really use, each in a process of its own: a step goes in as one line of JSON, what the client saw
-//! of it comes out as one. `bash tests/clients/install` installs them.
+//! The official SDKs' clients, each in a process of its own: a step goes in as one line of JSON, what the client saw of it
+//! comes out as one. `bash tests/clients/install` installs them.
 
 use super::folder::Folder;
 use super::wait::LONGEST;
@@ -36,7 +36,7 @@ impl Kind {
         Kind::Rmcp,
     ];
 
-    /// As its users call it.
+    /// The name under which its users know it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::TypescriptV1 => "TypeScript SDK 1.32.2",
@@ -47,7 +47,7 @@ impl Kind {
         }
     }
 
-    /// The ways in which it can be told to find the era.
+    /// The ways in which the client can be told to choose the era.
     pub fn modes(self) -> &'static [&'static str] {
         match self {
             Kind::TypescriptV1 | Kind::PythonV1 => &["legacy"],
@@ -78,7 +78,7 @@ impl Kind {
 }
 
 impl RealClient {
-    /// Trusts `ca`; what it complains of is kept in `folder`.
+    /// Starts a client that trusts `ca`; its standard error is kept in `folder`.
     pub fn start(kind: Kind, ca: &Path, folder: &Folder) -> RealClient {
         let complaints = folder.path().join(format!("{kind:?}.stderr"));
         let mut process = kind
@@ -96,7 +96,7 @@ impl RealClient {
         let (tell, seen) = mpsc::unbounded_channel();
         std::thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {
-                // The story may be over before its client is.
+                // The story may end before its client does.
                 let _ = tell.send(line);
             }
         });
@@ -108,7 +108,7 @@ impl RealClient {
         }
     }
 
-    /// What the client saw of this step; it always sees something, be it an error.
+    /// Sends a step and returns what the client saw of it, which may be an error.
     pub async fn take(&mut self, step: &Value) -> Value {
         let written = writeln!(self.steps, "{step}");
         let line = timeout(LONGEST, self.seen.recv()).await.ok().flatten();
@@ -136,7 +136,7 @@ impl RealClient {
 
 impl Drop for RealClient {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

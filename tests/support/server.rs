@@ -1,4 +1,4 @@
-//! The plainest HTTP server: loopback, TLS if asked, one handler for every request. The recorder and the issuers use it.
+//! A plain HTTP server on loopback, with TLS if asked, and one handler for every request. Recorder and issuers use it.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 pub type Answering = Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send + Sync>;
 
-/// Listens until the test ends, on any port if it is 0; gives the port.
+/// Listens until the test ends and returns the port; port 0 means any.
 pub async fn serve(port: u16, tls: Option<Arc<rustls::ServerConfig>>, answer: Answering) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -46,7 +46,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answer: Answering
         let answered = answer(request);
         async move { Ok::<_, Infallible>(answered.await) }
     });
-    // The peer may go away whenever it likes; that is not this server's failure.
+    // The peer may close the connection at any time; that is not this server's failure.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;

@@ -1,5 +1,5 @@
-//! Servers that are processes: `tests/clients/stdio-server.mjs`, which does what it is told and writes down what reaches it,
-//! and one made with an official package. `bash tests/clients/install` installs what they need.
+//! Servers that are processes: `tests/clients/stdio-server.mjs`, which does what its tools' arguments say and writes down
+//! what reaches it, and one made with an official package. `bash tests/clients/install` installs what they need.
 
 use super::client::Client;
 use super::http::Reply;
@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Readers may call whatever only reads, and nobody plots.
+/// Readers may call whatever only reads, and nobody may echo the text `plot`.
 const POLICIES: &str = r#"
 @id("readers-read")
 permit (principal in Guardian::Role::"reader", action in Guardian::Action::"read_only", resource);
@@ -20,14 +20,14 @@ forbid (principal, action == Guardian::Action::"notes/echo", resource)
 when { context.input has text && context.input.text == "plot" };
 "#;
 
-/// A server `notes` that is a program, and Ana and Bob, who may call all of its tools.
+/// A stdio server `notes`, and Ana and Bob, who may call all of its tools.
 pub struct Notes {
     pub record: PathBuf,
     pub ana: String,
     pub bob: String,
 }
 
-/// A program that serves HTTP+SSE for as long as this lives.
+/// A process that serves HTTP+SSE until this is dropped.
 pub struct Sse {
     process: Child,
     pub port: u16,
@@ -39,7 +39,7 @@ fn script(name: &str) -> String {
 }
 
 impl Notes {
-    /// `more` is TOML for the rest of its entry.
+    /// Adds the stdio server; `more` is TOML for the rest of its entry.
     pub async fn program(world: &mut World, more: &str) -> Notes {
         let record = world.file("record");
         let text = format!(
@@ -83,10 +83,10 @@ impl Notes {
         )
     }
 
-    /// Everything that was written down.
+    /// Everything that the server has written down.
     pub fn recorded(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.record).unwrap_or_default();
-        // The last line may be on its way.
+        // The last line may not be complete yet.
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
@@ -124,18 +124,18 @@ impl Sse {
 
 impl Drop for Sse {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The TOML of a server made with the official TypeScript package.
+/// The TOML entry of a server made with the official TypeScript package.
 pub fn official() -> String {
     format!("command = ['node', '{}']\n", script("sdk-server.mjs"))
 }
 
-/// Whether the process is there and no zombie.
+/// Whether the process exists and is not a zombie.
 pub fn is_alive(id: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
@@ -145,13 +145,13 @@ pub async fn gone(id: &str) {
     eventually(&format!("process {id} to be gone"), async || (!is_alive(id)).then_some(())).await;
 }
 
-/// A call that is answered when `release` is called with its name; it tells of its progress before.
+/// Starts a call that is answered when `release` is called with its name; it reports progress first.
 pub async fn hold(client: &Client, id: Value, name: &str) -> Reply {
     let held = call(id, "hold", json!({ "name": name }));
     client.alike().open(&held).await.unwrap()
 }
 
-/// A call of this tool with this id, under a token for its progress.
+/// A call of this tool with this id, which is also its progress token.
 pub fn call(id: Value, tool: &str, arguments: Value) -> Value {
     let params = json!({ "name": tool, "arguments": arguments, "_meta": { "progressToken": id } });
     json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params })

@@ -1,5 +1,5 @@
-//! The two stores a story runs on: an embedded database in its folder, or one of its own on a real Postgres, with a login
-//! that may do what a proxy may and no more.
+//! The two stores of a story: an embedded database in its folder, or a database of its own on a real Postgres, with a login
+//! that has the proxy's privileges and no more.
 
 use super::postgres;
 use sqlx::postgres::PgConnectOptions;
@@ -20,7 +20,7 @@ pub struct Database {
     pub password: String,
 }
 
-/// Group roles belong to the whole cluster: one migration at a time makes them.
+/// An advisory lock. Group roles belong to the whole cluster, so only one migration at a time may make them.
 const ONE_AT_A_TIME: i64 = 0x6775_6172;
 
 impl Database {
@@ -33,7 +33,7 @@ impl Database {
         Database { inner, proxy, password }
     }
 
-    /// What `store.url` is set to.
+    /// The value of `store.url`.
     pub fn proxy_url(&self) -> String {
         let cluster = self.cluster();
         format!(
@@ -46,12 +46,12 @@ impl Database {
         )
     }
 
-    /// What `store.admin_url` is set to.
+    /// The value of `store.admin_url`.
     pub fn admin_url(&self) -> String {
         self.inner.url()
     }
 
-    /// Runs the migration while no other test does, and lets the proxy's login be one.
+    /// Runs the migration while no other test runs one, and makes the proxy's login a member of the proxy's role.
     pub async fn alone<T>(&self, migrate: impl FnOnce() -> T) -> T {
         let mut cluster = self.cluster().connect().await.unwrap();
         let lock = format!("SELECT pg_advisory_lock({ONE_AT_A_TIME})");
@@ -67,7 +67,7 @@ impl Database {
         self.inner.execute(sql).await;
     }
 
-    /// The one number a query gives.
+    /// The number that a query returns.
     pub async fn count(&self, sql: &str) -> i64 {
         let mut connection = self.inner.connect().await;
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
@@ -76,7 +76,7 @@ impl Database {
             .unwrap()
     }
 
-    /// Cuts every connection to it and lets no new one in, as if the server were gone.
+    /// Ends every connection to the database and allows no new one, as if the server were gone.
     pub async fn go_down(&self) {
         self.on_cluster(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.inner.name))
             .await;
@@ -102,7 +102,7 @@ impl Database {
     }
 }
 
-/// Runs SQL in an embedded database beside whoever has it open.
+/// Runs SQL in an embedded database, beside the process that has it open.
 pub async fn execute_in_file(file: &Path, sql: &str) {
     let mut connection = sqlx::sqlite::SqliteConnectOptions::new()
         .filename(file)

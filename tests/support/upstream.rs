@@ -1,4 +1,4 @@
-//! An MCP server that remembers every byte that reached it and misbehaves when told to. Speaks both eras plainly.
+//! An MCP server that records every request that reaches it, and misbehaves when told to. It speaks both eras.
 
 use super::certificates::{Authority, server_tls};
 use super::resources_and_prompts;
@@ -32,7 +32,7 @@ pub struct Received {
     pub message: Value,
 }
 
-/// What happens instead of an answer to calls of a tool.
+/// What the server does instead of answering calls of a tool.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// Never answers.
@@ -44,14 +44,14 @@ pub enum Fault {
     /// Begins a stream and breaks it off after `Upstream::step`.
     Break,
     Redirect(String),
-    /// Asks the caller to authenticate with somebody else.
+    /// Answers 401 with a challenge of its own.
     Challenge,
-    /// Answers, with cookies and a server's own headers.
+    /// Answers, with cookies and other headers of its own.
     Cookies,
     Status(u16),
-    /// 200 and no JSON.
+    /// Answers 200 with a body that is not JSON.
     Garbage,
-    /// A result that says `isError`.
+    /// Answers with a result that has `isError`.
     ToolError,
 }
 
@@ -65,15 +65,15 @@ pub enum Eras {
 type OnCall = Box<dyn Fn(&Received) + Send>;
 type Script = Box<dyn Fn(&Received) -> Option<Scripted> + Send>;
 
-/// What a story has the server answer.
+/// An answer that a story prescribes.
 pub enum Scripted {
-    /// The result, or with `jsonrpc` a whole message.
+    /// A result, or a whole message if it has `jsonrpc`.
     Json(Value),
-    /// Events, for as long as the sender lasts.
+    /// A stream of events that lasts as long as the sender.
     Stream(mpsc::Receiver<io::Result<Bytes>>),
-    /// Events that are there at once.
+    /// A stream with these events, complete.
     Events(Vec<Value>),
-    /// A status and nothing else.
+    /// A status with an empty body.
     Status(u16),
 }
 
@@ -85,16 +85,16 @@ struct State {
     steps: Semaphore,
     tools: Mutex<Vec<Value>>,
     sessions: Mutex<BTreeSet<String>>,
-    /// What it says when it introduces itself, beside or instead of the usual.
+    /// Members that replace or extend the usual `initialize` result.
     hello: Mutex<Value>,
-    /// It keeps no sessions.
+    /// Whether the server keeps no sessions.
     forgetful: AtomicBool,
-    /// Sessions ever begun: no name is used twice.
+    /// The number of sessions begun so far, so that no session id is used twice.
     begun: AtomicUsize,
     on_call: Mutex<Option<OnCall>>,
     script: Mutex<Option<Script>>,
     seen: watch::Sender<usize>,
-    /// What the server's own stream will give.
+    /// The source of the session's GET stream.
     own_stream: Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>,
 }
 
@@ -103,7 +103,7 @@ impl Upstream {
         Self::begin(Eras::Both, None, 0).await
     }
 
-    /// On this port rather than on any.
+    /// Starts on this port rather than on a free one.
     pub async fn on(port: u16) -> Upstream {
         Self::begin(Eras::Both, None, port).await
     }
@@ -172,7 +172,7 @@ impl Upstream {
         .unwrap();
     }
 
-    /// From now on calls of this tool end like this.
+    /// From now on, calls of this tool end with this fault.
     pub fn fault(&self, tool: &str, fault: Fault) {
         self.state.faults.lock().unwrap().insert(tool.into(), fault);
     }
@@ -181,7 +181,7 @@ impl Upstream {
         self.state.faults.lock().unwrap().clear();
     }
 
-    /// Lets one more event of `slow`, or one held answer, go out.
+    /// Releases one more event of `slow`, or one held answer.
     pub fn step(&self) {
         self.state.steps.add_permits(1);
     }
@@ -191,12 +191,12 @@ impl Upstream {
         self.state.sessions.lock().unwrap().clear();
     }
 
-    /// Says this when it introduces itself in the old era, beside or instead of the usual.
+    /// Replaces or extends the members of the legacy `initialize` result.
     pub fn say_hello(&self, with: Value) {
         *self.state.hello.lock().unwrap() = with;
     }
 
-    /// Begins no sessions and asks for none.
+    /// From now on, begins no sessions and needs none.
     pub fn keep_no_sessions(&self) {
         self.state.forgetful.store(true, Ordering::Relaxed);
     }
@@ -206,7 +206,7 @@ impl Upstream {
         self.state.tools.lock().unwrap().push(definition);
     }
 
-    /// Offers another description of a tool than before.
+    /// Changes the description of a tool.
     pub fn redescribe(&self, tool: &str, description: &str) {
         for definition in self
             .state
@@ -220,19 +220,19 @@ impl Upstream {
         }
     }
 
-    /// Offers a stream of its own, once; it lasts as long as the sender, which is fed by `say`.
+    /// Offers a GET stream, once; it lasts as long as the sender, which `say` feeds.
     pub fn offer_stream(&self) -> mpsc::Sender<io::Result<Bytes>> {
         let (send, receive) = mpsc::channel(8);
         *self.state.own_stream.lock().unwrap() = Some(receive);
         send
     }
 
-    /// Asks this first for an answer to whatever arrives.
+    /// From now on, this closure may answer any request instead of the server.
     pub fn script(&self, answer: impl Fn(&Received) -> Option<Scripted> + Send + 'static) {
         *self.state.script.lock().unwrap() = Some(Box::new(answer));
     }
 
-    /// Waits until a request has arrived that `is` it.
+    /// Waits until a request has arrived that satisfies `is`.
     pub async fn arrived(&self, what: &str, is: impl Fn(&Received) -> bool) -> Received {
         let mut seen = self.state.seen.subscribe();
         let found = || self.received().into_iter().find(|received| is(received));
@@ -240,13 +240,13 @@ impl Upstream {
         found().expect("what has arrived stays")
     }
 
-    /// Looks at each tool call at the moment it arrives, before it is answered.
+    /// Runs this closure with each tool call as it arrives, before it is answered.
     pub fn on_call(&self, look: impl Fn(&Received) + Send + 'static) {
         *self.state.on_call.lock().unwrap() = Some(Box::new(look));
     }
 }
 
-/// One event of a stream that was offered.
+/// Sends one event on a stream that was offered.
 pub async fn say(stream: &mpsc::Sender<io::Result<Bytes>>, message: &Value) {
     stream.send(Ok(event(message))).await.expect("somebody reads the stream");
 }
@@ -269,7 +269,7 @@ impl Received {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// Everything of it as one text, to search for what must not be there.
+    /// The whole request as one text, to search for what must not be in it.
     pub fn everything(&self) -> String {
         let headers: Vec<String> = self
             .headers
@@ -391,7 +391,7 @@ impl State {
         }
     }
 
-    /// `events` progress notifications, each after a step, then the result, after another.
+    /// `events` progress notifications, each after a step, and after one more step the result.
     fn slowly(self: Arc<Self>, received: &Received, modern: bool) -> Response<Body> {
         let (send, receive) = mpsc::channel(1);
         let received = received.clone();
@@ -405,20 +405,20 @@ impl State {
             }
             self.step().await;
             let last = message(&received.message["id"], text(&format!("{count} events")), modern);
-            // The client may be gone by now; then there is nobody to tell.
+            // The client may be gone by now.
             let _ = send.send(Ok(event(&last))).await;
         });
         stream(receive)
     }
 
-    /// One event, then, after a step, the connection is cut.
+    /// Sends one event, and after a step cuts the connection.
     fn broken(self: Arc<Self>, received: &Received) -> Response<Body> {
         let (send, receive) = mpsc::channel(1);
         let first = event(&progress(received, 1));
         tokio::spawn(async move {
             let begun = send.send(Ok(first)).await;
             self.step().await;
-            // The client may be gone by now; then there is nobody to tell.
+            // The client may be gone by now.
             let _ = send.send(Err(io::Error::other("cut off on purpose"))).await;
             begun
         });
@@ -460,7 +460,7 @@ impl State {
     }
 }
 
-/// What the tools do, as far as a test can tell.
+/// The text that a tool answers with.
 fn said(tool: &str, arguments: &Value) -> String {
     let argument = |name: &str| arguments[name].as_str().unwrap_or_default();
     match tool {
@@ -622,7 +622,7 @@ fn stream(events: mpsc::Receiver<io::Result<Bytes>>) -> Response<Body> {
     response.body(Channel(events).boxed_unsync()).expect("a stream of events")
 }
 
-/// A body fed by a channel, so that a story decides when the next piece goes out.
+/// A body fed by a channel, so that a story decides when the next piece is sent.
 struct Channel(mpsc::Receiver<io::Result<Bytes>>);
 
 impl http_body::Body for Channel {

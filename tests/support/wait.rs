@@ -1,12 +1,12 @@
-//! Waiting for a thing that happens elsewhere: the one place in the tests that polls. Nothing here waits for time to pass.
+//! Waiting for an event elsewhere: the one place in the tests that polls. Nothing here waits for a fixed time to pass.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// Long enough for a debug build on a busy machine; a story that needs all of it has failed.
+/// Long enough for a debug build on a busy machine; a story that reaches it fails.
 pub const LONGEST: Duration = Duration::from_secs(30);
 
-/// Looks again and again until there is something to see.
+/// Calls `look` again and again until it returns something.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + LONGEST;
     loop {
@@ -18,7 +18,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
     }
 }
 
-/// Fails the story instead of hanging it.
+/// Awaits a future, and fails the story instead of hanging it.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LONGEST, future).await {
         Ok(value) => value,

@@ -21,14 +21,14 @@ pub struct World {
     pub port: u16,
     pub metrics_port: u16,
     pub database: Option<Database>,
-    /// What will be written as `guardian.toml`.
+    /// The content of `guardian.toml`.
     pub config: Table,
     policies: Vec<(String, String)>,
     process: Option<Child>,
     migrated: bool,
 }
 
-/// How a command ended.
+/// The exit code and output of a command.
 #[derive(Debug)]
 pub struct Ended {
     pub code: i32,
@@ -36,7 +36,7 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// Whoever reads may read; whoever writes may do everything else; nobody reads under /etc.
+/// Readers may call what only reads, writers everything else, and nobody may read under /etc.
 pub const POLICIES: &str = r#"
 @id("readers-read")
 permit (principal in Guardian::Role::"reader", action in Guardian::Action::"read_only", resource);
@@ -52,7 +52,7 @@ when { context.input.path like "/etc/*" };
 "#;
 
 impl World {
-    /// Nothing started yet: a folder, certificates, the policies above, and an empty store.
+    /// Makes a folder, certificates, the policies above and an empty store; starts nothing.
     pub async fn new(engine: Engine) -> World {
         let (port, metrics_port) = (free_port(), free_port());
         let folder = Folder::new();
@@ -106,7 +106,7 @@ impl World {
         other
     }
 
-    /// Bytes of memory that the process holds now.
+    /// The resident memory of the process, in bytes.
     pub fn resident(&self) -> u64 {
         let id = self.process.as_ref().expect("a running process").id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
@@ -117,9 +117,9 @@ impl World {
         line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
     }
 
-    /// Processor time that the process has used.
+    /// The processor time that the process has used.
     pub fn processor_time(&self) -> Duration {
-        /// What `sysconf(_SC_CLK_TCK)` is on every Linux there is.
+        /// One tick; `sysconf(_SC_CLK_TCK)` is 100 on every Linux.
         const TICK: Duration = Duration::from_millis(10);
         let id = self.process.as_ref().expect("a running process").id();
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
@@ -153,7 +153,7 @@ impl World {
         self.push("servers", &text)
     }
 
-    /// Adds an MCP server that is a program; `text` is TOML for its entry.
+    /// Adds a stdio server; `text` is TOML for its entry.
     pub fn piped(&mut self, name: &str, text: &str) -> &mut Self {
         self.push("servers", &format!("name = '{name}'\n{text}"))
     }
@@ -184,7 +184,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// Writes configuration and policies as they now are.
+    /// Writes configuration and policies as they are now.
     pub fn write(&self) {
         self.folder.write("guardian.toml", &toml::to_string(&self.config).unwrap());
         for (name, text) in &self.policies {
@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// Makes or updates the store, once.
+    /// Makes or updates the store; the second call does nothing.
     pub async fn migrate(&mut self) {
         if std::mem::replace(&mut self.migrated, true) {
             return;
@@ -239,7 +239,7 @@ impl World {
         }
     }
 
-    /// A user with these roles; the name is also the e-mail address's.
+    /// Adds a user with these roles and the e-mail address `<name>@example.com`.
     pub async fn person(&mut self, name: &str, roles: &[&str]) -> &mut Self {
         self.migrate().await;
         let roles: Vec<String> = roles.iter().map(|role| format!("--role {role}")).collect();
@@ -261,7 +261,7 @@ impl World {
             .ok();
     }
 
-    /// A new API key of this user.
+    /// Makes a new API key for this user.
     pub fn key(&self, name: &str) -> String {
         self.key_with(name, "")
     }
@@ -276,7 +276,7 @@ impl World {
             .to_owned()
     }
 
-    /// Tokens of `issuer` with this subject are this user's.
+    /// Links this user to tokens of this issuer with this subject.
     pub fn link(&self, name: &str, iss: &str, subject: &str) {
         self.guardian(&format!("user link {name}@example.com --issuer {iss} --subject {subject}"))
             .ok();
@@ -289,7 +289,7 @@ impl World {
             .rows()
     }
 
-    /// Waits until everything recorded has reached the store.
+    /// Waits until every record has reached the store.
     pub async fn shipped(&self) {
         eventually("the journal to be shipped", async || {
             let unshipped = self.metric("guardian_audit_unshipped").await?;
@@ -298,7 +298,7 @@ impl World {
         .await;
     }
 
-    /// Runs SQL in the store as its owner; `{t}` stands before the names of tables.
+    /// Runs SQL in the store as its owner; `{t}` stands for the prefix of table names.
     pub async fn sql(&self, text: &str) {
         match &self.database {
             None => execute_in_file(&self.file("data/guardian.db"), &text.replace("{t}", "")).await,
@@ -351,7 +351,7 @@ impl World {
         command
     }
 
-    /// The status of `/readyz`; `None` while nobody listens.
+    /// The status of `/readyz`; `None` while nothing listens.
     pub async fn ready(&self) -> Option<u16> {
         Address::plain(self.metrics_port)
             .get("/readyz")
@@ -393,7 +393,7 @@ impl World {
         serde_json::from_str(&reply.text().await.unwrap()).unwrap()
     }
 
-    /// kill -9, by its own id.
+    /// Kills the process (SIGKILL), by its id.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("a running process");
         process.kill().unwrap();
@@ -427,7 +427,7 @@ impl World {
         Client::new(self.address(None, Protocol::Http1), server)
     }
 
-    /// A client with a key that has shaken hands.
+    /// A client with a key, after its handshake.
     pub async fn connected(&self, server: &str, key: &str) -> Client {
         let mut client = self.client(server).bearer(key);
         let answer = client.handshake().await;
@@ -448,7 +448,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -464,7 +464,7 @@ impl Drop for World {
 }
 
 impl Ended {
-    /// The command must have succeeded.
+    /// Asserts that the command succeeded.
     pub fn ok(self) -> Ended {
         assert_eq!(self.code, 0, "{self:?}");
         self
@@ -474,7 +474,7 @@ impl Ended {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// One JSON array, or one object a line.
+    /// Parses the output as one JSON array, or as one object per line.
     pub fn rows(&self) -> Vec<Value> {
         let lines = || {
             self.stdout
