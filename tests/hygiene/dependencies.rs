@@ -1,5 +1,5 @@
-//! What stands in the tree of dependencies: licences, forbidden crates, sources, and that each one is used.
-//! Reads the same `.deny.toml` as `cargo deny`; the advisory database needs a network and is left to that tool.
+//! Rules about dependencies: licences, banned crates, sources, and that each dependency is used. They are in `.deny.toml`,
+//! which `cargo deny` reads too; the advisory database needs a network and is left to that tool.
 
 use crate::hold;
 use crate::source::{Finding, Source, words};
@@ -93,7 +93,7 @@ fn the_lock_files_of_the_clients_name_no_registry() {
     );
 }
 
-/// A crate is used where code names a path that starts with it.
+/// A crate counts as used if code names a path that starts with it.
 fn unused(dependencies: &Value, folders: &[&str]) -> Vec<Finding> {
     let sources: Vec<Source> = folders.iter().flat_map(|folder| Source::tree(folder)).collect();
     let mut used = BTreeSet::new();
@@ -120,7 +120,7 @@ fn line_of(name: &str) -> usize {
     read(MANIFEST).lines().position(is_entry).map_or(1, |index| index + 1)
 }
 
-/// `A AND (B OR C)` holds if what it needs is allowed; `WITH` belongs to the name before it.
+/// Evaluates an SPDX expression: `A AND (B OR C)`; `WITH` belongs to the name before it.
 fn licence_holds(text: &str, allowed: &BTreeSet<&str>) -> bool {
     let spaced = text.replace('(', " ( ").replace(')', " ) ").replace(" WITH ", "+WITH+");
     let tokens: Vec<&str> = spaced.split_whitespace().collect();
@@ -157,7 +157,7 @@ fn one<'a, 'b>(tokens: &'b [&'a str], allowed: &BTreeSet<&str>) -> (bool, &'b [&
     }
 }
 
-/// What `cargo tree` says is really compiled here; a lock file also names what features leave out.
+/// The crates that are compiled, as `cargo tree` lists them; the lock file also names those that features leave out.
 fn tree() -> Vec<Crate> {
     let columns = "{p}\t{l}";
     let arguments = [

@@ -1,10 +1,10 @@
-//! Who may use whom: a room uses rooms of lower floors, never one beside or above it.
+//! Dependencies between rooms: a room uses rooms of lower floors, never one beside or above it.
 
 use crate::source::{Finding, Source, words};
 use crate::{hold, sources};
 use std::collections::BTreeMap;
 
-/// The house. A new room gets its floor here; `lib.rs` only lists rooms and is exempt.
+/// The floors, lowest first. A new room gets its floor here; `lib.rs` only lists rooms and is exempt.
 const FLOORS: &[&[&str]] = &[
     &["domain"],
     &["decide", "mcp", "config"],

@@ -1,14 +1,14 @@
-//! Small things that a reviewer should not have to look for.
+//! Small rules that a reviewer should not have to check by hand.
 
 use crate::source::{Finding, Source, words};
 use crate::{hold, sources};
 
 const LONGEST_FILE: usize = 700;
-/// Left in code, each of these is a promise somebody forgot.
+/// Macros and notes that mark unfinished code.
 const UNFINISHED: &[&str] = &["todo", "unimplemented", "dbg"];
 const NOTES: &[&str] = &["TODO", "FIXME", "XXX", "HACK"];
 
-/// Where tests look again and again until something is there.
+/// The files that may sleep, because they poll.
 const POLLING: &[&str] = &["tests/support/wait.rs", "tests/support/postgres.rs"];
 
 #[test]

@@ -1,5 +1,5 @@
-//! The habits of the house, held by reading the source: who may use whom, which technology lives where, what the tree
-//! of dependencies may contain. Nothing here runs Guardian.
+//! Rules about the source, checked by reading it: which room may use which, where each technology lives, what the
+//! dependency tree may contain. Nothing here runs Guardian.
 //!
 //! A failure lists `file:line` and what to do. If the rule is wrong rather than the line, change the table in this
 //! folder in the same commit and say why there.
@@ -12,7 +12,7 @@ mod technologies;
 
 use source::{Finding, Source};
 
-/// Fails with one line for each finding, after the sentence that says how to read them.
+/// Fails if there are findings: one line for each, below the sentence that says what to do about them.
 fn hold(rule: &str, findings: Vec<Finding>) {
     let list: Vec<String> = findings.iter().map(Finding::to_string).collect();
     assert!(list.is_empty(), "\n{rule}\n\n  {}\n", list.join("\n  "));

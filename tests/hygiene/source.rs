@@ -1,5 +1,5 @@
-//! Rust files as the rules read them: comments and literals blanked out, test code marked. Not a parser; just enough of
-//! the lexer that a word in a comment or a string is never mistaken for code.
+//! Rust files as the rules read them: comments and literals blanked out, test code marked. This is not a parser, only as
+//! much of a lexer as is needed to never take a word in a comment or a string for code.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ impl fmt::Display for Finding {
 }
 
 pub struct Source {
-    /// Relative to the package: `src/gate/mod.rs`.
+    /// Relative to the package, such as `src/gate/mod.rs`.
     pub file: String,
     pub text: String,
     /// As long as `text`, with spaces for every character of a comment or a literal.
@@ -42,7 +42,7 @@ impl Source {
 
     pub fn new(file: String, text: String) -> Source {
         let code = blank(&text);
-        // `mod tests;` of a room is a file of its own where it is long; other files say so themselves.
+        // A room's `mod tests;` is a file of its own; other files that are only tests say so with `#![cfg(test)]`.
         let named_so = file.ends_with("/tests.rs") || file.contains("/tests/") || code.contains("#![cfg(test)]");
         let only_tests = file.starts_with("src/") && named_so;
         let tests = match only_tests {
@@ -59,17 +59,17 @@ impl Source {
         first.strip_suffix(".rs").unwrap_or(first)
     }
 
-    /// Lines of code that ship, with their numbers from 1.
+    /// Lines of code that ship, numbered from 1.
     pub fn shipped(&self) -> impl Iterator<Item = (usize, &str)> {
         self.lines().filter(|(number, _)| !self.tests[number - 1])
     }
 
-    /// All lines of code, with their numbers from 1.
+    /// All lines of code, numbered from 1.
     pub fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         self.code.lines().enumerate().map(|(index, line)| (index + 1, line))
     }
 
-    /// The code that ships as one text, so that a `use` over several lines can be read; test lines are empty.
+    /// The code that ships as one text, so that a `use` over several lines can be read; lines of tests are empty.
     pub fn shipped_text(&self) -> String {
         let line = |(index, line)| if self.tests[index] { "" } else { line };
         self.code.lines().enumerate().map(line).collect::<Vec<_>>().join("\n")
@@ -84,7 +84,7 @@ impl Source {
     }
 }
 
-/// The identifiers of a line of code, with the byte they start at.
+/// The identifiers of a line of code, each with the byte offset where it starts.
 pub fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     line.char_indices().filter_map(move |(start, c)| {

@@ -1,9 +1,9 @@
-//! Each technology has one room that names it, so that replacing it is a change in one place.
+//! Each technology is named in one room (a few in several), so that replacing it is a change in one place.
 
 use crate::source::{Source, words};
 use crate::{hold, sources};
 
-/// Crate, as code writes it → the rooms that may name it.
+/// Crates, as code spells them, and the rooms that may name them.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["cedar_policy", "cedar_policy_core", "jsonschema"], &["decide"]),
     (&["sqlx"], &["store"]),
@@ -23,7 +23,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["anyhow"], &["cli", "app", "main"]),
 ];
 
-/// Rooms without a runtime: no `async`, no clock, no randomness, no sockets.
+/// Rooms that must stay pure: no `async`, no clock, no randomness, no sockets, no files.
 const PURE: &[&str] = &["domain", "decide", "mcp"];
 const IMPURE: &[&str] = &["tokio", "async", "await", "SystemTime", "Instant", "env", "TcpStream", "File"];
 

@@ -1,5 +1,5 @@
-//! The official Rust SDK (rmcp). One step a line on standard input, what the client saw of it a line on standard output;
-//! `../conversation.mjs` says the same for the TypeScript clients. `mode` is `legacy`, `auto` or a revision.
+//! A client of the official Rust SDK (rmcp). A step is one line on standard input, what the client saw of it one line on
+//! standard output, as in `../conversation.mjs` for the TypeScript clients. `mode` is `legacy`, `auto` or a revision.
 
 use rmcp::model::{
     CallToolRequestParams, CallToolResult, ClientCapabilities, ClientConfig, Implementation, ProgressNotificationParam,
@@ -48,7 +48,7 @@ fn main() {
         println!("{}", seen.unwrap_or_else(|error| told(&*error)));
     }
     if let Some(connection) = connection {
-        // It may be broken by now, and nobody is told any more.
+        // The connection may be broken by now, and its end is not reported.
         let _ = runtime.block_on(connection.cancel());
     }
 }
@@ -100,7 +100,7 @@ async fn call(step: &Value, connection: &Connection) -> Seen {
     let CallToolResult {
         content, is_error, meta, ..
     } = connection.call_tool(params).await?;
-    // Each notification has a task of its own, queued before the answer was.
+    // Each notification has a task of its own, which was queued before the answer arrived.
     tokio::task::yield_now().await;
     let text: String = content
         .iter()
@@ -117,7 +117,7 @@ async fn call(step: &Value, connection: &Connection) -> Seen {
     }))
 }
 
-/// The error as the SDK types it, and what the transport said under it.
+/// The error's type in the SDK, and the transport's text under it.
 fn told(error: &(dyn Error + 'static)) -> Value {
     let (kind, said) = match (error.downcast_ref(), error.downcast_ref()) {
         (Some(ServiceError::McpError(said)), _) => {
