@@ -1,5 +1,6 @@
-//! The lease against a scripted store on a clock that stands still: how often the store is asked, what is served when it
-//! fails, and that no call is decided on knowledge older than promised. The real stores are in `tests/rooms/grants.rs`.
+//! The question here: how often does the lease ask the store, what holds when the store fails, and is any call decided on
+//! knowledge older than promised? With a scripted store, on a paused clock. Whether a committed change binds the next
+//! decision over a real store is tested in `tests/rooms/grants.rs`.
 
 use super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
 use super::source::Source;

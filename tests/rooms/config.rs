@@ -1,5 +1,5 @@
-//! The configuration room: the shipped file and its comments, overrides, secrets, and twenty broken files with what is
-//! said about each. `BLESS=1` writes the expectations anew.
+//! `config`: the shipped file and its comments, overrides, secrets, and twenty broken files with the problems reported for
+//! each. `BLESS=1` rewrites the expected texts.
 
 use neural_guardian::config::{self, Place, Severity, Span, Variables};
 use serde_json::Value as Json;
@@ -23,7 +23,7 @@ fn the_exported_schema_is_the_committed_one() {
     golden(Path::new("config/guardian.schema.json"), &schema);
 }
 
-/// Takes the `#` from every line that is a setting and compares with the defaults the schema has from the code.
+/// Removes the `#` from every line that is a setting, and compares the values with the defaults in the schema.
 #[test]
 fn every_key_is_documented_and_every_default_shown_is_the_one_in_force() {
     let schema = config::schema();
@@ -61,7 +61,7 @@ fn the_examples_in_the_shipped_file_are_right_apart_from_contradicting_each_othe
     assert_eq!(
         keys,
         [
-            // both a value and a file, which the examples show side by side
+            // A value and its file: the examples show both side by side.
             "store.url",
             "store.url_file",
             "store.admin_url",
@@ -235,7 +235,7 @@ fn golden(file: &Path, actual: &str) {
     );
 }
 
-/// The shipped file with every setting in force, shown or not.
+/// The shipped file with every setting in force, also those that are commented out.
 fn uncommented() -> String {
     let text = std::fs::read_to_string(SHIPPED).unwrap();
     let is_setting = |line: &str| {
@@ -261,7 +261,7 @@ fn resolved<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
     }
 }
 
-/// Every setting of a file with its schema, sections themselves aside.
+/// Calls `see` with every setting of a file and its schema, but not with the sections themselves.
 fn walk(path: &str, value: &Json, schema: &Json, root: &Json, see: &mut dyn FnMut(&str, &Json, &Json)) {
     let inner = resolved(schema, root);
     match (value, inner["properties"].as_object()) {
@@ -296,7 +296,7 @@ fn keys(path: &str, schema: &Json, root: &Json, known: &mut BTreeSet<String>) {
     }
 }
 
-/// Lengths of time by their length, not their spelling.
+/// The value with durations as numbers, so that their spelling does not count.
 fn plain(value: &Json) -> Json {
     match value {
         Json::String(text) => Span::parse(text).map_or(value.clone(), |span| Json::from(span.to_string())),

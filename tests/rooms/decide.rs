@@ -1,4 +1,4 @@
-//! `decide`: what compiles and what is told of what does not, and what is decided, held against a model.
+//! `decide`: what compiles, what is reported of policies that do not, and decisions, compared with a model.
 
 mod compile;
 mod model;

@@ -1,4 +1,4 @@
-//! The demo MCP server over its own socket, as Guardian's upstream client will meet it, in both eras.
+//! The demo MCP server over its own socket, in both eras, as Guardian's upstream client meets it.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -203,7 +203,7 @@ async fn modern_headers_must_repeat_what_the_body_says() {
             "{heads:?}"
         );
     }
-    // The envelope is missing, half of it is, or it names a revision that nobody speaks.
+    // The `_meta` envelope is missing, is incomplete, or names an unknown revision.
     let heads = [version, ("mcp-method", "tools/list")];
     let bare = test.request(&heads, "tools/list", json!({})).await;
     assert_eq!((bare.status, code(&bare)), (StatusCode::BAD_REQUEST, -32602));

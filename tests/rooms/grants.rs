@@ -1,5 +1,6 @@
-//! The lease over real stores: what is committed through one connection binds what is decided through another. How often
-//! the store is asked, and when, is tested on a paused clock beside the code.
+//! The question here: does a change committed to a real store, through another connection, bind the next decision? SQLite
+//! and Postgres, failover included. How often the store is asked, and what holds when it fails, is tested on a paused clock
+//! in `src/grants/tests.rs`.
 
 use crate::postgres::Database;
 use neural_guardian::config::{GrantsConfig, Span};
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Each story is told twice.
+/// Runs each story on both stores.
 macro_rules! on_both {
     ($($story:ident)*) => {
         mod sqlite {
@@ -84,7 +85,7 @@ async fn everything_about_a_member_follows_the_store(place: Place) {
     assert_eq!(grants.by_identity(&issuer, &subject).unwrap().id, ann);
     assert_eq!(grants.counts().members, 1);
 
-    // Enrolled after the load: found by the second look of a miss.
+    // Enrolled after the load: found by the confirmation that follows a miss.
     let bob = place.enrol("bob").await;
     let (issuer, bobs) = identity("bob");
     assert!(grants.by_identity(&issuer, &bobs).is_none());
@@ -98,7 +99,7 @@ async fn everything_about_a_member_follows_the_store(place: Place) {
     grants.confirm().await.unwrap();
     assert!(grants.by_key(&id).unwrap().key(&id).unwrap().revoked_at.is_some());
 
-    // An identity that moves from one to the other.
+    // The identity moves from one user to the other.
     place.admin.unlink_identity(&env(), &issuer, &subject).await.unwrap();
     place.admin.link_identity(&env(), &bob, &issuer, &subject).await.unwrap();
     grants.confirm().await.unwrap();
@@ -139,7 +140,7 @@ async fn a_history_that_was_rewritten_is_read_anew(place: Place) {
     let before = grants.fresh().await.unwrap();
     assert_eq!(grants.by_id(&ann).unwrap().grants[0].status, GrantStatus::Verified);
 
-    // The last commit, which granted anew, is lost, and its position is given to another.
+    // The last commit, which granted again, is lost, and another commit gets its position in the feed.
     place.lose_the_last_grant(&ann, before.seq).await;
     place.admin.add_user(&env(), &user()).await.unwrap();
     let after = grants.fresh().await.unwrap();
@@ -304,7 +305,7 @@ impl Place {
         self.admin.add_grant(&env(), &grant).await.unwrap();
     }
 
-    /// What a failover to a standby does that lacked the last commit, or a restore from just before it.
+    /// The effect of a failover to a standby without the last commit, or of a restore from just before it.
     async fn lose_the_last_grant(&self, user: &UserId, seq: i64) {
         match &self.at {
             At::File(folder) => {
@@ -313,7 +314,7 @@ impl Place {
                     .connect()
                     .await
                     .unwrap();
-                // Raising the version here keeps the triggers, and so the feed, out of it.
+                // `row_version` is raised here, so that the triggers, and with them the feed, take no notice.
                 let sql = format!(
                     "BEGIN IMMEDIATE;
                      UPDATE mcp_authorizations SET status = 'revoked', row_version = row_version + 1 WHERE user_id = '{user}';

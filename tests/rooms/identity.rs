@@ -1,4 +1,4 @@
-//! `identity/` against forged credentials and against issuers that rotate, fail and lie: a real key set server that counts.
+//! `identity` against forged credentials, and against issuers that rotate, fail and lie: a real key set server that counts.
 
 mod credentials;
 mod key_sets;
@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 const NOW: i64 = 1_795_167_296;
 const RESOURCE: &str = "https://mcp.example.com/mcp/files";
 const ISSUER: &str = "https://id.example.com";
-/// Long enough that only something that never happens takes it.
+/// A time-out that no passing test reaches.
 const NEVER: Duration = Duration::from_secs(20);
 
 fn at(secs: i64) -> Timestamp {
@@ -99,7 +99,7 @@ impl Signer {
         )
     }
 
-    /// Whatever the header says, signed with this key in its own algorithm.
+    /// Signs with this key and its own algorithm, whatever the header says.
     fn sign_as(&self, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", base64(header.as_bytes()), base64(claims.as_bytes()));
         let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &self.key, self.algorithm).unwrap();
@@ -115,7 +115,7 @@ fn key_set(signers: &[&Signer]) -> String {
     json!({"keys": signers.iter().map(|signer| &signer.public).collect::<Vec<_>>()}).to_string()
 }
 
-/// `changes` over `base`; a null takes a member away.
+/// `base` with these changes; `null` removes a member.
 fn with(mut base: Value, changes: Value) -> Value {
     for (name, value) in changes.as_object().unwrap() {
         match value {
@@ -133,12 +133,12 @@ fn oidc_claims(changes: Value) -> Value {
     )
 }
 
-/// An issuer's web server: what it answers can be changed, and every request is counted.
+/// An issuer's web server whose answers can be changed and which counts every request.
 struct Publisher {
     url: String,
     answer: Arc<Mutex<(StatusCode, String)>>,
     count: Arc<AtomicUsize>,
-    /// Given once for each request, if it is to be held.
+    /// If set, each request waits for one notification.
     gate: Arc<Mutex<Option<Arc<Notify>>>>,
     arrived: Arc<Notify>,
     stop: StopHandle,

@@ -1,4 +1,5 @@
-//! The journal on a real disk: locked, opened with real permits, killed under load, read back.
+//! The question here: do the journal's public methods keep their promises on a real disk? Locks, permits from real
+//! decisions, SIGKILL under load, reading back. Crashes and failing disks are simulated in `src/journal/tests`.
 
 use crate::decide::world;
 use neural_guardian::decide::{Permit, Snapshot, Verdict};
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 const CHILD: &str = "GUARDIAN_TEST_JOURNAL";
 
-/// A folder of its own, gone with the test.
+/// A temporary folder, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -81,7 +82,7 @@ fn request(number: u128) -> RequestId {
     RequestId(Uuid::from_u128(number))
 }
 
-/// With every field filled, and with text that JSON must escape.
+/// A decision with every field set, and with text that JSON must escape.
 fn full(number: u128) -> Decision {
     let awkward = "\"\\/\u{8}\u{1f}\u{7f} <ü€\u{1f600}\u{2028}>".to_owned();
     Decision {
@@ -290,7 +291,7 @@ fn check(records: &[SealedRecord], acknowledged: &BTreeSet<(String, u64)>, round
     }
 }
 
-/// Runs this test anew as a child that writes, kills it after so many acknowledged records, and tells which they were.
+/// Runs this test again as a child that writes, kills the child after so many acknowledged records, and returns those.
 fn killed_after(dir: &Path, records: u64) -> Vec<(String, u64)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -315,7 +316,7 @@ fn killed_after(dir: &Path, records: u64) -> Vec<(String, u64)> {
     acknowledged
 }
 
-/// Sixteen callers at once; each tells on standard output what was acknowledged, and only then.
+/// Sixteen callers at once; each prints what was acknowledged, after the acknowledgement.
 fn write_until_killed(dir: &Path) {
     let (journal, _) = open(dir).expect("the journal opens after a kill");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();

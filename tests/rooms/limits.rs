@@ -1,4 +1,4 @@
-//! The limits on a clock that is held still, against a model in whole nanoseconds that knows nothing of governor.
+//! `limits` on a clock that stands still, compared with a model in whole nanoseconds that does not use governor.
 
 use governor::clock::FakeRelativeClock;
 use neural_guardian::config::{LimitsConfig, Rate, ServerConfig, Span};
@@ -233,7 +233,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A bucket of `burst * interval` nanoseconds that fills by one a nanosecond; a call takes `interval`.
+/// A token bucket of `burst * interval` nanoseconds that fills by one per nanosecond; a call takes `interval`.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     interval: u64,

@@ -1,4 +1,4 @@
-//! Each room through its public face, with real parts: databases, files, sockets, clocks.
+//! Each room through its public interface, with real parts: databases, files, sockets, clocks.
 
 mod config;
 mod decide;

@@ -1,4 +1,4 @@
-//! The strict reader against the JSON grammar, against lenient readings of the same bytes, and against odd messages.
+//! `mcp`: the strict reader against the JSON grammar, against lenient parsers of the same bytes, and with odd messages.
 
 use bytes::Bytes;
 use neural_guardian::domain::{Era, ProtocolVersion, Reason};
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use std::fmt::Write as _;
 
-/// What `lenient_parsers` is held against; the fuzz target has the same.
+/// The reader that `lenient_parsers` compares with; the fuzz target defines the same module.
 mod reader {
     pub use neural_guardian::mcp::{Bounds, Message, read};
 }

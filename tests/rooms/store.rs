@@ -1,4 +1,4 @@
-//! The store on both engines: one body a story, run on SQLite and on a real Postgres.
+//! `store` on both engines: one body per test, run on SQLite and on a real Postgres.
 
 mod audit;
 mod errors;

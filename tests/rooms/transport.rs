@@ -1,4 +1,4 @@
-//! `transport/` over real sockets: bounds that fire, certificates that change, drains that end, addresses that are refused.
+//! `transport` over real sockets: time-outs, changes of certificates, drains, and addresses that are refused.
 
 mod bounds;
 mod certificates;
@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Long enough that only something that never happens takes it.
+/// A time-out that no passing test reaches.
 const NEVER: Duration = Duration::from_secs(20);
 const SHORT: Span = Span(Duration::from_millis(150));
 const NOW: Timestamp = Timestamp::from_secs(1_795_167_296);
@@ -48,7 +48,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(NEVER, what).await.expect("it happens at all")
 }
 
-/// An empty folder of this test's own.
+/// An empty folder for one test.
 fn scratch(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("transport").join(name);
     let _ = std::fs::remove_dir_all(&dir);
@@ -114,7 +114,7 @@ async fn hello(_: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
     }))
 }
 
-/// Answers with what `read_body` said.
+/// Answers with the result of `read_body`.
 async fn echo(request: Request<Incoming>, _: Arc<Peer>) -> Response<Body> {
     match read_body(request.into_body(), 1_000, SHORT.0).await {
         Ok(body) => Response::new(full(body)),
@@ -182,7 +182,7 @@ impl H2 {
     }
 }
 
-/// Everything until the other side closes, whichever way it closes.
+/// Reads until the other side closes, cleanly or not.
 async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut all = Vec::new();
     let _ = soon(stream.read_to_end(&mut all)).await;
@@ -239,7 +239,7 @@ async fn the_admin_listener_speaks_clear_text() {
     soon(done).await.unwrap();
 }
 
-/// Tells when it is dropped.
+/// Sends a message when it is dropped.
 struct OnDrop(mpsc::Sender<()>);
 
 impl Drop for OnDrop {
@@ -248,7 +248,7 @@ impl Drop for OnDrop {
     }
 }
 
-/// One frame, and then nothing ever.
+/// A body with one frame that then never ends.
 fn never_ending(first: &'static str) -> Body {
     let mut first = Some(Bytes::from(first));
     frames(move || match first.take() {

@@ -1,4 +1,4 @@
-//! Forwarding against servers that misbehave, over real sockets, with calls that were really judged and recorded.
+//! `upstream`: forwarding to servers that misbehave, over real sockets, with calls that were really decided and recorded.
 
 mod answers;
 mod cleared_call;

@@ -1,6 +1,5 @@
-//! The journal on a simulated disk: what it must survive when the machine crashes, or the disk fails, fills up or hangs.
-//!
-//! These tests look inside the room; `tests/rooms/journal.rs` uses its public side on a real disk.
+//! The question here: what does the journal still hold after the machine crashes, or the disk fails, fills up or hangs? On a
+//! simulated disk, and with a view inside the room. `tests/rooms/journal.rs` uses the public methods on a real disk.
 
 mod crashes;
 mod damage;

@@ -1,4 +1,4 @@
-//! Bodies as they come: refused, or read by every lenient parser as the strict reader read them.
+//! Fuzz target: any body is refused, or every lenient parser reads from it what the strict reader read.
 
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "of the rooms only the reader is asked")]

@@ -1,4 +1,4 @@
-//! What `Snapshot::compile` accepts, and what it says of the rest: place, problem, help.
+//! What `Snapshot::compile` accepts, and what it reports of the rest: place, problem, help.
 
 use super::world::*;
 use neural_guardian::domain::{Catalogue, Standing};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 const PERMIT: &str = "@id(\"all\") permit(principal, action, resource);\n";
 
-/// The problems of a policy beside one that permits, which takes line 1.
+/// The problems of a policy that stands below a permit in line 1.
 fn problems(policy: &str, catalogue: &Catalogue) -> Vec<String> {
     match compile(&format!("{PERMIT}{policy}"), catalogue) {
         Ok(_) => Vec::new(),

@@ -1,6 +1,6 @@
-//! The order of a decision written down once more, as naively as can be, from the design and not from the code.
+//! A reference model of `decide`: the order of checks written down naively, from the design and not from the code.
 //!
-//! Policies are small trees here, rendered to Cedar text for the real thing and walked for the model.
+//! Policies are small trees here, rendered to Cedar text for `decide` and evaluated directly by the model.
 
 use super::world::{Enrolled, World};
 use neural_guardian::domain::{Call, Catalogue, GrantStatus, Method, PrincipalKind, Scope, Standing};
@@ -45,11 +45,11 @@ pub enum Where {
 pub enum Cond {
     True,
     Has(&'static str),
-    /// An argument, asked for first, that is a text with this in it.
+    /// `has` and `like`: an argument that is a string with this in it.
     Text(&'static str, &'static str),
-    /// An argument, asked for first, that is a number below.
+    /// `has` and `<`: an argument that is a number below this.
     Below(&'static str, i64),
-    /// An argument, asked for first, that is a list with this in it.
+    /// `has` and `contains`: an argument that is a list with this in it.
     Lists(&'static str, &'static str),
     Yes(&'static str),
     HourBelow(i64),
@@ -63,7 +63,7 @@ pub enum Cond {
     Before2027,
     InGroup(&'static str),
     OnServer(&'static str),
-    /// Errs unless it is midnight.
+    /// An evaluation error, unless it is midnight.
     Overflow,
     Not(Box<Cond>),
     And(Box<Cond>, Box<Cond>),
@@ -131,7 +131,7 @@ impl Cond {
         }
     }
 
-    /// The arguments asked for, with the JSON Schema type that they are taken for.
+    /// The arguments that the condition reads, each with the JSON Schema type it needs.
     fn asks(&self, asked: &mut Vec<(&'static str, Option<&'static str>)>) {
         match self {
             Cond::Has(name) => asked.push((name, None)),
@@ -151,7 +151,7 @@ impl Cond {
 
 // ── as a model
 
-/// What is expected: `permit` or a reason, the policies that decided, the shadow policies that would have turned it.
+/// The expected result: `permit` or a reason, the deciding policies, and the shadow policies that would have changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
     pub verdict: String,
@@ -359,7 +359,7 @@ impl Here<'_> {
         roles.into_iter().any(|role| role.as_str() == wanted)
     }
 
-    /// The type that the tool's schema declares for an argument; `Some("")` for one that policies have no type for.
+    /// The type that the tool's schema declares for an argument; `Some("")` for a type that policies cannot read.
     fn declared(&self, name: &str) -> Option<&str> {
         let property = self.schema["properties"].get(name)?;
         Some(property["type"].as_str().unwrap_or(""))
@@ -369,11 +369,11 @@ impl Here<'_> {
         self.arguments.get(name).filter(|value| !value.is_null())
     }
 
-    /// Why the policy cannot judge this call: it asks for something that the call carries and it cannot see.
+    /// Why the policy cannot be evaluated for this call: it reads an argument that is present and invisible to Cedar.
     fn blind(&self, policy: &Policy) -> Option<&'static str> {
         let mut asked = Vec::new();
         policy.when.asks(&mut asked);
-        // in the order in which they are looked at: by name
+        // In the order in which `decide` checks them: by name.
         asked.sort();
         for (name, _) in &asked {
             if self.carried(name).is_none() {
@@ -411,7 +411,7 @@ impl Here<'_> {
                 .is_some_and(|value| value.as_array().unwrap().iter().any(|one| one == item)),
             Cond::Yes(name) => self.seen(name).is_some_and(|value| value.as_bool().unwrap()),
             Cond::HourBelow(limit) => hour < *limit,
-            // 2026-11-16 was a Monday
+            // 2026-11-16 was a Monday.
             Cond::WeekdayFrom(day) => {
                 (seconds - super::world::at("2026-11-16T00:00:00Z").secs())
                     .div_euclid(86_400)

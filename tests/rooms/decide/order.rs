@@ -1,4 +1,4 @@
-//! One decision at a time: what is told, what is kept, and that nothing secret is.
+//! Single decisions: which reason, policies and text they carry, and that no secret is among them.
 
 use super::world::*;
 use neural_guardian::decide::{Snapshot, Verdict, could_permit};
@@ -328,7 +328,7 @@ fn a_number_that_a_policy_reads_is_exact_or_refused() {
         refusal.detail.as_deref(),
         Some("argument `to` is not written as a whole number of at most 64 bits")
     );
-    // no policy reads `delay_ms`
+    // No policy reads `delay_ms`.
     assert_eq!(
         world.verdict(&snapshot(guard), "count", json!({ "to": 1, "delay_ms": 1e20 })),
         "permit open"

@@ -1,5 +1,5 @@
-//! Random policies, callers and calls: `decide` against the model, against Cedar on the whole set, and `could_permit`
-//! against every call there could be.
+//! Random policies, callers and calls: `decide` against the model and against Cedar on the whole policy set, and
+//! `could_permit` against every possible call.
 
 use super::model::{Cond, Expected, Policy, What, Where, Who, expected};
 use super::world::*;
@@ -115,7 +115,7 @@ fn who() -> impl Strategy<Value = Who> {
     ]
 }
 
-/// Policies for groups: one that names a tool may only ask for what the tool has.
+/// Policies for any action or for action groups; only a policy that names a tool may read that tool's own arguments.
 fn what() -> impl Strategy<Value = What> {
     prop_oneof![
         3 => Just(What::Any),
@@ -148,7 +148,7 @@ fn policy() -> impl Strategy<Value = Policy> {
     })
 }
 
-/// Some policies, each with a name, and one that makes the set worth having.
+/// Some policies, each with an id, and one permit without which most sets would permit nothing.
 fn policies() -> impl Strategy<Value = Vec<Policy>> {
     prop::collection::vec(policy(), 1..14).prop_map(|mut policies| {
         if let Some(first) = policies.first_mut() {
@@ -187,7 +187,7 @@ fn arguments() -> impl Strategy<Value = Option<Value>> {
     prop_oneof![9 => object.prop_map(Some), 1 => Just(None), 1 => Just(Some(json!([])))]
 }
 
-/// Mostly a caller who gets as far as the policies.
+/// A caller who mostly passes all checks before the policies.
 fn world() -> impl Strategy<Value = World> {
     let enrolled = prop_oneof![20 => Just(Enrolled::Active), 1 => Just(Enrolled::Absent), 1 => Just(Enrolled::Disabled)];
     let hours = 0..24 * 7 * 60i64;
@@ -275,7 +275,7 @@ fn standing() -> impl Strategy<Value = Standing> {
     ]
 }
 
-/// The same cases on every run.
+/// A runner with the same cases on every run.
 fn runner(cases: u32) -> TestRunner {
     let config = Config {
         cases,
@@ -358,7 +358,7 @@ fn decide_agrees_with_the_model() {
     }
 }
 
-/// What Cedar says of the whole set, with all facts and by its own reading of JSON.
+/// Cedar's decision on the whole set, with all facts and Cedar's own reading of the JSON.
 fn whole(
     set: &PolicySet,
     world: &World,
@@ -521,7 +521,7 @@ fn a_tool_that_can_be_called_is_never_hidden() {
         .unwrap_or_else(|error| panic!("{error}"));
     let (hidden, shown, callable) = counts.get();
     assert!(hidden > 200 && shown > 200 && callable > 200, "{:?}", counts.get());
-    // the guess is not idle: of what is listed, much can be called with one of 25 random sets of arguments
+    // `could_permit` is not too generous: of 25 random sets of arguments, one is permitted for most listed tools.
     assert!(callable * 2 > shown, "{:?}", counts.get());
 }
 
@@ -552,7 +552,7 @@ fn a_list_without_arguments_is_exact() {
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// A JSON value; with `keywords`, one that looks like a schema, though rarely a sensible one.
+/// A JSON value; with `keywords`, one that resembles a schema, though rarely a sensible one.
 fn json_value(keywords: bool) -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

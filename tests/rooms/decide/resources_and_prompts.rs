@@ -1,5 +1,5 @@
-//! Resources and prompts: what policies say of them, against Cedar on the whole set, and what lists show of them against
-//! every call there could be.
+//! Decisions about resources and prompts, against Cedar on the whole policy set; and the lists of them, against every
+//! possible call.
 
 use super::world::*;
 use cedar_policy::{Authorizer, Context, Decision, Entities, PolicySet, Request};
@@ -19,7 +19,7 @@ fn servers() -> Catalogue {
     catalogue([("s", vec![read_only(tool("plain", plain))]), ("t", vec![])])
 }
 
-/// Every set of arguments that the policies below can tell apart.
+/// Every set of arguments that the policies below can distinguish.
 fn arguments() -> Vec<Value> {
     let mut all = Vec::new();
     for env in [None, Some("prod"), Some("dev")] {
@@ -97,7 +97,7 @@ fn policy() -> impl Strategy<Value = String> {
     })
 }
 
-/// Each with a name, and one of them for everything, so that the set is worth having.
+/// Policies with ids, and one for everything, without which most sets would permit nothing.
 fn policies() -> impl Strategy<Value = String> {
     (prop::collection::vec(policy(), 1..10), cond()).prop_map(|(policies, cond)| {
         let first = format!("permit(principal, action, resource) when {{ {cond} }};\n");
@@ -153,7 +153,7 @@ fn permits(world: &World, snapshot: &Snapshot, call: Call) -> bool {
     matches!(world.decide(snapshot, call), Verdict::Permit(_))
 }
 
-/// What Cedar says of the whole set, with all facts and by its own reading of JSON.
+/// Cedar's decision on the whole set, with all facts and Cedar's own reading of the JSON.
 fn whole(set: &PolicySet, world: &World, server: &str, kind: &str, name: &str, input: &Value) -> String {
     let scopes: Vec<&str> = world.member.grants[0].scopes.iter().map(|scope| scope.as_str()).collect();
     let (action, attribute, needed) = match kind {
@@ -326,7 +326,7 @@ fn a_stream_is_refused_whole_if_one_of_its_resources_is() {
         );
         assert_eq!(verdict(&policies, about("demo", method, "x:open")), "permit all");
     }
-    // to be told no more needs nobody's leave
+    // Unsubscribing needs no permission.
     assert_eq!(verdict(&policies, about("demo", Method::Unsubscribe, "x:closed/b")), "permit");
 }
 
@@ -380,12 +380,12 @@ fn the_arguments_of_a_prompt_are_texts_that_policies_can_name() {
     assert_eq!(get(json!({ "env": "prod" })), "forbidden_by_policy prod");
     assert_eq!(get(json!({ "env": 7 })), "invalid_arguments");
     assert_eq!(get(json!(["env"])), "invalid_arguments");
-    // the forbid takes `to` for a number: what it cannot read does not slip past it
+    // The forbid takes `to` for a number: a string there is an error, which refuses the call.
     assert_eq!(get(json!({ "to": "9" })), "policy_error many");
     assert_eq!(get(json!({})), "permit all");
 }
 
-/// What `policy schema` prints is what policies are held against: Cedar itself finds nothing wrong with them.
+/// `policy schema` prints the schema that policies are checked against: Cedar's own validator accepts them under it.
 #[test]
 fn the_schema_that_is_shown_is_the_one_policies_are_typed_by() {
     let policies = format!(

@@ -1,4 +1,4 @@
-//! The policies that come with Guardian: each with the cases beside it, and loadable whatever tools there are.
+//! The starter policies: each file with the cases beside it, and that they load whatever tools the servers have.
 
 use super::world::*;
 use neural_guardian::decide::{PolicySource, Snapshot, Verdict};

@@ -1,4 +1,4 @@
-//! Values to decide about: a catalogue with the demo server, a member with a grant, a call.
+//! Input for decisions: a catalogue with the demo server, a member with a grant, a call.
 
 use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide};
@@ -101,7 +101,7 @@ pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<Proble
     Snapshot::compile(&[source], catalogue, &settings())
 }
 
-/// Everything a decision depends on, to be changed by the test.
+/// Everything a decision depends on; tests change single fields.
 #[derive(Debug, Clone)]
 pub struct World {
     pub now: Timestamp,
@@ -121,7 +121,7 @@ pub enum Enrolled {
 }
 
 impl World {
-    /// A user in these roles, who may use everything of `demo`, on a Wednesday at noon.
+    /// A user with these roles, who has a grant for everything of `demo`, on a Wednesday at noon.
     pub fn new(roles: &[&str]) -> Self {
         Self {
             now: at("2026-11-18T12:00:00Z"),
@@ -161,7 +161,7 @@ impl World {
         self.with(snapshot, |facts| decide(call, facts))
     }
 
-    /// The verdict in short: `permit <policies>` or `<reason> <policies>`.
+    /// The verdict as `permit <policies>` or `<reason> <policies>`.
     pub fn verdict(&self, snapshot: &Snapshot, tool: &str, arguments: Value) -> String {
         shown(&self.decide(snapshot, call("demo", tool, Some(arguments))))
     }

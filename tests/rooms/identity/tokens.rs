@@ -1,4 +1,4 @@
-//! Tokens: the forged, the misdirected and the wrong sort name nobody.
+//! Tokens that are forged, for another audience or of another kind are refused.
 
 use super::*;
 

@@ -1,9 +1,9 @@
-//! Differential tests: what lenient parsers would make of the same bytes.
+//! Differential tests: lenient parsers must read the same message from the bytes that the strict reader accepts.
 
 use super::lenient_parsers::every_reading_agrees;
 use super::*;
 
-/// Names that are close to each other, in several spellings.
+/// Similar names, in several spellings.
 fn name() -> impl Strategy<Value = String> {
     let known = ["jsonrpc", "id", "method", "params", "name", "arguments", "_meta", "path", "a"];
     (proptest::sample::select(known.to_vec()), 0..12_u8).prop_map(|(name, spelling)| match spelling {
@@ -56,7 +56,7 @@ fn object(members: impl Strategy<Value = Vec<(String, String)>>) -> impl Strateg
     })
 }
 
-/// A request with members added, doubled, reordered and respelt.
+/// A request with members added, repeated, reordered and spelt with escapes.
 fn body() -> impl Strategy<Value = String> {
     let extras = || proptest::collection::vec((name(), value()), 0..2);
     (extras(), extras(), object(extras()), any::<bool>()).prop_flat_map(|(outer, inner, arguments, shuffled)| {

@@ -1,4 +1,4 @@
-//! Era by the body, headers in agreement.
+//! The era follows from the body, and the headers must agree.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The JSON grammar as tables: what is a value, what is not.
+//! The JSON grammar as tables: which texts are a value and which are not.
 
 use super::*;
 

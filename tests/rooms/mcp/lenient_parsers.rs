@@ -1,12 +1,12 @@
-//! What lenient parsers make of bytes: the first member of a name or the last, exactly or whatever its case. Where the strict
-//! reader accepts a message, all of them must find in it what it found. The rooms and the fuzz target hold it to that.
+//! How lenient parsers find a member: the first of its name or the last, with exact or case-folded names. In a message that
+//! the strict reader accepts, all of them must find what it found. The rooms and the fuzz target check that.
 
 use super::reader::{Bounds, Message, read};
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// JSON with its members in order, duplicates and all.
+/// JSON with its members in order, duplicates included.
 #[derive(Debug, Clone, PartialEq)]
 enum Tree {
     Object(Vec<(String, Tree)>),
@@ -59,7 +59,7 @@ impl<'de> Deserialize<'de> for Tree {
     }
 }
 
-/// How a parser finds a member.
+/// How a parser chooses among members.
 #[derive(Debug, Clone, Copy)]
 enum MemberRule {
     First,
@@ -100,7 +100,7 @@ impl Tree {
     }
 }
 
-/// Whether the body is accepted as a request; an error says which reading differs.
+/// Whether the strict reader accepts the body as a request; an error names what a lenient parser finds otherwise.
 pub fn every_reading_agrees(body: &[u8]) -> Result<bool, String> {
     let Ok(Message::Request(request)) = read(Bytes::copy_from_slice(body), &Bounds::default()) else {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! The parameters of the methods that carry authority: only known ones, each of its type, and what they name.
+//! The parameters of methods with a target: only known members, each of its type, and the target that they name.
 
 use super::*;
 use neural_guardian::mcp::{Reference, completion, listened};
@@ -15,7 +15,7 @@ fn refused(method: &str, params: &str) -> Malformed {
     read_text(&body).expect_err(&body)
 }
 
-/// Each method with parameters that are right.
+/// Methods with valid parameters.
 const RIGHT: [(&str, &str); 12] = [
     ("tools/call", r#"{"name":"x","arguments":{}}"#),
     ("prompts/get", r#"{"name":"x","arguments":{"a":"b"}}"#),

@@ -1,12 +1,12 @@
-//! Cases made from the grammar of RFC 8259, production by production, in the manner of JSON test suites: what every parser
-//! must accept, what none may, and what the grammar leaves to the parser, with what this one does and why.
+//! Cases from the grammar of RFC 8259, production by production, like JSON test suites: what every parser must accept, what
+//! none may accept, and what the grammar leaves open, with the strict reader's choice and its reason.
 
 use super::*;
 
 enum Must {
     Accept,
     Refuse,
-    /// The grammar leaves it open; here it is taken, or not, because of this.
+    /// The grammar leaves it open; the strict reader accepts it, or refuses it, for this reason.
     MayAccept(&'static str),
     MayRefuse(&'static str),
 }
@@ -27,7 +27,7 @@ fn held(production: &str, cases: Vec<(Vec<u8>, Must)>) {
         let shown = String::from_utf8_lossy(&text);
         let shown = shown.chars().take(120).collect::<String>();
         assert_eq!(is_taken(&text), wanted, "{production}: {shown:?}: {why}");
-        // as a value, a member's value and an element: a production means the same wherever it stands
+        // As a value, as a member's value and as an element: a production means the same in each place.
         if must_be_a_value(production) {
             for (before, after) in [("[", "]"), ("{\"a\":", "}"), ("[[{\"a\":[", "]}]]"), ("[0,", ",0]")] {
                 let wrapped = [before.as_bytes(), &text, after.as_bytes()].concat();
@@ -54,7 +54,7 @@ fn texts<const N: usize>(cases: [(&str, Must); N]) -> Vec<(Vec<u8>, Must)> {
 
 #[test]
 fn every_number_of_the_grammar_and_no_other() {
-    // number = [ minus ] int [ frac ] [ exp ]: each part right in two ways and wrong in some, in every combination
+    // number = [ minus ] int [ frac ] [ exp ]: some right and some wrong texts for each part, in every combination.
     let minus = [
         ("", true),
         ("-", true),
@@ -102,7 +102,7 @@ fn every_number_of_the_grammar_and_no_other() {
                 for (exp, exp_ok) in exp {
                     let text = format!("{minus}{int}{frac}{exp}");
                     let right = minus_ok && int_ok && frac_ok && exp_ok;
-                    // `[0,5]` holds two numbers, and so does `0,-1` in an array
+                    // `[0,5]` holds two numbers, and `0,-1` in an array does too.
                     if !text.contains(',') && !text.is_empty() {
                         cases.push((text.into_bytes(), if right { Accept } else { Refuse }));
                     }
@@ -164,7 +164,7 @@ fn every_character_stands_in_a_string_as_the_grammar_says() {
         } else {
             Accept
         };
-        // a quote alone ends the string, and then something follows
+        // A bare quote ends the string, and something follows it.
         cases.push((format!("\"a{char}c\"").into_bytes(), must));
     }
     held("character", cases);
@@ -176,7 +176,7 @@ fn every_escape_of_the_grammar_and_no_other() {
     for byte in 0x20..0x7fu8 {
         let text = format!("\"\\{}\"", char::from(byte));
         let must = if b"\"\\/bfnrt".contains(&byte) { Accept } else { Refuse };
-        // `"\""` is a quote and no end
+        // `"\""` is an escaped quote and ends nothing.
         cases.push(match byte {
             b'"' => (b"\"\\\"\"".to_vec(), Accept),
             _ => (text.into_bytes(), must),
@@ -377,7 +377,7 @@ fn there_are_three_literals_in_one_spelling() {
     held("literal", cases);
 }
 
-/// Texts of every production, and each of them with every byte left out, put in or exchanged for another.
+/// Texts of every production, each with every byte removed, inserted or replaced.
 #[test]
 fn no_slip_of_a_byte_makes_it_more_lenient_than_another_strict_parser() {
     let texts: [&[u8]; 8] = [
@@ -407,7 +407,7 @@ fn no_slip_of_a_byte_makes_it_more_lenient_than_another_strict_parser() {
                 taken += usize::from(ours.is_ok());
                 match (ours, theirs) {
                     (Ok(()), Err(error)) => panic!("taken, though {error}: {shown:?}"),
-                    // more is refused than the grammar does, and each time for a reason of its own
+                    // The strict reader refuses more than the grammar does, each time for a reason of its own.
                     (Err(fault), Ok(_)) => {
                         let twofold = fault.reason == Reason::AmbiguousJson || fault.detail.contains("too large to be read");
                         assert!(twofold, "refused for {}: {shown:?}", fault.detail);

@@ -1,5 +1,5 @@
-//! The entries T1 to T8 of the threat catalogue, as far as one body shows them. The bodies are those of the stories, which
-//! send them.
+//! The entries T1 to T8 of the threat catalogue, as far as they concern one body. The bodies are those that the stories
+//! send.
 
 use super::*;
 

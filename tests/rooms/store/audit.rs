@@ -1,4 +1,4 @@
-//! Records on their way into the audit trail, and out of it again.
+//! Records: shipped into the audit trail, and queried from it.
 
 use super::world::{World, at, env, on_both, parse};
 use bytes::Bytes;
@@ -92,7 +92,7 @@ on_both! {
 
     async fn pages_follow_each_other_without_gap_or_repetition(world) {
         let journals = [Journal::new(), Journal::new()];
-        // two at the same moment on each
+        // Two records at the same moment in each journal.
         let records: Vec<_> = (0..10).flat_map(|n| journals.each_ref().map(|journal| journal.decision_at(n, second(n / 2)))).collect();
         world.proxy.ship(&records).await.unwrap();
         for ascending in [false, true] {
@@ -288,13 +288,13 @@ fn now() -> Timestamp {
     Timestamp::from_datetime(time::OffsetDateTime::now_utc())
 }
 
-/// What is asked, the numbers of the rows expected, and the filter that asks it.
+/// A query's description, the numbers of the rows it must return, and its filter.
 type Asked<'a> = (&'a str, &'a [u64], &'a dyn Fn(&mut AuditFilter));
 
-/// What is wrong, and how it is made so.
+/// What is wrong with a row, and the SQL that makes it so.
 type Poison = (&'static str, fn(&str) -> String);
 
-/// One incarnation; seals events as the journal does, but for the chain.
+/// One incarnation: seals events as the journal does, but without the hash chain.
 struct Journal(Incarnation);
 
 impl Journal {
@@ -320,7 +320,7 @@ impl Journal {
         }
     }
 
-    /// The request that a decision of this number is about.
+    /// The request id of the decision with this number.
     fn request(&self, seq: u64) -> RequestId {
         RequestId(Uuid::from_u128(u128::from_be_bytes(self.0.0).wrapping_add(seq.into())))
     }

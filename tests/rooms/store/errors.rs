@@ -1,4 +1,4 @@
-//! What a person reads when Postgres cannot be used, and that no password is ever in it.
+//! The messages when Postgres cannot be used, none of which contains a password.
 
 use super::world::{env, open, postgres_at};
 use crate::postgres::Database;
@@ -6,7 +6,7 @@ use neural_guardian::store::{Store, StoreError, StoreOpen};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::time::Duration;
 
-/// Makes errors without the parts that differ from run to run, and sees that the password is in none.
+/// Removes from messages what differs from run to run, and asserts that no password is in them.
 struct Said {
     hide: Vec<(String, &'static str)>,
     password: String,

@@ -1,4 +1,4 @@
-//! Making, migrating and guarding a store; the file of the embedded one.
+//! Creating, migrating and opening a store, and the protection of the embedded one's file.
 
 use super::world::{Folder, World, env, on_both};
 use neural_guardian::store::{Store, StoreError, StoreOpen};

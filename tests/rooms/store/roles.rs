@@ -1,4 +1,4 @@
-//! What each Postgres login can and cannot do, tried past the store with plain SQL.
+//! What each Postgres login can and cannot do, tried with plain SQL and without the store.
 
 use super::world::{Place, Server, World, at, env, open, parse, raw_postgres};
 use crate::postgres::{Database, Login};
@@ -277,7 +277,7 @@ async fn two_databases_of_one_cluster_migrate_at_once() {
         let store = open(url).await.unwrap();
         store.migrate(&mut |_| ()).await.map(|()| store)
     };
-    // the first one twice, so that two programs also meet on one database
+    // The first URL twice, so that two programs also migrate the same database at once.
     let (a, b, c, d) = tokio::join!(migrate(&urls[0]), migrate(&urls[1]), migrate(&urls[2]), migrate(&urls[0]));
     for store in [a, b, c, d] {
         store.unwrap().require_current().await.unwrap();
@@ -312,7 +312,7 @@ fn server(world: &World) -> &Server {
     }
 }
 
-/// The SQLSTATE with which a statement is refused.
+/// The SQLSTATE of a refused statement.
 async fn refusal(login: &Login, sql: &str) -> String {
     match raw_postgres(&login.url, sql).await {
         Ok(rows) => panic!("{sql}: done on {rows} rows"),

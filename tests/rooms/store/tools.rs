@@ -1,4 +1,4 @@
-//! What servers offer and what is pinned of it.
+//! The tools that servers offer, and their pinned definitions.
 
 use super::world::{World, env, on_both, parse};
 use neural_guardian::domain::{Digest, ServerName, ToolName};
@@ -81,7 +81,7 @@ fn files() -> ServerName {
     parse("files")
 }
 
-/// The digest stands for the definition.
+/// Offers tools; each digest stands for a definition.
 async fn offer(world: &World, tools: &[(&str, &str)], pin_new: bool) -> Observed {
     let tools: Vec<_> = tools
         .iter()
@@ -90,7 +90,7 @@ async fn offer(world: &World, tools: &[(&str, &str)], pin_new: bool) -> Observed
     world.proxy.observe_tools(&env(), &files(), &tools, pin_new).await.unwrap()
 }
 
-/// Tool, offered definition, pinned definition.
+/// For each tool: its name, the offered and the pinned definition.
 async fn standing(world: &World) -> Vec<(String, String, String)> {
     let text = |side: &Option<(Digest, String)>| {
         let (digest, text) = side.clone().unwrap_or((Digest::of(b""), String::new()));

@@ -1,4 +1,4 @@
-//! Users, grants, keys, and how a proxy learns of every change to them.
+//! Users, grants and keys, and how the change feed tells a proxy of every change to them.
 
 use super::world::{World, at, env, key, on_both, parse};
 use neural_guardian::domain::*;
@@ -26,7 +26,7 @@ on_both! {
         let same = CatchUp::Since(Delta { anchor: directory.anchor.clone(), ..Delta::default() });
         assert_eq!(world.proxy.catch_up(&env(), &directory.anchor).await.unwrap(), same);
 
-        // what happened before the first position known may have been pruned
+        // Changes from before the first known position may have been pruned.
         world.user("a@example.com").await;
         assert_eq!(world.proxy.catch_up(&env(), &directory.anchor).await.unwrap(), CatchUp::Reload);
     }
@@ -194,7 +194,7 @@ on_both! {
         world.grant(&bob, "files", &["read"]).await;
         world.admin.add_key(&env(), &bob, &key("key0000b")).await.unwrap();
         world.by_hand(&format!("UPDATE schema.mcp_authorizations SET client_id = 'a client' WHERE user_id = '{bob}'")).await;
-        // an empty list would mean every scope
+        // An empty list would mean every scope.
         world.by_hand(&format!("UPDATE schema.api_keys SET scopes = '[\"read file\"]' WHERE user_id = '{bob}'")).await;
         world.by_hand("INSERT INTO schema.mcp_registry (environment, id, name) VALUES ('production', 'No Name', '')").await;
         world.by_hand("INSERT INTO schema.mcp_registry (environment, id, name, tool_scopes) VALUES ('production', 'mail', '', '{\"send\": [5]}')").await;
@@ -266,7 +266,7 @@ async fn a_truncated_table_forces_a_reload() {
     assert_eq!(world.proxy.catch_up(&env(), &anchor).await.unwrap(), CatchUp::Reload);
 }
 
-/// Whoever reads the feed while many write it must end up with what is there: no change may slip in below a position read.
+/// A reader of the feed ends up with the current state while many write: no change may appear below a position already read.
 #[tokio::test]
 async fn a_reader_of_the_feed_misses_nothing_while_many_write() {
     let world = &World::postgres().await;
@@ -277,11 +277,12 @@ async fn a_reader_of_the_feed_misses_nothing_while_many_write() {
     let start = world.proxy.directory(&env()).await.unwrap();
     let written = std::cell::Cell::new(false);
     let writing = async {
-        // each user is written once: a later change would hide a missed one
+        // Each user is written once, because a later change would hide a missed one.
         let writers = users.chunks(25).map(|users| async move {
             for (n, user) in users.iter().enumerate() {
                 let level = ["READ COMMITTED", "REPEATABLE READ"][n % 2];
-                // the row is written long before the commit, and some take their position long before it too: commits overtake each other
+                // Rows are written long before the commit, and some get their position long before it too: commits overtake
+                // each other.
                 let early = if n % 3 == 0 { "SET CONSTRAINTS ALL IMMEDIATE;" } else { "" };
                 let end = if n % 10 == 9 { "ROLLBACK" } else { "COMMIT" };
                 world
@@ -328,7 +329,7 @@ async fn futures_join(futures: impl Iterator<Item = impl Future<Output = ()>>) {
     .await;
 }
 
-/// Alice, with one of everything, put through the store.
+/// Alice with one of everything, added through the store.
 async fn alice(world: &World) -> Member {
     let id = world.user("alice@example.com").await;
     let (env, expires_at) = (env(), Some(at("2027-01-01T00:00:00.000001Z")));

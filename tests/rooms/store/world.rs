@@ -1,4 +1,4 @@
-//! A migrated store with the logins it is used by, the same for both engines, and words for what is put into it.
+//! A migrated store with its logins, the same for both engines, and helpers to fill it.
 
 use crate::postgres::{Database, Login};
 use neural_guardian::domain::*;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// On SQLite all three are the same store.
+/// A store, opened with the administrator's login and with the proxy's; on SQLite both are the same.
 pub struct World {
     /// Member of guardian_admin and guardian_auditor.
     pub admin: Store,
@@ -30,7 +30,7 @@ pub struct Server {
     pub database: Database,
 }
 
-/// Logins other than the superuser are bound to this environment alone.
+/// The environment that all logins except the superuser are bound to.
 pub fn env() -> EnvironmentName {
     parse("production")
 }
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// Migrated by a login that is no superuser.
+    /// A Postgres store, migrated by a login that is not a superuser.
     pub async fn postgres() -> Self {
         let mut database = Database::new().await;
         let migrator = database.login("CREATEROLE", &[]).await;
@@ -80,7 +80,7 @@ impl World {
         }
     }
 
-    /// Statements past the store, by whoever owns the database: `schema.` stands for the engine's prefix.
+    /// Runs statements as the database's owner, without the store; `schema.` stands for the engine's prefix.
     pub async fn by_hand(&self, sql: &str) {
         self.try_by_hand(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
@@ -180,7 +180,7 @@ pub fn key(id: &str) -> ApiKey {
     }
 }
 
-/// A temporary folder, gone when dropped.
+/// A temporary folder, removed when dropped.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -205,7 +205,7 @@ impl Drop for Folder {
     }
 }
 
-/// `on_both! { async fn name(world) { … } }`: the same story on SQLite and on Postgres.
+/// `on_both! { async fn name(world) { … } }`: the same test on SQLite and on Postgres.
 macro_rules! on_both {
     ($(async fn $name:ident($world:ident) $body:block)*) => {
         $(async fn $name($world: &mut crate::store::world::World) $body)*

@@ -1,4 +1,4 @@
-//! Every stage of a connection has a bound, and it fires.
+//! Every stage of a connection has a time-out, and it takes effect.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Certificates: changed, demanded, checked, made for development, watched.
+//! Certificates: reloaded, required of clients, checked, generated for development, watched.
 
 use super::*;
 
@@ -44,7 +44,7 @@ async fn whoami(_: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
     }))
 }
 
-/// A client certificate by the CA in `dir`.
+/// A client certificate signed by the CA in `dir`.
 fn client_certificate(dir: &Path, usage: ExtendedKeyUsagePurpose) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
     let mut ca = CertificateParams::default();
     let ca_file = CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap();

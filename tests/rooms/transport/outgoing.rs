@@ -1,4 +1,4 @@
-//! Outgoing calls: which addresses are called, and how a call fails.
+//! Outgoing calls: which addresses may be called, and how a call fails.
 
 use super::*;
 use tokio::task::JoinSet;

@@ -1,4 +1,4 @@
-//! Connections to servers: what is used again, and what never is.
+//! The connection pool: which connections to servers are used again, and which never are.
 
 use super::*;
 use std::future::poll_fn;
@@ -6,7 +6,7 @@ use std::task::Poll;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// A server in clear text that says what it is told to, connection by connection.
+/// A clear-text server whose answers the test gives, connection by connection.
 struct Scripted {
     url: String,
     connections: mpsc::UnboundedReceiver<TcpStream>,
@@ -34,7 +34,7 @@ impl Scripted {
         }
     }
 
-    /// Nobody can connect any more.
+    /// Accepts no more connections.
     async fn stop(&mut self) {
         self.accepting.abort();
         let _ = (&mut self.accepting).await;
@@ -86,13 +86,13 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     matches!(soon(stream.read(&mut [0; 1])).await, Ok(0) | Err(_))
 }
 
-/// What came over other connections before this is known once something that came after it is.
+/// The runtime reports events in order: after an exchange that came later, it has reported what other connections got before.
 async fn the_runtime_has_heard() {
     let (_, got) = exchange(&mut Scripted::start().await, &client(), None, OK).await;
     text(got).await;
 }
 
-/// One exchange, on the connection that stands or on a new one.
+/// One exchange, on the given connection or on a new one.
 async fn exchange(
     server: &mut Scripted,
     client: &Client,
@@ -167,7 +167,7 @@ async fn who_cannot_connect_takes_what_came_free_meanwhile() {
     let client = client();
     let (mut connection, held) = exchange(&mut server, &client, None, OK).await;
     server.stop().await;
-    // A name is not resolved at once.
+    // Resolving the name takes more than one poll.
     let mut sending = Box::pin(client.send(post(&server.url)));
     assert!(poll_fn(|context| Poll::Ready(sending.as_mut().poll(context).is_pending())).await);
     drop(held);
@@ -236,7 +236,7 @@ async fn what_the_server_closed_or_spoke_on_unasked_is_not_used_again() {
         let mut server = Scripted::start().await;
         let (client, mut answers) = (client(), Vec::new());
         let mut standing = Vec::new();
-        // More of them than a request is tried again.
+        // More stale connections than the number of times a request is tried.
         for _ in 0..5 {
             let (connection, got) = exchange(&mut server, &client, None, OK).await;
             standing.push(connection);
@@ -310,7 +310,7 @@ async fn what_came_unasked_is_seen_before_the_runtime_hears_of_it() {
         let client = client();
         let (connection, got) = exchange(&mut server, &client, None, OK).await;
         assert_eq!(text(got).await, "ok");
-        // Nothing is awaited from here on until the request is sent: only the kernel knows.
+        // No `.await` from here until the request is sent: only the kernel knows of the bytes.
         let mut connection = connection.into_std().unwrap();
         std::io::Write::write_all(&mut connection, came).unwrap();
         connection.shutdown(std::net::Shutdown::Write).unwrap();

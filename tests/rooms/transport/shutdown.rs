@@ -1,4 +1,4 @@
-//! Drains, aborts and clients that hang up.
+//! Drains, aborts, and clients that disconnect.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! A call that was really judged and really recorded, because nothing else can be forwarded.
+//! A fixture that decides and records calls for real, because nothing but a `Cleared` call can be forwarded.
 
 use bytes::Bytes;
 use neural_guardian::config::{ServerConfig, Span};
@@ -24,7 +24,7 @@ pub struct Fixture {
     snapshot: Snapshot,
 }
 
-/// Every wait of a test ends by one of these bounds; where none should be met they are long.
+/// One of these time-outs ends every wait of a test; they are long, for the tests that should reach none.
 pub fn config(url: &str) -> ServerConfig {
     let mut config: ServerConfig = serde_json::from_value(serde_json::json!({
         "name": "files",
@@ -47,7 +47,7 @@ impl Fixture {
         Self::with(config(url))
     }
 
-    /// Waits this long between two pieces of an answer.
+    /// With this `idle_timeout` between two pieces of an answer.
     pub fn impatient(url: &str, idle: Duration) -> Self {
         Self::with(ServerConfig {
             idle_timeout: Span(idle),
@@ -114,7 +114,7 @@ impl Fixture {
         self.upstream.forward(self.cleared(call).await, ForwardHeads::default()).await
     }
 
-    /// All outcomes, when nothing is open any more.
+    /// All outcomes, once no call is open any more.
     pub async fn outcomes(&self) -> Vec<Outcome> {
         self.journal.all_closed().await;
         self.journal.stop().await;
@@ -127,7 +127,7 @@ impl Fixture {
         outcomes.collect()
     }
 
-    /// The one outcome of the one call.
+    /// The outcome of the one call.
     pub async fn outcome(&self) -> Outcome {
         match &self.outcomes().await[..] {
             [outcome] => outcome.clone(),
@@ -190,7 +190,7 @@ pub fn modern_call() -> Call {
     }
 }
 
-/// Any legacy request with id 7; it says what it does in `body`.
+/// A legacy request with id 7 and this body.
 pub fn legacy(body: &str) -> Call {
     Call {
         request: RequestId(uuid::Uuid::now_v7()),

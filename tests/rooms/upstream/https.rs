@@ -1,4 +1,4 @@
-//! A server behind its own CA: calls speak h2 with it, since it offers that; the stream of a session has a connection of its own.
+//! A server behind its own CA that offers h2: calls use h2, and the stream of a session gets a connection of its own.
 
 use super::cleared_call::{Fixture, config, tool_call, without_id};
 use bytes::Bytes;

@@ -1,16 +1,16 @@
-//! A server that does exactly what a test tells it, down to single bytes, and remembers what it was sent.
+//! A server that does exactly what a test says, byte by byte, and records what it was sent.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// One request as it came over the wire.
+/// One request as received.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     pub method: String,
     pub target: String,
-    /// In order, names in lower case.
+    /// Header fields in order, with names in lower case.
     pub fields: Vec<(String, String)>,
     pub body: String,
 }
@@ -27,7 +27,7 @@ impl Seen {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 
-    /// The JSON-RPC method, or the one of HTTP.
+    /// The JSON-RPC method, or else the HTTP method.
     pub fn called(&self) -> String {
         match self.json()["method"].as_str() {
             Some(method) => method.to_owned(),
@@ -49,7 +49,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// `answer` is given each request and its connection, which ends when it returns.
+    /// `answer` gets each request and its connection, which ends when it returns.
     pub async fn start<F>(answer: impl Fn(Seen, TcpStream) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -76,13 +76,13 @@ impl Server {
         Self { url, seen, task }
     }
 
-    /// Every connection gets these bytes and is closed.
+    /// Sends these bytes on every connection and closes it.
     pub async fn saying(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = Arc::new(bytes.into());
         Self::start(move |_, stream| write(stream, bytes.clone())).await
     }
 
-    /// Every request gets this JSON.
+    /// Answers every request with this JSON.
     pub async fn answering(status: &str, media: &str, body: &str) -> Self {
         Self::saying(answer(status, media, body)).await
     }
@@ -103,7 +103,7 @@ pub fn json(body: &serde_json::Value) -> String {
     answer("200 OK", "application/json", &body.to_string())
 }
 
-/// The head of a stream whose end is the end of the connection.
+/// The head of an event stream that ends with its connection.
 pub const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
 
 pub async fn write(mut stream: TcpStream, bytes: impl AsRef<Vec<u8>>) {

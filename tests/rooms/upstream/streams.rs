@@ -1,4 +1,4 @@
-//! Streams: frame by frame, ended with a reason, recorded once.
+//! Streams: passed on frame by frame, ended with a reason, recorded once.
 
 use super::cleared_call::{Fixture, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server};
@@ -44,7 +44,7 @@ async fn streamed(call: Call, stream: &str) -> (String, Option<Failed>, Outcome)
     (text, failed, fixture.outcome().await)
 }
 
-/// A server that sends what it is told when it is told.
+/// A server that sends what the test gives it, when the test gives it.
 async fn told() -> (
     Server,
     mpsc::UnboundedSender<&'static str>,
@@ -303,7 +303,7 @@ async fn a_client_that_does_not_read_holds_the_server_back() {
     let fixture = Fixture::new(&server.url);
     let mut frames = frames(&fixture, tool_call()).await;
     frames.next().await.unwrap().unwrap();
-    // The server gets rid of what the buffers between hold, and then of nothing more.
+    // The server can send until the buffers on the way are full, and then nothing more.
     loop {
         let before = *counted.borrow_and_update();
         let more = tokio::time::timeout(std::time::Duration::from_millis(200), counted.changed()).await;

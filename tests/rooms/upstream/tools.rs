@@ -1,4 +1,4 @@
-//! Fetching the tools of servers of both eras, in both shapes, with all that can be wrong about them.
+//! Fetching tools from servers of both eras, as JSON and as events, with everything that can be wrong about them.
 
 use super::cleared_call::config;
 use super::server::{STREAM, Seen, Server, answer, json, write};
