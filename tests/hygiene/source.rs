@@ -45,9 +45,10 @@ impl Source {
         // A room's `mod tests;` is a file of its own; other files that are only tests say so with `#![cfg(test)]`.
         let named_so = file.ends_with("/tests.rs") || file.contains("/tests/") || code.contains("#![cfg(test)]");
         let only_tests = file.starts_with("src/") && named_so;
-        let tests = match only_tests {
-            true => vec![true; code.lines().count()],
-            false => test_lines(&code),
+        let tests = if only_tests {
+            vec![true; code.lines().count()]
+        } else {
+            test_lines(&code)
         };
         Source { file, text, code, tests }
     }
@@ -97,11 +98,12 @@ pub fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true if path.ends_with("node_modules") => {}
-            true => walk(&path, files),
-            false if path.extension().is_some_and(|extension| extension == "rs") => files.push(path),
-            false => {}
+        if path.is_dir() {
+            if !path.ends_with("node_modules") {
+                walk(&path, files);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
         }
     }
 }

@@ -243,9 +243,12 @@ fn uncommented() -> String {
             .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || matches!(c, '[' | '"')))
     };
     text.lines()
-        .map(|line| match is_setting(line) {
-            true => format!("{}\n", &line[1..]),
-            false => format!("{line}\n"),
+        .map(|line| {
+            if is_setting(line) {
+                format!("{}\n", &line[1..])
+            } else {
+                format!("{line}\n")
+            }
         })
         .collect()
 }

@@ -108,10 +108,7 @@ where
 }
 
 async fn hello(_: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
-    Response::new(full(match peer.http2 {
-        true => "hello over h2",
-        false => "hello over h1",
-    }))
+    Response::new(full(if peer.http2 { "hello over h2" } else { "hello over h1" }))
 }
 
 /// Answers with the result of `read_body`.

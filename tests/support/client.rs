@@ -271,9 +271,10 @@ impl Answer {
 
     /// `allowed`, or the status and reason of the refusal.
     pub fn verdict(&self) -> String {
-        match self.is_result() {
-            true => "allowed".into(),
-            false => format!("{} {}", self.status, self.reason()),
+        if self.is_result() {
+            "allowed".into()
+        } else {
+            format!("{} {}", self.status, self.reason())
         }
     }
 }

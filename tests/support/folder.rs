@@ -48,10 +48,11 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        match std::thread::panicking() {
-            true => eprintln!("kept for you to look at: {}", self.0.display()),
+        if std::thread::panicking() {
+            eprintln!("kept for you to look at: {}", self.0.display());
+        } else {
             // If the removal fails, the rest stays in the system's folder for temporary files.
-            false => drop(std::fs::remove_dir_all(&self.0)),
+            drop(std::fs::remove_dir_all(&self.0));
         }
     }
 }

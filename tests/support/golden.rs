@@ -25,9 +25,10 @@ fn difference(expected: &str, found: &str) -> String {
     let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("- {line}"));
     let come = new.iter().filter(|line| !old.contains(line)).map(|line| format!("+ {line}"));
     let lines: Vec<String> = gone.chain(come).collect();
-    match lines.is_empty() {
-        true => "the same lines in another order or number".into(),
-        false => lines.join("\n"),
+    if lines.is_empty() {
+        "the same lines in another order or number".into()
+    } else {
+        lines.join("\n")
     }
 }
 

@@ -321,9 +321,10 @@ impl Here<'_> {
             return ("forbidden_by_policy", ids(forbids));
         }
         let permits = of(Some(true), Ok(true));
-        match permits.is_empty() {
-            true => ("no_policy_permits", Vec::new()),
-            false => ("permit", ids(permits)),
+        if permits.is_empty() {
+            ("no_policy_permits", Vec::new())
+        } else {
+            ("permit", ids(permits))
         }
     }
 

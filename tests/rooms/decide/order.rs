@@ -101,17 +101,16 @@ fn a_missing_scope_names_all_that_are_needed() {
         (vec!["*"], true),
     ] {
         world.member.grants[0].scopes = scopes(held.clone());
-        match covered {
-            true => assert_eq!(shown(&world.decide(&snapshot, read())), "permit open"),
-            false => {
-                let refusal = refusal(&world, &snapshot, read());
-                assert_eq!(refusal.reason, Reason::MissingScope);
-                assert_eq!(
-                    refusal.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>(),
-                    ["files", "files.read"],
-                    "{held:?}"
-                );
-            }
+        if covered {
+            assert_eq!(shown(&world.decide(&snapshot, read())), "permit open");
+        } else {
+            let refusal = refusal(&world, &snapshot, read());
+            assert_eq!(refusal.reason, Reason::MissingScope);
+            assert_eq!(
+                refusal.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>(),
+                ["files", "files.read"],
+                "{held:?}"
+            );
         }
     }
 }

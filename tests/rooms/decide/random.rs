@@ -574,8 +574,8 @@ fn json_value(keywords: bool) -> impl Strategy<Value = Value> {
         .prop_map(Value::from),
         ".{0,6}".prop_map(Value::from),
     ];
-    let key = match keywords {
-        true => select(vec![
+    let key = if keywords {
+        select(vec![
             "type",
             "properties",
             "required",
@@ -598,12 +598,13 @@ fn json_value(keywords: bool) -> impl Strategy<Value = Value> {
             "$schema",
         ])
         .prop_map(str::to_owned)
-        .boxed(),
-        false => prop_oneof![
+        .boxed()
+    } else {
+        prop_oneof![
             select(vec!["a", "b", "path", "__entity", "__extn"]).prop_map(str::to_owned),
             ".{0,4}"
         ]
-        .boxed(),
+        .boxed()
     };
     leaf.prop_recursive(6, 40, 5, move |inner| {
         prop_oneof![

@@ -73,9 +73,10 @@ fn body() -> impl Strategy<Value = String> {
             ("params".to_owned(), format!("{{{}}}", params.join(","))),
         ];
         members.extend(outer);
-        match shuffled {
-            true => object(Just(members).prop_shuffle()).boxed(),
-            false => object(Just(members)).boxed(),
+        if shuffled {
+            object(Just(members).prop_shuffle()).boxed()
+        } else {
+            object(Just(members)).boxed()
         }
     })
 }
@@ -96,9 +97,10 @@ proptest! {
     fn changed_bytes_are_refused_or_read_alike(body in body(), at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
         let mut body = body.into_bytes();
         let at = at.index(body.len());
-        match cut {
-            true => drop(body.remove(at)),
-            false => body[at] = byte,
+        if cut {
+            body.remove(at);
+        } else {
+            body[at] = byte;
         }
         agree_all(&body)?;
     }

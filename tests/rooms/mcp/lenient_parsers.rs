@@ -105,9 +105,12 @@ pub fn every_reading_agrees(body: &[u8]) -> Result<bool, String> {
     let Ok(Message::Request(request)) = read(Bytes::copy_from_slice(body), &Bounds::default()) else {
         return Ok(false);
     };
-    let same = |what: &str, holds: bool| match holds {
-        true => Ok(()),
-        false => Err(format!("{what} of {}", String::from_utf8_lossy(body))),
+    let same = |what: &str, holds: bool| {
+        if holds {
+            Ok(())
+        } else {
+            Err(format!("{what} of {}", String::from_utf8_lossy(body)))
+        }
     };
     let parsed = |error: serde_json::Error| format!("{error} in {}", String::from_utf8_lossy(body));
     same("the bytes", request.body[..] == *body)?;

@@ -218,9 +218,10 @@ on_both! {
             let refused = world.try_by_hand(statement).await.unwrap_err().to_string();
             assert!(refused.contains("append-only") || refused.contains("UNIQUE") || refused.contains("duplicate key"), "{refused}");
         }
-        let replace = match world.is_postgres() {
-            true => "TRUNCATE guardian.audit_trail",
-            false => "INSERT OR REPLACE INTO audit_trail SELECT * FROM audit_trail",
+        let replace = if world.is_postgres() {
+            "TRUNCATE guardian.audit_trail"
+        } else {
+            "INSERT OR REPLACE INTO audit_trail SELECT * FROM audit_trail"
         };
         let refused = world.try_by_hand(replace).await.unwrap_err().to_string();
         assert!(refused.contains("append-only"), "{refused}");

@@ -20,9 +20,10 @@ on_both! {
     }
 
     async fn a_database_newer_than_this_program_is_refused(world) {
-        let newer = match world.is_postgres() {
-            true => "INSERT INTO guardian.migrations SELECT 7, 'later', now(), true, checksum, 1 FROM guardian.migrations WHERE version = 1",
-            false => "INSERT INTO migrations SELECT 7, 'later', 'now', true, checksum, 1 FROM migrations",
+        let newer = if world.is_postgres() {
+            "INSERT INTO guardian.migrations SELECT 7, 'later', now(), true, checksum, 1 FROM guardian.migrations WHERE version = 1"
+        } else {
+            "INSERT INTO migrations SELECT 7, 'later', 'now', true, checksum, 1 FROM migrations"
         };
         world.by_hand(newer).await;
         for error in [world.admin.migrate(&mut |_| ()).await.unwrap_err(), world.proxy.require_current().await.unwrap_err()] {

@@ -88,9 +88,10 @@ async fn each_client_finds_an_era_that_the_server_speaks() {
             let mut seen = client.connect(&world.resource(name), &key, mode).await;
             if seen["heard"] == "connected" {
                 let answer = client.call("echo", json!({ "text": "hello" })).await;
-                seen = match answer["text"] == "hello" {
-                    true => json!({ "heard": "era", "protocol": seen["protocol"] }),
-                    false => answer,
+                seen = if answer["text"] == "hello" {
+                    json!({ "heard": "era", "protocol": seen["protocol"] })
+                } else {
+                    answer
                 };
             }
             writeln!(

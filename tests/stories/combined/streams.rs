@@ -234,9 +234,10 @@ on_both_stores! {
             if received.verb != "GET" {
                 return None;
             }
-            match received.header("mcp-session-id") == known.lock().unwrap().as_deref() {
-                true => events.lock().unwrap().take().map(Scripted::Stream),
-                false => Some(Scripted::Status(404)),
+            if received.header("mcp-session-id") == known.lock().unwrap().as_deref() {
+                events.lock().unwrap().take().map(Scripted::Stream)
+            } else {
+                Some(Scripted::Status(404))
             }
         });
         let before = files.received().len();

@@ -247,11 +247,12 @@ impl Scene {
             writeln!(text, "\n{who}").unwrap();
             let verdicts = asks(client).await;
             let same = verdicts.iter().all(|(_, verdict)| *verdict == verdicts[0].1);
-            match same {
-                true => writeln!(text, "    {:<40} {}", "whatever it asks", verdicts[0].1).unwrap(),
-                false => verdicts
-                    .iter()
-                    .for_each(|(ask, verdict)| writeln!(text, "    {ask:<40} {verdict}").unwrap()),
+            if same {
+                writeln!(text, "    {:<40} {}", "whatever it asks", verdicts[0].1).unwrap();
+            } else {
+                for (ask, verdict) in &verdicts {
+                    writeln!(text, "    {ask:<40} {verdict}").unwrap();
+                }
             }
         }
         text

@@ -258,9 +258,10 @@ fn both_modern(world: &World, ana: &str, bob: &str) -> [Client; 2] {
 
 fn answer(received: &Received, result: Value, in_events: bool) -> Scripted {
     let message = json!({ "jsonrpc": "2.0", "id": received.message["id"], "result": result });
-    match in_events {
-        true => Scripted::Events(vec![message]),
-        false => Scripted::Json(message),
+    if in_events {
+        Scripted::Events(vec![message])
+    } else {
+        Scripted::Json(message)
     }
 }
 

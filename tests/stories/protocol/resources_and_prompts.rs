@@ -422,9 +422,10 @@ on_both_stores! {
                 }
                 let body = client.request(method, params.clone()).to_string();
                 let answer = Answer::read(client.send("POST", headers, body.into()).await.unwrap()).await.unwrap();
-                match answer.is_result() {
-                    true => "allowed".to_owned(),
-                    false => format!("{} {}", answer.status, answer.message["error"]["code"]),
+                if answer.is_result() {
+                    "allowed".to_owned()
+                } else {
+                    format!("{} {}", answer.status, answer.message["error"]["code"])
                 }
             };
             let now = &["2026-07-28"][..];
@@ -484,9 +485,10 @@ on_both_stores! {
             }
             let body = client.request("tools/call", json!({ "name": "rows", "arguments": arguments })).to_string();
             let answer = Answer::read(client.send("POST", headers, body.into()).await.unwrap()).await.unwrap();
-            match answer.is_result() {
-                true => "allowed".to_owned(),
-                false => format!("{} {} {}", answer.status, answer.message["error"]["code"], answer.reason()),
+            if answer.is_result() {
+                "allowed".to_owned()
+            } else {
+                format!("{} {} {}", answer.status, answer.message["error"]["code"], answer.reason())
             }
         };
         let (region, size, dry) = ("mcp-param-region", "mcp-param-page-size", "mcp-param-dry");

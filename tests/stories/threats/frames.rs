@@ -151,9 +151,10 @@ async fn t21_a_flood_of_frames_ends_its_connection_and_nothing_else() {
         for listens in [true, false] {
             let what = format!("a flood of {} (listening: {listens})", flood.what);
             let attack = async {
-                let mut wire = match listens {
-                    true => Wire::open(&address, &[]).await,
-                    false => Wire::deaf(&address, &[]).await,
+                let mut wire = if listens {
+                    Wire::open(&address, &[]).await
+                } else {
+                    Wire::deaf(&address, &[]).await
                 };
                 let mut streams = streams();
                 wire.say(&flood.first).await;
@@ -162,9 +163,10 @@ async fn t21_a_flood_of_frames_ends_its_connection_and_nothing_else() {
                     let batch: Vec<u8> = (0..BATCH).flat_map(|_| (flood.again)(&mut streams)).collect();
                     batches = if wire.say(&batch).await { batches + 1 } else { MOST_BATCHES };
                 }
-                match listens {
-                    true => drop(wire.hear(&format!("the end of {what}"), |heard| heard.goaway.is_some()).await),
-                    false => wire.until_hung_up_on(&what).await,
+                if listens {
+                    drop(wire.hear(&format!("the end of {what}"), |heard| heard.goaway.is_some()).await);
+                } else {
+                    wire.until_hung_up_on(&what).await;
                 }
             };
             let ((), cost) = scene.while_bob_is_served(attack).await;

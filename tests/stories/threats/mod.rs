@@ -328,9 +328,10 @@ async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> V
                 *done = Some(value);
             }
         }
-        match running.iter().all(|(_, done)| done.is_some()) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        if running.iter().all(|(_, done)| done.is_some()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
         }
     })
     .await;
