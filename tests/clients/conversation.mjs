@@ -1,8 +1,8 @@
-// How a test talks with a client: one step a line on standard input, what the client saw of it a line on standard output.
+// How a test drives a client: one step a line on standard input, what the client saw of it a line on standard output.
 //
 //   {"do":"connect","url":…,"key":…,"mode":…}   {"do":"list"}   {"do":"call","tool":…,"arguments":…,"progress":true}
 //
-// A client offers `connect`, `list`, `call` and `describe(error)`. Nothing is judged here: the test that asks does that.
+// A client implements `connect`, `list`, `call` and `describe(error)`. Nothing is asserted here: the test does that.
 
 import { createInterface } from "node:readline";
 

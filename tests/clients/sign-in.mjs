@@ -1,5 +1,5 @@
-// What a host of the TypeScript SDK brings for OAuth, kept in memory. Its user says yes to everything: the browser is one
-// request whose redirect is read instead of followed.
+// The part of OAuth that the TypeScript SDK leaves to its host, kept in memory. The user consents to everything: the
+// browser is one request whose redirect is read instead of followed.
 
 export class Provider {
   #client;
@@ -31,12 +31,12 @@ export class Provider {
     this.#redirect = new URL(location).searchParams;
   }
 
-  /** What came back with the redirect: code, state, iss. */
+  /** The parameters of the redirect: code, state, iss. */
   redirected() {
     return this.#redirect;
   }
 
-  /** The scopes of the token held. */
+  /** The scopes of the current token. */
   scope() {
     return this.#tokens?.scope;
   }

@@ -1,5 +1,5 @@
-// An MCP server that does what it is told and writes down what reaches it. Over its standard input and output, or, with
-// `sse`, over the HTTP+SSE of 2024-11-05 on a port that it prints; `sse elsewhere` names another origin for messages.
+// An MCP server that does what its tools' arguments say and writes down what reaches it. It speaks stdio or, with `sse`, the
+// HTTP+SSE transport of 2024-11-05 on a port that it prints; with `sse elsewhere` its message URL has another origin.
 import { spawn } from "node:child_process";
 import { appendFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -30,7 +30,7 @@ const TOOLS = [
 ];
 const held = new Map();
 
-// One conversation: `send` takes an object, `raw` bytes where there are such.
+// One connection: `send` takes an object; `raw` takes bytes and exists only over stdio.
 function conversation(send, raw) {
   const asked = new Map();
   const answer = (id, result) => send({ jsonrpc: "2.0", id, result });

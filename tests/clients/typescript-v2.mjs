@@ -1,5 +1,5 @@
 // The official TypeScript SDK, second line (@modelcontextprotocol/client). See conversation.mjs; `mode` is `legacy`,
-// `auto` or a revision. With `sign_in` instead of a key it gets its token from the authorization server it is told of.
+// `auto` or a revision. With `sign_in` instead of a key it gets its token from the authorization server that Guardian names.
 
 import { Client, StreamableHTTPClientTransport, UnauthorizedError } from "@modelcontextprotocol/client";
 import { answer, converse } from "./conversation.mjs";
@@ -20,7 +20,7 @@ function open({ url, key, mode }) {
   return client.connect(transport);
 }
 
-/** As the SDK wants it of its host: the code goes to `finishAuth`, and what was being done is done again. */
+/** The SDK leaves this to its host: pass the code to `finishAuth`, and repeat the failed step. */
 async function signingIn(act) {
   try {
     return await act();

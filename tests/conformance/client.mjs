@@ -1,10 +1,10 @@
-// The client that the suite's client scenarios judge: the official client package, driven through what each scenario asks.
+// The client under test in the suite's client scenarios: the official client package, driven as each scenario requires.
 //
 //   MCP_CONFORMANCE_SCENARIO=… MCP_CONFORMANCE_PROTOCOL_VERSION=… node client.mjs <server url>
 //
-// With CONFORMANCE_THROUGH (Guardian's address) and CONFORMANCE_RELAY (the port Guardian has for its server), it speaks to
-// Guardian, and hands on what arrives at that port to the scenario's server: that one gets a new port with every run.
-// With CONFORMANCE_LEARN it only stays until Guardian shows the server's tools, so that Guardian has nothing to ask later.
+// With CONFORMANCE_THROUGH (Guardian's address) and CONFORMANCE_RELAY (the port configured for Guardian's server) it connects
+// to Guardian, and relays that port to the scenario's server, whose own port changes with every run. With CONFORMANCE_LEARN
+// it only stays until Guardian lists the server's tools, so that Guardian makes no such request in the run that counts.
 
 import { connect, createServer } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
@@ -21,7 +21,7 @@ const {
 } = process.env;
 const server = new URL(process.argv.at(-1));
 
-// What a scenario wants called once the tools are known. An error is an outcome like any other: the suite judges it.
+// The calls that a scenario wants once the tools are known. An error is an outcome like any other: the suite checks it.
 const calls = {
   initialize: () => [],
   "request-metadata": () => [],
@@ -39,7 +39,7 @@ const calls = {
   },
 };
 
-// The suite gives a client thirty seconds, and then ends the shell it runs in.
+// After thirty seconds the suite ends the shell that this client runs in.
 setTimeout(() => process.exit(1), 25_000).unref();
 if (through) await relayTo(server);
 const client = await connected(through ? new URL(through) : server, through && { authorization: `Bearer ${bearer}` });

@@ -1,6 +1,6 @@
-// Loaded before a conformance suite (`node --import ./inject.mjs …`), which knows neither credentials nor https everywhere:
-// whatever it sends to the origin of CONFORMANCE_URL carries CONFORMANCE_BEARER. The private authority is Node's own affair
-// (NODE_EXTRA_CA_CERTS). Nothing else of a request is touched.
+// Loaded before a conformance suite (`node --import ./inject.mjs …`), which has no credentials and no https in places: adds
+// CONFORMANCE_BEARER to every request to the origin of CONFORMANCE_URL. Node itself trusts the private authority
+// (NODE_EXTRA_CA_CERTS). Nothing else of a request is changed.
 
 import http from "node:http";
 import https from "node:https";

@@ -1,10 +1,10 @@
-// Runs the published conformance suites and prints what they found as sorted JSON, one `scenario/check` a line. What a check
+// Runs the published conformance suites and prints their results as sorted JSON, one `scenario/check` a line. What a check
 // said about a failure goes to standard error. It compares nothing: the test that runs it does.
 //
 //   node run.mjs server <suite> <url> [<scenario>]   a suite against a server
 //   node run.mjs client [<ways>]                     the client scenarios; behind Guardian where `ways` says so:
 //                                                    {"<version>/<scenario>": {"url": …, "relay": port}}, see client.mjs
-//   node run.mjs learn <ways>                        the same for nobody to judge: until Guardian knows each scenario's tools
+//   node run.mjs learn <ways>                        the same without results, until Guardian has each scenario's tools
 //   node run.mjs scenarios                           a list of the client scenarios, as `ways` has them
 //
 // CONFORMANCE_BEARER is the key to send, NODE_EXTRA_CA_CERTS the authority to trust. Needs Node 22 or later.
@@ -63,7 +63,7 @@ async function judgeServer(suite, url, scenario) {
     run([...inject, cli(release), "server", "--url", url, ...which, "-o", out], { CONFORMANCE_URL: url }));
 }
 
-// Some checks of these suites pass when nothing is there at all.
+// Some checks of these suites pass without any server.
 async function answers(url) {
   const capabilities = {};
   const clientInfo = { name: "probe", version: "1.0.0" };
@@ -102,7 +102,7 @@ function cli(release) {
   return here(`node_modules/${release}/dist/index.js`);
 }
 
-// A suite exits with an error when a check failed, which says no more than the reports do.
+// A suite exits with an error when a check fails; the reports say more.
 function run(args, env) {
   return new Promise((done) => {
     execFile(process.execPath, args, { env: { ...process.env, ...env }, maxBuffer: 1 << 28 }, (error, out, err) => {
@@ -111,7 +111,7 @@ function run(args, env) {
   });
 }
 
-// The suite leaves one folder a scenario, `[server-]<scenario>-<time>`. INFO tells what happened and is no verdict.
+// The suite leaves one folder a scenario, `[server-]<scenario>-<time>`. INFO is a log entry and not a result.
 async function reported(kind, suite) {
   const out = await mkdtemp(join(tmpdir(), "conformance-"));
   try {

@@ -27,7 +27,7 @@ import { EXTENSION, jobTools, withTasks } from "./tasks.mjs";
 const PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg==";
 const WAV = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQAAAAA=";
 
-// ---- what both eras are served
+// ---- definitions for both eras
 
 const states = createRequestStateCodec({ key: randomBytes(32), ttlSeconds: 600 });
 
@@ -46,7 +46,7 @@ function conformanceServer(changed) {
     server.registerTool(name, { description, inputSchema: fromJsonSchema(inputSchema) }, run);
   }
   for (const [name, { description, argsSchema, render }] of Object.entries(prompts)) {
-    // Without arguments of its own a prompt is called with the context alone.
+    // The package calls a prompt that has no arguments with the context alone.
     server.registerPrompt(name, { description, argsSchema }, argsSchema ? render : (ctx) => render({}, ctx));
   }
   addResources(server);
@@ -68,7 +68,7 @@ const tool = (description, run, schema = object()) => ({ description, run, input
 // ---- tools
 
 const tools = {
-  // The first of the list has no arguments: a scenario calls it without any.
+  // The first tool of the list has no arguments, because a scenario calls it without any.
   test_simple_text: tool("One text", () => text("This is a simple text response for testing.")),
 
   test_image_content: tool("One image", () => ({ content: [image] })),
@@ -309,7 +309,7 @@ function embedded(uri, mimeType, text) {
 
 // ---- asking the client: the same handler serves a session's server requests and the modern `input_required`
 
-// Asks every question until all have an answer, then concludes with the answers.
+// Repeats the requests until all are answered, then finishes with the answers.
 function asking(questions, conclude, state) {
   return async (given, ctx) => {
     const inputRequests = questions(given);
@@ -402,7 +402,7 @@ function addResources(server) {
   add("template", template, "A text for each id", "application/json", ({ id }) => ({
     text: JSON.stringify({ id, templateTest: true, data: `Data for ID: ${id}` }),
   }));
-  // Nothing here ever changes, so that a subscription has nothing to remember.
+  // No resource ever changes, so a subscription needs no state.
   server.server.setRequestHandler("resources/subscribe", () => ({}));
   server.server.setRequestHandler("resources/unsubscribe", () => ({}));
 }
@@ -414,7 +414,7 @@ const modern = createMcpHandler(
   { legacy: "reject" },
 );
 
-// ---- up to 2025-11-25: one server a session
+// ---- up to 2025-11-25: one server per session
 
 const sessions = new Map();
 
@@ -444,7 +444,7 @@ function refuse(status, code, message) {
   return Response.json({ jsonrpc: "2.0", error: { code, message }, id: null }, { status });
 }
 
-// Keeps a session's events, so that a stream can be taken up where it broke.
+// Keeps a session's events, so that a broken stream can be resumed.
 function eventStore() {
   const events = [];
   return {

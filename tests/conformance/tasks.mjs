@@ -1,5 +1,5 @@
-// The tasks extension of 2026-07-28, which the official server package does not have: the tools that the suite wants run as
-// tasks, and what a client asks of a task. Everything else goes on to the package's own handler.
+// The tasks extension of 2026-07-28, which the official server package lacks: the tools that the suite runs as tasks, and the
+// methods on tasks. Everything else is passed to the package's own handler.
 
 import { randomUUID } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
@@ -15,7 +15,7 @@ const question = (message, name, type) =>
     requestedSchema: { type: "object", properties: { [name]: { type } }, required: [name] },
   });
 
-// What each of these tools does once it is a task.
+// The work of each of these tools as a task.
 const jobs = {
   slow_compute: async ({ seconds = 0, label = "" }) => {
     await pause(seconds * 1000, undefined, { ref: false });
@@ -45,10 +45,10 @@ const jobs = {
 
 // Answered before there is a task, in `input_required` rounds.
 const settledBefore = { test_tool_with_task: () => ({ user_name: question("What is your name?", "name", "string") }) };
-// Runs at once for clients that know nothing of tasks; the others need one that does.
+// This tool runs at once for clients without tasks; the others need a client with tasks.
 const needless = "slow_compute";
 
-// For the list of tools.
+// The definitions for `tools/list`.
 export const jobTools = Object.fromEntries(
   Object.entries(jobs).map(([name, job]) => [
     name,

@@ -1,4 +1,4 @@
-"""How a test talks with a client: one step a line on standard input, what the client saw of it a line on standard output.
+"""How a test drives a client: one step a line on standard input, what the client saw of it a line on standard output.
 
 Nothing is judged here: the test that asks does that. `../conversation.mjs` is the same for the TypeScript clients.
 """
@@ -71,7 +71,7 @@ async def converse(steps, describe):
 
 
 def told(error, describe):
-    """The innermost of nested groups is what went wrong."""
+    """The innermost of nested exception groups, which is the cause."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return {"heard": "error", "error": type(error).__name__, "message": str(error), **describe(error)}

@@ -21,7 +21,7 @@ host = None
 
 
 class Host:
-    """What a host brings for OAuth, kept in memory. Its user says yes to everything: the browser is one request."""
+    """The part of OAuth that the SDK leaves to its host, kept in memory. The user consents; the browser is one request."""
 
     tokens = None
     information = None
