@@ -1,8 +1,8 @@
-//! The `guardian` binary: reads the command line and hands over.
+//! The `guardian` binary: it hands the command line to `cli::run`.
 
-/// A call makes some fifty small values, and what one thread makes another often drops. Tests keep the system's allocator,
-/// which the tools that watch memory know. Without huge pages (a feature of the crate): a process that does little shall
-/// hold little.
+/// mimalloc, because a call makes some fifty small allocations and another thread often frees them. The crate's feature
+/// `no_thp` turns transparent huge pages off, so that an idle process holds little memory. Debug builds keep the system's
+/// allocator, which memory checkers understand.
 #[cfg(not(debug_assertions))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

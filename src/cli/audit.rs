@@ -1,4 +1,5 @@
-//! `guardian audit`: who did what, when, what was decided and why, and how it ended, as the audit trail has it.
+//! `guardian audit`: who did what, when, what was decided and why, and how it ended. It reads the audit trail in the store,
+//! not the journal: records that are not shipped yet are missing.
 
 use super::context::{Admin, ConfigFile, moment_past};
 use super::failure::Failure;
@@ -10,8 +11,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Records of several instances arrive a little out of order; so far back is looked again for late ones.
+/// Each query of `tail` begins this long before the newest record shown, because instances ship their records at different
+/// times and some arrive late.
 const LATE: Duration = Duration::from_secs(120);
+/// The most rows of one query.
 const MOST: u32 = 10_000;
 
 /// Ask the audit trail.
@@ -204,7 +207,7 @@ async fn tail(admin: &Admin, which: &Which, every: Duration, as_json: bool) -> R
     let mut rows = admin.store.audit(&newest).await?;
     rows.reverse();
     let mut from = rows.last().map_or_else(super::context::now, |row| row.at);
-    // what is older than the ten is not shown later as if it had just happened
+    // later queries do not go back beyond the ten rows shown first: older rows would look as if they were new
     let began = rows.first().map_or(from, |row| row.at);
     loop {
         rows.retain(|row| shown.insert((row.incarnation, row.seq)));
@@ -270,7 +273,7 @@ async fn show(admin: &Admin, request: RequestId, format: Format) -> Result<(), F
     })
 }
 
-/// Every member that says something, `outcome.status` for inner ones.
+/// Flattens the members that have a value; the name of a nested one is its path, such as `outcome.status`.
 fn fields(prefix: &str, value: &serde_json::Value, lines: &mut Vec<(String, String)>) {
     for (name, value) in value.as_object().into_iter().flatten() {
         let name = format!("{prefix}{name}");
@@ -290,7 +293,7 @@ fn fields(prefix: &str, value: &serde_json::Value, lines: &mut Vec<(String, Stri
     }
 }
 
-/// Decisions for people, in the order given.
+/// Rows as a table, in the order given.
 pub fn as_table<'a>(rows: impl Iterator<Item = &'a AuditRow>) -> String {
     table(&HEADS, rows.map(row))
 }
@@ -316,13 +319,14 @@ fn row(row: &AuditRow) -> Vec<String> {
     ]
 }
 
+/// The cells of a row on one line: `tail` cannot know the widths of later rows.
 fn row_line(of: &AuditRow) -> String {
     let cells = row(of);
     let cells: Vec<String> = cells.iter().map(|cell| clean(cell)).collect();
     cells.join("  ")
 }
 
-/// Fixed width: to the millisecond.
+/// A time with exactly three decimals, so that the columns of `tail` line up.
 fn millis(at: Timestamp) -> String {
     let text = Timestamp::from_secs(at.secs()).to_string();
     format!("{}.{:03}Z", text.trim_end_matches('Z'), at.millis().rem_euclid(1_000))
@@ -346,6 +350,7 @@ const fn ending(ending: Ending) -> &'static str {
     }
 }
 
+/// Accepts a reason code; an unknown one would find no record, so it is an error that names the nearest.
 fn reason(text: &str) -> Result<String, String> {
     let codes = || Reason::ALL.iter().map(|reason| reason.code()).chain(["permitted"]);
     if codes().any(|code| code == text) {

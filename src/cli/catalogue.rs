@@ -1,4 +1,4 @@
-//! What a server says when it is asked for its tools, as commands tell it.
+//! Fetches a server's tool list for commands and turns failures into sentences. It stores nothing.
 
 use super::failure::with_causes;
 use super::output::clean;
@@ -6,7 +6,7 @@ use crate::config::{ServerConfig, Span};
 use crate::upstream::{FetchFailed, Offer, Upstream};
 use std::time::Duration;
 
-/// Asks a server for its tools, as `serve` does.
+/// Fetches a server's tools with the code that `serve` uses, over a connection of its own.
 pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<Offer, String> {
     let name = &server.name;
     let upstream = Upstream::new(server).map_err(|error| with_causes(&error))?;

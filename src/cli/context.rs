@@ -1,4 +1,4 @@
-//! What most commands begin with: the configuration, the clock, the store, and who is meant by a name.
+//! What most commands start with: the configuration, the store, the clock, and the user or server that an argument names.
 
 use super::failure::Failure;
 use super::output::{clean, comma};
@@ -13,7 +13,7 @@ use std::time::SystemTime;
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigFile {
     /// The configuration file.
-    // the id is its own: a command's argument of the same id would be taken for it
+    // the argument is global, so clap would confuse its default id `path` with that of `policy check [PATH]`
     #[arg(
         id = "config-file",
         short = 'c',
@@ -28,31 +28,33 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// With its warnings, for commands that show them.
+    /// Loads the configuration with its warnings, for commands that show them.
     pub fn read(&self) -> Result<Loaded, Vec<config::Problem>> {
         config::load(&self.path, &variables())
     }
 
+    /// Loads the configuration without its warnings.
     pub fn load(&self) -> Result<Config, Failure> {
         let loaded = self.read().map_err(|problems| Failure::configuration(&problems))?;
         Ok(loaded.config)
     }
 }
 
-/// Variables that are not text cannot be meant for us.
+/// The environment variables that are UTF-8; the configuration can use no others.
 fn variables() -> Variables {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
 }
 
-/// A command that administers: its configuration and a store that is up to date.
+/// What an administrative command needs: the configuration, and a store whose schema is current.
 pub struct Admin {
     pub config: Config,
     pub store: Store,
 }
 
 impl Admin {
+    /// Opens the store with the administrator's login; refuses a schema that is behind or ahead of this program.
     pub async fn open(file: &ConfigFile) -> Result<Self, Failure> {
         let config = file.load()?;
         let store = open(&config.store, Login::Administrator).await?;
@@ -60,13 +62,13 @@ impl Admin {
         Ok(Self { config, store })
     }
 
-    /// A user by id or by e-mail.
+    /// Finds a user by id or e-mail address.
     pub async fn user(&self, named: &str) -> Result<UserRow, Failure> {
         let users = self.store.list_users(&self.config.environment).await?;
         who(users, named)
     }
 
-    /// A server that is configured, in the registry, or was there once.
+    /// Checks that the configuration or the registry has this server; the error names the nearest one.
     pub async fn server(&self, named: &ServerName) -> Result<(), Failure> {
         let env = &self.config.environment;
         let mut known: BTreeSet<ServerName> = self.config.servers.iter().map(|server| server.name.clone()).collect();
@@ -88,7 +90,7 @@ impl Admin {
         self.user(named).await.map(|user| user.id)
     }
 
-    /// As `user_id`, where naming nobody means everybody.
+    /// As `user_id`; without a name it is `None`, which stands for all users.
     pub async fn user_if_named(&self, named: Option<&str>) -> Result<Option<UserId>, Failure> {
         match named {
             Some(named) => self.user_id(named).await.map(Some),
@@ -97,6 +99,7 @@ impl Admin {
     }
 }
 
+/// The one user with this id or e-mail address, whose letter case does not count. If several match, none is chosen.
 fn who(users: Vec<UserRow>, named: &str) -> Result<UserRow, Failure> {
     let shown = clean(named);
     let has_email = |user: &UserRow| user.email.as_deref().is_some_and(|email| email.eq_ignore_ascii_case(named));
@@ -124,19 +127,21 @@ fn who(users: Vec<UserRow>, named: &str) -> Result<UserRow, Failure> {
     }
 }
 
+/// Which login a command uses on Postgres; SQLite has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Login {
-    /// The proxy's own.
+    /// `store.url`, as `serve` does.
     Proxy,
-    /// `store.admin_url`, else the proxy's own.
+    /// `store.admin_url`, or `store.url` where that is missing.
     Administrator,
 }
 
+/// Opens the store; a missing SQLite file is an error.
 pub async fn open(store: &StoreConfig, login: Login) -> Result<Store, StoreError> {
     Store::open(&address(store, login, false)?).await
 }
 
-/// As `open`, and makes an embedded store that is not there yet.
+/// Opens the store as administrator, and creates the SQLite file and its folder if they are missing.
 pub async fn open_or_create(store: &StoreConfig) -> Result<Store, Failure> {
     if let (StoreKind::Sqlite, Some(folder)) = (store.kind, store.file.as_deref().and_then(Path::parent)) {
         std::fs::create_dir_all(folder)
@@ -171,12 +176,12 @@ pub fn now() -> Timestamp {
     Timestamp::from_datetime(SystemTime::now().into())
 }
 
-/// `30d` from now on, or a moment in RFC 3339.
+/// Parses `30d` as thirty days from now, or a time in RFC 3339.
 pub fn moment_ahead(text: &str) -> Result<Timestamp, String> {
     moment(text, |span| now().plus(span.0))
 }
 
-/// `2h` ago, or a moment in RFC 3339.
+/// Parses `2h` as two hours ago, or a time in RFC 3339.
 pub fn moment_past(text: &str) -> Result<Timestamp, String> {
     moment(text, |span| now().minus(span.0))
 }
@@ -188,7 +193,7 @@ fn moment(text: &str, from_now: impl Fn(Span) -> Timestamp) -> Result<Timestamp,
         .ok_or_else(|| "write a length of time such as `90m` or `30d`, or a moment such as `2027-01-31T12:00:00Z`".to_owned())
 }
 
-/// One thread is enough for a command that asks and prints.
+/// Runs a command on a single-threaded runtime, which is enough to query and print.
 pub fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     crate::transport::install_provider();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -197,7 +202,7 @@ pub fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<
         .block_on(command)
 }
 
-/// Where the file stands, as its own text names things.
+/// A path for messages, with control characters escaped.
 pub fn shown(path: &Path) -> String {
     clean(&path.display().to_string())
 }

@@ -1,4 +1,4 @@
-//! `guardian db`: the schema of the store.
+//! `guardian db`: migrates the schema of the store, shows its state, and binds Postgres logins to an environment.
 
 use super::context::{self, ConfigFile, Login};
 use super::failure::{self, Failure};

@@ -1,6 +1,6 @@
-//! The starter policies, for a program that runs far from its repository.
+//! The starter policies, compiled into the binary for machines without the repository.
 
-/// File names and texts of `policies/`.
+/// File names and texts of `policies/*.cedar`.
 pub const POLICIES: &[(&str, &str)] = &[
     ("10-roles.cedar", include_str!("../../policies/10-roles.cedar")),
     ("20-destructive.cedar", include_str!("../../policies/20-destructive.cedar")),

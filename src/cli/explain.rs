@@ -1,5 +1,6 @@
-//! `guardian policy explain`: how a call would be judged now, without making it. The judge is the one that `serve` uses; only
-//! the facts are made up: the caller is taken as proved, and the knowledge of grants as fresh.
+//! `guardian policy explain`: what `decide` says to a call now, without making the call. `serve` decides with the same
+//! function; here the facts are made up: the caller counts as authenticated, and the grants, just read from the store, as
+//! fresh. Rate limits are not checked.
 
 use super::context::{Admin, ConfigFile, now};
 use super::failure::Failure;
@@ -104,6 +105,7 @@ impl Explain {
         }
     }
 
+    /// The call that is decided; its body is empty, because `decide` reads only the arguments.
     fn call(&self) -> Call {
         let (method, target) = self.what.target();
         Call {
@@ -119,6 +121,7 @@ impl Explain {
         }
     }
 
+    /// Prints the decision and its reasons.
     fn say(&self, principal: &Principal, refusal: Option<&Refusal>, basis: &Basis) -> Result<(), Failure> {
         let who = format!("{}|{}", principal.alias, principal.subject);
         let reason = refusal.map_or("permitted", |refusal| refusal.reason.code());
@@ -165,12 +168,12 @@ impl What {
             (Some(tool), _, _) => (Method::ToolsCall, Target::Tool(tool.clone())),
             (None, Some(uri), _) => (Method::ReadResource, Target::Resource(uri.clone())),
             (None, None, Some(prompt)) => (Method::GetPrompt, Target::Prompt(prompt.clone())),
-            (None, None, None) => (Method::ToolsCall, Target::Server), // clap sees to it that one is there
+            (None, None, None) => (Method::ToolsCall, Target::Server), // cannot occur: clap requires one of the three
         }
     }
 }
 
-/// By the member's first identity of a configured issuer; without one, or with no such issuer, by an API key.
+/// The principal the user would be: their first identity of a configured issuer, else their API key.
 fn principal(member: &Member, client: Option<ClientId>, config: &Config) -> Result<Principal, Failure> {
     let configured = |(issuer, subject): &(Issuer, SubjectName)| {
         let of = config.issuers.iter().find(|of| of.issuer == *issuer)?;
@@ -196,6 +199,7 @@ fn principal(member: &Member, client: Option<ClientId>, config: &Config) -> Resu
     })
 }
 
+/// Parses `--args`: the text is kept as it is if it is a JSON object.
 fn arguments(text: &str) -> Result<Bytes, String> {
     match serde_json::from_str::<serde_json::Value>(text) {
         Ok(value) if value.is_object() => Ok(Bytes::copy_from_slice(text.as_bytes())),

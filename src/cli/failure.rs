@@ -1,4 +1,4 @@
-//! How a command ends when it does not succeed: an exit code for scripts and sentences for people.
+//! Why a command failed: an exit code for scripts and sentences for people.
 
 use crate::config::Problem;
 use crate::store::StoreError;
@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
+/// What each exit code means, for `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -20,7 +21,7 @@ pub const USAGE: u8 = 2;
 pub const UNREACHABLE: u8 = 3;
 pub const FINDING: u8 = 4;
 
-/// Why a command ends early. Each sentence says what, where and what to do.
+/// Ends a command with this exit code and these sentences; each says what is wrong, where, and what to do.
 #[derive(Debug)]
 pub struct Failure {
     code: u8,
@@ -36,7 +37,7 @@ impl Failure {
         Self::with(USAGE, sentence)
     }
 
-    /// The findings are printed already.
+    /// Ends the command without a sentence: it has printed its findings, or nobody reads the output any more.
     pub fn silent(code: u8) -> Self {
         Self {
             code,
@@ -58,6 +59,7 @@ impl Failure {
         }
     }
 
+    /// Prints the sentences on standard error.
     pub fn report(self) -> ExitCode {
         for sentence in self.sentences {
             eprintln!("error: {sentence}");
@@ -77,7 +79,7 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// The store's sentence, with what to do where only a command knows it.
+/// The store's error text, with the command that helps: the store does not know the commands.
 pub fn advised(error: &StoreError) -> String {
     match error {
         StoreError::DatabaseMissing(_) => format!("{error}: `guardian db migrate` makes an embedded one"),
@@ -85,7 +87,7 @@ pub fn advised(error: &StoreError) -> String {
     }
 }
 
-/// Nothing can be asked of the store at all, as it is.
+/// Whether the store answers no query at all, so that another query would fail too.
 pub fn is_unreachable(error: &StoreError) -> bool {
     matches!(
         error,
@@ -97,7 +99,7 @@ pub fn is_unreachable(error: &StoreError) -> bool {
     )
 }
 
-/// A reader that went away (`guardian … | head`) is no failure.
+/// A closed pipe (`guardian … | head`) is no failure.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -116,7 +118,7 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// An error and what caused it, as one sentence.
+/// An error and its chain of sources as one sentence, separated by colons.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

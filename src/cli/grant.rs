@@ -1,4 +1,4 @@
-//! `guardian grant`: who may use which server, with which scopes, until when.
+//! `guardian grant`: lists, adds and revokes grants: which user may use which server, with which scopes, until when.
 
 use super::context::{Admin, ConfigFile, moment_ahead};
 use super::failure::Failure;

@@ -1,4 +1,4 @@
-//! `guardian key`: API keys, shown once when they are made and never again.
+//! `guardian key`: makes, lists and revokes API keys. A key is printed once, when it is made; the store keeps only its HMAC.
 
 use super::context::{Admin, ConfigFile, moment_ahead, now};
 use super::failure::{Failure, with_causes};
@@ -112,6 +112,7 @@ impl Key {
     }
 }
 
+/// Loads the peppers, and creates the file if there is none.
 fn pepper(admin: &Admin) -> Result<Pepper, Failure> {
     let file = admin.config.keys.pepper_file.clone();
     let file = file.unwrap_or_else(|| admin.config.data_dir.join("pepper"));

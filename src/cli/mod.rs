@@ -1,5 +1,4 @@
-//! The command line: what people and scripts type, one file a command. Commands ask the rooms below and print; they decide
-//! nothing themselves.
+//! The command line, one file per command. A command calls the rooms below and prints the result; it decides nothing itself.
 
 mod audit;
 mod catalogue;
@@ -59,7 +58,7 @@ enum Command {
     Db(db::Db),
 }
 
-/// Runs what the command line asks for. Never returns an exit code that `EXIT_CODES` does not name.
+/// Runs the command that the arguments name. `EXIT_CODES` lists every exit code it returns.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -101,7 +100,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// `BLESS=1` writes it anew.
+    /// `BLESS=1` rewrites the golden file.
     #[test]
     fn the_help_is_what_was_proofread() {
         fn render(command: &mut clap::Command, path: &str, text: &mut String) {

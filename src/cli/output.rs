@@ -1,5 +1,5 @@
-//! What commands print: tables for people, JSON for machines, progress where a person waits. Foreign text is made harmless
-//! for a terminal.
+//! Output of the commands: tables for people, JSON for programs, a spinner while a person waits. `table` escapes control
+//! characters in its cells; any other text that users or servers wrote goes through `clean` before it is printed.
 
 use super::failure::Failure;
 use crate::domain::Timestamp;
@@ -18,7 +18,7 @@ pub struct Format {
 }
 
 impl Format {
-    /// A list: as a table, or as one JSON array.
+    /// Prints a list: one JSON array with `--json`, else a table, or `none` on standard error if the list is empty.
     pub fn list<T: Serialize>(
         self,
         items: &[T],
@@ -35,7 +35,7 @@ impl Format {
         line(table(heads, items.iter().map(row)))
     }
 
-    /// What was done: a sentence, or an object.
+    /// Prints what a command did: `value` with `--json`, else `sentence`.
     pub fn done(self, value: &impl Serialize, sentence: impl Display) -> Result<(), Failure> {
         match self.json {
             true => json(value),
@@ -44,6 +44,7 @@ impl Format {
     }
 }
 
+/// A table without borders; control characters in cells are escaped.
 pub fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -63,32 +64,34 @@ pub fn json_array(items: impl Iterator<Item = serde_json::Value>) -> Result<(), 
     json(&items.collect::<Vec<_>>())
 }
 
+/// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::failed(format_args!("cannot print this as JSON: {error}")))?;
     line(text)
 }
 
-/// One value a line, for streams.
+/// Prints a value as JSON on one line, so that a reader can take a stream line by line.
 pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text =
         serde_json::to_string(value).map_err(|error| Failure::failed(format_args!("cannot print this as JSON: {error}")))?;
     line(text)
 }
 
+/// Prints a line on standard output, flushed so that a pipe sees it at once.
 pub fn line(text: impl Display) -> Result<(), Failure> {
     let mut out = stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
 }
 
-/// Beside the answer: on standard error.
+/// Prints a line on standard error: standard output holds only the command's answer.
 pub fn note(text: impl Display) -> Result<(), Failure> {
     eprintln!("{text}");
     Ok(())
 }
 
-/// Control characters escaped, so that no stored text can move the cursor or forge a row.
+/// Escapes control characters, so that no stored text can move the cursor or forge a row.
 pub fn clean(text: &str) -> String {
     text.chars()
         .flat_map(|c| match c.is_control() {
@@ -107,12 +110,12 @@ pub fn comma<T: Display>(values: impl IntoIterator<Item = T>) -> String {
     values.join(",")
 }
 
-/// To the second, which is what people compare.
+/// A time without its fraction of a second, which people do not compare.
 pub fn at(time: Timestamp) -> String {
     Timestamp::from_secs(time.secs()).to_string()
 }
 
-/// Shows on a terminal that something takes its time; silent elsewhere. Gone when dropped.
+/// A spinner on standard error, shown only if that is a terminal. Dropping it clears it.
 pub struct Progress(ProgressBar);
 
 pub fn progress(what: impl Display) -> Progress {
@@ -127,6 +130,7 @@ pub fn progress(what: impl Display) -> Progress {
 }
 
 impl Progress {
+    /// Replaces the text beside the spinner.
     pub fn now(&self, what: impl Display) {
         self.0.set_message(what.to_string());
     }

@@ -1,4 +1,5 @@
-//! `guardian policy`: whether the policies hold together with the tools, and what they are checked against.
+//! `guardian policy`: checks the policies against the tools in the store, prints the Cedar schema for that, and pins the
+//! policy files. A call is explained in `explain.rs`.
 
 use super::context::{self, ConfigFile, Login, shown};
 use super::explain::Explain;
@@ -64,7 +65,7 @@ impl Policy {
                 let mut config = file.load()?;
                 let catalogue = catalogue(&config).await?;
                 config.policies.deny_all = true;
-                // Prompts have the arguments that policies name. While those are wrong, there is a schema all the same.
+                // the policies name the arguments of prompts; if they do not compile, the schema is printed without those
                 let sources = sources(&config.policies.dir).unwrap_or_default();
                 let compiled = Snapshot::compile(&sources, &catalogue, &settings(&config));
                 match compiled.or_else(|_| Snapshot::compile(&[], &catalogue, &settings(&config))) {
@@ -78,7 +79,7 @@ impl Policy {
     }
 }
 
-/// Only what compiles is pinned: a manifest of broken policies would keep every instance from starting.
+/// Writes the manifest, if the policies compile: with a manifest of broken policies no instance could start.
 async fn pin(config: &Config, format: Format) -> Result<(), Failure> {
     let dir = &config.policies.dir;
     let sources = sources(dir)?;
@@ -103,7 +104,7 @@ async fn pin(config: &Config, format: Format) -> Result<(), Failure> {
     )
 }
 
-/// What the store knows of the servers' tools; nothing before the first `serve` or `server catalog --refresh`.
+/// The tools of all servers that the store knows; none before the first `serve` or `server catalog --refresh`.
 pub async fn catalogue(config: &Config) -> Result<Catalogue, Failure> {
     let store = context::open(&config.store, Login::Administrator).await?;
     store.require_current().await?;
@@ -116,10 +117,12 @@ pub async fn catalogue_of(store: &Store, config: &Config) -> Result<Catalogue, F
     Ok(assemble(&config.servers, &registry, &stored))
 }
 
+/// Reads the `.cedar` files of a folder, or the one file at `path`.
 pub fn sources(path: &Path) -> Result<Vec<PolicySource>, Failure> {
     read_policies(path).map_err(|error| Failure::usage(format_args!("{error:#}")))
 }
 
+/// Prints the errors or warnings; fails if the policies do not compile.
 fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {
     let (problems, warnings) = match compiled {
         Ok(snapshot) => (&[][..], snapshot.warnings()),
@@ -154,7 +157,7 @@ fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], f
     }
 }
 
-/// Tells the problems and ends.
+/// Prints the problems and fails.
 pub fn refuse(problems: &[Problem], sources: &[PolicySource]) -> Result<(), Failure> {
     problems
         .iter()
@@ -172,7 +175,7 @@ fn as_json(problem: &Problem) -> serde_json::Value {
     })
 }
 
-/// On a terminal with the line it is about; elsewhere one line a finding.
+/// A problem as text: on a terminal with the policy line it is about, elsewhere on one line.
 fn drawn(problem: &Problem, word: &str, sources: &[PolicySource]) -> String {
     let source = sources.iter().find(|source| Some(&source.file) == problem.file.as_ref());
     match (source, problem.line, std::io::stderr().is_terminal()) {

@@ -1,6 +1,7 @@
-//! `guardian quickstart`: from nothing to three verdicts and their audit records, then a proxy that keeps serving.
+//! `guardian quickstart`: starts a proxy from nothing, shows three decisions and their audit records, then keeps serving.
 //!
-//! Everything it makes lies in one folder and is used again the next time; it configures nothing that `serve` does not read.
+//! Everything it makes is in one folder, and the next run uses it again. The proxy runs from a `guardian.toml` that `serve`
+//! could use: there is no setting for the quickstart alone.
 
 use super::audit::as_table;
 use super::failure::Failure;
@@ -47,7 +48,7 @@ pub struct Quickstart {
 
 const USER: &str = "demo@example.com";
 const ROLE: &str = "developer";
-/// `write_file` is left out: that is the call refused for its scope.
+/// `write_file` is left out, so that its call is refused for a missing scope.
 const SCOPES: [&str; 5] = ["list_files", "read_file", "delete_file", "query", "count"];
 
 impl Quickstart {
@@ -107,7 +108,7 @@ impl Quickstart {
     }
 }
 
-/// The folder with everything the quickstart makes.
+/// The folder with everything the quickstart makes, and the ports it serves on.
 struct Place {
     dir: PathBuf,
     port: u16,
@@ -115,6 +116,7 @@ struct Place {
 }
 
 impl Place {
+    /// Makes the folder and the development certificates, and picks the ports.
     fn prepare(arguments: &Quickstart) -> Result<Self> {
         app::make_private_folder(&arguments.dir)?;
         let dir = arguments.dir.canonicalize()?;
@@ -126,7 +128,7 @@ impl Place {
         })
     }
 
-    /// Writes `guardian.toml` and reads it back the way `serve` would.
+    /// Writes `guardian.toml` and loads it as `serve` would.
     fn configure(&self, arguments: &Quickstart, demo: Option<&demo::Demo>) -> Result<Config> {
         let (name, url, credential) = match (demo, &arguments.upstream) {
             (Some(demo), _) => {
@@ -157,7 +159,7 @@ impl Place {
         Ok(loaded.config)
     }
 
-    /// The folder `policies` of the repository, or a copy of the starter set.
+    /// The folder `policies` of the current directory, for readers in the repository; else a copy of the starter policies.
     fn policies(&self) -> Result<PathBuf> {
         let near = Path::new("policies");
         if near.is_dir() {
@@ -173,7 +175,7 @@ impl Place {
         Ok(dir)
     }
 
-    /// The demo user with its key and grant; the same ones the next time.
+    /// Enrols the demo user if there is none, sets its grant (`*` if `everything`), and returns its API key.
     async fn admit_demo_user(&self, config: &Config, server: &ServerName, everything: bool) -> Result<String> {
         app::make_private_folder(&config.data_dir)?;
         let store = Store::open(&app::store_open(config)?).await?;
@@ -209,6 +211,7 @@ impl Place {
         self.demo_key(&store, config, &user, app::now()).await
     }
 
+    /// The API key of the last run, if the store still accepts it; else a new one.
     async fn demo_key(&self, store: &Store, config: &Config, user: &UserId, now: Timestamp) -> Result<String> {
         let file = self.dir.join("demo.key");
         let pepper = Pepper::load_or_create(app::filled(&config.keys.pepper_file))?;
@@ -239,7 +242,7 @@ impl Place {
     }
 }
 
-/// A client of the proxy just started: the reader, until they paste the snippet.
+/// An MCP client with the demo user's API key, which makes the calls that the quickstart shows.
 struct Guest<'a> {
     place: &'a Place,
     address: SocketAddr,
@@ -247,7 +250,7 @@ struct Guest<'a> {
     key: &'a str,
 }
 
-/// What the reader is shown, in order: the tool, its arguments, and why it ends as it does.
+/// The calls that are shown, in order: the tool, its arguments, and why the call ends as it does.
 const CALLS: [(&str, &str, &str); 3] = [
     ("read_file", r#"{"path":"welcome.txt"}"#, "granted, and a policy permits it"),
     (
@@ -305,6 +308,7 @@ impl Guest<'_> {
         Ok(())
     }
 
+    /// Sends one request through the proxy and returns the response; in an event stream that is the last event.
     async fn call(&self, method: &str, params: Value) -> Result<Value> {
         let client = Client::new(&ClientSettings {
             ca_file: Some(self.place.dir.join("certs/ca.pem")),
@@ -327,7 +331,8 @@ impl Guest<'_> {
         serde_json::from_str(json.trim()).with_context(|| format!("the answer is not JSON: {text}"))
     }
 
-    /// Waits for the shipper: the records are on disk already, the table follows.
+    /// The three records as a table. The journal has them already; the shipper gets five seconds to bring them and their
+    /// outcomes to the audit trail. A refused call has no outcome.
     async fn audit(&self, store: &Store, environment: &EnvironmentName, since: Timestamp) -> Result<String> {
         let until = Instant::now() + Duration::from_secs(5);
         let filter = AuditFilter {
@@ -383,6 +388,7 @@ impl Guest<'_> {
     }
 }
 
+/// What a response says: allowed or refused, and the text that the client sees.
 fn verdict(answer: &Value) -> (String, String) {
     match answer.get("error") {
         Some(error) => {
@@ -415,7 +421,7 @@ fn curl(ca: &str, key: &str, url: &str, tool: &str, arguments: &str) -> String {
     format!("curl --cacert {ca} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}' {url}")
 }
 
-/// How the reader started this program, so that commands can be pasted.
+/// The program name for printed commands, as the reader typed it; under `cargo run`, the path of the binary.
 fn program() -> String {
     let own = std::env::current_exe().unwrap_or_default();
     match std::env::var_os("CARGO") {
@@ -424,7 +430,7 @@ fn program() -> String {
     }
 }
 
-/// Relative to where the reader stands, if it lies below.
+/// A path relative to the current directory, if it is below that.
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir()
         .and_then(|here| here.canonicalize())
@@ -432,12 +438,14 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }
 
+/// The port, or a free one for 0. The socket is closed again: another process could take the port before the proxy does.
 fn free_port(wanted: u16, flag: &str) -> Result<u16> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", wanted))
         .with_context(|| format!("port {wanted} is taken: choose another with `{flag}`, or 0 for a free one"))?;
     Ok(listener.local_addr()?.port())
 }
 
+/// Replaces a file by a new one with mode 0600, which no other user could open in between.
 fn private_file(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;

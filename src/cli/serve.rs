@@ -1,4 +1,4 @@
-//! `guardian serve`: hands the configuration to the app and stays until it ends.
+//! `guardian serve`: loads the configuration, starts the log, and runs the app until that stops.
 
 use super::context::ConfigFile;
 use super::failure::Failure;

@@ -1,4 +1,4 @@
-//! `guardian server`: the MCP servers, their tools, and which definitions of tools are approved.
+//! `guardian server`: the registry of MCP servers, their tools, and which tool definitions are approved (pinned).
 
 use super::catalogue;
 use super::context::{self, Admin, ConfigFile, Login, shown};
@@ -101,6 +101,7 @@ pub enum Server {
     },
 }
 
+/// A row of `guardian server list`.
 #[derive(Serialize)]
 struct Listed {
     name: ServerName,
@@ -112,6 +113,7 @@ struct Listed {
     waiting: usize,
 }
 
+/// A row of `guardian server catalog`.
 #[derive(Serialize)]
 struct Tool {
     tool: ToolName,
@@ -123,8 +125,9 @@ struct Tool {
     pinned: Option<Digest>,
     pinned_at: Option<String>,
     pinned_by: Option<String>,
-    /// Why callers cannot use it, whatever they are granted.
+    /// Why no caller can use this tool, whatever their grants: its input schema is unusable.
     obstacle: Option<String>,
+    /// What differs between the pinned and the offered definition, as `differing` writes it.
     #[serde(skip)]
     differs: Vec<String>,
 }
@@ -244,7 +247,7 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
     )
 }
 
-/// Notes in the store what the server offers now.
+/// Fetches the server's tools, as `serve` does, records them in the store and prints what changed.
 async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
     let configured = admin.config.servers.iter().find(|server| server.name == *name);
     let server = configured.ok_or_else(|| {
@@ -260,7 +263,7 @@ async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
         .map(|tool| (tool.name.clone(), tool.digest, tool.definition.to_string()))
         .collect();
     let pin_new = server.pin == PinMode::FirstUse;
-    // noting offers is the proxy's part, not the administrator's
+    // what a server offers is no administrator's decision: it is recorded with the proxy's login, as `serve` records it
     let proxy = context::open(&admin.config.store, Login::Proxy).await?;
     let observed = proxy
         .observe_tools(&admin.config.environment, name, &offered, pin_new)
@@ -329,7 +332,7 @@ fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> Tool {
     }
 }
 
-/// Member by member of the definition: `description: "old" → "new"`.
+/// The members that differ, one line each: `description: "old" → "new"`. With nothing pinned, every offered member.
 fn differing(pinned: &Json, offered: &Json) -> Vec<String> {
     let members = |definition: &Json| definition.as_object().cloned().unwrap_or_default();
     let (old, new) = (members(pinned), members(offered));
@@ -384,7 +387,7 @@ const fn word(standing: Standing) -> &'static str {
     }
 }
 
-/// What the registry holds of a server, or would if it were put there as it is.
+/// The server's row of the registry, or a new row with the defaults.
 async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Failure> {
     let known = admin.store.list_servers(&admin.config.environment).await?;
     let new = || RegistryRow {
@@ -397,6 +400,7 @@ async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Fai
     Ok(known.into_iter().find(|row| row.server == *name).unwrap_or_else(new))
 }
 
+/// Writes the row to the registry and prints what that means for calls.
 async fn put(admin: &Admin, file: &ConfigFile, row: &RegistryRow, format: Format) -> Result<(), Failure> {
     admin.store.put_server(&admin.config.environment, row).await?;
     let state = match row.enabled {

@@ -1,4 +1,4 @@
-//! `guardian token`: refuses tokens that issuers gave out, before they expire by themselves.
+//! `guardian token`: revokes tokens of issuers before they expire. API keys are the business of `guardian key`.
 
 use super::context::{Admin, ConfigFile, moment_ahead, moment_past, now};
 use super::failure::Failure;
@@ -9,7 +9,7 @@ use crate::domain::{Issuer, Revocation, RevocationKind, Timestamp};
 use serde_json::json;
 use std::time::Duration;
 
-/// How long a token is refused if nothing else is said: longer than tokens are good for.
+/// The default of `--until`: longer than access tokens live.
 const LONG: Span = Span(Duration::from_secs(30 * 24 * 3_600));
 
 /// Refuse tokens before they expire.
@@ -107,6 +107,7 @@ impl Token {
 }
 
 impl Of {
+    /// The issuers and values to revoke: all linked identities of `--user`, or the one value given with `--issuer`.
     async fn named(&self, admin: &Admin) -> Result<Vec<(Issuer, RevocationKind, String)>, Failure> {
         if let Some(user) = &self.user {
             let row = admin.user(user).await?;

@@ -1,4 +1,4 @@
-//! `guardian user`: who is enrolled in this environment, in which roles, and which identities of which issuers are theirs.
+//! `guardian user`: who is enrolled in this environment, with which roles, and which issuers' identities are linked to them.
 
 use super::context::{Admin, ConfigFile};
 use super::failure::Failure;
@@ -216,12 +216,13 @@ async fn set(admin: &Admin, user: &str, to: MemberStatus, format: Format) -> Res
     )
 }
 
-/// An alias stands for its issuer; anything else is taken as the exact `iss`.
+/// The `iss` of the issuer with this alias; any other text is taken as the exact `iss`.
 pub fn exact(config: &Config, named: &Issuer) -> Issuer {
     let by_alias = config.issuers.iter().find(|issuer| issuer.alias.as_str() == named.as_str());
     by_alias.map_or_else(|| named.clone(), |issuer| issuer.issuer.clone())
 }
 
+/// Accepts `name@host` without spaces and control characters; nothing more is checked.
 fn email(text: &str) -> Result<String, String> {
     let (name, host) = text.split_once('@').unwrap_or_default();
     let plain = text.len() <= 320 && !text.chars().any(|c| c.is_control() || c.is_whitespace());

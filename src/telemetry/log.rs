@@ -1,4 +1,5 @@
-//! Log lines: text for a terminal, JSON for machines, one line an event whatever the event holds.
+//! Log lines on standard error: text for a terminal, JSON for programs. An event is always one line, because control
+//! characters in its values are escaped.
 
 use crate::config::{LogConfig, LogFormat};
 use std::fmt::{self, Write};
@@ -8,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
+/// Why logging cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     #[error(
@@ -18,7 +20,7 @@ pub enum LogError {
     Started,
 }
 
-/// Logs to standard error from here on; to be called once.
+/// Starts logging for the whole process; a second call is an error.
 pub fn start(config: &LogConfig, is_terminal: bool) -> Result<(), LogError> {
     let filter = filter(&config.level)?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -37,12 +39,12 @@ pub fn start(config: &LogConfig, is_terminal: bool) -> Result<(), LogError> {
     started.map_err(|_| LogError::Started)
 }
 
-/// Whether `start` would take it.
+/// Whether `start` would accept this configuration.
 pub fn check(config: &LogConfig) -> Result<(), LogError> {
     filter(&config.level).map(drop)
 }
 
-/// Stricter than `EnvFilter`, for which a misspelt level is the name of a module.
+/// Parses `log.level`. A misspelt level is refused here, because `EnvFilter` would take it for the name of a module.
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
     let wrong = |directive: &str| LogError::Directive {
         directive: directive.escape_debug().to_string(),
@@ -56,7 +58,7 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::builder().parse(level).map_err(|_| wrong(level))
 }
 
-/// A field as text whose control characters are escaped, so that no value can forge a line or move the cursor.
+/// Writes a field with control characters escaped, so that no value can forge a line or move the cursor.
 fn plain_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     if field.name() != "message" {
         write!(writer, "{}=", field.name())?;
@@ -64,6 +66,7 @@ fn plain_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
     write!(Escaping(writer), "{value:?}")
 }
 
+/// Escapes control characters on their way to the log.
 struct Escaping<'a, 'w>(&'a mut Writer<'w>);
 
 impl Write for Escaping<'_, '_> {

@@ -1,5 +1,5 @@
-//! The numbers behind `/metrics`. Every label has a bounded set of values: reasons, methods, configured servers, causes;
-//! never a user, an argument or a tool.
+//! The metrics of `/metrics`, in OpenMetrics text. Every label has a bounded set of values: reasons, methods, configured
+//! servers, causes, the hash of the one policy set in force. No label holds a user, an argument or a tool.
 
 use crate::domain::{Digest, Reason, ServerName};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,22 +13,24 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-/// Microseconds to a second: judging and writing.
+/// Buckets in seconds for a decision and for a journal append: 10 µs to 1 s.
 const SHORT: [f64; 12] = [
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.01, 0.05, 0.25, 1.0,
 ];
-/// As OpenTelemetry's MCP conventions advise for operations.
+/// Buckets in seconds for an MCP request, as OpenTelemetry's MCP conventions advise.
 const OPERATION: [f64; 14] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+/// Buckets in seconds for the lag of a revocation: 5 ms to 5 s.
 const LAG: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-/// Stands for a server that is not configured: callers choose that word, and labels must not grow with it.
+/// The label of every server that is not configured: callers choose such names, so a label each would grow without bound.
 const UNKNOWN_SERVER: &str = "unknown";
 
+/// Every metric of this process.
 pub struct Metrics {
     registry: Registry,
     servers: BTreeSet<ServerName>,
     permitted: Counter,
-    /// By `Reason` as a number.
+    /// Indexed by `Reason as usize`.
     refused: Vec<Counter>,
     unauthenticated: Family<ReasonLabel, Counter>,
     decision: Histogram,
@@ -39,7 +41,7 @@ pub struct Metrics {
     policy_set: Family<HashLabel, Gauge>,
     reload_failures: Counter,
     operation: Family<OperationLabels, Histogram, fn() -> Histogram>,
-    /// What was looked up in `operation` before, without making its labels again.
+    /// The histograms of `operation` by method and error type: a look-up here allocates no label strings.
     operations: RwLock<HashMap<(&'static str, &'static str), Operations>>,
     connections: Gauge,
     in_flight: Gauge,
@@ -74,10 +76,10 @@ struct OperationLabels {
     error_type: &'static str,
 }
 
-/// By configured server; `None` stands for all others.
+/// Histograms by configured server; `None` is every other server.
 type Operations = HashMap<Option<ServerName>, Histogram>;
 
-/// Counts one more of something until dropped.
+/// Keeps a gauge raised by one until dropped.
 #[derive(Debug)]
 pub struct Held(Gauge);
 
@@ -88,7 +90,7 @@ impl Drop for Held {
 }
 
 impl Metrics {
-    /// `servers` are the configured ones, the only ones that become labels.
+    /// `servers` are the configured servers; no other name becomes a label.
     pub fn new(servers: impl IntoIterator<Item = ServerName>) -> Self {
         let decisions = Family::<DecisionLabels, Counter>::default();
         let counter = |decision, reason| decisions.get_or_create_owned(&DecisionLabels { decision, reason });
@@ -115,7 +117,7 @@ impl Metrics {
         metrics
     }
 
-    /// Names of counters get their `_total` from the encoder.
+    /// Registers all metrics; the encoder appends `_total` to the names of counters.
     fn register(&mut self, decisions: Family<DecisionLabels, Counter>) {
         let r = &mut self.registry;
         r.register("guardian_decisions", "Messages judged, by verdict and reason", decisions);
@@ -165,49 +167,58 @@ impl Metrics {
         );
     }
 
+    /// A message was permitted; `took` is the time from facts to verdict.
     pub fn permitted(&self, took: Duration) {
         self.permitted.inc();
         self.decision.observe(took.as_secs_f64());
     }
 
+    /// A message was refused; `took` is the time from facts to verdict.
     pub fn refused(&self, reason: Reason, took: Duration) {
         self.refused[reason as usize].inc();
         self.decision.observe(took.as_secs_f64());
     }
 
+    /// A request had no valid credential.
     pub fn unauthenticated(&self, reason: Reason) {
         let label = ReasonLabel { reason: reason.code() };
         self.unauthenticated.get_or_create(&label).inc();
     }
 
+    /// A record is durable in the journal, `took` after it was queued.
     pub fn audit_appended(&self, took: Duration) {
         self.append.observe(took.as_secs_f64());
     }
 
+    /// How many journal records the audit trail does not have yet.
     pub fn audit_unshipped(&self, records: u64) {
         self.unshipped.set(i64::try_from(records).unwrap_or(i64::MAX));
     }
 
+    /// How long ago the grants in memory were confirmed.
     pub fn grants_age(&self, age: Duration) {
         self.grants_age.set(age.as_secs_f64());
     }
 
+    /// A change of grants took effect here, `lag` after its commit.
     pub fn revocation_applied(&self, lag: Duration) {
         self.revocation_lag.observe(lag.as_secs_f64());
     }
 
-    /// This set is in force from now on, and no other.
+    /// This policy set is in force from now on, in place of the one before.
     pub fn policy_set(&self, hash: &Digest) {
         self.policy_set.clear();
         let label = HashLabel { hash: hash.to_string() };
         self.policy_set.get_or_create(&label).set(1);
     }
 
+    /// A policy set was rejected and the old one stayed in force.
     pub fn policy_reload_failed(&self) {
         self.reload_failures.inc();
     }
 
-    /// `method` and `error_type` are words of the code, `error_type` empty for success.
+    /// Records the duration of an MCP request. `method` and `error_type` are literals of the code, so that labels stay
+    /// bounded; an empty `error_type` is success.
     pub fn operation(&self, method: &'static str, server: Option<&ServerName>, error_type: &'static str, took: Duration) {
         let known = server.and_then(|server| self.servers.get(server));
         let place = (method, error_type);
@@ -228,7 +239,7 @@ impl Metrics {
         histogram.observe(took.as_secs_f64());
     }
 
-    /// How many connections are open now.
+    /// How many client connections are open now.
     pub fn connections(&self, open: usize) {
         self.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
@@ -239,13 +250,13 @@ impl Metrics {
         Held(self.in_flight.clone())
     }
 
-    /// How many connections were refused for this cause since the start.
+    /// Sets the counter of connections refused for this cause: `so_far` counts from the start of the process.
     pub fn connections_refused(&self, cause: &'static str, so_far: u64) {
         let counter = self.refused_connections.get_or_create(&CauseLabel { cause });
         counter.inner().store(so_far, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// OpenMetrics text, `application/openmetrics-text; version=1.0.0; charset=utf-8`.
+    /// The answer of `/metrics`: `application/openmetrics-text; version=1.0.0; charset=utf-8`.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");

@@ -1,6 +1,6 @@
-//! What Guardian says about itself while it runs: log lines on standard error, numbers for `/metrics`.
+//! Log lines on standard error and the metrics of `/metrics`.
 //!
-//! Neither holds a secret, a user or an argument; the audit trail is where those who may know look.
+//! Neither holds a secret, a user or an argument: who called what is only in the audit trail.
 
 mod log;
 mod metrics;

@@ -1,10 +1,11 @@
-//! The scratch folder. A path is relative, goes only down, and meets no symbolic link: nothing outside is ever reached.
+//! The scratch folder of the file tools. A path must be relative, without `..`, and must not lead through a symbolic link,
+//! so nothing outside the folder is reached. Another process that swaps in a link between check and use is not considered.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
-/// The folder the file tools see, and nothing else.
+/// The one folder that the file tools can reach.
 pub(super) struct Scratch {
     root: PathBuf,
 }
@@ -30,7 +31,7 @@ const SEEDS: [(&str, &str); 3] = [
 ];
 
 impl Scratch {
-    /// Makes the folder and, if it is new or empty, its first files.
+    /// Creates the folder and, if it is empty, its first files.
     pub(super) fn prepare(root: &Path) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let scratch = Self {
@@ -80,6 +81,7 @@ impl Scratch {
         String::from_utf8(bytes).map_err(|_| format!("`{path}` is not text"))
     }
 
+    /// Writes a file and its folders; an old file is kept as `<path>~`.
     pub(super) fn write(&self, path: &str, content: &str) -> Result<String, String> {
         if content.len() > MAX_FILE_BYTES {
             return Err(format!("the content is larger than {MAX_FILE_BYTES} bytes"));
@@ -117,7 +119,7 @@ impl Scratch {
         }
     }
 
-    /// The place a path names, which need not exist.
+    /// Resolves a path inside the folder; the file need not exist.
     fn find(&self, path: &str) -> Result<PathBuf, String> {
         let mut found = self.root.clone();
         let outside = || format!("`{path}` is not a path inside the scratch folder");
@@ -131,7 +133,7 @@ impl Scratch {
                 Component::Normal(name) => found.push(name),
                 Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(outside()),
             }
-            // Looked at from the top down, so that no link is ever followed.
+            // each component is checked before the next is appended, so that no link is followed
             match fs::symlink_metadata(&found) {
                 Ok(about) if about.is_symlink() => return Err(outside()),
                 Ok(_) | Err(_) => {}
@@ -140,6 +142,7 @@ impl Scratch {
         Ok(found)
     }
 
+    /// Refuses a new file if the folder is full.
     fn make_room(&self) -> Result<(), String> {
         match entries(&self.root, MAX_ENTRIES) {
             Ok(count) if count < MAX_ENTRIES => Ok(()),
@@ -149,7 +152,7 @@ impl Scratch {
     }
 }
 
-/// Files and folders below, counted no further than `most`.
+/// Counts the files and folders below `folder`; the count stops once it reaches `most`.
 fn entries(folder: &Path, most: usize) -> io::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(folder)? {
@@ -165,7 +168,7 @@ fn entries(folder: &Path, most: usize) -> io::Result<usize> {
     Ok(count)
 }
 
-/// What went wrong in words, without the path of the machine.
+/// A sentence for an I/O error, without the real path on this machine.
 fn said(path: &str, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => format!("there is no `{path}`"),
@@ -178,7 +181,7 @@ fn said(path: &str, error: &io::Error) -> String {
 mod tests {
     use super::*;
 
-    /// A folder of its own beside something that must stay untouched.
+    /// A scratch folder for one test, beside a file that must stay untouched.
     fn scratch(name: &str) -> (Scratch, PathBuf) {
         let around = std::env::temp_dir().join(format!("guardian-demo-{}-{name}", std::process::id()));
         let _old = fs::remove_dir_all(&around);

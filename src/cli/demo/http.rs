@@ -1,4 +1,4 @@
-//! The HTTP half: path, credential, method, media types, body; then which era a message belongs to.
+//! HTTP of the demo server: checks path, credential, method, media types and body, then hands the message to its era.
 
 use super::reply::{self, Reply};
 use super::{Server, legacy, modern};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 
-/// A message of the client, one JSON object.
+/// A JSON-RPC request or notification of a client.
 pub(super) struct Message {
     pub(super) id: Option<Value>,
     pub(super) method: String,
@@ -95,7 +95,7 @@ fn read(body: &Bytes) -> Result<Message, Box<Reply>> {
         return refuse(known_id, reply::INVALID_REQUEST, "`jsonrpc` must be \"2.0\"");
     }
     let Some(Value::String(method)) = value.remove("method") else {
-        // A response, too, ends here: this server never asks its clients anything.
+        // a response ends here too: this server sends no requests to its clients
         return refuse(known_id, reply::INVALID_REQUEST, "`method` is missing");
     };
     let params = match value.remove("params") {
@@ -106,6 +106,7 @@ fn read(body: &Bytes) -> Result<Message, Box<Reply>> {
     Ok(Message { id, method, params })
 }
 
+/// Whether exactly one `Authorization` header is there and holds the credential; compared in constant time.
 fn proved(headers: &HeaderMap, credential: &str) -> bool {
     let mut presented = headers.get_all(header::AUTHORIZATION).iter();
     match (presented.next(), presented.next()) {
@@ -120,7 +121,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// `*/*` is enough, as many servers have it.
+/// Whether `Accept` names this media type; `*/*` is enough, as on many servers.
 pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     headers
         .get_all(header::ACCEPT)
@@ -131,7 +132,7 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
         .any(|range| range.trim().eq_ignore_ascii_case(wanted) || range.trim() == "*/*")
 }
 
-/// The one value of a header; `None` if it is absent, doubled or not text.
+/// The value of a header that occurs once; `None` if it is absent, repeated or not text.
 pub(super) fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {

@@ -1,4 +1,4 @@
-//! 2024-11-05 to 2025-11-25: `initialize`, sessions, the GET stream and DELETE.
+//! The legacy era, 2024-11-05 to 2025-11-25: `initialize`, sessions, the GET stream and DELETE.
 
 use super::http::{Message, VERSION_HEADER, accepts, single};
 use super::reply::{self, Reply};
@@ -13,14 +13,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Oldest first; the last is what a client is offered that asks for another.
+/// The supported versions, oldest first. A client that asks for another one is offered the last.
 pub(super) const VERSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 
 const SESSION_HEADER: &str = "mcp-session-id";
 const MAX_SESSIONS: usize = 1_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The open sessions; the oldest makes room for a new one.
+/// The open sessions. Past `MAX_SESSIONS` the oldest is ended for a new one.
 #[derive(Default)]
 pub(super) struct Sessions(Mutex<Table>);
 
@@ -33,7 +33,7 @@ struct Table {
 #[derive(Clone)]
 struct Session {
     version: &'static str,
-    /// Ends its streams.
+    /// Cancelled at the end of the session, which ends its streams.
     end: CancellationToken,
 }
 
@@ -70,7 +70,7 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
     if message.method == "initialize" {
         return initialize(server, &message);
     }
-    // A single call by hand needs no session: nothing here depends on one.
+    // a request without a session id is served too, so that one curl command is enough: no method here depends on a session
     let session = match headers.contains_key(SESSION_HEADER) || message.id.is_none() {
         true => session(server, headers, message.id.as_ref()),
         false => Ok(Session {
@@ -103,7 +103,7 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
     }
 }
 
-/// GET: this server has nothing to say of its own, so the stream only shows that it is alive.
+/// GET: an event stream with keep-alive comments only, since this server sends no message of its own.
 pub(super) fn open_stream(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
     if !accepts(headers, "text/event-stream") {
         return reply::plain(StatusCode::NOT_ACCEPTABLE, "accept text/event-stream\n");
@@ -125,6 +125,7 @@ pub(super) fn open_stream(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
     reply::events(receiver)
 }
 
+/// DELETE: ends the session.
 pub(super) fn end_session(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
     if let Err(refusal) = session(server, headers, None) {
         return *refusal;
@@ -163,6 +164,7 @@ fn initialize(server: &Arc<Server>, message: &Message) -> Reply {
     answer
 }
 
+/// The session that `Mcp-Session-Id` names, or the response that refuses the request.
 fn session(server: &Server, headers: &HeaderMap, id: Option<&Value>) -> Result<Session, Box<Reply>> {
     let refuse = |status, code, text: &str| Err(Box::new(reply::error(status, id.unwrap_or(&Value::Null), code, text)));
     let Some(name) = single(headers, SESSION_HEADER) else {
@@ -172,7 +174,7 @@ fn session(server: &Server, headers: &HeaderMap, id: Option<&Value>) -> Result<S
     let Some(session) = server.sessions.find(name) else {
         return refuse(StatusCode::NOT_FOUND, reply::SESSION_NOT_FOUND, "there is no such session");
     };
-    // Absent is allowed: revisions before 2025-06-18 did not have the header.
+    // `MCP-Protocol-Version` may be absent: versions before 2025-06-18 do not have it
     if headers.contains_key(VERSION_HEADER) && single(headers, VERSION_HEADER) != Some(session.version) {
         let text = format!("this session speaks {}", session.version);
         return refuse(StatusCode::BAD_REQUEST, reply::INVALID_REQUEST, &text);

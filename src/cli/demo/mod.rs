@@ -1,5 +1,6 @@
-//! The demo MCP server of `guardian quickstart`: a small, honest server on a loopback port, in both eras of the protocol.
-//! It stands in for somebody else's server and so shares no code with Guardian's own reading of MCP, and no sockets.
+//! The demo MCP server of `guardian quickstart`: a small server on a loopback port that speaks both eras of MCP.
+//!
+//! It stands in for a server that somebody else wrote, so it uses neither Guardian's MCP parser nor its transport.
 
 mod files;
 mod http;
@@ -31,12 +32,13 @@ use tokio_util::task::TaskTracker;
 #[derive(Debug)]
 pub struct Demo {
     pub address: SocketAddr,
-    /// The whole `Authorization` value it demands, new on each start. Only Guardian is told.
+    /// The whole `Authorization` value that the server requires, new on each start. Only Guardian gets it.
     pub credential: SecretString,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
+/// Why the demo server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     #[error("cannot prepare the scratch folder `{}`", .0.display())]
@@ -47,7 +49,7 @@ pub enum DemoError {
     Random,
 }
 
-/// What every request needs.
+/// What all requests share.
 struct Server {
     credential: String,
     scratch: Scratch,
@@ -59,7 +61,7 @@ struct Server {
 const MAX_CONNECTIONS: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Starts the server on a free loopback port. Its file tools see `scratch` and nothing else.
+/// Starts the server on a free loopback port. Its file tools reach only the folder `scratch`.
 pub async fn start(scratch: &Path) -> Result<Demo, DemoError> {
     let prepared = Scratch::prepare(scratch).map_err(|error| DemoError::Scratch(scratch.to_owned(), error))?;
     let credential = format!("Bearer demo-{}", random_hex().ok_or(DemoError::Random)?);
@@ -89,7 +91,7 @@ impl Demo {
     /// Ends every connection and stream, and waits until they have ended.
     pub async fn stop(self) {
         self.stop.cancel();
-        // A panic inside has been reported where it happened; there is nothing left to stop.
+        // an error is a panic of the task, which was reported when it happened: nothing is left to stop
         let _ended = self.task.await;
     }
 }
@@ -115,7 +117,7 @@ async fn serve(listener: TcpListener, server: Arc<Server>) {
                 );
             tokio::select! {
                 () = stop.cancelled() => {}
-                // How a peer went away is of no interest here.
+                // an error says only how the client disconnected
                 _ = connection => {}
             }
             drop(place);
@@ -134,12 +136,12 @@ async fn accept(
     let place = places.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((socket, _)) => {
-            // Without it small events wait for the peer's acknowledgement.
+            // without TCP_NODELAY a small event waits until the client acknowledges the one before (Nagle's algorithm)
             let _unsupported = socket.set_nodelay(true);
             Some((socket, place))
         }
         Err(_) => {
-            // Out of file descriptors, most likely: do not spin.
+            // most likely no file descriptor is free: wait, do not spin
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
         }

@@ -1,4 +1,5 @@
-//! 2026-07-28: every request carries its version and capabilities, headers repeat what the body says, nothing is kept.
+//! The modern era, 2026-07-28: every request carries its version and capabilities, its headers repeat parts of the body,
+//! and there are no sessions.
 
 use super::Server;
 use super::http::{Message, VERSION_HEADER, single};
@@ -15,10 +16,11 @@ const VERSION: &str = "2026-07-28";
 const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
 const CAPABILITIES_KEY: &str = "io.modelcontextprotocol/clientCapabilities";
 const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
-/// How long a client may keep a list.
+/// How long a client may cache a list.
 const TTL_MS: u64 = 60_000;
 
-/// A message belongs here by its body; a header that names no older revision brings it here to be told what is missing.
+/// A message is modern if its `_meta` has a version, or if its version header is not a legacy one: then the error can say
+/// what `_meta` lacks.
 pub(super) fn is_modern(message: &Message, headers: &HeaderMap) -> bool {
     meta(message, VERSION_KEY).is_some()
         || headers.contains_key(VERSION_HEADER)
@@ -50,7 +52,8 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
     }
 }
 
-/// In the order of the specification: what must be there, what must agree, what is spoken.
+/// Checks in the order of the specification: the required `_meta` members, the version header, the version, the other
+/// headers.
 fn check(headers: &HeaderMap, message: &Message, id: &Value) -> Result<(), Box<Reply>> {
     let refuse = |code, text: &str, data| Err(Box::new(reply::error_with(StatusCode::BAD_REQUEST, id, code, text, data)));
     let Some(version) = meta(message, VERSION_KEY).and_then(Value::as_str) else {
@@ -87,13 +90,14 @@ fn discovered() -> Value {
     })
 }
 
+/// Adds what every modern result has.
 fn complete(mut result: Value) -> Value {
     result["resultType"] = json!("complete");
     result["_meta"] = json!({ SERVER_INFO_KEY: tools::server_info() });
     result
 }
 
-/// A result that may be kept, by anybody: it is the same for every caller.
+/// A result that clients and shared caches may keep, because it is the same for every caller.
 fn listed(result: Value) -> Value {
     let mut result = complete(result);
     result["ttlMs"] = json!(TTL_MS);
@@ -109,7 +113,7 @@ fn meta<'a>(message: &'a Message, key: &str) -> Option<&'a Value> {
     message.params.get("_meta")?.get(key)
 }
 
-/// A header value as it is, or what its `=?base64?…?=` holds.
+/// A header value as it is, or decoded if it is `=?base64?…?=`.
 fn decoded(value: &str) -> Option<String> {
     match value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) {
         Some(coded) => String::from_utf8(STANDARD.decode(coded).ok()?).ok(),

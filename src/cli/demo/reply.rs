@@ -1,4 +1,4 @@
-//! Answers: JSON-RPC results and errors as JSON or as a stream of events. Says nothing about which to give.
+//! Builds HTTP responses: JSON-RPC results and errors, as JSON or as an event stream. Callers choose which.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
@@ -48,7 +48,7 @@ pub(super) fn empty(status: StatusCode) -> Reply {
     respond(status, Full::default().boxed_unsync())
 }
 
-/// A stream of events; it ends when the sender is dropped, and the sender notices when the reader is gone.
+/// An event stream. It ends when the sender is dropped; the sender is closed when the client disconnects.
 pub(super) fn events(events: mpsc::Receiver<Bytes>) -> Reply {
     let reply = respond(StatusCode::OK, Events(events).boxed_unsync());
     let reply = with_header(reply, header::CONTENT_TYPE, "text/event-stream");
@@ -76,6 +76,7 @@ fn respond(status: StatusCode, body: UnsyncBoxBody<Bytes, Infallible>) -> Reply 
     reply
 }
 
+/// The receiving end as a response body.
 struct Events(mpsc::Receiver<Bytes>);
 
 impl http_body::Body for Events {

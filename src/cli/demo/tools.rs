@@ -1,4 +1,4 @@
-//! The tools: what is listed of them, how arguments are read, and what each does. Strict: an argument more is an error.
+//! The demo tools: their definitions, how their arguments are read, and what each does. An unknown argument is an error.
 
 use super::Server;
 use super::query;
@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 pub(super) const INSTRUCTIONS: &str =
     "A demo server: files in a scratch folder, a small table of cities to query, and a slow counter.";
 
+/// What a tool gives: its result, or a count that is streamed.
 pub(super) enum Outcome {
     Done(Value),
     Count(Count),
 }
 
-/// A count that was asked for and has not begun.
+/// A requested count that has not started.
 pub(super) struct Count {
     to: u64,
     delay: Duration,
@@ -139,7 +140,7 @@ struct Numbers {
 
 const DEFAULT_DELAY_MS: u64 = 200;
 
-/// Runs a tool. An error is one of the protocol; a tool that fails says so in its result.
+/// Runs a tool. `Err` becomes a JSON-RPC error; a tool that fails returns a result with `isError`.
 pub(super) fn call(server: &Server, params: &Map<String, Value>) -> Result<Outcome, String> {
     let name = params.get("name").and_then(Value::as_str).ok_or("`name` is missing")?;
     let arguments = params.get("arguments").cloned().unwrap_or_else(|| json!({}));
@@ -181,7 +182,8 @@ impl Count {
         })
     }
 
-    /// Counts in a task of its own that ends with the reader, the session or the server, whichever is first.
+    /// Counts in a task of its own, which ends when the client disconnects or `end` is cancelled (the session or the server
+    /// ends). `dress` adds what the era requires of a result.
     pub(super) fn stream(self, server: &Arc<Server>, id: Value, end: CancellationToken, dress: fn(Value) -> Value) -> Reply {
         let (sender, receiver) = mpsc::channel(1);
         server.streams.spawn(async move {
@@ -209,7 +211,7 @@ impl Count {
             let text = format!("Counted to {}.", self.to);
             let result = dress(json!({ "content": [{ "type": "text", "text": text }], "isError": false }));
             let last = json!({ "jsonrpc": "2.0", "id": id, "result": result });
-            // The reader may have gone after the last number.
+            // an error means that the client has disconnected
             let _gone = sender.send(reply::event(&last)).await;
         });
         reply::events(receiver)
