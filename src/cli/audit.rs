@@ -191,10 +191,10 @@ fn print(rows: &[AuditRow], as_json: bool, more: bool) -> Result<(), Failure> {
         return note("nothing of the kind is in the audit trail");
     }
     line(as_table(rows.iter()))?;
-    match more {
-        true => note("there may be more: raise `--limit`, or narrow with `--since`"),
-        false => Ok(()),
+    if more {
+        note("there may be more: raise `--limit`, or narrow with `--since`")?;
     }
+    Ok(())
 }
 
 async fn tail(admin: &Admin, which: &Which, every: Duration, as_json: bool) -> Result<(), Failure> {
@@ -212,9 +212,10 @@ async fn tail(admin: &Admin, which: &Which, every: Duration, as_json: bool) -> R
     loop {
         rows.retain(|row| shown.insert((row.incarnation, row.seq)));
         for row in &rows {
-            match as_json {
-                true => json_line(row)?,
-                false => line(row_line(row))?,
+            if as_json {
+                json_line(row)?;
+            } else {
+                line(row_line(row))?;
             }
             from = from.max(row.at);
         }

@@ -98,8 +98,9 @@ async fn status(store: &Store, format: Format) -> Result<(), Failure> {
             line(format_args!("  unknown  {version:04}: made by a newer guardian"))?;
         }
     }
-    match current {
-        true => Ok(()),
-        false => Err(Failure::silent(failure::FINDING)),
+    if current {
+        Ok(())
+    } else {
+        Err(Failure::silent(failure::FINDING))
     }
 }

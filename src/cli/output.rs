@@ -37,10 +37,7 @@ impl Format {
 
     /// Prints what a command did: `value` with `--json`, else `sentence`.
     pub fn done(self, value: &impl Serialize, sentence: impl Display) -> Result<(), Failure> {
-        match self.json {
-            true => json(value),
-            false => line(sentence),
-        }
+        if self.json { json(value) } else { line(sentence) }
     }
 }
 
@@ -94,9 +91,12 @@ pub fn note(text: impl Display) -> Result<(), Failure> {
 /// Escapes control characters, so that no stored text can move the cursor or forge a row.
 pub fn clean(text: &str) -> String {
     text.chars()
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_default().collect::<Vec<_>>(),
-            false => vec![c],
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
         })
         .collect()
 }
@@ -119,9 +119,10 @@ pub fn at(time: Timestamp) -> String {
 pub struct Progress(ProgressBar);
 
 pub fn progress(what: impl Display) -> Progress {
-    let bar = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new_spinner(),
-        false => ProgressBar::hidden(),
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
     };
     bar.set_style(ProgressStyle::default_spinner());
     bar.set_message(what.to_string());

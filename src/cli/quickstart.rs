@@ -94,12 +94,11 @@ impl Quickstart {
             Some(_) => guest.show_tools().await?,
         }
         guest.print_snippets(&running, self.upstream.is_some())?;
-        match self.once {
-            true => running.stop(std::future::pending()).await?,
-            false => {
-                line(format_args!("\nServing until ctrl-c."))?;
-                running.until_stopped().await?;
-            }
+        if self.once {
+            running.stop(std::future::pending()).await?;
+        } else {
+            line(format_args!("\nServing until ctrl-c."))?;
+            running.until_stopped().await?;
         }
         if let Some(demo) = demo {
             demo.stop().await;
@@ -298,14 +297,14 @@ impl Guest<'_> {
         let answer = self.call("tools/list", json!({})).await?;
         let tools = answer["result"]["tools"].as_array().cloned().unwrap_or_default();
         let names: Vec<_> = tools.iter().filter_map(|tool| tool["name"].as_str()).collect();
-        match names.is_empty() {
-            true => line(format_args!(
+        if names.is_empty() {
+            line(format_args!(
                 "The server lists no tool that the demo user may call: {}\n",
                 verdict(&answer).1
-            ))?,
-            false => line(format_args!("Tools the demo user may call: {}\n", names.join(", ")))?,
+            ))
+        } else {
+            line(format_args!("Tools the demo user may call: {}\n", names.join(", ")))
         }
-        Ok(())
     }
 
     /// Sends one request through the proxy and returns the response; in an event stream that is the last event.

@@ -187,9 +187,10 @@ impl Server {
             } => {
                 admin.server(name).await?;
                 let pinned = admin.store.pin_tool(env, name, tool.as_ref(), *digest, by).await?;
-                let what = match pinned.is_empty() {
-                    true => format!("nothing of `{name}` waits for approval"),
-                    false => format!("approved {} of `{name}`", comma(&pinned)),
+                let what = if pinned.is_empty() {
+                    format!("nothing of `{name}` waits for approval")
+                } else {
+                    format!("approved {} of `{name}`", comma(&pinned))
                 };
                 format.done(&json!({ "server": name, "pinned": pinned }), what)
             }
@@ -297,16 +298,18 @@ async fn catalog(admin: &Admin, name: &ServerName, changes: bool, format: Format
     }
     let none = "no tools are known yet; `--refresh` asks the server";
     let heads = ["tool", "standing", "scopes", "says it", "approved", "by"];
-    match changes && !format.json && !tools.is_empty() {
-        true => super::output::line(differences(&tools))?,
-        false => format.list(&tools, &heads, if changes { "no tool waits for approval" } else { none }, row)?,
+    if changes && !format.json && !tools.is_empty() {
+        super::output::line(differences(&tools))?;
+    } else {
+        format.list(&tools, &heads, if changes { "no tool waits for approval" } else { none }, row)?;
     }
     for (tool, obstacle) in tools.iter().filter_map(|tool| Some(tool).zip(tool.obstacle.as_ref())) {
         note(format_args!("`{}`: {}", tool.tool, clean(obstacle)))?;
     }
-    match waiting {
-        true => Err(Failure::silent(failure::FINDING)),
-        false => Ok(()),
+    if waiting {
+        Err(Failure::silent(failure::FINDING))
+    } else {
+        Ok(())
     }
 }
 
@@ -341,9 +344,12 @@ fn differing(pinned: &Json, offered: &Json) -> Vec<String> {
     names
         .into_iter()
         .filter(|name| old.get(*name) != new.get(*name))
-        .map(|name| match old.is_empty() {
-            true => format!("{name}: {}", text(new.get(name))),
-            false => format!("{name}: {} → {}", text(old.get(name)), text(new.get(name))),
+        .map(|name| {
+            if old.is_empty() {
+                format!("{name}: {}", text(new.get(name)))
+            } else {
+                format!("{name}: {} → {}", text(old.get(name)), text(new.get(name)))
+            }
         })
         .collect()
 }
@@ -403,17 +409,19 @@ async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Fai
 /// Writes the row to the registry and prints what that means for calls.
 async fn put(admin: &Admin, file: &ConfigFile, row: &RegistryRow, format: Format) -> Result<(), Failure> {
     admin.store.put_server(&admin.config.environment, row).await?;
-    let state = match row.enabled {
-        true => "may be called",
-        false => "is disabled: every call to it is refused",
+    let state = if row.enabled {
+        "may be called"
+    } else {
+        "is disabled: every call to it is refused"
     };
     let configured = admin.config.servers.iter().any(|server| server.name == row.server);
-    let hint = match configured {
-        true => String::new(),
-        false => format!(
+    let hint = if configured {
+        String::new()
+    } else {
+        format!(
             "; it stands in no `[[servers]]` of {}, so nothing goes there yet",
             shown(&file.path)
-        ),
+        )
     };
     format.done(&row_json(row), format_args!("`{}` {state}{hint}", row.server))
 }

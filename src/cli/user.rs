@@ -226,9 +226,10 @@ pub fn exact(config: &Config, named: &Issuer) -> Issuer {
 fn email(text: &str) -> Result<String, String> {
     let (name, host) = text.split_once('@').unwrap_or_default();
     let plain = text.len() <= 320 && !text.chars().any(|c| c.is_control() || c.is_whitespace());
-    match plain && !name.is_empty() && !host.is_empty() {
-        true => Ok(text.to_owned()),
-        false => Err("it is not an e-mail address".to_owned()),
+    if plain && !name.is_empty() && !host.is_empty() {
+        Ok(text.to_owned())
+    } else {
+        Err("it is not an e-mail address".to_owned())
     }
 }
 

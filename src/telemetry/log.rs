@@ -29,12 +29,13 @@ pub fn start(config: &LogConfig, is_terminal: bool) -> Result<(), LogError> {
         LogFormat::Text => false,
         LogFormat::Auto => !is_terminal,
     };
-    let started = match json {
-        true => lines.json().flatten_event(true).with_span_list(false).try_init(),
-        false => lines
+    let started = if json {
+        lines.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        lines
             .with_ansi(is_terminal)
             .fmt_fields(debug_fn(plain_field).delimited(" "))
-            .try_init(),
+            .try_init()
     };
     started.map_err(|_| LogError::Started)
 }
@@ -72,9 +73,10 @@ struct Escaping<'a, 'w>(&'a mut Writer<'w>);
 impl Write for Escaping<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            match c.is_control() {
-                true => write!(self.0, "{}", c.escape_default())?,
-                false => self.0.write_char(c)?,
+            if c.is_control() {
+                write!(self.0, "{}", c.escape_default())?;
+            } else {
+                self.0.write_char(c)?;
             }
         }
         Ok(())

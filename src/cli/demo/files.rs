@@ -63,9 +63,10 @@ impl Scratch {
             }
         }
         lines.sort();
-        Ok(match lines.is_empty() {
-            true => "(empty)".to_owned(),
-            false => lines.join("\n"),
+        Ok(if lines.is_empty() {
+            "(empty)".to_owned()
+        } else {
+            lines.join("\n")
         })
     }
 

@@ -71,9 +71,10 @@ async fn post(server: &Arc<Server>, headers: &HeaderMap, body: Incoming) -> Repl
         Ok(message) => message,
         Err(refusal) => return *refusal,
     };
-    match modern::is_modern(&message, headers) {
-        true => modern::answer(server, headers, message),
-        false => legacy::answer(server, headers, message),
+    if modern::is_modern(&message, headers) {
+        modern::answer(server, headers, message)
+    } else {
+        legacy::answer(server, headers, message)
     }
 }
 

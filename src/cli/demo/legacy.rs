@@ -71,12 +71,13 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
         return initialize(server, &message);
     }
     // a request without a session id is served too, so that one curl command is enough: no method here depends on a session
-    let session = match headers.contains_key(SESSION_HEADER) || message.id.is_none() {
-        true => session(server, headers, message.id.as_ref()),
-        false => Ok(Session {
+    let session = if headers.contains_key(SESSION_HEADER) || message.id.is_none() {
+        session(server, headers, message.id.as_ref())
+    } else {
+        Ok(Session {
             version: VERSIONS[VERSIONS.len() - 1],
             end: server.stop.child_token(),
-        }),
+        })
     };
     let session = match session {
         Ok(session) => session,
