@@ -371,6 +371,14 @@ impl<'a> Case<'a> {
         let mut rules = rules.to_vec();
         rules.sort_unstable();
         rules.dedup();
-        rules.into_iter().map(|rule| self.library.rule(rule).id.clone()).collect()
+        let mut names: Vec<PolicyId> = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let name = &self.library.rule(rule).id;
+            // A forbid that has changed may stand beside its earlier form.
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
     }
 }

@@ -151,8 +151,17 @@ impl Rule {
 
 /// Reads all policies of all files, in order, and every problem found.
 pub(super) fn read(sources: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
+    read_with(sources, &[])
+}
+
+/// The rules of `kept` come last. Each may have the name of another: it is an earlier form of it.
+pub(super) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
     let mut reader = Reader::default();
     for source in sources {
+        reader.file(Arc::new(source.clone()));
+    }
+    for source in kept {
+        reader.names.clear();
         reader.file(Arc::new(source.clone()));
     }
     (reader.rules, reader.problems)

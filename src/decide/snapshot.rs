@@ -62,7 +62,17 @@ pub(super) struct Draft {
 impl Snapshot {
     /// Compiles a snapshot, or returns all problems of all files together.
     pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, settings: &Settings) -> Result<Snapshot, Vec<Problem>> {
-        let (rules, mut problems) = rule::read(sources);
+        Self::compile_keeping(sources, &[], catalogue, settings)
+    }
+
+    /// The same, with forbids of an earlier set beside it; see [`missing_forbids`](super::missing_forbids).
+    pub fn compile_keeping(
+        sources: &[PolicySource],
+        kept: &[PolicySource],
+        catalogue: &Catalogue,
+        settings: &Settings,
+    ) -> Result<Snapshot, Vec<Problem>> {
+        let (rules, mut problems) = rule::read_with(sources, kept);
         problems.extend(reserved_names(catalogue));
         let drafts = drafts(catalogue);
         let known = Known::new(catalogue, &drafts);
@@ -92,7 +102,7 @@ impl Snapshot {
                 .insert(name, CompiledTool::new(draft.entry, draft.arguments, draft.place, index));
         }
         Ok(Self {
-            policy_set: digest(sources, settings),
+            policy_set: digest(sources.iter().chain(kept), settings),
             catalogue: catalogue.digest(),
             settings: settings.clone(),
             schema,
@@ -178,7 +188,7 @@ pub fn forbids(source: &PolicySource) -> Option<usize> {
         .then(|| rules.iter().filter(|rule| is_forbid(rule)).count())
 }
 
-fn is_forbid(rule: &Rule) -> bool {
+pub(super) fn is_forbid(rule: &Rule) -> bool {
     rule.effect == Effect::Forbid && !rule.shadow
 }
 
@@ -273,9 +283,9 @@ impl Draft {
 }
 
 /// The files are hashed in the order of their names, so that the order of reading does not matter.
-fn digest(sources: &[PolicySource], settings: &Settings) -> Digest {
+fn digest<'a>(sources: impl Iterator<Item = &'a PolicySource>, settings: &Settings) -> Digest {
     let offset = settings.utc_offset_minutes.to_string();
-    let by_name: BTreeMap<(&str, &str), ()> = sources.iter().map(|source| ((&*source.file, &*source.text), ())).collect();
+    let by_name: BTreeMap<(&str, &str), ()> = sources.map(|source| ((&*source.file, &*source.text), ())).collect();
     by_name
         .keys()
         .fold(Sha256::new().update(offset.as_bytes()), |hash, (file, text)| {

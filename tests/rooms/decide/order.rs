@@ -1,7 +1,7 @@
 //! Single decisions: which reason, policies and text they carry, and that no secret is among them.
 
 use super::world::*;
-use neural_guardian::decide::{Snapshot, Verdict, could_permit};
+use neural_guardian::decide::{PolicySource, Snapshot, Verdict, could_permit, forbid_names, missing_forbids};
 use neural_guardian::domain::{Call, GrantStatus, Method, Reason, Refusal, Standing};
 use serde_json::{Value, json};
 
@@ -52,6 +52,39 @@ fn a_permit_carries_what_it_rests_on() {
         (snapshot.policy_set(), snapshot.catalogue())
     );
     assert_eq!(permit.call().tool().unwrap().as_str(), "read_file");
+}
+
+#[test]
+fn a_forbid_that_changed_holds_beside_its_earlier_form() {
+    let forbid = |path: &str| {
+        let text = format!(
+            "@id(\"no\") forbid(principal, action == Guardian::Action::\"demo/read_file\", resource)\n\
+             when {{ context.input.path like \"{path}\" }};"
+        );
+        let file = "no.cedar".to_owned();
+        PolicySource { file, text }
+    };
+    let open = PolicySource {
+        file: "open.cedar".to_owned(),
+        text: OPEN.to_owned(),
+    };
+    let (old, new) = ([open.clone(), forbid("/etc/*")], [open, forbid("*/shadow")]);
+    let kept = missing_forbids(&old, &new);
+    assert_eq!(
+        forbid_names(&kept).iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        ["no"]
+    );
+    let catalogue = catalogue([("demo", demo())]);
+    let snapshot = Snapshot::compile_keeping(&new, &kept, &catalogue, &settings()).unwrap();
+
+    let verdict = |path: &str| World::new(&[]).verdict(&snapshot, "read_file", json!({ "path": path }));
+    assert_eq!(verdict("/etc/hosts"), "forbidden_by_policy no");
+    assert_eq!(verdict("/srv/shadow"), "forbidden_by_policy no");
+    assert_eq!(verdict("/etc/shadow"), "forbidden_by_policy no", "named once");
+    assert_eq!(verdict("/srv/a"), "permit open");
+    let without = Snapshot::compile(&new, &catalogue, &settings()).unwrap();
+    assert_ne!(snapshot.policy_set(), without.policy_set());
+    assert_eq!(missing_forbids(&[&new[..], &kept].concat(), &old), [new[1].clone()]);
 }
 
 #[test]
