@@ -27,7 +27,7 @@ pub use pem::TlsError;
 pub use serve::{serve, serve_counted};
 pub use stop::{Stop, StopHandle};
 pub use tls::{ServerTls, check, warnings};
-pub use watch::{Watch, WatchError, watch};
+pub use watch::{FileEvents, LOOK_ANYWAY, Watch, WatchError, file_events, watch};
 
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, OnceLock};

@@ -8,14 +8,15 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
 const DEBOUNCE: Duration = Duration::from_millis(300);
 /// Who writes without a pause is looked at all the same.
 const DEBOUNCES: usize = 10;
-/// Network folders send no events.
-const LOOK_ANYWAY: Duration = Duration::from_secs(30);
+/// Network folders send no events: what is in them is read this often all the same.
+pub const LOOK_ANYWAY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot watch `{}`", path.display())]
@@ -24,24 +25,32 @@ pub struct WatchError {
     source: notify::Error,
 }
 
-/// A watch on files and folders; it ends when dropped.
-pub struct Watch {
-    paths: Vec<PathBuf>,
-    seen: Digest,
-    /// Something stirred and has not been looked at: kept here so that a cancelled wait loses nothing.
-    due: bool,
-    stirred: Arc<Notify>,
+/// The events of files and folders, counted; they end when this is dropped.
+pub struct FileEvents {
+    told: Arc<Told>,
     _watcher: RecommendedWatcher,
 }
 
-/// Watches `paths`: files, and folders with the files directly in them.
-pub fn watch(paths: &[PathBuf]) -> Result<Watch, WatchError> {
-    let stirred = Arc::new(Notify::new());
-    let notify = stirred.clone();
+#[derive(Default)]
+struct Told {
+    count: AtomicU64,
+    one: Notify,
+}
+
+/// Counts the events of `paths`, which are files and folders with the files directly in them; of all that happens in the
+/// folders of the files only what `is_relevant` says.
+pub fn file_events(paths: &[PathBuf], is_relevant: impl Fn(&Path) -> bool + Send + 'static) -> Result<FileEvents, WatchError> {
+    let told = Arc::new(Told::default());
+    let tell = told.clone();
     let first = paths.first().cloned().unwrap_or_default();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if !event.is_ok_and(|event| event.kind.is_access()) {
-            notify.notify_one();
+        // An error, or an event without a path, says that events were lost.
+        let counts = event.map_or(true, |event| {
+            !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(|path| is_relevant(path)))
+        });
+        if counts {
+            tell.count.fetch_add(1, Ordering::Release);
+            tell.one.notify_one();
         }
     })
     .map_err(|source| WatchError { path: first, source })?;
@@ -50,12 +59,37 @@ pub fn watch(paths: &[PathBuf]) -> Result<Watch, WatchError> {
             .watch(&folder, RecursiveMode::NonRecursive)
             .map_err(|source| WatchError { path: folder, source })?;
     }
+    Ok(FileEvents { told, _watcher: watcher })
+}
+
+impl FileEvents {
+    /// How many there have been.
+    pub fn count(&self) -> u64 {
+        self.told.count.load(Ordering::Acquire)
+    }
+
+    /// Ends when there has been one since this ended last. Safe to cancel.
+    pub async fn next(&self) {
+        self.told.one.notified().await;
+    }
+}
+
+/// A watch on files and folders; it ends when dropped.
+pub struct Watch {
+    paths: Vec<PathBuf>,
+    seen: Digest,
+    /// Something stirred and has not been looked at: kept here so that a cancelled wait loses nothing.
+    due: bool,
+    events: FileEvents,
+}
+
+/// Watches `paths`: files, and folders with the files directly in them.
+pub fn watch(paths: &[PathBuf]) -> Result<Watch, WatchError> {
     Ok(Watch {
+        events: file_events(paths, |_| true)?,
         paths: paths.to_vec(),
         seen: content(paths),
         due: false,
-        stirred,
-        _watcher: watcher,
     })
 }
 
@@ -64,11 +98,11 @@ impl Watch {
     pub async fn changed(&mut self) {
         loop {
             if !self.due {
-                let _ = tokio::time::timeout(LOOK_ANYWAY, self.stirred.notified()).await;
+                let _ = tokio::time::timeout(LOOK_ANYWAY, self.events.next()).await;
                 self.due = true;
             }
             for _ in 0..DEBOUNCES {
-                if tokio::time::timeout(DEBOUNCE, self.stirred.notified()).await.is_err() {
+                if tokio::time::timeout(DEBOUNCE, self.events.next()).await.is_err() {
                     break;
                 }
             }

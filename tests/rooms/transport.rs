@@ -15,7 +15,7 @@ use neural_guardian::config::{ClientCertificates, ConnectionLimits, Span, TlsCon
 use neural_guardian::domain::Timestamp;
 use neural_guardian::transport::{
     Answered, Body, BodyProblem, Client, ClientError, ClientSettings, Connections, Peer, ServerTls, Stop, StopHandle, TlsError,
-    check, dev_certificates, empty, framing, full, read_body, serve_counted, warnings, watch,
+    check, dev_certificates, empty, file_events, framing, full, read_body, serve_counted, warnings, watch,
 };
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;

@@ -248,3 +248,26 @@ async fn a_watch_tells_of_new_content_only() {
     std::fs::write(&file, "four").unwrap();
     soon(watch.changed()).await;
 }
+
+#[tokio::test]
+async fn only_events_that_matter_are_counted() {
+    let dir = scratch("events");
+    std::fs::write(dir.join("new"), "one").unwrap();
+    let matters = |path: &Path| path.extension().is_some_and(|extension| extension == "cedar");
+    let events = file_events(std::slice::from_ref(&dir), matters).unwrap();
+    for content in 0..100 {
+        std::fs::write(dir.join("unrelated"), content.to_string()).unwrap();
+    }
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
+    std::fs::rename(dir.join("new"), dir.join("a.cedar")).unwrap();
+    soon(events.next()).await;
+    let count = events.count();
+    assert!((1..10).contains(&count), "{count}");
+    std::fs::remove_file(dir.join("a.cedar")).unwrap();
+    soon(async {
+        while events.count() == count {
+            events.next().await;
+        }
+    })
+    .await;
+}
