@@ -1,7 +1,9 @@
 //! Wires the rooms from one configuration: start, watch, drain, stop. The one place that reads the clock.
 
 pub mod manifest;
+mod policy_files;
 pub mod rules;
+mod stability;
 
 use crate::config::{Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
@@ -16,7 +18,9 @@ use crate::telemetry::Metrics;
 use crate::transport::{self, Connections, ServerTls, Stop, StopHandle, Watch};
 use crate::upstream::{SessionKeys, Upstreams};
 use anyhow::{Context, Result, bail};
+use policy_files::{PolicyFiles, UNSTABLE};
 use rules::Rules;
+use stability::Allowed;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,7 +94,8 @@ impl Running {
             bail!("{}", unservable.join("; "));
         }
         // Before anything of them is read: what changes from here on is seen.
-        let files = watch(&config);
+        let certificates = watch(&config);
+        let mut policies = PolicyFiles::open(&config.policies).await;
         let tls = ServerTls::load(&config.listen.tls)?;
         let store = open_store(&config).await?;
         let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);
@@ -111,7 +116,8 @@ impl Running {
         let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
         let registry = grants.registry();
         let upstreams = Arc::new(upstreams(&config)?);
-        let snapshot = rules::compile(&config, &store, &registry)
+        let sources = policies.at_start().await.context("the policies cannot be used")?;
+        let snapshot = rules::compile(&sources, &[], &config, &store, &registry)
             .await
             .context("the policies cannot be used")?;
         let rules = Arc::new(Rules::new(
@@ -120,6 +126,7 @@ impl Running {
             journal.clone(),
             metrics.clone(),
             upstreams.clone(),
+            sources,
             snapshot,
         ));
         rules.begin(&registry).await;
@@ -194,8 +201,9 @@ impl Running {
         tasks.spawn(every_second(gate.clone(), limits, upstreams.clone()));
         tasks.spawn(record_noise(gate.clone()));
         tasks.spawn(follow_registry(grants.clone(), rules.clone()));
-        if let Some(files) = files {
-            tasks.spawn(follow_files(files, grants.clone(), rules.clone(), tls));
+        tasks.spawn(follow_policies(policies, grants.clone(), rules.clone()));
+        if let Some(certificates) = certificates {
+            tasks.spawn(follow_certificates(certificates, tls));
         }
         for server in &config.servers {
             tasks.spawn(follow_tools(
@@ -450,19 +458,39 @@ async fn follow_registry(grants: Arc<Grants>, rules: Arc<Rules>) {
     }
 }
 
-/// Policies and certificates take effect when their files change; broken ones never do.
+/// Policies take effect when their files change, as soon as these are stable; broken ones never do.
+async fn follow_policies(mut files: PolicyFiles, grants: Arc<Grants>, rules: Arc<Rules>) {
+    loop {
+        tokio::select! {
+            () = files.stirred() => {}
+            () = rules.reconsider.notified() => files.again(),
+        }
+        loop {
+            match files.look().await {
+                Allowed::Wait => {}
+                Allowed::Unstable => rules.refuse(UNSTABLE).await,
+                allowed @ (Allowed::Add | Allowed::Replace) => {
+                    if rules.take(files.found(), allowed, &grants.registry()).await {
+                        files.done();
+                    }
+                }
+            }
+            if !files.pause().await {
+                break;
+            }
+        }
+    }
+}
+
+/// Certificates take effect when their files change; broken ones never do.
 fn watch(config: &Config) -> Option<Watch> {
-    let mut files = vec![
-        config.policies.dir.clone(),
-        config.listen.tls.certificate_file.clone(),
-        config.listen.tls.key_file.clone(),
-    ];
+    let mut files = vec![config.listen.tls.certificate_file.clone(), config.listen.tls.key_file.clone()];
     files.extend(config.listen.tls.client_ca_file.clone());
-    let unwatched = |error: &_| tracing::error!(%error, "files are not watched: restart to make changes take effect");
+    let unwatched = |error: &_| tracing::error!(%error, "certificates are not watched: restart to make changes take effect");
     transport::watch(&files).inspect_err(unwatched).ok()
 }
 
-async fn follow_files(mut files: Watch, grants: Arc<Grants>, rules: Arc<Rules>, tls: Arc<ServerTls>) {
+async fn follow_certificates(mut files: Watch, tls: Arc<ServerTls>) {
     loop {
         files.changed().await;
         match tls.reload() {
@@ -470,7 +498,6 @@ async fn follow_files(mut files: Watch, grants: Arc<Grants>, rules: Arc<Rules>, 
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the new certificate is not used; the old one stays"),
         }
-        rules.rebuild(&grants.registry()).await;
     }
 }
 

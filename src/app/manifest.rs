@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Its name, in the folder of the policies.
-const NAME: &str = "manifest.txt";
+pub const NAME: &str = "manifest.txt";
 
 /// One policy file as it is meant to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,12 @@
-//! Keeps the policies and the catalogue in force: reads the folder, asks the servers for their tools, compiles both into
-//! one snapshot and swaps it. What does not compile never replaces what does.
+//! Keeps the policies and the catalogue in force: takes the policies that were read, asks the servers for their tools,
+//! compiles both into one snapshot and swaps it. What does not compile never replaces what does.
 
 use super::manifest::Manifest;
 use super::now;
+use super::policy_files::Found;
+use super::stability::{Allowed, STABLE_FOR_LESS};
 use crate::config::{Config, PinMode, PoliciesConfig};
-use crate::decide::{PolicySource, Problem, Settings, Snapshot};
+use crate::decide::{PolicySource, Problem, Settings, Snapshot, forbid_names, missing_forbids};
 use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
 use crate::journal::Journal;
 use crate::store::{RegistryRow, Store};
@@ -14,9 +16,9 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// The policies and tools in force, and what they are made of.
 pub struct Rules {
@@ -30,10 +32,19 @@ pub struct Rules {
     observed: Mutex<BTreeMap<ServerName, Digest>>,
     /// Why the newest set is not the one in force, if so.
     pub failing: Mutex<Option<String>>,
-    /// There was a manifest: no policies are used any more without one.
-    pinned: AtomicBool,
-    /// One rebuild at a time.
-    rebuilding: tokio::sync::Mutex<()>,
+    /// Held while a snapshot is compiled: one at a time.
+    in_force: tokio::sync::Mutex<InForce>,
+    /// The catalogue is another, and policies that were refused may be right with it.
+    pub reconsider: Notify,
+}
+
+/// The texts of the policies in force.
+struct InForce {
+    sources: Vec<PolicySource>,
+    /// Forbids that are gone from the files, or changed in them, and hold until the files have been the same for long.
+    kept: Vec<PolicySource>,
+    /// The files are other than this, and were refused.
+    refused: bool,
 }
 
 /// Largest policy file that is read, and the most files of a set.
@@ -41,9 +52,6 @@ const MOST_BYTES: u64 = 1024 * 1024;
 const MOST_FILES: usize = 1_000;
 /// How long the start waits for tool lists before it goes on with the stored ones.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
-/// How long changed policy files must stay the same, and how often they are looked at for that.
-const SETTLE: Duration = Duration::from_millis(200);
-const MOST_LOOKS: usize = 10;
 
 impl Rules {
     pub fn new(
@@ -52,9 +60,9 @@ impl Rules {
         journal: Journal,
         metrics: Arc<Metrics>,
         upstreams: Arc<Upstreams>,
+        sources: Vec<PolicySource>,
         snapshot: Snapshot,
     ) -> Self {
-        let pinned = Manifest::read(&config.policies.dir).is_ok_and(|manifest| manifest.is_some());
         Self {
             config,
             store,
@@ -64,8 +72,12 @@ impl Rules {
             upstreams,
             observed: Mutex::default(),
             failing: Mutex::default(),
-            pinned: AtomicBool::new(pinned),
-            rebuilding: tokio::sync::Mutex::default(),
+            in_force: tokio::sync::Mutex::new(InForce {
+                sources,
+                kept: Vec::new(),
+                refused: false,
+            }),
+            reconsider: Notify::new(),
         }
     }
 
@@ -83,40 +95,77 @@ impl Rules {
         self.metrics.policy_set(&in_force.policy_set());
     }
 
-    /// Compiles anew and swaps; on any problem the old set stays, loudly.
+    /// Compiles the policies in force for what the catalogue is now; on any problem the old set stays, loudly. It does not
+    /// look at the files, which may be half-way through a change.
     pub async fn rebuild(&self, registry: &[RegistryRow]) {
-        let _one_at_a_time = self.rebuilding.lock().await;
-        match self.compile_settled(registry).await {
-            Ok(snapshot) => self.swap(snapshot).await,
+        let in_force = self.in_force.lock().await;
+        match self.compile(&in_force.sources, &in_force.kept, registry).await {
+            Ok(snapshot) => self.swap(snapshot, in_force.refused).await,
             Err(error) => self.keep(format!("{error:#}")).await,
         }
-    }
-
-    /// Whatever the reason to look, the folder may be half-way through a change: files that are other than those in force
-    /// count once they stay the same for a moment.
-    async fn compile_settled(&self, registry: &[RegistryRow]) -> Result<Snapshot> {
-        let snapshot = compile_sources(&self.read()?, &self.config, &self.store, registry).await?;
-        if snapshot.policy_set() == self.snapshot.load().policy_set() {
-            return Ok(snapshot);
+        if in_force.refused {
+            self.reconsider.notify_one();
         }
-        let sources = settled(|| self.read()).await?;
-        compile_sources(&sources, &self.config, &self.store, registry).await
     }
 
-    /// The policies; once there was a manifest of them, none without one.
-    fn read(&self) -> Result<Vec<PolicySource>> {
-        let manifest = Manifest::read(&self.config.policies.dir)?;
-        let pinned = self.pinned.fetch_or(manifest.is_some(), Ordering::Relaxed);
-        anyhow::ensure!(
-            manifest.is_some() || !pinned,
-            "the manifest of the policies is gone: put it back, or restart to go on without one"
-        );
-        held(&self.config.policies, manifest)
+    /// Puts in force what was read of the files, as far as it is allowed: a forbid that is gone or changed holds on until
+    /// the files may replace the set. True if nothing of them is left to be taken.
+    pub async fn take(&self, found: &Found, allowed: Allowed, registry: &[RegistryRow]) -> bool {
+        let mut in_force = self.in_force.lock().await;
+        let sources = match found {
+            Ok(sources) => sources,
+            Err(why) => {
+                in_force.refused = true;
+                self.keep(why.clone()).await;
+                return true;
+            }
+        };
+        let kept = in_force.kept_beside(sources, allowed);
+        if !in_force.refused && in_force.sources == *sources && in_force.kept == kept {
+            return kept.is_empty();
+        }
+        match self.compile(sources, &kept, registry).await {
+            Ok(snapshot) => {
+                tell_of_kept(&kept);
+                self.swap(snapshot, false).await;
+                let done = kept.is_empty();
+                *in_force = InForce {
+                    sources: sources.clone(),
+                    kept,
+                    refused: false,
+                };
+                done
+            }
+            Err(_) if !kept.is_empty() && self.compile(sources, &[], registry).await.is_ok() => {
+                tracing::info!(
+                    "the policies go with no earlier form of their forbids: the old set stays until they may replace it"
+                );
+                false
+            }
+            Err(error) => {
+                in_force.refused = true;
+                self.keep(format!("{error:#}")).await;
+                true
+            }
+        }
     }
 
-    async fn swap(&self, snapshot: Snapshot) {
+    /// The files cannot be taken as they are.
+    pub async fn refuse(&self, why: &str) {
+        self.in_force.lock().await.refused = true;
+        self.keep(why.to_owned()).await;
+    }
+
+    async fn compile(&self, sources: &[PolicySource], kept: &[PolicySource], registry: &[RegistryRow]) -> Result<Snapshot> {
+        compile(sources, kept, &self.config, &self.store, registry).await
+    }
+
+    /// `refused`: the newest files are still not the set in force.
+    async fn swap(&self, snapshot: Snapshot, refused: bool) {
         let old = self.snapshot.load();
-        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if !refused {
+            *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         if old.policy_set() == snapshot.policy_set() && old.catalogue() == snapshot.catalogue() {
             return;
         }
@@ -242,17 +291,30 @@ impl Rules {
     }
 }
 
-/// Everything that has to be right before a snapshot exists, in one sentence a problem.
-pub async fn compile(config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
-    compile_sources(&pinned_policies(&config.policies)?, config, store, registry).await
+impl InForce {
+    /// The forbids in force that `sources` does not have, unless these may replace them.
+    fn kept_beside(&self, sources: &[PolicySource], allowed: Allowed) -> Vec<PolicySource> {
+        if allowed == Allowed::Replace || self.kept.is_empty() && self.sources == sources {
+            return Vec::new();
+        }
+        let all = [self.sources.as_slice(), &self.kept].concat();
+        missing_forbids(&all, sources)
+    }
+}
+
+fn tell_of_kept(kept: &[PolicySource]) {
+    let seconds = STABLE_FOR_LESS.as_secs();
+    for forbid in forbid_names(kept) {
+        tracing::info!(%forbid, "this forbid is gone from the policy files or changed: as it was it stays in force until they have been the same for {seconds} s");
+    }
 }
 
 /// The policies; where a manifest says that others are meant, they are not used.
 pub fn pinned_policies(config: &PoliciesConfig) -> Result<Vec<PolicySource>> {
-    held(config, Manifest::read(&config.dir)?)
+    load_checked(config, Manifest::read(&config.dir)?)
 }
 
-fn held(config: &PoliciesConfig, manifest: Option<Manifest>) -> Result<Vec<PolicySource>> {
+pub fn load_checked(config: &PoliciesConfig, manifest: Option<Manifest>) -> Result<Vec<PolicySource>> {
     let sources = read_policies(&config.dir)?;
     match manifest {
         Some(manifest) => manifest.hold(&sources)?,
@@ -265,13 +327,21 @@ fn held(config: &PoliciesConfig, manifest: Option<Manifest>) -> Result<Vec<Polic
     Ok(sources)
 }
 
-async fn compile_sources(sources: &[PolicySource], config: &Config, store: &Store, registry: &[RegistryRow]) -> Result<Snapshot> {
+/// Everything that has to be right before a snapshot exists, in one sentence a problem.
+pub async fn compile(
+    sources: &[PolicySource],
+    kept: &[PolicySource],
+    config: &Config,
+    store: &Store,
+    registry: &[RegistryRow],
+) -> Result<Snapshot> {
     let stored = store
         .catalogue(&config.environment)
         .await
         .context("cannot read the pinned tools")?;
     let catalogue = assemble(&config.servers, registry, &stored);
-    Snapshot::compile(sources, &catalogue, &settings(config)).map_err(|problems| anyhow::anyhow!(sentences(&problems)))
+    Snapshot::compile_keeping(sources, kept, &catalogue, &settings(config))
+        .map_err(|problems| anyhow::anyhow!(sentences(&problems)))
 }
 
 pub fn settings(config: &Config) -> Settings {
@@ -301,20 +371,6 @@ pub fn read_policies(path: &Path) -> Result<Vec<PolicySource>> {
         path.display()
     );
     files.iter().map(|file| read_policy(file)).collect()
-}
-
-/// What `read` gives twice with a pause between.
-async fn settled(mut read: impl FnMut() -> Result<Vec<PolicySource>>) -> Result<Vec<PolicySource>> {
-    let mut seen = read()?;
-    for _ in 0..MOST_LOOKS {
-        tokio::time::sleep(SETTLE).await;
-        let again = read()?;
-        if again == seen {
-            return Ok(again);
-        }
-        seen = again;
-    }
-    anyhow::bail!("the policy files do not stop changing")
 }
 
 fn read_policy(path: &Path) -> Result<PolicySource> {
@@ -387,30 +443,6 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn source(text: &str) -> Vec<PolicySource> {
-        vec![PolicySource {
-            file: "a.cedar".to_owned(),
-            text: text.to_owned(),
-        }]
-    }
-
-    #[tokio::test]
-    async fn files_that_are_being_written_are_waited_for() {
-        let mut looks = ["permit", "permit forbid", "permit forbid"].into_iter();
-        let settled = settled(|| Ok(source(looks.next().context("one look too many")?))).await;
-        assert_eq!(settled.unwrap(), source("permit forbid"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn files_that_never_settle_are_not_used() {
-        let mut look = 0;
-        let settled = settled(|| {
-            look += 1;
-            Ok(source(&look.to_string()))
-        });
-        assert!(settled.await.is_err());
-    }
 
     #[test]
     fn a_file_that_lost_its_content_is_no_policy() {

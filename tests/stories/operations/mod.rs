@@ -3,5 +3,6 @@
 mod errors;
 mod lifecycle;
 mod limits;
+mod reload;
 mod replicas;
 mod store_faults;
