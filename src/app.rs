@@ -86,7 +86,7 @@ pub struct Running {
 impl Running {
     pub async fn start(config: Config) -> Result<Self> {
         transport::install_provider();
-        survive_file_size_limit()?;
+        crate::journal::survive_file_size_limit().context("cannot install a signal handler")?;
         let config = Arc::new(config);
         make_private_folder(&config.data_dir)?;
         let unservable = transport::check(&config.listen.tls, now());
@@ -556,15 +556,6 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
 
 async fn all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
-}
-
-/// A file that reaches `ulimit -f` then fails its write, which the journal and the store handle. Without a handler the signal
-/// that comes with it ends the process.
-fn survive_file_size_limit() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    // The handler stays after this is dropped.
-    let _handler = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
-    Ok(())
 }
 
 /// SIGTERM and ctrl-c, one after the other.

@@ -9,6 +9,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// Makes a write that reaches `ulimit -f` fail with an error, which the journal and the store handle. Without a handler, the
+/// signal that comes with it (SIGXFSZ) ends the process.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // The handler stays installed after this is dropped.
+    let _handler = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
+    Ok(())
+}
+
 /// A folder of files. The other implementor is the simulated disk of the tests.
 pub(super) trait Disk: Send + Sync {
     fn list(&self) -> io::Result<Vec<String>>;

@@ -27,6 +27,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use disk::survive_file_size_limit;
 pub use error::{Damage, JournalError, Sealed, State};
 pub use rank::step_back;
 pub use shipper::Shipper;
