@@ -176,6 +176,9 @@ impl Running {
                 move || {
                     metrics.audit_unshipped(journal.unshipped());
                     metrics.grants_age(grants.view().age);
+                    for (table, rows) in &*grants.unreadable() {
+                        metrics.unreadable_rows(table, *rows);
+                    }
                     let counts = connections.counts();
                     metrics.connections(counts.open);
                     metrics.connections_refused("cap", counts.refused);
@@ -537,6 +540,7 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
             grants
                 .failure()
                 .map(|why| format!("users and grants cannot be confirmed: {why}")),
+            unreadable_rows(grants),
         ]
         .into_iter()
         .flatten()
@@ -552,6 +556,19 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
         catalogue: snapshot.catalogue().to_string(),
         version: env!("CARGO_PKG_VERSION"),
     }
+}
+
+fn unreadable_rows(grants: &Grants) -> Option<String> {
+    let unreadable = grants.unreadable();
+    let tables = unreadable.iter().filter(|(_, rows)| **rows > 0);
+    let tables: Vec<String> = tables.map(|(table, rows)| format!("{rows} of `{table}`")).collect();
+    let told = || {
+        format!(
+            "rows of the store cannot be read and are disabled ({}): the log and `guardian check` name them",
+            tables.join(", ")
+        )
+    };
+    (!tables.is_empty()).then(told)
 }
 
 async fn all(tasks: &mut JoinSet<()>) {

@@ -9,7 +9,7 @@ use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity, S
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, UnreadableRow};
 use crate::transport::{self, Client, ClientError, ClientSettings};
 use crate::upstream::LeftOut;
 use crate::upstream::assemble;
@@ -198,8 +198,18 @@ async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Re
     store.require_current().await?;
     let env = &config.environment;
     findings.refuse(store.self_check(env).await?);
-    let (registry, stored) = (store.list_servers(env).await?, store.catalogue(env).await?);
-    Ok(assemble(&config.servers, &registry, &stored))
+    let (directory, stored) = (store.directory(env).await?, store.catalogue(env).await?);
+    unreadable(&directory.unreadable, findings);
+    Ok(assemble(&config.servers, &directory.registry, &stored))
+}
+
+/// Each permits nothing, and nobody else is the worse for it.
+fn unreadable(rows: &[UnreadableRow], findings: &mut Findings) {
+    const NAMED: usize = 100;
+    findings.trouble(rows.iter().take(NAMED));
+    if rows.len() > NAMED {
+        findings.trouble([format_args!("{} further rows cannot be read", rows.len() - NAMED)]);
+    }
 }
 
 fn policies(config: &Config, catalogue: &Catalogue, findings: &mut Findings) {

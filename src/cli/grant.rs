@@ -153,6 +153,7 @@ fn row(row: &GrantRow) -> Vec<String> {
         GrantStatus::Idle => "idle",
         GrantStatus::Verified => "verified",
         GrantStatus::Revoked => "revoked",
+        GrantStatus::Unreadable => "unreadable",
     };
     vec![
         row.email.clone().unwrap_or_else(|| row.user.to_string()),

@@ -395,7 +395,7 @@ const fn word(standing: Standing) -> &'static str {
 
 /// The server's row of the registry, or a new row with the defaults.
 async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Failure> {
-    let known = admin.store.list_servers(&admin.config.environment).await?;
+    let known = admin.store.server(&admin.config.environment, name).await?;
     let new = || RegistryRow {
         server: name.clone(),
         name: name.to_string(),
@@ -403,7 +403,7 @@ async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Fai
         enabled: true,
         tool_scopes: BTreeMap::new(),
     };
-    Ok(known.into_iter().find(|row| row.server == *name).unwrap_or_else(new))
+    Ok(known.unwrap_or_else(new))
 }
 
 /// Writes the row to the registry and prints what that means for calls.

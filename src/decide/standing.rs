@@ -81,6 +81,7 @@ fn usable(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
     match grant.status {
         GrantStatus::Idle => Err(Reason::GrantIdle),
         GrantStatus::Revoked => Err(Reason::GrantRevoked),
+        GrantStatus::Unreadable => Err(Reason::NoGrant),
         GrantStatus::Verified if grant.expires_at.is_some_and(|end| end <= now) => Err(Reason::GrantExpired),
         GrantStatus::Verified => Ok(()),
     }

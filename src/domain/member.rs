@@ -18,6 +18,8 @@ pub enum GrantStatus {
     Idle,
     Verified,
     Revoked,
+    /// What the row says cannot be read. It permits nothing; it is kept where it goes before a wider grant.
+    Unreadable,
 }
 
 /// A set of scopes, compared as whole strings. `*` covers every scope; nothing else is a pattern.
@@ -133,6 +135,17 @@ pub struct Revocation {
     pub issuer: Issuer,
     pub kind: RevocationKind,
     pub value: String,
+    pub issued_before: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+/// What can be read of a revocation that cannot be read whole. What is not known of it is taken for everything it could be,
+/// so that a doubt refuses and never lets in: `None` stands for each issuer, each kind, each value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialRevocation {
+    pub issuer: Option<Issuer>,
+    pub kind: Option<RevocationKind>,
+    pub value: Option<String>,
     pub issued_before: Timestamp,
     pub expires_at: Timestamp,
 }

@@ -18,7 +18,7 @@ pub use asks::{ClientRequest, ClientRequests};
 pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Annotations, Catalogue, ServerEntry, Standing, ToolEntry};
 pub use digest::{Digest, Sha256};
-pub use member::{ApiKey, Grant, GrantStatus, Member, MemberStatus, Revocation, RevocationKind, Scopes};
+pub use member::{ApiKey, Grant, GrantStatus, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes};
 pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,
     Subject, ToolName, UserId,

@@ -3,8 +3,8 @@
 //! them, tells so.
 
 use super::revocations::Revocations;
-use crate::domain::{Issuer, KeyId, Member, Principal, Revocation, Subject, Timestamp, UserId};
-use crate::store::RegistryRow;
+use crate::domain::{Issuer, KeyId, Member, Principal, Subject, Timestamp, UserId};
+use crate::store::{RegistryRow, RevocationRows};
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl Cache {
         self.max
     }
 
-    pub(super) fn replace_revocations(&self, rows: Vec<Revocation>) {
+    pub(super) fn replace_revocations(&self, rows: RevocationRows) {
         self.revocations.store(Arc::new(Revocations::new(rows)));
     }
 

@@ -3,6 +3,7 @@
 
 use super::lease::Failure;
 use super::source::Source;
+use super::unreadable::Unreadable;
 use super::{Changes, GrantsError, Shared};
 use crate::domain::Reason;
 use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
@@ -19,6 +20,7 @@ pub(super) struct Keeper {
     loaded_at: Instant,
     asked_at: Instant,
     failures: u32,
+    unreadable: Unreadable,
 }
 
 /// Two questions are never closer than this, whoever asks for them.
@@ -66,6 +68,7 @@ impl Keeper {
             loaded_at: sent,
             asked_at: sent,
             failures: 0,
+            unreadable: Unreadable::default(),
         };
         keeper.apply_directory(directory, sent)?;
         keeper.shared.lease.confirmed(sent);
@@ -160,6 +163,7 @@ impl Keeper {
         cache.replace_revocations(directory.revocations);
         cache.replace_members(directory.members);
         cache.replace_registry(directory.registry);
+        self.unreadable.replace(directory.unreadable);
         self.anchor = directory.anchor;
         self.loaded_at = sent;
         self.shared.reloads.fetch_add(1, Ordering::Relaxed);
@@ -171,10 +175,11 @@ impl Keeper {
         Ok(())
     }
 
-    fn apply_delta(&mut self, delta: Delta) {
+    fn apply_delta(&mut self, mut delta: Delta) {
         if delta.anchor == self.anchor {
             return;
         }
+        self.unreadable.apply(&mut delta);
         let cache = &self.shared.cache;
         if let Some(revocations) = delta.revocations {
             cache.replace_revocations(revocations);
@@ -212,6 +217,7 @@ impl Keeper {
     /// After everything is written and before it counts as fresh: who looked before sees the generation move.
     fn applied(&self) -> u64 {
         self.shared.seq.store(self.anchor.seq, Ordering::Release);
+        self.shared.unreadable.store(Arc::new(self.unreadable.counts()));
         let generation = self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1;
         self.shared.applied.send_replace(generation);
         generation

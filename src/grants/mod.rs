@@ -15,12 +15,16 @@ mod script;
 mod source;
 #[cfg(test)]
 mod tests;
+mod unreadable;
+
+pub use unreadable::UnreadableRows;
 
 use crate::config::GrantsConfig;
 use crate::domain::{
     EnvironmentName, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, Principal, Reason, Subject, Timestamp, UserId,
 };
 use crate::store::{RegistryRow, Store, StoreError};
+use arc_swap::ArcSwap;
 use cache::Cache;
 use keeper::Keeper;
 use lease::Lease;
@@ -108,6 +112,7 @@ struct Shared {
     /// Who was looked for in vain, and who was refused for what they are granted.
     misses: Misses,
     refused: Misses,
+    unreadable: ArcSwap<UnreadableRows>,
     seq: AtomicI64,
     generation: AtomicU64,
     applied: watch::Sender<u64>,
@@ -134,6 +139,7 @@ impl Grants {
             lease: Lease::new(sent),
             misses: Misses::remembered(Duration::from_secs(1)),
             refused: Misses::remembered(Duration::from_millis(250)),
+            unreadable: ArcSwap::default(),
             seq: AtomicI64::new(0),
             generation: AtomicU64::new(0),
             applied: watch::Sender::default(),
@@ -269,6 +275,7 @@ impl Grants {
                 GrantStatus::Verified => {}
                 GrantStatus::Idle => return Err(Reason::GrantIdle),
                 GrantStatus::Revoked => return Err(Reason::GrantRevoked),
+                GrantStatus::Unreadable => return Err(Reason::NoGrant),
             }
             if grant.expires_at.is_some_and(|end| end <= now) {
                 return Err(Reason::GrantExpired);
@@ -301,6 +308,11 @@ impl Grants {
     /// Why the last confirmation failed, until one succeeds.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.shared.lease.failure().map(|failure| failure.why)
+    }
+
+    /// How many rows of the store are disabled because they cannot be read.
+    pub fn unreadable(&self) -> Arc<UnreadableRows> {
+        self.shared.unreadable.load_full()
     }
 
     pub fn counts(&self) -> Counts {

@@ -3,10 +3,10 @@
 #![cfg(test)]
 
 use crate::domain::{
-    ApiKey, Grant, GrantId, GrantStatus, Issuer, KeyId, Member, PrincipalKind, Revocation, Scopes, ServerName, Subject,
-    Timestamp, UserId,
+    ApiKey, Grant, GrantId, GrantStatus, Issuer, KeyId, Member, PartialRevocation, PrincipalKind, Revocation, Scopes, ServerName,
+    Subject, Timestamp, UserId,
 };
-use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
+use crate::store::{Anchor, CatchUp, Delta, Directory, RevocationRows, StoreError, UnreadableRow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +18,8 @@ pub(super) struct Script(Arc<Mutex<World>>);
 
 pub(super) struct World {
     pub(super) members: BTreeMap<String, Member>,
-    revocations: Vec<Revocation>,
+    revocations: RevocationRows,
+    unreadable: Vec<UnreadableRow>,
     /// Positions, with the member each was about; `None`: the revocations.
     feed: Vec<(Anchor, Option<String>)>,
     histories: u32,
@@ -34,7 +35,8 @@ impl Script {
     pub(super) fn new<const N: usize>(names: [&str; N]) -> Self {
         let script = Self(Arc::new(Mutex::new(World {
             members: BTreeMap::new(),
-            revocations: Vec::new(),
+            revocations: RevocationRows::default(),
+            unreadable: Vec::new(),
             feed: Vec::new(),
             histories: 0,
             asked: 0,
@@ -60,6 +62,7 @@ impl Script {
             members: world.members.values().cloned().collect(),
             revocations: world.revocations.clone(),
             registry: Vec::new(),
+            unreadable: world.unreadable.clone(),
         })
         .await
     }
@@ -129,7 +132,7 @@ impl Script {
         let grant = &mut world.members.get_mut(name).unwrap().grants[0];
         grant.status = match grant.status {
             GrantStatus::Verified => GrantStatus::Revoked,
-            GrantStatus::Idle | GrantStatus::Revoked => GrantStatus::Verified,
+            GrantStatus::Idle | GrantStatus::Revoked | GrantStatus::Unreadable => GrantStatus::Verified,
         };
         let status = grant.status;
         world.states.push((name.to_owned(), Instant::now(), status));
@@ -138,8 +141,28 @@ impl Script {
 
     pub(super) fn revocations(&self, rows: Vec<Revocation>) {
         let mut world = self.world();
-        world.revocations = rows;
+        world.revocations.whole = rows;
         world.commit(None);
+    }
+
+    pub(super) fn partial_revocations(&self, rows: Vec<PartialRevocation>) {
+        let mut world = self.world();
+        world.revocations.partial = rows;
+        world.commit(None);
+    }
+
+    /// These rows of this user cannot be read from now on, and no others.
+    pub(super) fn unreadable(&self, name: &str, columns: &[&'static str]) {
+        let mut world = self.world();
+        world.unreadable.retain(|row| row.user.as_deref() != Some(name));
+        world.unreadable.extend(columns.iter().map(|column| UnreadableRow {
+            table: "grants",
+            row: format!("user_ref {name}"),
+            user: Some(name.to_owned()),
+            column,
+            why: "is NULL".to_owned(),
+        }));
+        world.commit(Some(name.to_owned()));
     }
 
     /// The same positions again, as another history.
@@ -197,13 +220,20 @@ impl World {
         self.feed.last().unwrap().0.clone()
     }
 
+    fn unreadable_of(&self, users: &[UserId]) -> Vec<UnreadableRow> {
+        let of = |row: &&UnreadableRow| users.iter().any(|user| Some(user.as_str()) == row.user.as_deref());
+        self.unreadable.iter().filter(of).cloned().collect()
+    }
+
     fn since(&self, anchor: &Anchor) -> CatchUp {
         let Some(known) = self.feed.iter().position(|(held, _)| held == anchor) else {
             return CatchUp::Reload;
         };
         let changed: BTreeSet<_> = self.feed[known + 1..].iter().map(|(_, about)| about.clone()).collect();
+        let users: Vec<UserId> = changed.iter().flatten().map(|name| user(name)).collect();
         CatchUp::Since(Delta {
             anchor: self.head(),
+            unreadable: self.unreadable_of(&users),
             members: changed
                 .iter()
                 .flatten()

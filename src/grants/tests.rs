@@ -2,6 +2,8 @@
 //! knowledge older than promised? With a scripted store, on a paused clock. Whether a committed change binds the next
 //! decision over a real store is tested in `tests/rooms/grants.rs`.
 
+mod rows;
+
 use super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
 use super::source::Source;
 use super::{Changes, Grants, GrantsError, GrantsView, Ticket};

@@ -1,7 +1,6 @@
 //! The audit trail as people ask it: who did what, when, what was decided and why, and how it ended.
 //! What is shown is read from the recorded bytes; columns only find the rows.
 
-use super::directory::name;
 use super::engine::{Composed, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
@@ -556,7 +555,7 @@ impl AuditRow {
         let user: Option<String> = row.get("user_id")?;
         Ok(Self {
             reason: row.get("reason")?,
-            user: user.and_then(|user| name(&user, "audit_trail.user_id")),
+            user: user.and_then(|user| UserId::parse(&user).ok()),
             server: row.get("server_name")?,
             method: row.get("method")?,
             change: change.and_then(|change| serde_json::from_str(&change).ok()),

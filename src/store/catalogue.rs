@@ -1,8 +1,8 @@
 //! What each server offers and what somebody approved of it. The proxy may note offers and pin what was never pinned;
 //! a pin is changed by an administrator alone.
 
-use super::directory::{name, time_of};
 use super::engine::{Arg, Row, Sql, Tx, args};
+use super::unreadable::{Flaw, name, or_left_out, time_or_null};
 use super::{Store, StoreError};
 use crate::domain::{Digest, EnvironmentName, ServerName, Timestamp, ToolName};
 use std::collections::BTreeMap;
@@ -72,8 +72,10 @@ const PIN: Sql = Sql {
 impl Store {
     pub async fn catalogue(&self, env: &EnvironmentName) -> Result<Vec<StoredTool>, StoreError> {
         let rows = self.once(&READ, args![env.as_str()]).await?;
-        let tools: Result<Vec<_>, _> = rows.iter().map(tool_of).collect();
-        Ok(tools?.into_iter().flatten().collect())
+        Ok(rows
+            .iter()
+            .filter_map(|row| or_left_out(tool_of(row), row, TABLE, KEYS))
+            .collect())
     }
 
     /// Notes what a server offers now: all of its tools. Nothing is written where nothing changed. With `pin_new` a tool
@@ -153,6 +155,9 @@ impl Store {
     }
 }
 
+const TABLE: &str = "server_tools";
+const KEYS: &[&str] = &["server", "tool"];
+
 struct Known {
     offered: Option<Digest>,
     pinned: Option<Digest>,
@@ -161,10 +166,10 @@ struct Known {
 async fn known(tx: &mut Tx, env: &EnvironmentName, server: &ServerName) -> Result<BTreeMap<ToolName, Known>, StoreError> {
     let mut known = BTreeMap::new();
     for row in tx.fetch(&DIGESTS, args![env.as_str(), server.as_str()]).await? {
-        if let Some(tool) = name(&row.get::<String>("tool")?, "server_tools.tool") {
+        if let Some(tool) = or_left_out(name(&row, "tool"), &row, TABLE, KEYS) {
             let digests = Known {
-                offered: digest_of(&row, "offered_digest")?,
-                pinned: digest_of(&row, "pinned_digest")?,
+                offered: digest_of(&row, "offered_digest").ok().flatten(),
+                pinned: digest_of(&row, "pinned_digest").ok().flatten(),
             };
             known.insert(tool, digests);
         }
@@ -177,22 +182,19 @@ fn note(env: &EnvironmentName, server: &ServerName, tool: &ToolName, offer: Opti
     args![env.as_str(), server.as_str(), tool.as_str(), digest, definition, pin].to_vec()
 }
 
-fn tool_of(row: &Row) -> Result<Option<StoredTool>, StoreError> {
-    let (server, tool): (String, String) = (row.get("server")?, row.get("tool")?);
-    let Some((server, tool)) = name(&server, "server_tools.server").zip(name(&tool, "server_tools.tool")) else {
-        return Ok(None);
-    };
-    Ok(Some(StoredTool {
-        server,
-        tool,
-        offered: digest_of(row, "offered_digest")?.zip(row.get("offered_definition")?),
-        pinned: digest_of(row, "pinned_digest")?.zip(row.get("pinned_definition")?),
-        pinned_at: time_of(row, "pinned_at")?,
-        pinned_by: row.get("pinned_by")?,
-    }))
+/// A tool of which the row cannot be read is unknown, and so nobody's to call.
+fn tool_of(row: &Row) -> Result<StoredTool, Flaw> {
+    Ok(StoredTool {
+        server: name(row, "server")?,
+        tool: name(row, "tool")?,
+        offered: digest_of(row, "offered_digest")?.zip(row.cell_or_null("offered_definition")?),
+        pinned: digest_of(row, "pinned_digest")?.zip(row.cell_or_null("pinned_definition")?),
+        pinned_at: time_or_null(row, "pinned_at")?,
+        pinned_by: row.cell_or_null("pinned_by")?,
+    })
 }
 
-fn digest_of(row: &Row, column: &'static str) -> Result<Option<Digest>, StoreError> {
-    let bytes = row.get::<Option<Vec<u8>>>(column)?;
+fn digest_of(row: &Row, column: &'static str) -> Result<Option<Digest>, Flaw> {
+    let bytes = row.cell_or_null::<Vec<u8>>(column)?;
     Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(Digest::from_bytes))
 }

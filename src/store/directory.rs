@@ -1,17 +1,22 @@
 //! What the proxy holds in memory, read as one snapshot, and what changed since, read from the change feed.
 //!
-//! Rows written by hand may hold what no name of this program can. Such a part is left out and told in the log: it never
-//! grants anything, and it never keeps the others from loading.
+//! Rows written by hand, or by whoever owns a table that is mapped, may hold what cannot be read. Such a row is disabled by
+//! itself and named: it never grants anything, what it would have taken away stays away, and it never keeps the others from
+//! loading.
 
 use super::engine::{Row, Sql, Tx, args};
 use super::registry::{RegistryRow, read_registry};
+use super::unreadable::{Flaw, UnreadableRow, name, name_or_null, names, time, time_or_null};
+use super::unreadable::{
+    GRANTS as OF_GRANTS, IDENTITIES as OF_IDENTITIES, KEYS as OF_KEYS, REVOCATIONS as OF_REVOCATIONS, USERS as OF_USERS,
+};
 use super::{Store, StoreError};
 use crate::domain::{
-    ApiKey, EnvironmentName, Grant, GrantStatus, Issuer, Member, MemberStatus, PrincipalKind, Revocation, RevocationKind, Scope,
-    Scopes, Subject, Timestamp, UserId,
+    ApiKey, EnvironmentName, Grant, GrantId, GrantStatus, Issuer, Member, MemberStatus, PartialRevocation, PrincipalKind,
+    Revocation, RevocationKind, Scopes, ServerName, Subject, Timestamp, UserId,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr;
+use uuid::Uuid;
 
 /// A position of the change feed. The tag tells it from the same position of another history (a restore, a failover).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,8 +39,18 @@ impl Anchor {
 pub struct Directory {
     pub anchor: Anchor,
     pub members: Vec<Member>,
-    pub revocations: Vec<Revocation>,
+    pub revocations: RevocationRows,
     pub registry: Vec<RegistryRow>,
+    /// All rows that are disabled because they cannot be read.
+    pub unreadable: Vec<UnreadableRow>,
+}
+
+/// The table `revocations`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevocationRows {
+    pub whole: Vec<Revocation>,
+    /// Of rows that cannot be read, what is in force all the same.
+    pub partial: Vec<PartialRevocation>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -52,9 +67,11 @@ pub struct Delta {
     /// `None`: the user is gone.
     pub members: Vec<(UserId, Option<Member>)>,
     /// `Some`: all of them, in place of those held.
-    pub revocations: Option<Vec<Revocation>>,
+    pub revocations: Option<RevocationRows>,
     pub registry: Option<Vec<RegistryRow>>,
     pub catalogue_changed: bool,
+    /// Those of the members above, and of the revocations and the registry where these were read.
+    pub unreadable: Vec<UnreadableRow>,
 }
 
 /// What the view `feed_state` is on Postgres: which triggers are missing, and a number that changes with the schema.
@@ -107,13 +124,22 @@ const REVOCATIONS: Sql = Sql {
 
 /// One table of a member: of everybody, or of those in the JSON array `$2`.
 struct Part {
+    table: &'static str,
+    /// The column that says whose row it is.
+    user: &'static str,
+    /// The columns that name a row.
+    keys: &'static [&'static str],
     all: Sql,
     some: Sql,
 }
 
+// Of the users in the feed those who have a UUID: what a mapped table calls a user may be any text, and no row is theirs.
 macro_rules! part {
-    ($user:literal, $postgres:literal, $sqlite:literal, $order:literal) => {
+    ($table:expr, $user:literal, $keys:expr, $postgres:literal, $sqlite:literal, $order:literal) => {
         Part {
+            table: $table,
+            user: $user,
+            keys: &$keys,
             all: Sql {
                 postgres: concat!($postgres, " WHERE environment = $1 ORDER BY ", $order),
                 sqlite: concat!($sqlite, " WHERE environment = $1 ORDER BY ", $order),
@@ -123,7 +149,8 @@ macro_rules! part {
                     $postgres,
                     " WHERE environment = $1 AND ",
                     $user,
-                    " = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)::uuid)) ORDER BY ",
+                    " = ANY (ARRAY(SELECT one::uuid FROM jsonb_array_elements_text($2::jsonb) AS one
+                                   WHERE one ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')) ORDER BY ",
                     $order
                 ),
                 sqlite: concat!(
@@ -139,29 +166,40 @@ macro_rules! part {
 }
 
 const USERS: Part = part!(
+    OF_USERS,
     "id",
+    ["id"],
     "SELECT id::text AS id, kind, email, display_name, array_to_json(roles)::text AS roles, status FROM users",
     "SELECT id, kind, email, display_name, roles, status FROM users",
     "id"
 );
 const IDENTITIES: Part = part!(
+    OF_IDENTITIES,
     "user_id",
+    ["user_id", "issuer", "subject"],
     "SELECT user_id::text AS user_id, issuer, subject FROM user_identities",
     "SELECT user_id, issuer, subject FROM user_identities",
     "issuer, subject"
 );
 const KEYS: Part = part!(
+    OF_KEYS,
     "user_id",
+    ["user_id", "key_id"],
     "SELECT user_id::text AS user_id, key_id, name, key_hash, pepper_version::bigint AS pepper_version, scopes::text AS scopes,
        micros(created_at) AS created_at, micros(expires_at) AS expires_at, micros(revoked_at) AS revoked_at FROM api_keys",
     "SELECT user_id, key_id, name, key_hash, pepper_version, scopes, created_at, expires_at, revoked_at FROM api_keys",
     "key_id"
 );
+// Under the view's own names, by which its rows are told. A client of another type is read as text: left unread it would no
+// longer go before the grant for any client.
 const GRANTS: Part = part!(
+    OF_GRANTS,
     "user_ref",
-    "SELECT user_ref::text AS user_id, grant_ref::text AS id, server_name, client_id, status, scopes::text AS scopes,
-       micros(expires_at) AS expires_at, row_version FROM grants",
-    "SELECT user_ref AS user_id, grant_ref AS id, server_name, client_id, status, scopes, expires_at, row_version FROM grants",
+    ["user_ref", "grant_ref", "server_name"],
+    "SELECT user_ref::text AS user_ref, grant_ref::text AS grant_ref, server_name, client_id::text AS client_id, status,
+       scopes::text AS scopes, micros(expires_at) AS expires_at, row_version FROM grants",
+    "SELECT user_ref, grant_ref, server_name, CAST(client_id AS TEXT) AS client_id, status, scopes, expires_at, row_version
+     FROM grants",
     "server_name, coalesce(client_id, '')"
 );
 
@@ -172,11 +210,13 @@ impl Store {
         let head = tx.fetch(&HEAD, args![env.as_str()]).await?;
         let anchor = anchor_of(first_of(&head)?)?;
         self.require_whole_feed(first_of(&head)?)?;
+        let mut unreadable = Vec::new();
         let directory = Directory {
             anchor,
-            members: read_members(&mut tx, env, None).await?,
-            revocations: read_revocations(&mut tx, env).await?,
-            registry: read_registry(&mut tx, env).await?,
+            members: read_members(&mut tx, env, None, &mut unreadable).await?,
+            revocations: read_revocations(&mut tx, env, &mut unreadable).await?,
+            registry: read_registry(&mut tx, env, &mut unreadable).await?,
+            unreadable,
         };
         tx.commit().await?;
         Ok(directory)
@@ -233,7 +273,12 @@ impl Store {
 
 pub(super) async fn read_member(tx: &mut Tx, env: &EnvironmentName, user: &UserId) -> Result<Option<Member>, StoreError> {
     let user = super::people::uuid_of(user)?;
-    Ok(read_members(tx, env, Some(&BTreeSet::from([user]))).await?.pop())
+    let mut unreadable = Vec::new();
+    let found = read_members(tx, env, Some(&BTreeSet::from([user])), &mut unreadable)
+        .await?
+        .pop();
+    unreadable.iter().for_each(|row| tracing::warn!("left out: {row}"));
+    Ok(found)
 }
 
 /// What a stretch of the feed says must be read again.
@@ -254,7 +299,7 @@ impl Changed {
             match (relation.as_str(), row.get::<Option<String>>("user_ref")?) {
                 _ if op == "T" => return Ok(None),
                 ("grant" | "key" | "user" | "identity", Some(user)) => {
-                    changed.users.insert(user);
+                    changed.users.insert(one_spelling(&user));
                 }
                 ("revocation", _) => changed.revocations = true,
                 ("registry", _) => changed.registry = true,
@@ -272,7 +317,7 @@ impl Changed {
             ..Delta::default()
         };
         if !self.users.is_empty() {
-            let found = read_members(tx, env, Some(&self.users)).await?;
+            let found = read_members(tx, env, Some(&self.users), &mut delta.unreadable).await?;
             let mut found: BTreeMap<String, Member> = found.into_iter().map(|member| (member.id.to_string(), member)).collect();
             let users = self
                 .users
@@ -281,10 +326,10 @@ impl Changed {
             delta.members = users.collect();
         }
         if self.revocations {
-            delta.revocations = Some(read_revocations(tx, env).await?);
+            delta.revocations = Some(read_revocations(tx, env, &mut delta.unreadable).await?);
         }
         if self.registry {
-            delta.registry = Some(read_registry(tx, env).await?);
+            delta.registry = Some(read_registry(tx, env, &mut delta.unreadable).await?);
         }
         Ok(delta)
     }
@@ -306,193 +351,230 @@ fn first_of(rows: &[Row]) -> Result<&Row, StoreError> {
     })
 }
 
-async fn read_members(tx: &mut Tx, env: &EnvironmentName, of: Option<&BTreeSet<String>>) -> Result<Vec<Member>, StoreError> {
+/// A UUID of a mapped table may be written otherwise there than here. Where it is none, nothing is said of its spelling.
+fn one_spelling(user: &str) -> String {
+    Uuid::try_parse(user).map_or_else(|_| user.to_owned(), |uuid| uuid.to_string())
+}
+
+async fn read_members(
+    tx: &mut Tx,
+    env: &EnvironmentName,
+    of: Option<&BTreeSet<String>>,
+    unreadable: &mut Vec<UnreadableRow>,
+) -> Result<Vec<Member>, StoreError> {
     let mut members: BTreeMap<String, Member> = BTreeMap::new();
-    for row in read_part(tx, &USERS, env, of).await? {
-        let id: String = row.get("id")?;
-        if let Some(member) = member_of(&row, &id)? {
-            members.insert(id, member);
+    for row in USERS.read(tx, env, of).await? {
+        let id = row.cell::<String>(USERS.user);
+        match id.clone().and_then(|id| Ok((id, member_of(&row)?))) {
+            Ok((id, member)) => {
+                members.insert(id, member);
+            }
+            Err(flaw) => unreadable.push(USERS.unreadable(&row, id.as_deref().ok(), flaw)),
         }
     }
-    for row in read_part(tx, &IDENTITIES, env, of).await? {
-        if let (Some(member), Some(identity)) = (owner(&mut members, &row)?, identity_of(&row)?) {
-            member.identities.push(identity);
+    for row in IDENTITIES.read(tx, env, of).await? {
+        if let Some((id, member)) = IDENTITIES.owner(&mut members, &row, unreadable) {
+            match identity_of(&row) {
+                Ok(identity) => member.identities.push(identity),
+                Err(flaw) => unreadable.push(IDENTITIES.unreadable(&row, Some(&id), flaw)),
+            }
         }
     }
-    for row in read_part(tx, &KEYS, env, of).await? {
-        if let (Some(member), Some(key)) = (owner(&mut members, &row)?, key_of(&row)?) {
-            member.keys.push(key);
+    for row in KEYS.read(tx, env, of).await? {
+        if let Some((id, member)) = KEYS.owner(&mut members, &row, unreadable) {
+            match key_of(&row) {
+                Ok(key) => member.keys.push(key),
+                Err(flaw) => unreadable.push(KEYS.unreadable(&row, Some(&id), flaw)),
+            }
         }
     }
-    for row in read_part(tx, &GRANTS, env, of).await? {
-        if let (Some(member), Some(grant)) = (owner(&mut members, &row)?, grant_of(&row)?) {
-            member.grants.push(grant);
+    for row in GRANTS.read(tx, env, of).await? {
+        if let Some((id, member)) = GRANTS.owner(&mut members, &row, unreadable) {
+            match grant_of(&row) {
+                Ok(grant) => member.grants.push(grant),
+                Err(flaw) => {
+                    member.grants.extend(in_its_place(&row));
+                    unreadable.push(GRANTS.unreadable(&row, Some(&id), flaw));
+                }
+            }
         }
     }
     Ok(members.into_values().collect())
 }
 
-async fn read_part(
-    tx: &mut Tx,
-    part: &Part,
-    env: &EnvironmentName,
-    of: Option<&BTreeSet<String>>,
-) -> Result<Vec<Row>, StoreError> {
-    match of {
-        None => tx.fetch(&part.all, args![env.as_str()]).await,
-        Some(users) => {
-            tx.fetch(&part.some, args![env.as_str(), serde_json::json!(users).to_string()])
-                .await
+impl Part {
+    async fn read(&self, tx: &mut Tx, env: &EnvironmentName, of: Option<&BTreeSet<String>>) -> Result<Vec<Row>, StoreError> {
+        match of {
+            None => tx.fetch(&self.all, args![env.as_str()]).await,
+            Some(users) => {
+                tx.fetch(&self.some, args![env.as_str(), serde_json::json!(users).to_string()])
+                    .await
+            }
         }
+    }
+
+    /// Whose row this is. A row of nobody who is enrolled says nothing, and need not be readable.
+    fn owner<'a>(
+        &self,
+        members: &'a mut BTreeMap<String, Member>,
+        row: &Row,
+        unreadable: &mut Vec<UnreadableRow>,
+    ) -> Option<(String, &'a mut Member)> {
+        match row.cell::<String>(self.user) {
+            Ok(id) => members.get_mut(&id).map(|member| (id, member)),
+            Err(flaw) => {
+                unreadable.push(self.unreadable(row, None, flaw));
+                None
+            }
+        }
+    }
+
+    fn unreadable(&self, row: &Row, user: Option<&str>, flaw: Flaw) -> UnreadableRow {
+        flaw.of(row, self.table, self.keys, user)
     }
 }
 
-fn owner<'a>(members: &'a mut BTreeMap<String, Member>, row: &Row) -> Result<Option<&'a mut Member>, StoreError> {
-    Ok(members.get_mut(&row.get::<String>("user_id")?))
-}
-
-fn member_of(row: &Row, id: &str) -> Result<Option<Member>, StoreError> {
-    let status: String = row.get("status")?;
-    let roles: String = row.get("roles")?;
-    Ok(Some(Member {
-        id: match name(id, "users.id") {
-            Some(id) => id,
-            None => return Ok(None),
-        },
-        kind: kind_of(&row.get::<String>("kind")?),
-        email: row.get("email")?,
-        display_name: row.get("display_name")?,
-        roles: names(&roles, "users.roles").0,
-        status: if status == "active" {
-            MemberStatus::Active
-        } else {
-            MemberStatus::Disabled
-        },
+/// All of it or nothing: without one of their roles, somebody might be spared what is forbidden to it.
+fn member_of(row: &Row) -> Result<Member, Flaw> {
+    Ok(Member {
+        id: name(row, "id")?,
+        kind: kind_of(row)?,
+        email: row.cell_or_null("email")?,
+        display_name: row.cell_or_null("display_name")?,
+        roles: names(row, "roles")?,
+        status: status_of(row)?,
         identities: Vec::new(),
         keys: Vec::new(),
         grants: Vec::new(),
-    }))
+    })
 }
 
-pub(super) fn kind_of(text: &str) -> PrincipalKind {
-    if text == "service" {
-        PrincipalKind::Service
-    } else {
-        PrincipalKind::User
+pub(super) fn kind_of(row: &Row) -> Result<PrincipalKind, Flaw> {
+    match row.cell::<String>("kind")?.as_str() {
+        "user" => Ok(PrincipalKind::User),
+        "service" => Ok(PrincipalKind::Service),
+        _ => Err(Flaw::new("kind", "is neither `user` nor `service`")),
     }
 }
 
-pub(super) fn identity_of(row: &Row) -> Result<Option<(Issuer, Subject)>, StoreError> {
-    let (issuer, subject): (String, String) = (row.get("issuer")?, row.get("subject")?);
-    Ok(name(&issuer, "user_identities.issuer").zip(name(&subject, "user_identities.subject")))
+/// Any word but the one lets nobody in.
+pub(super) fn status_of(row: &Row) -> Result<MemberStatus, Flaw> {
+    Ok(match row.cell::<String>("status")?.as_str() {
+        "active" => MemberStatus::Active,
+        _ => MemberStatus::Disabled,
+    })
 }
 
-fn key_of(row: &Row) -> Result<Option<ApiKey>, StoreError> {
-    let (id, hash, scopes): (String, Vec<u8>, String) = (row.get("key_id")?, row.get("key_hash")?, row.get("scopes")?);
-    let (scopes, whole) = names::<Scope>(&scopes, "api_keys.scopes");
-    let (Some(id), Ok(hash), Ok(pepper_version), true) = (
-        name(&id, "api_keys.key_id"),
-        hash.try_into(),
-        i32::try_from(row.get::<i64>("pepper_version")?),
-        whole,
-    ) else {
-        // an empty list of scopes means all of the owner's, so a list that cannot be read whole must not become one
-        return Ok(None);
-    };
-    Ok(Some(ApiKey {
-        id,
-        name: row.get("name")?,
-        hash,
-        pepper_version,
-        scopes: scopes.into_iter().collect(),
-        created_at: Timestamp::from_micros(row.get("created_at")?),
-        expires_at: time_of(row, "expires_at")?,
-        revoked_at: time_of(row, "revoked_at")?,
-    }))
+pub(super) fn identity_of(row: &Row) -> Result<(Issuer, Subject), Flaw> {
+    Ok((name(row, "issuer")?, name(row, "subject")?))
 }
 
-pub(super) fn grant_of(row: &Row) -> Result<Option<Grant>, StoreError> {
-    let (id, server, client): (String, String, Option<String>) = (row.get("id")?, row.get("server_name")?, row.get("client_id")?);
-    let (status, scopes): (String, String) = (row.get("status")?, row.get("scopes")?);
-    let client = match client {
-        None => None,
+fn key_of(row: &Row) -> Result<ApiKey, Flaw> {
+    let hash: Vec<u8> = row.cell("key_hash")?;
+    let pepper_version: i64 = row.cell("pepper_version")?;
+    Ok(ApiKey {
+        id: name(row, "key_id")?,
+        name: row.cell("name")?,
+        hash: hash.try_into().map_err(|_| Flaw::new("key_hash", "is not 32 bytes long"))?,
+        pepper_version: i32::try_from(pepper_version).map_err(|_| Flaw::new("pepper_version", "is out of range"))?,
+        // an empty list means all scopes of the owner, so a list that cannot be read whole must not become one
+        scopes: names(row, "scopes")?.into_iter().collect(),
+        created_at: time(row, "created_at")?,
+        expires_at: time_or_null(row, "expires_at")?,
+        revoked_at: time_or_null(row, "revoked_at")?,
+    })
+}
+
+pub(super) fn grant_of(row: &Row) -> Result<Grant, Flaw> {
+    Ok(Grant {
+        id: name(row, "grant_ref")?,
+        server: name(row, "server_name")?,
         // a client that cannot be read must not become "any client"
-        Some(client) => match name(&client, "mcp_authorizations.client_id") {
-            Some(client) => Some(client),
-            None => return Ok(None),
-        },
-    };
-    let Some((id, server)) = name(&id, "mcp_authorizations.id").zip(name(&server, "mcp_authorizations.server_name")) else {
-        return Ok(None);
-    };
-    Ok(Some(Grant {
-        id,
-        server,
-        client,
-        status: match status.as_str() {
+        client: name_or_null(row, "client_id")?,
+        status: match row.cell::<String>("status")?.as_str() {
             "verified" => GrantStatus::Verified,
             "idle" => GrantStatus::Idle,
             _ => GrantStatus::Revoked,
         },
-        scopes: names::<Scope>(&scopes, "mcp_authorizations.scopes")
-            .0
-            .into_iter()
-            .collect::<Scopes>(),
-        expires_at: time_of(row, "expires_at")?,
-        version: row.get("row_version")?,
-    }))
+        scopes: names(row, "scopes")?.into_iter().collect(),
+        // an end that cannot be read must not become "never"
+        expires_at: time_or_null(row, "expires_at")?,
+        version: row.cell("row_version")?,
+    })
 }
 
-async fn read_revocations(tx: &mut Tx, env: &EnvironmentName) -> Result<Vec<Revocation>, StoreError> {
-    let rows = tx.fetch(&REVOCATIONS, args![env.as_str()]).await?;
-    let mut revocations = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let (issuer, kind): (String, String) = (row.get("issuer")?, row.get("kind")?);
-        // an issuer that is no name can have issued no token that is accepted
-        let Some(issuer) = name(&issuer, "revocations.issuer") else {
-            continue;
-        };
-        revocations.push(Revocation {
-            issuer,
-            kind: match kind.as_str() {
-                "session" => RevocationKind::Session,
-                "client" => RevocationKind::Client,
-                "jti" => RevocationKind::Jti,
-                _ => RevocationKind::Subject,
-            },
-            value: row.get("value")?,
-            issued_before: Timestamp::from_micros(row.get("issued_before")?),
-            expires_at: Timestamp::from_micros(row.get("expires_at")?),
-        });
+/// A grant for one client goes before the one for any client, even if only to refuse. So it does if it cannot be read, or
+/// that client would be given what it was to be kept from. What is no name of a server or client goes before nothing: no
+/// caller comes by such a name.
+fn in_its_place(row: &Row) -> Option<Grant> {
+    let server: ServerName = name(row, "server_name").ok()?;
+    let client = name_or_null(row, "client_id").ok()??;
+    Some(Grant {
+        id: name(row, "grant_ref").unwrap_or_else(|_| GrantId::parse("unreadable").expect("it is visible ASCII")),
+        server,
+        client: Some(client),
+        status: GrantStatus::Unreadable,
+        scopes: Scopes::default(),
+        expires_at: None,
+        version: 0,
+    })
+}
+
+async fn read_revocations(
+    tx: &mut Tx,
+    env: &EnvironmentName,
+    unreadable: &mut Vec<UnreadableRow>,
+) -> Result<RevocationRows, StoreError> {
+    let mut revocations = RevocationRows::default();
+    for row in tx.fetch(&REVOCATIONS, args![env.as_str()]).await? {
+        match revocation_of(&row) {
+            Ok(revocation) => revocations.whole.push(revocation),
+            Err((flaw, partial)) => {
+                unreadable.push(flaw.of(&row, OF_REVOCATIONS, &["issuer", "kind", "value"], None));
+                revocations.partial.extend(partial);
+            }
+        }
     }
     Ok(revocations)
 }
 
-pub(super) fn time_of(row: &Row, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
-    Ok(row.get::<Option<i64>>(column)?.map(Timestamp::from_micros))
-}
-
-/// A name as it stands in a row, or `None` with a line in the log.
-pub(super) fn name<T: FromStr<Err: std::fmt::Display>>(text: &str, column: &'static str) -> Option<T> {
-    match T::from_str(text) {
-        Ok(name) => Some(name),
-        Err(error) => {
-            tracing::warn!(column, %error, "a row of the store is left out");
-            None
-        }
-    }
-}
-
-/// The names in a JSON array, and whether all of its elements were names.
-pub(super) fn names<T: FromStr<Err: std::fmt::Display>>(json: &str, column: &'static str) -> (Vec<T>, bool) {
-    let Ok(elements) = serde_json::from_str::<Vec<serde_json::Value>>(json) else {
-        tracing::warn!(column, "a row of the store holds a list that cannot be read");
-        return (Vec::new(), false);
+/// Somebody wrote this row to keep a credential out, so what cannot be read of it is taken for the most it could say: no
+/// issuer, and it is the value at any issuer; no kind, and it is a subject, a session, a client and a token alike; no value,
+/// and it is each token of the issuer; no moment or end, and it is for those of any age, for ever. Whoever is refused for that
+/// and should not be is let in again by putting the row right or deleting it, and the others are served meanwhile: an issuer
+/// whose tokens are all refused has callers who sign in again, unless the moment is lost too. A row that tells neither issuer
+/// nor value would refuse everybody for the sake of nobody in particular; it is only told.
+fn revocation_of(row: &Row) -> Result<Revocation, (Flaw, Option<PartialRevocation>)> {
+    let issuer: Result<Issuer, _> = name(row, "issuer");
+    let kind = match row.cell::<String>("kind") {
+        Ok(kind) => match kind.as_str() {
+            "subject" => Ok(RevocationKind::Subject),
+            "session" => Ok(RevocationKind::Session),
+            "client" => Ok(RevocationKind::Client),
+            "jti" => Ok(RevocationKind::Jti),
+            _ => Err(Flaw::new("kind", "is no kind of revocation")),
+        },
+        Err(flaw) => Err(flaw),
     };
-    let names: Vec<T> = elements
-        .iter()
-        .filter_map(|element| name(element.as_str().unwrap_or(""), column))
-        .collect();
-    let whole = names.len() == elements.len();
-    (names, whole)
+    let value: Result<String, _> = row.cell("value");
+    let (issued_before, expires_at) = (time(row, "issued_before"), time(row, "expires_at"));
+    let far = Timestamp::from_micros(i64::MAX);
+    let partial = PartialRevocation {
+        issuer: issuer.clone().ok(),
+        kind: kind.clone().ok(),
+        value: value.clone().ok(),
+        issued_before: issued_before.clone().unwrap_or(far),
+        expires_at: expires_at.clone().unwrap_or(far),
+    };
+    let whole = || {
+        Ok(Revocation {
+            issuer: issuer?,
+            kind: kind?,
+            value: value?,
+            issued_before: issued_before?,
+            expires_at: expires_at?,
+        })
+    };
+    let names_something = partial.issuer.is_some() || partial.value.is_some();
+    whole().map_err(|flaw| (flaw, names_something.then_some(partial)))
 }

@@ -2,6 +2,7 @@
 
 use super::StoreError;
 use super::sqlite::{FileId, SqliteFile};
+use super::unreadable::Flaw;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::Query;
@@ -212,6 +213,20 @@ impl Row {
             place: "the store".to_owned(),
             what: format!("column `{column}` is missing or has another type"),
         })
+    }
+
+    /// The same where only this row may be at fault, and not the store. NULL is asked for: SQLite's driver reads it as 0 or as
+    /// the empty text where none is expected.
+    pub(super) fn cell<T: Column>(&self, column: &'static str) -> Result<T, Flaw> {
+        self.cell_or_null(column)?.ok_or_else(|| Flaw::new(column, "is NULL"))
+    }
+
+    pub(super) fn cell_or_null<T: Column>(&self, column: &'static str) -> Result<Option<T>, Flaw> {
+        let value = match self {
+            Row::Postgres(row) => row.try_get::<Option<T>, _>(column),
+            Row::Sqlite(row) => row.try_get::<Option<T>, _>(column),
+        };
+        value.map_err(|_| Flaw::new(column, "has another type"))
     }
 }
 

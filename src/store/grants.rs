@@ -1,8 +1,9 @@
 //! Grants: which user may use which server, with which scopes.
 
-use super::directory::{grant_of, name};
-use super::engine::{Sql, args};
+use super::directory::grant_of;
+use super::engine::{Row, Sql, args};
 use super::people::{no_user, uuid_of};
+use super::unreadable::{Flaw, name, or_left_out};
 use super::{Store, StoreError};
 use crate::domain::{ClientId, EnvironmentName, Grant, GrantId, Scopes, ServerName, Timestamp, UserId};
 use uuid::Uuid;
@@ -51,12 +52,13 @@ const REVOKE: Sql = Sql {
 };
 
 const LIST: Sql = Sql {
-    postgres: "SELECT g.user_id::text AS user_id, u.email, g.id::text AS id, g.server_name, g.client_id, g.status,
+    postgres: "SELECT g.user_id::text AS user_id, u.email, g.id::text AS grant_ref, g.server_name, g.client_id, g.status,
                  g.scopes::text AS scopes, micros(g.expires_at) AS expires_at, g.row_version
                FROM mcp_authorizations g JOIN users u ON u.environment = g.environment AND u.id = g.user_id
                WHERE g.environment = $1 AND ($2::text IS NULL OR g.user_id = $2::uuid)
                ORDER BY u.email, g.user_id, g.server_name, coalesce(g.client_id, '')",
-    sqlite: "SELECT g.user_id, u.email, g.id, g.server_name, g.client_id, g.status, g.scopes, g.expires_at, g.row_version
+    sqlite:
+        "SELECT g.user_id, u.email, g.id AS grant_ref, g.server_name, g.client_id, g.status, g.scopes, g.expires_at, g.row_version
              FROM mcp_authorizations g JOIN users u ON u.environment = g.environment AND u.id = g.user_id
              WHERE g.environment = $1 AND ($2 IS NULL OR g.user_id = $2)
              ORDER BY u.email, g.user_id, g.server_name, coalesce(g.client_id, '')",
@@ -112,15 +114,21 @@ impl Store {
         let user = user.map(uuid_of).transpose()?;
         let mut grants = Vec::new();
         for row in self.once(&LIST, args![env.as_str(), user]).await? {
-            let user = name(&row.get::<String>("user_id")?, "mcp_authorizations.user_id");
-            if let Some((user, grant)) = user.zip(grant_of(&row)?) {
-                grants.push(GrantRow {
-                    user,
-                    email: row.get("email")?,
-                    grant,
-                });
-            }
+            grants.extend(or_left_out(
+                listed(&row),
+                &row,
+                "mcp_authorizations",
+                &["user_id", "grant_ref"],
+            ));
         }
         Ok(grants)
     }
+}
+
+fn listed(row: &Row) -> Result<GrantRow, Flaw> {
+    Ok(GrantRow {
+        user: name(row, "user_id")?,
+        email: row.cell_or_null("email")?,
+        grant: grant_of(row)?,
+    })
 }

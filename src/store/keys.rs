@@ -1,9 +1,9 @@
 //! API keys: their public part, their hash, whom they belong to. The secret itself never comes here. Also the revocations
 //! of what other issuers made.
 
-use super::directory::{name, names, time_of};
-use super::engine::{Sql, args};
+use super::engine::{Row, Sql, args};
 use super::people::{no_user, uuid_of};
+use super::unreadable::{Flaw, KEYS, name, names, or_left_out, time, time_or_null};
 use super::{Store, StoreError};
 use crate::domain::{ApiKey, EnvironmentName, KeyId, Revocation, RevocationKind, Scope, Timestamp, UserId};
 
@@ -96,20 +96,7 @@ impl Store {
         let user = user.map(uuid_of).transpose()?;
         let mut keys = Vec::new();
         for row in self.once(&LIST, args![env.as_str(), user]).await? {
-            let (id, user, scopes): (String, String, String) = (row.get("key_id")?, row.get("user_id")?, row.get("scopes")?);
-            let Some((id, user)) = name(&id, "api_keys.key_id").zip(name(&user, "api_keys.user_id")) else {
-                continue;
-            };
-            keys.push(KeyRow {
-                id,
-                user,
-                email: row.get("email")?,
-                name: row.get("name")?,
-                scopes: names(&scopes, "api_keys.scopes").0,
-                created_at: Timestamp::from_micros(row.get("created_at")?),
-                expires_at: time_of(&row, "expires_at")?,
-                revoked_at: time_of(&row, "revoked_at")?,
-            });
+            keys.extend(or_left_out(listed(&row), &row, KEYS, &["user_id", "key_id"]));
         }
         Ok(keys)
     }
@@ -136,4 +123,17 @@ impl Store {
         tx.execute(&ADD_REVOCATION, args).await?;
         tx.commit().await
     }
+}
+
+fn listed(row: &Row) -> Result<KeyRow, Flaw> {
+    Ok(KeyRow {
+        id: name(row, "key_id")?,
+        user: name(row, "user_id")?,
+        email: row.cell_or_null("email")?,
+        name: row.cell("name")?,
+        scopes: names(row, "scopes")?,
+        created_at: time(row, "created_at")?,
+        expires_at: time_or_null(row, "expires_at")?,
+        revoked_at: time_or_null(row, "revoked_at")?,
+    })
 }

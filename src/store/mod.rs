@@ -16,10 +16,11 @@ mod postgres;
 mod registry;
 mod ship;
 mod sqlite;
+mod unreadable;
 
 pub use audit::{AuditBytes, AuditCursor, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
 pub use catalogue::{Observed, StoredTool};
-pub use directory::{Anchor, CatchUp, Delta, Directory};
+pub use directory::{Anchor, CatchUp, Delta, Directory, RevocationRows};
 pub use engine::{PostgresEngine, SqliteEngine};
 pub use error::StoreError;
 pub use grants::{GrantRow, NewGrant};
@@ -29,6 +30,7 @@ pub use open::StoreOpen;
 pub use people::{NewUser, UserRow};
 pub use registry::RegistryRow;
 pub use ship::Shipped;
+pub use unreadable::UnreadableRow;
 
 use crate::domain::Timestamp;
 use engine::{Access, Arg, Place, Row, Statement, Tx};

@@ -1,7 +1,8 @@
 //! Users, service accounts and the identities that name them.
 
-use super::directory::{identity_of, kind_of, name, names, read_member};
+use super::directory::{identity_of, kind_of, read_member, status_of};
 use super::engine::{Row, Sql, Tx, args};
+use super::unreadable::{Flaw, IDENTITIES as OF_IDENTITIES, USERS, name, names, or_left_out, time};
 use super::{Store, StoreError};
 use crate::domain::{EnvironmentName, Issuer, Member, MemberStatus, PrincipalKind, RoleName, Subject, Timestamp, UserId};
 use std::collections::BTreeMap;
@@ -88,11 +89,14 @@ impl Store {
         let mut tx = self.read().await?;
         let mut identities: BTreeMap<String, Vec<(Issuer, Subject)>> = BTreeMap::new();
         for row in tx.fetch(&IDENTITIES, args![env.as_str()]).await? {
-            identities.entry(row.get("user_id")?).or_default().extend(identity_of(&row)?);
+            let read = row.cell::<String>("user_id").and_then(|user| Ok((user, identity_of(&row)?)));
+            if let Some((user, identity)) = or_left_out(read, &row, OF_IDENTITIES, &["user_id", "issuer", "subject"]) {
+                identities.entry(user).or_default().push(identity);
+            }
         }
         let mut users = Vec::new();
         for row in tx.fetch(&LIST, args![env.as_str()]).await? {
-            users.extend(user_of(&row, &mut identities)?);
+            users.extend(or_left_out(user_of(&row, &mut identities), &row, USERS, &["id"]));
         }
         tx.commit().await?;
         Ok(users)
@@ -225,23 +229,18 @@ async fn link(tx: &mut Tx, env: &EnvironmentName, user: &UserId, issuer: &Issuer
     }
 }
 
-fn user_of(row: &Row, identities: &mut BTreeMap<String, Vec<(Issuer, Subject)>>) -> Result<Option<UserRow>, StoreError> {
-    let (id, roles, status): (String, String, String) = (row.get("id")?, row.get("roles")?, row.get("status")?);
-    let Some(user) = name(&id, "users.id") else { return Ok(None) };
-    Ok(Some(UserRow {
-        id: user,
-        kind: kind_of(&row.get::<String>("kind")?),
-        email: row.get("email")?,
-        display_name: row.get("display_name")?,
-        roles: names(&roles, "users.roles").0,
-        status: if status == "active" {
-            MemberStatus::Active
-        } else {
-            MemberStatus::Disabled
-        },
-        identities: identities.remove(&id).unwrap_or_default(),
-        created_at: Timestamp::from_micros(row.get("created_at")?),
-    }))
+fn user_of(row: &Row, identities: &mut BTreeMap<String, Vec<(Issuer, Subject)>>) -> Result<UserRow, Flaw> {
+    let id: UserId = name(row, "id")?;
+    Ok(UserRow {
+        kind: kind_of(row)?,
+        email: row.cell_or_null("email")?,
+        display_name: row.cell_or_null("display_name")?,
+        roles: names(row, "roles")?,
+        status: status_of(row)?,
+        identities: identities.remove(id.as_str()).unwrap_or_default(),
+        created_at: time(row, "created_at")?,
+        id,
+    })
 }
 
 fn kind_text(kind: PrincipalKind) -> &'static str {

@@ -1,7 +1,7 @@
 //! Servers as the store knows them: whether they are enabled and which scopes their tools need.
 
-use super::directory::{name, names};
 use super::engine::{Row, Sql, Tx, args};
+use super::unreadable::{Flaw, REGISTRY, UnreadableRow, name, names_in};
 use super::{Store, StoreError};
 use crate::domain::{EnvironmentName, Scope, ServerName};
 use std::collections::BTreeMap;
@@ -18,9 +18,10 @@ pub struct RegistryRow {
 }
 
 const READ: Sql = Sql {
-    postgres: "SELECT id, name, url, enabled::int::bigint AS enabled, tool_scopes::text AS tool_scopes
-               FROM mcp_registry WHERE environment = $1 AND type = 'server' ORDER BY id",
-    sqlite: "SELECT id, name, url, enabled, tool_scopes FROM mcp_registry WHERE environment = $1 AND type = 'server' ORDER BY id",
+    postgres: "SELECT id, type, name, url, enabled::int::bigint AS enabled, tool_scopes::text AS tool_scopes
+               FROM mcp_registry WHERE environment = $1 AND coalesce(type, 'server') = 'server' ORDER BY id",
+    sqlite: "SELECT id, type, name, url, enabled, tool_scopes
+             FROM mcp_registry WHERE environment = $1 AND coalesce(type, 'server') = 'server' ORDER BY id",
 };
 
 const PUT: Sql = Sql {
@@ -49,43 +50,78 @@ impl Store {
 
     pub async fn list_servers(&self, env: &EnvironmentName) -> Result<Vec<RegistryRow>, StoreError> {
         let mut tx = self.read().await?;
-        let servers = read_registry(&mut tx, env).await?;
+        let mut unreadable = Vec::new();
+        let servers = read_registry(&mut tx, env, &mut unreadable).await?;
         tx.commit().await?;
+        unreadable.iter().for_each(|row| tracing::warn!("disabled: {row}"));
         Ok(servers)
+    }
+
+    /// One server as it stands there, to be changed and put back; an error where that would lose what cannot be read of it.
+    pub async fn server(&self, env: &EnvironmentName, server: &ServerName) -> Result<Option<RegistryRow>, StoreError> {
+        for row in self.once(&READ, args![env.as_str()]).await? {
+            if name::<ServerName>(&row, "id").is_ok_and(|id| id == *server) {
+                let unreadable = |flaw: Flaw| format!("{}: put it right in the database first", unreadable(&row, flaw));
+                return server_of(&row)
+                    .map(Some)
+                    .map_err(|flaw| StoreError::Invalid(unreadable(flaw)));
+            }
+        }
+        Ok(None)
     }
 }
 
-pub(super) async fn read_registry(tx: &mut Tx, env: &EnvironmentName) -> Result<Vec<RegistryRow>, StoreError> {
-    let rows = tx.fetch(&READ, args![env.as_str()]).await?;
-    let servers: Result<Vec<_>, _> = rows.iter().map(server_of).collect();
-    Ok(servers?.into_iter().flatten().collect())
+/// A server of which the row cannot be read is disabled: it could be called where somebody switched it off, or with fewer
+/// scopes than somebody wrote. A row whose id is no name is of no server that could be called, and is only told.
+pub(super) async fn read_registry(
+    tx: &mut Tx,
+    env: &EnvironmentName,
+    all_unreadable: &mut Vec<UnreadableRow>,
+) -> Result<Vec<RegistryRow>, StoreError> {
+    let mut servers = Vec::new();
+    for row in tx.fetch(&READ, args![env.as_str()]).await? {
+        match server_of(&row) {
+            Ok(server) => servers.push(server),
+            Err(flaw) => {
+                servers.extend(name(&row, "id").ok().map(disabled));
+                all_unreadable.push(unreadable(&row, flaw));
+            }
+        }
+    }
+    Ok(servers)
 }
 
-fn server_of(row: &Row) -> Result<Option<RegistryRow>, StoreError> {
-    let (id, scopes): (String, String) = (row.get("id")?, row.get("tool_scopes")?);
-    let Some(server) = name(&id, "mcp_registry.id") else {
-        return Ok(None);
-    };
-    let (tool_scopes, whole) = tool_scopes_of(&scopes);
-    Ok(Some(RegistryRow {
+fn disabled(server: ServerName) -> RegistryRow {
+    RegistryRow {
+        name: server.to_string(),
         server,
-        name: row.get("name")?,
-        url: row.get("url")?,
-        // fewer required scopes than somebody wrote would be a hole: the server waits until the row is right
-        enabled: row.get::<i64>("enabled")? != 0 && whole,
-        tool_scopes,
-    }))
+        url: None,
+        enabled: false,
+        tool_scopes: BTreeMap::new(),
+    }
 }
 
-fn tool_scopes_of(json: &str) -> (BTreeMap<String, Vec<Scope>>, bool) {
-    let Ok(tools) = serde_json::from_str::<BTreeMap<String, serde_json::Value>>(json) else {
-        return (BTreeMap::new(), false);
-    };
-    let mut all_whole = true;
-    let scopes = tools.into_iter().map(|(tool, scopes)| {
-        let (scopes, whole) = names(&scopes.to_string(), "mcp_registry.tool_scopes");
-        all_whole &= whole;
-        (tool, scopes)
-    });
-    (scopes.collect(), all_whole)
+fn unreadable(row: &Row, flaw: Flaw) -> UnreadableRow {
+    flaw.of(row, REGISTRY, &["id"], None)
+}
+
+fn server_of(row: &Row) -> Result<RegistryRow, Flaw> {
+    row.cell::<String>("type")?;
+    Ok(RegistryRow {
+        server: name(row, "id")?,
+        name: row.cell("name")?,
+        url: row.cell_or_null("url")?,
+        enabled: row.cell::<i64>("enabled")? != 0,
+        tool_scopes: tool_scopes_of(&row.cell::<String>("tool_scopes")?)?,
+    })
+}
+
+fn tool_scopes_of(json: &str) -> Result<BTreeMap<String, Vec<Scope>>, Flaw> {
+    let column = "tool_scopes";
+    let tools: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(json).map_err(|_| Flaw::new(column, "is no JSON object"))?;
+    let scopes = tools
+        .into_iter()
+        .map(|(tool, scopes)| Ok((tool, names_in(&scopes.to_string(), column)?)));
+    scopes.collect()
 }

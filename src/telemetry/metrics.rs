@@ -37,6 +37,7 @@ pub struct Metrics {
     append: Histogram,
     unshipped: Gauge,
     grants_age: Gauge<f64, AtomicU64>,
+    unreadable_rows: Family<TableLabel, Gauge>,
     revocation_lag: Histogram,
     policy_set: Family<HashLabel, Gauge>,
     reload_failures: Counter,
@@ -57,6 +58,11 @@ struct DecisionLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TableLabel {
+    table: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,6 +110,7 @@ impl Metrics {
             append: Histogram::new(SHORT),
             unshipped: Gauge::default(),
             grants_age: Gauge::default(),
+            unreadable_rows: Family::default(),
             revocation_lag: Histogram::new(LAG),
             policy_set: Family::default(),
             reload_failures: Counter::default(),
@@ -136,6 +143,11 @@ impl Metrics {
             "guardian_grants_age_seconds",
             "Age of the knowledge of grants",
             self.grants_age.clone(),
+        );
+        r.register(
+            "guardian_unreadable_rows",
+            "Rows of the store that are disabled because they cannot be read",
+            self.unreadable_rows.clone(),
         );
         r.register(
             "guardian_revocation_lag_seconds",
@@ -198,6 +210,12 @@ impl Metrics {
     /// How long ago the grants in memory were confirmed.
     pub fn grants_age(&self, age: Duration) {
         self.grants_age.set(age.as_secs_f64());
+    }
+
+    /// How many rows of a table are disabled now.
+    pub fn unreadable_rows(&self, table: &'static str, rows: u64) {
+        let gauge = self.unreadable_rows.get_or_create_owned(&TableLabel { table });
+        gauge.set(i64::try_from(rows).unwrap_or(i64::MAX));
     }
 
     /// A change of grants took effect here, `lag` after its commit.
@@ -288,6 +306,7 @@ mod tests {
         metrics.connections_refused("per_address", 1);
         metrics.policy_reload_failed();
         metrics.grants_age(Duration::from_millis(1_500));
+        metrics.unreadable_rows("grants", 2);
         let held = metrics.request_started();
         let text = metrics.encode();
         for line in [
@@ -300,6 +319,7 @@ mod tests {
             r#"guardian_refused_connections_total{cause="per_address"} 1"#,
             "guardian_policy_reload_failures_total 1",
             "guardian_grants_age_seconds 1.5",
+            r#"guardian_unreadable_rows{table="grants"} 2"#,
             "guardian_requests_in_flight 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -5,5 +5,6 @@ mod errors;
 mod opening;
 mod roles;
 mod tools;
+mod unreadable;
 mod users;
 pub mod world;

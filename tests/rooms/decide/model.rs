@@ -211,6 +211,7 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
     match grant.status {
         GrantStatus::Idle => return refuse("grant_idle"),
         GrantStatus::Revoked => return refuse("grant_revoked"),
+        GrantStatus::Unreadable => return refuse("no_grant"),
         GrantStatus::Verified => {}
     }
     if grant.expires_at.is_some_and(|end| world.now >= end) {

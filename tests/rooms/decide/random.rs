@@ -238,7 +238,8 @@ fn caller() -> impl Strategy<Value = Principal> {
 }
 
 fn grants() -> impl Strategy<Value = Vec<Grant>> {
-    let status = prop_oneof![12 => Just(GrantStatus::Verified), 1 => Just(GrantStatus::Idle), 1 => Just(GrantStatus::Revoked)];
+    let status = prop_oneof![12 => Just(GrantStatus::Verified), 1 => Just(GrantStatus::Idle),
+        1 => Just(GrantStatus::Revoked), 1 => Just(GrantStatus::Unreadable)];
     let held = prop_oneof![3 => Just(vec!["*"]), 2 => subsequence(vec!["plain", "list", "hole", "bare", "extra"], 0..5)];
     let client = prop::option::weighted(0.3, select(vec!["one", "two"]));
     let expires = prop_oneof![8 => Just(None), 1 => Just(Some("2026-11-18T00:30:00Z")), 1 => Just(Some("2027-06-01T00:00:00Z"))];

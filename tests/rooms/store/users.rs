@@ -15,14 +15,14 @@ on_both! {
         let directory = world.proxy.directory(&env()).await.unwrap();
         assert_eq!(directory.members, [alice]);
         assert_eq!(directory.registry, [files()]);
-        assert_eq!(directory.revocations, [revocation]);
+        assert_eq!(directory.revocations.whole, [revocation]);
         assert!(directory.anchor.seq > 0 && !directory.anchor.tag.is_empty());
     }
 
     async fn an_empty_store_has_an_empty_directory_that_can_be_caught_up_with(world) {
         let directory = world.proxy.directory(&env()).await.unwrap();
         assert!(directory.anchor.is_start());
-        assert_eq!((directory.members.len(), directory.registry.len(), directory.revocations.len()), (0, 0, 0));
+        assert_eq!((directory.members.len(), directory.registry.len(), directory.revocations.whole.len()), (0, 0, 0));
         let same = CatchUp::Since(Delta { anchor: directory.anchor.clone(), ..Delta::default() });
         assert_eq!(world.proxy.catch_up(&env(), &directory.anchor).await.unwrap(), same);
 
@@ -77,7 +77,7 @@ on_both! {
         world.proxy.observe_tools(env, &parse("files"), &[(parse("read"), Digest::of(b"r"), "{}".into())], true).await.unwrap();
         let delta = since(world, &anchor).await;
         assert_eq!(delta.registry, Some(vec![files()]));
-        assert_eq!(delta.revocations.map(|all| all.len()), Some(1));
+        assert_eq!(delta.revocations.map(|all| all.whole.len()), Some(1));
         assert!(delta.catalogue_changed && delta.members.is_empty());
     }
 
@@ -211,7 +211,7 @@ on_both! {
         let (early, late) = (revocation("2026-11-20T10:00:00Z"), revocation("2026-11-20T12:00:00Z"));
         world.admin.add_revocation(&env(), &late, None).await.unwrap();
         world.admin.add_revocation(&env(), &early, None).await.unwrap();
-        assert_eq!(world.proxy.directory(&env()).await.unwrap().revocations, [late]);
+        assert_eq!(world.proxy.directory(&env()).await.unwrap().revocations.whole, [late]);
     }
 
     async fn a_bundle_is_of_one_moment(world) {
@@ -313,7 +313,8 @@ async fn a_reader_of_the_feed_misses_nothing_while_many_write() {
     let ((), held) = tokio::join!(writing, reading);
     let there = world.proxy.directory(&env()).await.unwrap().members;
     assert_eq!(there.iter().map(|member| member.grants.len()).sum::<usize>(), 138);
-    assert_eq!(held.into_values().collect::<Vec<_>>(), there);
+    let there: BTreeMap<UserId, Member> = there.into_iter().map(|member| (member.id.clone(), member)).collect();
+    assert_eq!(held, there);
 }
 
 async fn futures_join(futures: impl Iterator<Item = impl Future<Output = ()>>) {

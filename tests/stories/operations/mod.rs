@@ -1,5 +1,6 @@
 //! Running Guardian: starting, reloading, stopping, limits, several replicas, and what its commands say of mistakes.
 
+mod directory;
 mod errors;
 mod lifecycle;
 mod limits;
