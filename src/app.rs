@@ -7,9 +7,9 @@ mod stability;
 
 use crate::config::{Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
-use crate::domain::{EnvironmentName, RequestId, ServerName, Timestamp};
+use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
 use crate::gate::{Callers, Clock, Gate, GateParts, JustInTime, Metadata, Redaction, Site};
-use crate::grants::Grants;
+use crate::grants::{Counts, Grants};
 use crate::identity::{Identity, Pepper};
 use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
 use crate::limits::Limits;
@@ -176,6 +176,7 @@ impl Running {
                 move || {
                     metrics.audit_unshipped(journal.unshipped());
                     metrics.grants_age(grants.view().age);
+                    metrics.members_left_out(grants.counts().left_out);
                     for (table, rows) in &*grants.unreadable() {
                         metrics.unreadable_rows(table, *rows);
                     }
@@ -540,6 +541,7 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
             grants
                 .failure()
                 .map(|why| format!("users and grants cannot be confirmed: {why}")),
+            too_many_members(grants),
             unreadable_rows(grants),
         ]
         .into_iter()
@@ -556,6 +558,24 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
         catalogue: snapshot.catalogue().to_string(),
         version: env!("CARGO_PKG_VERSION"),
     }
+}
+
+fn too_many_members(grants: &Grants) -> Option<String> {
+    let Counts {
+        members,
+        left_out,
+        max_members,
+        ..
+    } = grants.counts();
+    let told = || {
+        format!(
+            "{} users are enrolled and `grants.max_members` is {max_members}: those above it are refused as `{}` ({left_out} \
+             now); raise it and restart",
+            members + left_out,
+            Reason::TooManyMembers.code()
+        )
+    };
+    (left_out > 0).then(told)
 }
 
 fn unreadable_rows(grants: &Grants) -> Option<String> {

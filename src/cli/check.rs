@@ -200,6 +200,13 @@ async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Re
     findings.refuse(store.self_check(env).await?);
     let (directory, stored) = (store.directory(env).await?, store.catalogue(env).await?);
     unreadable(&directory.unreadable, findings);
+    let (enrolled, max) = (directory.members.len(), config.grants.max_members);
+    if enrolled > max {
+        findings.trouble([format_args!(
+            "{enrolled} users are enrolled and `grants.max_members` is {max}: those above it are refused ({}); raise it",
+            enrolled - max
+        )]);
+    }
     Ok(assemble(&config.servers, &directory.registry, &stored))
 }
 

@@ -282,7 +282,7 @@ pub struct GrantsConfig {
     pub confirm_after: Span,
     /// How long a call may wait for a confirmation.
     pub confirm_timeout: Span,
-    /// Members held in memory; more refuse to load.
+    /// Members held in memory. Of more, those enrolled last are refused until this is raised.
     pub max_members: usize,
 }
 

@@ -64,6 +64,8 @@ reasons! {
     IssuerUnavailable = "issuer_unavailable",
     // standing
     NotEnrolled = "not_enrolled",
+    /// Enrolled, and not loaded: `grants.max_members` is reached.
+    TooManyMembers = "too_many_members",
     MemberDisabled = "member_disabled",
     UnknownServer = "unknown_server",
     ServerDisabled = "server_disabled",

@@ -81,6 +81,11 @@ impl Callers {
             Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
             Presented::Token { .. } | Presented::Certificate(_) => None,
         };
+        if let (Presented::Key(key), None) = (&presented, &owner)
+            && self.grants.leaves_out_key(&key.id())
+        {
+            return Err(Reason::TooManyMembers);
+        }
         let principal = self.identity.prove(&presented, owner.clone(), audience, now).await?;
         let owner = owner.map(|member| (member, generation));
         Ok(Proved { principal, owner })
@@ -129,7 +134,9 @@ impl Callers {
         owner.map(Some).ok_or(Reason::CredentialRevoked)
     }
 
+    /// Somebody whom nothing is known of; but they may be enrolled already, and not loaded for want of room.
     async fn enrol(&self, principal: &Principal) -> Result<Option<Arc<Member>>, Refusal> {
+        self.has_room_for(principal)?;
         let Some(JustInTime { store, roles }) = &self.enrolment else {
             return Ok(None);
         };
@@ -151,7 +158,19 @@ impl Callers {
             return Ok(None);
         }
         self.grants.confirm().await.map_err(|stale| Refusal::new(stale.reason))?;
-        Ok(self.grants.by_identity(&principal.issuer, &principal.subject))
+        let member = self.grants.by_identity(&principal.issuer, &principal.subject);
+        if member.is_none() {
+            self.has_room_for(principal)?;
+        }
+        Ok(member)
+    }
+
+    fn has_room_for(&self, principal: &Principal) -> Result<(), Reason> {
+        if self.grants.leaves_out(&principal.issuer, &principal.subject) {
+            Err(Reason::TooManyMembers)
+        } else {
+            Ok(())
+        }
     }
 }
 

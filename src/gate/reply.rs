@@ -134,6 +134,12 @@ const fn row(reason: Reason) -> Row {
             Some("try again later"),
         ),
         R::NotEnrolled => (403, 4032, "you are not enrolled here", Some("ask the operator to enrol you")),
+        R::TooManyMembers => (
+            403,
+            4032,
+            "you are enrolled, but this gateway knows as many users as it may, and you are not among them",
+            Some("ask the operator to raise `grants.max_members`"),
+        ),
         R::MemberDisabled => (403, 4032, "your account is disabled here", Some("ask the operator")),
         R::UnknownServer => (
             404,
@@ -357,7 +363,7 @@ fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
         R::RateLimited | R::TooManyInFlight => asked || to.method.is_some(),
         R::StaleAuthorization | R::FeedMissing | R::AuditUnavailable => asked,
         R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked,
-        R::NotEnrolled => asked && !to.may_step_up,
+        R::NotEnrolled | R::TooManyMembers => asked && !to.may_step_up,
         reason => asked && reason.is_of_grants() && !to.may_step_up,
     };
     if to.era == Era::Legacy && in_band {

@@ -1,16 +1,17 @@
 //! The copy itself: members whole, found by id, identity or key, each by one look. Only the keeper writes; anybody reads,
-//! without a lock. Whoever reads between two writes may find a member as it was: the generation, which is counted up after
-//! them, tells so.
+//! without a lock (but to learn of somebody who is not found whether they are left out). Whoever reads between two writes may
+//! find a member as it was: the generation, which is counted up after them, tells so.
 
+use super::left_out::LeftOut;
 use super::revocations::Revocations;
 use crate::domain::{Issuer, KeyId, Member, Principal, Subject, Timestamp, UserId};
 use crate::store::{RegistryRow, RevocationRows};
 use arc_swap::ArcSwap;
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// No entry expires or is evicted by itself: absent means absent in the store.
+/// No entry expires or is evicted by itself: absent means absent in the store, or left out.
 pub(super) struct Cache {
     members: moka::sync::Cache<UserId, Arc<Member>>,
     identities: moka::sync::Cache<Identity, Arc<Member>>,
@@ -19,6 +20,7 @@ pub(super) struct Cache {
     registry: ArcSwap<Vec<RegistryRow>>,
     len: AtomicU64,
     max: usize,
+    left_out: RwLock<LeftOut>,
 }
 
 /// Never a joined string.
@@ -38,6 +40,7 @@ impl Cache {
             registry: ArcSwap::default(),
             len: AtomicU64::new(0),
             max,
+            left_out: RwLock::default(),
         }
     }
 
@@ -71,11 +74,16 @@ impl Cache {
         self.len.load(Ordering::Relaxed)
     }
 
-    // ↓ for the one writer
-
     pub(super) fn max(&self) -> usize {
         self.max
     }
+
+    /// Who is enrolled and not loaded for want of room.
+    pub(super) fn left_out(&self) -> RwLockReadGuard<'_, LeftOut> {
+        self.left_out.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ↓ for the one writer
 
     pub(super) fn replace_revocations(&self, rows: RevocationRows) {
         self.revocations.store(Arc::new(Revocations::new(rows)));
@@ -85,7 +93,8 @@ impl Cache {
         self.registry.store(Arc::new(rows));
     }
 
-    /// Everybody who is not among these goes.
+    /// Everybody who is not among these goes. Whoever is held stays, whatever their place among these; the room that is left
+    /// is for the first of the others.
     pub(super) fn replace_members(&self, members: Vec<Member>) {
         let staying: HashSet<&UserId> = members.iter().map(|member| &member.id).collect();
         let going: Vec<UserId> = self
@@ -97,17 +106,52 @@ impl Cache {
         for id in going {
             self.remove(&id);
         }
-        for member in members {
-            self.put(member);
+        let (held, new): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| self.members.contains_key(&member.id));
+        let left_out: Vec<Member> = held
+            .into_iter()
+            .chain(new)
+            .filter_map(|member| self.load(member).err())
+            .collect();
+        let mut all = self.left_out_mut();
+        all.clear();
+        left_out.iter().for_each(|member| all.insert(member));
+    }
+
+    /// Whoever is held already is brought up to date; somebody new is left out where there is no room.
+    pub(super) fn put(&self, member: Member) {
+        let id = member.id.clone();
+        match self.load(member) {
+            Ok(()) => self.left_out_mut().forget(&id),
+            Err(member) => self.left_out_mut().insert(&member),
         }
     }
 
-    /// Whether there was room. Whoever is held already is always brought up to date.
-    pub(super) fn put(&self, member: Member) -> bool {
+    pub(super) fn remove(&self, id: &UserId) {
+        match self.members.remove(id) {
+            None => self.left_out_mut().forget(id),
+            Some(member) => {
+                self.len.fetch_sub(1, Ordering::Relaxed);
+                self.forget_names(&member, None);
+            }
+        }
+    }
+
+    /// Some of those left out for whom there is room now.
+    pub(super) fn to_be_loaded(&self, most: usize) -> Vec<UserId> {
+        let room = self.max.saturating_sub(usize::try_from(self.members()).unwrap_or(usize::MAX));
+        let left_out = self.left_out();
+        if room == 0 || left_out.len() == 0 {
+            return Vec::new();
+        }
+        left_out.first(room.min(most))
+    }
+
+    /// The member back where there is no room.
+    fn load(&self, member: Member) -> Result<(), Member> {
         let id = member.id.clone();
         let before = self.members.get(&id);
         if before.is_none() && self.len.load(Ordering::Relaxed) >= self.max as u64 {
-            return false;
+            return Err(member);
         }
         let member = Arc::new(member);
         self.members.insert(id.clone(), member.clone());
@@ -123,14 +167,11 @@ impl Cache {
         for key in &member.keys {
             self.keys.insert(key.id.clone(), member.clone());
         }
-        true
+        Ok(())
     }
 
-    pub(super) fn remove(&self, id: &UserId) {
-        if let Some(member) = self.members.remove(id) {
-            self.len.fetch_sub(1, Ordering::Relaxed);
-            self.forget_names(&member, None);
-        }
+    fn left_out_mut(&self) -> RwLockWriteGuard<'_, LeftOut> {
+        self.left_out.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out the names `now` no longer has, unless they lead to somebody else by now.

@@ -4,7 +4,7 @@
 use super::lease::Failure;
 use super::source::Source;
 use super::unreadable::Unreadable;
-use super::{Changes, GrantsError, Shared};
+use super::{Changes, Shared};
 use crate::domain::Reason;
 use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
 use std::sync::Arc;
@@ -35,6 +35,9 @@ const LOAD_WITHIN: Duration = Duration::from_secs(120);
 /// A copy that has only been followed for this long is read anew, in case the feed itself ever lost something.
 const RELOAD_AFTER: Duration = Duration::from_secs(24 * 3_600);
 
+/// So many of those left out are read at once when there is room.
+const LOADED_AT_ONCE: usize = 100;
+
 enum Answer {
     Whole(Directory),
     Since(Delta),
@@ -46,21 +49,19 @@ enum Fault {
     Store(#[from] StoreError),
     #[error("the store did not answer in time")]
     NoAnswer,
-    #[error(transparent)]
-    Refused(#[from] GrantsError),
 }
 
 impl Fault {
     fn reason(&self) -> Reason {
         match self {
             Self::Store(StoreError::FeedMissing { .. }) => Reason::FeedMissing,
-            Self::Store(_) | Self::NoAnswer | Self::Refused(_) => Reason::StaleAuthorization,
+            Self::Store(_) | Self::NoAnswer => Reason::StaleAuthorization,
         }
     }
 }
 
 impl Keeper {
-    pub(super) fn load(source: Source, shared: Arc<Shared>, directory: Directory, sent: Instant) -> Result<Self, GrantsError> {
+    pub(super) fn load(source: Source, shared: Arc<Shared>, directory: Directory, sent: Instant) -> Self {
         let mut keeper = Self {
             source,
             shared,
@@ -70,9 +71,9 @@ impl Keeper {
             failures: 0,
             unreadable: Unreadable::default(),
         };
-        keeper.apply_directory(directory, sent)?;
+        keeper.apply_directory(directory, sent);
         keeper.shared.lease.confirmed(sent);
-        Ok(keeper)
+        keeper
     }
 
     pub(super) async fn keep(mut self, stop: CancellationToken) {
@@ -106,7 +107,10 @@ impl Keeper {
                 self.apply_delta(delta);
                 Ok(())
             }
-            Ok(Answer::Whole(directory)) => self.apply_directory(directory, sent).map_err(Fault::from),
+            Ok(Answer::Whole(directory)) => {
+                self.apply_directory(directory, sent);
+                Ok(())
+            }
             Err(fault) => Err(fault),
         };
         match done {
@@ -116,6 +120,7 @@ impl Keeper {
                 }
                 self.failures = 0;
                 self.shared.lease.confirmed(sent);
+                self.fill_the_room().await;
             }
             Err(fault) => self.fail(&fault),
         }
@@ -153,17 +158,33 @@ impl Keeper {
         self.shared.lease.failed_until(Instant::now() + backoff, failure);
     }
 
-    fn apply_directory(&mut self, directory: Directory, sent: Instant) -> Result<(), GrantsError> {
-        let (found, max) = (directory.members.len(), self.shared.cache.max());
-        if found > max {
-            return Err(GrantsError::TooMany { found, max });
+    /// Loads some of those who were left out, where others are gone. After everybody is told that the copy is fresh: nobody
+    /// waits for this, and the feed tells anew of whoever changes meanwhile.
+    async fn fill_the_room(&mut self) {
+        let users = self.shared.cache.to_be_loaded(LOADED_AT_ONCE);
+        if users.is_empty() {
+            return;
         }
+        match timeout(ANSWER_WITHIN, self.source.members(&users, &self.anchor)).await {
+            Ok(Ok(delta)) => self.apply_changes(delta),
+            Ok(Err(error)) => tracing::warn!(%error, "users for whom there is room again are not loaded yet"),
+            Err(_) => tracing::warn!("users for whom there is room again are not loaded yet: no answer in time"),
+        }
+    }
+
+    /// With more users than may be held, those held before stay, and of the others come those enrolled longest. So a restart
+    /// finds the same people as the run before it, as far as that can be known, and each instance the same ones: which users
+    /// are turned away hangs neither on chance nor on their ids. To turn everybody away for the sake of those above the limit,
+    /// at the next start or the next full load, would be the worse fault.
+    fn apply_directory(&mut self, directory: Directory, sent: Instant) {
+        let before = self.shared.cache.left_out().len();
         let cache = &self.shared.cache;
         // Revocations first: nobody is let in by the old ones and the new members.
         cache.replace_revocations(directory.revocations);
         cache.replace_members(directory.members);
         cache.replace_registry(directory.registry);
         self.unreadable.replace(directory.unreadable);
+        self.tell_of_those_left_out(before);
         self.anchor = directory.anchor;
         self.loaded_at = sent;
         self.shared.reloads.fetch_add(1, Ordering::Relaxed);
@@ -172,30 +193,28 @@ impl Keeper {
             registry: generation,
             catalogue: generation,
         });
-        Ok(())
     }
 
-    fn apply_delta(&mut self, mut delta: Delta) {
-        if delta.anchor == self.anchor {
-            return;
+    fn apply_delta(&mut self, delta: Delta) {
+        if delta.anchor != self.anchor {
+            self.apply_changes(delta);
         }
+    }
+
+    fn apply_changes(&mut self, mut delta: Delta) {
         self.unreadable.apply(&mut delta);
+        let before = self.shared.cache.left_out().len();
         let cache = &self.shared.cache;
         if let Some(revocations) = delta.revocations {
             cache.replace_revocations(revocations);
         }
         for (id, member) in delta.members {
-            let kept = match member {
+            match member {
                 Some(member) => cache.put(member),
-                None => {
-                    cache.remove(&id);
-                    true
-                }
-            };
-            if !kept {
-                tracing::error!(user = %id, max = cache.max(), "a new user is not loaded: `grants.max_members` is reached");
+                None => cache.remove(&id),
             }
         }
+        self.tell_of_those_left_out(before);
         let registry_changed = delta.registry.is_some();
         if let Some(registry) = delta.registry {
             cache.replace_registry(registry);
@@ -211,6 +230,21 @@ impl Keeper {
                     changes.catalogue = generation;
                 }
             });
+        }
+    }
+
+    fn tell_of_those_left_out(&self, before: usize) {
+        let cache = &self.shared.cache;
+        let (loaded, left_out, max) = (cache.members(), cache.left_out().len(), cache.max());
+        if left_out > before {
+            tracing::error!(
+                loaded,
+                left_out,
+                max,
+                "more users are enrolled than `grants.max_members` allows: those enrolled last are refused; raise it and restart"
+            );
+        } else if left_out == 0 && before > 0 {
+            tracing::info!(loaded, "all users are loaded again");
         }
     }
 

@@ -8,6 +8,7 @@
 mod cache;
 mod keeper;
 mod lease;
+mod left_out;
 mod misses;
 mod revocations;
 #[cfg(test)]
@@ -73,8 +74,6 @@ pub struct Stale {
 pub enum GrantsError {
     #[error("cannot load users and grants")]
     Store(#[from] StoreError),
-    #[error("the store holds {found} users of this environment, more than `grants.max_members` allows ({max})")]
-    TooMany { found: usize, max: usize },
 }
 
 /// What a decision stood upon, for a last look before the call is sent.
@@ -99,6 +98,9 @@ pub struct Changes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     pub members: u64,
+    /// Users who are enrolled and refused, because no more than `max_members` are loaded.
+    pub left_out: u64,
+    pub max_members: u64,
     /// Questions to the store, answered or not.
     pub confirms: u64,
     pub failures: u64,
@@ -151,7 +153,7 @@ impl Grants {
             max_staleness: config.max_staleness.0,
             confirm_timeout: config.confirm_timeout.0,
         });
-        let keeper = Keeper::load(source, shared.clone(), directory, sent)?;
+        let keeper = Keeper::load(source, shared.clone(), directory, sent);
         let stop = CancellationToken::new();
         let task = tokio::spawn(keeper.keep(stop.clone()));
         Ok(Self {
@@ -201,6 +203,15 @@ impl Grants {
         }
         self.shared.look_again(&self.shared.misses, key).await;
         self.by_key(key)
+    }
+
+    /// Whether somebody who is not found is enrolled all the same, and not loaded because `max_members` is reached.
+    pub fn leaves_out(&self, issuer: &Issuer, subject: &Subject) -> bool {
+        self.shared.cache.left_out().has_identity(issuer, subject)
+    }
+
+    pub fn leaves_out_key(&self, key: &KeyId) -> bool {
+        self.shared.cache.left_out().has_key(key)
     }
 
     /// Before somebody is refused for what they are granted: whether anything has changed since the view of `generation`,
@@ -318,6 +329,8 @@ impl Grants {
     pub fn counts(&self) -> Counts {
         Counts {
             members: self.shared.cache.members(),
+            left_out: self.shared.cache.left_out().len() as u64,
+            max_members: self.shared.cache.max() as u64,
             confirms: self.shared.confirms.load(Ordering::Relaxed),
             failures: self.shared.failures.load(Ordering::Relaxed),
             reloads: self.shared.reloads.load(Ordering::Relaxed),

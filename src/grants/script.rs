@@ -67,6 +67,19 @@ impl Script {
         .await
     }
 
+    pub(super) async fn members(&self, users: &[UserId], at: &Anchor) -> Result<Delta, StoreError> {
+        self.answer(|world| Delta {
+            anchor: at.clone(),
+            members: users
+                .iter()
+                .map(|user| (user.clone(), world.members.get(user.as_str()).cloned()))
+                .collect(),
+            unreadable: world.unreadable_of(users),
+            ..Delta::default()
+        })
+        .await
+    }
+
     pub(super) async fn catch_up(&self, anchor: &Anchor) -> Result<CatchUp, StoreError> {
         self.world().asked += 1;
         self.answer(|world| world.since(anchor)).await

@@ -38,6 +38,7 @@ impl Anchor {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Directory {
     pub anchor: Anchor,
+    /// Those enrolled longest first.
     pub members: Vec<Member>,
     pub revocations: RevocationRows,
     pub registry: Vec<RegistryRow>,
@@ -169,8 +170,9 @@ const USERS: Part = part!(
     OF_USERS,
     "id",
     ["id"],
-    "SELECT id::text AS id, kind, email, display_name, array_to_json(roles)::text AS roles, status FROM users",
-    "SELECT id, kind, email, display_name, roles, status FROM users",
+    "SELECT id::text AS id, kind, email, display_name, array_to_json(roles)::text AS roles, status,
+       micros(created_at) AS created_at FROM users",
+    "SELECT id, kind, email, display_name, roles, status, created_at FROM users",
     "id"
 );
 const IDENTITIES: Part = part!(
@@ -260,6 +262,18 @@ impl Store {
                 what,
             }),
         }
+    }
+
+    /// These users as they are now, whatever the feed says of them.
+    pub async fn members(&self, env: &EnvironmentName, users: &[UserId], at: &Anchor) -> Result<Delta, StoreError> {
+        let changed = Changed {
+            users: users.iter().map(|user| one_spelling(user.as_str())).collect(),
+            ..Changed::default()
+        };
+        let mut tx = self.read().await?;
+        let delta = changed.read(&mut tx, env, at.clone()).await?;
+        tx.commit().await?;
+        Ok(delta)
     }
 
     /// One member with everything that hangs on it.
@@ -362,12 +376,14 @@ async fn read_members(
     of: Option<&BTreeSet<String>>,
     unreadable: &mut Vec<UnreadableRow>,
 ) -> Result<Vec<Member>, StoreError> {
-    let mut members: BTreeMap<String, Member> = BTreeMap::new();
+    let mut members: Enrolled = BTreeMap::new();
     for row in USERS.read(tx, env, of).await? {
         let id = row.cell::<String>(USERS.user);
         match id.clone().and_then(|id| Ok((id, member_of(&row)?))) {
             Ok((id, member)) => {
-                members.insert(id, member);
+                // Says only who is loaded first where not everybody may be.
+                let since = row.cell("created_at").unwrap_or(i64::MAX);
+                members.insert(id, (since, member));
             }
             Err(flaw) => unreadable.push(USERS.unreadable(&row, id.as_deref().ok(), flaw)),
         }
@@ -399,8 +415,13 @@ async fn read_members(
             }
         }
     }
-    Ok(members.into_values().collect())
+    let mut members: Vec<(i64, Member)> = members.into_values().collect();
+    members.sort_by_cached_key(|(since, _)| *since);
+    Ok(members.into_iter().map(|(_, member)| member).collect())
 }
+
+/// By id, each with the moment since when.
+type Enrolled = BTreeMap<String, (i64, Member)>;
 
 impl Part {
     async fn read(&self, tx: &mut Tx, env: &EnvironmentName, of: Option<&BTreeSet<String>>) -> Result<Vec<Row>, StoreError> {
@@ -416,12 +437,12 @@ impl Part {
     /// Whose row this is. A row of nobody who is enrolled says nothing, and need not be readable.
     fn owner<'a>(
         &self,
-        members: &'a mut BTreeMap<String, Member>,
+        members: &'a mut Enrolled,
         row: &Row,
         unreadable: &mut Vec<UnreadableRow>,
     ) -> Option<(String, &'a mut Member)> {
         match row.cell::<String>(self.user) {
-            Ok(id) => members.get_mut(&id).map(|member| (id, member)),
+            Ok(id) => members.get_mut(&id).map(|(_, member)| (id, member)),
             Err(flaw) => {
                 unreadable.push(self.unreadable(row, None, flaw));
                 None

@@ -37,6 +37,7 @@ pub struct Metrics {
     append: Histogram,
     unshipped: Gauge,
     grants_age: Gauge<f64, AtomicU64>,
+    members_left_out: Gauge,
     unreadable_rows: Family<TableLabel, Gauge>,
     revocation_lag: Histogram,
     policy_set: Family<HashLabel, Gauge>,
@@ -110,6 +111,7 @@ impl Metrics {
             append: Histogram::new(SHORT),
             unshipped: Gauge::default(),
             grants_age: Gauge::default(),
+            members_left_out: Gauge::default(),
             unreadable_rows: Family::default(),
             revocation_lag: Histogram::new(LAG),
             policy_set: Family::default(),
@@ -143,6 +145,11 @@ impl Metrics {
             "guardian_grants_age_seconds",
             "Age of the knowledge of grants",
             self.grants_age.clone(),
+        );
+        r.register(
+            "guardian_members_left_out",
+            "Users who are refused because grants.max_members is reached",
+            self.members_left_out.clone(),
         );
         r.register(
             "guardian_unreadable_rows",
@@ -210,6 +217,10 @@ impl Metrics {
     /// How long ago the grants in memory were confirmed.
     pub fn grants_age(&self, age: Duration) {
         self.grants_age.set(age.as_secs_f64());
+    }
+
+    pub fn members_left_out(&self, users: u64) {
+        self.members_left_out.set(i64::try_from(users).unwrap_or(i64::MAX));
     }
 
     /// How many rows of a table are disabled now.
@@ -306,6 +317,7 @@ mod tests {
         metrics.connections_refused("per_address", 1);
         metrics.policy_reload_failed();
         metrics.grants_age(Duration::from_millis(1_500));
+        metrics.members_left_out(3);
         metrics.unreadable_rows("grants", 2);
         let held = metrics.request_started();
         let text = metrics.encode();
@@ -319,6 +331,7 @@ mod tests {
             r#"guardian_refused_connections_total{cause="per_address"} 1"#,
             "guardian_policy_reload_failures_total 1",
             "guardian_grants_age_seconds 1.5",
+            "guardian_members_left_out 3",
             r#"guardian_unreadable_rows{table="grants"} 2"#,
             "guardian_requests_in_flight 1",
         ] {

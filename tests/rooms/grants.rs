@@ -8,7 +8,7 @@ use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, EnvironmentName, Fingerprint, GrantStatus, Issuer, IssuerAlias, KeyId, Principal, PrincipalKind,
     Reason, Revocation, RevocationKind, Scope, Scopes, ServerName, Subject, Timestamp, UserId,
 };
-use neural_guardian::grants::{Grants, GrantsError, Ticket};
+use neural_guardian::grants::{Grants, Ticket};
 use neural_guardian::store::{NewGrant, NewUser, RegistryRow, Store, StoreOpen};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
@@ -38,6 +38,7 @@ macro_rules! on_both {
 on_both! {
     a_revoked_grant_binds_the_next_call
     everything_about_a_member_follows_the_store
+    with_more_users_than_allowed_those_enrolled_longest_are_served
     a_history_that_was_rewritten_is_read_anew
     a_store_that_is_gone_is_outlived_for_as_long_as_configured
     the_registry_and_the_catalogue_announce_themselves
@@ -119,17 +120,43 @@ async fn everything_about_a_member_follows_the_store(place: Place) {
     assert!(!grants.revoked(&principal("bob"), at));
     assert_eq!(grants.counts().reloads, 1, "all of this came by the change feed");
 
-    let refused = Grants::start(
-        place.proxy.clone(),
-        env(),
-        &GrantsConfig {
-            max_members: 1,
-            ..GrantsConfig::default()
-        },
-    )
-    .await;
-    assert!(matches!(refused, Err(GrantsError::TooMany { found: 2, max: 1 })));
     place.end(grants).await;
+}
+
+/// Whatever their ids, and after each start.
+async fn with_more_users_than_allowed_those_enrolled_longest_are_served(place: Place) {
+    let mut users = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        users.push(place.enrol(name).await);
+    }
+    for (n, user) in users.iter().enumerate() {
+        place.enrolled_at(user, n).await;
+    }
+    let config = GrantsConfig {
+        max_members: 3,
+        ..GrantsConfig::default()
+    };
+    for _ in 0..2 {
+        let grants = Grants::start(place.proxy.clone(), env(), &config).await.unwrap();
+        let loaded: Vec<bool> = users.iter().map(|user| grants.by_id(user).is_some()).collect();
+        assert_eq!(loaded, [true, true, true, false, false]);
+        assert_eq!((grants.counts().members, grants.counts().left_out), (3, 2));
+        let (issuer, subject) = identity("d");
+        assert!(grants.leaves_out(&issuer, &subject));
+
+        place.forget(&users[1]).await;
+        grants.confirm().await.unwrap();
+        // loaded right after, in a question of its own
+        while grants.by_identity(&issuer, &subject).is_none() {
+            grants.confirm().await.unwrap();
+        }
+        assert!(!grants.leaves_out(&issuer, &subject) && grants.by_id(&users[4]).is_none());
+        grants.stop().await;
+        users[1] = place.enrol("b").await;
+        place.enrolled_at(&users[1], 1).await;
+    }
+    place.proxy.close().await;
+    place.admin.close().await;
 }
 
 async fn a_history_that_was_rewritten_is_read_anew(place: Place) {
@@ -303,6 +330,34 @@ impl Place {
             idle: false,
         };
         self.admin.add_grant(&env(), &grant).await.unwrap();
+    }
+
+    async fn enrolled_at(&self, user: &UserId, second: usize) {
+        let (at, prefix) = match &self.at {
+            At::File(_) => (format!("{second} * 1000000"), ""),
+            At::Server(_) => (format!("to_timestamp({second})"), "guardian."),
+        };
+        self.by_hand(&format!("UPDATE {prefix}users SET created_at = {at} WHERE id = '{user}'"))
+            .await;
+    }
+
+    async fn forget(&self, user: &UserId) {
+        let prefix = if let At::File(_) = self.at { "" } else { "guardian." };
+        self.by_hand(&format!("DELETE FROM {prefix}users WHERE id = '{user}'")).await;
+    }
+
+    async fn by_hand(&self, sql: &str) {
+        match &self.at {
+            At::File(folder) => {
+                let options = SqliteConnectOptions::new()
+                    .filename(folder.join("guardian.db"))
+                    .pragma("recursive_triggers", "ON");
+                let mut raw = options.connect().await.unwrap();
+                raw.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+                raw.close().await.unwrap();
+            }
+            At::Server(database) => database.execute(sql).await,
+        }
     }
 
     /// The effect of a failover to a standby without the last commit, or of a restore from just before it.

@@ -1,10 +1,69 @@
-//! A store that is not as it should be: with rows that cannot be read.
+//! A store that is not as it should be: with more users than may be loaded, with rows that cannot be read.
 
 use super::super::Grants;
-use super::super::script::{issuer, secs};
-use super::{principal, started};
-use crate::domain::{Issuer, PartialRevocation, Principal, RevocationKind, Timestamp};
+use super::super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
+use super::super::source::Source;
+use super::{principal, started, status};
+use crate::config::GrantsConfig;
+use crate::domain::{GrantStatus, Issuer, PartialRevocation, Principal, RevocationKind, Timestamp};
 use tokio::time::sleep;
+
+#[tokio::test(start_paused = true)]
+async fn of_more_members_than_allowed_the_first_are_served_and_the_others_known_to_be_left_out() {
+    let (grants, script) = limited(2, ["ann", "bob", "eve"]).await;
+    assert_eq!(loaded(&grants), ["ann", "bob"]);
+    assert_eq!(left_out(&grants), ["eve"]);
+    let counts = grants.counts();
+    assert_eq!((counts.members, counts.left_out, counts.max_members), (2, 1, 2));
+
+    script.put(member("zoe"));
+    script.put(member("eve"));
+    script.revoke("ann");
+    sleep(secs(1)).await;
+    grants.confirm().await.unwrap();
+    assert_eq!(left_out(&grants), ["eve", "zoe"]);
+    assert_eq!(grants.counts().left_out, 2, "each counts once");
+    assert_eq!(status(&grants), GrantStatus::Revoked, "those held are kept up to date");
+    let (issuer, nobody) = identity("nobody");
+    assert!(!grants.leaves_out(&issuer, &nobody) && !grants.leaves_out_key(&key_id("nobody")));
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_member_too_many_turns_nobody_away_at_a_full_load() {
+    let (grants, script) = limited(2, ["bob", "eve"]).await;
+    sleep(secs(1)).await;
+    script.restore(|world| {
+        // before them in any order
+        world.members.insert("ann".to_owned(), member("ann"));
+        world.members.get_mut("bob").unwrap().grants[0].status = GrantStatus::Revoked;
+    });
+    grants.confirm().await.unwrap();
+    assert_eq!(grants.counts().reloads, 2);
+    assert_eq!((loaded(&grants), left_out(&grants)), (vec!["bob", "eve"], vec!["ann"]));
+    assert_eq!(grants.by_id(&user("bob")).unwrap().grants[0].status, GrantStatus::Revoked);
+    sleep(secs(60)).await;
+    assert!(grants.fresh().await.is_ok());
+    grants.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_left_out_comes_in_when_somebody_goes() {
+    let (grants, script) = limited(2, ["ann", "bob", "eve", "zoe"]).await;
+    sleep(secs(1)).await;
+    script.remove("ann");
+    grants.confirm().await.unwrap();
+    sleep(millis(1)).await;
+    assert_eq!((loaded(&grants), left_out(&grants)), (vec!["bob", "eve"], vec!["zoe"]));
+    let generation = grants.generation();
+    sleep(secs(1)).await;
+    script.remove("zoe");
+    grants.confirm().await.unwrap();
+    assert_eq!((loaded(&grants), left_out(&grants)), (vec!["bob", "eve"], vec![]));
+    assert!(grants.generation() > generation);
+    assert_eq!((grants.counts().left_out, grants.counts().reloads), (0, 1));
+    grants.stop().await;
+}
 
 #[tokio::test(start_paused = true)]
 async fn rows_that_cannot_be_read_are_counted_as_they_are_now() {
@@ -121,4 +180,40 @@ async fn a_revocation_that_cannot_be_read_refuses_whatever_it_may_be_about() {
     grants.confirm().await.unwrap();
     assert!(grants.revoked(&ann, at(150)) && !grants.revoked(&ann, at(200)));
     grants.stop().await;
+}
+
+async fn limited<const N: usize>(max_members: usize, names: [&str; N]) -> (Grants, Script) {
+    let config = GrantsConfig {
+        max_members,
+        ..GrantsConfig::default()
+    };
+    let script = Script::new(names);
+    let grants = Grants::from_source(Source::Script(script.clone()), &config).await.unwrap();
+    (grants, script)
+}
+
+const EVERYBODY: [&str; 4] = ["ann", "bob", "eve", "zoe"];
+
+fn loaded(grants: &Grants) -> Vec<&'static str> {
+    let loaded = |name: &&str| {
+        let (issuer, subject) = identity(name);
+        let found = [
+            grants.by_id(&user(name)).is_some(),
+            grants.by_identity(&issuer, &subject).is_some(),
+            grants.by_key(&key_id(name)).is_some(),
+        ];
+        assert!(found == [found[0]; 3], "{name} {found:?}");
+        found[0]
+    };
+    EVERYBODY.into_iter().filter(loaded).collect()
+}
+
+fn left_out(grants: &Grants) -> Vec<&'static str> {
+    let left_out = |name: &&str| {
+        let (issuer, subject) = identity(name);
+        let left_out = grants.leaves_out(&issuer, &subject);
+        assert_eq!(left_out, grants.leaves_out_key(&key_id(name)), "{name}");
+        left_out
+    };
+    EVERYBODY.into_iter().filter(left_out).collect()
 }

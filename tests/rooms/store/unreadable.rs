@@ -98,6 +98,8 @@ on_both! {
         world.grant(&bob, "files", &["read"]).await;
         let delta = since(world, &delta.anchor).await;
         assert_eq!((delta.members[0].1.as_ref().unwrap().grants.len(), delta.unreadable), (1, vec![]));
+        let again = world.proxy.members(&env(), &[ann.clone(), parse("nobody")], &delta.anchor).await.unwrap();
+        assert!(again.members.iter().any(|(id, member)| *id == ann && member.is_some()), "{again:?}");
     }
 
     async fn a_user_who_cannot_be_read_is_not_enrolled_and_keeps_nobody_out(world) {

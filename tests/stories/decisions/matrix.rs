@@ -29,6 +29,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     ),
     (Reason::StaleAuthorization, "with_the_database_gone_calls_stop_at_the_bound"),
     (Reason::FeedMissing, "a_mapped_table_without_its_feed_is_not_served"),
+    (Reason::TooManyMembers, "users_above_the_limit_are_told_and_the_others_served"),
     (Reason::DefinitionChanged, "a_changed_tool_definition_is_refused_until_pinned"),
     (Reason::AuditUnavailable, "a_journal_that_cannot_write_refuses_every_call"),
     (Reason::CredentialRevoked, "tokens_issued_before_a_revocation_are_refused"),

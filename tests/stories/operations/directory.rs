@@ -2,6 +2,7 @@
 
 use crate::ana_reads_files;
 use crate::support::http::Address;
+use crate::support::issuer::Issuer;
 use crate::support::on_both_stores;
 use crate::support::wait::eventually;
 use crate::support::world::World;
@@ -63,6 +64,87 @@ on_both_stores! {
         assert_eq!(world.metric("guardian_unreadable_rows{table=\"grants\"}").await, Some(0.0));
         assert_eq!(health(&world).await["status"], "ok");
         assert_eq!(world.guardian("check").code, 0);
+    }
+
+    /// `grants.max_members`, reached, then passed, then a whole load, then a restart.
+    async fn users_above_the_limit_are_told_and_the_others_served(world: World) {
+        let (files, anas) = ana_reads_files(&mut world).await;
+        world.person("bob", &["reader"]).await;
+        world.grant("bob", "files", "echo");
+        let bobs = world.key("bob");
+        let issuer = Issuer::es256("https://id.example.test");
+        world.folder.write("jwks.json", &issuer.key_set().to_string());
+        world.issuer("id", &issuer.iss, "kind = 'oidc'\njwks_file = 'jwks.json'");
+        world.set("grants.max_members", "2");
+        world.start().await;
+
+        world.person("eve", &["reader"]).await;
+        world.grant("eve", "files", "echo");
+        world.link("eve", &issuer.iss, "eve");
+        let token = |subject: &str| issuer.token(subject, &world.resource("files"));
+        let eves = [world.key("eve"), token("eve")].map(|credential| world.client("files").modern().bearer(&credential));
+        let stranger = world.client("files").modern().bearer(&token("stranger"));
+        let [of_ana, of_bob] = [&anas, &bobs].map(|key| world.client("files").modern().bearer(key));
+        let verdict = async |client: &crate::support::client::Client| client.call("echo", json!({ "text": "hi" })).await.verdict();
+        for moment in ["right after", "after a whole load", "after a restart"] {
+            match moment {
+                "right after" => eventually("eve to be known", async || (verdict(&eves[1]).await != "403 not_enrolled").then_some(())).await,
+                "after a whole load" => {
+                    world.sql("DELETE FROM {t}change_log; UPDATE {t}users SET display_name = 'somebody'").await;
+                    eventually("a whole load", async || {
+                        verdict(&of_ana).await;
+                        world.log().contains("loading all anew").then_some(())
+                    })
+                    .await;
+                }
+                _ => {
+                    world.kill();
+                    world.start().await;
+                }
+            }
+            assert_eq!((verdict(&of_ana).await, verdict(&of_bob).await), ("allowed".into(), "allowed".into()), "{moment}");
+            for client in &eves {
+                let refused = client.call("echo", json!({ "text": "hi" })).await;
+                assert_eq!(refused.verdict(), "403 too_many_members", "{moment}");
+                assert_eq!(refused.data()["remedy"], "ask the operator to raise `grants.max_members`");
+            }
+            assert_eq!(verdict(&stranger).await, "403 not_enrolled", "{moment}");
+            let told = health(&world).await;
+            assert_eq!(told["status"], "degraded", "{moment}");
+            assert_eq!(
+                told["degraded"],
+                json!(["3 users are enrolled and `grants.max_members` is 2: those above it are refused as `too_many_members` (1 now); raise it and restart"])
+            );
+            assert_eq!((world.ready().await, world.metric("guardian_members_left_out").await), (Some(200), Some(1.0)), "{moment}");
+            let checked = world.guardian("check");
+            assert_eq!(checked.code, 4, "{checked:?}");
+            assert!(checked.stdout.contains("3 users are enrolled and `grants.max_members` is 2"), "{checked:?}");
+        }
+        world.revoke("bob", "files");
+        eventually("the revocation to bind", async || (verdict(&of_bob).await == "403 grant_revoked").then_some(())).await;
+
+        world.sql("DELETE FROM {t}users WHERE email = 'bob@example.com'").await;
+        eventually("eve to come in", async || (verdict(&eves[0]).await == "allowed").then_some(())).await;
+        assert_eq!((verdict(&eves[1]).await, verdict(&of_ana).await), ("allowed".into(), "allowed".into()));
+        assert_eq!(health(&world).await["status"], "ok");
+        assert_eq!(world.guardian("check").code, 0);
+        drop(files);
+    }
+
+    /// Nobody who is enrolled on their first call is let in past the limit, and nobody is enrolled twice.
+    async fn who_is_enrolled_just_in_time_is_left_out_too(world: World) {
+        let (_files, _) = ana_reads_files(&mut world).await;
+        let issuer = Issuer::es256("https://id.example.test");
+        world.folder.write("jwks.json", &issuer.key_set().to_string());
+        world.issuer("id", &issuer.iss, "kind = 'oidc'\njwks_file = 'jwks.json'");
+        world.set("grants.max_members", "1").set("members.just_in_time", "true");
+        world.start().await;
+        let eve = world.client("files").modern().bearer(&issuer.token("eve", &world.resource("files")));
+        for _ in 0..3 {
+            assert_eq!(eve.call("echo", json!({ "text": "hi" })).await.verdict(), "403 too_many_members");
+        }
+        let users = world.guardian("user list --json").ok().rows();
+        assert_eq!(users.len(), 2, "{users:?}");
     }
 }
 
