@@ -50,10 +50,9 @@ GRANT USAGE ON SCHEMA guardian TO guardian_admin, guardian_proxy, guardian_audit
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;   -- of guardian_owner; per schema it has no effect
 
 -- ---------------------------------------------------------------- times
--- The program speaks microseconds since 1970 UTC. An infinite time becomes the end of its numbers, and so does one of the last
--- years that a timestamp can hold: an error here would be one of every row that is read together with this one.
+-- The program speaks microseconds since 1970 UTC. An infinite time becomes the end of its numbers.
 CREATE FUNCTION guardian.micros(p timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE AS $$
-  SELECT CASE WHEN isfinite(p) THEN least(extract(epoch FROM p) * 1000000, 9223372036854775807)::bigint
+  SELECT CASE WHEN isfinite(p) THEN (extract(epoch FROM p) * 1000000)::bigint
               WHEN p = 'infinity' THEN 9223372036854775807
               WHEN p = '-infinity' THEN -9223372036854775807 END
 $$;
@@ -446,9 +445,7 @@ CREATE TRIGGER touch BEFORE INSERT OR UPDATE ON guardian.mcp_authorizations
 
 -- ---------------------------------------------------------------- the contract the proxy reads
 -- An existing table of grants is mapped by replacing this view. user_ref and grant_ref keep the type of their column: a cast
--- to text here would cost the index, since row security lets only leakproof conditions through first. A row that cannot be
--- read (scopes that are NULL or no array of strings, say) is disabled by itself; but an expression of the view that raises
--- an error raises it for all rows: give NULL instead.
+-- to text here would cost the index, since row security lets only leakproof conditions through first.
 CREATE VIEW guardian.grants WITH (security_invoker = true) AS
   SELECT environment, user_id AS user_ref, server_name, client_id, status, scopes, expires_at, id AS grant_ref, row_version
   FROM guardian.mcp_authorizations;

@@ -66,6 +66,19 @@ SELECT (SELECT string_agg(gap, '; ' ORDER BY gap) FROM gaps) AS gaps,
 
 GRANT SELECT ON guardian.feed_state TO guardian_proxy, guardian_admin, guardian_auditor;
 
+-- As before, but a time in the last years that a timestamp can hold saturates: an error here would fail every row that is
+-- read together with this one.
+CREATE OR REPLACE FUNCTION guardian.micros(p timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE AS $$
+  SELECT CASE WHEN isfinite(p) THEN least(extract(epoch FROM p) * 1000000, 9223372036854775807)::bigint
+              WHEN p = 'infinity' THEN 9223372036854775807
+              WHEN p = '-infinity' THEN -9223372036854775807 END
+$$;
+
+COMMENT ON VIEW guardian.grants IS
+  'What the proxy reads. Map an existing table by replacing this view. A row that cannot be read (scopes that are NULL or no '
+  'array of strings, say) is disabled by itself; an expression of the view that raises an error raises it for all rows: give '
+  'NULL instead.';
+
 -- As before, with the feed checked on whatever `guardian.grants` reads instead of on tables of fixed names.
 CREATE OR REPLACE FUNCTION guardian.self_check(p_env text) RETURNS TABLE (problem text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
