@@ -293,6 +293,7 @@ async fn map_grants(world: &World) {
                 "CREATE TABLE schema.theirs (environment text, user_ref uuid, server_name text, client_id text, status text, scopes jsonb,
                    expires_at timestamptz, grant_ref uuid, row_version bigint);
                  GRANT SELECT ON schema.theirs TO PUBLIC;
+                 SELECT guardian.attach_change_feed('guardian.theirs', 'grant', 'environment', 'user_ref', 'server_name', 'grant_ref');
                  CREATE OR REPLACE VIEW schema.grants AS SELECT {columns} FROM schema.theirs"
             ),
             false => format!(
