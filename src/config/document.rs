@@ -1,10 +1,10 @@
 //! The configuration as a tree whose values know where they come from: a position in the file, or an environment
 //! variable.
 //!
-//! It knows TOML, overrides and `${VAR}`. Which keys exist and what they mean is up to `shape` and `check`.
+//! It knows TOML, overrides and `${VAR}`. Which keys exist and what they mean is up to `key_schema` and `check`.
 
+use super::key_schema::Shape;
 use super::problem::{Place, Problem, quoted};
-use super::shape::Shape;
 use super::{Severity, Variables};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -259,7 +259,7 @@ impl Node {
     }
 
     /// Converts a variable's text to the type that the schema expects there. What does not convert stays text, for
-    /// `shape` to report.
+    /// `key_schema` to report.
     fn from_variable(text: &str, shape: Option<&Shape>, origin: &Origin) -> Result<Self, String> {
         let node = |value| Self {
             value,

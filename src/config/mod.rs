@@ -5,11 +5,11 @@
 
 mod check;
 mod document;
-mod finish;
+mod key_schema;
 mod model;
 mod problem;
+mod resolve;
 mod server;
-mod shape;
 
 pub use check::check;
 pub use model::*;
@@ -38,7 +38,7 @@ pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<Problem>> 
 
 /// Like `load`, with the file's text given.
 pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
-    let shape = shape::Shape::of_config();
+    let shape = key_schema::Shape::of_config();
     let mut document = document::Document::parse(path, text)?;
     let mut problems = document.overlay(variables, &shape);
     problems.extend(document.expand(variables));
@@ -48,9 +48,9 @@ pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, V
     }
     let mut config: Config = serde_json::from_value(document.to_json())
         .map_err(|error| vec![document.whole(format!("the configuration does not fit together: {error}"))])?;
-    finish::resolve_paths(&mut config, path.parent().unwrap_or(Path::new("")));
-    let mut findings = finish::read_secrets(&mut config);
-    finish::fill(&mut config);
+    resolve::resolve_paths(&mut config, path.parent().unwrap_or(Path::new("")));
+    let mut findings = resolve::read_secrets(&mut config);
+    resolve::fill(&mut config);
     findings.extend(check(&config));
     let findings = sorted(findings.into_iter().map(|problem| document.place(problem)).collect());
     if findings.iter().any(|problem| problem.severity == Severity::Error) {

@@ -4,8 +4,8 @@
 //! it.
 
 mod address;
-mod peers;
 mod secret;
+mod servers_and_issuers;
 
 use super::document::join;
 use super::model::*;
@@ -22,8 +22,8 @@ pub fn check(config: &Config) -> Vec<Problem> {
     listen(&config.listen, &mut found);
     admin(config, &mut found);
     store(&config.store, &mut found);
-    peers::issuers(config, &mut found);
-    peers::servers(&config.servers, &mut found);
+    servers_and_issuers::issuers(config, &mut found);
+    servers_and_issuers::servers(&config.servers, &mut found);
     policies(&config.policies, &mut found);
     grants(&config.grants, &mut found);
     limits(&config.limits, &config.servers, &mut found);
