@@ -3,9 +3,9 @@
 //!
 //! It knows TOML, overrides and `${VAR}`. Which keys exist and what they mean is up to `key_schema` and `check`.
 
-use super::key_schema::Shape;
 use super::problem::{Place, Problem, quoted};
 use super::{Severity, Variables};
+use jsonschema::JsonType;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ pub(super) enum Value {
     Text(String),
     Integer(i64),
     Boolean(bool),
-    /// A TOML value that no setting accepts: its text, and what to call it in a message.
-    Other(String, &'static str),
+    /// A TOML value that no setting accepts, and what to call it in a message.
+    Other(&'static str),
     List(Vec<Node>),
     Table(BTreeMap<String, Entry>),
 }
@@ -90,13 +90,18 @@ impl Document {
         ))
     }
 
-    /// Replaces values of the file by the variables `GUARDIAN__SECTION__KEY`.
-    pub fn overlay(&mut self, variables: &Variables, shape: &Shape) -> Vec<Problem> {
+    /// Replaces values of the file by the variables `GUARDIAN__SECTION__KEY`. `type_of` says which type a key takes.
+    pub fn overlay(&mut self, variables: &Variables, type_of: &dyn Fn(&[String]) -> Option<JsonType>) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (name, text) in variables.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
-            let origin = Origin::Variable(name.clone());
-            if let Err(message) = self.root.set(&path, text, shape, &origin) {
+            let setting = Override {
+                path: &path,
+                text,
+                origin: Origin::Variable(name.clone()),
+                type_of,
+            };
+            if let Err(message) = setting.set(&mut self.root, 0) {
                 problems.push(Problem::error(path.join("."), message).at(Place::Variable(name.clone())));
             }
         }
@@ -195,100 +200,23 @@ impl Node {
                 DeValue::String(text) => Value::Text(text.to_string()),
                 DeValue::Integer(number) => match i64::from_str_radix(&plain(number.as_str()), number.radix()) {
                     Ok(number) => Value::Integer(number),
-                    Err(_) => Value::Other(number.as_str().to_owned(), "an integer out of range"),
+                    Err(_) => Value::Other("an integer out of range"),
                 },
-                DeValue::Float(number) => Value::Other(number.as_str().to_owned(), "a decimal number"),
+                DeValue::Float(_) => Value::Other("a decimal number"),
                 DeValue::Boolean(truth) => Value::Boolean(*truth),
-                DeValue::Datetime(at) => Value::Other(at.to_string(), "a date"),
+                DeValue::Datetime(_) => Value::Other("a date"),
                 DeValue::Array(items) => Value::List(items.iter().map(|item| Self::of(item, origin)).collect()),
                 DeValue::Table(table) => Value::of_entries(table, origin),
             },
         }
     }
 
-    fn empty(shape: Option<&Shape>, origin: &Origin) -> Self {
-        Self {
-            origin: origin.clone(),
-            value: match shape {
-                Some(Shape::List(_)) => Value::List(Vec::new()),
-                _ => Value::Table(BTreeMap::new()),
-            },
-        }
-    }
-
-    fn child(&self, step: &str) -> Option<&Node> {
+    pub fn child(&self, step: &str) -> Option<&Node> {
         match &self.value {
             Value::Table(entries) => entries.get(step).map(|entry| &entry.node),
             Value::List(items) => items.get(step.parse::<usize>().ok()?),
             _ => None,
         }
-    }
-
-    fn set(&mut self, path: &[String], text: &str, shape: &Shape, origin: &Origin) -> Result<(), String> {
-        self.set_at(path, text, Some(shape), origin)
-    }
-
-    fn set_at(&mut self, path: &[String], text: &str, shape: Option<&Shape>, origin: &Origin) -> Result<(), String> {
-        let Some((step, rest)) = path.split_first() else {
-            *self = Self::from_variable(text, shape, origin)?;
-            return Ok(());
-        };
-        let inner = shape.and_then(|shape| shape.child(step));
-        match &mut self.value {
-            Value::Table(entries) => {
-                let entry = entries.entry(step.clone()).or_insert_with(|| Entry {
-                    key: origin.clone(),
-                    node: Self::empty(inner, origin),
-                });
-                entry.node.set_at(rest, text, inner, origin)
-            }
-            Value::List(items) => {
-                let index: usize = step
-                    .parse()
-                    .map_err(|_| format!("{} is not an index; the first entry is 0", quoted(step)))?;
-                if index > items.len() {
-                    return Err(format!("entry {index} cannot follow {} entries", items.len()));
-                }
-                if index == items.len() {
-                    items.push(Self::empty(inner, origin));
-                }
-                items[index].set_at(rest, text, inner, origin)
-            }
-            _ => Err(format!("{} lies inside a setting that is not a section", quoted(step))),
-        }
-    }
-
-    /// Converts a variable's text to the type that the schema expects there. What does not convert stays text, for
-    /// `key_schema` to report.
-    fn from_variable(text: &str, shape: Option<&Shape>, origin: &Origin) -> Result<Self, String> {
-        let node = |value| Self {
-            value,
-            origin: origin.clone(),
-        };
-        Ok(match shape {
-            Some(Shape::Integer { .. }) => match text.trim().replace('_', "").parse() {
-                Ok(number) => node(Value::Integer(number)),
-                Err(_) => node(Value::Text(text.to_owned())),
-            },
-            Some(Shape::Boolean) => match text.trim() {
-                "true" => node(Value::Boolean(true)),
-                "false" => node(Value::Boolean(false)),
-                _ => node(Value::Text(text.to_owned())),
-            },
-            Some(Shape::List(_)) if !text.trim_start().starts_with('[') => node(Value::List(
-                text.split(',')
-                    .map(str::trim)
-                    .filter(|item| !item.is_empty())
-                    .map(|item| node(Value::Text(item.to_owned())))
-                    .collect(),
-            )),
-            Some(Shape::List(_) | Shape::Table { .. } | Shape::Map { .. }) => {
-                let parsed =
-                    DeValue::parse(text).map_err(|_| "expected a TOML value such as `[\"a\", \"b\"]` or `{ key = 1 }`")?;
-                Self::of(&parsed, &|_| origin.clone())
-            }
-            Some(Shape::Text(_) | Shape::Choice(_)) | None => node(Value::Text(text.to_owned())),
-        })
     }
 
     fn expand(&mut self, key: &str, variables: &Variables, report: &mut dyn FnMut(&str, &Origin, String)) {
@@ -304,17 +232,95 @@ impl Node {
             Value::Table(entries) => entries
                 .iter_mut()
                 .for_each(|(name, entry)| entry.node.expand(&join(key, name), variables, report)),
-            Value::Text(_) | Value::Integer(_) | Value::Boolean(_) | Value::Other(..) => {}
+            Value::Text(_) | Value::Integer(_) | Value::Boolean(_) | Value::Other(_) => {}
         }
     }
 
     fn to_json(&self) -> Json {
         match &self.value {
-            Value::Text(text) | Value::Other(text, _) => Json::from(text.as_str()),
+            Value::Text(text) => Json::from(text.as_str()),
+            // A number with a fraction: of no type that a key takes.
+            Value::Other(_) => Json::from(0.5),
             Value::Integer(number) => Json::from(*number),
             Value::Boolean(truth) => Json::from(*truth),
             Value::List(items) => items.iter().map(Self::to_json).collect(),
             Value::Table(entries) => Json::Object(entries.iter().map(|(key, e)| (key.clone(), e.node.to_json())).collect()),
+        }
+    }
+}
+
+/// A variable `GUARDIAN__SECTION__KEY` and where its value goes.
+struct Override<'a> {
+    path: &'a [String],
+    text: &'a str,
+    origin: Origin,
+    type_of: &'a dyn Fn(&[String]) -> Option<JsonType>,
+}
+
+impl Override<'_> {
+    /// Sets the value inside `node`, to which the first `depth` steps of the path lead.
+    fn set(&self, node: &mut Node, depth: usize) -> Result<(), String> {
+        let Some(step) = self.path.get(depth) else {
+            *node = self.node(self.value()?);
+            return Ok(());
+        };
+        let missing = || match (self.type_of)(&self.path[..=depth]) {
+            Some(JsonType::Array) => self.node(Value::List(Vec::new())),
+            _ => self.node(Value::Table(BTreeMap::new())),
+        };
+        let inner = match &mut node.value {
+            Value::Table(entries) => {
+                let entry = entries.entry(step.clone()).or_insert_with(|| Entry {
+                    key: self.origin.clone(),
+                    node: missing(),
+                });
+                &mut entry.node
+            }
+            Value::List(items) => {
+                let index: usize = step
+                    .parse()
+                    .map_err(|_| format!("{} is not an index; the first entry is 0", quoted(step)))?;
+                if index > items.len() {
+                    return Err(format!("entry {index} cannot follow {} entries", items.len()));
+                }
+                if index == items.len() {
+                    items.push(missing());
+                }
+                &mut items[index]
+            }
+            _ => return Err(format!("{} lies inside a setting that is not a section", quoted(step))),
+        };
+        self.set(inner, depth + 1)
+    }
+
+    /// The text as the type that the key takes. What does not convert stays text, for `key_schema` to report.
+    fn value(&self) -> Result<Value, String> {
+        let text = || Value::Text(self.text.to_owned());
+        Ok(match (self.type_of)(self.path) {
+            Some(JsonType::Integer) => self
+                .text
+                .trim()
+                .replace('_', "")
+                .parse()
+                .map_or_else(|_| text(), Value::Integer),
+            Some(JsonType::Boolean) => self.text.trim().parse().map_or_else(|_| text(), Value::Boolean),
+            Some(JsonType::Array) if !self.text.trim_start().starts_with('[') => {
+                let items = self.text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Value::List(items.map(|item| self.node(Value::Text(item.to_owned()))).collect())
+            }
+            Some(JsonType::Array | JsonType::Object) => {
+                let parsed =
+                    DeValue::parse(self.text).map_err(|_| "expected a TOML value such as `[\"a\", \"b\"]` or `{ key = 1 }`")?;
+                Node::of(&parsed, &|_| self.origin.clone()).value
+            }
+            _ => text(),
+        })
+    }
+
+    fn node(&self, value: Value) -> Node {
+        Node {
+            value,
+            origin: self.origin.clone(),
         }
     }
 }

@@ -1,39 +1,23 @@
-//! The keys that the file may have and the type of value that each takes, read from the exported JSON Schema so that the
-//! two cannot differ. Reports all mismatches at once; serde would stop at the first.
+//! Checks the keys of the file and the types of their values by the JSON Schema of `model.rs`, the one that is exported.
+//! `jsonschema` finds all mismatches at once, where serde would stop at the first; this file puts each in a sentence.
 
-use super::document::{Document, Entry, Node, Origin, Value, join};
+use super::document::{Document, Node, Origin, Value, join};
 use super::problem::{Problem, did_you_mean, nearest, quoted};
 use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
+use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
+use schemars::transform::{RecursiveTransform, Transform};
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// The type of value that stands at a key.
-pub(super) enum Shape {
-    Table {
-        keys: BTreeMap<String, Key>,
-    },
-    /// A table whose keys the operator chooses.
-    Map {
-        names: Option<&'static Grammar>,
-        values: Box<Shape>,
-    },
-    List(Box<Shape>),
-    Text(Option<&'static Grammar>),
-    Integer {
-        max: u64,
-    },
-    Boolean,
-    Choice(Vec<String>),
-}
-
-pub(super) struct Key {
-    shape: Shape,
-    required: bool,
+/// The schema of the whole configuration.
+pub(super) struct KeySchema {
+    schema: Json,
+    validator: Validator,
 }
 
 /// The syntax of a text: a name, a duration or an address.
-pub(super) struct Grammar {
+struct Grammar {
     /// Its name in the schema.
     name: &'static str,
     expected: &'static str,
@@ -68,221 +52,272 @@ impl Grammar {
         }
     }
 
-    fn named(name: &str) -> Option<&'static Self> {
+    /// The grammar that the schema's `format` names.
+    fn of(schema: &Json) -> Option<&'static Self> {
+        let name = schema["format"].as_str()?;
         GRAMMARS.iter().find(|grammar| grammar.name == name)
     }
 }
 
-impl Shape {
-    /// The shape of the whole configuration.
+/// A key or list entry of the file, and its schema.
+struct Setting<'a> {
+    key: String,
+    node: &'a Node,
+    schema: &'a Json,
+}
+
+impl KeySchema {
     pub fn of_config() -> Self {
-        let schema = super::schema();
-        Self::read(&schema, &schema)
-    }
-
-    /// The shape of a key or list entry inside this one.
-    pub fn child(&self, step: &str) -> Option<&Shape> {
-        match self {
-            Shape::Table { keys } => keys.get(step).map(|key| &key.shape),
-            Shape::Map { values: inner, .. } | Shape::List(inner) => Some(inner),
-            Shape::Text(_) | Shape::Integer { .. } | Shape::Boolean | Shape::Choice(_) => None,
+        let schema = checkable();
+        let mut options = jsonschema::options()
+            .should_validate_formats(true)
+            .with_pattern_options(PatternOptions::regex());
+        for grammar in GRAMMARS {
+            options = options.with_format(grammar.name, |text: &str| (grammar.check)(text).is_ok());
         }
+        let validator = options.build(&schema).expect("schemars makes a valid schema");
+        Self { schema, validator }
     }
 
-    /// Reports every unknown or missing key and every value of the wrong type.
+    /// The type that the key at this path takes; `None` if there is no such key, or if it takes one of some words.
+    pub fn type_of(&self, path: &[String]) -> Option<JsonType> {
+        let schema = path.iter().try_fold(&self.schema, |schema, step| self.child(schema, step));
+        schema.and_then(type_of)
+    }
+
+    /// Reports every unknown or missing key and every value of the wrong type, in no particular order. One mismatch may
+    /// be reported twice, in the same words.
     pub fn check(&self, document: &Document) -> Vec<Problem> {
-        let mut visit = Visit {
-            document,
-            root: self,
-            problems: Vec::new(),
-        };
-        visit.node("", &document.root, self);
-        visit.problems
+        let json = document.to_json();
+        let mut problems = Vec::new();
+        for error in self.validator.iter_errors(&json) {
+            self.explain(&error, document, &mut problems);
+        }
+        problems
     }
 
-    /// Reads a schema; understands only what schemars writes for `model.rs`.
-    fn read(schema: &Json, root: &Json) -> Self {
-        if let Some(reference) = schema["$ref"].as_str() {
-            let definition = &root["$defs"][reference.trim_start_matches("#/$defs/")];
-            let shape = Self::read(definition, root);
-            return match shape {
-                Shape::Text(_) => Shape::Text(Grammar::named(reference.trim_start_matches("#/$defs/"))),
-                other => other,
-            };
+    fn explain(&self, error: &ValidationError<'_>, document: &Document, problems: &mut Vec<Problem>) {
+        let setting = self.setting(error, document);
+        let mut report = |(origin, problem): (&Origin, Problem)| problems.push(problem.at(document.place_of(origin)));
+        match error.kind() {
+            // An optional key takes its type or null.
+            ValidationErrorKind::AnyOf { context } => {
+                let inner = context.iter().flatten();
+                inner.for_each(|error| self.explain(error, document, problems));
+            }
+            ValidationErrorKind::Type {
+                kind: TypeKind::Single(JsonType::Null),
+            } => {}
+            ValidationErrorKind::AdditionalProperties { unexpected } => {
+                unexpected.iter().for_each(|name| report(self.unknown(&setting, name)));
+            }
+            ValidationErrorKind::Required { property } => {
+                let name = property.as_str().expect("a required property is named");
+                if !is_misspelt(&setting, name) {
+                    report((&setting.node.origin, self.missing(&setting, name)));
+                }
+            }
+            ValidationErrorKind::PropertyNames { error } => {
+                let name = error.instance().as_str().expect("the name of a property is a text");
+                let grammar = Grammar::of(&setting.schema["propertyNames"]).expect("names are checked by a grammar");
+                if let Err(message) = (grammar.check)(name) {
+                    report((setting.origin_of(name), Problem::error(&setting.key, message)));
+                }
+            }
+            _ => report((&setting.node.origin, self.mismatch(&setting))),
         }
-        if let Some(options) = schema["anyOf"].as_array() {
-            let given = options.iter().find(|option| option["type"] != "null").unwrap_or(schema);
-            return Self::read(given, root);
-        }
-        let choices = choices(schema);
-        if !choices.is_empty() {
-            return Shape::Choice(choices);
-        }
-        let kind = match &schema["type"] {
-            Json::Array(kinds) => kinds.iter().find_map(|kind| kind.as_str().filter(|kind| *kind != "null")),
-            kind => kind.as_str(),
+    }
+
+    /// What the error is about.
+    fn setting<'a>(&'a self, error: &ValidationError<'_>, document: &'a Document) -> Setting<'a> {
+        let mut setting = Setting {
+            key: String::new(),
+            node: &document.root,
+            schema: &self.schema,
         };
-        match kind {
-            Some("object") if schema["properties"].is_object() => Self::read_table(schema, root),
-            Some("object") => Shape::Map {
-                names: schema["propertyNames"]["format"].as_str().and_then(Grammar::named),
-                values: Box::new(Self::read(&schema["additionalProperties"], root)),
-            },
-            Some("array") => Shape::List(Box::new(Self::read(&schema["items"], root))),
-            Some("boolean") => Shape::Boolean,
-            Some("integer") => Shape::Integer {
-                max: match schema["format"].as_str() {
-                    Some("uint32") => u64::from(u32::MAX),
-                    _ => i64::MAX as u64,
+        // The iterator of the path would take the key `007` for an index, and leave out an empty key.
+        for step in error.instance_path().as_str().split('/').skip(1) {
+            let step = step.replace("~1", "/").replace("~0", "~");
+            setting = Setting {
+                key: match setting.node.value {
+                    Value::List(_) => format!("{}[{step}]", setting.key),
+                    _ => join(&setting.key, &step),
                 },
-            },
-            _ => Shape::Text(schema["format"].as_str().and_then(Grammar::named)),
+                node: setting.node.child(&step).expect("an error is about a value of the file"),
+                schema: self
+                    .child(setting.schema, &step)
+                    .expect("a value is checked only where a schema is"),
+            };
+        }
+        setting
+    }
+
+    /// The schema of a key or list entry inside this one.
+    fn child<'a>(&'a self, schema: &'a Json, step: &str) -> Option<&'a Json> {
+        let any = || {
+            [&schema["items"], &schema["additionalProperties"]]
+                .into_iter()
+                .find(|inner| inner.is_object())
+        };
+        schema["properties"].get(step).or_else(any).map(|inner| self.resolved(inner))
+    }
+
+    /// Follows references. Of an optional key, which takes its type or null, it takes the type: TOML has no null.
+    fn resolved<'a>(&'a self, schema: &'a Json) -> &'a Json {
+        let options = schema["anyOf"].as_array().into_iter().flatten();
+        let given = options.into_iter().find(|option| option["type"] != "null");
+        let referenced = || self.schema.pointer(schema["$ref"].as_str()?.strip_prefix('#')?);
+        match given.or_else(referenced) {
+            Some(inner) => self.resolved(inner),
+            None => schema,
         }
     }
 
-    fn read_table(schema: &Json, root: &Json) -> Self {
-        let required = |name: &str| {
-            schema["required"]
-                .as_array()
-                .is_some_and(|names| names.iter().any(|n| n == name))
-        };
-        let keys = schema["properties"].as_object().into_iter().flatten().map(|(name, inner)| {
-            let key = Key {
-                shape: Self::read(inner, root),
-                required: required(name),
-            };
-            (name.clone(), key)
+    /// An unknown key, with the known one that was probably meant.
+    fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a Origin, Problem) {
+        let message = format!("unknown key {} in {}", quoted(name), section_name(&section.key));
+        let help = did_you_mean(name, known(section.schema)).unwrap_or_else(|| {
+            let mut homes = Vec::new();
+            self.homes_of(name, "", &self.schema, &mut homes);
+            match &homes[..] {
+                [home] => format!("it belongs in {}", section_name(home)),
+                _ => {
+                    let mut known: Vec<&str> = known(section.schema).collect();
+                    known.sort_unstable();
+                    format!("known here: {}", known.join(", "))
+                }
+            }
         });
-        Shape::Table { keys: keys.collect() }
+        let problem = Problem::error(join(&section.key, name), message).help(help);
+        (section.origin_of(name), problem)
+    }
+
+    /// Finds every section that has a key of this name.
+    fn homes_of(&self, name: &str, section: &str, schema: &Json, homes: &mut Vec<String>) {
+        let schema = self.resolved(schema);
+        if schema["properties"].get(name).is_some() {
+            homes.push(section.to_owned());
+        }
+        for (inner, schema) in schema["properties"].as_object().into_iter().flatten() {
+            self.homes_of(name, &join(section, inner), schema, homes);
+        }
+        if schema["items"].is_object() {
+            self.homes_of(name, &format!("{section}[]"), &schema["items"], homes);
+        }
+    }
+
+    fn missing(&self, section: &Setting<'_>, name: &str) -> Problem {
+        let key = join(&section.key, name);
+        let is_section = self.child(section.schema, name).is_some_and(is_section);
+        let message = if is_section {
+            format!("section [{key}] is missing")
+        } else {
+            format!("`{name}` is missing in {}", section_name(&section.key))
+        };
+        Problem::error(key, message)
+    }
+
+    /// A value that the key does not take.
+    fn mismatch(&self, setting: &Setting<'_>) -> Problem {
+        let Setting { key, node, schema } = setting;
+        let words = choices(schema);
+        let message = match &node.value {
+            Value::Text(text) if !words.is_empty() => {
+                let message = format!("`{key}` is {}; expected {}", quoted(text), one_of(&words));
+                return Problem {
+                    help: help_for_word(text, &words),
+                    ..Problem::error(key, message)
+                };
+            }
+            Value::Text(text) => Grammar::of(schema)
+                .and_then(|grammar| (grammar.check)(text).err())
+                .map(|why| format!("`{key}`: {why}")),
+            Value::Integer(number) if type_of(schema) == Some(JsonType::Integer) => {
+                let max = schema["maximum"].as_u64().unwrap_or(i64::MAX as u64);
+                Some(format!("`{key}` is {number}, outside 0 to {max}"))
+            }
+            _ => None,
+        };
+        let expected = || format!("`{key}` is {}; expected {}", found(&node.value), self.expected(schema));
+        Problem::error(key, message.unwrap_or_else(expected))
     }
 
     /// What belongs here, in words for a message.
-    fn expected(&self) -> String {
-        match self {
-            Shape::Table { .. } | Shape::Map { .. } => "a section".to_owned(),
-            Shape::List(inner) if matches!(**inner, Shape::Table { .. }) => "a list of sections".to_owned(),
-            Shape::List(_) => "a list such as `[\"…\"]`".to_owned(),
-            Shape::Text(grammar) => grammar.map_or("a text in quotes", |grammar| grammar.expected).to_owned(),
-            Shape::Integer { .. } => "a whole number".to_owned(),
-            Shape::Boolean => "`true` or `false`".to_owned(),
-            Shape::Choice(words) => one_of(words),
+    fn expected(&self, schema: &Json) -> String {
+        let words = choices(schema);
+        match type_of(schema) {
+            _ if !words.is_empty() => return one_of(&words),
+            Some(JsonType::Object) => "a section",
+            Some(JsonType::Array) if is_section(self.resolved(&schema["items"])) => "a list of sections",
+            Some(JsonType::Array) => "a list such as `[\"…\"]`",
+            Some(JsonType::Integer) => "a whole number",
+            Some(JsonType::Boolean) => "`true` or `false`",
+            _ => Grammar::of(schema).map_or("a text in quotes", |grammar| grammar.expected),
+        }
+        .to_owned()
+    }
+}
+
+impl<'a> Setting<'a> {
+    /// Where the key of this name was written in this section.
+    fn origin_of(&self, name: &str) -> &'a Origin {
+        match &self.node.value {
+            Value::Table(entries) => entries.get(name).map_or(&self.node.origin, |entry| &entry.key),
+            _ => &self.node.origin,
         }
     }
 }
 
-/// A walk through document and shape side by side.
-struct Visit<'a> {
-    document: &'a Document,
-    root: &'a Shape,
-    problems: Vec<Problem>,
+/// The exported schema with what it leaves open: the grammar of each named text, and the largest number of 32 bits.
+fn checkable() -> Json {
+    let mut schema = schemars::schema_for!(super::Config);
+    let mut bound = RecursiveTransform(|schema: &mut schemars::Schema| {
+        if schema.get("format").is_some_and(|format| format == "uint32") {
+            schema.insert("maximum".to_owned(), u32::MAX.into());
+        }
+    });
+    bound.transform(&mut schema);
+    let mut schema = schema.to_value();
+    for grammar in GRAMMARS {
+        if let Some(definition) = schema["$defs"].get_mut(grammar.name) {
+            definition["format"] = grammar.name.into();
+        }
+    }
+    schema
 }
 
-impl Visit<'_> {
-    fn node(&mut self, key: &str, node: &Node, shape: &Shape) {
-        match (shape, &node.value) {
-            (Shape::Table { keys }, Value::Table(entries)) => self.table(key, node, keys, entries),
-            (Shape::Map { names, values }, Value::Table(entries)) => {
-                for (name, entry) in entries {
-                    if let Some(Err(message)) = names.map(|grammar| (grammar.check)(name)) {
-                        self.report(key, &entry.key, message, None);
-                    }
-                    self.node(&join(key, name), &entry.node, values);
-                }
-            }
-            (Shape::List(inner), Value::List(items)) => {
-                for (index, item) in items.iter().enumerate() {
-                    self.node(&format!("{key}[{index}]"), item, inner);
-                }
-            }
-            (Shape::Text(grammar), Value::Text(text)) => {
-                if let Some(Err(message)) = grammar.map(|grammar| (grammar.check)(text)) {
-                    self.report(key, &node.origin, format!("`{key}`: {message}"), None);
-                }
-            }
-            (Shape::Integer { max }, Value::Integer(number)) => {
-                if u64::try_from(*number).map_or(true, |number| number > *max) {
-                    self.report(key, &node.origin, format!("`{key}` is {number}, outside 0 to {max}"), None);
-                }
-            }
-            (Shape::Boolean, Value::Boolean(_)) => {}
-            (Shape::Choice(words), Value::Text(text)) if words.contains(text) => {}
-            (Shape::Choice(words), Value::Text(text)) => {
-                let message = format!("`{key}` is {}; expected {}", quoted(text), one_of(words));
-                let help = if shared_secret(text, words) {
-                    Some("whoever can verify a shared secret can also forge with it: let the issuer sign with ES256".to_owned())
-                } else {
-                    did_you_mean(text, words.iter().map(String::as_str))
-                };
-                self.report(key, &node.origin, message, help);
-            }
-            (shape, value) => {
-                let message = format!("`{key}` is {}; expected {}", found(value), shape.expected());
-                self.report(key, &node.origin, message, None);
-            }
-        }
-    }
-
-    fn table(&mut self, section: &str, node: &Node, keys: &BTreeMap<String, Key>, entries: &BTreeMap<String, Entry>) {
-        let mut misspelt = Vec::new();
-        for (name, entry) in entries {
-            match keys.get(name) {
-                Some(key) => self.node(&join(section, name), &entry.node, &key.shape),
-                None => misspelt.extend(self.unknown(section, name, &entry.key, keys)),
-            }
-        }
-        for (name, key) in keys {
-            if key.required && !entries.contains_key(name) && !misspelt.contains(name) {
-                let what = match key.shape {
-                    Shape::Table { .. } => format!("section [{}] is missing", join(section, name)),
-                    _ => format!("`{name}` is missing in {}", section_name(section)),
-                };
-                self.report(&join(section, name), &node.origin, what, None);
-            }
-        }
-    }
-
-    /// Reports an unknown key, and returns the known key that was probably meant.
-    fn unknown(&mut self, section: &str, name: &str, origin: &Origin, keys: &BTreeMap<String, Key>) -> Option<String> {
-        let message = format!("unknown key {} in {}", quoted(name), section_name(section));
-        let meant = nearest(name, keys.keys().map(String::as_str)).map(str::to_owned);
-        let help = meant
-            .as_ref()
-            .map(|meant| format!("did you mean `{meant}`?"))
-            .unwrap_or_else(|| {
-                let mut homes = Vec::new();
-                homes_of(name, "", self.root, &mut homes);
-                match &homes[..] {
-                    [home] => format!("it belongs in {}", section_name(home)),
-                    _ => format!("known here: {}", keys.keys().cloned().collect::<Vec<_>>().join(", ")),
-                }
-            });
-        self.report(&join(section, name), origin, message, Some(help));
-        meant
-    }
-
-    fn report(&mut self, key: &str, origin: &Origin, message: String, help: Option<String>) {
-        let problem = Problem {
-            help,
-            ..Problem::error(key, message)
-        };
-        self.problems.push(problem.at(self.document.place_of(origin)));
-    }
+/// The type of a value; an optional one may also be null.
+fn type_of(schema: &Json) -> Option<JsonType> {
+    let name = match &schema["type"] {
+        Json::Array(names) => names.iter().find(|name| *name != "null")?,
+        name => name,
+    };
+    name.as_str()?.parse().ok()
 }
 
-/// Finds every section that has a key of this name.
-fn homes_of(name: &str, section: &str, shape: &Shape, homes: &mut Vec<String>) {
-    match shape {
-        Shape::Table { keys } => {
-            if keys.contains_key(name) {
-                homes.push(section.to_owned());
-            }
-            for (inner, key) in keys {
-                homes_of(name, &join(section, inner), &key.shape, homes);
-            }
-        }
-        Shape::List(inner) => homes_of(name, &format!("{section}[]"), inner, homes),
-        _ => {}
-    }
+/// Whether the file's author does not choose its keys.
+fn is_section(schema: &Json) -> bool {
+    schema["properties"].is_object()
+}
+
+/// The keys of a section.
+fn known(schema: &Json) -> impl Iterator<Item = &str> {
+    schema["properties"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.as_str())
+}
+
+/// Whether the section has an unknown key that probably stands for this one.
+fn is_misspelt(section: &Setting<'_>, name: &str) -> bool {
+    let Value::Table(entries) = &section.node.value else {
+        return false;
+    };
+    entries
+        .keys()
+        .filter(|key| known(section.schema).all(|known| known != *key))
+        .any(|key| nearest(key, known(section.schema)) == Some(name))
 }
 
 /// The name of a section in messages: `[[servers]]` for `servers[1]`, the top level for the empty path.
@@ -302,13 +337,13 @@ fn found(value: &Value) -> &'static str {
         Value::Text(_) => "a text",
         Value::Integer(_) => "a number",
         Value::Boolean(_) => "a truth value",
-        Value::Other(_, name) => name,
+        Value::Other(name) => name,
         Value::List(_) => "a list",
         Value::Table(_) => "a section",
     }
 }
 
-fn one_of(words: &[String]) -> String {
+fn one_of(words: &[&str]) -> String {
     let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     match &quoted[..] {
         [one] => one.clone(),
@@ -317,28 +352,23 @@ fn one_of(words: &[String]) -> String {
     }
 }
 
-/// Whether the text is an HMAC algorithm. They are missing on purpose, so the message must not take one for a
-/// misspelling.
-fn shared_secret(text: &str, words: &[String]) -> bool {
-    text.starts_with("HS") && words.iter().any(|word| word == "ES256")
+/// HMAC algorithms are missing on purpose, so the message must not take one for a misspelling.
+fn help_for_word(text: &str, words: &[&str]) -> Option<String> {
+    if text.starts_with("HS") && words.contains(&"ES256") {
+        Some("whoever can verify a shared secret can also forge with it: let the issuer sign with ES256".to_owned())
+    } else {
+        did_you_mean(text, words.iter().copied())
+    }
 }
 
-/// The words that the schema allows, if it lists them.
-fn choices(schema: &Json) -> Vec<String> {
-    let words = |list: &Json| -> Vec<String> {
-        let words = list.as_array().into_iter().flatten().filter_map(Json::as_str);
-        words.map(str::to_owned).collect()
-    };
-    match schema["oneOf"].as_array() {
-        Some(options) => options
-            .iter()
-            .flat_map(|option| match option["const"].as_str() {
-                Some(word) => vec![word.to_owned()],
-                None => words(&option["enum"]),
-            })
-            .collect(),
-        None => words(&schema["enum"]),
-    }
+/// The words that the schema allows, if it lists them. A word with a description stands in a schema of its own.
+fn choices(schema: &Json) -> Vec<&str> {
+    let options = schema["oneOf"].as_array().map_or(std::slice::from_ref(schema), Vec::as_slice);
+    let words = options.iter().flat_map(|option| match &option["enum"] {
+        Json::Array(words) => words.as_slice(),
+        _ => std::slice::from_ref(&option["const"]),
+    });
+    words.filter_map(Json::as_str).collect()
 }
 
 fn parses<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<(), String> {
@@ -371,10 +401,10 @@ mod tests {
 
     #[test]
     fn every_text_the_schema_names_has_its_grammar() {
-        let schema = super::super::schema();
+        let schema = checkable();
         for (name, definition) in schema["$defs"].as_object().unwrap() {
             let text = definition["type"] == "string" && choices(definition).is_empty();
-            assert!(!text || Grammar::named(name).is_some(), "{name}");
+            assert!(!text || Grammar::of(definition).is_some(), "{name}");
         }
     }
 }

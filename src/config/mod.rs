@@ -38,11 +38,11 @@ pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<Problem>> 
 
 /// Like `load`, with the file's text given.
 pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
-    let shape = key_schema::Shape::of_config();
+    let keys = key_schema::KeySchema::of_config();
     let mut document = document::Document::parse(path, text)?;
-    let mut problems = document.overlay(variables, &shape);
+    let mut problems = document.overlay(variables, &|key| keys.type_of(key));
     problems.extend(document.expand(variables));
-    problems.extend(shape.check(&document));
+    problems.extend(keys.check(&document));
     if !problems.is_empty() {
         return Err(sorted(problems));
     }

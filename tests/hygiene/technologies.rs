@@ -5,7 +5,8 @@ use crate::{hold, sources};
 
 /// Crates, as code spells them, and the rooms that may name them.
 const HOMES: &[(&[&str], &[&str])] = &[
-    (&["cedar_policy", "cedar_policy_core", "jsonschema"], &["decide"]),
+    (&["cedar_policy", "cedar_policy_core"], &["decide"]),
+    (&["jsonschema"], &["decide", "config"]),
     (&["sqlx"], &["store"]),
     (
         &["rustls", "tokio_rustls", "hyper_rustls", "rcgen", "x509_parser"],

@@ -149,6 +149,24 @@ environment variable GUARDIAN__STORE__MAX_CONNECTIONS: `store.max_connections` i
 }
 
 #[test]
+fn a_wrong_value_is_found_under_a_key_of_any_spelling() {
+    let said = load(
+        &format!("{BASE}[servers.env]\n\"\" = 1\n007 = 2\n\"+5\" = 3\n\"a/b~1c\" = 4\n"),
+        &[],
+    )
+    .unwrap_err();
+    assert_eq!(
+        said,
+        "\
+guardian.toml:11:6: `servers[0].env.\"\"` is a number; expected a text in quotes
+guardian.toml:12:7: `servers[0].env.007` is a number; expected a text in quotes
+guardian.toml:13:8: `servers[0].env.\"+5\"` is a number; expected a text in quotes
+guardian.toml:14:12: `servers[0].env.\"a/b~1c\"` is a number; expected a text in quotes
+"
+    );
+}
+
+#[test]
 fn a_secret_is_read_from_its_file_and_never_shown() {
     let folder = Folder::new("secret");
     folder.write("url", "postgres://guardian:Xk29-hidden@db.example.com/g\n", 0o600);
