@@ -6,6 +6,7 @@ mod asks;
 mod call;
 mod catalogue;
 mod digest;
+mod header;
 mod member;
 mod name;
 mod principal;
@@ -18,6 +19,7 @@ pub use asks::{ClientRequest, ClientRequests};
 pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Annotations, Catalogue, ServerEntry, Standing, ToolEntry};
 pub use digest::{Digest, Sha256};
+pub use header::is_reserved_header;
 pub use member::{ApiKey, Grant, GrantStatus, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes};
 pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,

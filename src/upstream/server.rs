@@ -6,7 +6,7 @@ use super::hello::Hello;
 use super::links::{Door, Links};
 use super::stdio::Program;
 use crate::config::{ServerConfig, ServerTransport, UpstreamCredential};
-use crate::domain::{ClientRequests, Era, ServerName};
+use crate::domain::{ClientRequests, Era, ServerName, is_reserved_header};
 use crate::transport::{Client, ClientError, ClientSettings};
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, Uri};
@@ -100,24 +100,6 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// The largest stream event; an event is held in memory until it is complete.
 const MAX_EVENT_BYTES: usize = 16 * 1024 * 1024;
-
-/// Headers of the protocol or the connection, which a configured credential may not replace.
-const RESERVED: [&str; 14] = [
-    "accept",
-    "accept-encoding",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "last-event-id",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-];
 
 impl Upstream {
     /// Checks the configuration. Nothing is connected or started yet.
@@ -254,7 +236,7 @@ fn read_credential(server: &ServerName, config: &UpstreamCredential) -> Result<(
         why,
     };
     let name: HeaderName = config.header.parse().map_err(|_| wrong("names no header field"))?;
-    if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("mcp-") {
+    if is_reserved_header(name.as_str()) {
         return Err(wrong("may not be sent in that header field"));
     }
     let text = match (&config.value, &config.value_file) {

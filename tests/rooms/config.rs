@@ -214,6 +214,23 @@ fn no_problem_ever_shows_the_value_of_a_secret() {
     assert_eq!(said.matches("placeholder").count(), 2, "{said}");
 }
 
+#[test]
+fn a_credential_travels_in_no_header_that_the_exchange_needs() {
+    for (header, usable) in [
+        ("X-Api-Key", true),
+        ("authorization", true),
+        ("trailer", false),
+        ("Proxy-Authorization", false),
+        ("Mcp-Name", false),
+        (":authority", false),
+        ("a b", false),
+    ] {
+        let text = format!("{BASE}credential = {{ header = \"{header}\", value = \"Bearer 9f86d081884c7d65\" }}\n");
+        let said = load(&text, &[]).map(drop);
+        assert_eq!(said.is_ok(), usable, "{header}: {said:?}");
+    }
+}
+
 const BASE: &str = r#"
 [listen]
 address = "127.0.0.1:8443"

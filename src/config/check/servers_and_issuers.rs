@@ -7,7 +7,7 @@ use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
 use super::positive;
 use super::secret::{is_placeholder, placeholder};
-use crate::domain::{Scope, ServerName, ToolName};
+use crate::domain::{Scope, ServerName, ToolName, is_reserved_header};
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,25 +15,6 @@ use std::time::Duration;
 
 /// The issuer names of API keys and client certificates, which no configured issuer may use.
 const RESERVED_ALIASES: [&str; 2] = ["guardian", "certificate"];
-
-/// Headers that the HTTP or MCP exchange itself uses, so a credential cannot be sent in them.
-const TAKEN_HEADERS: [&str; 15] = [
-    "accept",
-    "accept-encoding",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "host",
-    "last-event-id",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-];
 
 pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
     let mut aliases = BTreeSet::new();
@@ -372,10 +353,7 @@ fn server_url(url: &str, server: &ServerConfig) -> Result<(), (String, &'static 
 }
 
 fn credential(server: &ServerName, credential: &UpstreamCredential, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
-    let header = credential.header.to_lowercase();
-    let usable =
-        HeaderName::try_from(&header).is_ok() && !TAKEN_HEADERS.contains(&header.as_str()) && !header.starts_with("mcp-");
-    if !usable {
+    if HeaderName::try_from(&credential.header).is_err() || is_reserved_header(&credential.header) {
         let message = format!(
             "the credential of server `{server}` cannot travel in the header {}",
             quoted(&credential.header)

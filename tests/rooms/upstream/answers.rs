@@ -480,7 +480,15 @@ fn a_server_that_cannot_be_called_is_refused_at_the_start() {
             "{url}: {text}"
         );
     }
-    for header in ["host", "Content-Type", "mcp-session-id", "transfer-encoding", "a b", ""] {
+    for header in [
+        "host",
+        "Content-Type",
+        "mcp-session-id",
+        "trailer",
+        "proxy-authorization",
+        "a b",
+        "",
+    ] {
         let text = refusal(&|config| config.credential.as_mut().unwrap().header = header.to_owned());
         assert!(
             text.contains("credential") && !text.contains("upstream-secret"),
