@@ -5,7 +5,7 @@ mod policy_files;
 pub mod rules;
 mod stability;
 
-use crate::config::{Config, JournalConfig, StoreKind};
+use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
 use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
 use crate::gate::{Callers, Clock, Gate, GateParts, JustInTime, Metadata, Redaction, Site};
@@ -55,7 +55,7 @@ fn request_id() -> RequestId {
 }
 
 /// Serves until told to stop. What cannot work is refused before anything binds.
-pub fn serve(config: Config) -> Result<()> {
+pub fn serve(config: CheckedConfig) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -84,7 +84,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub async fn start(config: Config) -> Result<Self> {
+    pub async fn start(config: CheckedConfig) -> Result<Self> {
         transport::install_provider();
         crate::journal::survive_file_size_limit().context("cannot install a signal handler")?;
         let config = Arc::new(config);

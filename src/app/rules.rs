@@ -5,7 +5,7 @@ use super::manifest::Manifest;
 use super::now;
 use super::policy_files::Found;
 use super::stability::{Allowed, STABLE_FOR_LESS};
-use crate::config::{Config, PinMode, PoliciesConfig};
+use crate::config::{CheckedConfig, Config, PinMode, PoliciesConfig};
 use crate::decide::{PolicySource, Problem, Settings, Snapshot, forbid_names, missing_forbids};
 use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
 use crate::journal::Journal;
@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 /// The policies and tools in force, and what they are made of.
 pub struct Rules {
-    config: Arc<Config>,
+    config: Arc<CheckedConfig>,
     store: Store,
     journal: Journal,
     metrics: Arc<Metrics>,
@@ -55,7 +55,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(2);
 
 impl Rules {
     pub fn new(
-        config: Arc<Config>,
+        config: Arc<CheckedConfig>,
         store: Store,
         journal: Journal,
         metrics: Arc<Metrics>,

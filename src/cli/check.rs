@@ -5,7 +5,7 @@ use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
 use crate::app::rules::{pinned_policies, settings};
-use crate::config::{self, Config, IssuerConfig, Place, ServerConfig, Severity, StoreKind};
+use crate::config::{self, CheckedConfig, Config, IssuerConfig, Place, ServerConfig, Severity, StoreKind};
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
@@ -85,7 +85,7 @@ impl Check {
         findings.print(self.format)
     }
 
-    async fn parts(&self, config: &Config, findings: &mut Findings) {
+    async fn parts(&self, config: &CheckedConfig, findings: &mut Findings) {
         let bar = progress("checking");
         findings.look("logging", config.log.level.clone());
         findings.refuse(crate::telemetry::check(&config.log).err());
@@ -141,7 +141,7 @@ fn left_out(server: &ServerConfig, tool: &LeftOut) -> String {
 }
 
 /// What callers are proved by. Before the first key is made there is no pepper, and nothing is made here.
-fn credentials(config: &Config) -> Result<(), String> {
+fn credentials(config: &CheckedConfig) -> Result<(), String> {
     let Some(file) = config.keys.pepper_file.as_deref().filter(|file| file.exists()) else {
         return Ok(());
     };

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::output::{clean, comma};
-use crate::config::{self, Config, Loaded, Secret, Span, StoreConfig, StoreKind, Variables};
+use crate::config::{self, CheckedConfig, Loaded, Secret, Span, StoreConfig, StoreKind, Variables};
 use crate::domain::{ServerName, Timestamp, UserId};
 use crate::store::{Store, StoreError, StoreOpen, UserRow};
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ impl ConfigFile {
     }
 
     /// Loads the configuration without its warnings.
-    pub fn load(&self) -> Result<Config, Failure> {
+    pub fn load(&self) -> Result<CheckedConfig, Failure> {
         let loaded = self.read().map_err(|problems| Failure::configuration(&problems))?;
         Ok(loaded.config)
     }
@@ -49,7 +49,7 @@ fn variables() -> Variables {
 
 /// What an administrative command needs: the configuration, and a store whose schema is current.
 pub struct Admin {
-    pub config: Config,
+    pub config: CheckedConfig,
     pub store: Store,
 }
 

@@ -11,10 +11,10 @@ use crate::config::Config;
 use crate::decide::Snapshot;
 use crate::decide::{Basis, Enrolment, Facts, Subject, Verdict, View, decide};
 use crate::domain::{
-    AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, Member, MemberStatus, Method, Principal,
-    PromptName, ProtocolVersion, Refusal, RequestId, ResourceUri, ServerName, Subject as SubjectName, Target, ToolName,
+    AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, KEY_ISSUER, Member, MemberStatus, Method,
+    Principal, PromptName, ProtocolVersion, Refusal, RequestId, ResourceUri, ServerName, Subject as SubjectName, Target,
+    ToolName,
 };
-use crate::identity::KEY_ISSUER;
 use bytes::Bytes;
 use serde_json::json as value;
 use std::net::{IpAddr, Ipv4Addr};

@@ -8,7 +8,7 @@ use super::output::{Format, json, line, note};
 use crate::app::manifest::Manifest;
 use crate::app::rules::{read_policies, settings};
 use crate::config::Config;
-use crate::decide::{PolicySource, Problem, Snapshot};
+use crate::decide::{PolicySource, Problem, Settings, Snapshot};
 use crate::domain::Catalogue;
 use crate::store::Store;
 use crate::upstream::assemble;
@@ -62,19 +62,25 @@ impl Policy {
                 )
             }
             Policy::Schema {} => {
-                let mut config = file.load()?;
+                let config = file.load()?;
                 let catalogue = catalogue(&config).await?;
-                config.policies.deny_all = true;
+                let settings = Settings {
+                    deny_all: true,
+                    ..settings(&config)
+                };
                 // the policies name the arguments of prompts; if they do not compile, the schema is printed without those
                 let sources = sources(&config.policies.dir).unwrap_or_default();
-                let compiled = Snapshot::compile(&sources, &catalogue, &settings(&config));
-                match compiled.or_else(|_| Snapshot::compile(&[], &catalogue, &settings(&config))) {
+                let compiled = Snapshot::compile(&sources, &catalogue, &settings);
+                match compiled.or_else(|_| Snapshot::compile(&[], &catalogue, &settings)) {
                     Ok(snapshot) => line(snapshot.cedar_schema().trim_end()),
                     Err(problems) => refuse(&problems, &[]),
                 }
             }
             Policy::Explain(explain) => explain.run(file).await,
-            Policy::Pin { format } => pin(&file.load()?, *format).await,
+            Policy::Pin { format } => {
+                let config = file.load()?;
+                pin(&config, *format).await
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::output::{line, table};
 use super::{demo, embedded};
 use crate::app::{self, Running};
-use crate::config::{self, Config, Variables};
+use crate::config::{self, CheckedConfig, Config, Variables};
 use crate::domain::{ApiKey, Decided, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId};
 use crate::identity::{KeyText, Pepper};
 use crate::store::{AuditFilter, AuditRow, NewGrant, NewUser, Store};
@@ -128,7 +128,7 @@ impl Place {
     }
 
     /// Writes `guardian.toml` and loads it as `serve` would.
-    fn configure(&self, arguments: &Quickstart, demo: Option<&demo::Demo>) -> Result<Config> {
+    fn configure(&self, arguments: &Quickstart, demo: Option<&demo::Demo>) -> Result<CheckedConfig> {
         let (name, url, credential) = match (demo, &arguments.upstream) {
             (Some(demo), _) => {
                 private_file(&self.dir.join("demo.credential"), demo.credential.expose_secret())?;

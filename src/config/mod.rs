@@ -11,18 +11,31 @@ mod problem;
 mod resolve;
 mod server;
 
-pub use check::check;
 pub use model::*;
 pub use problem::{Place, Problem, Severity};
 pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UpstreamCredential};
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::Path;
+
+/// A configuration that is complete and holds none of the errors that `check` finds. Only `load` and `parse` make one, so
+/// whoever takes it need not check again.
+#[derive(Debug, Clone)]
+pub struct CheckedConfig(Config);
+
+impl Deref for CheckedConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
 
 /// A configuration without errors, and the warnings about it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    pub config: Config,
+    pub config: CheckedConfig,
     pub warnings: Vec<Problem>,
 }
 
@@ -51,13 +64,13 @@ pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, V
     resolve::resolve_paths(&mut config, path.parent().unwrap_or(Path::new("")));
     let mut findings = resolve::read_secrets(&mut config);
     resolve::fill(&mut config);
-    findings.extend(check(&config));
+    findings.extend(check::check(&config));
     let findings = sorted(findings.into_iter().map(|problem| document.place(problem)).collect());
     if findings.iter().any(|problem| problem.severity == Severity::Error) {
         Err(findings)
     } else {
         Ok(Loaded {
-            config,
+            config: CheckedConfig(config),
             warnings: findings,
         })
     }

@@ -25,7 +25,7 @@ pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,
     Subject, ToolName, UserId,
 };
-pub use principal::{AuthMethod, Fingerprint, Principal, PrincipalKind};
+pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
 pub use reason::{Reason, Refusal};
 pub use record::{
     Admin, Decided, Decision, Ending, Event, GrantUsed, Incarnation, Outcome, PolicyChange, Record, SealedRecord, Start, Stop,

@@ -4,6 +4,13 @@ use super::{ClientId, Digest, Issuer, IssuerAlias, KeyId, RoleName, Scopes, Subj
 use std::fmt;
 use std::sync::Arc;
 
+/// The issuer of API keys in `user_identities` and in principals.
+pub const KEY_ISSUER: &str = "guardian";
+/// The issuer of client certificates.
+pub const CERTIFICATE_ISSUER: &str = "certificate";
+/// Guardian's own issuers: no configured one may have such an alias or `iss`.
+pub const OWN_ISSUERS: [&str; 2] = [KEY_ISSUER, CERTIFICATE_ISSUER];
+
 /// How the caller proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,11 +1,10 @@
 //! The principal that a client certificate names. TLS verified the chain; this reads the name and checks the validity
 //! period again, because a connection can outlive the certificate that opened it.
 
-use crate::domain::{AuthMethod, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, Subject, Timestamp};
+use crate::domain::{
+    AuthMethod, CERTIFICATE_ISSUER, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, Subject, Timestamp,
+};
 use crate::transport::PeerCertificate;
-
-/// The issuer of certificates in `user_identities` and in principals; no configured issuer may use this name.
-pub const CERTIFICATE_ISSUER: &str = "certificate";
 
 /// The subject is the URI name (`uri:…`), else the DNS name (`dns:…`), else the common name (`cn:…`). Two names of the
 /// kind that counts are ambiguous and refused.

@@ -2,7 +2,8 @@
 //! database does not have. A slow password hash would add nothing for 256 random bits and would make floods cheap.
 
 use crate::domain::{
-    ApiKey, AuthMethod, Digest, Fingerprint, Issuer, IssuerAlias, KeyId, Member, Principal, Reason, Subject, Timestamp,
+    ApiKey, AuthMethod, Digest, Fingerprint, Issuer, IssuerAlias, KEY_ISSUER, KeyId, Member, Principal, Reason, Subject,
+    Timestamp,
 };
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -14,9 +15,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use zeroize::Zeroizing;
-
-/// The issuer of API keys in `user_identities` and in principals; no configured issuer may use this name.
-pub const KEY_ISSUER: &str = "guardian";
 
 static ISSUER: LazyLock<Issuer> = LazyLock::new(|| Issuer::parse(KEY_ISSUER).expect("a literal that is an issuer"));
 static ALIAS: LazyLock<IssuerAlias> = LazyLock::new(|| IssuerAlias::parse(KEY_ISSUER).expect("a literal that is an alias"));

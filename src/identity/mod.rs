@@ -14,13 +14,12 @@ mod source;
 mod strict;
 mod token;
 
-pub use certificate::CERTIFICATE_ISSUER;
 pub use jwks::BadKeySet;
-pub use key::{KEY_ISSUER, KeyText, NewKey, Pepper, PepperError};
+pub use key::{KeyText, NewKey, Pepper, PepperError};
 pub use present::Presented;
 pub use settings::IdentityError;
 
-use crate::config::{Config, IssuerKind};
+use crate::config::{CheckedConfig, IssuerKind};
 use crate::domain::{Digest, IssuerAlias, Member, Principal, Reason, Timestamp};
 use crate::transport::PeerCertificate;
 use http::HeaderMap;
@@ -70,7 +69,7 @@ struct Known {
 
 impl Identity {
     /// Fetches nothing over the network: an unreachable issuer must not keep Guardian from starting.
-    pub fn new(config: &Config, pepper: Arc<Pepper>) -> Result<Self, IdentityError> {
+    pub fn new(config: &CheckedConfig, pepper: Arc<Pepper>) -> Result<Self, IdentityError> {
         let shared = Arc::<Shared>::default();
         Ok(Self {
             issuers: settings::issuers(config, &shared)?,

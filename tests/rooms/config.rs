@@ -214,6 +214,61 @@ fn no_problem_ever_shows_the_value_of_a_secret() {
     assert_eq!(said.matches("placeholder").count(), 2, "{said}");
 }
 
+/// Identity takes a checked configuration and looks at none of this again.
+#[test]
+fn each_thing_wrong_with_an_issuer_has_its_sentence() {
+    let issuer =
+        |more: &str| format!("[[issuers]]\nalias = \"a\"\nkind = \"oidc\"\nissuer = \"https://id.example.com\"\n{more}\n");
+    let at_url = |more: &str| issuer(&format!("jwks_url = \"https://id.example.com/keys\"\n{more}"));
+    let claim = "lies in `user_metadata`, which users write themselves";
+    let https = "it must begin with `https://`";
+    let own = "is taken by Guardian itself";
+    assert!(load(&format!("{BASE}{}", at_url("")), &[]).is_ok());
+    for (issuers, sentence) in [
+        (issuer(""), "has neither `jwks_url` nor `jwks_file`"),
+        (at_url("jwks_file = \"x\""), "has both `jwks_url` and `jwks_file`"),
+        (issuer("jwks_url = \"http://id.example.com/keys\""), https),
+        (issuer("jwks_url = \"http://10.0.0.1/keys\""), https),
+        (issuer("jwks_url = \"http://127.0.0.1.example.com/keys\""), https),
+        (issuer("jwks_url = \"http://user@127.0.0.1/keys\""), "it holds a user name"),
+        (issuer("jwks_url = \"id.example.com\""), https),
+        (issuer("jwks_url = \"https://:443/keys\""), "it names no host"),
+        (at_url("roles_claim = \"user_metadata.roles\""), claim),
+        (at_url("environment_claim = \"custom.User_Metadata.environments\""), claim),
+        (at_url("scopes_claim = \"USER_METADATA.scopes\""), claim),
+        (at_url("tenant_claim = \"user_metadata\""), claim),
+        (
+            at_url("") + &at_url("").replace("\"a\"", "\"b\""),
+            "the `iss` `https://id.example.com` is claimed twice",
+        ),
+        (
+            at_url("also_accept = [\"https://id.example.com\"]"),
+            "guardian.toml:15:16: the `iss` `https://id.example.com` is claimed twice",
+        ),
+        (
+            at_url("") + &at_url("").replace("https://id", "https://b"),
+            "two issuers have the alias `a`",
+        ),
+        (at_url("").replace("\"a\"", "\"guardian\""), own),
+        (at_url("").replace("\"a\"", "\"certificate\""), own),
+        (at_url("also_accept = [\"certificate\"]"), own),
+        (at_url("").replace("https://id.example.com\"\njwks", "guardian\"\njwks"), own),
+        (at_url("").replace("oidc", "cloudflare_access"), "has no `audiences`"),
+    ] {
+        let said = load(&format!("{BASE}{issuers}"), &[]).expect_err(sentence);
+        assert!(said.contains(sentence), "{said} should say `{sentence}`");
+    }
+}
+
+#[test]
+fn a_url_of_a_port_alone_names_no_host() {
+    let said = load(&BASE.replace("https://guardian.example", "https://:443"), &[]).unwrap_err();
+    assert!(
+        said.contains("`listen.public_url` is `https://:443`: it names no host"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_credential_travels_in_no_header_that_the_exchange_needs() {
     for (header, usable) in [
@@ -242,7 +297,7 @@ name = "demo"
 url = "https://demo.example/mcp"
 "#;
 
-fn load(text: &str, set: &[(&str, &str)]) -> Result<config::Config, String> {
+fn load(text: &str, set: &[(&str, &str)]) -> Result<config::CheckedConfig, String> {
     config::parse(Path::new("guardian.toml"), text, &variables(set))
         .map(|loaded| loaded.config)
         .map_err(|problems| shown(&problems))

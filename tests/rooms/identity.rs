@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderMap;
 use hyper::{Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey};
-use neural_guardian::config::{Config, ConnectionLimits};
+use neural_guardian::config::{self, CheckedConfig, ConnectionLimits, Variables};
 use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, Member, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
 };
@@ -33,6 +33,13 @@ const NEVER: Duration = Duration::from_secs(20);
 
 fn at(secs: i64) -> Timestamp {
     Timestamp::from_secs(NOW + secs)
+}
+
+/// Sets the clock forward.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
@@ -196,7 +203,7 @@ impl Drop for Publisher {
     }
 }
 
-fn config(issuers: &str) -> Config {
+fn config(issuers: &str) -> CheckedConfig {
     let text = format!(
         r#"
         environment = "production"
@@ -206,10 +213,13 @@ fn config(issuers: &str) -> Config {
         [listen.tls]
         certificate_file = "unused"
         key_file = "unused"
+        client_ca_file = "unused"
         client_certificates = "optional"
         {issuers}"#
     );
-    toml::from_str(&text).unwrap()
+    config::parse(Path::new("guardian.toml"), &text, &Variables::new())
+        .unwrap()
+        .config
 }
 
 fn pepper(dir: &Path) -> Arc<Pepper> {

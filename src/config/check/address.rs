@@ -1,12 +1,13 @@
 //! Checks of URLs, origins, hosts and addresses. Resolves no name and opens no connection.
 
 use http::Uri;
+use http::uri::Authority;
 use std::net::IpAddr;
 
 /// `https`, with a host and without user name, path, query or fragment.
 pub(super) fn public_url(url: &str) -> Result<(), &'static str> {
     let uri: Uri = url.parse().map_err(|_| "it is not a URL")?;
-    let authority = uri.authority().ok_or("it names no host")?;
+    let authority = uri.authority().filter(names_host).ok_or("it names no host")?;
     match uri.scheme_str() {
         Some("https") if authority.as_str().contains('@') => Err("it holds a user name"),
         Some("https") if !matches!(uri.path(), "" | "/") || uri.query().is_some() || url.contains('#') => {
@@ -17,16 +18,22 @@ pub(super) fn public_url(url: &str) -> Result<(), &'static str> {
     }
 }
 
-/// `https`, or `http` on loopback, without a user name.
+/// `https`, or `http` on loopback, without a user name. Whoever can change an issuer's keys on their way can pose as every
+/// user of it.
 pub(super) fn secure_url(url: &str) -> Result<(), &'static str> {
     let uri: Uri = url.parse().map_err(|_| "it is not a URL")?;
-    let host = uri.host().ok_or("it names no host")?;
+    let authority = uri.authority().filter(names_host).ok_or("it names no host")?;
     match uri.scheme_str() {
-        _ if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => Err("it holds a user name"),
+        _ if authority.as_str().contains('@') => Err("it holds a user name"),
         Some("https") => Ok(()),
-        Some("http") if is_loopback_host(host) => Ok(()),
+        Some("http") if is_loopback_host(authority.host()) => Ok(()),
         _ => Err("it must begin with `https://`"),
     }
+}
+
+/// `https://:443` has an authority without a host.
+fn names_host(authority: &&Authority) -> bool {
+    !authority.host().is_empty()
 }
 
 /// A scheme and an authority, as browsers send it, without a wildcard.
@@ -38,7 +45,7 @@ pub(super) fn is_origin(text: &str) -> bool {
         && scheme
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
-    scheme_is_plain && !authority.contains(['@', '*']) && authority.parse::<http::uri::Authority>().is_ok()
+    scheme_is_plain && !authority.contains(['@', '*']) && authority.parse::<Authority>().is_ok()
 }
 
 pub(super) fn is_loopback_host(host: &str) -> bool {

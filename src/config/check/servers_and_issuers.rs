@@ -7,21 +7,18 @@ use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
 use super::positive;
 use super::secret::{is_placeholder, placeholder};
-use crate::domain::{Scope, ServerName, ToolName, is_reserved_header};
+use crate::domain::{OWN_ISSUERS, Scope, ServerName, ToolName, is_reserved_header};
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
-
-/// The issuer names of API keys and client certificates, which no configured issuer may use.
-const RESERVED_ALIASES: [&str; 2] = ["guardian", "certificate"];
 
 pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
     let mut aliases = BTreeSet::new();
-    let mut names = BTreeMap::new();
+    let mut names = BTreeSet::new();
     for (index, issuer) in config.issuers.iter().enumerate() {
         let at = |name: &str| format!("issuers[{index}].{name}");
-        if RESERVED_ALIASES.contains(&issuer.alias.as_str()) {
+        if OWN_ISSUERS.contains(&issuer.alias.as_str()) {
             found.push(Problem::error(
                 at("alias"),
                 format!("the issuer alias `{}` is taken by Guardian itself", issuer.alias),
@@ -33,11 +30,15 @@ pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
                 format!("two issuers have the alias `{}`", issuer.alias),
             ));
         }
-        for iss in std::iter::once(&issuer.issuer).chain(&issuer.also_accept) {
-            if names.insert(iss, &issuer.alias).is_some() {
+        let further = issuer.also_accept.iter().enumerate();
+        let further = further.map(|(index, iss)| (at(&format!("also_accept[{index}]")), iss));
+        for (key, iss) in std::iter::once((at("issuer"), &issuer.issuer)).chain(further) {
+            if OWN_ISSUERS.contains(&iss.as_str()) {
+                found.push(Problem::error(&key, format!("the `iss` `{iss}` is taken by Guardian itself")));
+            }
+            if !names.insert(iss) {
                 found.push(
-                    Problem::error(at("issuer"), format!("the `iss` `{iss}` is claimed twice"))
-                        .help("one `iss` belongs to one issuer"),
+                    Problem::error(&key, format!("the `iss` `{iss}` is claimed twice")).help("one `iss` belongs to one issuer"),
                 );
             }
         }
