@@ -1,10 +1,7 @@
-//! What a decision costs as policies grow in number while those that can apply stay the same.
-//!
-//! `cargo bench --bench decide` prints the cost at 10, 100, 1,000 and 10,000 policies and fails if it grows by half
-//! from the least to the most (not with `--quick`). CPU time of this thread, least of several rounds: other load does not count.
+//! The policies, the tools and the caller that decisions are measured with.
 
 use bytes::Bytes;
-use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, Verdict, View, could_permit, decide};
+use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, View};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
     IssuerAlias, Member, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, ServerEntry,
@@ -12,74 +9,22 @@ use neural_guardian::domain::{
 };
 use serde_json::json;
 use std::fmt::Write;
-use std::hint::black_box;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
-const MOST_GROWTH: f64 = 1.5;
-const ROUNDS: usize = 15;
-const CALLS: u32 = 4_000;
-
-fn main() -> ExitCode {
-    println!(
-        "                          {}",
-        SIZES.map(|size| format!("{size:>10}")).concat()
-    );
-    let mut ok = true;
-    let stages = [
-        (
-            "permit, by role",
-            Stage::new("t0", r#"{"path":"notes/today.txt","n":3}"#, Expect::Permit),
-        ),
-        (
-            "permit, reads arguments",
-            Stage::new("t1", r#"{"path":"notes/today.txt","n":3}"#, Expect::Permit),
-        ),
-        ("forbidden", Stage::new("t1", r#"{"path":"../secret","n":3}"#, Expect::Refuse)),
-        ("reading a resource", Stage::reading("x:notes/today")),
-        ("having a prompt", Stage::having("summarise", r#"{"file":"today.txt"}"#)),
-    ];
-    let worlds: Vec<(World, Duration)> = SIZES.iter().map(|size| World::new(*size)).collect();
-    for (name, stage) in &stages {
-        ok &= report(name, &worlds.iter().map(|(world, _)| world.cost(stage)).collect::<Vec<_>>());
-    }
-    ok &= report(
-        "listing one tool",
-        &worlds.iter().map(|(world, _)| world.listing_cost()).collect::<Vec<_>>(),
-    );
-    let compiled: String = worlds.iter().map(|(_, took)| format!("{:>8.0?}  ", took)).collect();
-    println!("compiling the set         {compiled}");
-    // Tests run it to see that it runs: a machine that is busy with them must not fail one.
-    let judged = std::env::args().all(|argument| argument != "--quick");
-    match ok || !judged {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
-}
-
-fn report(name: &str, costs: &[f64]) -> bool {
-    let growth = costs[costs.len() - 1] / costs[0];
-    let shown: String = costs.iter().map(|nanos| format!("{:>7.2} us", nanos / 1_000.0)).collect();
-    let verdict = if growth < MOST_GROWTH { "" } else { "  TOO MUCH" };
-    println!("{name:<26}{shown}   x{growth:.2}{verdict}");
-    growth < MOST_GROWTH
-}
-
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Expect {
+pub enum Expect {
     Permit,
     Refuse,
 }
 
-struct Stage {
-    call: Call,
-    expect: Expect,
+pub struct Stage {
+    pub call: Call,
+    pub expect: Expect,
 }
 
 impl Stage {
-    fn new(tool: &str, arguments: &'static str, expect: Expect) -> Self {
+    pub fn new(tool: &str, arguments: &'static str, expect: Expect) -> Self {
         let call = Call {
             request: RequestId(Uuid::nil()),
             server: name("s0"),
@@ -94,14 +39,14 @@ impl Stage {
         Self { call, expect }
     }
 
-    fn reading(uri: &str) -> Self {
+    pub fn reading(uri: &str) -> Self {
         let mut stage = Self::new("t0", "{}", Expect::Permit);
         let target = Target::Resource(ResourceUri::parse(uri).expect("a URI"));
         (stage.call.method, stage.call.target) = (Method::ReadResource, target);
         stage
     }
 
-    fn having(prompt: &str, arguments: &'static str) -> Self {
+    pub fn having(prompt: &str, arguments: &'static str) -> Self {
         let mut stage = Self::new("t0", arguments, Expect::Permit);
         let target = Target::Prompt(PromptName::parse(prompt).expect("a prompt name"));
         (stage.call.method, stage.call.target) = (Method::GetPrompt, target);
@@ -109,20 +54,27 @@ impl Stage {
     }
 }
 
-struct World {
-    snapshot: Snapshot,
-    principal: Principal,
+pub struct World {
+    pub snapshot: Snapshot,
+    pub principal: Principal,
     member: Member,
     subject: Subject,
 }
 
 impl World {
-    /// `policies` in all, of which ten are for the tools and the caller that are measured.
-    fn new(policies: usize) -> (Self, Duration) {
-        let catalogue = catalogue(policies);
+    /// `policies` in all, of which ten are for the tools and the caller that are measured; and how long they took to compile.
+    pub fn new(policies: usize) -> (Self, Duration) {
+        let (world, took) = Self::with(text(policies), policies);
+        assert_eq!(world.snapshot.policies(), policies);
+        (world, took)
+    }
+
+    /// With these policies, `number` of them.
+    pub fn with(text: String, number: usize) -> (Self, Duration) {
+        let catalogue = catalogue(number);
         let source = PolicySource {
             file: "bench.cedar".to_owned(),
-            text: text(policies),
+            text,
         };
         let environment = EnvironmentName::parse("bench").expect("a name");
         let settings = Settings {
@@ -133,7 +85,6 @@ impl World {
         let begun = Instant::now();
         let snapshot = Snapshot::compile(&[source], &catalogue, &settings).unwrap_or_else(|problems| panic!("{problems:#?}"));
         let took = begun.elapsed();
-        assert_eq!(snapshot.policies(), policies);
         let (principal, member) = (principal(), member());
         let subject = Subject::new(&principal, Some(&member), &environment);
         let world = Self {
@@ -145,7 +96,7 @@ impl World {
         (world, took)
     }
 
-    fn facts(&self) -> Facts<'_> {
+    pub fn facts(&self) -> Facts<'_> {
         Facts {
             now: Timestamp::from_secs(1_795_000_000),
             source_ip: [10, 0, 0, 1].into(),
@@ -161,59 +112,6 @@ impl World {
             session: None,
         }
     }
-
-    /// Nanoseconds a decision.
-    fn cost(&self, stage: &Stage) -> f64 {
-        let facts = self.facts();
-        measure(|| {
-            let verdict = decide(black_box(stage.call.clone()), &facts);
-            let found = match &verdict {
-                Verdict::Permit(_) => Expect::Permit,
-                Verdict::Refuse(_) => Expect::Refuse,
-            };
-            assert_eq!(found, stage.expect);
-            verdict
-        })
-    }
-
-    fn listing_cost(&self) -> f64 {
-        let facts = self.facts();
-        let server = name("s0");
-        let tool = self.snapshot.tool(&server, "t0").expect("it is in the catalogue");
-        measure(|| {
-            let listed = could_permit(&server, tool, &facts);
-            assert!(listed);
-            listed
-        })
-    }
-}
-
-fn measure<T>(mut act: impl FnMut() -> T) -> f64 {
-    let mut least = f64::MAX;
-    for _ in 0..ROUNDS {
-        let begun = thread_cpu();
-        for _ in 0..CALLS {
-            black_box(act());
-        }
-        let took = thread_cpu() - begun;
-        least = least.min(took.as_nanos() as f64 / f64::from(CALLS));
-    }
-    least
-}
-
-/// CPU time of this thread so far, from the kernel's accounting; wall time where there is none.
-fn thread_cpu() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let nanos = text
-        .as_deref()
-        .and_then(|text| text.split(' ').next())
-        .and_then(|nanos| nanos.parse().ok());
-    nanos.map_or_else(wall, Duration::from_nanos)
-}
-
-fn wall() -> Duration {
-    static BEGUN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    BEGUN.get_or_init(Instant::now).elapsed()
 }
 
 /// Ten policies that can apply, and as many more as asked for that cannot: for other tools, other roles, other people.
@@ -286,7 +184,7 @@ fn tool(index: usize) -> ToolEntry {
     }
 }
 
-fn name(text: &str) -> ServerName {
+pub fn name(text: &str) -> ServerName {
     ServerName::parse(text).expect("a server name")
 }
 
