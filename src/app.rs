@@ -100,6 +100,7 @@ impl Running {
         let store = open_store(&config).await?;
         let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);
         let identity = Arc::new(Identity::new(&config, pepper)?);
+        identity.warm();
         let limits = Arc::new(Limits::new(&config.limits, &config.servers)?);
         let metrics = Arc::new(Metrics::new(config.servers.iter().map(|server| server.name.clone())));
         let (journal, recovered) = Journal::open_dir(journal_settings(&config), start_facts(&config.environment), now)?;
@@ -114,6 +115,10 @@ impl Running {
             move |took| metrics.audit_appended(took)
         });
         let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
+        grants.observe_changes({
+            let metrics = metrics.clone();
+            move |committed| metrics.revocation_applied(now().since(committed))
+        });
         let registry = grants.registry();
         let upstreams = Arc::new(upstreams(&config)?);
         let sources = policies.at_start().await.context("the policies cannot be used")?;
@@ -174,7 +179,7 @@ impl Running {
                 let (metrics, journal, grants, connections) =
                     (metrics.clone(), journal.clone(), grants.clone(), connections.clone());
                 move || {
-                    metrics.audit_unshipped(journal.unshipped());
+                    metrics.audit_unshipped(journal.unshipped(), journal.unshipped_bytes());
                     metrics.grants_age(grants.view().age);
                     metrics.members_left_out(grants.counts().left_out);
                     for (table, rows) in &*grants.unreadable() {

@@ -51,14 +51,14 @@ use lens::{Lens, Viewer};
 use message::{heard, id_of, named_session, read, without_body};
 use noise::Noise;
 use reply::Listener;
-use screen::{Open, Screen, Sealing};
+use screen::{Open, Screen, Sealing, is_event_stream};
 use site::{Route, Verb};
 use standing::Standing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use streams::Streams;
+use streams::{Held, Streams};
 use talk::{Handing, Talk, Talks};
 use trail::Trail;
 
@@ -134,6 +134,7 @@ impl Gate {
 
     /// Answers one HTTP request, whatever it is.
     pub async fn handle(self: &Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Response<Body> {
+        let in_flight = self.parts.metrics.request_started();
         let (head, body) = request.into_parts();
         let mut trail = Trail::new((self.parts.clock.request)(), (self.parts.clock.now)(), peer.address.ip());
         let answered = self.serve(&head, body, &peer, &mut trail).await;
@@ -150,6 +151,10 @@ impl Gate {
         // A request forwarded by the combined endpoint is counted once per server, in `Through::ask`.
         if !trail.passed_on {
             self.count(&trail, error);
+        }
+        // A stream is in flight until its end; every other answer is complete here.
+        if is_event_stream(&response) {
+            return response.map(|body| Held::new(body, in_flight).boxed());
         }
         response
     }
@@ -286,13 +291,20 @@ impl Gate {
         let arguments = self.parts.redaction.apply(trail.arguments.as_deref());
         let decision = trail.permitted(&self.parts.environment, arguments);
         let ticket = ticket(generation, &caller, permit.basis());
-        let cleared = self.record(permit, decision, trail).await?;
+        let cleared = match self.record(permit, decision, trail).await {
+            Ok(cleared) => cleared,
+            Err(refusal) => {
+                give_back(admission);
+                return Err(refusal);
+            }
+        };
         let mut version = None;
         if let Some(through) = through.filter(|through| through.opens(cleared.call())) {
             match through.session().await {
                 Ok(held) => (session, version) = (held.session, Some(held.version)),
                 Err(refusal) => {
                     cleared.abort("no session could be opened");
+                    give_back(admission);
                     return Err(refusal);
                 }
             }
@@ -300,6 +312,7 @@ impl Gate {
         }
         if let Err(reason) = self.parts.grants.recheck(&ticket, (self.parts.clock.now)()) {
             cleared.abort(reason.code());
+            give_back(admission);
             return Err(reason.into());
         }
         if let Some(claim) = trail.claim.take() {
@@ -582,6 +595,13 @@ fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Ref
         Refusal::with_detail(Reason::UpstreamUnreachable, "it has not told its tools yet")
     } else {
         refusal
+    }
+}
+
+/// A call that is refused after all uses up nothing.
+fn give_back(admission: Option<Admission>) {
+    if let Some(admission) = admission {
+        admission.give_back();
     }
 }
 

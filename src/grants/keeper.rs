@@ -221,6 +221,9 @@ impl Keeper {
         }
         self.anchor = delta.anchor;
         let generation = self.applied();
+        if let Some(observe) = self.shared.observer.get() {
+            delta.committed.into_iter().for_each(observe);
+        }
         if registry_changed || delta.catalogue_changed {
             self.shared.changes.send_modify(|changes| {
                 if registry_changed {
@@ -252,8 +255,6 @@ impl Keeper {
     fn applied(&self) -> u64 {
         self.shared.seq.store(self.anchor.seq, Ordering::Release);
         self.shared.unreadable.store(Arc::new(self.unreadable.counts()));
-        let generation = self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        self.shared.applied.send_replace(generation);
-        generation
+        self.shared.generation.fetch_add(1, Ordering::AcqRel) + 1
     }
 }

@@ -33,7 +33,7 @@ use misses::Misses;
 use source::Source;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -117,7 +117,7 @@ struct Shared {
     unreadable: ArcSwap<UnreadableRows>,
     seq: AtomicI64,
     generation: AtomicU64,
-    applied: watch::Sender<u64>,
+    observer: OnceLock<Box<dyn Fn(Timestamp) + Send + Sync>>,
     changes: watch::Sender<Changes>,
     confirms: AtomicU64,
     failures: AtomicU64,
@@ -144,7 +144,7 @@ impl Grants {
             unreadable: ArcSwap::default(),
             seq: AtomicI64::new(0),
             generation: AtomicU64::new(0),
-            applied: watch::Sender::default(),
+            observer: OnceLock::new(),
             changes: watch::Sender::default(),
             confirms: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -311,9 +311,10 @@ impl Grants {
         self.shared.changes.subscribe()
     }
 
-    /// Tells each new generation; open streams look at their ticket then.
-    pub fn generations(&self) -> watch::Receiver<u64> {
-        self.shared.applied.subscribe()
+    /// Calls `observe` with the commit time of each change to what somebody may do, as soon as the change is in force here. Only
+    /// the first observer is kept.
+    pub fn observe_changes(&self, observe: impl Fn(Timestamp) + Send + Sync + 'static) {
+        _ = self.shared.observer.set(Box::new(observe));
     }
 
     /// Why the last confirmation failed, until one succeeds.

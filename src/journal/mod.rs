@@ -200,15 +200,6 @@ impl Journal {
         self.0.shared.queue.under_way()
     }
 
-    /// How long the current disk write has taken, if that is more than `sync_timeout`.
-    pub fn hung_for(&self) -> Option<Duration> {
-        let working = locked(&self.0.shared.working);
-        working
-            .as_ref()
-            .map(|(since, _)| since.elapsed())
-            .filter(|took| *took > self.0.shared.sync_timeout)
-    }
-
     /// Calls `observe` with the duration of each append, until its record was durable. Only the first observer is kept.
     pub fn observe_appends(&self, observe: impl Fn(Duration) + Send + Sync + 'static) {
         _ = self.0.shared.observer.set(Box::new(observe));

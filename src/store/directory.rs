@@ -71,6 +71,8 @@ pub struct Delta {
     pub revocations: Option<RevocationRows>,
     pub registry: Option<Vec<RegistryRow>>,
     pub catalogue_changed: bool,
+    /// When each change to users, identities, keys, grants and revocations was committed, by the database's clock.
+    pub committed: Vec<Timestamp>,
     /// Those of the members above, and of the revocations and the registry where these were read.
     pub unreadable: Vec<UnreadableRow>,
 }
@@ -105,13 +107,13 @@ const HEAD: Sql = Sql {
 
 // 1,002: the anchor, `MANY` changes, and one to show that there are more
 const FEED: Sql = Sql {
-    postgres: "SELECT f.seq, f.tag, f.relation, f.op, f.user_ref, s.gaps, s.fingerprint FROM feed_state s LEFT JOIN
-                 (SELECT seq, tag::text AS tag, relation, op, user_ref FROM change_log
+    postgres: "SELECT f.seq, f.tag, f.at, f.relation, f.op, f.user_ref, s.gaps, s.fingerprint FROM feed_state s LEFT JOIN
+                 (SELECT seq, tag::text AS tag, micros(at) AS at, relation, op, user_ref FROM change_log
                   WHERE environment = $1 AND seq >= $2 ORDER BY seq LIMIT 1002) f ON true ORDER BY f.seq",
     sqlite: concat!(
-        "SELECT f.seq, f.tag, f.relation, f.op, f.user_ref, s.gaps, s.fingerprint FROM ",
+        "SELECT f.seq, f.tag, f.at, f.relation, f.op, f.user_ref, s.gaps, s.fingerprint FROM ",
         sqlite_feed_state!(),
-        " s LEFT JOIN (SELECT seq, tag, relation, op, user_ref FROM change_log
+        " s LEFT JOIN (SELECT seq, tag, at, relation, op, user_ref FROM change_log
            WHERE environment = $1 AND seq >= $2 ORDER BY seq LIMIT 1002) f ORDER BY f.seq"
     ),
 };
@@ -302,6 +304,7 @@ struct Changed {
     revocations: bool,
     registry: bool,
     catalogue: bool,
+    committed: Vec<Timestamp>,
 }
 
 impl Changed {
@@ -310,6 +313,9 @@ impl Changed {
         let mut changed = Self::default();
         for row in changes {
             let (relation, op): (String, String) = (row.get("relation")?, row.get("op")?);
+            if !matches!(relation.as_str(), "registry" | "catalogue") {
+                changed.committed.push(Timestamp::from_micros(row.get("at")?));
+            }
             match (relation.as_str(), row.get::<Option<String>>("user_ref")?) {
                 _ if op == "T" => return Ok(None),
                 ("grant" | "key" | "user" | "identity", Some(user)) => {
@@ -327,6 +333,7 @@ impl Changed {
     async fn read(self, tx: &mut Tx, env: &EnvironmentName, anchor: Anchor) -> Result<Delta, StoreError> {
         let mut delta = Delta {
             anchor,
+            committed: self.committed,
             catalogue_changed: self.catalogue,
             ..Delta::default()
         };

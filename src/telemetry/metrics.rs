@@ -36,6 +36,7 @@ pub struct Metrics {
     decision: Histogram,
     append: Histogram,
     unshipped: Gauge,
+    unshipped_bytes: Gauge,
     grants_age: Gauge<f64, AtomicU64>,
     members_left_out: Gauge,
     unreadable_rows: Family<TableLabel, Gauge>,
@@ -110,6 +111,7 @@ impl Metrics {
             decision: Histogram::new(SHORT),
             append: Histogram::new(SHORT),
             unshipped: Gauge::default(),
+            unshipped_bytes: Gauge::default(),
             grants_age: Gauge::default(),
             members_left_out: Gauge::default(),
             unreadable_rows: Family::default(),
@@ -140,6 +142,11 @@ impl Metrics {
             "guardian_audit_unshipped",
             "Records not yet in the audit trail",
             self.unshipped.clone(),
+        );
+        r.register(
+            "guardian_audit_unshipped_bytes",
+            "Bytes of the records not yet in the audit trail",
+            self.unshipped_bytes.clone(),
         );
         r.register(
             "guardian_grants_age_seconds",
@@ -209,9 +216,10 @@ impl Metrics {
         self.append.observe(took.as_secs_f64());
     }
 
-    /// How many journal records the audit trail does not have yet.
-    pub fn audit_unshipped(&self, records: u64) {
+    /// How many journal records the audit trail does not have yet, and their bytes on disk.
+    pub fn audit_unshipped(&self, records: u64, bytes: u64) {
         self.unshipped.set(i64::try_from(records).unwrap_or(i64::MAX));
+        self.unshipped_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// How long ago the grants in memory were confirmed.
@@ -313,7 +321,7 @@ mod tests {
         metrics.refused(Reason::MissingScope, took);
         metrics.refused(Reason::MissingScope, took);
         metrics.unauthenticated(Reason::BadSignature);
-        metrics.audit_unshipped(7);
+        metrics.audit_unshipped(7, 700);
         metrics.connections_refused("per_address", 1);
         metrics.policy_reload_failed();
         metrics.grants_age(Duration::from_millis(1_500));
@@ -328,6 +336,7 @@ mod tests {
             "guardian_decision_seconds_count 3",
             r#"guardian_unauthenticated_total{reason="bad_signature"} 1"#,
             "guardian_audit_unshipped 7",
+            "guardian_audit_unshipped_bytes 700",
             r#"guardian_refused_connections_total{cause="per_address"} 1"#,
             "guardian_policy_reload_failures_total 1",
             "guardian_grants_age_seconds 1.5",

@@ -35,11 +35,6 @@ impl Stop {
         self.abort.cancelled()
     }
 
-    /// Whether `drain` or `abort` was called.
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
-    }
-
     /// A token that `abort` cancels too; a listener cancels it alone when its own drain times out.
     pub(super) fn cut(&self) -> CancellationToken {
         self.abort.child_token()

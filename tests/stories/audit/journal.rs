@@ -199,7 +199,8 @@ async fn a_journal_that_cannot_write_refuses_every_call() {
     world
         .set("journal.max_bytes", "2097152")
         .set("journal.segment_bytes", "262144");
-    world.set("limits.per_principal", "{ rate = 100000, per = '1s' }");
+    // More than what fills the spool; what is refused afterwards would exceed it, if a refused call counted.
+    world.set("limits.per_principal", "{ rate = 5000, per = '10h' }");
     world.start().await;
     let client = world.connected("files", &key).await;
     let database = world.database.as_ref().unwrap();
@@ -217,7 +218,7 @@ async fn a_journal_that_cannot_write_refuses_every_call() {
     })
     .await;
     let reached = files.calls().len();
-    for _ in 0..5 {
+    for _ in 0..5_000 {
         assert_eq!(
             client.call("echo", json!({ "text": "hi" })).await.verdict(),
             "200 audit_unavailable"

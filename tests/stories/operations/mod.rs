@@ -4,6 +4,7 @@ mod directory;
 mod errors;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod reload;
 mod replicas;
 mod store_faults;
