@@ -4,8 +4,8 @@ use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, View};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, ServerEntry,
-    ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    IssuerAlias, Member, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope,
+    ServerEntry, ServerName, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::json;
 use std::fmt::Write;
@@ -168,7 +168,7 @@ fn tool(index: usize) -> ToolEntry {
     let tool = format!("t{index}");
     ToolEntry {
         name: ToolName::parse(&tool).expect("a tool name"),
-        standing: Standing::Pinned,
+        pin_status: PinStatus::Pinned,
         digest: Digest::ZERO,
         definition: "{}".into(),
         input_schema: json!({

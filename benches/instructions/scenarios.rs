@@ -6,8 +6,8 @@ use super::world::{Expect, Stage, World};
 use bytes::Bytes;
 use neural_guardian::decide::decide;
 use neural_guardian::domain::{
-    AuthMethod, Decided, Decision, Digest, Ending, EnvironmentName, Era, Event, GrantId, GrantUsed, Issuer, Outcome, PolicyId,
-    RequestId, Scope, ServerName, Subject, Timestamp, UserId, Who,
+    AuthMethod, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, GrantId, GrantUsed, Issuer, Outcome, OutcomeKind,
+    PolicyId, RecordedPrincipal, RequestId, Scope, ServerName, Subject, Timestamp, UserId,
 };
 use neural_guardian::journal::{Journal, JournalSettings, Shipper, StartFacts};
 use neural_guardian::mcp;
@@ -118,7 +118,7 @@ fn decision(number: u64) -> Event {
         at: Timestamp::from_micros(1_795_000_000_000_000 + number as i64),
         environment: environment(),
         request: request(number),
-        who: Some(Who {
+        principal: Some(RecordedPrincipal {
             issuer: Issuer::parse("https://login.example.com").expect("an issuer"),
             subject: Subject::parse("6f9619ff-8b86-d011-b42d-00cf4fc964ff").expect("a subject"),
             user: UserId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c55").ok(),
@@ -131,7 +131,7 @@ fn decision(number: u64) -> Event {
         method: "tools/call".into(),
         tool: Some("write_file".to_owned()),
         target: None,
-        decision: Decided::Allow,
+        decision: DecisionKind::Allow,
         reason: "permitted".into(),
         detail: None,
         policies: vec![PolicyId::parse("roles.developer").expect("an id")],
@@ -160,7 +160,7 @@ fn outcome(number: u64) -> Event {
         at: Timestamp::from_micros(1_795_000_000_000_400 + number as i64),
         environment: environment(),
         request: request(number),
-        ending: Ending::Done,
+        kind: OutcomeKind::Done,
         detail: None,
         status: Some(200),
         tool_error: Some(false),

@@ -5,7 +5,7 @@ use super::context::{Admin, ConfigFile, moment_past};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
 use crate::config::Span;
-use crate::domain::{Decided, Ending, EnvironmentName, Incarnation, Reason, RequestId, ServerName, Timestamp};
+use crate::domain::{DecisionKind, EnvironmentName, Incarnation, OutcomeKind, Reason, RequestId, ServerName, Timestamp};
 use crate::store::{AuditFilter, AuditKind, AuditRow};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -169,8 +169,8 @@ impl Which {
             target: self.target.clone(),
             method: self.method.clone(),
             decision: self.decision.map(|verdict| match verdict {
-                Verdict::Allow => Decided::Allow,
-                Verdict::Deny => Decided::Deny,
+                Verdict::Allow => DecisionKind::Allow,
+                Verdict::Deny => DecisionKind::Deny,
             }),
             reason: self.reason.clone(),
             request: None,
@@ -333,21 +333,21 @@ fn millis(at: Timestamp) -> String {
     format!("{}.{:03}Z", text.trim_end_matches('Z'), at.millis().rem_euclid(1_000))
 }
 
-const fn verdict(decision: Decided) -> &'static str {
+const fn verdict(decision: DecisionKind) -> &'static str {
     match decision {
-        Decided::Allow => "allow",
-        Decided::Deny => "deny",
+        DecisionKind::Allow => "allow",
+        DecisionKind::Deny => "deny",
     }
 }
 
-const fn ending(ending: Ending) -> &'static str {
-    match ending {
-        Ending::Done => "done",
-        Ending::Failed => "failed",
-        Ending::ClientClosed => "client closed",
-        Ending::Aborted => "aborted",
-        Ending::Revoked => "revoked",
-        Ending::Unknown => "unknown",
+const fn ending(kind: OutcomeKind) -> &'static str {
+    match kind {
+        OutcomeKind::Done => "done",
+        OutcomeKind::Failed => "failed",
+        OutcomeKind::ClientClosed => "client closed",
+        OutcomeKind::Aborted => "aborted",
+        OutcomeKind::Revoked => "revoked",
+        OutcomeKind::Unknown => "unknown",
     }
 }
 

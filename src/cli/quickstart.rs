@@ -9,7 +9,9 @@ use super::output::{line, table};
 use super::{demo, embedded};
 use crate::app::{self, Running};
 use crate::config::{self, CheckedConfig, Config, Variables};
-use crate::domain::{ApiKey, Decided, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId};
+use crate::domain::{
+    ApiKey, DecisionKind, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId,
+};
 use crate::identity::{KeyText, Pepper};
 use crate::store::{AuditFilter, AuditRow, NewGrant, NewUser, Store};
 use crate::telemetry;
@@ -344,7 +346,7 @@ impl Guest<'_> {
             let whole = rows.len() == 3
                 && rows
                     .iter()
-                    .all(|row| row.decision == Some(Decided::Deny) || row.outcome.is_some());
+                    .all(|row| row.decision == Some(DecisionKind::Deny) || row.outcome.is_some());
             if whole || Instant::now() > until {
                 break rows;
             }

@@ -6,7 +6,7 @@ use super::failure::{self, Failure};
 use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
 use crate::config::PinMode;
 use crate::decide;
-use crate::domain::{Annotations, BadName, Digest, Scope, ServerName, Standing, ToolName};
+use crate::domain::{Annotations, BadName, Digest, PinStatus, Scope, ServerName, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use crate::upstream::RawTool;
 use crate::upstream::{scopes_of, standing};
@@ -117,7 +117,7 @@ struct Listed {
 #[derive(Serialize)]
 struct Tool {
     tool: ToolName,
-    standing: Standing,
+    standing: PinStatus,
     scopes: Vec<Scope>,
     read_only: bool,
     destructive: bool,
@@ -212,7 +212,7 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
         .map(|name| {
             let in_file = configured.iter().find(|server| server.name == *name);
             let row = registry.iter().find(|row| row.server == *name);
-            let tools: Vec<Standing> = stored.iter().filter(|tool| tool.server == *name).map(standing).collect();
+            let tools: Vec<PinStatus> = stored.iter().filter(|tool| tool.server == *name).map(standing).collect();
             Listed {
                 name: name.clone(),
                 title: row.map(|row| row.name.clone()),
@@ -221,8 +221,8 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
                     .or_else(|| row.and_then(|row| row.url.clone())),
                 configured: in_file.is_some(),
                 enabled: row.is_none_or(|row| row.enabled),
-                tools: tools.iter().filter(|standing| **standing != Standing::Gone).count(),
-                waiting: tools.iter().filter(|standing| waits(**standing)).count(),
+                tools: tools.iter().filter(|pin_status| **pin_status != PinStatus::Gone).count(),
+                waiting: tools.iter().filter(|pin_status| waits(**pin_status)).count(),
             }
         })
         .collect();
@@ -380,16 +380,16 @@ fn row(tool: &Tool) -> Vec<String> {
     ]
 }
 
-const fn waits(standing: Standing) -> bool {
-    matches!(standing, Standing::Changed | Standing::Unapproved)
+const fn waits(pin_status: PinStatus) -> bool {
+    matches!(pin_status, PinStatus::Changed | PinStatus::Unapproved)
 }
 
-const fn word(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Pinned => "approved",
-        Standing::Changed => "changed",
-        Standing::Unapproved => "not approved",
-        Standing::Gone => "gone",
+const fn word(pin_status: PinStatus) -> &'static str {
+    match pin_status {
+        PinStatus::Pinned => "approved",
+        PinStatus::Changed => "changed",
+        PinStatus::Unapproved => "not approved",
+        PinStatus::Gone => "gone",
     }
 }
 

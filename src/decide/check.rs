@@ -19,7 +19,7 @@ use super::sort::Sort;
 use super::suppose::{Absent, absent, conflict, hide, supposed};
 use super::typing::{Finding, Typing, Typist};
 use super::{Problem, arguments};
-use crate::domain::Standing;
+use crate::domain::PinStatus;
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -300,7 +300,7 @@ impl Check<'_> {
             self.found.fits[position].idle.extend(idle.map(|index| number(*index)));
             for finding in findings {
                 let rule = &self.rules[finding.rule];
-                if rule.names_tool(&draft.place.id) && draft.entry.standing != Standing::Unapproved {
+                if rule.names_tool(&draft.place.id) && draft.entry.pin_status != PinStatus::Unapproved {
                     self.found.problems.push(finding.problem);
                     continue;
                 }

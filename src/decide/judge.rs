@@ -315,7 +315,7 @@ impl<'a> Case<'a> {
         let rules = || forbids.iter().map(|index| self.library.rule(*index));
         Refusal {
             policies: self.names(forbids),
-            said: rules().find_map(|rule| rule.said.clone()),
+            policy_message: rules().find_map(|rule| rule.said.clone()),
             remedy: rules().find_map(|rule| rule.remedy.clone()),
             ..Refusal::new(Reason::ForbiddenByPolicy)
         }

@@ -119,7 +119,7 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<R
         (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => one(Sort::Resource, uri.as_str()),
         (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => one(Sort::Prompt, name.as_str()),
         (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str())),
-        (Method::Listen, Target::Listened(uris, tools)) => {
+        (Method::Listen, Target::Subscription(uris, tools)) => {
             uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str()))?;
             tools.iter().try_for_each(|tool| task_may_go_on(call, tool, &held, facts))
         }

@@ -4,7 +4,7 @@
 use super::reads::PRINCIPAL;
 use super::shape::{Field, Fields, Shape};
 use super::sort::Sort;
-use crate::domain::{ServerName, Standing, ToolEntry};
+use crate::domain::{PinStatus, ServerName, ToolEntry};
 use cedar_policy::Schema;
 use serde_json::{Map, Value, json};
 use std::fmt::{self, Write};
@@ -39,7 +39,7 @@ pub(super) const RESERVED: [&str; 9] = [
 /// must not widen access.
 pub(super) fn groups<'a>(server: &'a ServerName, tool: &ToolEntry) -> Vec<&'a str> {
     let mut groups = vec!["call_tool", server.as_str()];
-    let pinned = tool.standing != Standing::Unapproved;
+    let pinned = tool.pin_status != PinStatus::Unapproved;
     if pinned && tool.annotations.read_only {
         groups.push("read_only");
     }

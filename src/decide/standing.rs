@@ -3,7 +3,7 @@
 
 use super::{CompiledTool, Enrolment, Facts};
 use crate::domain::{
-    Grant, GrantStatus, Member, MemberStatus, Principal, Reason, Refusal, Scope, ServerName, Standing, Timestamp,
+    Grant, GrantStatus, Member, MemberStatus, PinStatus, Principal, Reason, Refusal, Scope, ServerName, Timestamp,
 };
 
 /// A usable grant and the caller's effective scopes under it.
@@ -43,11 +43,11 @@ pub(super) fn member<'a>(facts: &Facts<'a>) -> Result<&'a Member, Box<Refusal>> 
 
 /// Whether the server still offers the tool as it was pinned, and the caller's scopes cover it.
 pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result<(), Box<Refusal>> {
-    match tool.entry().standing {
-        Standing::Pinned => {}
-        Standing::Changed => return Err(Reason::DefinitionChanged.into()),
-        Standing::Unapproved => return Err(Reason::ToolNotApproved.into()),
-        Standing::Gone => return Err(Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool").into()),
+    match tool.entry().pin_status {
+        PinStatus::Pinned => {}
+        PinStatus::Changed => return Err(Reason::DefinitionChanged.into()),
+        PinStatus::Unapproved => return Err(Reason::ToolNotApproved.into()),
+        PinStatus::Gone => return Err(Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool").into()),
     }
     covered(tool.needs(), held)
 }

@@ -153,7 +153,7 @@ impl Method {
     }
 
     /// Whether the method acts upon resources or prompts, lists excepted.
-    pub const fn is_of_ware(self) -> bool {
+    pub const fn targets_resource_or_prompt(self) -> bool {
         use Method as M;
         matches!(
             self,
@@ -168,7 +168,7 @@ impl Method {
     }
 
     /// Whether the message names one task.
-    pub const fn is_of_task(self) -> bool {
+    pub const fn targets_task(self) -> bool {
         use Method as M;
         matches!(self, M::TasksGet | M::TasksResult | M::TasksUpdate | M::TasksCancel)
     }
@@ -192,7 +192,7 @@ pub enum Target {
     /// A task that a call of this tool began; the id is the server's own.
     Task(ToolName, String),
     /// As `Resources`, with the tools whose tasks the stream is to report on.
-    Listened(Vec<ResourceUri>, Vec<ToolName>),
+    Subscription(Vec<ResourceUri>, Vec<ToolName>),
 }
 
 impl fmt::Display for Target {
@@ -203,7 +203,7 @@ impl fmt::Display for Target {
             Target::Resource(uri) => fmt::Display::fmt(uri, f),
             Target::Prompt(name) => fmt::Display::fmt(name, f),
             Target::Task(_, id) => f.write_str(id),
-            Target::Resources(uris) | Target::Listened(uris, _) => {
+            Target::Resources(uris) | Target::Subscription(uris, _) => {
                 let uris: Vec<&str> = uris.iter().map(ResourceUri::as_str).collect();
                 f.write_str(&uris.join(" "))
             }
@@ -232,7 +232,7 @@ impl Call {
     pub fn tool(&self) -> Option<&ToolName> {
         match &self.target {
             Target::Tool(name) | Target::Task(name, _) => Some(name),
-            Target::Server | Target::Resource(_) | Target::Prompt(_) | Target::Resources(_) | Target::Listened(..) => None,
+            Target::Server | Target::Resource(_) | Target::Prompt(_) | Target::Resources(_) | Target::Subscription(..) => None,
         }
     }
 

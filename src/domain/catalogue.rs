@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Whether a tool's definition is the approved one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Standing {
+pub enum PinStatus {
     /// The server offers exactly what is pinned.
     Pinned,
     /// The server now offers another definition than the pinned one: hidden and refused until pinned again.
@@ -29,7 +29,7 @@ pub struct Annotations {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolEntry {
     pub name: ToolName,
-    pub standing: Standing,
+    pub pin_status: PinStatus,
     /// SHA-256 of the definition in canonical JSON.
     pub digest: Digest,
     /// The definition in canonical JSON, as callers see it in lists.
@@ -62,7 +62,7 @@ impl Catalogue {
             for (tool, pinned) in &entry.tools {
                 let line = format!(
                     "{server}\0{tool}\0{}\0{:?}\0{:?}\n",
-                    pinned.digest, pinned.standing, pinned.scopes
+                    pinned.digest, pinned.pin_status, pinned.scopes
                 );
                 hash = hash.update(line.as_bytes());
             }

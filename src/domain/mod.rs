@@ -2,9 +2,9 @@
 //!
 //! Values only: nothing here reads a clock, a file or a socket, and an invalid value cannot be built.
 
-mod asks;
 mod call;
 mod catalogue;
+mod client_request;
 mod digest;
 mod header;
 mod member;
@@ -15,9 +15,9 @@ mod record;
 mod time;
 mod uri;
 
-pub use asks::{ClientRequest, ClientRequests};
 pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
-pub use catalogue::{Annotations, Catalogue, ServerEntry, Standing, ToolEntry};
+pub use catalogue::{Annotations, Catalogue, PinStatus, ServerEntry, ToolEntry};
+pub use client_request::{ClientRequest, ClientRequests};
 pub use digest::{Digest, Sha256};
 pub use header::is_reserved_header;
 pub use member::{ApiKey, Grant, GrantStatus, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes};
@@ -28,8 +28,8 @@ pub use name::{
 pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
 pub use reason::{Reason, Refusal};
 pub use record::{
-    Admin, Decided, Decision, Ending, Event, GrantUsed, Incarnation, Outcome, PolicyChange, Record, SealedRecord, Start, Stop,
-    Suppressed, Who,
+    AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
+    RecordedPrincipal, SealedRecord, Start, Stop, Suppressed,
 };
 pub use time::Timestamp;
 pub use uri::{BadUri, ResourceUri};

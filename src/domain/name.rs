@@ -24,7 +24,7 @@ macro_rules! names {
                 if check(text) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(BadName { text: shown(text), kind: $kind, rule: $rule })
+                    Err(BadName { text: safe_text(text), kind: $kind, rule: $rule })
                 }
             }
 
@@ -130,7 +130,7 @@ names! {
 }
 
 /// Foreign text made safe for a message: control characters escaped, truncated to 80 characters.
-fn shown(text: &str) -> String {
+fn safe_text(text: &str) -> String {
     let mut shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
     if text.chars().count() > 80 {
         shown.push('…');

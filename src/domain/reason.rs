@@ -108,7 +108,7 @@ reasons! {
 
 impl Reason {
     /// Whether it lies in what the store says of the caller: their grant, its scopes, or that they are switched off.
-    pub const fn is_of_grants(self) -> bool {
+    pub const fn is_grant_related(self) -> bool {
         use Reason as R;
         matches!(
             self,
@@ -128,7 +128,7 @@ pub struct Refusal {
     /// The policies that decided.
     pub policies: Vec<PolicyId>,
     /// `@reason` and `@remedy` of the first of them that has one.
-    pub said: Option<String>,
+    pub policy_message: Option<String>,
     pub remedy: Option<String>,
     /// When to try again, for limits and outages.
     pub retry_after: Option<std::time::Duration>,
@@ -143,7 +143,7 @@ impl Refusal {
             detail: None,
             scopes: Vec::new(),
             policies: Vec::new(),
-            said: None,
+            policy_message: None,
             remedy: None,
             retry_after: None,
             errors: Vec::new(),

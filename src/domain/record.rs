@@ -81,7 +81,7 @@ pub enum Event {
     Decision(Box<Decision>),
     Outcome(Outcome),
     Policy(PolicyChange),
-    Admin(Admin),
+    Admin(AdminAction),
     Suppressed(Suppressed),
     Stop(Stop),
 }
@@ -102,14 +102,14 @@ pub struct Start {
 /// The result of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Decided {
+pub enum DecisionKind {
     Allow,
     Deny,
 }
 
 /// The caller, as far as it was proved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
+pub struct RecordedPrincipal {
     pub issuer: Issuer,
     pub subject: Subject,
     pub user: Option<UserId>,
@@ -135,7 +135,8 @@ pub struct Decision {
     pub at: Timestamp,
     pub environment: EnvironmentName,
     pub request: RequestId,
-    pub who: Option<Who>,
+    #[serde(rename = "who")]
+    pub principal: Option<RecordedPrincipal>,
     pub server: Option<ServerName>,
     pub method: Cow<'static, str>,
     pub tool: Option<String>,
@@ -143,7 +144,7 @@ pub struct Decision {
     /// written before this field existed lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    pub decision: Decided,
+    pub decision: DecisionKind,
     /// A `Reason` code; `permitted` for an allow.
     pub reason: Cow<'static, str>,
     pub detail: Option<String>,
@@ -167,7 +168,7 @@ pub struct Decision {
 /// How a permitted call ended; the outcome's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ending {
+pub enum OutcomeKind {
     /// The server answered in full.
     Done,
     /// The server could not be reached, broke off, or sent an invalid answer.
@@ -188,7 +189,8 @@ pub struct Outcome {
     pub at: Timestamp,
     pub environment: EnvironmentName,
     pub request: RequestId,
-    pub ending: Ending,
+    #[serde(rename = "ending")]
+    pub kind: OutcomeKind,
     pub detail: Option<String>,
     /// HTTP status of the server's answer.
     pub status: Option<u16>,
@@ -214,7 +216,7 @@ pub struct PolicyChange {
 
 /// An action of the operator, or of the instance on its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Admin {
+pub struct AdminAction {
     pub at: Timestamp,
     pub environment: EnvironmentName,
     pub action: String,
@@ -262,7 +264,7 @@ impl<'de> Deserialize<'de> for Event {
                     "decision" => Decision::deserialize(rest).map(|event| Event::Decision(Box::new(event))),
                     "outcome" => Outcome::deserialize(rest).map(Event::Outcome),
                     "policy" => PolicyChange::deserialize(rest).map(Event::Policy),
-                    "admin" => Admin::deserialize(rest).map(Event::Admin),
+                    "admin" => AdminAction::deserialize(rest).map(Event::Admin),
                     "suppressed" => Suppressed::deserialize(rest).map(Event::Suppressed),
                     "stop" => Stop::deserialize(rest).map(Event::Stop),
                     unknown => Err(de::Error::custom(format!("`{unknown}` is no kind of event"))),

@@ -43,10 +43,10 @@ impl ResourceUri {
         if !is_scheme(scheme) {
             return Err(BadUri("does not begin with a scheme in lower case"));
         }
-        characters(rest, template)?;
+        check_characters(rest, template)?;
         let path = &rest[..rest.find(['?', '#']).unwrap_or(rest.len())];
-        escapes(rest, path.len())?;
-        parts(scheme, path)?;
+        check_escapes(rest, path.len())?;
+        check_path(scheme, path)?;
         Ok(Self(text.into()))
     }
 }
@@ -58,7 +58,7 @@ fn is_scheme(text: &str) -> bool {
 }
 
 /// Refuses characters that RFC 3986 does not have. Parsers disagree on a space, a `\` or a letter beyond ASCII.
-fn characters(text: &str, template: bool) -> Result<(), BadUri> {
+fn check_characters(text: &str, template: bool) -> Result<(), BadUri> {
     let mut inside = false;
     for char in text.chars() {
         match char {
@@ -81,7 +81,7 @@ fn characters(text: &str, template: bool) -> Result<(), BadUri> {
 }
 
 /// Refuses percent-encodings that give a URI a second spelling: of unreserved characters, or of separators in the path.
-fn escapes(text: &str, path: usize) -> Result<(), BadUri> {
+fn check_escapes(text: &str, path: usize) -> Result<(), BadUri> {
     for (at, _) in text.match_indices('%') {
         let digits = text.as_bytes().get(at + 1..at + 3).unwrap_or_default();
         let upper = |digit: &u8| digit.is_ascii_digit() || matches!(digit, b'A'..=b'F');
@@ -103,7 +103,7 @@ fn escapes(text: &str, path: usize) -> Result<(), BadUri> {
 
 /// Refuses path segments and hosts with a second spelling: some readers resolve `.` and `..` and others look them up, a
 /// file system takes `//` for `/`, and some schemes fold the host's case.
-fn parts(scheme: &str, path: &str) -> Result<(), BadUri> {
+fn check_path(scheme: &str, path: &str) -> Result<(), BadUri> {
     let (authority, path) = match path.strip_prefix("//") {
         Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
         None => ("", path),

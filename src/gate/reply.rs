@@ -36,7 +36,7 @@ pub struct Listener<'a> {
 impl Listener<'_> {
     /// Resources and prompts are refused with JSON-RPC errors, never with a tool result.
     fn of_ware(&self) -> bool {
-        self.method.is_some_and(Method::is_of_ware)
+        self.method.is_some_and(Method::targets_resource_or_prompt)
     }
 }
 
@@ -364,7 +364,7 @@ fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
         R::StaleAuthorization | R::FeedMissing | R::AuditUnavailable => asked,
         R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked,
         R::NotEnrolled | R::TooManyMembers => asked && !to.may_step_up,
-        reason => asked && reason.is_of_grants() && !to.may_step_up,
+        reason => asked && reason.is_grant_related() && !to.may_step_up,
     };
     if to.era == Era::Legacy && in_band {
         StatusCode::OK
@@ -374,7 +374,7 @@ fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
 }
 
 fn sentence(row: &Row, refusal: &Refusal) -> String {
-    match (&refusal.said, &refusal.detail) {
+    match (&refusal.policy_message, &refusal.detail) {
         (Some(said), _) => said.clone(),
         (None, Some(detail)) => format!("{}: {detail}", row.sentence),
         (None, None) => row.sentence.to_owned(),

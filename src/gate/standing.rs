@@ -56,7 +56,7 @@ impl Gate {
         trail: &mut Trail,
     ) -> Result<Verdict, Refusal> {
         let moved_on = match &standing.caller.member {
-            Some(member) if refused.refusal.reason.is_of_grants() => {
+            Some(member) if refused.refusal.reason.is_grant_related() => {
                 self.parts.grants.has_moved_on(&member.id, standing.generation).await
             }
             _ => false,

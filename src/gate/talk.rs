@@ -135,7 +135,7 @@ impl Talk {
         }
         self.bring_input(params, method, era, &mut edits)?;
         let meta = params.meta.as_ref();
-        let named = params.task_id.as_ref().filter(|_| method.is_of_task());
+        let named = params.task_id.as_ref().filter(|_| method.targets_task());
         let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
         let tasks: Vec<&Token> = named.into_iter().chain(listened).collect();
         if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.does_tasks) {

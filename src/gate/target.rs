@@ -36,7 +36,7 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
             let uris = listened.iter().map(|text| uri(text)).collect::<Result<_, _>>()?;
             let target = match tasks {
                 [] => Target::Resources(uris),
-                tasks => Target::Listened(uris, tasks.iter().map(|task| task.tool.clone()).collect()),
+                tasks => Target::Subscription(uris, tasks.iter().map(|task| task.tool.clone()).collect()),
             };
             (target, params.notifications.clone())
         }

@@ -4,8 +4,8 @@
 use super::talk::Claim;
 use crate::decide::Basis;
 use crate::domain::{
-    Decided, Decision, Digest, EnvironmentName, Era, Member, MessageId, Method, Principal, Refusal, RequestId, ServerName,
-    Timestamp, Who,
+    Decision, DecisionKind, Digest, EnvironmentName, Era, Member, MessageId, Method, Principal, RecordedPrincipal, Refusal,
+    RequestId, ServerName, Timestamp,
 };
 use bytes::Bytes;
 use http::StatusCode;
@@ -103,12 +103,12 @@ impl Trail {
 
     /// The record of a permit. `Journal::open` fills in the policies, scopes, grant and digests from the `Permit`.
     pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Box<Decision> {
-        self.decision(environment, Decided::Allow, "permitted", arguments)
+        self.decision(environment, DecisionKind::Allow, "permitted", arguments)
     }
 
     /// The record of a refusal.
     pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Box<Decision> {
-        let mut decision = self.decision(environment, Decided::Deny, refusal.reason.code(), arguments);
+        let mut decision = self.decision(environment, DecisionKind::Deny, refusal.reason.code(), arguments);
         decision.detail = refusal.detail.clone();
         decision.errors = refusal.errors.clone();
         decision.scopes = refusal.scopes.clone();
@@ -124,7 +124,7 @@ impl Trail {
     fn decision(
         &self,
         environment: &EnvironmentName,
-        decision: Decided,
+        decision: DecisionKind,
         reason: &'static str,
         args: Option<String>,
     ) -> Box<Decision> {
@@ -132,7 +132,7 @@ impl Trail {
             at: self.at,
             environment: environment.clone(),
             request: self.request,
-            who: self.principal.as_deref().map(|principal| self.who(principal)),
+            principal: self.principal.as_deref().map(|principal| self.who(principal)),
             server: self.server.clone(),
             method: self.recorded_method(),
             tool: self.tool.clone(),
@@ -156,8 +156,8 @@ impl Trail {
         })
     }
 
-    fn who(&self, principal: &Principal) -> Who {
-        Who {
+    fn who(&self, principal: &Principal) -> RecordedPrincipal {
+        RecordedPrincipal {
             issuer: principal.issuer.clone(),
             subject: principal.subject.clone(),
             user: self.member.as_ref().map(|member| member.id.clone()),

@@ -70,8 +70,8 @@ fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
     ] {
         cut_some(field, text);
     }
-    if let Some(who) = &mut decision.who {
-        cut(&mut who.fingerprint, text);
+    if let Some(principal) = &mut decision.principal {
+        cut(&mut principal.fingerprint, text);
     }
 }
 

@@ -36,7 +36,7 @@ pub use walk::read_dir;
 
 use crate::decide::Permit;
 use crate::domain::{
-    Call, Decided, Decision, Digest, Ending, EnvironmentName, Event, Incarnation, Outcome, Start, Timestamp, ToolName,
+    Call, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, Start, Timestamp, ToolName,
 };
 use chain::Chain;
 use disk::{Disk, Folder};
@@ -129,7 +129,7 @@ impl Journal {
     pub async fn open(&self, permit: Permit, decision: impl Into<Box<Decision>>) -> Result<Cleared, (Call, Sealed)> {
         let (mut decision, (call, basis)) = (decision.into(), permit.into_parts());
         decision.request = call.request;
-        decision.decision = Decided::Allow;
+        decision.decision = DecisionKind::Allow;
         decision.server = Some(call.server.clone());
         if decision.method != call.method.as_str() {
             decision.method = call.method.as_str().into();
@@ -255,7 +255,7 @@ impl Journal {
                 at: clock(),
                 environment: facts.environment.clone(),
                 request: *request,
-                ending: Ending::Unknown,
+                kind: OutcomeKind::Unknown,
                 detail: Some("no outcome was recorded before the instance ended".to_owned()),
                 status: None,
                 tool_error: None,

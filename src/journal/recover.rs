@@ -8,7 +8,7 @@ use super::scan::in_file;
 use super::spool::{Shelf, cost};
 use super::walk::{Walk, glance};
 use super::watermark::Watermark;
-use crate::domain::{Decided, Digest, Incarnation, RequestId, SealedRecord};
+use crate::domain::{DecisionKind, Digest, Incarnation, RequestId, SealedRecord};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl Past {
         let Some(glance) = glance(record) else { return };
         let Some(request) = glance.request else { return };
         match (glance.decision, glance.ending) {
-            (Some(Decided::Allow), _) => _ = self.open.insert(request),
+            (Some(DecisionKind::Allow), _) => _ = self.open.insert(request),
             (_, Some(_)) => _ = self.open.remove(&request),
             _ => {}
         }

@@ -6,7 +6,7 @@ use super::error::{Sealed, State};
 use super::fit;
 use super::queue::{Entry, Group, Mark, Queue, Waiter, locked};
 use super::spool::Spool;
-use crate::domain::{Decided, Ending, EnvironmentName, Event, Outcome, RequestId, Timestamp};
+use crate::domain::{DecisionKind, EnvironmentName, Event, Outcome, OutcomeKind, RequestId, Timestamp};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
@@ -125,7 +125,7 @@ impl Shared {
             at: (self.clock)(),
             environment: self.environment.clone(),
             request,
-            ending: Ending::Aborted,
+            kind: OutcomeKind::Aborted,
             detail: Some(detail.to_owned()),
             status: None,
             tool_error: None,
@@ -269,7 +269,7 @@ impl Shared {
 /// What this event does to the set of open permits.
 pub(super) fn mark(event: &Event) -> Mark {
     match event {
-        Event::Decision(decision) if decision.decision == Decided::Allow => Mark::Opens(decision.request),
+        Event::Decision(decision) if decision.decision == DecisionKind::Allow => Mark::Opens(decision.request),
         Event::Outcome(outcome) => Mark::Closes(outcome.request),
         _ => Mark::Plain,
     }

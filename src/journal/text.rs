@@ -1,7 +1,7 @@
 //! The JSON of the two events that every call records, decision and outcome, written field by field: the bytes that serde
 //! writes, in a fraction of its time. A property test compares the two.
 
-use crate::domain::{Decision, Digest, Event, GrantUsed, Outcome, RequestId, Who};
+use crate::domain::{Decision, Digest, Event, GrantUsed, Outcome, RecordedPrincipal, RequestId};
 use serde::Serialize;
 use uuid::fmt::Hyphenated;
 
@@ -24,7 +24,7 @@ impl Text {
             at,
             environment,
             request,
-            who,
+            principal,
             server,
             method,
             tool,
@@ -49,7 +49,7 @@ impl Text {
         self.member(r#"{"kind":"decision","at":"#).value(at);
         self.member(r#","environment":"#).string(environment.as_str());
         self.member(r#","request":"#).request(*request);
-        self.member(r#","who":"#).option(who.as_ref(), Self::who);
+        self.member(r#","who":"#).option(principal.as_ref(), Self::who);
         self.member(r#","server":"#)
             .option(server.as_ref(), |text, server| text.string(server.as_str()));
         self.member(r#","method":"#).string(method);
@@ -76,8 +76,8 @@ impl Text {
         self.member("}");
     }
 
-    fn who(&mut self, who: &Who) {
-        let Who {
+    fn who(&mut self, principal: &RecordedPrincipal) {
+        let RecordedPrincipal {
             issuer,
             subject,
             user,
@@ -85,7 +85,7 @@ impl Text {
             fingerprint,
             client,
             key,
-        } = who;
+        } = principal;
         self.member(r#"{"issuer":"#).string(issuer.as_str());
         self.member(r#","subject":"#).string(subject.as_str());
         self.member(r#","user":"#)
@@ -118,7 +118,7 @@ impl Text {
             at,
             environment,
             request,
-            ending,
+            kind,
             detail,
             status,
             tool_error,
@@ -129,7 +129,7 @@ impl Text {
         self.member(r#"{"kind":"outcome","at":"#).value(at);
         self.member(r#","environment":"#).string(environment.as_str());
         self.member(r#","request":"#).request(*request);
-        self.member(r#","ending":"#).value(ending);
+        self.member(r#","ending":"#).value(kind);
         self.member(r#","detail":"#).option(detail.as_deref(), Self::string);
         self.member(r#","status":"#).value(status);
         self.member(r#","tool_error":"#).value(tool_error);
@@ -184,8 +184,8 @@ impl Text {
 mod tests {
     use super::*;
     use crate::domain::{
-        AuthMethod, ClientId, Decided, Ending, EnvironmentName, Era, GrantId, Issuer, KeyId, PolicyId, Scope, ServerName,
-        Subject, Timestamp, UserId,
+        AuthMethod, ClientId, DecisionKind, EnvironmentName, Era, GrantId, Issuer, KeyId, OutcomeKind, PolicyId, Scope,
+        ServerName, Subject, Timestamp, UserId,
     };
     use proptest::prelude::*;
 
@@ -195,7 +195,7 @@ mod tests {
             at: Timestamp::from_micros(number as i64),
             environment: EnvironmentName::parse("test").unwrap(),
             request: RequestId(uuid::Uuid::from_u128(u128::from(number) << 40)),
-            who: with.then(|| Who {
+            principal: with.then(|| RecordedPrincipal {
                 issuer: Issuer::parse("https://id.example.com/").unwrap(),
                 subject: Subject::parse("a|\"b\"").unwrap(),
                 user: UserId::parse("u1").ok(),
@@ -208,7 +208,7 @@ mod tests {
             method: text.to_owned().into(),
             tool: some(text),
             target: some(text).filter(|_| number.is_multiple_of(2)),
-            decision: if with { Decided::Allow } else { Decided::Deny },
+            decision: if with { DecisionKind::Allow } else { DecisionKind::Deny },
             reason: text.to_owned().into(),
             detail: some(text),
             policies: vec![PolicyId::parse("p").unwrap(); (number % 3) as usize],
@@ -240,7 +240,7 @@ mod tests {
                 at: decision.at,
                 environment: decision.environment.clone(),
                 request: decision.request,
-                ending: if with { Ending::ClientClosed } else { Ending::Unknown },
+                kind: if with { OutcomeKind::ClientClosed } else { OutcomeKind::Unknown },
                 detail: decision.detail.clone(),
                 status: with.then_some(number as u16),
                 tool_error: (number % 3 > 0).then_some(with),

@@ -4,7 +4,7 @@
 use super::error::Sealed;
 use super::queue::Waiter;
 use super::shared::Shared;
-use crate::domain::{Call, Ending, Outcome, RequestId};
+use crate::domain::{Call, Outcome, OutcomeKind, RequestId};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -51,7 +51,7 @@ impl Cleared {
         let Self { call, ticket, .. } = self;
         ticket.close(Closing {
             detail: Some(detail.into()),
-            ..Closing::of(Ending::Aborted)
+            ..Closing::of(OutcomeKind::Aborted)
         });
         call
     }
@@ -60,7 +60,7 @@ impl Cleared {
 /// How a call ended, for its outcome record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closing {
-    pub ending: Ending,
+    pub kind: OutcomeKind,
     pub detail: Option<String>,
     /// HTTP status of the server's answer.
     pub status: Option<u16>,
@@ -72,9 +72,9 @@ pub struct Closing {
 
 impl Closing {
     /// An outcome of which only the ending is known.
-    pub fn of(ending: Ending) -> Self {
+    pub fn of(kind: OutcomeKind) -> Self {
         Self {
-            ending,
+            kind,
             detail: None,
             status: None,
             tool_error: None,
@@ -105,7 +105,7 @@ impl Ticket {
     fn record(&mut self, closing: Closing) {
         self.closed = true;
         let Closing {
-            ending,
+            kind,
             detail,
             status,
             tool_error,
@@ -116,7 +116,7 @@ impl Ticket {
             at: (self.shared.clock)(),
             environment: self.shared.environment.clone(),
             request: self.request,
-            ending,
+            kind,
             detail,
             status,
             tool_error,
@@ -132,8 +132,8 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.closed {
             self.record(Closing::of(match self.sent {
-                Some(_) => Ending::ClientClosed,
-                None => Ending::Aborted,
+                Some(_) => OutcomeKind::ClientClosed,
+                None => OutcomeKind::Aborted,
             }));
         }
     }

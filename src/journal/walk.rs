@@ -8,7 +8,7 @@ use super::disk::{Disk, Folder};
 use super::error::{Damage, JournalError};
 use super::scan::{Cursor, Segment, Step, damaged, in_file, segments};
 use super::watermark::{self, Watermark};
-use crate::domain::{Decided, Digest, Incarnation, RequestId, SealedRecord};
+use crate::domain::{DecisionKind, Digest, Incarnation, RequestId, SealedRecord};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -241,7 +241,7 @@ fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Waterm
 #[derive(Debug, Deserialize)]
 pub(super) struct Glance {
     pub request: Option<RequestId>,
-    pub decision: Option<Decided>,
+    pub decision: Option<DecisionKind>,
     pub ending: Option<serde::de::IgnoredAny>,
     pub after: Option<(Incarnation, u64, Digest)>,
 }

@@ -12,7 +12,7 @@ use super::format::{BATCH, BatchHeader, FRAME, SegmentHeader, close_frame};
 use super::queue::{Batch, Entry, Mark, Told, locked};
 use super::segment::Active;
 use super::shared::{OUTCOME_ROOM, Shared};
-use crate::domain::{Admin, Event, RequestId, Stop};
+use crate::domain::{AdminAction, Event, RequestId, Stop};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -264,7 +264,7 @@ impl Writer {
             let last = self.shared.queue.wait_out(pause);
             pause = (pause * 2).min(PROBE[1]);
             let refused = self.shared.refused.load(Ordering::Relaxed);
-            let admin = Event::Admin(Admin {
+            let admin = Event::Admin(AdminAction {
                 at: (self.shared.clock)(),
                 environment: self.shared.environment.clone(),
                 action: "journal_unsealed".to_owned(),

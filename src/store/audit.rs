@@ -4,8 +4,8 @@
 use super::engine::{Composed, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
-    AuthMethod, ClientId, Decided, Decision, Digest, Ending, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId,
-    Outcome, PolicyId, Record, RequestId, Scope, Subject, Timestamp, UserId,
+    AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId, Outcome,
+    OutcomeKind, PolicyId, Record, RequestId, Scope, Subject, Timestamp, UserId,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -22,7 +22,7 @@ pub struct AuditFilter {
     /// A URI or a prompt.
     pub target: Option<String>,
     pub method: Option<String>,
-    pub decision: Option<Decided>,
+    pub decision: Option<DecisionKind>,
     pub reason: Option<String>,
     pub request: Option<RequestId>,
     /// From this moment on.
@@ -70,7 +70,7 @@ pub struct AuditRow {
     pub at: Timestamp,
     pub environment: String,
     pub kind: String,
-    pub decision: Option<Decided>,
+    pub decision: Option<DecisionKind>,
     /// A decision's reason code, an administrator's action, how a policy set fared.
     pub reason: Option<String>,
     pub detail: Option<String>,
@@ -116,7 +116,7 @@ pub struct AuditRow {
 pub struct AuditOutcome {
     #[serde(serialize_with = "super::rfc3339")]
     pub at: Timestamp,
-    pub ending: Ending,
+    pub ending: OutcomeKind,
     pub detail: Option<String>,
     pub status: Option<u16>,
     pub tool_error: Option<bool>,
@@ -213,8 +213,8 @@ impl AuditFilter {
         }
         if let Some(decision) = self.decision {
             sql.push(Sql::same(match decision {
-                Decided::Allow => " AND d.decision = 'allow'",
-                Decided::Deny => " AND d.decision = 'deny'",
+                DecisionKind::Allow => " AND d.decision = 'allow'",
+                DecisionKind::Deny => " AND d.decision = 'deny'",
             }));
         }
         if let Some(request) = self.request {
@@ -516,7 +516,7 @@ impl AuditRow {
     }
 
     fn with_decision(self, decision: Decision) -> Self {
-        let who = decision.who;
+        let who = decision.principal;
         Self {
             decision: Some(decision.decision),
             reason: Some(decision.reason.into_owned()),
@@ -568,7 +568,7 @@ impl From<Outcome> for AuditOutcome {
     fn from(outcome: Outcome) -> Self {
         Self {
             at: outcome.at,
-            ending: outcome.ending,
+            ending: outcome.kind,
             detail: outcome.detail,
             status: outcome.status,
             tool_error: outcome.tool_error,

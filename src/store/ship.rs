@@ -3,7 +3,7 @@
 
 use super::engine::{Arg, Sql, Tx, row};
 use super::{Store, StoreError};
-use crate::domain::{Decided, Decision, Ending, EnvironmentName, Event, Record, SealedRecord, Timestamp};
+use crate::domain::{Decision, DecisionKind, EnvironmentName, Event, OutcomeKind, Record, SealedRecord, Timestamp};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -225,7 +225,7 @@ impl Derived {
             Event::Decision(decision) => Self::of_decision(decision),
             Event::Outcome(outcome) => Some(Self {
                 request: Some(outcome.request.to_string()),
-                ending: Some(ending_text(outcome.ending)),
+                ending: Some(ending_text(outcome.kind)),
                 status: outcome.status.map(i64::from),
                 latency_us: Some(i64::try_from(outcome.latency_us).ok()?),
                 ..nothing
@@ -249,14 +249,14 @@ impl Derived {
     }
 
     fn of_decision(decision: &Decision) -> Option<Self> {
-        let who = decision.who.as_ref();
+        let who = decision.principal.as_ref();
         let grant = decision.grant.as_ref();
         let user = who.and_then(|who| who.user.as_ref());
         Some(Self {
             request: Some(decision.request.to_string()),
             decision: Some(match decision.decision {
-                Decided::Allow => "allow",
-                Decided::Deny => "deny",
+                DecisionKind::Allow => "allow",
+                DecisionKind::Deny => "deny",
             }),
             reason: Some(decision.reason.clone().into_owned()),
             user: user
@@ -315,13 +315,13 @@ fn storable(at: Timestamp) -> Option<i64> {
     (0..253_402_300_800_000_000).contains(&at.micros()).then(|| at.micros())
 }
 
-fn ending_text(ending: Ending) -> &'static str {
-    match ending {
-        Ending::Done => "done",
-        Ending::Failed => "failed",
-        Ending::ClientClosed => "client_closed",
-        Ending::Aborted => "aborted",
-        Ending::Revoked => "revoked",
-        Ending::Unknown => "unknown",
+fn ending_text(kind: OutcomeKind) -> &'static str {
+    match kind {
+        OutcomeKind::Done => "done",
+        OutcomeKind::Failed => "failed",
+        OutcomeKind::ClientClosed => "client_closed",
+        OutcomeKind::Aborted => "aborted",
+        OutcomeKind::Revoked => "revoked",
+        OutcomeKind::Unknown => "unknown",
     }
 }

@@ -2,7 +2,7 @@
 
 use super::asks::shown;
 use super::failed::Failed;
-use crate::domain::Ending;
+use crate::domain::OutcomeKind;
 use crate::journal::{Closing, Ticket};
 use http::StatusCode;
 use std::collections::BTreeMap;
@@ -40,17 +40,17 @@ impl Open {
 
     /// The server answered in full. `tool_error`: whether the answer was an error; `None` if no answer was due.
     pub fn done(&mut self, tool_error: Option<bool>) {
-        self.close(Ending::Done, None, tool_error);
+        self.close(OutcomeKind::Done, None, tool_error);
     }
 
     /// The call failed.
     pub fn failed(&mut self, failed: &Failed) {
         self.status = failed.status.or(self.status);
-        self.close(Ending::Failed, Some(failed.recorded()), None);
+        self.close(OutcomeKind::Failed, Some(failed.recorded()), None);
     }
 
     /// Closes the ticket; only the first call has an effect.
-    pub fn close(&mut self, ending: Ending, detail: Option<String>, tool_error: Option<bool>) {
+    pub fn close(&mut self, kind: OutcomeKind, detail: Option<String>, tool_error: Option<bool>) {
         if let Some(ticket) = self.ticket.take() {
             let told = detail.into_iter().chain(self.asked.iter().map(|((method, allowed), count)| {
                 let verdict = if *allowed { "asked" } else { "was refused" };
@@ -58,7 +58,7 @@ impl Open {
             }));
             let told: Vec<_> = told.collect();
             ticket.close(Closing {
-                ending,
+                kind,
                 detail: (!told.is_empty()).then(|| told.join("; ")),
                 status: self.status.map(|status| status.as_u16()),
                 tool_error,
@@ -70,6 +70,6 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.close(Ending::ClientClosed, None, None);
+        self.close(OutcomeKind::ClientClosed, None, None);
     }
 }

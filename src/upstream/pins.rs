@@ -2,7 +2,7 @@
 
 use super::catalogue::RawTool;
 use crate::config::ServerConfig;
-use crate::domain::{Catalogue, Scope, ServerEntry, ServerName, Standing, ToolEntry, ToolName};
+use crate::domain::{Catalogue, PinStatus, Scope, ServerEntry, ServerName, ToolEntry, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ fn entry_of(tool: &StoredTool, servers: &[ServerConfig], registry: &[RegistryRow
     let read = RawTool::read(&serde_json::from_str(definition).ok()?).ok()?;
     Some(ToolEntry {
         name: tool.tool.clone(),
-        standing: standing(tool),
+        pin_status: standing(tool),
         digest: *digest,
         definition: read.definition,
         input_schema: read.input_schema,
@@ -71,12 +71,12 @@ pub fn scopes_of(server: &ServerName, tool: &ToolName, servers: &[ServerConfig],
 }
 
 /// Compares what a server offers with what is pinned.
-pub fn standing(tool: &StoredTool) -> Standing {
+pub fn standing(tool: &StoredTool) -> PinStatus {
     match (&tool.pinned, &tool.offered) {
-        (None, _) => Standing::Unapproved,
-        (Some(_), None) => Standing::Gone,
-        (Some((pinned, _)), Some((offered, _))) if pinned == offered => Standing::Pinned,
-        (Some(_), Some(_)) => Standing::Changed,
+        (None, _) => PinStatus::Unapproved,
+        (Some(_), None) => PinStatus::Gone,
+        (Some((pinned, _)), Some((offered, _))) if pinned == offered => PinStatus::Pinned,
+        (Some(_), Some(_)) => PinStatus::Changed,
     }
 }
 
@@ -125,14 +125,18 @@ mod tests {
         let registry = [row("demo", true, &[("same", "files:read")]), row("off", false, &[])];
         let catalogue = assemble(&[], &registry, &tools);
         let demo = &catalogue.servers["demo"];
-        let standings: Vec<_> = demo.tools.values().map(|tool| (tool.name.as_str(), tool.standing)).collect();
+        let standings: Vec<_> = demo
+            .tools
+            .values()
+            .map(|tool| (tool.name.as_str(), tool.pin_status))
+            .collect();
         assert_eq!(
             standings,
             [
-                ("gone", Standing::Gone),
-                ("new", Standing::Unapproved),
-                ("other", Standing::Changed),
-                ("same", Standing::Pinned),
+                ("gone", PinStatus::Gone),
+                ("new", PinStatus::Unapproved),
+                ("other", PinStatus::Changed),
+                ("same", PinStatus::Pinned),
             ]
         );
         assert!(

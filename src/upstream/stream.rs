@@ -5,7 +5,7 @@ use super::asks::{LONGEST_ID, Refusals, URL, allowed, check_result, refused, wan
 use super::failed::Failed;
 use super::inbox::Inbox;
 use super::outcome::Open;
-use crate::domain::{ClientRequests, Ending, Era, MessageId, Method, Reason};
+use crate::domain::{ClientRequests, Era, MessageId, Method, OutcomeKind, Reason};
 use crate::mcp::{AnswerKind, Said, SseFault, SseFrame, SseReader, heard, readdress};
 use crate::transport::{Answered, Body, BodyError};
 use bytes::{Bytes, BytesMut};
@@ -371,7 +371,7 @@ impl Frames {
         }
         self.ended = true;
         let detail = format!("{}; the client may resume it", failed.recorded());
-        self.outcome.close(Ending::Unknown, Some(detail), None);
+        self.outcome.close(OutcomeKind::Unknown, Some(detail), None);
         None
     }
 
@@ -393,7 +393,7 @@ impl Frames {
         }
         self.ended = true;
         let detail = "the authorisation for this stream is gone";
-        self.outcome.close(Ending::Revoked, Some(detail.to_owned()), None);
+        self.outcome.close(OutcomeKind::Revoked, Some(detail.to_owned()), None);
         let failed = Failed::after_sending(Reason::GrantRevoked, detail);
         (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
     }

@@ -4,8 +4,8 @@
 use crate::decide::world;
 use neural_guardian::decide::{Permit, Snapshot, Verdict};
 use neural_guardian::domain::{
-    AuthMethod, Call, ClientId, Decided, Decision, Digest, Ending, Era, Event, Fingerprint, GrantId, GrantUsed, Incarnation,
-    Issuer, KeyId, PolicyId, Record, RequestId, Scope, SealedRecord, Sha256, Subject, Timestamp, UserId, Who,
+    AuthMethod, Call, ClientId, Decision, DecisionKind, Digest, Era, Event, Fingerprint, GrantId, GrantUsed, Incarnation, Issuer,
+    KeyId, OutcomeKind, PolicyId, Record, RecordedPrincipal, RequestId, Scope, SealedRecord, Sha256, Subject, Timestamp, UserId,
 };
 use neural_guardian::journal::{Closing, Journal, JournalError, JournalSettings, Recovered, Sealed, StartFacts, State, read_dir};
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +89,7 @@ fn full(number: u128) -> Decision {
         at: Timestamp::from_micros(1_795_167_296_123_456),
         environment: world::settings().environment,
         request: request(number),
-        who: Some(Who {
+        principal: Some(RecordedPrincipal {
             issuer: Issuer::parse("https://idp.example.com/\"").unwrap(),
             subject: Subject::parse("ali\\ce").unwrap(),
             user: Some(UserId::parse("u1").unwrap()),
@@ -102,7 +102,7 @@ fn full(number: u128) -> Decision {
         method: awkward.clone().into(),
         tool: Some(awkward.clone()),
         target: Some(awkward.clone()),
-        decision: Decided::Allow,
+        decision: DecisionKind::Allow,
         reason: "permitted".into(),
         detail: Some(awkward.clone()),
         policies: vec![PolicyId::parse("no \"such\" thing").unwrap()],
@@ -175,7 +175,7 @@ async fn a_permit_becomes_a_cleared_call_whose_record_says_what_was_permitted() 
     let Event::Decision(recorded) = parsed(&on_disk[1]).event else {
         panic!("a decision was expected")
     };
-    assert_eq!((recorded.request, recorded.decision), (request(7), Decided::Allow));
+    assert_eq!((recorded.request, recorded.decision), (request(7), DecisionKind::Allow));
     assert_eq!(recorded.server.as_ref().map(|server| server.as_str()), Some("demo"));
     assert_eq!(
         (&*recorded.method, recorded.tool.as_deref()),
@@ -183,10 +183,10 @@ async fn a_permit_becomes_a_cleared_call_whose_record_says_what_was_permitted() 
     );
     assert_eq!(recorded.policies, [PolicyId::parse("readers").unwrap()]);
     assert_eq!(recorded.grant.as_ref().map(|grant| (grant.version, grant.seq)), Some((3, 7)));
-    assert_eq!(recorded.who, full(99).who, "who called is the gate's to say");
+    assert_eq!(recorded.principal, full(99).principal, "who called is the gate's to say");
     let (sent, ticket) = cleared.into_sending();
     assert_eq!((sent.arguments, journal.open_calls()), (call().arguments, 1));
-    ticket.close(Closing::of(Ending::Done));
+    ticket.close(Closing::of(OutcomeKind::Done));
     journal.stop().await;
     assert_eq!(journal.state(), State::Sealed(Sealed::Stopped));
     let (refused, sealed) = journal.open(permit(&policies, call()), full(99)).await.err().unwrap();
@@ -336,7 +336,7 @@ fn write_until_killed(dir: &Path) {
                 println!("ack {} {}", journal.incarnation(), cleared.seq());
                 let (call, ticket) = cleared.into_sending();
                 match call.request.0.as_bytes()[0] % 3 {
-                    0 => ticket.close(Closing::of(Ending::Done)),
+                    0 => ticket.close(Closing::of(OutcomeKind::Done)),
                     1 => drop(ticket),
                     _ => open.push(ticket),
                 }

@@ -3,7 +3,7 @@
 use super::super::{Closing, Journal, State, Ticket};
 use super::simulated::{Fate, Simulated};
 use super::{Dice, allow, call, event, note, open, open_with, outcomes, read, records, settings, until};
-use crate::domain::{Ending, SealedRecord};
+use crate::domain::{OutcomeKind, SealedRecord};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,9 @@ async fn busy(journal: &Journal) -> Vec<Ticket> {
             let Ok(opened) = opened else { return open };
             cleared.push(opened.into_sending().1);
         }
-        cleared.drain(..3).for_each(|ticket| ticket.close(Closing::of(Ending::Done)));
+        cleared
+            .drain(..3)
+            .for_each(|ticket| ticket.close(Closing::of(OutcomeKind::Done)));
         open.append(&mut cleared);
     }
     open
@@ -133,7 +135,7 @@ fn survives(disk: &Simulated, before: &[SealedRecord], acknowledged: &BTreeMap<(
     }
     let unknown = outcomes(disk)
         .iter()
-        .filter(|outcome| outcome.ending == Ending::Unknown)
+        .filter(|outcome| outcome.kind == OutcomeKind::Unknown)
         .count();
     assert_eq!(unknown, recovered.unknown, "{when}");
 }

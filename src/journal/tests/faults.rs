@@ -3,7 +3,7 @@
 use super::super::{Closing, Sealed, State};
 use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, kinds, note, open, open_with, outcomes, records, request, segment_names, settings, until};
-use crate::domain::{Ending, Event};
+use crate::domain::{Event, OutcomeKind};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -65,7 +65,7 @@ async fn a_disk_that_stays_broken_seals_the_journal_until_it_works_again() {
     assert!(matches!(journal.append(note("refused at once")).await, Err(Sealed::Fault(_))));
     let (call, sealed) = journal.clear(call(2), allow(2)).await.err().unwrap();
     assert_eq!((call.request, matches!(sealed, Sealed::Fault(_))), (request(2), true));
-    ticket.close(Closing::of(Ending::Done));
+    ticket.close(Closing::of(OutcomeKind::Done));
     disk.works_again();
     until(|| journal.state() == State::Open).await;
     journal.append(note("accepted")).await.unwrap();
@@ -76,8 +76,8 @@ async fn a_disk_that_stays_broken_seals_the_journal_until_it_works_again() {
     });
     assert!(unsealed.unwrap().contains("3 records"));
     assert_eq!(
-        outcomes(&disk).iter().map(|outcome| outcome.ending).collect::<Vec<_>>(),
-        [Ending::Done]
+        outcomes(&disk).iter().map(|outcome| outcome.kind).collect::<Vec<_>>(),
+        [OutcomeKind::Done]
     );
     assert_eq!(kinds(&disk), ["start", "decision", "admin", "outcome", "admin", "stop"]);
     assert_eq!(disk.broken_rules(), Vec::<String>::new());
@@ -116,11 +116,11 @@ async fn a_disk_that_hangs_seals_the_journal_while_it_does() {
     journal.stop().await;
     let ended: Vec<_> = outcomes(&disk)
         .into_iter()
-        .map(|outcome| (outcome.request, outcome.ending))
+        .map(|outcome| (outcome.request, outcome.kind))
         .collect();
     assert_eq!(
         ended,
-        [(request(1), Ending::Aborted)],
+        [(request(1), OutcomeKind::Aborted)],
         "its caller was told no, so it was never sent"
     );
 }
@@ -169,7 +169,7 @@ async fn a_full_spool_refuses_permits_and_still_takes_the_outcomes_of_those_it_g
     assert!(tickets.len() > 5, "{}", tickets.len());
     let given = tickets.len();
     for ticket in tickets {
-        let mut closing = Closing::of(Ending::Failed);
+        let mut closing = Closing::of(OutcomeKind::Failed);
         closing.detail = Some("\u{1}".repeat(5_000));
         ticket.close(closing);
     }

@@ -12,8 +12,8 @@ use super::disk::Disk;
 use super::walk::Walk;
 use super::{Journal, JournalError, JournalSettings, Recovered, StartFacts};
 use crate::domain::{
-    Admin, Call, Decided, Decision, Digest, EnvironmentName, Era, Event, Method, Outcome, Record, RequestId, SealedRecord,
-    ServerName, Target, Timestamp, ToolName,
+    AdminAction, Call, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, Method, Outcome, Record, RequestId,
+    SealedRecord, ServerName, Target, Timestamp, ToolName,
 };
 use bytes::Bytes;
 use simulated::Simulated;
@@ -52,7 +52,7 @@ fn environment() -> EnvironmentName {
 }
 
 fn note(text: &str) -> Event {
-    Event::Admin(Admin {
+    Event::Admin(AdminAction {
         at: Timestamp::from_secs(1),
         environment: environment(),
         action: "note".to_owned(),
@@ -83,12 +83,12 @@ fn allow(number: u128) -> Decision {
         at: Timestamp::from_secs(1),
         environment: environment(),
         request: request(number),
-        who: None,
+        principal: None,
         server: None,
         method: "tools/call".into(),
         tool: None,
         target: None,
-        decision: Decided::Allow,
+        decision: DecisionKind::Allow,
         reason: "permitted".into(),
         detail: None,
         policies: Vec::new(),

@@ -3,7 +3,7 @@
 use super::super::{Closing, Journal, Sealed, Ticket, fit};
 use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, note, open, outcomes, records, request, segment_names, until};
-use crate::domain::{Decision, Ending, Event, PolicyId, Scope};
+use crate::domain::{Decision, Event, OutcomeKind, PolicyId, Scope};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -16,10 +16,10 @@ async fn sent(journal: &Journal, number: u128) -> Ticket {
     ticket
 }
 
-fn endings(disk: &Simulated) -> Vec<(u128, Ending)> {
+fn endings(disk: &Simulated) -> Vec<(u128, OutcomeKind)> {
     outcomes(disk)
         .iter()
-        .map(|outcome| (outcome.request.0.as_u128(), outcome.ending))
+        .map(|outcome| (outcome.request.0.as_u128(), outcome.kind))
         .collect()
 }
 
@@ -32,7 +32,7 @@ async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
         tool_error: Some(true),
         bytes: 77,
         detail: Some("as it was".to_owned()),
-        ..Closing::of(Ending::Done)
+        ..Closing::of(OutcomeKind::Done)
     });
     drop(sent(&journal, 2).await);
     drop(journal.clear(call(3), allow(3)).await.map_err(|(_, sealed)| sealed).unwrap());
@@ -44,10 +44,10 @@ async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
     assert_eq!(
         endings(&disk),
         [
-            (1, Ending::Done),
-            (2, Ending::ClientClosed),
-            (3, Ending::Aborted),
-            (4, Ending::Aborted)
+            (1, OutcomeKind::Done),
+            (2, OutcomeKind::ClientClosed),
+            (3, OutcomeKind::Aborted),
+            (4, OutcomeKind::Aborted)
         ]
     );
     let first = &outcomes(&disk)[0];
@@ -97,7 +97,7 @@ async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permi
     drop(go);
     journal.append(note("next")).await.unwrap();
     journal.stop().await;
-    assert_eq!(endings(&disk), [(1, Ending::Aborted)]);
+    assert_eq!(endings(&disk), [(1, OutcomeKind::Aborted)]);
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_caller_that_goes_after_the_record_is_durable_and_before_it_hears_of_i
     journal.append(note("next")).await.unwrap();
     drop(opening);
     journal.stop().await;
-    assert_eq!(endings(&disk), [(1, Ending::Aborted)]);
+    assert_eq!(endings(&disk), [(1, OutcomeKind::Aborted)]);
 }
 
 #[tokio::test]
@@ -138,7 +138,7 @@ async fn permits_without_an_outcome_are_unknown_after_a_crash_though_their_segme
     }
     assert_eq!(
         endings(&image),
-        [(1, Ending::Unknown)],
+        [(1, OutcomeKind::Unknown)],
         "once, and not again at the start after that"
     );
     assert!(outcomes(&image)[0].recovered);

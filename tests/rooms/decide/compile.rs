@@ -1,7 +1,7 @@
 //! What `Snapshot::compile` accepts, and what it reports of the rest: place, problem, help.
 
 use super::world::*;
-use neural_guardian::domain::{Catalogue, Standing};
+use neural_guardian::domain::{Catalogue, PinStatus};
 use serde_json::json;
 
 const PERMIT: &str = "@id(\"all\") permit(principal, action, resource);\n";
@@ -351,7 +351,7 @@ fn a_server_cannot_take_the_name_of_a_group() {
 #[test]
 fn groups_follow_from_pinned_annotations_alone() {
     let mut unapproved = destructive(read_only(tool("t", json!({}))));
-    unapproved.standing = Standing::Unapproved;
+    unapproved.pin_status = PinStatus::Unapproved;
     let snapshot = compile(PERMIT, &catalogue([("demo", vec![unapproved])])).ok().unwrap();
     assert!(
         snapshot
@@ -371,7 +371,7 @@ fn an_unapproved_definition_cannot_break_a_policy_set() {
     let mut entry = tool("t", properties(&["path"], json!({ "path": { "type": "integer" } })));
     let policy = forbid("action == Guardian::Action::\"demo/t\"", r#"context.input.path like "*x*""#);
     assert_eq!(problems(&policy, &catalogue([("demo", vec![entry.clone()])])).len(), 1);
-    entry.standing = Standing::Unapproved;
+    entry.pin_status = PinStatus::Unapproved;
     assert_eq!(warnings(&policy, &catalogue([("demo", vec![entry])])).len(), 1);
 }
 

@@ -3,7 +3,7 @@
 //! Policies are small trees here, rendered to Cedar text for `decide` and evaluated directly by the model.
 
 use super::world::{Enrolled, World};
-use neural_guardian::domain::{Call, Catalogue, GrantStatus, Method, PrincipalKind, Scope, Standing};
+use neural_guardian::domain::{Call, Catalogue, GrantStatus, Method, PinStatus, PrincipalKind, Scope};
 use serde_json::Value;
 use std::net::IpAddr;
 
@@ -225,11 +225,11 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
     let Some(tool) = server.tools.get(name) else {
         return refuse("unknown_tool");
     };
-    match tool.standing {
-        Standing::Gone => return refuse("unknown_tool"),
-        Standing::Changed => return refuse("definition_changed"),
-        Standing::Unapproved => return refuse("tool_not_approved"),
-        Standing::Pinned => {}
+    match tool.pin_status {
+        PinStatus::Gone => return refuse("unknown_tool"),
+        PinStatus::Changed => return refuse("definition_changed"),
+        PinStatus::Unapproved => return refuse("tool_not_approved"),
+        PinStatus::Pinned => {}
     }
     // scope
     let by_key = |scope: &str| match &world.principal.narrowed_to {

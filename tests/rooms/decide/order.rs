@@ -2,7 +2,7 @@
 
 use super::world::*;
 use neural_guardian::decide::{PolicySource, Snapshot, Verdict, could_permit, forbid_names, missing_forbids};
-use neural_guardian::domain::{Call, GrantStatus, Method, Reason, Refusal, Standing};
+use neural_guardian::domain::{Call, GrantStatus, Method, PinStatus, Reason, Refusal};
 use serde_json::{Value, json};
 
 const OPEN: &str = "@id(\"open\") permit(principal, action, resource);\n";
@@ -288,7 +288,7 @@ fn a_forbid_wins_and_says_why() {
         ["one", "two", "three"]
     );
     assert_eq!(
-        (refusal.said.as_deref(), refusal.remedy.as_deref()),
+        (refusal.policy_message.as_deref(), refusal.remedy.as_deref()),
         (Some("Not today."), Some("Come back."))
     );
 }
@@ -454,13 +454,13 @@ fn one_caller_serves_many_snapshots_and_tools() {
 #[test]
 fn a_tool_that_is_gone_or_not_pinned_is_refused_before_its_arguments() {
     let world = World::new(&[]);
-    for (standing, reason) in [
-        (Standing::Changed, Reason::DefinitionChanged),
-        (Standing::Unapproved, Reason::ToolNotApproved),
-        (Standing::Gone, Reason::UnknownTool),
+    for (pin_status, reason) in [
+        (PinStatus::Changed, Reason::DefinitionChanged),
+        (PinStatus::Unapproved, Reason::ToolNotApproved),
+        (PinStatus::Gone, Reason::UnknownTool),
     ] {
         let mut tools = demo();
-        tools[1].standing = standing;
+        tools[1].pin_status = pin_status;
         let snapshot = compile(OPEN, &catalogue([("demo", tools)])).unwrap_or_else(|problems| panic!("{problems:#?}"));
         assert_eq!(refusal(&world, &snapshot, call("demo", "read_file", None)).reason, reason);
         let demo = server("demo");

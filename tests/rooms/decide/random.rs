@@ -6,7 +6,7 @@ use super::world::*;
 use cedar_policy::{Authorizer, Context, Decision, Entities, PolicySet, Request};
 use neural_guardian::decide::{Snapshot, Verdict, could_permit};
 use neural_guardian::domain::{
-    AuthMethod, Call, Catalogue, ClientId, Grant, GrantStatus, Member, Method, Principal, PrincipalKind, RoleName, Standing,
+    AuthMethod, Call, Catalogue, ClientId, Grant, GrantStatus, Member, Method, PinStatus, Principal, PrincipalKind, RoleName,
     ToolName,
 };
 use proptest::prelude::*;
@@ -267,12 +267,12 @@ fn message_to() -> impl Strategy<Value = Call> {
     ]
 }
 
-fn standing() -> impl Strategy<Value = Standing> {
+fn standing() -> impl Strategy<Value = PinStatus> {
     prop_oneof![
-        20 => Just(Standing::Pinned),
-        1 => Just(Standing::Changed),
-        1 => Just(Standing::Unapproved),
-        1 => Just(Standing::Gone),
+        20 => Just(PinStatus::Pinned),
+        1 => Just(PinStatus::Changed),
+        1 => Just(PinStatus::Unapproved),
+        1 => Just(PinStatus::Gone),
     ]
 }
 
@@ -321,7 +321,7 @@ fn decide_agrees_with_the_model() {
             of_s.tools
                 .values_mut()
                 .zip(standings)
-                .for_each(|(tool, standing)| tool.standing = standing);
+                .for_each(|(tool, pin_status)| tool.pin_status = pin_status);
             let snapshot = compiled(&policies, &catalogue);
             for (world, call) in facts {
                 let expected = expected(&policies, &catalogue, &world, &call);

@@ -151,7 +151,7 @@ fn a_developer_hears_why_and_what_to_do() {
             panic!("permitted at {hour}");
         };
         assert_eq!(
-            refused.refusal.said.as_deref(),
+            refused.refusal.policy_message.as_deref(),
             Some("Only operators may use destructive tools.")
         );
         assert_eq!(

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use neural_guardian::decide::{Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
-    MessageId, Method, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes, ServerEntry,
-    ServerName, Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    MessageId, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
+    ServerEntry, ServerName, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub fn settings() -> Settings {
 pub fn tool(name: &str, input_schema: Value) -> ToolEntry {
     ToolEntry {
         name: ToolName::parse(name).unwrap(),
-        standing: Standing::Pinned,
+        pin_status: PinStatus::Pinned,
         digest: Digest::of(input_schema.to_string().as_bytes()),
         definition: "{}".into(),
         input_schema,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 on_both! {
     async fn a_record_sent_twice_is_there_once(world) {
         let journal = Journal::new();
-        let records = vec![journal.decision(0, "read", Decided::Allow), journal.outcome(1, 0), journal.decision(2, "rm", Decided::Deny)];
+        let records = vec![journal.decision(0, "read", DecisionKind::Allow), journal.outcome(1, 0), journal.decision(2, "rm", DecisionKind::Deny)];
         assert_eq!(world.proxy.ship(&records[..2]).await.unwrap(), Shipped { inserted: 2, opaque: 0 });
         assert_eq!(world.proxy.ship(&records).await.unwrap(), Shipped { inserted: 1, opaque: 0 });
         assert_eq!(world.proxy.ship(&records).await.unwrap(), Shipped { inserted: 0, opaque: 0 });
@@ -31,17 +31,17 @@ on_both! {
         world.proxy.ship(&records).await.unwrap();
 
         let [row] = &ask(world, |_| ()).await[..] else { panic!("one row") };
-        let who = decision.who.unwrap();
-        assert_eq!((row.at, row.seq, row.kind.as_str(), row.decision), (decision.at, 0, "decision", Some(Decided::Allow)));
-        assert_eq!((&row.user, row.email.as_deref()), (&who.user, Some("alice@example.com")));
-        assert_eq!((row.issuer.as_ref(), row.subject.as_ref(), row.auth_method), (Some(&who.issuer), Some(&who.subject), Some(who.method)));
-        assert_eq!((&row.key, &row.client, row.fingerprint.as_deref()), (&who.key, &who.client, Some("0011223344556677")));
+        let principal = decision.principal.unwrap();
+        assert_eq!((row.at, row.seq, row.kind.as_str(), row.decision), (decision.at, 0, "decision", Some(DecisionKind::Allow)));
+        assert_eq!((&row.user, row.email.as_deref()), (&principal.user, Some("alice@example.com")));
+        assert_eq!((row.issuer.as_ref(), row.subject.as_ref(), row.auth_method), (Some(&principal.issuer), Some(&principal.subject), Some(principal.method)));
+        assert_eq!((&row.key, &row.client, row.fingerprint.as_deref()), (&principal.key, &principal.client, Some("0011223344556677")));
         assert_eq!((row.server.as_deref(), row.tool.as_deref(), row.method.as_deref()), (Some("files"), Some("read"), Some("tools/call")));
         assert_eq!((row.reason.as_deref(), row.detail.as_deref()), (Some("permitted"), Some("all is well")));
         assert_eq!((&row.policies, &row.grant, row.policy_set), (&decision.policies, &decision.grant, Some(decision.policy_set)));
         assert_eq!((row.request, row.took_us), (Some(decision.request), Some(250)));
         let outcome = row.outcome.as_ref().unwrap();
-        assert_eq!((outcome.ending, outcome.status, outcome.latency_us, outcome.bytes), (Ending::Done, Some(200), 1_500, 42));
+        assert_eq!((outcome.ending, outcome.status, outcome.latency_us, outcome.bytes), (OutcomeKind::Done, Some(200), 1_500, 42));
         let json = serde_json::to_value(row).unwrap();
         assert_eq!((&json["at"], &json["decision"], &json["outcome"]["ending"]), (&"2026-11-20T10:00:00.000001Z".into(), &"allow".into(), &"done".into()));
     }
@@ -53,17 +53,17 @@ on_both! {
             let mut decision = journal.full_decision(user);
             decision.request = journal.request(seq);
             decision.at = second(seq);
-            decision.who.as_mut().unwrap().subject = parse(if *user == alice { "sub-a" } else { "sub-b" });
+            decision.principal.as_mut().unwrap().subject = parse(if *user == alice { "sub-a" } else { "sub-b" });
             change(&mut decision);
             journal.seal(seq, Event::Decision(Box::new(decision)))
         };
-        let deny = |decision: &mut Decision| (decision.decision, decision.reason) = (Decided::Deny, "missing_scope".into());
+        let deny = |decision: &mut Decision| (decision.decision, decision.reason) = (DecisionKind::Deny, "missing_scope".into());
         let records = [
             decide(0, &alice, &|_| ()),
             decide(1, &alice, &deny),
             decide(2, &bob, &|decision| decision.tool = Some("write".into())),
             decide(3, &bob, &|decision| decision.server = Some(parse("mail"))),
-            decide(4, &bob, &|decision| decision.who = None),
+            decide(4, &bob, &|decision| decision.principal = None),
         ];
         world.proxy.ship(&records).await.unwrap();
 
@@ -75,12 +75,12 @@ on_both! {
             ("nobody", &[], &|filter| filter.user = Some("' OR 1 = 1 --".into())),
             ("a server", &[3], &|filter| filter.server = Some("mail".into())),
             ("a tool", &[2], &|filter| filter.tool = Some("write".into())),
-            ("refusals", &[1], &|filter| filter.decision = Some(Decided::Deny)),
+            ("refusals", &[1], &|filter| filter.decision = Some(DecisionKind::Deny)),
             ("a reason", &[1], &|filter| filter.reason = Some("missing_scope".into())),
             ("a request", &[3], &|filter| filter.request = Some(journal.request(3))),
             ("a time", &[2, 1], &|filter| (filter.since, filter.until) = (Some(second(1)), Some(second(3)))),
             ("oldest first", &[0, 1], &|filter| (filter.ascending, filter.limit) = (true, 2)),
-            ("two at once", &[1], &|filter| (filter.user, filter.decision) = (Some("sub-a".into()), Some(Decided::Deny))),
+            ("two at once", &[1], &|filter| (filter.user, filter.decision) = (Some("sub-a".into()), Some(DecisionKind::Deny))),
         ];
         for (what, expected, set) in asked {
             let found: Vec<u64> = ask(world, set).await.iter().map(|row| row.seq).collect();
@@ -128,7 +128,7 @@ on_both! {
         for (what, poison) in poisons {
             for position in 0..3 {
                 let journal = Journal::new();
-                let mut records: Vec<_> = (0..3).map(|seq| journal.decision(seq, "read", Decided::Allow)).collect();
+                let mut records: Vec<_> = (0..3).map(|seq| journal.decision(seq, "read", DecisionKind::Allow)).collect();
                 let text = String::from_utf8(records[position].bytes.to_vec()).unwrap();
                 let poisoned = poison(&text);
                 assert_ne!(poisoned, text, "{what}");
@@ -156,7 +156,7 @@ on_both! {
                 at, environment: environment.clone(), policy_set: Digest::of(b"p"), catalogue: Digest::of(b"c"), policies: 3,
                 rejected: Some("line 3".into()),
             }),
-            Event::Admin(Admin { at, environment: environment.clone(), action: "reload".into(), detail: "limits".into() }),
+            Event::Admin(AdminAction { at, environment: environment.clone(), action: "reload".into(), detail: "limits".into() }),
             Event::Suppressed(Suppressed {
                 at, environment: environment.clone(), reason: "no_credential".into(), network: "192.0.2.0/24".into(), count: 12,
             }),
@@ -326,7 +326,7 @@ impl Journal {
         RequestId(Uuid::from_u128(u128::from_be_bytes(self.0.0).wrapping_add(seq.into())))
     }
 
-    fn decision(&self, seq: u64, tool: &str, decided: Decided) -> SealedRecord {
+    fn decision(&self, seq: u64, tool: &str, decided: DecisionKind) -> SealedRecord {
         let decision = Decision {
             tool: Some(tool.into()),
             target: None,
@@ -352,7 +352,7 @@ impl Journal {
             at: second(seq),
             environment: env(),
             request: self.request(of),
-            ending: Ending::Done,
+            kind: OutcomeKind::Done,
             detail: None,
             status: Some(200),
             tool_error: Some(false),
@@ -364,7 +364,7 @@ impl Journal {
     }
 
     fn full_decision(&self, user: &UserId) -> Decision {
-        let who = Who {
+        let principal = RecordedPrincipal {
             issuer: parse("https://issuer"),
             subject: parse("alice"),
             user: Some(user.clone()),
@@ -380,7 +380,7 @@ impl Journal {
             age_ms: 30,
         };
         Decision {
-            who: Some(who),
+            principal: Some(principal),
             grant: Some(grant),
             detail: Some("all is well".into()),
             policies: vec![parse("readers"), parse("it's \"quoted\"")],
@@ -394,12 +394,12 @@ impl Journal {
             at: second(0),
             environment: env(),
             request: self.request(seq),
-            who: None,
+            principal: None,
             server: Some(parse("files")),
             method: "tools/call".into(),
             tool: Some("read".into()),
             target: None,
-            decision: Decided::Allow,
+            decision: DecisionKind::Allow,
             reason: "permitted".into(),
             detail: None,
             policies: Vec::new(),

@@ -3,7 +3,7 @@
 use super::cleared_call::{Fixture, config, initialize, legacy, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server, answer, json, write};
 use neural_guardian::config::{ServerConfig, Span};
-use neural_guardian::domain::{Ending, Method, ProtocolVersion, Reason};
+use neural_guardian::domain::{Method, OutcomeKind, ProtocolVersion, Reason};
 use neural_guardian::mcp::AnswerKind;
 use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Opened, Upstream, UpstreamSessionId};
 use serde_json::json;
@@ -129,7 +129,13 @@ async fn get_and_delete_carry_the_session_and_no_body() {
             (Some("up-1"), None, "")
         );
     }
-    assert!(fixture.outcomes().await.iter().all(|outcome| outcome.ending == Ending::Done));
+    assert!(
+        fixture
+            .outcomes()
+            .await
+            .iter()
+            .all(|outcome| outcome.kind == OutcomeKind::Done)
+    );
 }
 
 #[tokio::test]
@@ -152,8 +158,8 @@ async fn an_answer_comes_back_as_it_is_and_is_recorded() {
         assert_eq!(body(answered), (code, text.to_owned()));
         let outcome = fixture.outcome().await;
         assert_eq!(
-            (outcome.ending, outcome.tool_error, outcome.status),
-            (Ending::Done, Some(tool_error), Some(code))
+            (outcome.kind, outcome.tool_error, outcome.status),
+            (OutcomeKind::Done, Some(tool_error), Some(code))
         );
         assert_eq!(outcome.bytes, text.len() as u64);
     }
@@ -194,7 +200,10 @@ async fn what_the_client_must_not_hear_ends_here() {
             !failed.detail.contains("evil") && !failed.detail.contains("elsewhere"),
             "{failed}"
         );
-        assert_eq!((outcome.ending, outcome.status), (Ending::Failed, status[..3].parse().ok()));
+        assert_eq!(
+            (outcome.kind, outcome.status),
+            (OutcomeKind::Failed, status[..3].parse().ok())
+        );
         assert_eq!(server.seen().len(), 1, "never followed, never repeated");
     }
 }
@@ -232,7 +241,7 @@ async fn what_is_no_answer_is_not_passed_on() {
         let (failed, outcome) = failure(&server).await;
         assert_eq!(failed.reason, Reason::UpstreamBroken, "{case}: {failed}");
         assert!(failed.may_have_run);
-        assert_eq!(outcome.ending, Ending::Failed);
+        assert_eq!(outcome.kind, OutcomeKind::Failed);
         assert_eq!(server.seen().len(), 1, "a call is never repeated: {case}");
     }
 }
@@ -266,7 +275,7 @@ async fn an_answer_larger_than_allowed_is_dropped_unread() {
     .await;
     let (failed, outcome) = failure(&server).await;
     assert!(failed.detail.contains("larger than 65536 bytes"), "{failed}");
-    assert_eq!(outcome.ending, Ending::Failed);
+    assert_eq!(outcome.kind, OutcomeKind::Failed);
 }
 
 #[tokio::test]
@@ -290,7 +299,7 @@ async fn a_server_that_says_nothing_is_given_up_on() {
         let failed = fixture.forward(tool_call()).await.err().unwrap();
         assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
         assert!(failed.may_have_run);
-        assert_eq!(fixture.outcome().await.ending, Ending::Failed);
+        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
         assert_eq!(server.seen().len(), 1);
     }
 }
@@ -327,7 +336,7 @@ async fn a_server_that_is_not_there_is_unreachable_and_the_record_says_so() {
         "the caller is not told where servers are: {failed}"
     );
     let outcome = fixture.outcome().await;
-    assert_eq!(outcome.ending, Ending::Failed);
+    assert_eq!(outcome.kind, OutcomeKind::Failed);
     assert!(outcome.detail.unwrap().contains("127.0.0.1"));
     let forbidden = Fixture::with(ServerConfig {
         allow_private_address: false,
@@ -364,7 +373,7 @@ async fn a_caller_that_hangs_up_leaves_an_outcome() {
     }
     drop(forward);
     assert!(heard.await.unwrap(), "the server sees the connection end");
-    assert_eq!(fixture.outcome().await.ending, Ending::ClientClosed);
+    assert_eq!(fixture.outcome().await.kind, OutcomeKind::ClientClosed);
 }
 
 #[tokio::test]
@@ -381,7 +390,7 @@ async fn notifications_are_taken_whatever_the_server_writes_beside() {
         let answered = fixture.forward(without_id(Method::Notification, notification)).await.unwrap();
         assert_eq!(body(answered), (202, String::new()));
         let outcome = fixture.outcome().await;
-        assert_eq!((outcome.ending, outcome.tool_error), (Ending::Done, None));
+        assert_eq!((outcome.kind, outcome.tool_error), (OutcomeKind::Done, None));
     }
     let server = Server::answering("404 Not Found", "text/plain", "").await;
     let answered = Fixture::new(&server.url)
@@ -422,7 +431,7 @@ async fn initialize_opens_a_session_in_either_shape() {
         };
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), result);
         assert_eq!((opened, kind), (Some(wanted), AnswerKind::Result { is_error: false }));
-        assert_eq!(fixture.outcome().await.ending, Ending::Done);
+        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Done);
         assert_eq!(server.seen()[0].field("mcp-protocol-version"), None);
     }
 }
@@ -445,7 +454,7 @@ async fn an_initialize_that_agrees_on_nothing_known_is_broken() {
         let fixture = Fixture::new(&server.url);
         let failed = fixture.forward(initialize()).await.err().unwrap();
         assert_eq!(failed.reason, Reason::UpstreamBroken, "{said}");
-        assert_eq!(fixture.outcome().await.ending, Ending::Failed);
+        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
     }
 }
 

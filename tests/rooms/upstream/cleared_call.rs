@@ -140,12 +140,12 @@ impl Fixture {
             at: NOW,
             environment: self.environment.clone(),
             request: call.request,
-            who: None,
+            principal: None,
             server: Some(call.server.clone()),
             method: call.method.as_str().into(),
             tool: call.tool().map(ToString::to_string),
             target: None,
-            decision: Decided::Allow,
+            decision: DecisionKind::Allow,
             reason: "permitted".into(),
             detail: None,
             policies: Vec::new(),
@@ -251,7 +251,7 @@ fn snapshot(server: &ServerName, environment: &EnvironmentName) -> Snapshot {
     let name = ToolName::parse("read").unwrap();
     let entry = ToolEntry {
         name: name.clone(),
-        standing: Standing::Pinned,
+        pin_status: PinStatus::Pinned,
         digest: Digest::ZERO,
         definition: r#"{"inputSchema":{"type":"object"},"name":"read"}"#.into(),
         input_schema: serde_json::json!({ "type": "object" }),

@@ -2,7 +2,7 @@
 
 use super::cleared_call::{Fixture, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server};
-use neural_guardian::domain::{Call, Ending, Method, Outcome, Reason};
+use neural_guardian::domain::{Call, Method, Outcome, OutcomeKind, Reason};
 use neural_guardian::mcp::AnswerKind;
 use neural_guardian::upstream::{Answer, Failed, Frames};
 use std::sync::{Arc, Mutex};
@@ -106,8 +106,8 @@ async fn each_frame_passes_before_the_next_is_sent() {
     drop(frames);
     let outcome = fixture.outcome().await;
     assert_eq!(
-        (outcome.ending, outcome.tool_error, outcome.status),
-        (Ending::Done, Some(false), Some(200))
+        (outcome.kind, outcome.tool_error, outcome.status),
+        (OutcomeKind::Done, Some(false), Some(200))
     );
     assert!(outcome.bytes > 0);
 }
@@ -117,7 +117,7 @@ async fn the_bytes_of_a_stream_are_kept_whatever_its_line_ends() {
     let stream = format!("retry: 5\r\n\r\n: x\r\n\r\nid: 3\r{}", RESULT.replace('\n', "\r"));
     let (text, failed, outcome) = streamed(tool_call(), &stream).await;
     assert_eq!((text, failed), (stream, None));
-    assert_eq!((outcome.ending, outcome.tool_error), (Ending::Done, Some(false)));
+    assert_eq!((outcome.kind, outcome.tool_error), (OutcomeKind::Done, Some(false)));
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn a_stream_that_ends_before_the_answer_ends_with_the_reason() {
     ] {
         let (_, failed, outcome) = streamed(tool_call(), stream).await;
         assert_eq!(failed.expect(stream).reason, Reason::UpstreamBroken, "{stream}");
-        assert_eq!((outcome.ending, outcome.status), (Ending::Failed, Some(200)), "{stream}");
+        assert_eq!((outcome.kind, outcome.status), (OutcomeKind::Failed, Some(200)), "{stream}");
     }
     let too_large = format!("data: {}", "x".repeat(70_000));
     let (text, failed, _) = streamed(tool_call(), &format!("{PROGRESS}{too_large}")).await;
@@ -165,11 +165,11 @@ async fn a_stream_that_ends_before_the_answer_ends_with_the_reason() {
 async fn a_legacy_stream_with_event_ids_may_end_early_to_be_resumed() {
     let primed = "id: 1\nretry: 10\ndata:\n\n";
     let (text, failed, outcome) = streamed(tool_call(), primed).await;
-    assert_eq!((text.as_str(), failed, outcome.ending), (primed, None, Ending::Unknown));
+    assert_eq!((text.as_str(), failed, outcome.kind), (primed, None, OutcomeKind::Unknown));
     let (_, failed, outcome) = streamed(modern_call(), primed).await;
     assert_eq!(
-        (failed.unwrap().reason, outcome.ending),
-        (Reason::UpstreamBroken, Ending::Failed),
+        (failed.unwrap().reason, outcome.kind),
+        (Reason::UpstreamBroken, OutcomeKind::Failed),
         "modern streams are not resumed"
     );
 }
@@ -184,7 +184,7 @@ async fn nothing_comes_after_the_answer_but_notifications() {
     ] {
         let (text, failed, outcome) = streamed(tool_call(), &format!("{RESULT}{PROGRESS}{more}{PROGRESS}")).await;
         assert_eq!((text, failed), (format!("{RESULT}{PROGRESS}"), None));
-        assert_eq!(outcome.ending, Ending::Done);
+        assert_eq!(outcome.kind, OutcomeKind::Done);
     }
 }
 
@@ -192,8 +192,8 @@ async fn nothing_comes_after_the_answer_but_notifications() {
 async fn a_modern_server_may_not_ask_the_client() {
     let (text, failed, outcome) = streamed(modern_call(), &format!("{PROGRESS}{ASKED}{RESULT}")).await;
     assert_eq!(
-        (text.as_str(), failed.unwrap().reason, outcome.ending),
-        (PROGRESS, Reason::UpstreamBroken, Ending::Failed)
+        (text.as_str(), failed.unwrap().reason, outcome.kind),
+        (PROGRESS, Reason::UpstreamBroken, OutcomeKind::Failed)
     );
 }
 
@@ -207,7 +207,7 @@ async fn a_stream_that_falls_silent_is_given_up_on() {
         let (_, failed) = drain(frames).await;
         assert_eq!(failed.unwrap().reason, Reason::UpstreamTimeout);
         closed.await.unwrap();
-        assert_eq!(fixture.outcome().await.ending, Ending::Failed);
+        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
     }
 }
 
@@ -221,7 +221,10 @@ async fn a_client_that_goes_away_hangs_up_on_the_server() {
     drop(frames);
     closed.await.unwrap();
     let outcome = fixture.outcome().await;
-    assert_eq!((outcome.ending, outcome.bytes), (Ending::ClientClosed, PROGRESS.len() as u64));
+    assert_eq!(
+        (outcome.kind, outcome.bytes),
+        (OutcomeKind::ClientClosed, PROGRESS.len() as u64)
+    );
 }
 
 #[tokio::test]
@@ -238,7 +241,7 @@ async fn a_stream_is_cut_when_its_authorisation_goes() {
     let (text, failed) = drain(frames).await;
     assert_eq!((text.as_str(), failed.unwrap().reason), ("", Reason::GrantRevoked));
     closed.await.unwrap();
-    assert_eq!(fixture.outcome().await.ending, Ending::Revoked);
+    assert_eq!(fixture.outcome().await.kind, OutcomeKind::Revoked);
 }
 
 #[tokio::test]
@@ -247,8 +250,8 @@ async fn a_servers_own_stream_passes_until_it_ends() {
     let stream = format!(": hi\n\n{PROGRESS}{ASKED}{other}");
     let (text, failed, outcome) = streamed(without_id(Method::OpenStream, ""), &stream).await;
     assert_eq!(
-        (text, failed, outcome.ending),
-        (stream, None, Ending::Done),
+        (text, failed, outcome.kind),
+        (stream, None, OutcomeKind::Done),
         "a resumed stream holds earlier answers"
     );
     let (text, failed, outcome) = streamed(
@@ -257,8 +260,8 @@ async fn a_servers_own_stream_passes_until_it_ends() {
     )
     .await;
     assert_eq!(
-        (text.as_str(), failed, outcome.ending),
-        (PROGRESS, None, Ending::Failed),
+        (text.as_str(), failed, outcome.kind),
+        (PROGRESS, None, OutcomeKind::Failed),
         "nobody waits for a reason"
     );
     let server = Server::answering("200 OK", "application/json", "{}").await;
