@@ -65,7 +65,7 @@ fn parsing() {
     let bounds = mcp::Bounds::default();
     mark();
     for _ in 0..BODIES {
-        drop(black_box(mcp::read(black_box(body.clone()), &bounds)).expect("a strict body"));
+        drop(black_box(mcp::parse_message(black_box(body.clone()), &bounds)).expect("a strict body"));
     }
     mark();
 }

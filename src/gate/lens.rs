@@ -8,7 +8,7 @@ use crate::domain::{
     Timestamp,
 };
 use crate::grants::Grants;
-use crate::mcp::{self, Keep, Listed, Notice, Shown};
+use crate::mcp::{self, ListKind, ListVisibility, ServerNotification, VisibilityFn};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::net::IpAddr;
@@ -53,49 +53,55 @@ impl Lens {
             (Some(of), _, _) => self
                 .keeping(|keep| mcp::filter_list(&body, of, keep, self.era))
                 .map_err(broken),
-            (None, Method::ReadResource, Era::Modern) => mcp::made_private(&body, self.era).map_err(broken),
+            (None, Method::ReadResource, Era::Modern) => mcp::mark_private(&body, self.era).map_err(broken),
             (None, _, _) => Ok(body),
         }
     }
 
     /// Filters an answer to an earlier call on a resumed stream. `Ok(None)` if it holds no list; `Err` if it cannot be read.
     pub fn replayed(&self, body: &[u8]) -> Result<Option<Bytes>, ()> {
-        self.keeping(|keep| mcp::filter_listed(body, keep, self.era)).map_err(|_| ())
+        self.keeping(|keep| mcp::filter_if_list(body, keep, self.era)).map_err(|_| ())
     }
 
     /// Whether the caller may receive this notification. `notifications/resources/updated` requires that the caller may read
     /// the resource now.
     pub fn hears(&self, notification: &[u8]) -> bool {
-        match mcp::notice(notification) {
-            Some(Notice::Other) => true,
-            Some(Notice::Updated(uri)) => self.looking(|facts| is_readable(&Listing::new(&self.server, facts), &uri)),
+        match mcp::parse_server_notification(notification) {
+            Some(ServerNotification::Other) => true,
+            Some(ServerNotification::ResourceUpdated(uri)) => {
+                self.looking(|facts| is_readable(&Listing::new(&self.server, facts), &uri))
+            }
             None => false,
         }
     }
 
-    fn keeping<T>(&self, filter: impl FnOnce(Keep<'_>) -> T) -> T {
+    fn keeping<T>(&self, filter: impl FnOnce(VisibilityFn<'_>) -> T) -> T {
         self.looking(|facts| {
             let listing = Listing::new(&self.server, facts);
             filter(&mut |of, name| self.shown(of, name, &listing, facts))
         })
     }
 
-    fn shown(&self, of: Listed, name: &str, listing: &Listing<'_>, facts: &Facts<'_>) -> Shown {
+    fn shown(&self, of: ListKind, name: &str, listing: &Listing<'_>, facts: &Facts<'_>) -> ListVisibility {
         let shown = match of {
-            Listed::Tools => return self.tool(name, facts),
-            Listed::Resources => is_readable(listing, name),
-            Listed::Templates => ResourceUri::parse_template(name).is_ok() && listing.template(),
-            Listed::Prompts => PromptName::parse(name).is_ok_and(|name| listing.prompt(&name)),
+            ListKind::Tools => return self.tool(name, facts),
+            ListKind::Resources => is_readable(listing, name),
+            ListKind::Templates => ResourceUri::parse_template(name).is_ok() && listing.template(),
+            ListKind::Prompts => PromptName::parse(name).is_ok_and(|name| listing.prompt(&name)),
         };
-        if shown { Shown::AsItIs } else { Shown::Hidden }
+        if shown {
+            ListVisibility::Unchanged
+        } else {
+            ListVisibility::Hidden
+        }
     }
 
     /// A visible tool is shown with its pinned definition, not the server's current one.
-    fn tool(&self, name: &str, facts: &Facts<'_>) -> Shown {
+    fn tool(&self, name: &str, facts: &Facts<'_>) -> ListVisibility {
         match facts.snapshot.tool(&self.server, name) {
-            Some(tool) if self.era == Era::Modern && tool.mirrored().is_err() => Shown::Hidden,
-            Some(tool) if could_permit(&self.server, tool, facts) => Shown::As(tool.entry().definition.clone()),
-            _ => Shown::Hidden,
+            Some(tool) if self.era == Era::Modern && tool.mirrored().is_err() => ListVisibility::Hidden,
+            Some(tool) if could_permit(&self.server, tool, facts) => ListVisibility::Replaced(tool.entry().definition.clone()),
+            _ => ListVisibility::Hidden,
         }
     }
 
@@ -134,12 +140,12 @@ fn is_readable(listing: &Listing<'_>, uri: &str) -> bool {
     ResourceUri::parse(uri).is_ok_and(|uri| listing.resource(&uri))
 }
 
-fn listed(method: Method) -> Option<Listed> {
+fn listed(method: Method) -> Option<ListKind> {
     match method {
-        Method::ToolsList => Some(Listed::Tools),
-        Method::ResourcesList => Some(Listed::Resources),
-        Method::TemplatesList => Some(Listed::Templates),
-        Method::PromptsList => Some(Listed::Prompts),
+        Method::ToolsList => Some(ListKind::Tools),
+        Method::ResourcesList => Some(ListKind::Resources),
+        Method::TemplatesList => Some(ListKind::Templates),
+        Method::PromptsList => Some(ListKind::Prompts),
         _ => None,
     }
 }

@@ -6,13 +6,13 @@ use super::talk::{BroughtTask, Talk};
 use super::target;
 use super::trail::Trail;
 use crate::domain::{Call, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName, Target, Timestamp};
-use crate::mcp::{self, Heads, Message};
+use crate::mcp::{self, McpHeaders, Message};
 use crate::upstream::{Session, Upstreams};
 use bytes::Bytes;
 
 /// Opens the sealed session id of a legacy client. Another caller's or server's session is unknown.
 pub(super) fn named_session(
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     upstreams: &Upstreams,
     caller: &Principal,
     server: &ServerName,
@@ -24,20 +24,20 @@ pub(super) fn named_session(
             .open(sealed, caller, Some(server), now)
             .ok_or(Refusal::new(Reason::UnknownSession))
     };
-    heads.session.map(open).transpose()
+    mcp_headers.session.map(open).transpose()
 }
 
 /// Parses a POST body into a call, with its session and the tasks that it names. The body determines the era, and the
 /// headers must agree with it.
 pub(super) fn read(
     body: Bytes,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     session: Result<Option<Session>, Refusal>,
     server: &ServerName,
     talk: &Talk,
     trail: &mut Trail,
 ) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
-    let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    let message = mcp::parse_message(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
     if let Message::Request(request) = &message {
         trail.id = Some(request.id.clone());
     }
@@ -61,7 +61,7 @@ pub(super) fn read(
     let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
-            let (era, version, method) = asks(&request, heads, negotiated, trail)?;
+            let (era, version, method) = asks(&request, mcp_headers, negotiated, trail)?;
             let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
             call = Call {
                 era,
@@ -75,7 +75,7 @@ pub(super) fn read(
             tasks = brought.tasks;
         }
         Message::Notification(notification) => {
-            let (era, version, method) = notes(&notification, heads, negotiated, trail)?;
+            let (era, version, method) = notes(&notification, mcp_headers, negotiated, trail)?;
             let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
             call = Call {
                 era,
@@ -87,7 +87,7 @@ pub(super) fn read(
         }
         Message::Response(response) => {
             trail.method = Some(Method::Answer);
-            let version = mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+            let version = mcp::negotiate_bodyless(mcp_headers, negotiated).map_err(|malformed| heard(malformed, trail))?;
             let (body, claim, asked) = talk.answer(&response)?;
             (trail.claim, trail.target) = (Some(claim), asked);
             call = Call {
@@ -105,24 +105,24 @@ pub(super) fn read(
 /// request is refused.
 pub(super) fn asks(
     request: &mcp::Request,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     negotiated: Option<ProtocolVersion>,
     trail: &mut Trail,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
-    trail.said_version = request.said_version().map(fit_for_a_record);
+    trail.said_version = request.requested_version().map(fit_for_a_record);
     trail.trace = request.trace().map(fit_for_a_record);
-    let agreed = mcp::agree(request, heads, negotiated);
+    let agreed = mcp::negotiate(request, mcp_headers, negotiated);
     found(agreed, |era| mcp::method(request, era), &request.method, trail)
 }
 
 /// Resolves the era, version and method of a notification.
 pub(super) fn notes(
     notification: &mcp::Notification,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     negotiated: Option<ProtocolVersion>,
     trail: &mut Trail,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
-    let agreed = mcp::agree_notification(notification, heads, negotiated);
+    let agreed = mcp::negotiate_notification(notification, mcp_headers, negotiated);
     found(
         agreed,
         |era| mcp::notification(notification, era),
@@ -155,13 +155,13 @@ fn found(
 /// The call that a GET or DELETE stands for.
 pub(super) fn without_body(
     method: Method,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     session: Option<Session>,
     server: &ServerName,
     trail: &mut Trail,
 ) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
     trail.method = Some(method);
-    let version = mcp::agree_headless(heads, session.as_ref().map(|session| session.version))
+    let version = mcp::negotiate_bodyless(mcp_headers, session.as_ref().map(|session| session.version))
         .map_err(|malformed| heard(malformed, trail))?;
     if session.is_none() && method == Method::EndSession {
         return Err(Reason::UnknownSession.into());
@@ -193,7 +193,7 @@ pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
     if verb != Verb::Post {
         return None;
     }
-    match mcp::read(body, &mcp::Bounds::default()) {
+    match mcp::parse_message(body, &mcp::Bounds::default()) {
         Ok(Message::Request(request)) => Some(request.id),
         Ok(_) => None,
         Err(malformed) => malformed.id,

@@ -4,7 +4,7 @@
 
 use crate::decide::{Mirrored, MirroredKind, Snapshot};
 use crate::domain::{Call, Era, Method, Reason, Refusal};
-use crate::mcp::{decode_sentinel, encode_sentinel};
+use crate::mcp::{decode_header_value, encode_header_value};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
@@ -67,12 +67,14 @@ fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result
         (Some(argument), Some(field), None) => (argument, field),
     };
     let text = field.to_str().ok().map(|text| text.trim_matches([' ', '\t']));
-    let said = text.and_then(decode_sentinel).ok_or_else(|| mismatch("is not readable"))?;
+    let said = text
+        .and_then(decode_header_value)
+        .ok_or_else(|| mismatch("is not readable"))?;
     if !says(&said, argument, mirrored.kind) {
         return Err(mismatch("does not say what the argument says"));
     }
     let written = match argument {
-        Value::String(text) => encode_sentinel(text).into_owned(),
+        Value::String(text) => encode_header_value(text).into_owned(),
         Value::Number(_) => whole(argument).map(|number| number.to_string()).unwrap_or_default(),
         other => other.to_string(),
     };

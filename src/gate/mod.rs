@@ -241,15 +241,15 @@ impl Gate {
         } = errand;
         let upstreams = &*self.parts.upstreams;
         site::media_types(headers, verb)?;
-        let heads = mcp::read_heads(headers).map_err(|malformed| heard(malformed, trail))?;
-        let session = named_session(&heads, upstreams, &proved.principal, &server, trail.at);
+        let mcp_headers = mcp::read_mcp_headers(headers).map_err(|malformed| heard(malformed, trail))?;
+        let session = named_session(&mcp_headers, upstreams, &proved.principal, &server, trail.at);
         let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
         let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
         let talk = Talk::new(&self.talks, &proved.principal, &server, label, asks);
         let (call, mut session, tasks) = match verb {
-            Verb::Post => read(body.map_err(unread)?, &heads, session, &server, &talk, trail)?,
-            Verb::Get => without_body(Method::OpenStream, &heads, session?, &server, trail)?,
-            Verb::Delete => without_body(Method::EndSession, &heads, session?, &server, trail)?,
+            Verb::Post => read(body.map_err(unread)?, &mcp_headers, session, &server, &talk, trail)?,
+            Verb::Get => without_body(Method::OpenStream, &mcp_headers, session?, &server, trail)?,
+            Verb::Delete => without_body(Method::EndSession, &mcp_headers, session?, &server, trail)?,
         };
         trail.session = match through {
             Some(through) => through.label(),
@@ -321,7 +321,7 @@ impl Gate {
         let forward = ForwardHeads {
             session: session.map(|session| session.id),
             version,
-            last_event_id: heads.last_event_id.map(str::to_owned),
+            last_event_id: mcp_headers.last_event_id.map(str::to_owned),
             holder: (trail.method == Some(Method::Initialize)).then(|| Holder::new(&caller.principal, &server)),
             params,
         };

@@ -11,7 +11,7 @@ use super::talk::Handing;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::Ticket;
 use crate::limits::Admission;
-use crate::mcp::{self, AnswerKind, Said, SseFrame};
+use crate::mcp::{self, MessageKind, ServerMessage, SseFrame};
 use crate::transport::{self, Body};
 use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
 use bytes::Bytes;
@@ -83,11 +83,11 @@ impl Screen {
             Answer::Json {
                 status,
                 body,
-                said,
+                server_message,
                 opened,
                 ..
             } => {
-                let body = self.result(body, &said)?;
+                let body = self.result(body, &server_message)?;
                 let waits = body.len() > SOON_TAKEN;
                 let mut response = reply::json(told(status, self.era), body);
                 if waits && let Some(admission) = admission {
@@ -103,10 +103,10 @@ impl Screen {
     }
 
     /// The answer as this caller may see it: handles encoded, lists filtered, names prefixed.
-    fn result(&self, body: Bytes, said: &Said) -> Result<Bytes, Refusal> {
+    fn result(&self, body: Bytes, server_message: &ServerMessage) -> Result<Bytes, Refusal> {
         let handed = self
             .handing
-            .hand_out(body, said)
+            .hand_out(body, server_message)
             .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
         self.named(self.lens.answer(handed)?)
     }
@@ -131,7 +131,11 @@ impl Screen {
     }
 
     fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
-        let Piece { mut frame, kind, said } = match piece {
+        let Piece {
+            mut frame,
+            kind,
+            server_message,
+        } = match piece {
             Err(failed) => return Some(event(&self.broken(&failed.into()))),
             Ok(piece) => piece,
         };
@@ -139,17 +143,17 @@ impl Screen {
             names.event(&mut frame, self.id.as_ref());
         }
         match kind {
-            None | Some(AnswerKind::Error { .. } | AnswerKind::Malformed(_)) => Some(frame.raw),
-            Some(AnswerKind::Result { .. }) => Some(self.answered(frame, &said)),
-            Some(AnswerKind::NotOurs) => self.replayed(frame, &said),
-            Some(AnswerKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
-            Some(AnswerKind::ServerRequest | AnswerKind::ServerNotification) => self.handed(frame, &said),
+            None | Some(MessageKind::Error { .. } | MessageKind::Malformed(_)) => Some(frame.raw),
+            Some(MessageKind::Result { .. }) => Some(self.answered(frame, &server_message)),
+            Some(MessageKind::OtherResponse) => self.replayed(frame, &server_message),
+            Some(MessageKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
+            Some(MessageKind::ServerRequest | MessageKind::ServerNotification) => self.handed(frame, &server_message),
         }
     }
 
-    fn answered(&self, mut frame: SseFrame, said: &Said) -> Bytes {
+    fn answered(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Bytes {
         let data = frame.data.take().unwrap_or_default();
-        match self.result(data.clone(), said) {
+        match self.result(data.clone(), server_message) {
             Ok(body) if body == data => frame.raw,
             Ok(body) => replace_data(&frame, &body),
             Err(refusal) => event(&self.broken(&refusal)),
@@ -157,9 +161,9 @@ impl Screen {
     }
 
     /// An answer to an earlier request on a resumed stream; dropped if it cannot be rewritten for this caller.
-    fn replayed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
+    fn replayed(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
-        let handed = self.handing.hand_out(data.clone(), said)?;
+        let handed = self.handing.hand_out(data.clone(), server_message)?;
         let seen = match self.lens.replayed(&handed) {
             Ok(None) => handed,
             Ok(Some(body)) => body,
@@ -172,12 +176,12 @@ impl Screen {
     }
 
     /// A request or notification from the server; dropped if it is not for this caller or cannot be rewritten.
-    fn handed(&self, mut frame: SseFrame, said: &Said) -> Option<Bytes> {
+    fn handed(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
-        if !self.handing.is_for(&data, said) {
+        if !self.handing.is_for(&data, server_message) {
             return None;
         }
-        match self.named(self.handing.hand_out(data.clone(), said)?).ok()? {
+        match self.named(self.handing.hand_out(data.clone(), server_message)?).ok()? {
             body if body == data => Some(frame.raw),
             body => Some(replace_data(&frame, &body)),
         }

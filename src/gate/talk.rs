@@ -3,7 +3,7 @@
 //! Replaces only the tokens: all other bytes of a message stay.
 
 use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp, ToolName};
-use crate::mcp::{self, Params, Place, Said, Token, splice};
+use crate::mcp::{self, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
 use crate::upstream::{Handed, Holder, SessionKeys};
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -136,9 +136,9 @@ impl Talk {
         self.bring_input(params, method, era, &mut edits)?;
         let meta = params.meta.as_ref();
         let named = params.task_id.as_ref().filter(|_| method.targets_task());
-        let listened = params.listened_tasks.iter().filter(|_| method == Method::Listen);
-        let tasks: Vec<&Token> = named.into_iter().chain(listened).collect();
-        if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.does_tasks) {
+        let listened = params.subscribed_tasks.iter().filter(|_| method == Method::Listen);
+        let tasks: Vec<&OpaqueToken> = named.into_iter().chain(listened).collect();
+        if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.supports_tasks) {
             return Err(Reason::MissingCapability.into());
         }
         let tasks = tasks.into_iter().map(|task| self.bring_task(task, &mut edits));
@@ -150,10 +150,10 @@ impl Talk {
             Era::Legacy => params.capabilities,
             Era::Modern => meta.and_then(|meta| meta.client_capabilities),
         };
-        if let Some(place) = capabilities {
-            let pruned = mcp::prune(body, place, self.asks)
+        if let Some(span) = capabilities {
+            let pruned = mcp::prune_capabilities(body, span, self.asks)
                 .map_err(|malformed| Refusal::with_detail(malformed.reason, malformed.detail))?;
-            edits.extend(pruned.map(|text| (place, text)));
+            edits.extend(pruned.map(|text| (span, text)));
         }
         Ok(Brought {
             body: splice(body, edits),
@@ -163,7 +163,7 @@ impl Talk {
 
     /// Checks the multi-round-trip members of a modern request. `requestState` must have been issued for the same method and
     /// target; `inputResponses` is refused if the server may make no requests to clients.
-    fn bring_input(&self, params: &Params, method: Method, era: Era, edits: &mut Vec<(Place, String)>) -> Result<(), Refusal> {
+    fn bring_input(&self, params: &Params, method: Method, era: Era, edits: &mut Vec<(JsonSpan, String)>) -> Result<(), Refusal> {
         let misplaced = |name: &str| Refusal::with_detail(Reason::InvalidParams, format!("`{name}` does not belong here"));
         let repeats = era == Era::Modern && method.takes_input();
         if let Some(state) = &params.request_state {
@@ -192,7 +192,7 @@ impl Talk {
         Ok(())
     }
 
-    fn bring_task(&self, named: &Token, edits: &mut Vec<(Place, String)>) -> Result<BroughtTask, Refusal> {
+    fn bring_task(&self, named: &OpaqueToken, edits: &mut Vec<(JsonSpan, String)>) -> Result<BroughtTask, Refusal> {
         let returned = self.taken(Handed::Task, named, Reason::UnknownTask)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
         let task = BroughtTask {
@@ -223,7 +223,7 @@ impl Talk {
         Ok((splice(&answer.body, edits), claim, asked))
     }
 
-    fn taken(&self, handed: Handed<'_>, token: &Token, otherwise: Reason) -> Result<crate::upstream::Returned, Refusal> {
+    fn taken(&self, handed: Handed<'_>, token: &OpaqueToken, otherwise: Reason) -> Result<crate::upstream::Returned, Refusal> {
         self.talks
             .keys
             .take_back(handed, &token.text, &self.holder())
@@ -280,38 +280,38 @@ impl Handing {
     }
 
     /// Whether the message is for this caller: a subscription only receives the tasks that it named.
-    pub fn is_for(&self, message: &[u8], said: &Said) -> bool {
-        let named = |place: &Place| self.named.iter().any(|(text, _)| text == place.text(message));
-        self.method != Method::Listen || said.tasks.iter().all(named)
+    pub fn is_for(&self, message: &[u8], server_message: &ServerMessage) -> bool {
+        let named = |span: &JsonSpan| self.named.iter().any(|(text, _)| text == span.text(message));
+        self.method != Method::Listen || server_message.tasks.iter().all(named)
     }
 
     /// Encodes all tokens in a message for the client; `None` if one of them is too long or must not be disclosed.
-    pub fn hand_out(&self, message: Bytes, said: &Said) -> Option<Bytes> {
+    pub fn hand_out(&self, message: Bytes, server_message: &ServerMessage) -> Option<Bytes> {
         let mut edits = Vec::new();
         // A modern server's `notifications/cancelled` names the client's own subscription, which is no handle.
-        let cancels = said.cancels.iter().filter(|_| self.era == Era::Legacy);
-        for place in said.id.iter().chain(cancels) {
+        let cancels = server_message.cancelled_request.iter().filter(|_| self.era == Era::Legacy);
+        for span in server_message.id.iter().chain(cancels) {
             let handle = self.hand(
                 Handed::Request {
                     session: &self.talk.session,
                 },
-                place.text(&message),
+                span.text(&message),
             )?;
             if handle.len() > LONGEST_ID {
                 return None;
             }
             // The server may reuse the id, and then waits for a new answer.
             self.talk.talks.answered.invalidate(&handle);
-            if let (Some(_), Some(method)) = (said.id, &said.method) {
+            if let (Some(_), Some(method)) = (server_message.id, &server_message.method) {
                 self.talk.talks.asked.insert(handle.clone(), method.clone());
             }
-            edits.push((*place, handle));
+            edits.push((*span, handle));
         }
-        if let Some(place) = said.next_cursor {
-            let method = said.lists.unwrap_or(self.method.as_str());
-            edits.push((place, self.hand(Handed::Cursor { method }, place.text(&message))?));
+        if let Some(span) = server_message.next_cursor {
+            let method = server_message.list_method.unwrap_or(self.method.as_str());
+            edits.push((span, self.hand(Handed::Cursor { method }, span.text(&message))?));
         }
-        if let Some(place) = said.request_state {
+        if let Some(span) = server_message.request_state {
             let handed = Handed::State {
                 method: self.method.as_str(),
                 target: &self.target.to_string(),
@@ -319,22 +319,22 @@ impl Handing {
             let Talks { keys, lifetime, now, .. } = &*self.talk.talks;
             let until = now().plus(*lifetime);
             edits.push((
-                place,
-                keys.hand_until(until, handed, place.text(&message), &self.talk.holder())?,
+                span,
+                keys.hand_until(until, handed, span.text(&message), &self.talk.holder())?,
             ));
         }
-        let of_status = said.method.as_deref().is_some_and(is_of_status);
-        for place in &said.tasks {
-            edits.push((*place, self.task(place.text(&message), of_status)?));
+        let of_status = server_message.method.as_deref().is_some_and(is_of_status);
+        for span in &server_message.tasks {
+            edits.push((*span, self.task(span.text(&message), of_status)?));
         }
         let mut edits: Vec<_> = edits
             .into_iter()
-            .map(|(place, handle)| (place, format!("\"{handle}\"")))
+            .map(|(span, handle)| (span, format!("\"{handle}\"")))
             .collect();
-        if let Some(place) = said.tasks_offered.filter(|_| self.method == Method::Initialize) {
+        if let Some(span) = server_message.tasks_capability.filter(|_| self.method == Method::Initialize) {
             // `tasks/list` is not offered: its result does not say whose tasks it holds.
-            let kept = mcp::without(&message, place, "list").ok()?;
-            edits.extend(kept.map(|text| (place, text)));
+            let kept = mcp::without_member(&message, span, "list").ok()?;
+            edits.extend(kept.map(|text| (span, text)));
         }
         Some(splice(&message, edits))
     }

@@ -28,7 +28,7 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
         Method::GetPrompt => (Target::Prompt(prompt(said.ok_or_else(missing)?)?), arguments),
         Method::Complete => completed(&params, trail)?,
         Method::Listen => {
-            let listened = mcp::listened(&params).map_err(|malformed| heard(malformed, trail))?;
+            let listened = mcp::subscribed_uris(&params).map_err(|malformed| heard(malformed, trail))?;
             if listened.len() + tasks.len() > MOST_LISTENED {
                 let detail = format!("more than {MOST_LISTENED} resources and tasks are listened to");
                 return Err(Refusal::with_detail(Reason::InvalidParams, detail));

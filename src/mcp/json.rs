@@ -2,7 +2,7 @@
 //! differently: duplicate members, lone surrogates, numbers out of range. It returns spans into the text and does not
 //! know JSON-RPC.
 
-use super::names::{Name, Names};
+use super::member_names::{MemberName, MemberNames};
 use crate::domain::{MessageId, Reason};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -64,7 +64,7 @@ impl From<Fault> for Malformed {
 
 /// Which member names of one object count as duplicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Twins {
+pub(super) enum DuplicateNames {
     /// Names that are equal after case folding. For messages of callers.
     Folded,
     /// Names that are equal after unescaping. For messages of servers, whose data may contain both `id` and `Id`.
@@ -73,7 +73,7 @@ pub(super) enum Twins {
 
 /// The kind of a JSON value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum JsonKind {
     Object,
     Array,
     /// A string; whether it contains an escape.
@@ -89,7 +89,7 @@ pub(super) enum Kind {
 pub(super) struct Span {
     start: u32,
     end: u32,
-    pub kind: Kind,
+    pub kind: JsonKind,
 }
 
 impl Span {
@@ -99,56 +99,56 @@ impl Span {
 }
 
 /// The members of an object that the reader looks for.
-pub(super) struct Fields<const N: usize> {
+pub(super) struct KnownMembers<const N: usize> {
     pub spans: [Option<Span>; N],
     /// The first member with another name.
-    pub stranger: Option<Name>,
+    pub unknown_member: Option<MemberName>,
 }
 
 /// Checks that `text` is one strict JSON value without duplicate members.
 pub fn check(text: &[u8], bounds: &Bounds) -> Result<(), Malformed> {
-    let mut scan = Scan::open(text, bounds, Twins::Exact)?;
-    scan.value(0)?;
-    Ok(scan.close()?)
+    let mut scanner = Scanner::open(text, bounds, DuplicateNames::Exact)?;
+    scanner.value(0)?;
+    Ok(scanner.close()?)
 }
 
 /// The position in a text during its one pass.
-pub(super) struct Scan<'a> {
+pub(super) struct Scanner<'a> {
     text: &'a str,
     at: usize,
     bounds: &'a Bounds,
     members: usize,
-    names: Names<'a>,
+    names: MemberNames<'a>,
 }
 
-impl<'a> Scan<'a> {
+impl<'a> Scanner<'a> {
     /// Starts a scan. Refuses text that is too long, empty, not UTF-8, or begins with a byte order mark.
-    pub fn open(text: &'a [u8], bounds: &'a Bounds, twins: Twins) -> Result<Self, Fault> {
+    pub fn open(text: &'a [u8], bounds: &'a Bounds, duplicates: DuplicateNames) -> Result<Self, Fault> {
         if u32::try_from(text.len()).is_err() {
             return Err(fault(Reason::BodyTooLarge, "the body is larger than 4 GiB"));
         }
         let Ok(text) = std::str::from_utf8(text) else {
             return Err(fault(Reason::MalformedJson, "the body is not UTF-8"));
         };
-        let names = Names::new(text, twins);
-        let mut scan = Self {
+        let names = MemberNames::new(text, duplicates);
+        let mut scanner = Self {
             text,
             at: 0,
             bounds,
             members: 0,
             names,
         };
-        scan.space();
-        match scan.peek() {
+        scanner.skip_space();
+        match scanner.peek() {
             None => Err(fault(Reason::MalformedJson, "the body is empty")),
-            Some(0xef) => Err(scan.malformed("a byte order mark")),
-            Some(_) => Ok(scan),
+            Some(0xef) => Err(scanner.malformed("a byte order mark")),
+            Some(_) => Ok(scanner),
         }
     }
 
     /// Ends the scan: only white space may follow the value.
     pub fn close(mut self) -> Result<(), Fault> {
-        self.space();
+        self.skip_space();
         match self.peek() {
             None => Ok(()),
             Some(_) => Err(self.malformed("something after the end of the message")),
@@ -166,7 +166,7 @@ impl<'a> Scan<'a> {
     }
 
     /// The span from `start` to the current position.
-    pub fn since(&self, start: usize, kind: Kind) -> Span {
+    pub fn since(&self, start: usize, kind: JsonKind) -> Span {
         // `open` refuses texts longer than u32::MAX bytes.
         Span {
             start: start as u32,
@@ -175,7 +175,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    pub fn name(&self, name: &Name) -> &str {
+    pub fn name(&self, name: &MemberName) -> &str {
         self.names.text(name)
     }
 
@@ -184,18 +184,18 @@ impl<'a> Scan<'a> {
         let start = self.at;
         let kind = match self.peek() {
             Some(b'{') => {
-                self.object(depth, &mut |scan, _, depth| scan.value(depth).map(drop))?;
-                Kind::Object
+                self.object(depth, &mut |scanner, _, depth| scanner.value(depth).map(drop))?;
+                JsonKind::Object
             }
             Some(b'[') => {
-                self.array(depth, &mut |scan, depth| scan.value(depth).map(drop))?;
-                Kind::Array
+                self.array(depth, &mut |scanner, depth| scanner.value(depth).map(drop))?;
+                JsonKind::Array
             }
-            Some(b'"') => Kind::Text(self.string()?),
-            Some(b'-' | b'0'..=b'9') => Kind::Number(self.number()?),
-            Some(b't') => self.word("true", Kind::Bool(true))?,
-            Some(b'f') => self.word("false", Kind::Bool(false))?,
-            Some(b'n') => self.word("null", Kind::Null)?,
+            Some(b'"') => JsonKind::Text(self.string()?),
+            Some(b'-' | b'0'..=b'9') => JsonKind::Number(self.number()?),
+            Some(b't') => self.literal("true", JsonKind::Bool(true))?,
+            Some(b'f') => self.literal("false", JsonKind::Bool(false))?,
+            Some(b'n') => self.literal("null", JsonKind::Null)?,
             Some(_) => return Err(self.malformed("not a value")),
             None => return Err(self.malformed("the message breaks off")),
         };
@@ -204,47 +204,47 @@ impl<'a> Scan<'a> {
 
     /// Reads an object and keeps the spans of the members named in `known`. `inner` reads the value of a known member,
     /// given its index. A member whose name equals a known one after case folding is refused.
-    pub fn fields<const N: usize>(
+    pub fn known_members<const N: usize>(
         &mut self,
         depth: usize,
         known: &[&'static str; N],
         mut inner: impl FnMut(&mut Self, usize, usize) -> Result<Span, Fault>,
-    ) -> Result<Fields<N>, Fault> {
-        let mut fields = Fields {
+    ) -> Result<KnownMembers<N>, Fault> {
+        let mut fields = KnownMembers {
             spans: [None; N],
-            stranger: None,
+            unknown_member: None,
         };
-        self.object(depth, &mut |scan, name, depth| {
-            let text = scan.names.text(&name);
+        self.object(depth, &mut |scanner, name, depth| {
+            let text = scanner.names.text(&name);
             if let Some(index) = known.iter().position(|known| *known == text) {
-                fields.spans[index] = Some(inner(scan, index, depth)?);
+                fields.spans[index] = Some(inner(scanner, index, depth)?);
                 return Ok(());
             }
-            if let Some(known) = known.iter().find(|known| super::names::fold_equal(known, text)) {
+            if let Some(known) = known.iter().find(|known| super::member_names::fold_equal(known, text)) {
                 let detail = format!("member {} is `{known}` in another spelling", quoted(text));
                 return Err(fault(Reason::AmbiguousJson, detail));
             }
-            fields.stranger.get_or_insert(name);
-            scan.value(depth).map(drop)
+            fields.unknown_member.get_or_insert(name);
+            scanner.value(depth).map(drop)
         })?;
         Ok(fields)
     }
 
     /// Reads an array; `each` reads an element.
     pub fn array(&mut self, depth: usize, each: &mut impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
-        self.enter(depth, b'[')?;
+        self.begin_container(depth, b'[')?;
         if self.take(b']') {
             return Ok(());
         }
         loop {
             each(self, depth + 1)?;
-            self.space();
+            self.skip_space();
             match self.peek() {
                 Some(b',') => self.at += 1,
                 Some(b']') => break,
                 _ => return Err(self.malformed("neither `,` nor `]` after an element")),
             }
-            self.space();
+            self.skip_space();
         }
         self.at += 1;
         Ok(())
@@ -254,26 +254,26 @@ impl<'a> Scan<'a> {
     pub fn object(
         &mut self,
         depth: usize,
-        each: &mut impl FnMut(&mut Self, Name, usize) -> Result<(), Fault>,
+        each: &mut impl FnMut(&mut Self, MemberName, usize) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        self.enter(depth, b'{')?;
+        self.begin_container(depth, b'{')?;
         if self.take(b'}') {
             return Ok(());
         }
-        let frame = self.names.enter();
+        let frame = self.names.begin_object();
         loop {
             let name = self.member_name()?;
             each(self, name, depth + 1)?;
-            self.space();
+            self.skip_space();
             match self.peek() {
                 Some(b',') => self.at += 1,
                 Some(b'}') => break,
                 _ => return Err(self.malformed("neither `,` nor `}` after a member")),
             }
-            self.space();
+            self.skip_space();
         }
         self.at += 1;
-        match self.names.leave(frame) {
+        match self.names.end_object(frame) {
             None => Ok(()),
             Some((one, other)) => {
                 let detail = if one == other {
@@ -286,7 +286,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn member_name(&mut self) -> Result<Name, Fault> {
+    fn member_name(&mut self) -> Result<MemberName, Fault> {
         if self.peek() != Some(b'"') {
             return Err(self.malformed("a member without a quoted name"));
         }
@@ -296,24 +296,24 @@ impl<'a> Scan<'a> {
             return Err(fault(Reason::MalformedJson, detail));
         }
         let start = self.at;
-        let kind = Kind::Text(self.string()?);
+        let kind = JsonKind::Text(self.string()?);
         let text = self.text;
         let decoded = match kind {
-            Kind::Text(false) => Cow::Borrowed(&text[start + 1..self.at - 1]),
+            JsonKind::Text(false) => Cow::Borrowed(&text[start + 1..self.at - 1]),
             _ => decode(text.as_bytes(), self.since(start, kind))?,
         };
-        if kind == Kind::Text(true) && decoded.contains('\0') {
+        if kind == JsonKind::Text(true) && decoded.contains('\0') {
             return Err(fault(Reason::AmbiguousJson, "a member name holds U+0000"));
         }
         let name = self.names.push(decoded, start + 1);
-        self.space();
+        self.skip_space();
         if !self.take(b':') {
             return Err(self.malformed("no `:` after a name"));
         }
         Ok(name)
     }
 
-    fn enter(&mut self, depth: usize, bracket: u8) -> Result<(), Fault> {
+    fn begin_container(&mut self, depth: usize, bracket: u8) -> Result<(), Fault> {
         if self.peek() != Some(bracket) {
             return Err(self.malformed(if bracket == b'{' { "not an object" } else { "not an array" }));
         }
@@ -322,7 +322,7 @@ impl<'a> Scan<'a> {
             return Err(fault(Reason::MalformedJson, detail));
         }
         self.at += 1;
-        self.space();
+        self.skip_space();
         Ok(())
     }
 
@@ -354,11 +354,11 @@ impl<'a> Scan<'a> {
                 self.at += 1;
                 Ok(())
             }
-            Some(b'u') => match self.unit()? {
+            Some(b'u') => match self.hex_unit()? {
                 0xdc00..=0xdfff => Err(self.malformed("a lone surrogate")),
                 0xd800..=0xdbff => {
                     let paired = self.take_exact(b'\\') && self.peek() == Some(b'u');
-                    if paired && matches!(self.unit()?, 0xdc00..=0xdfff) {
+                    if paired && matches!(self.hex_unit()?, 0xdc00..=0xdfff) {
                         Ok(())
                     } else {
                         Err(self.malformed("a lone surrogate"))
@@ -371,7 +371,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Reads the four hexadecimal digits after `u`.
-    fn unit(&mut self) -> Result<u32, Fault> {
+    fn hex_unit(&mut self) -> Result<u32, Fault> {
         let digits = self.text.as_bytes().get(self.at + 1..self.at + 5);
         let unit = digits.and_then(|digits| {
             digits
@@ -425,7 +425,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn word(&mut self, word: &'static str, kind: Kind) -> Result<Kind, Fault> {
+    fn literal(&mut self, word: &'static str, kind: JsonKind) -> Result<JsonKind, Fault> {
         if self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
             self.at += word.len();
             Ok(kind)
@@ -444,12 +444,12 @@ impl<'a> Scan<'a> {
     fn take(&mut self, byte: u8) -> bool {
         let here = self.take_exact(byte);
         if here {
-            self.space();
+            self.skip_space();
         }
         here
     }
 
-    pub fn space(&mut self) {
+    pub fn skip_space(&mut self) {
         let text = self.text.as_bytes();
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = text.get(self.at) {
             self.at += 1;
@@ -473,7 +473,7 @@ pub(super) fn quoted(text: &str) -> String {
 pub(super) fn decode(text: &[u8], span: Span) -> Result<Cow<'_, str>, Fault> {
     let quoted = &text[span.range()];
     let decoded = match span.kind {
-        Kind::Text(false) => std::str::from_utf8(&quoted[1..quoted.len() - 1]).ok().map(Cow::Borrowed),
+        JsonKind::Text(false) => std::str::from_utf8(&quoted[1..quoted.len() - 1]).ok().map(Cow::Borrowed),
         _ => serde_json::from_slice(quoted).ok().map(Cow::Owned),
     };
     decoded.ok_or_else(|| fault(Reason::MalformedJson, "a string that cannot be read"))

@@ -1,8 +1,8 @@
 //! Filters the lists in answers for one caller. Hidden items are removed, visible tools get their pinned definition, and
 //! everything else stays byte for byte. Filtering is a courtesy; access is decided when an item is used.
 
-use super::answer::ANSWER_BOUNDS;
-use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
+use super::json::{DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode};
+use super::message_kind::SERVER_MESSAGE_BOUNDS;
 use super::splice::spliced;
 use crate::domain::{Era, Reason};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// The kind of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listed {
+pub enum ListKind {
     Tools,
     Resources,
     Templates,
@@ -21,20 +21,20 @@ pub enum Listed {
 
 /// What the caller is shown of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shown {
+pub enum ListVisibility {
     /// Removed from the list.
     Hidden,
     /// Kept byte for byte.
-    AsItIs,
+    Unchanged,
     /// Replaced by this definition. A second item with the same name is dropped.
-    As(Arc<str>),
+    Replaced(Arc<str>),
 }
 
 /// Decides by the name or URI of an item what the caller is shown of it.
-pub type Keep<'a> = &'a mut dyn FnMut(Listed, &str) -> Shown;
+pub type VisibilityFn<'a> = &'a mut dyn FnMut(ListKind, &str) -> ListVisibility;
 
-impl Listed {
-    const ALL: [Listed; 4] = [Listed::Tools, Listed::Resources, Listed::Templates, Listed::Prompts];
+impl ListKind {
+    const ALL: [ListKind; 4] = [ListKind::Tools, ListKind::Resources, ListKind::Templates, ListKind::Prompts];
     const MEMBERS: [&'static str; 5] = ["tools", "resources", "resourceTemplates", "prompts", "cacheScope"];
 
     /// The member of the result that holds the list.
@@ -45,16 +45,16 @@ impl Listed {
     /// The member that identifies an item.
     const fn named_by(self) -> &'static [&'static str; 1] {
         match self {
-            Listed::Tools | Listed::Prompts => &["name"],
-            Listed::Resources => &["uri"],
-            Listed::Templates => &["uriTemplate"],
+            ListKind::Tools | ListKind::Prompts => &["name"],
+            ListKind::Resources => &["uri"],
+            ListKind::Templates => &["uriTemplate"],
         }
     }
 }
 
 /// Filters the answer to a request for the list `of`. An error answer is returned unchanged; a result without the list is
 /// refused.
-pub fn filter_list(answer: &[u8], of: Listed, keep: Keep<'_>, era: Era) -> Result<Bytes, Malformed> {
+pub fn filter_list(answer: &[u8], of: ListKind, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result {
         None => Ok(Bytes::copy_from_slice(answer)),
@@ -70,7 +70,7 @@ pub fn filter_list(answer: &[u8], of: Listed, keep: Keep<'_>, era: Era) -> Resul
 }
 
 /// The same for an answer whose request is not known; `None` if it contains no list.
-pub fn filter_listed(answer: &[u8], keep: Keep<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
+pub fn filter_if_list(answer: &[u8], keep: VisibilityFn<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result {
         Some(result) if !lists.lists.is_empty() => Ok(Some(lists.rewritten(answer, result, keep, era)?)),
@@ -80,9 +80,9 @@ pub fn filter_listed(answer: &[u8], keep: Keep<'_>, era: Era) -> Result<Option<B
 
 /// Marks an answer as private (`cacheScope`), because other callers may not be allowed to have it. An error answer is
 /// returned unchanged.
-pub fn made_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
+pub fn mark_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
     let lists = Lists::read(answer)?;
-    match lists.result.filter(|result| result.kind == Kind::Object) {
+    match lists.result.filter(|result| result.kind == JsonKind::Object) {
         Some(result) => Ok(spliced(answer, lists.private(result, era).into_iter().collect())),
         None => Ok(Bytes::copy_from_slice(answer)),
     }
@@ -96,38 +96,40 @@ struct Lists {
 }
 
 struct List {
-    of: Listed,
+    of: ListKind,
     span: Span,
-    items: Vec<Item>,
+    items: Vec<ListItem>,
 }
 
-struct Item {
+struct ListItem {
     span: Span,
     name: Option<Span>,
 }
 
 impl Lists {
     fn read(answer: &[u8]) -> Result<Self, Fault> {
-        let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact)?;
+        let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
         let mut lists = Vec::new();
         let mut cache_scope = None;
-        let fields = scan.fields(0, &["jsonrpc", "id", "result", "error"], |scan, index, depth| {
-            if index != 2 || scan.peek() != Some(b'{') {
-                return scan.value(depth);
+        let fields = scanner.known_members(0, &["jsonrpc", "id", "result", "error"], |scanner, index, depth| {
+            if index != 2 || scanner.peek() != Some(b'{') {
+                return scanner.value(depth);
             }
-            let start = scan.here();
-            let fields = scan.fields(depth, &Listed::MEMBERS, |scan, index, depth| match Listed::ALL.get(index) {
-                Some(of) if scan.peek() == Some(b'[') => {
-                    let (span, items) = items(scan, *of, depth)?;
-                    lists.push(List { of: *of, span, items });
-                    Ok(span)
+            let start = scanner.here();
+            let fields = scanner.known_members(depth, &ListKind::MEMBERS, |scanner, index, depth| {
+                match ListKind::ALL.get(index) {
+                    Some(of) if scanner.peek() == Some(b'[') => {
+                        let (span, items) = items(scanner, *of, depth)?;
+                        lists.push(List { of: *of, span, items });
+                        Ok(span)
+                    }
+                    _ => scanner.value(depth),
                 }
-                _ => scan.value(depth),
             })?;
-            cache_scope = fields.spans[Listed::ALL.len()];
-            Ok(scan.since(start, Kind::Object))
+            cache_scope = fields.spans[ListKind::ALL.len()];
+            Ok(scanner.since(start, JsonKind::Object))
         })?;
-        scan.close()?;
+        scanner.close()?;
         Ok(Self {
             result: fields.spans[2],
             cache_scope,
@@ -135,11 +137,11 @@ impl Lists {
         })
     }
 
-    fn rewritten(&self, answer: &[u8], result: Span, keep: Keep<'_>, era: Era) -> Result<Bytes, Fault> {
+    fn rewritten(&self, answer: &[u8], result: Span, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Fault> {
         let lists = self
             .lists
             .iter()
-            .map(|list| Ok((list.span.range(), list.shown(answer, keep)?)));
+            .map(|list| Ok((list.span.range(), list.visible_items(answer, keep)?)));
         let mut edits = lists.collect::<Result<Vec<_>, Fault>>()?;
         edits.extend(self.private(result, era));
         Ok(spliced(answer, edits))
@@ -155,41 +157,43 @@ impl Lists {
     }
 }
 
-fn items(scan: &mut Scan<'_>, of: Listed, depth: usize) -> Result<(Span, Vec<Item>), Fault> {
-    let start = scan.here();
+fn items(scanner: &mut Scanner<'_>, of: ListKind, depth: usize) -> Result<(Span, Vec<ListItem>), Fault> {
+    let start = scanner.here();
     let mut items = Vec::new();
-    scan.array(depth, &mut |scan, depth| {
-        let start = scan.here();
-        let (span, name) = match scan.peek() {
+    scanner.array(depth, &mut |scanner, depth| {
+        let start = scanner.here();
+        let (span, name) = match scanner.peek() {
             Some(b'{') => {
-                let fields = scan.fields(depth, of.named_by(), |scan, _, depth| scan.value(depth))?;
-                (scan.since(start, Kind::Object), fields.spans[0])
+                let fields = scanner.known_members(depth, of.named_by(), |scanner, _, depth| scanner.value(depth))?;
+                (scanner.since(start, JsonKind::Object), fields.spans[0])
             }
-            _ => (scan.value(depth)?, None),
+            _ => (scanner.value(depth)?, None),
         };
-        items.push(Item {
+        items.push(ListItem {
             span,
-            name: name.filter(|span| matches!(span.kind, Kind::Text(_))),
+            name: name.filter(|span| matches!(span.kind, JsonKind::Text(_))),
         });
         Ok(())
     })?;
-    Ok((scan.since(start, Kind::Array), items))
+    Ok((scanner.since(start, JsonKind::Array), items))
 }
 
 impl List {
-    fn shown(&self, answer: &[u8], keep: Keep<'_>) -> Result<String, Fault> {
+    fn visible_items(&self, answer: &[u8], keep: VisibilityFn<'_>) -> Result<String, Fault> {
         let mut text = String::from("[");
         let mut seen = BTreeSet::new();
-        for Item { span, name } in &self.items {
+        for ListItem { span, name } in &self.items {
             let Some(name) = name.map(|name| decode(answer, name)).transpose()? else {
                 continue;
             };
             let shown = keep(self.of, &name);
             let definition = match &shown {
-                Shown::Hidden => continue,
-                Shown::As(_) if !seen.insert(name) => continue,
-                Shown::As(definition) => definition,
-                Shown::AsItIs => std::str::from_utf8(&answer[span.range()]).expect("the reader has seen that it is UTF-8"),
+                ListVisibility::Hidden => continue,
+                ListVisibility::Replaced(_) if !seen.insert(name) => continue,
+                ListVisibility::Replaced(definition) => definition,
+                ListVisibility::Unchanged => {
+                    std::str::from_utf8(&answer[span.range()]).expect("the reader has seen that it is UTF-8")
+                }
             };
             if text.len() > 1 {
                 text.push(',');
@@ -206,11 +210,11 @@ mod tests {
     use super::*;
 
     fn filtered(answer: &str, era: Era) -> String {
-        let mut keep = |_: Listed, name: &str| match name {
-            "hidden" | "Hidden" => Shown::Hidden,
-            name => Shown::As(format!(r#"{{"name":"{name}","pinned":true}}"#).into()),
+        let mut keep = |_: ListKind, name: &str| match name {
+            "hidden" | "Hidden" => ListVisibility::Hidden,
+            name => ListVisibility::Replaced(format!(r#"{{"name":"{name}","pinned":true}}"#).into()),
         };
-        let filtered = filter_list(answer.as_bytes(), Listed::Tools, &mut keep, era);
+        let filtered = filter_list(answer.as_bytes(), ListKind::Tools, &mut keep, era);
         String::from_utf8(filtered.unwrap().to_vec()).unwrap()
     }
 
@@ -230,28 +234,38 @@ mod tests {
     #[test]
     fn what_is_not_pinned_stays_as_it_is_and_in_its_order() {
         let answer = r#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ {"uri":"x:1" , "n":1.50}, {"uri":"x:secret"},{"name":"x:2"}, {"n":2,"u\u0072i":"x:3"},{"uri":"x:1"} ],"ttlMs":5}}"#;
-        let keep = &mut |of: Listed, uri: &str| {
-            assert_eq!(of, Listed::Resources);
-            if uri == "x:secret" { Shown::Hidden } else { Shown::AsItIs }
+        let keep = &mut |of: ListKind, uri: &str| {
+            assert_eq!(of, ListKind::Resources);
+            if uri == "x:secret" {
+                ListVisibility::Hidden
+            } else {
+                ListVisibility::Unchanged
+            }
         };
-        let shown = filter_list(answer.as_bytes(), Listed::Resources, keep, Era::Legacy).unwrap();
+        let shown = filter_list(answer.as_bytes(), ListKind::Resources, keep, Era::Legacy).unwrap();
         let wanted = r#"{"jsonrpc":"2.0","id":1,"result":{"resources":[{"uri":"x:1" , "n":1.50},{"n":2,"u\u0072i":"x:3"},{"uri":"x:1"}],"ttlMs":5}}"#;
         assert_eq!(shown, wanted);
         for (list, of) in [
-            (r#""resourceTemplates":[{"uriTemplate":"x:{a}"}]"#, Listed::Templates),
-            (r#""prompts":[{"name":"p"}]"#, Listed::Prompts),
+            (r#""resourceTemplates":[{"uriTemplate":"x:{a}"}]"#, ListKind::Templates),
+            (r#""prompts":[{"name":"p"}]"#, ListKind::Prompts),
         ] {
             let answer = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{list}}}}}"#);
-            let hide = &mut |seen: Listed, _: &str| if seen == of { Shown::Hidden } else { Shown::AsItIs };
+            let hide = &mut |seen: ListKind, _: &str| {
+                if seen == of {
+                    ListVisibility::Hidden
+                } else {
+                    ListVisibility::Unchanged
+                }
+            };
             let shown = filter_list(answer.as_bytes(), of, hide, Era::Legacy).unwrap();
             assert!(shown.ends_with(b"[]}}"), "{shown:?}");
-            assert!(filter_list(answer.as_bytes(), Listed::Tools, hide, Era::Legacy).is_err());
+            assert!(filter_list(answer.as_bytes(), ListKind::Tools, hide, Era::Legacy).is_err());
         }
     }
 
     #[test]
     fn what_one_may_read_is_not_for_all() {
-        let private = |answer: &str, era| made_private(answer.as_bytes(), era).unwrap();
+        let private = |answer: &str, era| mark_private(answer.as_bytes(), era).unwrap();
         let read = r#"{"jsonrpc":"2.0","id":1,"result":{"contents":[],"cacheScope":"public"}}"#;
         let kept = r#"{"jsonrpc":"2.0","id":1,"result":{"contents":[],"cacheScope":"private"}}"#;
         assert_eq!(private(read, Era::Modern), kept);
@@ -265,7 +279,7 @@ mod tests {
     #[test]
     fn a_list_is_found_in_an_answer_to_nobody_knows_what() {
         let listed = |answer: &str| {
-            let found = filter_listed(answer.as_bytes(), &mut |_, _| Shown::Hidden, Era::Legacy);
+            let found = filter_if_list(answer.as_bytes(), &mut |_, _| ListVisibility::Hidden, Era::Legacy);
             found.map(|found| found.map(|body| String::from_utf8(body.to_vec()).unwrap()))
         };
         let hidden = listed(r#"{"jsonrpc":"2.0","id":9,"result":{"tools":[{"name":"hidden"}]}}"#);
@@ -303,7 +317,13 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}"#,
         ] {
             assert!(
-                filter_list(answer.as_bytes(), Listed::Tools, &mut |_, _| Shown::Hidden, Era::Legacy).is_err(),
+                filter_list(
+                    answer.as_bytes(),
+                    ListKind::Tools,
+                    &mut |_, _| ListVisibility::Hidden,
+                    Era::Legacy
+                )
+                .is_err(),
                 "{answer}"
             );
         }

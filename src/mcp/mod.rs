@@ -2,40 +2,40 @@
 //!
 //! Nothing here knows the caller or what they may do. It only refuses what two parsers could read differently.
 
-mod answer;
 mod canonical;
-mod heads;
+mod capabilities;
+mod client_message;
+mod header_encoding;
+mod headers;
 mod json;
 mod lists;
-mod names;
-mod notices;
-mod pages;
+mod member_names;
+mod message_kind;
+mod message_routing;
+mod page_merge;
 mod params;
-mod prune;
-mod read;
 mod rename;
-mod said;
-mod sentinel;
+mod server_message;
+mod server_notification;
 mod splice;
 mod sse;
-mod wire;
 
-pub use answer::{AnswerKind, answer_kind, error, negotiated, readdress, result};
 pub use canonical::canonical;
-pub use heads::{
-    Heads, LAST_EVENT_ID, METHOD, NAME, PROTOCOL_VERSION, SESSION_ID, agree, agree_headless, agree_notification, method,
-    mirrored, notification, read_heads,
+pub use capabilities::{prune_capabilities, without_member};
+pub use client_message::{Message, Meta, Notification, OpaqueToken, Params, Request, Response, TASKS, parse_message};
+pub use header_encoding::{decode_header_value, encode_header_value};
+pub use headers::{
+    LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, method, mirror_headers, negotiate, negotiate_bodyless,
+    negotiate_notification, notification, read_mcp_headers,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::{Keep, Listed, Shown, filter_list, filter_listed, made_private};
-pub use notices::{Notice, notice};
-pub use pages::{Page, list};
-pub use params::{Completion, Reference, completion, listened};
-pub use prune::{prune, without};
-pub use read::{Message, Meta, Notification, Params, Request, Response, TASKS, Token, read};
-pub use rename::{Rename, redefined, renamed};
-pub use said::{Ask, ResultType, Said, Wish, heard};
-pub use sentinel::{decode_sentinel, encode_sentinel};
-pub use splice::{Place, splice};
+pub use lists::{ListKind, ListVisibility, VisibilityFn, filter_if_list, filter_list, mark_private};
+pub use message_kind::{MessageKind, error, message_kind, negotiated_version, readdress, result};
+pub use message_routing::{JsonRpcKind, MessageRouting, read_routing};
+pub use page_merge::{Page, merge_pages};
+pub use params::{Completion, Reference, completion, subscribed_uris};
+pub use rename::{Rename, rename_tool, renamed};
+pub use server_message::{ClientRequestRef, RequestedCapability, ResultType, ServerMessage, parse_server_message};
+pub use server_notification::{ServerNotification, parse_server_notification};
+pub use splice::{JsonSpan, splice};
 pub use sse::{SseFault, SseFrame, SseReader};
-pub use wire::{Wire, WireKind, wire};

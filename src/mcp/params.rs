@@ -2,8 +2,8 @@
 //!
 //! Unknown members are refused, because a server might read one as authority that the policies did not see.
 
-use super::json::{Bounds, Fault, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
-use super::read::Params;
+use super::client_message::Params;
+use super::json::{Bounds, DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode, fault, quoted};
 use crate::domain::Reason;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Whether the modern era removed this method. There it is an unknown method, and its parameters are not checked.
-pub(super) fn lost(method: &str) -> bool {
+pub(super) fn removed_in_modern(method: &str) -> bool {
     matches!(
         method,
         "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "tasks/result"
@@ -49,7 +49,7 @@ pub(super) fn lost(method: &str) -> bool {
 }
 
 /// The required members of `params`.
-pub(super) fn needed(method: &str) -> &'static [&'static str] {
+pub(super) fn required(method: &str) -> &'static [&'static str] {
     match method {
         "tools/call" | "prompts/get" => &["name"],
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => &["uri"],
@@ -72,7 +72,7 @@ pub fn completion(params: &Params) -> Result<Completion, Malformed> {
     )?;
     let (name, value) = (argument.text(0)?, argument.text(1)?);
     let mut arguments = match &params.context {
-        Some(context) => settled(context)?,
+        Some(context) => settled_arguments(context)?,
         None => BTreeMap::new(),
     };
     let name = name.ok_or_else(|| missing("argument.name"))?;
@@ -81,7 +81,7 @@ pub fn completion(params: &Params) -> Result<Completion, Malformed> {
 }
 
 /// The resource URIs in the filter of `subscriptions/listen`, in order.
-pub fn listened(params: &Params) -> Result<Vec<String>, Malformed> {
+pub fn subscribed_uris(params: &Params) -> Result<Vec<String>, Malformed> {
     const FILTER: [&str; 5] = [
         "toolsListChanged",
         "promptsListChanged",
@@ -92,7 +92,7 @@ pub fn listened(params: &Params) -> Result<Vec<String>, Malformed> {
     let text = params.notifications.as_ref().ok_or_else(|| missing("notifications"))?;
     let filter = Object::read(text, &FILTER, "notifications")?;
     let [flags @ .., uris, _] = filter.spans;
-    if flags.iter().flatten().any(|span| !matches!(span.kind, Kind::Bool(_))) {
+    if flags.iter().flatten().any(|span| !matches!(span.kind, JsonKind::Bool(_))) {
         return Err(bad("a member of `notifications` is not a boolean").into());
     }
     match uris {
@@ -112,7 +112,7 @@ fn reference(text: &Bytes) -> Result<Reference, Fault> {
 }
 
 /// Parses `context.arguments` of a completion.
-fn settled(context: &Bytes) -> Result<BTreeMap<String, String>, Fault> {
+fn settled_arguments(context: &Bytes) -> Result<BTreeMap<String, String>, Fault> {
     let context = Object::read(context, &["arguments"], "context")?;
     let Some(span) = context.spans[0] else {
         return Ok(BTreeMap::new());
@@ -124,20 +124,20 @@ fn settled(context: &Bytes) -> Result<BTreeMap<String, String>, Fault> {
 fn texts(list: &Bytes) -> Result<Vec<String>, Fault> {
     let wrong = || bad("`notifications.resourceSubscriptions` is not an array of strings");
     let bounds = Bounds::default();
-    let mut scan = Scan::open(list, &bounds, Twins::Folded)?;
-    if scan.peek() != Some(b'[') {
+    let mut scanner = Scanner::open(list, &bounds, DuplicateNames::Folded)?;
+    if scanner.peek() != Some(b'[') {
         return Err(wrong());
     }
     let mut texts = Vec::new();
-    scan.array(0, &mut |scan, depth| {
-        let span = scan.value(depth)?;
+    scanner.array(0, &mut |scanner, depth| {
+        let span = scanner.value(depth)?;
         match span.kind {
-            Kind::Text(_) => texts.push(decode(list, span)?.into_owned()),
+            JsonKind::Text(_) => texts.push(decode(list, span)?.into_owned()),
             _ => return Err(wrong()),
         }
         Ok(())
     })?;
-    scan.close()?;
+    scanner.close()?;
     Ok(texts)
 }
 
@@ -151,12 +151,15 @@ struct Object<'a, const N: usize> {
 impl<'a, const N: usize> Object<'a, N> {
     fn read(text: &'a Bytes, names: &'static [&'static str; N], what: &str) -> Result<Self, Fault> {
         let bounds = Bounds::default();
-        let mut scan = Scan::open(text, &bounds, Twins::Folded)?;
-        let fields = scan.fields(0, names, |scan, _, depth| scan.value(depth))?;
-        if let Some(stranger) = &fields.stranger {
-            return Err(bad(format!("{} does not belong into `{what}`", quoted(scan.name(stranger)))));
+        let mut scanner = Scanner::open(text, &bounds, DuplicateNames::Folded)?;
+        let fields = scanner.known_members(0, names, |scanner, _, depth| scanner.value(depth))?;
+        if let Some(stranger) = &fields.unknown_member {
+            return Err(bad(format!(
+                "{} does not belong into `{what}`",
+                quoted(scanner.name(stranger))
+            )));
         }
-        scan.close()?;
+        scanner.close()?;
         Ok(Self {
             text,
             names,
@@ -167,7 +170,7 @@ impl<'a, const N: usize> Object<'a, N> {
     fn text(&self, index: usize) -> Result<Option<String>, Fault> {
         match self.spans[index] {
             None => Ok(None),
-            Some(span) if matches!(span.kind, Kind::Text(_)) => Ok(Some(decode(self.text, span)?.into_owned())),
+            Some(span) if matches!(span.kind, JsonKind::Text(_)) => Ok(Some(decode(self.text, span)?.into_owned())),
             Some(_) => Err(bad(format!("`{}` is not a string", self.names[index]))),
         }
     }

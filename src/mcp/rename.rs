@@ -1,8 +1,8 @@
 //! Renames the tools, prompts and URIs in a server's message. Where messages of several servers are merged, each name
 //! must show its server. Everything else stays byte for byte; how a name is changed is the caller's business.
 
-use super::answer::ANSWER_BOUNDS;
-use super::json::{Fault, Kind, Malformed, Scan, Span, Twins, decode};
+use super::json::{DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode};
+use super::message_kind::SERVER_MESSAGE_BOUNDS;
 use super::splice::spliced;
 use bytes::Bytes;
 use std::ops::Range;
@@ -18,7 +18,7 @@ pub trait Rename {
 /// Renames what the message contains: items of lists, updated resources, contents, links and embedded resources. Returns
 /// the same bytes if there is nothing to rename.
 pub fn renamed(message: &Bytes, rename: &dyn Rename) -> Result<Bytes, Malformed> {
-    let mut found = Found::default();
+    let mut found = FoundNames::default();
     found.message(message)?;
     let edits = found.edits(message, rename)?;
     Ok(if edits.is_empty() {
@@ -29,43 +29,43 @@ pub fn renamed(message: &Bytes, rename: &dyn Rename) -> Result<Bytes, Malformed>
 }
 
 /// A tool definition with another name.
-pub fn redefined(definition: &str, name: &str) -> Result<String, Malformed> {
-    let mut scan = Scan::open(definition.as_bytes(), &ANSWER_BOUNDS, Twins::Exact)?;
-    let fields = scan.fields(0, &["name"], |scan, _, depth| scan.value(depth))?;
-    scan.close()?;
+pub fn rename_tool(definition: &str, name: &str) -> Result<String, Malformed> {
+    let mut scanner = Scanner::open(definition.as_bytes(), &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
+    let fields = scanner.known_members(0, &["name"], |scanner, _, depth| scanner.value(depth))?;
+    scanner.close()?;
     let mut text = definition.to_owned();
     if let Some(span) = fields.spans[0] {
-        text.replace_range(span.range(), &quoted(name));
+        text.replace_range(span.range(), &json_string(name));
     }
     Ok(text)
 }
 
 #[derive(Default)]
-struct Found {
+struct FoundNames {
     names: Vec<Span>,
     uris: Vec<Span>,
 }
 
-impl Found {
+impl FoundNames {
     fn edits(&self, message: &[u8], rename: &dyn Rename) -> Result<Vec<(Range<usize>, String)>, Fault> {
-        let written = |span: &Span, new: &dyn Fn(&str) -> String| Ok((span.range(), quoted(&new(&decode(message, *span)?))));
+        let written = |span: &Span, new: &dyn Fn(&str) -> String| Ok((span.range(), json_string(&new(&decode(message, *span)?))));
         let names = self.names.iter().map(|span| written(span, &|name| rename.name(name)));
         let uris = self.uris.iter().map(|span| written(span, &|uri| rename.uri(uri)));
         names.chain(uris).collect()
     }
 
     fn message(&mut self, message: &[u8]) -> Result<(), Fault> {
-        let mut scan = Scan::open(message, &ANSWER_BOUNDS, Twins::Exact)?;
+        let mut scanner = Scanner::open(message, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
         let mut updated = None;
-        let fields = scan.fields(0, &["method", "params", "result"], |scan, index, depth| {
-            match (index, scan.peek()) {
-                (1, Some(b'{')) => self.params(scan, depth, &mut updated),
-                (2, Some(b'{')) => self.result(scan, depth),
-                _ => scan.value(depth),
+        let fields = scanner.known_members(0, &["method", "params", "result"], |scanner, index, depth| {
+            match (index, scanner.peek()) {
+                (1, Some(b'{')) => self.params(scanner, depth, &mut updated),
+                (2, Some(b'{')) => self.result(scanner, depth),
+                _ => scanner.value(depth),
             }
         })?;
-        scan.close()?;
-        let method = fields.spans[0].filter(|span| matches!(span.kind, Kind::Text(_)));
+        scanner.close()?;
+        let method = fields.spans[0].filter(|span| matches!(span.kind, JsonKind::Text(_)));
         let method = method.map(|span| decode(message, span)).transpose()?;
         if method.as_deref() == Some("notifications/resources/updated") {
             self.uris.extend(updated);
@@ -73,37 +73,37 @@ impl Found {
         Ok(())
     }
 
-    fn params(&mut self, scan: &mut Scan<'_>, depth: usize, updated: &mut Option<Span>) -> Result<Span, Fault> {
+    fn params(&mut self, scanner: &mut Scanner<'_>, depth: usize, updated: &mut Option<Span>) -> Result<Span, Fault> {
         const MEMBERS: [&str; 3] = ["uri", "notifications", "result"];
-        let start = scan.here();
-        let fields = scan.fields(depth, &MEMBERS, |scan, index, depth| match (index, scan.peek()) {
-            (1, Some(b'{')) => self.subscribed(scan, depth),
+        let start = scanner.here();
+        let fields = scanner.known_members(depth, &MEMBERS, |scanner, index, depth| match (index, scanner.peek()) {
+            (1, Some(b'{')) => self.granted_filter(scanner, depth),
             // A task notification: it holds the result of the task's call.
-            (2, Some(b'{')) => self.result(scan, depth),
-            _ => scan.value(depth),
+            (2, Some(b'{')) => self.result(scanner, depth),
+            _ => scanner.value(depth),
         })?;
-        *updated = text(fields.spans[0]);
-        Ok(scan.since(start, Kind::Object))
+        *updated = string_span(fields.spans[0]);
+        Ok(scanner.since(start, JsonKind::Object))
     }
 
     /// Reads the granted filter of a subscription.
-    fn subscribed(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scan.here();
-        scan.fields(depth, &["resourceSubscriptions"], |scan, _, depth| {
-            let start = scan.here();
-            if scan.peek() != Some(b'[') {
-                return scan.value(depth);
+    fn granted_filter(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
+        let start = scanner.here();
+        scanner.known_members(depth, &["resourceSubscriptions"], |scanner, _, depth| {
+            let start = scanner.here();
+            if scanner.peek() != Some(b'[') {
+                return scanner.value(depth);
             }
-            scan.array(depth, &mut |scan, depth| {
-                self.uris.extend(text(Some(scan.value(depth)?)));
+            scanner.array(depth, &mut |scanner, depth| {
+                self.uris.extend(string_span(Some(scanner.value(depth)?)));
                 Ok(())
             })?;
-            Ok(scan.since(start, Kind::Array))
+            Ok(scanner.since(start, JsonKind::Array))
         })?;
-        Ok(scan.since(start, Kind::Object))
+        Ok(scanner.since(start, JsonKind::Object))
     }
 
-    fn result(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<Span, Fault> {
+    fn result(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
         const MEMBERS: [&str; 8] = [
             "tools",
             "prompts",
@@ -114,84 +114,92 @@ impl Found {
             "messages",
             "result",
         ];
-        let start = scan.here();
-        scan.fields(depth, &MEMBERS, |scan, index, depth| match (MEMBERS[index], scan.peek()) {
-            ("tools" | "prompts", Some(b'[')) => each(scan, depth, &mut |scan, depth| {
-                let named = scan.fields(depth, &["name"], |scan, _, depth| scan.value(depth))?.spans[0];
-                self.names.extend(text(named));
-                Ok(())
-            }),
-            ("resources" | "contents", Some(b'[')) => each(scan, depth, &mut |scan, depth| {
-                let named = scan.fields(depth, &["uri"], |scan, _, depth| scan.value(depth))?.spans[0];
-                self.uris.extend(text(named));
-                Ok(())
-            }),
-            ("resourceTemplates", Some(b'[')) => each(scan, depth, &mut |scan, depth| {
-                let named = scan
-                    .fields(depth, &["uriTemplate"], |scan, _, depth| scan.value(depth))?
-                    .spans[0];
-                self.uris.extend(text(named));
-                Ok(())
-            }),
-            ("content", Some(b'[')) => each(scan, depth, &mut |scan, depth| self.block(scan, depth)),
-            ("messages", Some(b'[')) => each(scan, depth, &mut |scan, depth| self.said(scan, depth)),
-            // A task with status completed holds the result of its call.
-            ("result", Some(b'{')) => self.result(scan, depth),
-            _ => scan.value(depth),
+        let start = scanner.here();
+        scanner.known_members(depth, &MEMBERS, |scanner, index, depth| {
+            match (MEMBERS[index], scanner.peek()) {
+                ("tools" | "prompts", Some(b'[')) => each(scanner, depth, &mut |scanner, depth| {
+                    let named = scanner
+                        .known_members(depth, &["name"], |scanner, _, depth| scanner.value(depth))?
+                        .spans[0];
+                    self.names.extend(string_span(named));
+                    Ok(())
+                }),
+                ("resources" | "contents", Some(b'[')) => each(scanner, depth, &mut |scanner, depth| {
+                    let named = scanner
+                        .known_members(depth, &["uri"], |scanner, _, depth| scanner.value(depth))?
+                        .spans[0];
+                    self.uris.extend(string_span(named));
+                    Ok(())
+                }),
+                ("resourceTemplates", Some(b'[')) => each(scanner, depth, &mut |scanner, depth| {
+                    let named = scanner
+                        .known_members(depth, &["uriTemplate"], |scanner, _, depth| scanner.value(depth))?
+                        .spans[0];
+                    self.uris.extend(string_span(named));
+                    Ok(())
+                }),
+                ("content", Some(b'[')) => each(scanner, depth, &mut |scanner, depth| self.block(scanner, depth)),
+                ("messages", Some(b'[')) => each(scanner, depth, &mut |scanner, depth| self.prompt_message(scanner, depth)),
+                // A task with status completed holds the result of its call.
+                ("result", Some(b'{')) => self.result(scanner, depth),
+                _ => scanner.value(depth),
+            }
         })?;
-        Ok(scan.since(start, Kind::Object))
+        Ok(scanner.since(start, JsonKind::Object))
     }
 
     /// Reads one message of a prompt.
-    fn said(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<(), Fault> {
-        scan.fields(depth, &["content"], |scan, _, depth| match scan.peek() {
-            Some(b'[') => each(scan, depth, &mut |scan, depth| self.block(scan, depth)),
+    fn prompt_message(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<(), Fault> {
+        scanner.known_members(depth, &["content"], |scanner, _, depth| match scanner.peek() {
+            Some(b'[') => each(scanner, depth, &mut |scanner, depth| self.block(scanner, depth)),
             Some(b'{') => {
-                let start = scan.here();
-                self.block(scan, depth)?;
-                Ok(scan.since(start, Kind::Object))
+                let start = scanner.here();
+                self.block(scanner, depth)?;
+                Ok(scanner.since(start, JsonKind::Object))
             }
-            _ => scan.value(depth),
+            _ => scanner.value(depth),
         })?;
         Ok(())
     }
 
     /// Reads one content block: a resource link, or an embedded resource.
-    fn block(&mut self, scan: &mut Scan<'_>, depth: usize) -> Result<(), Fault> {
+    fn block(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<(), Fault> {
         let mut inside = None;
-        let fields = scan.fields(depth, &["uri", "resource"], |scan, index, depth| {
-            if index == 0 || scan.peek() != Some(b'{') {
-                return scan.value(depth);
+        let fields = scanner.known_members(depth, &["uri", "resource"], |scanner, index, depth| {
+            if index == 0 || scanner.peek() != Some(b'{') {
+                return scanner.value(depth);
             }
-            let start = scan.here();
-            inside = scan.fields(depth, &["uri"], |scan, _, depth| scan.value(depth))?.spans[0];
-            Ok(scan.since(start, Kind::Object))
+            let start = scanner.here();
+            inside = scanner
+                .known_members(depth, &["uri"], |scanner, _, depth| scanner.value(depth))?
+                .spans[0];
+            Ok(scanner.since(start, JsonKind::Object))
         })?;
-        self.uris.extend(text(fields.spans[0]));
-        self.uris.extend(text(inside));
+        self.uris.extend(string_span(fields.spans[0]));
+        self.uris.extend(string_span(inside));
         Ok(())
     }
 }
 
 /// Reads an array; `read` reads each object in it.
 fn each(
-    scan: &mut Scan<'_>,
+    scanner: &mut Scanner<'_>,
     depth: usize,
-    read: &mut dyn FnMut(&mut Scan<'_>, usize) -> Result<(), Fault>,
+    read: &mut dyn FnMut(&mut Scanner<'_>, usize) -> Result<(), Fault>,
 ) -> Result<Span, Fault> {
-    let start = scan.here();
-    scan.array(depth, &mut |scan, depth| match scan.peek() {
-        Some(b'{') => read(scan, depth),
-        _ => scan.value(depth).map(drop),
+    let start = scanner.here();
+    scanner.array(depth, &mut |scanner, depth| match scanner.peek() {
+        Some(b'{') => read(scanner, depth),
+        _ => scanner.value(depth).map(drop),
     })?;
-    Ok(scan.since(start, Kind::Array))
+    Ok(scanner.since(start, JsonKind::Array))
 }
 
-fn text(span: Option<Span>) -> Option<Span> {
-    span.filter(|span| matches!(span.kind, Kind::Text(_)))
+fn string_span(span: Option<Span>) -> Option<Span> {
+    span.filter(|span| matches!(span.kind, JsonKind::Text(_)))
 }
 
-fn quoted(text: &str) -> String {
+fn json_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
@@ -199,9 +207,9 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    struct Of(&'static str);
+    struct PrefixRename(&'static str);
 
-    impl Rename for Of {
+    impl Rename for PrefixRename {
         fn name(&self, name: &str) -> String {
             format!("{}__{name}", self.0)
         }
@@ -212,7 +220,7 @@ mod tests {
     }
 
     fn given(message: &str) -> String {
-        let given = renamed(&Bytes::copy_from_slice(message.as_bytes()), &Of("f")).unwrap();
+        let given = renamed(&Bytes::copy_from_slice(message.as_bytes()), &PrefixRename("f")).unwrap();
         String::from_utf8(given.to_vec()).unwrap()
     }
 
@@ -255,11 +263,11 @@ mod tests {
     #[test]
     fn what_names_nothing_is_the_same_bytes() {
         let message = Bytes::from_static(br#"{"method":"elicitation/create","id":1,"params":{"uri":"x:1","name":"n"}}"#);
-        assert_eq!(renamed(&message, &Of("f")).unwrap().as_ptr(), message.as_ptr());
+        assert_eq!(renamed(&message, &PrefixRename("f")).unwrap().as_ptr(), message.as_ptr());
         assert!(
             renamed(
                 &Bytes::from_static(br#"{"result":{"contents":[{"uri":"x:1","URI":"x:2"}]}}"#),
-                &Of("f")
+                &PrefixRename("f")
             )
             .is_err()
         );
@@ -269,6 +277,6 @@ mod tests {
     fn a_definition_keeps_all_but_its_name() {
         let definition = r#"{"description":"name","inputSchema":{"name":{"type":"string"}},"name":"a"}"#;
         let wanted = r#"{"description":"name","inputSchema":{"name":{"type":"string"}},"name":"f__a"}"#;
-        assert_eq!(redefined(definition, "f__a").unwrap(), wanted);
+        assert_eq!(rename_tool(definition, "f__a").unwrap(), wanted);
     }
 }

@@ -7,12 +7,12 @@ use std::ops::Range;
 
 /// The position of a value in the message it was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct JsonSpan {
     start: u32,
     end: u32,
 }
 
-impl Place {
+impl JsonSpan {
     /// The byte range.
     pub fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
@@ -32,7 +32,7 @@ impl Place {
     }
 }
 
-impl From<Span> for Place {
+impl From<Span> for JsonSpan {
     fn from(span: Span) -> Self {
         let range = span.range();
         // The tokenizer refuses texts longer than u32::MAX bytes.
@@ -44,11 +44,11 @@ impl From<Span> for Place {
 }
 
 /// Replaces the values at these positions, which do not overlap. Without edits it returns the same bytes, not a copy.
-pub fn splice(message: &Bytes, edits: Vec<(Place, String)>) -> Bytes {
+pub fn splice(message: &Bytes, edits: Vec<(JsonSpan, String)>) -> Bytes {
     if edits.is_empty() {
         message.clone()
     } else {
-        spliced(message, edits.into_iter().map(|(place, new)| (place.range(), new)).collect())
+        spliced(message, edits.into_iter().map(|(span, new)| (span.range(), new)).collect())
     }
 }
 
@@ -70,8 +70,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn place(start: usize, end: usize) -> Place {
-        Place {
+    fn place(start: usize, end: usize) -> JsonSpan {
+        JsonSpan {
             start: start as u32,
             end: end as u32,
         }
@@ -101,7 +101,7 @@ mod tests {
             }
             edits.reverse();
             // The order of two edits at the same empty place is unspecified; real messages have no empty places.
-            let mut starts: Vec<_> = edits.iter().map(|(place, _)| place.start).collect();
+            let mut starts: Vec<_> = edits.iter().map(|(span, _)| span.start).collect();
             starts.dedup();
             prop_assume!(starts.len() == edits.len());
             prop_assert_eq!(splice(&Bytes::from(text), edits), wanted);

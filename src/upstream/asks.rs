@@ -6,7 +6,7 @@ use super::failed::Failed;
 use super::link::Link;
 use super::server::Upstream;
 use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason};
-use crate::mcp::{self, Ask, ResultType, Said, Wish};
+use crate::mcp::{self, ClientRequestRef, RequestedCapability, ResultType, ServerMessage};
 use bytes::Bytes;
 use http::HeaderMap;
 use std::pin::Pin;
@@ -18,21 +18,26 @@ use std::task::{Context, Poll};
 pub(super) const LONGEST_ID: usize = 512;
 
 /// Whether this request is allowed.
-pub(super) fn allowed(ask: &Ask, requests: ClientRequests) -> bool {
-    match ask.wish {
-        Wish::Ping => true,
-        Wish::Client(request) => requests.allow(request),
-        Wish::Other => false,
+pub(super) fn allowed(client_request: &ClientRequestRef, requests: ClientRequests) -> bool {
+    match client_request.capability {
+        RequestedCapability::Ping => true,
+        RequestedCapability::Client(request) => requests.allow(request),
+        RequestedCapability::Other => false,
     }
 }
 
 /// Whether a result may go to the client: its `resultType` must suit the method, and every request in it must be
 /// allowed. Legacy results have neither, so they pass.
-pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: ClientRequests) -> Result<(), Failed> {
+pub(super) fn check_result(
+    server_message: &ServerMessage,
+    era: Era,
+    method: Method,
+    requests: ClientRequests,
+) -> Result<(), Failed> {
     if era == Era::Legacy {
         return Ok(());
     }
-    match said.result_type {
+    match server_message.result_type {
         ResultType::Complete => (),
         ResultType::InputRequired if method.takes_input() => (),
         ResultType::InputRequired => return Err(Failed::broken("the server asks for input where none can be given")),
@@ -40,15 +45,19 @@ pub(super) fn check_result(said: &Said, era: Era, method: Method, requests: Clie
         ResultType::Task => return Err(Failed::broken("the server makes a task of what cannot be one")),
         ResultType::Unknown => return Err(Failed::broken("the server's result is of a type that is not known")),
     }
-    match said.asks.iter().find(|ask| !allowed(ask, requests)) {
+    match server_message
+        .client_requests
+        .iter()
+        .find(|client_request| !allowed(client_request, requests))
+    {
         None => Ok(()),
-        Some(ask) => Err(refused(&ask.method)),
+        Some(client_request) => Err(refused(&client_request.method)),
     }
 }
 
 /// Whether an error (code -32042) demands URL elicitation although the configuration does not allow it.
-pub(super) fn wants_too_much(said: &Said, requests: ClientRequests) -> bool {
-    said.wants_url && !requests.allow(ClientRequest::ElicitationUrl)
+pub(super) fn wants_too_much(server_message: &ServerMessage, requests: ClientRequests) -> bool {
+    server_message.needs_url_elicitation && !requests.allow(ClientRequest::ElicitationUrl)
 }
 
 /// The method that such an error stands for.

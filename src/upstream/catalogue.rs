@@ -9,7 +9,7 @@ use super::link::Link;
 use super::server::{Eras, Upstream, Way};
 use super::speak::{Reply, Said};
 use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};
-use crate::mcp::{canonical, mirrored};
+use crate::mcp::{canonical, mirror_headers};
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::{Value, json};
@@ -229,12 +229,14 @@ impl Speech {
     fn fields(&self, method: Method) -> HeaderMap {
         match self {
             Speech::Legacy { version, session } => {
-                let mut fields: HeaderMap = mirrored(Era::Legacy, Some(*version), method, None).into_iter().collect();
+                let mut fields: HeaderMap = mirror_headers(Era::Legacy, Some(*version), method, None)
+                    .into_iter()
+                    .collect();
                 fields_of_session(&mut fields, session.as_ref());
                 fields
             }
             Speech::Link(_) => HeaderMap::new(),
-            Speech::Modern => mirrored(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
+            Speech::Modern => mirror_headers(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
                 .into_iter()
                 .collect(),
         }

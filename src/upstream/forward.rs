@@ -11,7 +11,7 @@ use super::server::{Upstream, Way};
 use super::stream::{Expected, Frames};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
-use crate::mcp::{self, AnswerKind, Said, heard, readdress};
+use crate::mcp::{self, MessageKind, ServerMessage, parse_server_message, readdress};
 use crate::transport::Answered;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
@@ -37,9 +37,9 @@ pub enum Answer {
     Json {
         status: StatusCode,
         body: Bytes,
-        kind: AnswerKind,
+        kind: MessageKind,
         /// What Guardian read from the message; empty for an error.
-        said: Box<Said>,
+        server_message: Box<ServerMessage>,
         /// The session that an `initialize` opened.
         opened: Option<Opened>,
     },
@@ -127,7 +127,7 @@ impl Upstream {
 
     fn frames(&self, response: Response<Answered>, call: &Call, session: Option<&UpstreamSessionId>, outcome: Open) -> Frames {
         let refusals = (call.era == Era::Legacy).then(|| {
-            let mut fields: HeaderMap = mcp::mirrored(call.era, call.version, Method::Answer, None)
+            let mut fields: HeaderMap = mcp::mirror_headers(call.era, call.version, Method::Answer, None)
                 .into_iter()
                 .collect();
             fields_of_session(&mut fields, session);
@@ -153,13 +153,13 @@ impl Upstream {
         let mut frames = self.frames(response, call, None, Open::new(None));
         while let Some(piece) = frames.next().await {
             let piece = piece?;
-            let (Some(kind @ (AnswerKind::Result { .. } | AnswerKind::Error { .. })), Some(body)) =
+            let (Some(kind @ (MessageKind::Result { .. } | MessageKind::Error { .. })), Some(body)) =
                 (piece.kind, piece.frame.data)
             else {
                 continue;
             };
             outcome.bytes = body.len() as u64;
-            return self.whole_answer(status, body, (kind, piece.said), call, opening, outcome);
+            return self.whole_answer(status, body, (kind, piece.server_message), call, opening, outcome);
         }
         Err(Failed::broken("the server ended its stream before it answered"))
     }
@@ -186,11 +186,11 @@ impl Upstream {
             .await
             .map_err(|failed| failed.with_status(status))?;
         outcome.bytes = body.len() as u64;
-        let (kind, said) = heard(&body, id);
-        if !status.is_success() && !matches!(kind, AnswerKind::Error { .. }) {
+        let (kind, server_message) = parse_server_message(&body, id);
+        if !status.is_success() && !matches!(kind, MessageKind::Error { .. }) {
             return refused(status, outcome);
         }
-        self.whole_answer(status, body, (kind, said), call, opening, outcome)
+        self.whole_answer(status, body, (kind, server_message), call, opening, outcome)
     }
 
     /// Checks an answer that arrived as one message. `opening` is the session id that came with the answer to an
@@ -199,7 +199,7 @@ impl Upstream {
         &self,
         status: StatusCode,
         body: Bytes,
-        (kind, said): (AnswerKind, Said),
+        (kind, server_message): (MessageKind, ServerMessage),
         call: &Call,
         opening: Option<SessionField>,
         outcome: &mut Open,
@@ -207,10 +207,10 @@ impl Upstream {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
         let id = call.id.as_ref().unwrap_or(&nobody);
         let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
-        if matches!(kind, AnswerKind::Result { .. }) {
-            check_result(&said, call.era, call.method, self.asks).map_err(|failed| failed.with_status(status))?;
+        if matches!(kind, MessageKind::Result { .. }) {
+            check_result(&server_message, call.era, call.method, self.asks).map_err(|failed| failed.with_status(status))?;
         }
-        if wants_too_much(&said, self.asks) {
+        if wants_too_much(&server_message, self.asks) {
             return Err(asks::refused(URL).with_status(status));
         }
         let opened = match opening {
@@ -222,7 +222,7 @@ impl Upstream {
             status,
             body,
             kind,
-            said: Box::new(said),
+            server_message: Box::new(server_message),
             opened,
         })
     }
@@ -262,22 +262,22 @@ fn failed_with(status: StatusCode) -> Failed {
 
 /// The answer to this request and whether it is an error. An error without an id is taken as the error of this request
 /// and gets its id.
-fn addressed(body: Bytes, kind: &AnswerKind, id: &MessageId) -> Result<(Bytes, bool), Failed> {
+fn addressed(body: Bytes, kind: &MessageKind, id: &MessageId) -> Result<(Bytes, bool), Failed> {
     match kind {
-        AnswerKind::Result { is_error } => Ok((body, *is_error)),
-        AnswerKind::Error { addressed: true, .. } => Ok((body, true)),
-        AnswerKind::Error { addressed: false, .. } => match readdress(&body, id) {
+        MessageKind::Result { is_error } => Ok((body, *is_error)),
+        MessageKind::Error { addressed: true, .. } => Ok((body, true)),
+        MessageKind::Error { addressed: false, .. } => match readdress(&body, id) {
             Ok(body) => Ok((body, true)),
             Err(fault) => Err(Failed::broken(fault.detail)),
         },
-        AnswerKind::NotOurs => Err(Failed::broken("the server answered another request")),
-        AnswerKind::ServerRequest | AnswerKind::ServerNotification => Err(Failed::broken("the server sent no answer")),
-        AnswerKind::Malformed(what) => Err(Failed::broken(format!("the server's answer cannot be read: {what}"))),
+        MessageKind::OtherResponse => Err(Failed::broken("the server answered another request")),
+        MessageKind::ServerRequest | MessageKind::ServerNotification => Err(Failed::broken("the server sent no answer")),
+        MessageKind::Malformed(what) => Err(Failed::broken(format!("the server's answer cannot be read: {what}"))),
     }
 }
 
 fn opened(body: &Bytes, session: SessionField) -> Result<Opened, Failed> {
-    let version = mcp::negotiated(body).and_then(|version| ProtocolVersion::parse(&version));
+    let version = mcp::negotiated_version(body).and_then(|version| ProtocolVersion::parse(&version));
     let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
         return Err(Failed::broken("the server chose a protocol version that is not spoken here"));
     };
@@ -341,7 +341,7 @@ const fn http_method(method: Method) -> http::Method {
 
 /// The MCP headers of this call, written from the call that was decided.
 fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
-    let mut fields: HeaderMap = mcp::mirrored(call.era, heads.version.or(call.version), call.method, call.mirrored_name())
+    let mut fields: HeaderMap = mcp::mirror_headers(call.era, heads.version.or(call.version), call.method, call.mirrored_name())
         .into_iter()
         .collect();
     let of_arguments = heads

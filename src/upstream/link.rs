@@ -9,7 +9,7 @@ use super::inbox::{Inbox, Mailbox, Outlet, inbox};
 use super::links::Seats;
 use super::speak::{Said, said};
 use crate::domain::{ClientRequests, MessageId, Method};
-use crate::mcp::{self, AnswerKind, Place, WireKind, splice};
+use crate::mcp::{self, JsonRpcKind, JsonSpan, MessageKind, splice};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -124,9 +124,9 @@ impl Link {
 
     /// Sends a `notifications/cancelled`, if it names a pending request of this session.
     pub async fn cancel(&self, session: &str, body: &Bytes) -> Result<(), Failed> {
-        let wire = mcp::wire(body).map_err(|malformed| Failed::broken(malformed.detail))?;
-        let Some(place) = wire.cancels else { return Ok(()) };
-        let named = body.slice(place.range());
+        let wire = mcp::read_routing(body).map_err(|malformed| Failed::broken(malformed.detail))?;
+        let Some(span) = wire.cancelled_request else { return Ok(()) };
+        let named = body.slice(span.range());
         let number = {
             let state = self.state();
             let own = |pending: &Pending| &*pending.session == session && pending.id == named;
@@ -137,7 +137,7 @@ impl Link {
                 .map(|(number, _)| *number)
         };
         match number {
-            Some(number) => self.say(splice(body, vec![(place, number.to_string())])).await,
+            Some(number) => self.say(splice(body, vec![(span, number.to_string())])).await,
             None => Ok(()),
         }
     }
@@ -157,7 +157,7 @@ impl Link {
 
     /// Hands a message from the server to its receiver. Only a channel with a single session waits for a slow receiver.
     pub async fn received(&self, message: Bytes) {
-        let wire = match mcp::wire(&message) {
+        let wire = match mcp::read_routing(&message) {
             Ok(wire) => wire,
             // Many programs print other text on standard output; it is counted and dropped.
             Err(malformed) => {
@@ -169,27 +169,27 @@ impl Link {
             }
         };
         match (&wire.kind, wire.id) {
-            (WireKind::Answer, id) => self.answer(message, id).await,
-            (WireKind::Request(method), Some(id)) if method == "ping" => {
+            (JsonRpcKind::Response, id) => self.answer(message, id).await,
+            (JsonRpcKind::Request(method), Some(id)) if method == "ping" => {
                 let id = MessageId::from_json(id.of(&message));
                 self.reply(mcp::result(&id, json!({})));
             }
-            (WireKind::Request(_), Some(id)) => {
+            (JsonRpcKind::Request(_), Some(id)) => {
                 if !self.route(&message, true).await {
                     self.refuse(id.text(&message));
                 }
             }
-            (WireKind::Notification(method), _) if method == "notifications/progress" => {
-                if let Some(token) = wire.progress {
+            (JsonRpcKind::Notification(method), _) if method == "notifications/progress" => {
+                if let Some(token) = wire.progress_token {
                     self.progress(message, token).await;
                 }
             }
-            (WireKind::Notification(method), _) => match &self.heard {
+            (JsonRpcKind::Notification(method), _) => match &self.heard {
                 Heard::All(seats) if FOR_ALL.contains(&method.as_str()) => seats.tell_all(&message),
                 Heard::All(_) | Heard::Nobody => (),
                 Heard::One(_) => drop(self.route(&message, false).await),
             },
-            (WireKind::Request(_), None) => (),
+            (JsonRpcKind::Request(_), None) => (),
         }
     }
 
@@ -246,7 +246,7 @@ impl Link {
 
     /// Registers a request and replaces its id and progress token with the channel's number.
     fn enter(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, Inbox, Bytes), Failed> {
-        let wire = mcp::wire(body).map_err(|malformed| Failed::broken(malformed.detail))?;
+        let wire = mcp::read_routing(body).map_err(|malformed| Failed::broken(malformed.detail))?;
         let id = wire.id.ok_or_else(|| Failed::broken("a request without an id"))?;
         let (outlet, inbox) = inbox();
         let mut state = self.state();
@@ -269,19 +269,19 @@ impl Link {
             Pending {
                 session: session.clone(),
                 id: id.of(body),
-                token: wire.progress.map(|token| token.of(body)),
+                token: wire.progress_token.map(|token| token.of(body)),
                 carries: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
                 to: outlet,
             },
         );
-        let edits = [Some(id), wire.progress].into_iter().flatten();
-        let body = splice(body, edits.map(|place| (place, number.to_string())).collect());
+        let edits = [Some(id), wire.progress_token].into_iter().flatten();
+        let body = splice(body, edits.map(|span| (span, number.to_string())).collect());
         Ok((number, inbox, body))
     }
 
     /// Hands an answer to its request. An answer without an id belongs to the only pending request, if there is just
     /// one.
-    async fn answer(&self, message: Bytes, id: Option<Place>) {
+    async fn answer(&self, message: Bytes, id: Option<JsonSpan>) {
         let named = id.map(|id| id.text(&message).parse::<u64>().ok());
         let pending = {
             let mut state = self.state();
@@ -305,14 +305,14 @@ impl Link {
     }
 
     /// Hands a progress notification to the request that its token names.
-    async fn progress(&self, message: Bytes, place: Place) {
-        let found = place.text(&message).parse::<u64>().ok().and_then(|number| {
+    async fn progress(&self, message: Bytes, span: JsonSpan) {
+        let found = span.text(&message).parse::<u64>().ok().and_then(|number| {
             let state = self.state();
             let pending = state.pending.get(&number)?;
             Some((number, pending.to.clone(), pending.token.clone()?))
         });
         if let Some((number, to, token)) = found {
-            let message = splice(&message, vec![(place, text(&token))]);
+            let message = splice(&message, vec![(span, text(&token))]);
             if !self.put(&to, message).await {
                 self.fail(number, too_slow());
             }
@@ -346,8 +346,11 @@ impl Link {
     /// stream.
     fn may_ask(&self, message: &[u8]) -> bool {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-        match mcp::heard(message, &nobody) {
-            (AnswerKind::ServerRequest, said) => said.asks.iter().all(|ask| allowed(ask, self.asks)),
+        match mcp::parse_server_message(message, &nobody) {
+            (MessageKind::ServerRequest, server_message) => server_message
+                .client_requests
+                .iter()
+                .all(|client_request| allowed(client_request, self.asks)),
             _ => false,
         }
     }

@@ -17,7 +17,7 @@ use super::stdio::Program;
 use super::stream::{Expected, Frames};
 use crate::config::ServerConfig;
 use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion, Reason, ServerName};
-use crate::mcp::{self, AnswerKind};
+use crate::mcp::{self, MessageKind};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -162,7 +162,7 @@ impl Links {
             // Answered locally, because the process would apply it to all sessions: others keep their resource
             // subscriptions, and log messages reach no session of a shared process.
             let taken = mcp::result(id, json!({}));
-            let heard = mcp::heard(&taken, id);
+            let heard = mcp::parse_server_message(&taken, id);
             return server.whole_answer(StatusCode::OK, taken, heard, call, None, &mut outcome);
         }
         let link = match self.link_of(&seat).await {
@@ -258,24 +258,27 @@ impl Links {
 
     /// Sends a message that has no answer.
     async fn tell(&self, call: &Call, seat: &Seat, link: &Arc<Link>) -> Result<(), Failed> {
-        let wire = mcp::wire(&call.body).map_err(|malformed| Failed::broken(malformed.detail))?;
+        let wire = mcp::read_routing(&call.body).map_err(|malformed| Failed::broken(malformed.detail))?;
         match &wire.kind {
-            _ if wire.cancels.is_some() => link.cancel(&seat.name, &call.body).await,
+            _ if wire.cancelled_request.is_some() => link.cancel(&seat.name, &call.body).await,
             // Guardian has already sent it to the shared process.
-            mcp::WireKind::Notification(method) if self.shared && method == "notifications/initialized" => Ok(()),
+            mcp::JsonRpcKind::Notification(method) if self.shared && method == "notifications/initialized" => Ok(()),
             _ => link.say(call.body.clone()).await,
         }
     }
 
     /// Reads `message` as the answer to `call`; `None` if it is another message, which then begins a stream.
     fn whole(&self, server: &Upstream, call: &Call, message: &Bytes, outcome: &mut Open) -> Option<Result<Answer, Failed>> {
-        let heard = mcp::heard(message, call.id.as_ref()?);
+        let heard = mcp::parse_server_message(message, call.id.as_ref()?);
         match heard.0 {
-            AnswerKind::Result { .. } | AnswerKind::Error { .. } => {
+            MessageKind::Result { .. } | MessageKind::Error { .. } => {
                 outcome.bytes = message.len() as u64;
                 Some(server.whole_answer(StatusCode::OK, message.clone(), heard, call, None, outcome))
             }
-            AnswerKind::NotOurs | AnswerKind::ServerRequest | AnswerKind::ServerNotification | AnswerKind::Malformed(_) => None,
+            MessageKind::OtherResponse
+            | MessageKind::ServerRequest
+            | MessageKind::ServerNotification
+            | MessageKind::Malformed(_) => None,
         }
     }
 
@@ -325,7 +328,7 @@ impl Links {
             timeout(self.patience.first_byte, answer).await.unwrap_or_else(late)?
         };
         let id = call.id.as_ref().ok_or_else(|| Failed::broken("a request without an id"))?;
-        let heard = mcp::heard(&body, id);
+        let heard = mcp::parse_server_message(&body, id);
         let name = UpstreamSessionId::parse(&seat.name).ok_or_else(|| Failed::broken("a session has a name"))?;
         outcome.bytes = body.len() as u64;
         let answer = server.whole_answer(StatusCode::OK, body, heard, call, Some(SessionField::Id(name)), outcome)?;

@@ -9,7 +9,7 @@ use super::outcome::Open;
 use super::server::{Endpoint, Upstream, Way};
 use super::stream::{Expected, Frames};
 use crate::domain::{self, ClientRequests, Era, MessageId};
-use crate::mcp::{AnswerKind, answer_kind};
+use crate::mcp::{MessageKind, message_kind};
 use crate::transport::Answered;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -86,7 +86,7 @@ impl Upstream {
         let mut frames = Frames::new(response.into_body(), expected, Open::new(None));
         while let Some(piece) = frames.next().await {
             let piece = piece?;
-            if let (Some(AnswerKind::Result { .. } | AnswerKind::Error { .. }), Some(data)) = (piece.kind, piece.frame.data) {
+            if let (Some(MessageKind::Result { .. } | MessageKind::Error { .. }), Some(data)) = (piece.kind, piece.frame.data) {
                 return Ok(data);
             }
         }
@@ -97,18 +97,18 @@ impl Upstream {
 /// Reads the answer to request `id` as a result or an error.
 pub(super) fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Said, Failed> {
     let unreadable = |what: String| Failed::broken(format!("the server's answer cannot be read: {what}"));
-    let kind = answer_kind(body, id);
+    let kind = message_kind(body, id);
     match kind {
-        AnswerKind::Result { .. } | AnswerKind::Error { .. } => (),
+        MessageKind::Result { .. } | MessageKind::Error { .. } => (),
         _ if !status.is_success() => return Ok(Said::Nothing),
-        AnswerKind::Malformed(what) => return Err(unreadable(what)),
-        AnswerKind::NotOurs => return Err(Failed::broken("the server answered another request")),
-        AnswerKind::ServerRequest | AnswerKind::ServerNotification => return Err(Failed::broken("the server sent no answer")),
+        MessageKind::Malformed(what) => return Err(unreadable(what)),
+        MessageKind::OtherResponse => return Err(Failed::broken("the server answered another request")),
+        MessageKind::ServerRequest | MessageKind::ServerNotification => return Err(Failed::broken("the server sent no answer")),
     }
-    // `answer_kind` has refused bodies that two parsers could read differently, so serde_json reads the same message.
+    // `message_kind` has refused bodies that two parsers could read differently, so serde_json reads the same message.
     let mut message: Value = serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
     Ok(match kind {
-        AnswerKind::Error { code, .. } => Said::Error {
+        MessageKind::Error { code, .. } => Said::Error {
             code,
             message: message["error"]["message"].as_str().unwrap_or_default().to_owned(),
         },

@@ -6,7 +6,7 @@ use super::failed::Failed;
 use super::inbox::Inbox;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Era, MessageId, Method, OutcomeKind, Reason};
-use crate::mcp::{AnswerKind, Said, SseFault, SseFrame, SseReader, heard, readdress};
+use crate::mcp::{MessageKind, ServerMessage, SseFault, SseFrame, SseReader, parse_server_message, readdress};
 use crate::transport::{Answered, Body, BodyError};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
@@ -26,18 +26,18 @@ const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 pub struct Piece {
     pub frame: SseFrame,
     /// `None` for a comment, a bare field, or an event of another type than `message`.
-    pub kind: Option<AnswerKind>,
+    pub kind: Option<MessageKind>,
     /// What Guardian read from the message; empty for an error.
-    pub said: Said,
+    pub server_message: ServerMessage,
 }
 
 impl Piece {
     /// A frame with a message.
-    fn of(frame: SseFrame, kind: AnswerKind, said: Said) -> Self {
+    fn of(frame: SseFrame, kind: MessageKind, server_message: ServerMessage) -> Self {
         Self {
             frame,
             kind: Some(kind),
-            said,
+            server_message,
         }
     }
 
@@ -46,7 +46,7 @@ impl Piece {
         Self {
             frame,
             kind: None,
-            said: Said::default(),
+            server_message: ServerMessage::default(),
         }
     }
 
@@ -262,41 +262,43 @@ impl Frames {
         let Some(id) = self.expected.id.clone() else {
             return self.judge_unasked(frame, &data);
         };
-        let (kind, said) = heard(&data, &id);
+        let (kind, server_message) = parse_server_message(&data, &id);
         match &kind {
-            AnswerKind::ServerNotification if !self.acknowledged && said.method.as_deref() != Some(ACKNOWLEDGED) => self.fail(
-                Failed::broken("the server's subscription does not begin with its acknowledgement"),
-            ),
-            AnswerKind::ServerNotification => {
-                self.acknowledged = true;
-                Some(Ok(self.note(frame, said)))
+            MessageKind::ServerNotification if !self.acknowledged && server_message.method.as_deref() != Some(ACKNOWLEDGED) => {
+                self.fail(Failed::broken(
+                    "the server's subscription does not begin with its acknowledgement",
+                ))
             }
-            AnswerKind::ServerRequest if self.expected.era == Era::Legacy && !self.answered => {
-                Some(Ok(self.ask(frame, &data, said)))
+            MessageKind::ServerNotification => {
+                self.acknowledged = true;
+                Some(Ok(self.note(frame, server_message)))
+            }
+            MessageKind::ServerRequest if self.expected.era == Era::Legacy && !self.answered => {
+                Some(Ok(self.ask(frame, &data, server_message)))
             }
             // After the answer only notifications are relayed. Any other message ends the stream without an error.
             _ if self.answered => {
                 self.ended = true;
                 None
             }
-            AnswerKind::Result { is_error } => {
+            MessageKind::Result { is_error } => {
                 let is_error = *is_error;
-                match check_result(&said, self.expected.era, self.expected.method, self.expected.asks) {
-                    Ok(()) => self.answer(Piece::of(frame, kind, said), is_error),
+                match check_result(&server_message, self.expected.era, self.expected.method, self.expected.asks) {
+                    Ok(()) => self.answer(Piece::of(frame, kind, server_message), is_error),
                     Err(failed) => self.fail(failed),
                 }
             }
-            AnswerKind::Error { .. } if wants_too_much(&said, self.expected.asks) => self.fail(refused(URL)),
-            AnswerKind::Error { addressed: true, .. } => self.answer(Piece::of(frame, kind, said), true),
-            AnswerKind::Error { addressed: false, .. } => match readdress(&data, &id) {
-                Ok(data) => self.answer(Piece::of(event(data), kind, said), true),
+            MessageKind::Error { .. } if wants_too_much(&server_message, self.expected.asks) => self.fail(refused(URL)),
+            MessageKind::Error { addressed: true, .. } => self.answer(Piece::of(frame, kind, server_message), true),
+            MessageKind::Error { addressed: false, .. } => match readdress(&data, &id) {
+                Ok(data) => self.answer(Piece::of(event(data), kind, server_message), true),
                 Err(fault) => self.fail(Failed::broken(fault.detail)),
             },
-            AnswerKind::ServerRequest => self.fail(Failed::broken(
+            MessageKind::ServerRequest => self.fail(Failed::broken(
                 "the server asks the client something, which this protocol version has not",
             )),
-            AnswerKind::NotOurs => self.fail(Failed::broken("the server answered another request")),
-            AnswerKind::Malformed(what) => {
+            MessageKind::OtherResponse => self.fail(Failed::broken("the server answered another request")),
+            MessageKind::Malformed(what) => {
                 let failed = Failed::broken(format!("the server sent a message that cannot be read: {what}"));
                 self.fail(failed)
             }
@@ -307,39 +309,52 @@ impl Frames {
     /// request.
     fn judge_unasked(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<Piece, Failed>> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-        let (kind, said) = heard(data, &nobody);
+        let (kind, server_message) = parse_server_message(data, &nobody);
         match kind {
-            AnswerKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
-            AnswerKind::ServerRequest => Some(Ok(self.ask(frame, data, said))),
-            AnswerKind::ServerNotification => Some(Ok(self.note(frame, said))),
-            _ if wants_too_much(&said, self.expected.asks) => {
+            MessageKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
+            MessageKind::ServerRequest => Some(Ok(self.ask(frame, data, server_message))),
+            MessageKind::ServerNotification => Some(Ok(self.note(frame, server_message))),
+            _ if wants_too_much(&server_message, self.expected.asks) => {
                 self.outcome.asked(URL, false);
                 Some(Ok(Piece::withheld()))
             }
-            kind => Some(Ok(Piece::of(frame, kind, said))),
+            kind => Some(Ok(Piece::of(frame, kind, server_message))),
         }
     }
 
     /// Relays a server's request if it is allowed; otherwise withholds it and sends the server an error.
-    fn ask(&mut self, frame: SseFrame, data: &[u8], said: Said) -> Piece {
-        let short = said.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
-        let may = short && said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
-        said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
+    fn ask(&mut self, frame: SseFrame, data: &[u8], server_message: ServerMessage) -> Piece {
+        let short = server_message.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
+        let may = short
+            && server_message
+                .client_requests
+                .iter()
+                .all(|client_request| allowed(client_request, self.expected.asks));
+        server_message
+            .client_requests
+            .iter()
+            .for_each(|client_request| self.outcome.asked(&client_request.method, may));
         if may {
-            return Piece::of(frame, AnswerKind::ServerRequest, said);
+            return Piece::of(frame, MessageKind::ServerRequest, server_message);
         }
-        if let (Some(refusals), Some(id)) = (&mut self.expected.refusals, said.id) {
+        if let (Some(refusals), Some(id)) = (&mut self.expected.refusals, server_message.id) {
             refusals.send(id.text(data));
         }
         Piece::withheld()
     }
 
     /// Relays a notification, unless a request in it (a task's status can hold some) is not allowed.
-    fn note(&mut self, frame: SseFrame, said: Said) -> Piece {
-        let may = said.asks.iter().all(|ask| allowed(ask, self.expected.asks));
-        said.asks.iter().for_each(|ask| self.outcome.asked(&ask.method, may));
+    fn note(&mut self, frame: SseFrame, server_message: ServerMessage) -> Piece {
+        let may = server_message
+            .client_requests
+            .iter()
+            .all(|client_request| allowed(client_request, self.expected.asks));
+        server_message
+            .client_requests
+            .iter()
+            .for_each(|client_request| self.outcome.asked(&client_request.method, may));
         if may {
-            Piece::of(frame, AnswerKind::ServerNotification, said)
+            Piece::of(frame, MessageKind::ServerNotification, server_message)
         } else {
             Piece::withheld()
         }

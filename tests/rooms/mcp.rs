@@ -2,18 +2,20 @@
 
 use bytes::Bytes;
 use neural_guardian::domain::{Era, ProtocolVersion, Reason};
-use neural_guardian::mcp::{Bounds, Heads, Malformed, Message, Request, agree, check, method, read, read_heads};
+use neural_guardian::mcp::{
+    Bounds, Malformed, McpHeaders, Message, Request, check, method, negotiate, parse_message, read_mcp_headers,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::fmt::Write as _;
 
 /// The reader that `lenient_parsers` compares with; the fuzz target defines the same module.
 mod reader {
-    pub use neural_guardian::mcp::{Bounds, Message, read};
+    pub use neural_guardian::mcp::{Bounds, Message, parse_message};
 }
 
 fn read_text(body: impl AsRef<[u8]>) -> Result<Message, Malformed> {
-    read(Bytes::copy_from_slice(body.as_ref()), &Bounds::default())
+    parse_message(Bytes::copy_from_slice(body.as_ref()), &Bounds::default())
 }
 
 fn request(body: &str) -> Request {

@@ -12,7 +12,7 @@ use crate::gate::message::heard;
 use crate::gate::screen::event;
 use crate::gate::site::Verb;
 use crate::gate::trail::Trail;
-use crate::mcp::{self, SseFrame, WireKind, splice};
+use crate::mcp::{self, JsonRpcKind, SseFrame, splice};
 use crate::transport::Body;
 use crate::upstream::said_server;
 use bytes::Bytes;
@@ -148,7 +148,7 @@ impl Asker {
 
     /// Splits the client's filter by server. Refuses a resource or task of a server that this caller cannot use.
     async fn wanted(&self, read: &Read<'_>, trail: &mut Trail) -> Result<BTreeMap<ServerName, Wanted>, Refusal> {
-        let uris = mcp::listened(&read.params).map_err(|malformed| heard(malformed, trail))?;
+        let uris = mcp::subscribed_uris(&read.params).map_err(|malformed| heard(malformed, trail))?;
         let filter = filter(read);
         let standing = self.standing(trail).await?;
         let mut wanted: BTreeMap<ServerName, Wanted> = BTreeMap::new();
@@ -170,7 +170,7 @@ impl Asker {
             let (server, uri) = there.ok_or(Reason::UnknownTarget)?;
             Ok(("resourceSubscriptions", server, uri.to_owned()))
         });
-        let tasks = read.params.listened_tasks.iter().map(|task| {
+        let tasks = read.params.subscribed_tasks.iter().map(|task| {
             let there = said_server(&task.text).filter(|server| known.contains(server));
             let server = there.ok_or(Reason::UnknownTask)?;
             Ok(("taskIds", server, task.text.clone()))
@@ -227,14 +227,14 @@ impl Member {
         let mut reading = Reading::new(body);
         while let Some(frame) = reading.next().await {
             match said(&frame) {
-                Some(WireKind::Notification(method)) if method == ACKNOWLEDGED => {
+                Some(JsonRpcKind::Notification(method)) if method == ACKNOWLEDGED => {
                     self.report(Report::Acknowledged(part(&frame))).await;
                 }
-                Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
-                Some(WireKind::Notification(_)) => self.out.send(frame.raw).await.map_err(|_| ())?,
+                Some(JsonRpcKind::Notification(method)) if method == TOOLS_CHANGED => (),
+                Some(JsonRpcKind::Notification(_)) => self.out.send(frame.raw).await.map_err(|_| ())?,
                 // This server has closed its subscription. The streams of the other servers go on.
-                Some(WireKind::Answer) => return Ok(()),
-                Some(WireKind::Request(_)) | None => (),
+                Some(JsonRpcKind::Response) => return Ok(()),
+                Some(JsonRpcKind::Request(_)) | None => (),
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use super::through::{Asked, all, whole};
 use super::{Asker, Read, answer};
 use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
 use crate::gate::trail::Trail;
-use crate::mcp::{self, Listed, Page, splice};
+use crate::mcp::{self, ListKind, Page, splice};
 use crate::transport::Body;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -74,10 +74,10 @@ impl Asker {
             }
         }
         let cursor = (!next.is_empty()).then(|| put_together(&next));
-        Ok(answer(mcp::list(id, of, &pages, cursor.as_deref(), read.era)))
+        Ok(answer(mcp::merge_pages(id, of, &pages, cursor.as_deref(), read.era)))
     }
 
-    async fn page(&self, read: &Read<'_>, server: ServerName, cursor: Option<String>, of: Listed, id: &MessageId) -> Heard {
+    async fn page(&self, read: &Read<'_>, server: ServerName, cursor: Option<String>, of: ListKind, id: &MessageId) -> Heard {
         let body = match (&cursor, &read.params.cursor) {
             (Some(cursor), Some(token)) => splice(&read.body, vec![(token.at, Value::from(cursor.as_str()).to_string())]),
             _ => read.body.clone(),
@@ -101,20 +101,20 @@ impl Asker {
     }
 }
 
-const fn listed(method: Method) -> Listed {
+const fn listed(method: Method) -> ListKind {
     match method {
-        Method::ResourcesList => Listed::Resources,
-        Method::TemplatesList => Listed::Templates,
-        Method::PromptsList => Listed::Prompts,
-        _ => Listed::Tools,
+        Method::ResourcesList => ListKind::Resources,
+        Method::TemplatesList => ListKind::Templates,
+        Method::PromptsList => ListKind::Prompts,
+        _ => ListKind::Tools,
     }
 }
 
-const fn capability(of: Listed) -> &'static str {
+const fn capability(of: ListKind) -> &'static str {
     match of {
-        Listed::Resources | Listed::Templates => "resources",
-        Listed::Prompts => "prompts",
-        Listed::Tools => "tools",
+        ListKind::Resources | ListKind::Templates => "resources",
+        ListKind::Prompts => "prompts",
+        ListKind::Tools => "tools",
     }
 }
 

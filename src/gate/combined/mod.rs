@@ -23,7 +23,7 @@ use super::{Errand, Gate, reply};
 use crate::decide;
 use crate::domain::{Digest, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::limits::PrincipalKey;
-use crate::mcp::{self, Heads, Message, Params, Reference, splice};
+use crate::mcp::{self, McpHeaders, Message, Params, Reference, splice};
 use crate::transport::Body;
 use crate::upstream::{Session, said_server};
 use bytes::Bytes;
@@ -124,14 +124,14 @@ impl Gate {
             counted,
         } = errand;
         site::media_types(headers, verb)?;
-        let heads = mcp::read_heads(headers).map_err(|malformed| heard(malformed, trail))?;
+        let mcp_headers = mcp::read_mcp_headers(headers).map_err(|malformed| heard(malformed, trail))?;
         let asker = Asker {
             gate: self.clone(),
             principal: proved.principal,
             counted,
             source: trail.source,
         };
-        let conversation = match heads.session {
+        let conversation = match mcp_headers.session {
             Some(sealed) => asker.conversation(sealed).map(Some).ok_or(Reason::UnknownSession.into()),
             None => Ok(None),
         };
@@ -141,17 +141,17 @@ impl Gate {
         let method = match verb {
             Verb::Post => {
                 let body = body.map_err(super::unread)?;
-                return asker.message(body, headers, &heads, conversation, trail).await;
+                return asker.message(body, headers, &mcp_headers, conversation, trail).await;
             }
             Verb::Get => Method::OpenStream,
             Verb::Delete => Method::EndSession,
         };
         trail.method = Some(method);
         let conversation = conversation?.ok_or_else(no_session)?;
-        mcp::agree_headless(&heads, Some(conversation.version)).map_err(|malformed| heard(malformed, trail))?;
+        mcp::negotiate_bodyless(&mcp_headers, Some(conversation.version)).map_err(|malformed| heard(malformed, trail))?;
         match verb {
             Verb::Delete => Ok(asker.end(&conversation, trail).await),
-            _ => asker.own_stream(conversation, heads.last_event_id, trail).await,
+            _ => asker.own_stream(conversation, mcp_headers.last_event_id, trail).await,
         }
     }
 }
@@ -162,11 +162,11 @@ impl Asker {
         &self,
         body: Bytes,
         headers: &HeaderMap,
-        heads: &Heads<'_>,
+        mcp_headers: &McpHeaders<'_>,
         conversation: Result<Option<Arc<Conversation>>, Refusal>,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
-        let message = mcp::read(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+        let message = mcp::parse_message(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
         if let Message::Request(request) = &message {
             trail.id = Some(request.id.clone());
         }
@@ -177,7 +177,7 @@ impl Asker {
         let negotiated = conversation.as_ref().map(|conversation| conversation.version);
         match message {
             Message::Request(request) => {
-                let (era, version, method) = asks(&request, heads, negotiated, trail)?;
+                let (era, version, method) = asks(&request, mcp_headers, negotiated, trail)?;
                 let sessionless = era == Era::Legacy && conversation.is_none();
                 if sessionless && !matches!(method, Method::Initialize | Method::Ping) {
                     return Err(no_session());
@@ -194,14 +194,14 @@ impl Asker {
                 self.request(read, &request.id, version, trail).await
             }
             Message::Notification(notification) => {
-                notes(&notification, heads, negotiated, trail)?;
+                notes(&notification, mcp_headers, negotiated, trail)?;
                 let conversation = conversation.ok_or_else(no_session)?;
                 Ok(self.note(&conversation, &notification, trail).await)
             }
             Message::Response(response) => {
                 trail.method = Some(Method::Answer);
                 let conversation = conversation.ok_or_else(no_session)?;
-                mcp::agree_headless(heads, negotiated).map_err(|malformed| heard(malformed, trail))?;
+                mcp::negotiate_bodyless(mcp_headers, negotiated).map_err(|malformed| heard(malformed, trail))?;
                 self.answer(&conversation, response, trail).await
             }
         }
@@ -254,7 +254,7 @@ impl Asker {
         &self,
         read: &Read<'_>,
         split: Option<(ServerName, &str)>,
-        at: Option<mcp::Place>,
+        at: Option<mcp::JsonSpan>,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
         let said = read.params.name.as_deref().or(read.params.uri.as_deref());
@@ -264,7 +264,8 @@ impl Asker {
         let body = splice(&read.body, vec![(at, Value::from(name).to_string())]);
         let mut headers = read.headers.clone();
         if headers.contains_key(mcp::NAME) {
-            let name = HeaderValue::from_str(&mcp::encode_sentinel(name)).map_err(|_| Refusal::new(Reason::HeaderMismatch))?;
+            let name =
+                HeaderValue::from_str(&mcp::encode_header_value(name)).map_err(|_| Refusal::new(Reason::HeaderMismatch))?;
             headers.insert(mcp::NAME, name);
         }
         let addressed = Addressed {

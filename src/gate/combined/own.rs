@@ -11,7 +11,7 @@ use crate::gate::combined::names::Names;
 use crate::gate::standing::Standing;
 use crate::gate::trail::Trail;
 use crate::limits::{Admission, PrincipalKey};
-use crate::mcp::{self, Listed, Page, Rename};
+use crate::mcp::{self, ListKind, Page, Rename};
 use crate::transport::Body;
 use crate::upstream::{Hello, Session, Upstream};
 use http::{HeaderValue, Response};
@@ -109,7 +109,7 @@ impl Asker {
             return Err(Reason::UnknownCursor.into());
         }
         let page = Page::of(&self.gate.definitions(&standing, read.era, trail), TTL_MS);
-        Ok(answer(mcp::list(id, Listed::Tools, &[page], None, read.era)))
+        Ok(answer(mcp::merge_pages(id, ListKind::Tools, &[page], None, read.era)))
     }
 }
 
@@ -140,7 +140,7 @@ impl Gate {
             tools.retain(|tool| decide::could_permit(name, tool, &facts));
             let renamed = |tool: &decide::CompiledTool| {
                 let entry = tool.entry();
-                mcp::redefined(&entry.definition, &names.name(entry.name.as_str())).ok()
+                mcp::rename_tool(&entry.definition, &names.name(entry.name.as_str())).ok()
             };
             tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
         };

@@ -284,7 +284,7 @@ impl Through {
         let sealed = response.headers().get(mcp::SESSION_ID).cloned();
         let id = MessageId::from_json(Bytes::from_static(OPENING.as_bytes()));
         let answer = whole(response, &id).await.ok_or_else(refused)?;
-        let version = mcp::negotiated(&answer).and_then(|version| ProtocolVersion::parse(&version));
+        let version = mcp::negotiated_version(&answer).and_then(|version| ProtocolVersion::parse(&version));
         let version = version.ok_or_else(refused)?;
         let gate = &self.asker.gate;
         let opened = |sealed: &HeaderValue| {

@@ -15,7 +15,7 @@ use crate::gate::standing::Standing;
 use crate::gate::streams;
 use crate::gate::trail::Trail;
 use crate::grants::Ticket;
-use crate::mcp::{self, SseFrame, SseReader, WireKind};
+use crate::mcp::{self, JsonRpcKind, SseFrame, SseReader};
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
@@ -319,10 +319,10 @@ impl Following {
                 *last = spot.map(|spot| spot.id.to_owned());
             }
             match said(&frame) {
-                Some(WireKind::Notification(method)) if method == TOOLS_CHANGED => (),
+                Some(JsonRpcKind::Notification(method)) if method == TOOLS_CHANGED => (),
                 // No request was sent on a GET stream. The id may be that of a request to another server, whose answer this
                 // one must not be able to forge.
-                Some(WireKind::Answer) => (),
+                Some(JsonRpcKind::Response) => (),
                 _ => self.out.send(frame.raw).await.map_err(|_| ())?,
             }
         }
@@ -387,14 +387,14 @@ impl Reading {
 }
 
 /// The kind of message in a frame; `None` if the frame holds no message.
-pub(super) fn said(frame: &SseFrame) -> Option<WireKind> {
+pub(super) fn said(frame: &SseFrame) -> Option<JsonRpcKind> {
     let data = frame.data.as_ref().filter(|data| !data.is_empty())?;
-    Some(mcp::wire(data).ok()?.kind)
+    Some(mcp::read_routing(data).ok()?.kind)
 }
 
 /// The id of the request that the frame answers; `None` if it is no answer.
 fn answered(frame: &SseFrame) -> Option<Value> {
-    let data = frame.data.as_ref().filter(|_| said(frame) == Some(WireKind::Answer))?;
+    let data = frame.data.as_ref().filter(|_| said(frame) == Some(JsonRpcKind::Response))?;
     let mut message: Value = serde_json::from_slice(data).ok()?;
     Some(message["id"].take())
 }

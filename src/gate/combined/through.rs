@@ -10,7 +10,7 @@ use crate::gate::screen::is_event_stream;
 use crate::gate::site::Verb;
 use crate::gate::trail::Trail;
 use crate::gate::{Errand, Gate};
-use crate::mcp::{self, AnswerKind, SseReader};
+use crate::mcp::{self, MessageKind, SseReader};
 use crate::transport::{self, Body};
 use crate::upstream::Upstream;
 use bytes::Bytes;
@@ -193,7 +193,7 @@ pub async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
             let Some(data) = frame.data.filter(|data| !data.is_empty()) else {
                 continue;
             };
-            if let AnswerKind::Result { .. } | AnswerKind::Error { .. } = mcp::answer_kind(&data, id) {
+            if let MessageKind::Result { .. } | MessageKind::Error { .. } = mcp::message_kind(&data, id) {
                 return Some(data);
             }
         }

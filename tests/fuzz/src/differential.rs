@@ -11,7 +11,7 @@ mod lenient_parsers;
 mod mcp;
 
 mod reader {
-    pub use crate::mcp::{Bounds, Message, read};
+    pub use crate::mcp::{Bounds, Message, parse_message};
 }
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {

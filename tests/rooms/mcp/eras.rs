@@ -16,8 +16,8 @@ fn judged(
     session: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Reason> {
     let map = heads(fields);
-    let heads = read_heads(&map).map_err(|fault| fault.reason)?;
-    agree(&request(body), &heads, session).map_err(|fault| fault.reason)
+    let mcp_headers = read_mcp_headers(&map).map_err(|fault| fault.reason)?;
+    negotiate(&request(body), &mcp_headers, session).map_err(|fault| fault.reason)
 }
 
 const MODERN: &str = "2026-07-28";
@@ -233,14 +233,14 @@ fn heads_hold_each_field_once() {
         ("last-event-id", "7"),
         ("mcp-protocol-version", "2025-06-18"),
     ]);
-    let read = read_heads(&map).unwrap();
-    let wanted = Heads {
+    let read = read_mcp_headers(&map).unwrap();
+    let wanted = McpHeaders {
         session: Some("abc"),
         last_event_id: Some("7"),
         protocol_version: Some("2025-06-18"),
-        ..Heads::default()
+        ..McpHeaders::default()
     };
     assert_eq!(read, wanted);
-    assert!(read_heads(&heads(&[("mcp-session-id", "a"), ("mcp-session-id", "a")])).is_err());
-    assert!(read_heads(&heads(&[("last-event-id", "\u{e9}")])).is_err());
+    assert!(read_mcp_headers(&heads(&[("mcp-session-id", "a"), ("mcp-session-id", "a")])).is_err());
+    assert!(read_mcp_headers(&heads(&[("last-event-id", "\u{e9}")])).is_err());
 }

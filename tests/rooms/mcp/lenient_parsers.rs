@@ -1,7 +1,7 @@
 //! How lenient parsers find a member: the first of its name or the last, with exact or case-folded names. In a message that
 //! the strict reader accepts, all of them must find what it found. The rooms and the fuzz target check that.
 
-use super::reader::{Bounds, Message, read};
+use super::reader::{Bounds, Message, parse_message};
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -102,7 +102,7 @@ impl Tree {
 
 /// Whether the strict reader accepts the body as a request; an error names what a lenient parser finds otherwise.
 pub fn every_reading_agrees(body: &[u8]) -> Result<bool, String> {
-    let Ok(Message::Request(request)) = read(Bytes::copy_from_slice(body), &Bounds::default()) else {
+    let Ok(Message::Request(request)) = parse_message(Bytes::copy_from_slice(body), &Bounds::default()) else {
         return Ok(false);
     };
     let same = |what: &str, holds: bool| {

@@ -1,7 +1,7 @@
 //! The parameters of methods with a target: only known members, each of its type, and the target that they name.
 
 use super::*;
-use neural_guardian::mcp::{Reference, completion, listened};
+use neural_guardian::mcp::{Reference, completion, subscribed_uris};
 use std::collections::BTreeMap;
 
 fn asked(method: &str, params: &str) -> Request {
@@ -158,7 +158,7 @@ fn a_completion_names_a_prompt_or_a_resource() {
 #[test]
 fn a_stream_names_the_resources_it_is_to_tell_of() {
     let read = |filter: &str| {
-        listened(
+        subscribed_uris(
             &asked("subscriptions/listen", &format!(r#"{{"notifications":{filter}}}"#))
                 .params
                 .unwrap(),

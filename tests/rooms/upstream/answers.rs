@@ -4,7 +4,7 @@ use super::cleared_call::{Fixture, config, initialize, legacy, modern_call, tool
 use super::server::{STREAM, Server, answer, json, write};
 use neural_guardian::config::{ServerConfig, Span};
 use neural_guardian::domain::{Method, OutcomeKind, ProtocolVersion, Reason};
-use neural_guardian::mcp::AnswerKind;
+use neural_guardian::mcp::MessageKind;
 use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Opened, Upstream, UpstreamSessionId};
 use serde_json::json;
 use std::sync::Arc;
@@ -430,7 +430,7 @@ async fn initialize_opens_a_session_in_either_shape() {
             panic!("no answer")
         };
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), result);
-        assert_eq!((opened, kind), (Some(wanted), AnswerKind::Result { is_error: false }));
+        assert_eq!((opened, kind), (Some(wanted), MessageKind::Result { is_error: false }));
         assert_eq!(fixture.outcome().await.kind, OutcomeKind::Done);
         assert_eq!(server.seen()[0].field("mcp-protocol-version"), None);
     }

@@ -3,7 +3,7 @@
 use super::cleared_call::{Fixture, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server};
 use neural_guardian::domain::{Call, Method, Outcome, OutcomeKind, Reason};
-use neural_guardian::mcp::AnswerKind;
+use neural_guardian::mcp::MessageKind;
 use neural_guardian::upstream::{Answer, Failed, Frames};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,9 +88,9 @@ async fn each_frame_passes_before_the_next_is_sent() {
         let expected = if piece.starts_with("event: ping") { ":\n\n" } else { piece };
         assert_eq!(got.frame.raw, expected.as_bytes());
         let kind = match piece {
-            PROGRESS => Some(AnswerKind::ServerNotification),
-            ASKED => Some(AnswerKind::ServerRequest),
-            RESULT => Some(AnswerKind::Result { is_error: false }),
+            PROGRESS => Some(MessageKind::ServerNotification),
+            ASKED => Some(MessageKind::ServerRequest),
+            RESULT => Some(MessageKind::Result { is_error: false }),
             _ => None,
         };
         assert_eq!(got.kind, kind);
@@ -279,7 +279,7 @@ async fn a_stream_becomes_the_body_of_an_answer() {
     let server = Server::saying(format!("{STREAM}{PROGRESS}{ASKED}: x\n\n")).await;
     let fixture = Fixture::new(&server.url);
     let body = frames(&fixture, tool_call()).await.into_body(|piece| match piece {
-        Ok(piece) if piece.kind == Some(AnswerKind::ServerRequest) => None,
+        Ok(piece) if piece.kind == Some(MessageKind::ServerRequest) => None,
         Ok(piece) => Some(piece.frame.raw),
         Err(failed) => Some(format!("data: {failed}\n\n").into()),
     });

@@ -608,5 +608,5 @@ fn completion(reference: Value) -> Value {
 
 /// The header encoding of a value that is not plain text.
 fn encoded(text: &str) -> String {
-    neural_guardian::mcp::encode_sentinel(text).into_owned()
+    neural_guardian::mcp::encode_header_value(text).into_owned()
 }

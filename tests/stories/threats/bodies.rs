@@ -153,7 +153,7 @@ async fn t8_a_tool_is_named_exactly_or_not_at_all() {
 
 /// What `lenient_parsers` compares with; the rooms and the fuzz target define the same module.
 mod reader {
-    pub use neural_guardian::mcp::{Bounds, Message, read};
+    pub use neural_guardian::mcp::{Bounds, Message, parse_message};
 }
 
 #[path = "../../rooms/mcp/lenient_parsers.rs"]

@@ -1,9 +1,9 @@
 //! The strict reader of callers' messages: a body becomes a request, a notification or a response in one pass, or it is
 //! refused. The bytes are kept, so what is decided about is what is forwarded.
 
-use super::json::{Bounds, Fault, Fields, Kind, Malformed, Scan, Span, Twins, decode, fault, quoted};
+use super::json::{Bounds, DuplicateNames, Fault, JsonKind, KnownMembers, Malformed, Scanner, Span, decode, fault, quoted};
 use super::params;
-use super::splice::Place;
+use super::splice::JsonSpan;
 use crate::domain::{MessageId, Reason};
 use bytes::Bytes;
 
@@ -36,18 +36,18 @@ pub struct Notification {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     pub id: MessageId,
-    pub id_at: Place,
+    pub id_at: JsonSpan,
     /// The related task in `result._meta`.
-    pub related_task: Option<Token>,
+    pub related_task: Option<OpaqueToken>,
     pub is_error: bool,
     pub body: Bytes,
 }
 
 /// An opaque string that only the server understands, with its position in the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
+pub struct OpaqueToken {
     pub text: String,
-    pub at: Place,
+    pub at: JsonSpan,
 }
 
 /// The parameters that authority, era or ownership depend on. The other ones stay in the body unread.
@@ -55,30 +55,30 @@ pub struct Token {
 pub struct Params {
     /// The name of a tool or prompt, unescaped but otherwise unchanged.
     pub name: Option<String>,
-    pub name_at: Option<Place>,
+    pub name_at: Option<JsonSpan>,
     /// The arguments object as written in the body.
     pub arguments: Option<Bytes>,
     /// The version that `initialize` proposes.
     pub protocol_version: Option<String>,
-    pub cursor: Option<Token>,
+    pub cursor: Option<OpaqueToken>,
     pub uri: Option<String>,
-    pub uri_at: Option<Place>,
-    pub task_id: Option<Token>,
+    pub uri_at: Option<JsonSpan>,
+    pub task_id: Option<OpaqueToken>,
     /// The state of an input-required result, returned by the client, and whether `inputResponses` come with it.
-    pub request_state: Option<Token>,
+    pub request_state: Option<OpaqueToken>,
     pub input_responses: bool,
     /// The capabilities that the client declares in `initialize`.
-    pub capabilities: Option<Place>,
+    pub capabilities: Option<JsonSpan>,
     /// `ref`, `argument` and `context` of a completion, as written in the body.
     pub reference: Option<Bytes>,
-    pub reference_at: Option<Place>,
+    pub reference_at: Option<JsonSpan>,
     pub argument: Option<Bytes>,
     pub context: Option<Bytes>,
     /// The filter of `subscriptions/listen`, as written in the body.
     pub notifications: Option<Bytes>,
-    pub notifications_at: Option<Place>,
+    pub notifications_at: Option<JsonSpan>,
     /// The task ids in that filter.
-    pub listened_tasks: Vec<Token>,
+    pub subscribed_tasks: Vec<OpaqueToken>,
     /// The request that a `notifications/cancelled` cancels.
     pub request_id: Option<MessageId>,
     pub meta: Option<Meta>,
@@ -89,11 +89,11 @@ pub struct Params {
 pub struct Meta {
     pub protocol_version: Option<String>,
     /// The object `io.modelcontextprotocol/clientCapabilities`.
-    pub client_capabilities: Option<Place>,
+    pub client_capabilities: Option<JsonSpan>,
     /// Whether it contains the tasks extension.
-    pub does_tasks: bool,
+    pub supports_tasks: bool,
     /// The related task in `_meta`.
-    pub related_task: Option<Token>,
+    pub related_task: Option<OpaqueToken>,
     pub traceparent: Option<String>,
 }
 
@@ -125,7 +125,7 @@ impl Message {
 
 impl Request {
     /// The version that the message asks for: the one in `_meta`, or the one that `initialize` proposes.
-    pub fn said_version(&self) -> Option<&str> {
+    pub fn requested_version(&self) -> Option<&str> {
         let params = self.params.as_ref()?;
         let meta = params.meta.as_ref().and_then(|meta| meta.protocol_version.as_deref());
         meta.or(params.protocol_version.as_deref())
@@ -182,9 +182,9 @@ const MAX_ANSWERED_ID_BYTES: usize = 1024;
 const MAX_ID: u64 = (1 << 53) - 1;
 
 /// Parses a whole body. It refuses everything that two parsers could read differently.
-pub fn read(body: Bytes, bounds: &Bounds) -> Result<Message, Malformed> {
-    let mut seen = Seen::Nothing;
-    read_seen(&body, bounds, &mut seen).map_err(|fault| Malformed {
+pub fn parse_message(body: Bytes, bounds: &Bounds) -> Result<Message, Malformed> {
+    let mut seen = IdSeen::Nothing;
+    parse_with_id(&body, bounds, &mut seen).map_err(|fault| Malformed {
         id: match fault.reason {
             Reason::MalformedJson => None,
             _ => seen.id(&body),
@@ -195,163 +195,165 @@ pub fn read(body: Bytes, bounds: &Bounds) -> Result<Message, Malformed> {
 
 /// The id read so far. A refused message is answered with it, unless it occurred twice.
 #[derive(Clone, Copy)]
-enum Seen {
+enum IdSeen {
     Nothing,
     Once(Span),
     Twice,
 }
 
-impl Seen {
+impl IdSeen {
     fn id(self, body: &Bytes) -> Option<MessageId> {
         match self {
-            Seen::Once(span) => message_id(body, span).ok(),
-            Seen::Nothing | Seen::Twice => None,
+            IdSeen::Once(span) => message_id(body, span).ok(),
+            IdSeen::Nothing | IdSeen::Twice => None,
         }
     }
 }
 
 /// The spans of the members of `params`, before their types are checked.
-struct Inside {
-    fields: Fields<17>,
-    stranger: Option<String>,
-    meta: Option<InMeta>,
-    listened_tasks: Vec<Span>,
+struct RawParams {
+    fields: KnownMembers<17>,
+    unknown_member: Option<String>,
+    meta: Option<RawMeta>,
+    subscribed_tasks: Vec<Span>,
 }
 
 /// The same for `_meta`.
-struct InMeta {
-    fields: Fields<8>,
+struct RawMeta {
+    fields: KnownMembers<8>,
     related_task: Option<Span>,
-    does_tasks: bool,
+    supports_tasks: bool,
 }
 
-fn read_seen(body: &Bytes, bounds: &Bounds, seen: &mut Seen) -> Result<Message, Fault> {
-    let mut scan = Scan::open(body, bounds, Twins::Folded)?;
-    match scan.peek() {
+fn parse_with_id(body: &Bytes, bounds: &Bounds, seen: &mut IdSeen) -> Result<Message, Fault> {
+    let mut scanner = Scanner::open(body, bounds, DuplicateNames::Folded)?;
+    match scanner.peek() {
         Some(b'{') => (),
         Some(b'[') => return Err(invalid("batches are refused in every version")),
         _ => {
-            scan.value(0)?;
-            scan.close()?;
+            scanner.value(0)?;
+            scanner.close()?;
             return Err(invalid("a message is an object"));
         }
     }
-    let mut inside = None;
+    let mut raw = None;
     let mut related_task = None;
-    let fields = scan.fields(0, &ENVELOPE, |scan, index, depth| match ENVELOPE[index] {
+    let fields = scanner.known_members(0, &ENVELOPE, |scanner, index, depth| match ENVELOPE[index] {
         "id" => {
-            let span = scan.value(depth)?;
+            let span = scanner.value(depth)?;
             *seen = match seen {
-                Seen::Nothing => Seen::Once(span),
-                Seen::Once(_) | Seen::Twice => Seen::Twice,
+                IdSeen::Nothing => IdSeen::Once(span),
+                IdSeen::Once(_) | IdSeen::Twice => IdSeen::Twice,
             };
             Ok(span)
         }
-        "params" if scan.peek() == Some(b'{') => {
-            let (span, params) = params(scan, depth)?;
-            inside = Some(params);
+        "params" if scanner.peek() == Some(b'{') => {
+            let (span, params) = params(scanner, depth)?;
+            raw = Some(params);
             Ok(span)
         }
-        "result" if scan.peek() == Some(b'{') => {
-            let start = scan.here();
-            scan.fields(depth, &["_meta"], |scan, _, depth| {
-                let (span, inside) = meta(scan, depth)?;
+        "result" if scanner.peek() == Some(b'{') => {
+            let start = scanner.here();
+            scanner.known_members(depth, &["_meta"], |scanner, _, depth| {
+                let (span, inside) = meta(scanner, depth)?;
                 related_task = inside.and_then(|inside| inside.related_task);
                 Ok(span)
             })?;
-            Ok(scan.since(start, Kind::Object))
+            Ok(scanner.since(start, JsonKind::Object))
         }
-        _ => scan.value(depth),
+        _ => scanner.value(depth),
     })?;
-    if let Some(stranger) = &fields.stranger {
-        let detail = format!("{} does not belong into a message", quoted(scan.name(stranger)));
-        scan.close()?;
+    if let Some(stranger) = &fields.unknown_member {
+        let detail = format!("{} does not belong into a message", quoted(scanner.name(stranger)));
+        scanner.close()?;
         return Err(invalid(detail));
     }
-    scan.close()?;
-    message(body, fields.spans, inside, related_task)
+    scanner.close()?;
+    message(body, fields.spans, raw, related_task)
 }
 
-fn params(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Inside), Fault> {
-    let start = scan.here();
+fn params(scanner: &mut Scanner<'_>, depth: usize) -> Result<(Span, RawParams), Fault> {
+    let start = scanner.here();
     let mut in_meta = None;
-    let mut listened_tasks = Vec::new();
-    let fields = scan.fields(depth, &PARAMS, |scan, index, depth| {
-        if PARAMS[index] == "notifications" && scan.peek() == Some(b'{') {
-            return listened(scan, depth, &mut listened_tasks);
+    let mut subscribed_tasks = Vec::new();
+    let fields = scanner.known_members(depth, &PARAMS, |scanner, index, depth| {
+        if PARAMS[index] == "notifications" && scanner.peek() == Some(b'{') {
+            return subscription_filter(scanner, depth, &mut subscribed_tasks);
         }
         if PARAMS[index] != "_meta" {
-            return scan.value(depth);
+            return scanner.value(depth);
         }
-        let (span, inside) = meta(scan, depth)?;
+        let (span, inside) = meta(scanner, depth)?;
         in_meta = inside;
         Ok(span)
     })?;
-    let stranger = fields.stranger.as_ref().map(|name| scan.name(name).to_owned());
-    let span = scan.since(start, Kind::Object);
-    let inside = Inside {
+    let unknown_member = fields.unknown_member.as_ref().map(|name| scanner.name(name).to_owned());
+    let span = scanner.since(start, JsonKind::Object);
+    let raw = RawParams {
         fields,
-        stranger,
+        unknown_member,
         meta: in_meta,
-        listened_tasks,
+        subscribed_tasks,
     };
-    Ok((span, inside))
+    Ok((span, raw))
 }
 
 /// Reads the filter of `subscriptions/listen` and collects the spans of its task ids.
-fn listened(scan: &mut Scan<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<Span, Fault> {
-    let start = scan.here();
-    scan.fields(depth, &["taskIds"], |scan, _, depth| {
-        if scan.peek() != Some(b'[') {
+fn subscription_filter(scanner: &mut Scanner<'_>, depth: usize, tasks: &mut Vec<Span>) -> Result<Span, Fault> {
+    let start = scanner.here();
+    scanner.known_members(depth, &["taskIds"], |scanner, _, depth| {
+        if scanner.peek() != Some(b'[') {
             return Err(bad_params("`taskIds` is not an array"));
         }
-        let start = scan.here();
-        scan.array(depth, &mut |scan, depth| {
-            tasks.push(scan.value(depth)?);
+        let start = scanner.here();
+        scanner.array(depth, &mut |scanner, depth| {
+            tasks.push(scanner.value(depth)?);
             Ok(())
         })?;
-        Ok(scan.since(start, Kind::Array))
+        Ok(scanner.since(start, JsonKind::Array))
     })?;
-    Ok(scan.since(start, Kind::Object))
+    Ok(scanner.since(start, JsonKind::Object))
 }
 
 /// Reads `_meta`. If it is an object, also returns the related task and whether the client supports tasks.
-fn meta(scan: &mut Scan<'_>, depth: usize) -> Result<(Span, Option<InMeta>), Fault> {
-    if scan.peek() != Some(b'{') {
-        return Ok((scan.value(depth)?, None));
+fn meta(scanner: &mut Scanner<'_>, depth: usize) -> Result<(Span, Option<RawMeta>), Fault> {
+    if scanner.peek() != Some(b'{') {
+        return Ok((scanner.value(depth)?, None));
     }
-    let start = scan.here();
-    let (mut related_task, mut does_tasks) = (None, false);
-    let fields = scan.fields(depth, &META, |scan, index, depth| {
-        let start = scan.here();
+    let start = scanner.here();
+    let (mut related_task, mut supports_tasks) = (None, false);
+    let fields = scanner.known_members(depth, &META, |scanner, index, depth| {
+        let start = scanner.here();
         match META[index] {
-            RELATED_TASK if scan.peek() == Some(b'{') => {
-                related_task = scan.fields(depth, &["taskId"], |scan, _, depth| scan.value(depth))?.spans[0];
+            RELATED_TASK if scanner.peek() == Some(b'{') => {
+                related_task = scanner
+                    .known_members(depth, &["taskId"], |scanner, _, depth| scanner.value(depth))?
+                    .spans[0];
             }
-            CAPABILITIES if scan.peek() == Some(b'{') => {
-                scan.fields(depth, &["extensions"], |scan, _, depth| match scan.peek() {
+            CAPABILITIES if scanner.peek() == Some(b'{') => {
+                scanner.known_members(depth, &["extensions"], |scanner, _, depth| match scanner.peek() {
                     Some(b'{') => {
-                        let start = scan.here();
-                        let extensions = scan.fields(depth, &[TASKS], |scan, _, depth| scan.value(depth))?;
-                        does_tasks = extensions.spans[0].is_some_and(|span| span.kind == Kind::Object);
-                        Ok(scan.since(start, Kind::Object))
+                        let start = scanner.here();
+                        let extensions = scanner.known_members(depth, &[TASKS], |scanner, _, depth| scanner.value(depth))?;
+                        supports_tasks = extensions.spans[0].is_some_and(|span| span.kind == JsonKind::Object);
+                        Ok(scanner.since(start, JsonKind::Object))
                     }
-                    _ => scan.value(depth),
+                    _ => scanner.value(depth),
                 })?;
             }
-            _ => return scan.value(depth),
+            _ => return scanner.value(depth),
         }
-        Ok(scan.since(start, Kind::Object))
+        Ok(scanner.since(start, JsonKind::Object))
     })?;
-    let inside = InMeta {
+    let inside = RawMeta {
         fields,
         related_task,
-        does_tasks,
+        supports_tasks,
     };
-    Ok((scan.since(start, Kind::Object), Some(inside)))
+    Ok((scanner.since(start, JsonKind::Object), Some(inside)))
 }
 
-fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, related_task: Option<Span>) -> Result<Message, Fault> {
+fn message(body: &Bytes, spans: [Option<Span>; 6], raw: Option<RawParams>, related_task: Option<Span>) -> Result<Message, Fault> {
     let [jsonrpc, id, method, params, result, error] = spans;
     if jsonrpc.is_none_or(|span| &body[span.range()] != b"\"2.0\"") {
         return Err(invalid("`jsonrpc` is not \"2.0\""));
@@ -363,7 +365,7 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, relat
     if result.is_some() || error.is_some() {
         return Err(invalid("a message with a method and a result or error"));
     }
-    let method = match text(body, "method", Some(method)) {
+    let method = match string_param(body, "method", Some(method)) {
         Ok(Some(method)) => method,
         _ => return Err(invalid("`method` is not a string")),
     };
@@ -374,13 +376,13 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], inside: Option<Inside>, relat
     if !announced && id.is_none() {
         return Err(invalid(format!("{} needs an id", quoted(&method))));
     }
-    let params = match (params, inside) {
-        (None, _) => match params::needed(&method).first() {
+    let params = match (params, raw) {
+        (None, _) => match params::required(&method).first() {
             Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
             None => None,
         },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
-        (Some(_), Some(inside)) => Some(Params::read(body, &method, inside)?),
+        (Some(_), Some(raw)) => Some(Params::read(body, &method, raw)?),
     };
     let body = body.clone();
     Ok(match id {
@@ -419,8 +421,8 @@ fn response(
 }
 
 impl Params {
-    fn read(body: &Bytes, method: &str, inside: Inside) -> Result<Self, Fault> {
-        let spans = inside.fields.spans;
+    fn read(body: &Bytes, method: &str, raw: RawParams) -> Result<Self, Fault> {
+        let spans = raw.fields.spans;
         let [
             name,
             arguments,
@@ -440,45 +442,45 @@ impl Params {
             notifications,
             capabilities,
         ] = spans;
-        let name_at = name.map(Place::from);
-        let name = text(body, "name", name)?;
+        let name_at = name.map(JsonSpan::from);
+        let name = string_param(body, "name", name)?;
         object("_meta", meta)?;
-        let meta = inside.meta.map(|meta| Meta::read(body, &meta)).transpose()?;
+        let meta = raw.meta.map(|meta| Meta::read(body, &meta)).transpose()?;
         let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
-        if !(modern && params::lost(method)) {
-            only_known(method, &spans, inside.stranger)?;
+        if !(modern && params::removed_in_modern(method)) {
+            only_known(method, &spans, raw.unknown_member)?;
         }
-        text(body, "level", level)?;
+        string_param(body, "level", level)?;
         let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         let capabilities = match method {
-            "initialize" => object("capabilities", capabilities)?.map(Place::from),
+            "initialize" => object("capabilities", capabilities)?.map(JsonSpan::from),
             _ => None,
         };
-        let listened = inside
-            .listened_tasks
+        let listened = raw
+            .subscribed_tasks
             .into_iter()
             .map(|span| token(body, "taskIds", Some(span)));
-        let listened_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
+        let subscribed_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
         object("task", task)?;
         Ok(Self {
             name,
             name_at,
             arguments: piece("arguments", arguments)?,
             reference: piece("ref", reference)?,
-            reference_at: reference.map(Place::from),
+            reference_at: reference.map(JsonSpan::from),
             argument: piece("argument", argument)?,
             context: piece("context", context)?,
             notifications: piece("notifications", notifications)?,
-            notifications_at: notifications.map(Place::from),
-            protocol_version: text(body, "protocolVersion", version)?,
+            notifications_at: notifications.map(JsonSpan::from),
+            protocol_version: string_param(body, "protocolVersion", version)?,
             cursor: token(body, "cursor", cursor)?,
-            uri: text(body, "uri", uri)?,
-            uri_at: uri.map(Place::from),
+            uri: string_param(body, "uri", uri)?,
+            uri_at: uri.map(JsonSpan::from),
             task_id: token(body, "taskId", task_id)?,
             request_state: token(body, "requestState", state)?,
             input_responses: object("inputResponses", responses)?.is_some(),
             capabilities,
-            listened_tasks,
+            subscribed_tasks,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
             meta,
         })
@@ -486,14 +488,14 @@ impl Params {
 }
 
 impl Meta {
-    fn read(body: &Bytes, inside: &InMeta) -> Result<Self, Fault> {
+    fn read(body: &Bytes, inside: &RawMeta) -> Result<Self, Fault> {
         let [version, capabilities, traceparent, ..] = inside.fields.spans;
         Ok(Self {
-            protocol_version: text(body, META[0], version)?,
-            client_capabilities: object(META[1], capabilities)?.map(Place::from),
-            does_tasks: inside.does_tasks,
+            protocol_version: string_param(body, META[0], version)?,
+            client_capabilities: object(META[1], capabilities)?.map(JsonSpan::from),
+            supports_tasks: inside.supports_tasks,
             related_task: token(body, "taskId", inside.related_task)?,
-            traceparent: text(body, META[2], traceparent)?,
+            traceparent: string_param(body, META[2], traceparent)?,
         })
     }
 }
@@ -514,7 +516,7 @@ fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>
             return Err(bad_params(detail));
         }
     }
-    match params::needed(method)
+    match params::required(method)
         .iter()
         .find(|needed| !given().any(|name| name == **needed))
     {
@@ -523,22 +525,22 @@ fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>
     }
 }
 
-fn text(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<String>, Fault> {
+fn string_param(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<String>, Fault> {
     let Some(span) = span else { return Ok(None) };
     match span.kind {
-        Kind::Text(_) => Ok(Some(decode(body, span)?.into_owned())),
+        JsonKind::Text(_) => Ok(Some(decode(body, span)?.into_owned())),
         _ => Err(bad_params(format!("`{name}` is not a string"))),
     }
 }
 
-fn token(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<Token>, Fault> {
-    let text = text(body, name, span)?;
-    Ok(text.zip(span).map(|(text, span)| Token { text, at: span.into() }))
+fn token(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<OpaqueToken>, Fault> {
+    let text = string_param(body, name, span)?;
+    Ok(text.zip(span).map(|(text, span)| OpaqueToken { text, at: span.into() }))
 }
 
 fn object(name: &str, span: Option<Span>) -> Result<Option<Span>, Fault> {
     match span {
-        Some(span) if span.kind != Kind::Object => Err(bad_params(format!("`{name}` is not an object"))),
+        Some(span) if span.kind != JsonKind::Object => Err(bad_params(format!("`{name}` is not an object"))),
         other => Ok(other),
     }
 }
@@ -551,14 +553,14 @@ fn message_id(body: &Bytes, span: Span) -> Result<MessageId, Fault> {
 fn bounded_id(body: &Bytes, span: Span, most: usize) -> Result<MessageId, Fault> {
     let written = std::str::from_utf8(&body[span.range()]).unwrap_or_default();
     match span.kind {
-        Kind::Text(_) if written.len() > most => return Err(invalid(format!("an id longer than {most} bytes"))),
-        Kind::Number(true) if written != "-0" => {
+        JsonKind::Text(_) if written.len() > most => return Err(invalid(format!("an id longer than {most} bytes"))),
+        JsonKind::Number(true) if written != "-0" => {
             let digits = written.strip_prefix('-').unwrap_or(written);
             if !digits.parse::<u64>().is_ok_and(|number| number <= MAX_ID) {
                 return Err(invalid("an id beyond 2^53 - 1"));
             }
         }
-        Kind::Text(_) => (),
+        JsonKind::Text(_) => (),
         _ => return Err(invalid("an id is a string or an integer")),
     }
     Ok(MessageId::from_json(body.slice(span.range())))

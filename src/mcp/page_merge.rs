@@ -1,9 +1,9 @@
 //! Merges the pages of a list from several answers into one answer. The items keep their bytes, in the order of the
 //! pages.
 
-use super::answer::ANSWER_BOUNDS;
-use super::json::{Kind, Scan, Twins, decode};
-use super::lists::Listed;
+use super::json::{DuplicateNames, JsonKind, Scanner, decode};
+use super::lists::ListKind;
+use super::message_kind::SERVER_MESSAGE_BOUNDS;
 use crate::domain::{Era, MessageId};
 use bytes::Bytes;
 
@@ -28,23 +28,25 @@ impl Page {
     }
 
     /// The page in an answer; `None` if it does not contain the list `of`.
-    pub fn read(answer: &[u8], of: Listed) -> Option<Self> {
+    pub fn read(answer: &[u8], of: ListKind) -> Option<Self> {
         const MEMBERS: [&str; 6] = ["tools", "resources", "resourceTemplates", "prompts", "nextCursor", "ttlMs"];
-        let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact).ok()?;
+        let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact).ok()?;
         let mut spans = [None; MEMBERS.len()];
-        let read = scan.fields(0, &["result"], |scan, _, depth| {
-            if scan.peek() != Some(b'{') {
-                return scan.value(depth);
+        let read = scanner.known_members(0, &["result"], |scanner, _, depth| {
+            if scanner.peek() != Some(b'{') {
+                return scanner.value(depth);
             }
-            let start = scan.here();
-            spans = scan.fields(depth, &MEMBERS, |scan, _, depth| scan.value(depth))?.spans;
-            Ok(scan.since(start, Kind::Object))
+            let start = scanner.here();
+            spans = scanner
+                .known_members(depth, &MEMBERS, |scanner, _, depth| scanner.value(depth))?
+                .spans;
+            Ok(scanner.since(start, JsonKind::Object))
         });
         read.ok()?;
-        scan.close().ok()?;
-        let list = spans[of as usize].filter(|span| span.kind == Kind::Array)?.range();
+        scanner.close().ok()?;
+        let list = spans[of as usize].filter(|span| span.kind == JsonKind::Array)?.range();
         let items = std::str::from_utf8(answer.get(list.start + 1..list.end - 1)?).ok()?;
-        let cursor = spans[4].filter(|span| matches!(span.kind, Kind::Text(_)));
+        let cursor = spans[4].filter(|span| matches!(span.kind, JsonKind::Text(_)));
         let ttl = spans[5].map(|span| std::str::from_utf8(&answer[span.range()]).unwrap_or_default());
         Some(Self {
             items: items.trim().to_owned(),
@@ -58,7 +60,7 @@ impl Page {
 
 /// Writes one answer with the items of all pages. It is private to one caller (`cacheScope`) and may be cached no longer
 /// than the shortest-lived page.
-pub fn list(id: &MessageId, of: Listed, pages: &[Page], next_cursor: Option<&str>, era: Era) -> Bytes {
+pub fn merge_pages(id: &MessageId, of: ListKind, pages: &[Page], next_cursor: Option<&str>, era: Era) -> Bytes {
     let things: Vec<&str> = pages
         .iter()
         .map(|page| &*page.items)
@@ -89,23 +91,23 @@ mod tests {
         let first = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ {"uri":"x:1" , "n":1.50},{"uri":"x:2"} ],"nextCursor":"p\u0032","ttlMs":900}}"#;
         let second = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[{"uri":"y:1"}],"ttlMs":30}}"#;
         let empty = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ ],"ttlMs":50}}"#;
-        let page = |text: &[u8]| Page::read(text, Listed::Resources).unwrap();
+        let page = |text: &[u8]| Page::read(text, ListKind::Resources).unwrap();
         assert_eq!(page(first).next_cursor.as_deref(), Some("p2"));
         let id = MessageId::from_json(Bytes::from_static(b"\"a\""));
         let pages = [page(first), page(empty), page(second)];
         let items = r#"[{"uri":"x:1" , "n":1.50},{"uri":"x:2"},{"uri":"y:1"}]"#;
         assert_eq!(
-            list(&id, Listed::Resources, &pages, Some("c"), Era::Legacy),
+            merge_pages(&id, ListKind::Resources, &pages, Some("c"), Era::Legacy),
             format!(r#"{{"jsonrpc":"2.0","id":"a","result":{{"resources":{items},"nextCursor":"c"}}}}"#)
         );
         assert_eq!(
-            list(&id, Listed::Resources, &pages, None, Era::Modern),
+            merge_pages(&id, ListKind::Resources, &pages, None, Era::Modern),
             format!(
                 r#"{{"jsonrpc":"2.0","id":"a","result":{{"resources":{items},"resultType":"complete","cacheScope":"private","ttlMs":30}}}}"#
             )
         );
         assert_eq!(
-            list(&id, Listed::Tools, &[], None, Era::Legacy),
+            merge_pages(&id, ListKind::Tools, &[], None, Era::Legacy),
             r#"{"jsonrpc":"2.0","id":"a","result":{"tools":[]}}"#
         );
     }
@@ -118,7 +120,7 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"result":{"resources":{}}}"#,
             "[]",
         ] {
-            assert_eq!(Page::read(answer.as_bytes(), Listed::Resources), None, "{answer}");
+            assert_eq!(Page::read(answer.as_bytes(), ListKind::Resources), None, "{answer}");
         }
     }
 }

@@ -1,13 +1,13 @@
 //! JSON-RPC answers: written for callers, and recognised when servers send them. What a result means is not judged here.
 
-use super::json::{Bounds, Fault, Kind, Malformed, Scan, Span, Twins, decode, fault};
+use super::json::{Bounds, DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode, fault};
 use crate::domain::{MessageId, Reason};
 use bytes::Bytes;
 use serde_json::Value;
 
 /// What a server's message is, seen from the request that waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AnswerKind {
+pub enum MessageKind {
     /// A result; `is_error` is the tool result's `isError`.
     Result {
         is_error: bool,
@@ -18,7 +18,7 @@ pub enum AnswerKind {
         addressed: bool,
     },
     /// An answer to another request.
-    NotOurs,
+    OtherResponse,
     /// A request of the server to the client.
     ServerRequest,
     ServerNotification,
@@ -27,7 +27,7 @@ pub enum AnswerKind {
 }
 
 /// Bounds for messages of servers. Their length in bytes is bounded where they are received.
-pub(super) const ANSWER_BOUNDS: Bounds = Bounds {
+pub(super) const SERVER_MESSAGE_BOUNDS: Bounds = Bounds {
     depth: 100,
     members: 1_000_000,
     number_digits: 300,
@@ -50,16 +50,16 @@ pub fn result(id: &MessageId, result: Value) -> Bytes {
 }
 
 /// Classifies a server's message as seen from the request `id`.
-pub fn answer_kind(answer: &[u8], id: &MessageId) -> AnswerKind {
+pub fn message_kind(answer: &[u8], id: &MessageId) -> MessageKind {
     match recognise(answer, id) {
         Ok(kind) => kind,
-        Err(fault) => AnswerKind::Malformed(fault.detail),
+        Err(fault) => MessageKind::Malformed(fault.detail),
     }
 }
 
 /// Copies a JSON-RPC error and gives it the id `id`.
 pub fn readdress(answer: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
-    let envelope = Envelope::read(answer)?;
+    let envelope = JsonRpcEnvelope::read(answer)?;
     let Some(error) = envelope.error else {
         return Err(Malformed::new(Reason::UpstreamBroken, "the answer is no error"));
     };
@@ -70,21 +70,22 @@ pub fn readdress(answer: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
 }
 
 /// The protocol version in the result of an `initialize`.
-pub fn negotiated(answer: &[u8]) -> Option<String> {
-    let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact).ok()?;
+pub fn negotiated_version(answer: &[u8]) -> Option<String> {
+    let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact).ok()?;
     let mut version = None;
-    scan.fields(0, &["result"], |scan, _, depth| {
-        let start = scan.here();
-        let fields = scan.fields(depth, &["protocolVersion"], |scan, _, depth| scan.value(depth))?;
-        version = fields.spans[0].filter(|span| matches!(span.kind, Kind::Text(_)));
-        Ok(scan.since(start, Kind::Object))
-    })
-    .ok()?;
+    scanner
+        .known_members(0, &["result"], |scanner, _, depth| {
+            let start = scanner.here();
+            let fields = scanner.known_members(depth, &["protocolVersion"], |scanner, _, depth| scanner.value(depth))?;
+            version = fields.spans[0].filter(|span| matches!(span.kind, JsonKind::Text(_)));
+            Ok(scanner.since(start, JsonKind::Object))
+        })
+        .ok()?;
     decode(answer, version?).ok().map(std::borrow::Cow::into_owned)
 }
 
 /// The members that make a message a result, an error, a request or a notification.
-pub(super) struct Envelope {
+pub(super) struct JsonRpcEnvelope {
     pub id: Option<Span>,
     pub method: Option<Span>,
     pub result: Option<Span>,
@@ -93,21 +94,29 @@ pub(super) struct Envelope {
     pub code: Option<i64>,
 }
 
-impl Envelope {
+impl JsonRpcEnvelope {
     fn read(answer: &[u8]) -> Result<Self, Fault> {
-        let mut scan = Scan::open(answer, &ANSWER_BOUNDS, Twins::Exact)?;
+        let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
         let mut is_error = None;
         let mut code = None;
-        let fields = scan.fields(0, &["jsonrpc", "id", "method", "result", "error"], |scan, index, depth| {
-            let start = scan.here();
-            match (index, scan.peek()) {
-                (3, Some(b'{')) => is_error = scan.fields(depth, &["isError"], |scan, _, depth| scan.value(depth))?.spans[0],
-                (4, Some(b'{')) => code = scan.fields(depth, &["code"], |scan, _, depth| scan.value(depth))?.spans[0],
-                _ => return scan.value(depth),
+        let fields = scanner.known_members(0, &["jsonrpc", "id", "method", "result", "error"], |scanner, index, depth| {
+            let start = scanner.here();
+            match (index, scanner.peek()) {
+                (3, Some(b'{')) => {
+                    is_error = scanner
+                        .known_members(depth, &["isError"], |scanner, _, depth| scanner.value(depth))?
+                        .spans[0]
+                }
+                (4, Some(b'{')) => {
+                    code = scanner
+                        .known_members(depth, &["code"], |scanner, _, depth| scanner.value(depth))?
+                        .spans[0]
+                }
+                _ => return scanner.value(depth),
             }
-            Ok(scan.since(start, Kind::Object))
+            Ok(scanner.since(start, JsonKind::Object))
         })?;
-        scan.close()?;
+        scanner.close()?;
         let [jsonrpc, id, method, result, error] = fields.spans;
         Self::of(answer, [jsonrpc, id, method, result, error], is_error, code)
     }
@@ -125,35 +134,35 @@ impl Envelope {
             method,
             result,
             error,
-            is_error: is_error.is_some_and(|span| span.kind == Kind::Bool(true)),
+            is_error: is_error.is_some_and(|span| span.kind == JsonKind::Bool(true)),
             code,
         })
     }
 }
 
-fn recognise(answer: &[u8], id: &MessageId) -> Result<AnswerKind, Fault> {
-    Ok(Envelope::read(answer)?.kind(answer, id))
+fn recognise(answer: &[u8], id: &MessageId) -> Result<MessageKind, Fault> {
+    Ok(JsonRpcEnvelope::read(answer)?.kind(answer, id))
 }
 
-impl Envelope {
+impl JsonRpcEnvelope {
     /// Classifies the message as seen from the request `id`.
-    pub fn kind(&self, answer: &[u8], id: &MessageId) -> AnswerKind {
+    pub fn kind(&self, answer: &[u8], id: &MessageId) -> MessageKind {
         let envelope = self;
-        let addressed = envelope.id.filter(|span| span.kind != Kind::Null);
+        let addressed = envelope.id.filter(|span| span.kind != JsonKind::Null);
         match (envelope.method, envelope.result, envelope.error, addressed) {
-            (Some(_), None, None, Some(_)) => AnswerKind::ServerRequest,
-            (Some(_), None, None, None) => AnswerKind::ServerNotification,
+            (Some(_), None, None, Some(_)) => MessageKind::ServerRequest,
+            (Some(_), None, None, None) => MessageKind::ServerNotification,
             (None, Some(_), None, Some(span)) | (None, None, Some(_), Some(span)) if !same_id(answer, span, id) => {
-                AnswerKind::NotOurs
+                MessageKind::OtherResponse
             }
-            (None, Some(_), None, Some(_)) => AnswerKind::Result {
+            (None, Some(_), None, Some(_)) => MessageKind::Result {
                 is_error: envelope.is_error,
             },
-            (None, None, Some(error), addressed) if error.kind == Kind::Object => AnswerKind::Error {
+            (None, None, Some(error), addressed) if error.kind == JsonKind::Object => MessageKind::Error {
                 code: envelope.code.unwrap_or_default(),
                 addressed: addressed.is_some(),
             },
-            _ => AnswerKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
+            _ => MessageKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
         }
     }
 }
@@ -166,11 +175,11 @@ fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
         return true;
     }
     match (span.kind, sent.starts_with('"')) {
-        (Kind::Text(_), true) => {
+        (JsonKind::Text(_), true) => {
             let sent: Option<String> = serde_json::from_str(sent).ok();
             sent.is_some() && decode(answer, span).ok().as_deref() == sent.as_deref()
         }
-        (Kind::Number(_), false) => {
+        (JsonKind::Number(_), false) => {
             let written = std::str::from_utf8(written).ok().and_then(|text| text.parse::<f64>().ok());
             written.is_some() && written == sent.parse().ok()
         }
@@ -186,14 +195,14 @@ mod tests {
         MessageId::from_json(Bytes::copy_from_slice(text.as_bytes()))
     }
 
-    fn kind(answer: &str) -> AnswerKind {
-        answer_kind(answer.as_bytes(), &id("7"))
+    fn kind(answer: &str) -> MessageKind {
+        message_kind(answer.as_bytes(), &id("7"))
     }
 
     #[test]
     fn what_a_server_sends_is_recognised() {
-        let ok = |is_error| AnswerKind::Result { is_error };
-        let error = |code, addressed| AnswerKind::Error { code, addressed };
+        let ok = |is_error| MessageKind::Result { is_error };
+        let error = |code, addressed| MessageKind::Error { code, addressed };
         for (answer, wanted) in [
             (r#"{"jsonrpc":"2.0","id":7,"result":{}}"#, ok(false)),
             (r#"{"jsonrpc":"2.0","id":7.0,"result":{"isError":false}}"#, ok(false)),
@@ -215,16 +224,19 @@ mod tests {
                 error(-32700, false),
             ),
             (r#"{"jsonrpc":"2.0","error":{"message":"no"}}"#, error(0, false)),
-            (r#"{"jsonrpc":"2.0","id":8,"result":{}}"#, AnswerKind::NotOurs),
-            (r#"{"jsonrpc":"2.0","id":"7","result":{}}"#, AnswerKind::NotOurs),
+            (r#"{"jsonrpc":"2.0","id":8,"result":{}}"#, MessageKind::OtherResponse),
+            (r#"{"jsonrpc":"2.0","id":"7","result":{}}"#, MessageKind::OtherResponse),
             (
                 r#"{"jsonrpc":"2.0","id":8,"error":{"code":1,"message":""}}"#,
-                AnswerKind::NotOurs,
+                MessageKind::OtherResponse,
             ),
-            (r#"{"jsonrpc":"2.0","id":7,"method":"roots/list"}"#, AnswerKind::ServerRequest),
+            (
+                r#"{"jsonrpc":"2.0","id":7,"method":"roots/list"}"#,
+                MessageKind::ServerRequest,
+            ),
             (
                 r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#,
-                AnswerKind::ServerNotification,
+                MessageKind::ServerNotification,
             ),
         ] {
             assert_eq!(kind(answer), wanted, "{answer}");
@@ -249,7 +261,7 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":7,"Result":{}}"#,
             r#"{"jsonrpc":"2.0","id":7,"result":{}} x"#,
         ] {
-            assert!(matches!(kind(answer), AnswerKind::Malformed(_)), "{answer}");
+            assert!(matches!(kind(answer), MessageKind::Malformed(_)), "{answer}");
         }
     }
 
@@ -257,7 +269,7 @@ mod tests {
     fn ids_are_the_same_by_what_they_mean() {
         let ours = |sent: &str, answered: &str| {
             let answer = format!(r#"{{"jsonrpc":"2.0","id":{answered},"result":1}}"#);
-            answer_kind(answer.as_bytes(), &id(sent)) != AnswerKind::NotOurs
+            message_kind(answer.as_bytes(), &id(sent)) != MessageKind::OtherResponse
         };
         assert!(ours(r#""a\/é""#, r#""a/\u00e9""#));
         assert!(ours("0", "0"));
@@ -269,7 +281,7 @@ mod tests {
     #[test]
     fn written_answers_are_recognised() {
         let seven = id("7");
-        let wanted = AnswerKind::Error {
+        let wanted = MessageKind::Error {
             code: 4001,
             addressed: true,
         };
@@ -279,12 +291,12 @@ mod tests {
             "no \"scope\"\n",
             Some(serde_json::json!({"reason": "missing_scope"})),
         );
-        assert_eq!(answer_kind(&body, &seven), wanted);
+        assert_eq!(message_kind(&body, &seven), wanted);
         assert_eq!(
-            answer_kind(&result(&seven, serde_json::json!({})), &seven),
-            AnswerKind::Result { is_error: false }
+            message_kind(&result(&seven, serde_json::json!({})), &seven),
+            MessageKind::Result { is_error: false }
         );
         let nobody = error(None, 4001, "no", None);
-        assert_eq!(answer_kind(&readdress(&nobody, &seven).unwrap(), &seven), wanted);
+        assert_eq!(message_kind(&readdress(&nobody, &seven).unwrap(), &seven), wanted);
     }
 }

@@ -1,13 +1,13 @@
 //! The member names of all objects that are open during a scan, and the check for duplicates in one object. One stack
 //! serves the whole text; names without escapes are not copied.
 
-use super::json::Twins;
+use super::json::DuplicateNames;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
 /// A member name: a slice of the text, or of the arena if it contained escapes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Name {
+pub(super) struct MemberName {
     start: u32,
     end: u32,
     copied: bool,
@@ -15,33 +15,33 @@ pub(super) struct Name {
 }
 
 /// The stack of member names of the open objects.
-pub(super) struct Names<'a> {
+pub(super) struct MemberNames<'a> {
     text: &'a str,
     arena: String,
-    twins: Twins,
-    open: Vec<Name>,
+    duplicates: DuplicateNames,
+    open: Vec<MemberName>,
 }
 
 /// Up to this many names are compared pairwise. More are sorted, so that hostile names cost at most n log n.
 const PAIRWISE: usize = 8;
 
-impl<'a> Names<'a> {
-    pub fn new(text: &'a str, twins: Twins) -> Self {
+impl<'a> MemberNames<'a> {
+    pub fn new(text: &'a str, duplicates: DuplicateNames) -> Self {
         Self {
             text,
             arena: String::new(),
-            twins,
+            duplicates,
             open: Vec::with_capacity(32),
         }
     }
 
     /// Begins an object; returns its frame on the stack.
-    pub fn enter(&self) -> usize {
+    pub fn begin_object(&self) -> usize {
         self.open.len()
     }
 
     /// Adds a member name. `start` is its position in the text, used if `decoded` is borrowed from the text.
-    pub fn push(&mut self, decoded: Cow<'_, str>, start: usize) -> Name {
+    pub fn push(&mut self, decoded: Cow<'_, str>, start: usize) -> MemberName {
         let hash = self.hash(&decoded);
         let length = decoded.len();
         let (start, copied) = match decoded {
@@ -52,7 +52,7 @@ impl<'a> Names<'a> {
             }
         };
         // The tokenizer refuses texts longer than u32::MAX bytes, and the arena is no longer than the text.
-        let name = Name {
+        let name = MemberName {
             start: start as u32,
             end: (start + length) as u32,
             copied,
@@ -63,7 +63,7 @@ impl<'a> Names<'a> {
     }
 
     /// Ends the object that began at `frame`; returns two names that are duplicates.
-    pub fn leave(&mut self, frame: usize) -> Option<(String, String)> {
+    pub fn end_object(&mut self, frame: usize) -> Option<(String, String)> {
         let twins = match self.open.len() - frame {
             0 | 1 => None,
             2..=PAIRWISE => self.pairwise(frame),
@@ -73,7 +73,7 @@ impl<'a> Names<'a> {
         twins
     }
 
-    pub fn text(&self, name: &Name) -> &str {
+    pub fn text(&self, name: &MemberName) -> &str {
         text_of(self.text, &self.arena, name)
     }
 
@@ -98,15 +98,15 @@ impl<'a> Names<'a> {
         twins.map(|pair| (self.text(&pair[0]).to_owned(), self.text(&pair[1]).to_owned()))
     }
 
-    fn order(&self, one: &Name, other: &Name) -> Ordering {
-        match self.twins {
-            Twins::Exact => self.text(one).cmp(self.text(other)),
-            Twins::Folded => fold_order(self.text(one), self.text(other)),
+    fn order(&self, one: &MemberName, other: &MemberName) -> Ordering {
+        match self.duplicates {
+            DuplicateNames::Exact => self.text(one).cmp(self.text(other)),
+            DuplicateNames::Folded => fold_order(self.text(one), self.text(other)),
         }
     }
 
     fn hash(&self, name: &str) -> u64 {
-        if self.twins == Twins::Folded && !name.is_ascii() {
+        if self.duplicates == DuplicateNames::Folded && !name.is_ascii() {
             hash(fold(name).as_bytes())
         } else {
             hash(name.as_bytes())
@@ -171,7 +171,7 @@ fn hash(name: &[u8]) -> u64 {
     mix(state, word(&name[length - 8..]))
 }
 
-fn text_of<'t>(text: &'t str, arena: &'t str, name: &Name) -> &'t str {
+fn text_of<'t>(text: &'t str, arena: &'t str, name: &MemberName) -> &'t str {
     let range = name.start as usize..name.end as usize;
     if name.copied { &arena[range] } else { &text[range] }
 }

@@ -1,51 +1,63 @@
 //! Removes from a client's declared capabilities those that the server may not use. The remaining values keep their bytes.
 
-use super::json::{Bounds, Fault, Malformed, Scan, Twins};
-use super::names::fold_equal;
-use super::splice::Place;
+use super::json::{Bounds, DuplicateNames, Fault, Malformed, Scanner};
+use super::member_names::fold_equal;
+use super::splice::JsonSpan;
 use crate::domain::{ClientRequest, ClientRequests};
 
 /// The pruned capabilities; `None` if nothing is removed.
-pub fn prune(message: &[u8], capabilities: Place, allowed: ClientRequests) -> Result<Option<String>, Malformed> {
+pub fn prune_capabilities(message: &[u8], capabilities: JsonSpan, allowed: ClientRequests) -> Result<Option<String>, Malformed> {
     let written = capabilities.text(message);
-    Ok(pruned(written, |name, value| keep(name, value, allowed))?)
+    Ok(pruned(written, |name, value| prune_member(name, value, allowed))?)
 }
 
 /// An object without the member `member`; `None` if it has no such member.
-pub fn without(message: &[u8], object: Place, member: &str) -> Result<Option<String>, Malformed> {
-    let cut = |name: &str, _: &str| Ok(if fold_equal(name, member) { Kept::Cut } else { Kept::AsItIs });
+pub fn without_member(message: &[u8], object: JsonSpan, member: &str) -> Result<Option<String>, Malformed> {
+    let cut = |name: &str, _: &str| {
+        Ok(if fold_equal(name, member) {
+            PrunedMember::Removed
+        } else {
+            PrunedMember::Unchanged
+        })
+    };
     Ok(pruned(object.text(message), cut)?)
 }
 
 /// What happens to one member.
-enum Kept {
-    AsItIs,
-    As(String),
-    Cut,
+enum PrunedMember {
+    Unchanged,
+    Replaced(String),
+    Removed,
 }
 
-fn keep(name: &str, value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
-    let listed = |request| if allowed.allow(request) { Kept::AsItIs } else { Kept::Cut };
+fn prune_member(name: &str, value: &str, allowed: ClientRequests) -> Result<PrunedMember, Fault> {
+    let listed = |request| {
+        if allowed.allow(request) {
+            PrunedMember::Unchanged
+        } else {
+            PrunedMember::Removed
+        }
+    };
     // Names are compared without case, because some servers ignore case too.
     Ok(match name {
         _ if fold_equal(name, "sampling") => listed(ClientRequest::Sampling),
         _ if fold_equal(name, "roots") => listed(ClientRequest::Roots),
         _ if fold_equal(name, "elicitation") => elicitation(value, allowed)?,
         // Tasks that a client runs for a server. No server may ask for them.
-        _ if fold_equal(name, "tasks") => Kept::Cut,
-        _ => Kept::AsItIs,
+        _ if fold_equal(name, "tasks") => PrunedMember::Removed,
+        _ => PrunedMember::Unchanged,
     })
 }
 
 /// An `elicitation` capability with neither `form` nor `url` means forms.
-fn elicitation(value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
+fn elicitation(value: &str, allowed: ClientRequests) -> Result<PrunedMember, Fault> {
     let forms = allowed.allow(ClientRequest::Elicitation);
     let urls = allowed.allow(ClientRequest::ElicitationUrl);
     if forms && urls {
-        return Ok(Kept::AsItIs);
+        return Ok(PrunedMember::Unchanged);
     }
     if !forms && !urls || !value.starts_with('{') {
-        return Ok(Kept::Cut);
+        return Ok(PrunedMember::Removed);
     }
     let (mut form, mut url, mut any) = (false, false, false);
     let kept = pruned(value, |name, _| {
@@ -53,31 +65,31 @@ fn elicitation(value: &str, allowed: ClientRequests) -> Result<Kept, Fault> {
         form |= fold_equal(name, "form");
         url |= fold_equal(name, "url");
         let cut = (fold_equal(name, "form") && !forms) || (fold_equal(name, "url") && !urls);
-        Ok(if cut { Kept::Cut } else { Kept::AsItIs })
+        Ok(if cut { PrunedMember::Removed } else { PrunedMember::Unchanged })
     })?;
     let offered = if urls { url } else { form || !url };
     Ok(match kept {
-        _ if !offered => Kept::Cut,
-        None => Kept::AsItIs,
-        Some(text) => Kept::As(text),
+        _ if !offered => PrunedMember::Removed,
+        None => PrunedMember::Unchanged,
+        Some(text) => PrunedMember::Replaced(text),
     })
 }
 
-/// An object with the members that `keep` retains; `None` if all stay as they are.
-fn pruned(object: &str, mut keep: impl FnMut(&str, &str) -> Result<Kept, Fault>) -> Result<Option<String>, Fault> {
+/// An object with the members that `prune_member` retains; `None` if all stay as they are.
+fn pruned(object: &str, mut keep: impl FnMut(&str, &str) -> Result<PrunedMember, Fault>) -> Result<Option<String>, Fault> {
     let bounds = Bounds::default();
-    let mut scan = Scan::open(object.as_bytes(), &bounds, Twins::Folded)?;
+    let mut scanner = Scanner::open(object.as_bytes(), &bounds, DuplicateNames::Folded)?;
     let (mut text, mut changed) = (String::from("{"), false);
-    scan.object(0, &mut |scan, name, depth| {
-        let name = scan.name(&name).to_owned();
-        let range = scan.value(depth)?.range();
+    scanner.object(0, &mut |scanner, name, depth| {
+        let name = scanner.name(&name).to_owned();
+        let range = scanner.value(depth)?.range();
         let value = &object[range];
         let kept = keep(&name, value)?;
-        changed |= !matches!(kept, Kept::AsItIs);
+        changed |= !matches!(kept, PrunedMember::Unchanged);
         let value = match &kept {
-            Kept::AsItIs => value,
-            Kept::As(value) => value,
-            Kept::Cut => return Ok(()),
+            PrunedMember::Unchanged => value,
+            PrunedMember::Replaced(value) => value,
+            PrunedMember::Removed => return Ok(()),
         };
         if text.len() > 1 {
             text.push(',');
@@ -98,7 +110,7 @@ mod tests {
 
     fn cut(capabilities: &str, allowed: &[ClientRequest]) -> String {
         let allowed: ClientRequests = allowed.iter().copied().collect();
-        let kept = pruned(capabilities, |name, value| keep(name, value, allowed)).unwrap();
+        let kept = pruned(capabilities, |name, value| prune_member(name, value, allowed)).unwrap();
         kept.unwrap_or_else(|| "untouched".to_owned())
     }
 

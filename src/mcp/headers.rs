@@ -1,9 +1,9 @@
 //! The MCP header fields, and whether they agree with the body. The body decides the era, the method and the target. A
 //! header that contradicts it is refused, and the headers sent upstream are generated from the body.
 
+use super::client_message::{Notification, Params, Request};
+use super::header_encoding::{decode_header_value, encode_header_value};
 use super::json::{Malformed, quoted};
-use super::read::{Notification, Params, Request};
-use super::sentinel::{decode_sentinel, encode_sentinel};
 use crate::domain::{Era, Method, ProtocolVersion, Reason};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -15,7 +15,7 @@ pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// The MCP header fields of one HTTP request; each occurs at most once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Heads<'a> {
+pub struct McpHeaders<'a> {
     pub protocol_version: Option<&'a str>,
     pub method: Option<&'a str>,
     pub name: Option<&'a str>,
@@ -27,8 +27,8 @@ pub struct Heads<'a> {
 const MAX_VALUE: usize = 8 * 1024;
 
 /// Takes the MCP header fields. A field that is repeated, empty, too long or not printable ASCII is refused.
-pub fn read_heads(headers: &HeaderMap) -> Result<Heads<'_>, Malformed> {
-    Ok(Heads {
+pub fn read_mcp_headers(headers: &HeaderMap) -> Result<McpHeaders<'_>, Malformed> {
+    Ok(McpHeaders {
         protocol_version: single(headers, &PROTOCOL_VERSION)?,
         method: single(headers, &METHOD)?,
         name: single(headers, &NAME)?,
@@ -39,33 +39,41 @@ pub fn read_heads(headers: &HeaderMap) -> Result<Heads<'_>, Malformed> {
 
 /// Determines the era from the body and checks that the headers agree. `session_version` is the version that the session
 /// negotiated, if there is one.
-pub fn agree(
+pub fn negotiate(
     request: &Request,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
-    agree_any(&request.method, request.params.as_ref(), heads, session_version).map_err(|fault| Malformed {
+    negotiate_any(&request.method, request.params.as_ref(), mcp_headers, session_version).map_err(|fault| Malformed {
         id: Some(request.id.clone()),
         ..fault
     })
 }
 
 /// The same for a notification.
-pub fn agree_notification(
+pub fn negotiate_notification(
     notification: &Notification,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
-    agree_any(&notification.method, notification.params.as_ref(), heads, session_version)
+    negotiate_any(
+        &notification.method,
+        notification.params.as_ref(),
+        mcp_headers,
+        session_version,
+    )
 }
 
 /// The version for messages that only the legacy era has: GET, DELETE and responses. A session uses its negotiated
 /// version. The header SHOULD repeat it, so another known legacy version is accepted and has no effect.
-pub fn agree_headless(heads: &Heads<'_>, session_version: Option<ProtocolVersion>) -> Result<Option<ProtocolVersion>, Malformed> {
-    let Some(written) = heads.protocol_version else {
+pub fn negotiate_bodyless(
+    mcp_headers: &McpHeaders<'_>,
+    session_version: Option<ProtocolVersion>,
+) -> Result<Option<ProtocolVersion>, Malformed> {
+    let Some(written) = mcp_headers.protocol_version else {
         return Ok(session_version);
     };
-    let version = known(written)?;
+    let version = known_version(written)?;
     if version.era() == Era::Modern {
         return Err(mismatch(
             "MCP-Protocol-Version names a version without sessions, the message has no `_meta`",
@@ -112,7 +120,7 @@ pub fn notification(notification: &Notification, era: Era) -> Option<Method> {
 }
 
 /// The header fields that mirror the body, for the request upstream.
-pub fn mirrored(
+pub fn mirror_headers(
     era: Era,
     version: Option<ProtocolVersion>,
     method: Method,
@@ -124,44 +132,44 @@ pub fn mirrored(
     }
     if era == Era::Modern && method != Method::Notification {
         fields.push((METHOD, HeaderValue::from_static(method.as_str())));
-        if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&encode_sentinel(name))) {
+        if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&encode_header_value(name))) {
             fields.push((NAME, name));
         }
     }
     fields
 }
 
-fn agree_any(
+fn negotiate_any(
     method: &str,
     params: Option<&Params>,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
-    mirrors(method, params, heads)?;
+    check_mirrored_headers(method, params, mcp_headers)?;
     let meta = params.and_then(|params| params.meta.as_ref());
     match meta.and_then(|meta| meta.protocol_version.as_deref()) {
         Some(written) => {
             let capable = meta.is_some_and(|meta| meta.client_capabilities.is_some());
-            modern(method, written, capable, params, heads).map(|version| (Era::Modern, Some(version)))
+            modern(method, written, capable, params, mcp_headers).map(|version| (Era::Modern, Some(version)))
         }
         None if method == "server/discover" => Err(Malformed::new(
             Reason::InvalidParams,
             "`_meta` does not name the protocol version",
         )),
-        None => Ok((Era::Legacy, legacy(method, params, heads, session_version)?)),
+        None => Ok((Era::Legacy, legacy(method, params, mcp_headers, session_version)?)),
     }
 }
 
 /// In every era `Mcp-Method` and `Mcp-Name` must equal what the body says, if they are there. Only the modern era
 /// requires them.
-fn mirrors(method: &str, params: Option<&Params>, heads: &Heads<'_>) -> Result<(), Malformed> {
-    if heads.method.is_some_and(|written| written != method) {
+fn check_mirrored_headers(method: &str, params: Option<&Params>, mcp_headers: &McpHeaders<'_>) -> Result<(), Malformed> {
+    if mcp_headers.method.is_some_and(|written| written != method) {
         return Err(mismatch(format!("Mcp-Method does not name {}", quoted(method))));
     }
-    let Some(written) = heads.name else {
+    let Some(written) = mcp_headers.name else {
         return Ok(());
     };
-    let Some(decoded) = decode_sentinel(written) else {
+    let Some(decoded) = decode_header_value(written) else {
         return Err(mismatch("Mcp-Name is not canonical base64 of UTF-8"));
     };
     match mirrored_name(method, params) {
@@ -175,26 +183,26 @@ fn modern(
     written: &str,
     capable: bool,
     params: Option<&Params>,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
 ) -> Result<ProtocolVersion, Malformed> {
     if !capable {
         let detail = "`_meta` lacks `io.modelcontextprotocol/clientCapabilities`";
         return Err(Malformed::new(Reason::InvalidParams, detail));
     }
-    if heads.protocol_version != Some(written) {
+    if mcp_headers.protocol_version != Some(written) {
         return Err(mismatch("MCP-Protocol-Version is not the version in `_meta`"));
     }
-    let version = known(written)?;
+    let version = known_version(written)?;
     if version.era() != Era::Modern {
         return Err(unsupported(written));
     }
     // No notification of this era is defined for clients, so none has a required `Mcp-Method`.
     let request = !method.starts_with("notifications/");
-    if request && heads.method.is_none() {
+    if request && mcp_headers.method.is_none() {
         return Err(mismatch("Mcp-Method is missing"));
     }
     let left = matches!(method, "resources/subscribe" | "resources/unsubscribe"); // unknown methods in this era, refused as such later
-    if request && !left && mirrored_name(method, params).is_some() && heads.name.is_none() {
+    if request && !left && mirrored_name(method, params).is_some() && mcp_headers.name.is_none() {
         return Err(mismatch("Mcp-Name is missing"));
     }
     Ok(version)
@@ -203,14 +211,14 @@ fn modern(
 fn legacy(
     method: &str,
     params: Option<&Params>,
-    heads: &Heads<'_>,
+    mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<Option<ProtocolVersion>, Malformed> {
     if method != "initialize" {
-        return agree_headless(heads, session_version);
+        return negotiate_bodyless(mcp_headers, session_version);
     }
     // The header of an `initialize` is only a wish; the version in the result decides.
-    agree_headless(heads, None)?;
+    negotiate_bodyless(mcp_headers, None)?;
     let Some(proposed) = params.and_then(|params| params.protocol_version.as_deref()) else {
         return Err(Malformed::new(Reason::InvalidParams, "`protocolVersion` is missing"));
     };
@@ -245,7 +253,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     }
 }
 
-fn known(written: &str) -> Result<ProtocolVersion, Malformed> {
+fn known_version(written: &str) -> Result<ProtocolVersion, Malformed> {
     ProtocolVersion::parse(written).ok_or_else(|| unsupported(written))
 }
 
