@@ -1,7 +1,7 @@
 //! The policies, the tools and the caller that decisions are measured with.
 
 use bytes::Bytes;
-use neural_guardian::decide::{Enrolment, Facts, PolicySource, Settings, Snapshot, Subject, View};
+use neural_guardian::decide::{CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
     IssuerAlias, Member, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope,
@@ -58,7 +58,7 @@ pub struct World {
     pub snapshot: Snapshot,
     pub principal: Principal,
     member: Member,
-    subject: Subject,
+    cedar_principal: CedarPrincipal,
 }
 
 impl World {
@@ -77,7 +77,7 @@ impl World {
             text,
         };
         let environment = EnvironmentName::parse("bench").expect("a name");
-        let settings = Settings {
+        let settings = PolicySettings {
             deny_all: false,
             utc_offset_minutes: 60,
             environment: environment.clone(),
@@ -86,24 +86,24 @@ impl World {
         let snapshot = Snapshot::compile(&[source], &catalogue, &settings).unwrap_or_else(|problems| panic!("{problems:#?}"));
         let took = begun.elapsed();
         let (principal, member) = (principal(), member());
-        let subject = Subject::new(&principal, Some(&member), &environment);
+        let cedar_principal = CedarPrincipal::new(&principal, Some(&member), &environment);
         let world = Self {
             snapshot,
             principal,
             member,
-            subject,
+            cedar_principal,
         };
         (world, took)
     }
 
-    pub fn facts(&self) -> Facts<'_> {
-        Facts {
+    pub fn facts(&self) -> DecisionInput<'_> {
+        DecisionInput {
             now: Timestamp::from_secs(1_795_000_000),
             source_ip: [10, 0, 0, 1].into(),
             principal: &self.principal,
-            subject: &self.subject,
+            cedar_principal: &self.cedar_principal,
             enrolment: Enrolment::Active(&self.member),
-            view: View {
+            grant_freshness: GrantFreshness {
                 seq: 1,
                 age_ms: 1,
                 stale: None,

@@ -6,7 +6,7 @@ use super::now;
 use super::policy_files::Found;
 use super::stability::{Allowed, STABLE_FOR_LESS};
 use crate::config::{CheckedConfig, Config, PinMode, PoliciesConfig};
-use crate::decide::{PolicySource, Problem, Settings, Snapshot, forbid_names, missing_forbids};
+use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot, forbid_names, missing_forbids};
 use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
 use crate::journal::Journal;
 use crate::store::{RegistryRow, Store};
@@ -344,8 +344,8 @@ pub async fn compile(
         .map_err(|problems| anyhow::anyhow!(sentences(&problems)))
 }
 
-pub fn settings(config: &Config) -> Settings {
-    Settings {
+pub fn settings(config: &Config) -> PolicySettings {
+    PolicySettings {
         deny_all: config.policies.deny_all,
         utc_offset_minutes: config.policies.utc_offset_minutes().unwrap_or(0),
         environment: config.environment.clone(),
@@ -395,7 +395,7 @@ fn read_policy(path: &Path) -> Result<PolicySource> {
     })
 }
 
-pub fn sentences(problems: &[Problem]) -> String {
+pub fn sentences(problems: &[PolicyProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

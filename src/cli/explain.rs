@@ -9,7 +9,7 @@ use super::policy;
 use crate::app::rules::settings;
 use crate::config::Config;
 use crate::decide::Snapshot;
-use crate::decide::{Basis, Enrolment, Facts, Subject, Verdict, View, decide};
+use crate::decide::{Basis, CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, Verdict, decide};
 use crate::domain::{
     AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, KEY_ISSUER, Member, MemberStatus, Method,
     Principal, PromptName, ProtocolVersion, Refusal, RequestId, ResourceUri, ServerName, Subject as SubjectName, Target,
@@ -82,16 +82,16 @@ impl Explain {
             Err(problems) => return policy::refuse(&problems, &sources),
         };
         let principal = principal(&member, self.client.clone(), config)?;
-        let facts = Facts {
+        let input = DecisionInput {
             now: now(),
             source_ip: self.ip,
             principal: &principal,
-            subject: &Subject::new(&principal, Some(&member), &config.environment),
+            cedar_principal: &CedarPrincipal::new(&principal, Some(&member), &config.environment),
             enrolment: match member.status {
                 MemberStatus::Active => Enrolment::Active(&member),
                 MemberStatus::Disabled => Enrolment::Disabled,
             },
-            view: View {
+            grant_freshness: GrantFreshness {
                 seq: directory.anchor.seq,
                 age_ms: 0,
                 stale: None,
@@ -99,7 +99,7 @@ impl Explain {
             snapshot: &snapshot,
             session: None,
         };
-        match decide(self.call(), &facts) {
+        match decide(self.call(), &input) {
             Verdict::Permit(permit) => self.say(&principal, None, permit.basis()),
             Verdict::Refuse(refused) => self.say(&principal, Some(&refused.refusal), &refused.basis),
         }

@@ -8,7 +8,7 @@ use super::output::{Format, json, line, note};
 use crate::app::manifest::Manifest;
 use crate::app::rules::{read_policies, settings};
 use crate::config::Config;
-use crate::decide::{PolicySource, Problem, Settings, Snapshot};
+use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot};
 use crate::domain::Catalogue;
 use crate::store::Store;
 use crate::upstream::assemble;
@@ -64,7 +64,7 @@ impl Policy {
             Policy::Schema {} => {
                 let config = file.load()?;
                 let catalogue = catalogue(&config).await?;
-                let settings = Settings {
+                let settings = PolicySettings {
                     deny_all: true,
                     ..settings(&config)
                 };
@@ -129,7 +129,7 @@ pub fn sources(path: &Path) -> Result<Vec<PolicySource>, Failure> {
 }
 
 /// Prints the errors or warnings; fails if the policies do not compile.
-fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {
+fn report(compiled: &Result<Snapshot, Vec<PolicyProblem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {
     let (problems, warnings) = match compiled {
         Ok(snapshot) => (&[][..], snapshot.warnings()),
         Err(problems) => (&problems[..], &[][..]),
@@ -164,14 +164,14 @@ fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], f
 }
 
 /// Prints the problems and fails.
-pub fn refuse(problems: &[Problem], sources: &[PolicySource]) -> Result<(), Failure> {
+pub fn refuse(problems: &[PolicyProblem], sources: &[PolicySource]) -> Result<(), Failure> {
     problems
         .iter()
         .try_for_each(|problem| note(drawn(problem, "error", sources)))?;
     Err(Failure::silent(failure::USAGE))
 }
 
-fn as_json(problem: &Problem) -> serde_json::Value {
+fn as_json(problem: &PolicyProblem) -> serde_json::Value {
     value!({
         "file": problem.file,
         "line": problem.line,
@@ -182,7 +182,7 @@ fn as_json(problem: &Problem) -> serde_json::Value {
 }
 
 /// A problem as text: on a terminal with the policy line it is about, elsewhere on one line.
-fn drawn(problem: &Problem, word: &str, sources: &[PolicySource]) -> String {
+fn drawn(problem: &PolicyProblem, word: &str, sources: &[PolicySource]) -> String {
     let source = sources.iter().find(|source| Some(&source.file) == problem.file.as_ref());
     match (source, problem.line, std::io::stderr().is_terminal()) {
         (Some(source), Some(at), true) => {

@@ -330,7 +330,7 @@ fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> Tool {
         pinned: tool.pinned.as_ref().map(|(digest, _)| *digest),
         pinned_at: tool.pinned_at.map(at),
         pinned_by: tool.pinned_by.clone(),
-        obstacle: decide::obstacle(&if pinned.is_null() { &offered } else { &pinned }["inputSchema"]),
+        obstacle: decide::why_unusable(&if pinned.is_null() { &offered } else { &pinned }["inputSchema"]),
         differs: differing(&pinned, &offered),
     }
 }

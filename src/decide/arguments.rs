@@ -3,8 +3,8 @@
 //! Cedar's own JSON conversion is never used on arguments: it would interpret `__entity` and `__extn` as entities and
 //! extension calls.
 
-use super::shape::{Field, Fields, Shape};
-use super::{effort, shape};
+use super::arg_types::{ArgField, ArgSchema, ArgType};
+use super::{arg_types, schema_cost};
 use crate::domain::{Reason, Refusal};
 use cedar_policy::RestrictedExpression;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 pub(super) struct Arguments {
     /// The error says why the schema cannot be used; then every call of the tool is refused.
     validator: Result<Validator, String>,
-    fields: Fields,
+    arg_schema: ArgSchema,
 }
 
 /// Larger schemas and patterns are refused: compiling them costs too much.
@@ -29,16 +29,16 @@ impl Arguments {
     pub fn compile(schema: &Value) -> Self {
         Self {
             validator: validator(schema),
-            fields: shape::arguments(schema),
+            arg_schema: arg_types::arguments(schema),
         }
     }
 
-    pub fn fields(&self) -> &Fields {
-        &self.fields
+    pub fn arg_schema(&self) -> &ArgSchema {
+        &self.arg_schema
     }
 
     /// Why no call of this tool can be validated.
-    pub fn unusable(&self) -> Option<&str> {
+    pub fn why_unusable(&self) -> Option<&str> {
         self.validator.as_ref().err().map(String::as_str)
     }
 
@@ -66,7 +66,7 @@ fn validator(schema: &Value) -> Result<Validator, String> {
     if schema.to_string().len() > MAX_SCHEMA_BYTES {
         return Err(format!("the input schema is larger than {MAX_SCHEMA_BYTES} bytes"));
     }
-    effort::bounded(schema)?;
+    schema_cost::check_cost(schema)?;
     let patterns = PatternOptions::regex()
         .size_limit(MAX_PATTERN_BYTES)
         .dfa_size_limit(MAX_PATTERN_BYTES);
@@ -80,61 +80,61 @@ fn validator(schema: &Value) -> Result<Validator, String> {
 /// Converts `arguments` to the record `context.input`: the typed ones among `names`, or all typed ones.
 pub(super) fn input(
     arguments: &Map<String, Value>,
-    fields: &Fields,
+    fields: &ArgSchema,
     names: Option<&BTreeSet<String>>,
 ) -> Result<RestrictedExpression, Box<Refusal>> {
     let wanted = |name: &str| names.is_none_or(|names| names.contains(name));
-    record(arguments, fields, wanted, "").map_err(|Unseen { at, why }| invalid(&format!("argument `{at}` {why}")))
+    record(arguments, fields, wanted, "").map_err(|InexpressibleValue { at, why }| invalid(&format!("argument `{at}` {why}")))
 }
 
 /// A value that a policy reads and that Cedar cannot represent.
-struct Unseen {
+struct InexpressibleValue {
     at: String,
     why: &'static str,
 }
 
 fn record(
     members: &Map<String, Value>,
-    fields: &Fields,
+    fields: &ArgSchema,
     wanted: impl Fn(&str) -> bool,
     prefix: &str,
-) -> Result<RestrictedExpression, Unseen> {
+) -> Result<RestrictedExpression, InexpressibleValue> {
     let mut pairs = Vec::new();
-    for (name, Field { required, shape }) in fields {
-        let (true, Ok(shape)) = (wanted(name), shape) else {
+    for (name, ArgField { required, arg_type }) in fields {
+        let (true, Ok(arg_type)) = (wanted(name), arg_type) else {
             continue;
         };
         match members.get(name) {
-            Some(Value::Null) | None if *required => return Err(unseen(format!("{prefix}{name}"), "is missing")),
+            Some(Value::Null) | None if *required => return Err(inexpressible(format!("{prefix}{name}"), "is missing")),
             Some(Value::Null) | None => {}
-            Some(value) => pairs.push((name.clone(), expression(value, shape, &|| format!("{prefix}{name}"))?)),
+            Some(value) => pairs.push((name.clone(), expression(value, arg_type, &|| format!("{prefix}{name}"))?)),
         }
     }
     Ok(RestrictedExpression::new_record(pairs).expect("the keys of a map are distinct"))
 }
 
 /// Converts one value. It must be of the declared type, because policies are validated for that type.
-fn expression(value: &Value, shape: &Shape, at: &dyn Fn() -> String) -> Result<RestrictedExpression, Unseen> {
-    match (shape, value) {
-        (Shape::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
-        (Shape::Bool, Value::Bool(flag)) => Ok(RestrictedExpression::new_bool(*flag)),
-        (Shape::Long, Value::Number(number)) => match number.as_i64() {
+fn expression(value: &Value, arg_type: &ArgType, at: &dyn Fn() -> String) -> Result<RestrictedExpression, InexpressibleValue> {
+    match (arg_type, value) {
+        (ArgType::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
+        (ArgType::Bool, Value::Bool(flag)) => Ok(RestrictedExpression::new_bool(*flag)),
+        (ArgType::Long, Value::Number(number)) => match number.as_i64() {
             Some(number) => Ok(RestrictedExpression::new_long(number)),
-            None => Err(unseen(at(), "is not written as a whole number of at most 64 bits")),
+            None => Err(inexpressible(at(), "is not written as a whole number of at most 64 bits")),
         },
-        (Shape::Decimal, Value::Number(number)) => match decimal(number) {
+        (ArgType::Decimal, Value::Number(number)) => match decimal(number) {
             Some(text) => Ok(RestrictedExpression::new_decimal(text)),
-            None => Err(unseen(
+            None => Err(inexpressible(
                 at(),
                 "has more digits than policies can compare: four after the point, eleven before",
             )),
         },
-        (Shape::Set(shape), Value::Array(elements)) => {
-            let elements = elements.iter().map(|element| expression(element, shape, at));
+        (ArgType::Set(arg_type), Value::Array(elements)) => {
+            let elements = elements.iter().map(|element| expression(element, arg_type, at));
             Ok(RestrictedExpression::new_set(elements.collect::<Result<Vec<_>, _>>()?))
         }
-        (Shape::Record(fields), Value::Object(members)) => record(members, fields, |_| true, &format!("{}.", at())),
-        _ => Err(unseen(at(), "is not of the type that policies read")),
+        (ArgType::Record(fields), Value::Object(members)) => record(members, fields, |_| true, &format!("{}.", at())),
+        _ => Err(inexpressible(at(), "is not of the type that policies read")),
     }
 }
 
@@ -194,8 +194,8 @@ fn says_only_the_schema(kind: &ValidationErrorKind) -> bool {
     ) || matches!(kind, K::MaxItems { .. } | K::MinItems { .. } | K::UniqueItems)
 }
 
-fn unseen(at: String, why: &'static str) -> Unseen {
-    Unseen { at, why }
+fn inexpressible(at: String, why: &'static str) -> InexpressibleValue {
+    InexpressibleValue { at, why }
 }
 
 fn invalid(detail: &str) -> Box<Refusal> {
@@ -247,7 +247,7 @@ mod tests {
     fn seen(property: Value, value: Value) -> Result<RestrictedExpression, String> {
         let arguments = Arguments::compile(&json!({ "properties": { "a": property } }));
         let members = arguments.read(Some(json!({ "a": value }).to_string().as_bytes())).unwrap();
-        input(&members, arguments.fields(), None).map_err(|refusal| refusal.detail.unwrap())
+        input(&members, arguments.arg_schema(), None).map_err(|refusal| refusal.detail.unwrap())
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
             json!({ "description": "x".repeat(MAX_SCHEMA_BYTES) }),
         ] {
             let arguments = Arguments::compile(&schema);
-            assert!(arguments.unusable().is_some_and(|why| why.len() < 300), "{schema}");
+            assert!(arguments.why_unusable().is_some_and(|why| why.len() < 300), "{schema}");
             assert_eq!(arguments.read(None).unwrap_err().reason, Reason::PolicyError);
         }
     }

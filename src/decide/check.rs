@@ -6,19 +6,19 @@
 //! type its use shows. If a tool of the group declares such an argument with another type, the policy cannot be evaluated
 //! for it: a forbid refuses its calls, a permit does not count. The policy's author cannot help that, so it is a warning.
 
-mod wares;
+mod unlisted;
 
-use super::known::{Found, Known};
-use super::reads::Mention;
+use super::arg_types::ArgSchema;
+use super::entity_names::{EntityNames, Lookup};
+use super::inferred_args::{MissingArgument, conflict, infer_schema, make_untyped, missing_argument};
+use super::primitive_kind::PrimitiveKind;
 use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule};
 use super::schema::{self, Action};
-use super::shape::Fields;
 use super::slice::RuleIndex;
-use super::snapshot::Draft;
-use super::sort::Sort;
-use super::suppose::{Absent, absent, conflict, hide, supposed};
-use super::typing::{Finding, Typing, Typist};
-use super::{Problem, arguments};
+use super::snapshot::UncompiledTool;
+use super::usage::ArgumentRef;
+use super::validator::{PolicyValidator, Validation, ValidationFinding};
+use super::{PolicyProblem, arguments};
 use crate::domain::PinStatus;
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,35 +26,35 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// All findings, and the policies of each tool.
 #[derive(Default)]
 pub(super) struct Checked {
-    pub problems: Vec<Problem>,
-    pub warnings: Vec<Problem>,
+    pub problems: Vec<PolicyProblem>,
+    pub warnings: Vec<PolicyProblem>,
     /// In the order of the drafts.
-    pub fits: Vec<Fit>,
-    /// For all resources and for all prompts, in the order of `Sort::WARES`.
-    pub wares: Vec<WareFit>,
+    pub applicability: Vec<Applicability>,
+    /// For all resources and for all prompts, in the order of `PrimitiveKind::WARES`.
+    pub unlisted: Vec<UnlistedApplicability>,
 }
 
 /// The policies for all resources or all prompts, and the arguments they can see.
-pub(super) struct WareFit {
-    pub sort: Sort,
-    pub fit: Fit,
-    pub fields: Fields,
+pub(super) struct UnlistedApplicability {
+    pub kind: PrimitiveKind,
+    pub applicability: Applicability,
+    pub arg_schema: ArgSchema,
 }
 
 /// The policies that can apply to one tool, and those of them that cannot be evaluated for it.
 #[derive(Default)]
-pub(super) struct Fit {
+pub(super) struct Applicability {
     pub rules: Vec<RuleIndex>,
     /// Policies that are ill typed for the tool, whatever a call carries.
-    pub unjudgeable: BTreeSet<RuleIndex>,
+    pub not_evaluable: BTreeSet<RuleIndex>,
     /// Policies whose conditions no call of the tool can satisfy, as long as they see the arguments they name.
-    pub idle: BTreeSet<RuleIndex>,
+    pub never_matching: BTreeSet<RuleIndex>,
     /// Policies that are ill typed for the tool only if a call carries the mentioned argument; the number is its position
     /// in `mentions`.
     pub conflicts: BTreeSet<(RuleIndex, usize)>,
 }
 
-impl Fit {
+impl Applicability {
     /// The same, for some of its policies.
     pub fn of(&self, rules: Vec<RuleIndex>) -> Self {
         let among = |set: &BTreeSet<RuleIndex>| rules.iter().copied().filter(|rule| set.contains(rule)).collect();
@@ -62,8 +62,8 @@ impl Fit {
             .iter()
             .flat_map(|rule| self.conflicts.range((*rule, 0)..=(*rule, usize::MAX)));
         Self {
-            unjudgeable: among(&self.unjudgeable),
-            idle: among(&self.idle),
+            not_evaluable: among(&self.not_evaluable),
+            never_matching: among(&self.never_matching),
             conflicts: conflicts.copied().collect(),
             rules,
         }
@@ -73,18 +73,18 @@ impl Fit {
         self.rules.binary_search(&number(index)).is_ok()
     }
 
-    fn is_settled(&self, rule: RuleIndex) -> bool {
-        self.unjudgeable.contains(&rule) || self.conflicts.iter().any(|(other, _)| *other == rule)
+    fn is_known_mismatch(&self, rule: RuleIndex) -> bool {
+        self.not_evaluable.contains(&rule) || self.conflicts.iter().any(|(other, _)| *other == rule)
     }
 }
 
 /// Validates all policies.
-pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
-    let mut check = Check {
+pub(super) fn check_policies(rules: &[Rule], entity_names: &EntityNames<'_>) -> Checked {
+    let mut check = CatalogueCheck {
         rules,
-        known,
+        entity_names,
         found: Checked::default(),
-        typist: Typist::new(rules, known),
+        validator: PolicyValidator::new(rules, entity_names),
         asks_for_actions: Vec::new(),
         unsound: BTreeSet::new(),
         unchecked: BTreeSet::new(),
@@ -93,25 +93,25 @@ pub(super) fn check(rules: &[Rule], known: &Known<'_>) -> Checked {
     };
     check.asks_for_actions = (0..rules.len()).map(|index| check.asks_for_actions(index)).collect();
     for index in 0..rules.len() {
-        check.names(index);
+        check.check_names(index);
     }
-    check.found.fits = fits(rules, known);
+    check.found.applicability = applicability(rules, entity_names);
     for index in 0..rules.len() {
-        check.arguments(index);
+        check.check_arguments(index);
     }
-    check.groups();
-    check.tools();
-    check.holes();
-    check.wares();
-    check.impossible();
+    check.check_groups();
+    check.check_tools();
+    check.check_untyped();
+    check.check_unlisted();
+    check.check_impossible();
     check.found.problems = one_a_place(check.found.problems);
     check.found.warnings.dedup();
     check.found
 }
 
 /// Keeps one problem per position: the validator repeats a mistake for users, for services and for every tool.
-fn one_a_place(mut problems: Vec<Problem>) -> Vec<Problem> {
-    fn place(problem: &Problem) -> (&Option<String>, Option<usize>, Option<usize>) {
+fn one_a_place(mut problems: Vec<PolicyProblem>) -> Vec<PolicyProblem> {
+    fn place(problem: &PolicyProblem) -> (&Option<String>, Option<usize>, Option<usize>) {
         (&problem.file, problem.line, problem.column)
     }
     problems.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.message.cmp(&a.message)));
@@ -119,11 +119,11 @@ fn one_a_place(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
-struct Check<'a> {
+struct CatalogueCheck<'a> {
     rules: &'a [Rule],
-    known: &'a Known<'a>,
+    entity_names: &'a EntityNames<'a>,
     found: Checked,
-    typist: Typist<'a>,
+    validator: PolicyValidator<'a>,
     /// Whether the conditions of each policy name actions that its scope does not.
     asks_for_actions: Vec<bool>,
     /// Policies with a reported problem; they are not validated further.
@@ -135,25 +135,25 @@ struct Check<'a> {
     seen: Vec<bool>,
 }
 
-impl Check<'_> {
+impl CatalogueCheck<'_> {
     /// Checks that every action, tool and server exists, and that the scope can match something.
-    fn names(&mut self, index: usize) {
+    fn check_names(&mut self, index: usize) {
         let rule = &self.rules[index];
-        for uid in self.typist.literals(index) {
+        for uid in self.validator.literals(index) {
             let id = uid.id().unescaped();
-            match self.known.look_up(uid.type_name().basename(), id) {
-                Found::Known => {}
-                Found::Unchecked(server) => {
+            match self.entity_names.look_up(uid.type_name().basename(), id) {
+                Lookup::Exists => {}
+                Lookup::Unchecked(server) => {
                     let message = format!("the tools of server `{server}` are not known yet: not checked");
                     self.found.warnings.push(rule.problem_at_entity(id, message));
                     self.unchecked.insert(index);
                 }
-                Found::Never(why) => {
+                Lookup::Impossible(why) => {
                     let message = format!("nothing is called `{}`: {why}", arguments::cut(id));
                     self.found.problems.push(rule.problem_at_entity(id, message));
                     self.unsound.insert(index);
                 }
-                Found::Unknown { kind, near } => {
+                Lookup::Unknown { kind, near } => {
                     let named = if kind == "server" {
                         id.split('/').next().unwrap_or(id)
                     } else {
@@ -166,14 +166,14 @@ impl Check<'_> {
                 }
             }
         }
-        for unknown in &rule.looks.unknown {
+        for unknown in &rule.usage.unknown_attributes {
             let mut problem = rule.problem_at_attribute(&unknown.name, format!("`{}` has no `{}`", unknown.of, unknown.name));
             problem.help = unknown.near.map(|near| format!("did you mean `{near}`?"));
             self.found.problems.push(problem);
             self.unsound.insert(index);
         }
         if let ActionScope::Is(group) = &rule.action
-            && self.known.is_group(group)
+            && self.entity_names.is_group(group)
         {
             let problem = rule.problem_at_entity(group, format!("`{group}` is a group of actions, which no action equals"));
             self.found
@@ -197,25 +197,29 @@ impl Check<'_> {
 
     /// Checks argument names. A policy that names tools may mention only their arguments. A policy for a group gets a
     /// warning if a name looks like a misspelling.
-    fn arguments(&mut self, index: usize) {
+    fn check_arguments(&mut self, index: usize) {
         let rule = &self.rules[index];
-        if self.unsound.contains(&index) || rule.looks.mentions.is_empty() {
+        if self.unsound.contains(&index) || rule.usage.arguments.is_empty() {
             return;
         }
-        let fits = self.found.fits.iter().zip(self.known.drafts);
-        let tools: Vec<&Draft> = fits
-            .filter(|(fit, draft)| fit.has(index) && (!rule.names_tools_only() || rule.names_tool(&draft.place.id)))
-            .map(|(_, draft)| draft)
+        let applicability = self.found.applicability.iter().zip(self.entity_names.tools);
+        let tools: Vec<&UncompiledTool> = applicability
+            .filter(|(applicability, uncompiled)| {
+                applicability.has(index) && (!rule.names_tools_only() || rule.names_tool(&uncompiled.target.id))
+            })
+            .map(|(_, uncompiled)| uncompiled)
             .collect();
         if tools.is_empty() {
             return;
         }
-        for mention in &rule.looks.mentions {
-            let absent = tools.iter().map(|tool| absent(tool.arguments.fields(), &mention.path));
-            let Some(absent) = absent.collect::<Option<Vec<Absent>>>() else {
+        for argument in &rule.usage.arguments {
+            let missing = tools
+                .iter()
+                .map(|tool| missing_argument(tool.arguments.arg_schema(), &argument.path));
+            let Some(missing) = missing.collect::<Option<Vec<MissingArgument>>>() else {
                 continue;
             };
-            let Some(problem) = missing(rule, &tools, absent) else {
+            let Some(problem) = missing_problem(rule, &tools, missing) else {
                 continue;
             };
             match (rule.names_tools_only(), &problem.help) {
@@ -231,22 +235,22 @@ impl Check<'_> {
 
     /// Validates the policies whose scope is not limited to named tools against an imaginary tool with all arguments they
     /// mention.
-    fn groups(&mut self) {
-        let mut alike: BTreeMap<(Fields, BTreeSet<String>), Vec<usize>> = BTreeMap::new();
+    fn check_groups(&mut self) {
+        let mut alike: BTreeMap<(ArgSchema, BTreeSet<String>), Vec<usize>> = BTreeMap::new();
         for (index, rule) in self.rules.iter().enumerate() {
-            if !rule.names_tools_only() && rule.reaches(Sort::Tool) && !self.unsound.contains(&index) {
-                let actions = self.typist.actions(index);
+            if !rule.names_tools_only() && rule.can_match(PrimitiveKind::Tool) && !self.unsound.contains(&index) {
+                let actions = self.validator.actions(index);
                 alike
-                    .entry((supposed(&rule.looks.mentions).0, actions))
+                    .entry((infer_schema(&rule.usage.arguments).0, actions))
                     .or_default()
                     .push(index);
             }
         }
         for ((fields, actions), indices) in alike {
-            let is_group = |id: &&str| !id.contains('/') && !Sort::is_action(id);
+            let is_group = |id: &&str| !id.contains('/') && !PrimitiveKind::is_action(id);
             let groups = actions.iter().map(String::as_str).filter(is_group);
             let any_tool = Action {
-                sort: Sort::Tool,
+                kind: PrimitiveKind::Tool,
                 id: "any tool",
                 groups: schema::GROUPS
                     .into_iter()
@@ -269,44 +273,56 @@ impl Check<'_> {
 
     /// Whether the policy is well typed for a real tool. If it is, the error came from a guessed type and is none.
     fn holds_for_some_tool(&mut self, index: usize) -> bool {
-        let (supposed, guessed) = supposed(&self.rules[index].looks.mentions);
+        let (supposed, guessed) = infer_schema(&self.rules[index].usage.arguments);
         if !guessed {
             return false;
         }
-        let has_any = |draft: &&Draft| supposed.keys().any(|name| draft.arguments.fields().contains_key(name));
-        let fits = self.known.drafts.iter().zip(&self.found.fits);
-        let tools = fits.filter(|(_, fit)| fit.has(index)).map(|(draft, _)| draft);
-        let tools: Vec<&Draft> = tools.filter(has_any).collect();
+        let has_any = |uncompiled: &&UncompiledTool| {
+            supposed
+                .keys()
+                .any(|name| uncompiled.arguments.arg_schema().contains_key(name))
+        };
+        let applicability = self.entity_names.tools.iter().zip(&self.found.applicability);
+        let tools = applicability
+            .filter(|(_, applicability)| applicability.has(index))
+            .map(|(uncompiled, _)| uncompiled);
+        let tools: Vec<&UncompiledTool> = tools.filter(has_any).collect();
         tools
             .into_iter()
-            .any(|draft| self.validate(draft.action(), &[index]).findings.is_empty())
+            .any(|uncompiled| self.validate(uncompiled.action(), &[index]).findings.is_empty())
     }
 
     /// Validates every policy for every tool that it can apply to.
-    fn tools(&mut self) {
-        for (position, draft) in self.known.drafts.iter().enumerate() {
-            let indices: Vec<usize> = self.found.fits[position].rules.iter().map(|rule| *rule as usize).collect();
-            let indices: Vec<usize> = indices.into_iter().filter(|index| self.differs(*index, draft)).collect();
+    fn check_tools(&mut self) {
+        for (position, uncompiled) in self.entity_names.tools.iter().enumerate() {
+            let indices: Vec<usize> = self.found.applicability[position]
+                .rules
+                .iter()
+                .map(|rule| *rule as usize)
+                .collect();
+            let indices: Vec<usize> = indices.into_iter().filter(|index| self.differs(*index, uncompiled)).collect();
             if indices.is_empty() {
                 continue;
             }
-            let Typing {
+            let Validation {
                 findings, impossible, ..
-            } = self.validate(draft.action(), &indices);
+            } = self.validate(uncompiled.action(), &indices);
             let wrong: BTreeSet<usize> = findings.iter().map(|finding| finding.rule).collect();
             let idle = impossible
                 .difference(&wrong)
-                .filter(|index| !self.rules[**index].looks.can_err);
-            self.found.fits[position].idle.extend(idle.map(|index| number(*index)));
+                .filter(|index| !self.rules[**index].usage.may_fail);
+            self.found.applicability[position]
+                .never_matching
+                .extend(idle.map(|index| number(*index)));
             for finding in findings {
                 let rule = &self.rules[finding.rule];
-                if rule.names_tool(&draft.place.id) && draft.entry.pin_status != PinStatus::Unapproved {
+                if rule.names_tool(&uncompiled.target.id) && uncompiled.entry.pin_status != PinStatus::Unapproved {
                     self.found.problems.push(finding.problem);
                     continue;
                 }
                 let index = finding.rule;
-                if !self.found.fits[position].is_settled(number(index)) {
-                    self.settle(position, finding);
+                if !self.found.applicability[position].is_known_mismatch(number(index)) {
+                    self.record_mismatch(position, finding);
                 }
             }
         }
@@ -314,69 +330,72 @@ impl Check<'_> {
 
     /// Records that a policy for a group is ill typed for one tool: because of arguments with another type, or in any
     /// case.
-    fn settle(&mut self, position: usize, finding: Finding) {
-        let draft = &self.known.drafts[position];
+    fn record_mismatch(&mut self, position: usize, finding: ValidationFinding) {
+        let uncompiled = &self.entity_names.tools[position];
         let rule = &self.rules[finding.rule];
-        let (supposed, _) = supposed(&rule.looks.mentions);
-        let mentions = rule.looks.mentions.iter().enumerate();
-        let conflicts: Vec<(usize, &Mention)> = mentions
-            .filter(|(_, mention)| conflict(draft.arguments.fields(), &supposed, &mention.path))
+        let (supposed, _) = infer_schema(&rule.usage.arguments);
+        let arguments = rule.usage.arguments.iter().enumerate();
+        let conflicts: Vec<(usize, &ArgumentRef)> = arguments
+            .filter(|(_, argument)| conflict(uncompiled.arguments.arg_schema(), &supposed, &argument.path))
             .collect();
-        let mut without = draft.arguments.fields().clone();
-        conflicts.iter().for_each(|(_, mention)| hide(&mut without, &mention.path));
+        let mut without = uncompiled.arguments.arg_schema().clone();
+        conflicts
+            .iter()
+            .for_each(|(_, argument)| make_untyped(&mut without, &argument.path));
         let action = Action {
             input: Some(&without),
-            ..draft.action()
+            ..uncompiled.action()
         };
         let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).findings.is_empty();
 
-        let fit = &mut self.found.fits[position];
+        let applicability = &mut self.found.applicability[position];
         let which = if settled {
-            fit.conflicts
+            applicability
+                .conflicts
                 .extend(conflicts.iter().map(|(mention, _)| (number(finding.rule), *mention)));
             let names: BTreeSet<String> = conflicts
                 .iter()
-                .map(|(_, mention)| format!("`{}`", mention.path.join(".")))
+                .map(|(_, argument)| format!("`{}`", argument.path.join(".")))
                 .collect();
             format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
         } else {
-            fit.unjudgeable.insert(number(finding.rule));
+            applicability.not_evaluable.insert(number(finding.rule));
             "at all".to_owned()
         };
         let (message, at) = (finding.problem.message.clone(), finding.problem);
         let help = "the tool has the argument in another type than the policy takes it for";
         self.found
             .warnings
-            .push(cannot_judge(rule, draft, message, &which, at).help(help));
+            .push(not_evaluable_warning(rule, uncompiled, message, &which, at).help(help));
     }
 
     /// Warns about a mentioned argument that a tool declares without a type that policies can read.
-    fn holes(&mut self) {
-        for (draft, fit) in self.known.drafts.iter().zip(&self.found.fits) {
-            for index in &fit.rules {
+    fn check_untyped(&mut self) {
+        for (uncompiled, applicability) in self.entity_names.tools.iter().zip(&self.found.applicability) {
+            for index in &applicability.rules {
                 let rule = &self.rules[*index as usize];
                 let holes = rule
-                    .looks
-                    .mentions
+                    .usage
+                    .arguments
                     .iter()
-                    .filter_map(|mention| absent(draft.arguments.fields(), &mention.path));
-                if let Some(hole) = holes.into_iter().find(|absent| absent.hole.is_some()) {
+                    .filter_map(|argument| missing_argument(uncompiled.arguments.arg_schema(), &argument.path));
+                if let Some(hole) = holes.into_iter().find(|missing| missing.untyped.is_some()) {
                     let at = rule.problem_at_attribute(&hole.name, "");
                     let message = format!("policy `{}`: it asks for `{}`", rule.id, hole.path);
                     let which = format!("with `{}`", hole.path);
                     let help = "the tool's schema gives the argument no type that policies can read";
                     self.found
                         .warnings
-                        .push(cannot_judge(rule, draft, message, &which, at).help(help));
+                        .push(not_evaluable_warning(rule, uncompiled, message, &which, at).help(help));
                 }
             }
         }
     }
 
     /// Whether validation for this tool can differ from validation for the imaginary tool.
-    fn differs(&self, index: usize, draft: &Draft) -> bool {
+    fn differs(&self, index: usize, uncompiled: &UncompiledTool) -> bool {
         let rule = &self.rules[index];
-        let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&draft.place.id);
+        let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&uncompiled.target.id);
         may && !self.unsound.contains(&index)
     }
 
@@ -386,29 +405,29 @@ impl Check<'_> {
             ActionScope::Is(other) => id == other,
             ActionScope::In(ids) => ids.contains(id),
         };
-        !self.typist.actions(index).iter().all(in_scope)
+        !self.validator.actions(index).iter().all(in_scope)
     }
 
     /// Runs the validator. It records warnings and satisfiability on the side, and each policy's warnings only once.
-    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Typing {
-        let mut typing = self.typist.hold(action, indices);
-        for (index, warning) in std::mem::take(&mut typing.warnings) {
+    fn validate(&mut self, action: Action<'_>, indices: &[usize]) -> Validation {
+        let mut validation = self.validator.validate_for_action(action, indices);
+        for (index, warning) in std::mem::take(&mut validation.warnings) {
             if !self.seen[index] {
                 self.found.warnings.push(warning);
             }
         }
         for index in indices {
             self.seen[*index] = true;
-            self.possible[*index] |= !typing.impossible.contains(index);
+            self.possible[*index] |= !validation.impossible.contains(index);
         }
-        typing
+        validation
     }
 
     /// Warns about valid policies that can have no effect.
-    fn impossible(&mut self) {
+    fn check_impossible(&mut self) {
         for (index, rule) in self.rules.iter().enumerate() {
-            let fits = || self.found.fits.iter().any(|fit| fit.has(index));
-            let for_nothing = || !Sort::ALL.iter().any(|sort| rule.reaches(*sort));
+            let fits = || self.found.applicability.iter().any(|applicability| applicability.has(index));
+            let for_nothing = || !PrimitiveKind::ALL.iter().any(|kind| rule.can_match(*kind));
             if (rule.names_tools_only() || for_nothing())
                 && !self.unsound.contains(&index)
                 && !self.unchecked.contains(&index)
@@ -427,14 +446,20 @@ impl Check<'_> {
     }
 }
 
-fn cannot_judge(rule: &Rule, draft: &Draft, message: String, which: &str, at: Problem) -> Problem {
+fn not_evaluable_warning(
+    rule: &Rule,
+    uncompiled: &UncompiledTool,
+    message: String,
+    which: &str,
+    at: PolicyProblem,
+) -> PolicyProblem {
     let effect = match (rule.effect, rule.shadow) {
         (Effect::Permit, _) => "the permit then does not count",
         (Effect::Forbid, false) => "they are then refused",
         (Effect::Forbid, true) => "they would then be refused",
     };
-    let tool = &draft.place.id;
-    Problem {
+    let tool = &uncompiled.target.id;
+    PolicyProblem {
         message: format!("{message}: it cannot judge calls of tool `{tool}` {which}, {effect}"),
         ..at
     }
@@ -442,21 +467,21 @@ fn cannot_judge(rule: &Rule, draft: &Draft, message: String, which: &str, at: Pr
 
 /// The problem of an argument that none of `tools` has. For a group, help is offered only if one edit turns the name into
 /// an existing one: other names may be meant for tools added later.
-fn missing(rule: &Rule, tools: &[&Draft], absent: Vec<Absent>) -> Option<Problem> {
-    let near = absent.iter().find_map(|absent| Some((absent, absent.near.as_ref()?)));
-    let is_slip = |(absent, near): &(&Absent, &String)| strsim::damerau_levenshtein(near, &absent.name) == 1;
+fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingArgument>) -> Option<PolicyProblem> {
+    let near = missing.iter().find_map(|missing| Some((missing, missing.near.as_ref()?)));
+    let is_slip = |(missing, near): &(&MissingArgument, &String)| strsim::damerau_levenshtein(near, &missing.name) == 1;
     let near = near
         .filter(|found| rule.names_tools_only() || is_slip(found))
         .map(|(_, near)| near.clone());
-    let first = absent.into_iter().min_by_key(|absent| absent.hole.is_none())?;
+    let first = missing.into_iter().min_by_key(|missing| missing.untyped.is_none())?;
     let path = &first.path;
-    let message = match (first.hole, tools) {
+    let message = match (first.untyped, tools) {
         (Some(why), [tool]) => format!(
             "argument `{path}` of tool `{}` cannot be read by policies: {why}",
-            tool.place.id
+            tool.target.id
         ),
         (Some(why), _) => format!("argument `{path}` of its tools cannot be read by policies: {why}"),
-        (None, [tool]) => format!("tool `{}` has no argument `{path}`", tool.place.id),
+        (None, [tool]) => format!("tool `{}` has no argument `{path}`", tool.target.id),
         (None, _) => format!("none of its tools has an argument `{path}`"),
     };
     let mut problem = rule.problem_at_attribute(&first.name, message);
@@ -465,7 +490,7 @@ fn missing(rule: &Rule, tools: &[&Draft], absent: Vec<Absent>) -> Option<Problem
 }
 
 /// The policies that can apply to each tool, by action and resource scope.
-fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
+fn applicability(rules: &[Rule], entity_names: &EntityNames<'_>) -> Vec<Applicability> {
     let mut by_action: HashMap<&str, Vec<RuleIndex>> = HashMap::new();
     let mut anywhere = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
@@ -479,25 +504,25 @@ fn fits(rules: &[Rule], known: &Known<'_>) -> Vec<Fit> {
             _ => ids.iter().for_each(|id| by_action.entry(id).or_default().push(number(index))),
         }
     }
-    let fit = |draft: &Draft| {
-        let place = &draft.place;
-        let ids = place.groups.iter().chain([&place.id]);
+    let applicability = |uncompiled: &UncompiledTool| {
+        let target = &uncompiled.target;
+        let ids = target.groups.iter().chain([&target.id]);
         let by_name = ids.filter_map(|id| by_action.get(id.as_str())).flatten();
         let mut fitting: Vec<RuleIndex> = by_name.chain(&anywhere).copied().collect();
         fitting.retain(|index| match &rules[*index as usize].resource {
-            ResourceScope::Any | ResourceScope::Sort(Sort::Tool) => true,
-            ResourceScope::One(Sort::Tool, id) => *id == place.id,
-            ResourceScope::Server(None | Some(Sort::Tool), server) => server == place.server.as_str(),
-            ResourceScope::Sort(_) | ResourceScope::One(..) | ResourceScope::Server(..) | ResourceScope::Nothing => false,
+            ResourceScope::Any | ResourceScope::Kind(PrimitiveKind::Tool) => true,
+            ResourceScope::One(PrimitiveKind::Tool, id) => *id == target.id,
+            ResourceScope::Server(None | Some(PrimitiveKind::Tool), server) => server == target.server.as_str(),
+            ResourceScope::Kind(_) | ResourceScope::One(..) | ResourceScope::Server(..) | ResourceScope::Nothing => false,
         });
         fitting.sort_unstable();
         fitting.dedup();
-        Fit {
+        Applicability {
             rules: fitting,
-            ..Fit::default()
+            ..Applicability::default()
         }
     };
-    known.drafts.iter().map(fit).collect()
+    entity_names.tools.iter().map(applicability).collect()
 }
 
 fn number(index: usize) -> RuleIndex {

@@ -2,25 +2,25 @@
 //!
 //! In doubt it shows an item, so that nothing usable is hidden. Listing permits nothing: each call is decided anew.
 
-use super::sort::Sort;
-use super::standing::{self, Held};
-use super::ware::Wares;
-use super::{Facts, judge};
+use super::preconditions::{self, ActiveGrant};
+use super::primitive_kind::PrimitiveKind;
+use super::unlisted::UnlistedPrimitives;
+use super::{DecisionInput, evaluate};
 use crate::domain::{PromptName, ResourceUri, ServerName};
 use std::cell::OnceCell;
 
 /// The lists of one server for one caller at one moment.
 pub struct Listing<'a> {
-    facts: &'a Facts<'a>,
+    input: &'a DecisionInput<'a>,
     /// `None`: the caller has no usable grant for the server, or their scopes do not cover resources.
-    resources: Option<Shelf<'a>>,
-    prompts: Option<Shelf<'a>>,
+    resources: Option<ListDecision<'a>>,
+    prompts: Option<ListDecision<'a>>,
 }
 
 /// What is needed to decide about the items of one list.
-struct Shelf<'a> {
-    wares: &'a Wares,
-    held: Held<'a>,
+struct ListDecision<'a> {
+    unlisted: &'a UnlistedPrimitives,
+    active_grant: ActiveGrant<'a>,
     /// The outcome shared by all items that no policy names. `None` inside: policies treat such items differently, so
     /// each is evaluated.
     same: OnceCell<Option<bool>>,
@@ -28,21 +28,21 @@ struct Shelf<'a> {
 
 impl<'a> Listing<'a> {
     /// Looks up the grant and the scopes once for all items.
-    pub fn new(server: &ServerName, facts: &'a Facts<'a>) -> Self {
-        let shelf = |sort| {
-            let held = standing::held(server, facts).ok()?;
-            let wares = facts.snapshot.wares(server, sort)?;
-            standing::covered(wares.needs(), &held).ok()?;
-            Some(Shelf {
-                wares,
-                held,
+    pub fn new(server: &ServerName, input: &'a DecisionInput<'a>) -> Self {
+        let shelf = |kind| {
+            let active_grant = preconditions::active_grant(server, input).ok()?;
+            let unlisted = input.snapshot.unlisted(server, kind)?;
+            preconditions::check_scopes(unlisted.needs(), &active_grant).ok()?;
+            Some(ListDecision {
+                unlisted,
+                active_grant,
                 same: OnceCell::new(),
             })
         };
         Self {
-            facts,
-            resources: shelf(Sort::Resource),
-            prompts: shelf(Sort::Prompt),
+            input,
+            resources: shelf(PrimitiveKind::Resource),
+            prompts: shelf(PrimitiveKind::Prompt),
         }
     }
 
@@ -50,12 +50,13 @@ impl<'a> Listing<'a> {
     pub fn resource(&self, uri: &ResourceUri) -> bool {
         self.resources
             .as_ref()
-            .is_some_and(|shelf| shelf.shows(uri.as_str(), self.facts))
+            .is_some_and(|shelf| shelf.shows(uri.as_str(), self.input))
     }
 
     /// Whether some resource of the server might be read. Which resources a template produces is not known here.
     pub fn template(&self) -> bool {
-        let some = |shelf: &Shelf<'_>| judge::could_permit_some(shelf.wares, &shelf.held, self.facts);
+        let some =
+            |shelf: &ListDecision<'_>| evaluate::could_permit_any_resource(shelf.unlisted, &shelf.active_grant, self.input);
         self.resources.as_ref().is_some_and(some)
     }
 
@@ -63,19 +64,19 @@ impl<'a> Listing<'a> {
     pub fn prompt(&self, name: &PromptName) -> bool {
         self.prompts
             .as_ref()
-            .is_some_and(|shelf| shelf.shows(name.as_str(), self.facts))
+            .is_some_and(|shelf| shelf.shows(name.as_str(), self.input))
     }
 }
 
-impl Shelf<'_> {
-    fn shows(&self, name: &str, facts: &Facts<'_>) -> bool {
-        let judge = || judge::could_permit_ware(self.wares, name, &self.held, facts);
-        if self.wares.is_named(name) {
+impl ListDecision<'_> {
+    fn shows(&self, name: &str, input: &DecisionInput<'_>) -> bool {
+        let judge = || evaluate::could_permit_unlisted(self.unlisted, name, &self.active_grant, input);
+        if self.unlisted.is_named_by_policy(name) {
             return judge();
         }
         let same = *self
             .same
-            .get_or_init(|| judge::is_same_for_all(self.wares, &self.held, facts).then(judge));
+            .get_or_init(|| evaluate::is_same_for_all_unnamed(self.unlisted, &self.active_grant, input).then(judge));
         same.unwrap_or_else(judge)
     }
 }

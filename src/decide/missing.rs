@@ -33,7 +33,9 @@ pub fn forbid_names(sources: &[PolicySource]) -> Vec<PolicyId> {
 
 /// Each source is read by itself: an earlier form of a forbid has the name of the later one.
 fn forbids(sources: &[PolicySource]) -> Vec<Rule> {
-    let rules = sources.iter().flat_map(|source| rule::read(std::slice::from_ref(source)).0);
+    let rules = sources
+        .iter()
+        .flat_map(|source| rule::read_policies(std::slice::from_ref(source)).0);
     rules.filter(is_forbid).collect()
 }
 

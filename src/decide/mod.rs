@@ -1,57 +1,57 @@
-//! Decides one call: the only room that names Cedar. [`decide`] is a pure function of the call and its [`Facts`].
+//! Decides one call: the only room that names Cedar. [`decide`] is a pure function of the call and its [`DecisionInput`].
 //!
 //! It reads no clock, file or socket and logs nothing. It returns a [`Permit`], which only [`decide`] can make, or a
 //! refusal with its reasons. The slow work (parsing and validating policies) is done once, in [`Snapshot::compile`].
 
+mod arg_types;
 mod arguments;
+mod cedar_principal;
 mod check;
-mod effort;
-mod facts;
-mod judge;
-mod known;
+mod entity_names;
+mod eval_cache;
+mod evaluate;
+mod inferred_args;
+mod input;
 mod listing;
-mod mirror;
 mod missing;
+mod param_headers;
+mod preconditions;
+mod primitive_kind;
 mod problem;
-mod reads;
 mod rule;
 mod schema;
-mod seat;
-mod shape;
-mod sight;
+mod schema_cost;
 mod slice;
 mod snapshot;
-mod sort;
-mod standing;
-mod subject;
-mod suppose;
-mod text;
+mod source_spans;
+mod time_fields;
 mod tool;
-mod typing;
+mod unlisted;
+mod usage;
+mod validator;
 mod verdict;
-mod ware;
-mod when;
+mod visibility;
 
-pub use facts::{Enrolment, Facts, View};
+pub use cedar_principal::CedarPrincipal;
+pub use input::{DecisionInput, Enrolment, GrantFreshness};
 pub use listing::Listing;
-pub use mirror::{Mirrored, MirroredKind};
 pub use missing::{forbid_names, missing_forbids};
-pub use problem::Problem;
-pub use snapshot::{PolicySource, Settings, Snapshot, forbids, obstacle};
-pub use subject::Subject;
+pub use param_headers::{ParamHeader, ParamHeaderKind};
+pub use problem::PolicyProblem;
+pub use snapshot::{PolicySettings, PolicySource, Snapshot, forbids, why_unusable};
 pub use tool::CompiledTool;
 pub use verdict::{Basis, Permit, Refused, Verdict};
 
 use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
+use preconditions::ActiveGrant;
+use primitive_kind::PrimitiveKind;
 use serde_json::Map;
-use sort::Sort;
-use standing::Held;
 
 /// Decides a call. Checks the preconditions (enrolment, server, grant), the pin status, the scopes, the arguments and the
 /// policies in this order; the first refusal wins.
-pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
-    let mut basis = Basis::new(facts.snapshot);
-    match judged(&call, facts, &mut basis) {
+pub fn decide(call: Call, input: &DecisionInput<'_>) -> Verdict {
+    let mut basis = Basis::new(input.snapshot);
+    match check_call(&call, input, &mut basis) {
         Ok(()) => Verdict::Permit(Permit::new(call, basis)),
         Err(refusal) => Verdict::Refuse(Box::new(Refused {
             call,
@@ -63,68 +63,75 @@ pub fn decide(call: Call, facts: &Facts<'_>) -> Verdict {
 
 /// Refuses a caller who is not an active member, or whose grants are not known freshly enough. It asks for no particular
 /// grant.
-pub fn is_admitted(facts: &Facts<'_>) -> Result<(), Refusal> {
-    standing::member(facts).map_err(|refusal| *refusal)?;
-    match facts.view.stale {
+pub fn is_admitted(input: &DecisionInput<'_>) -> Result<(), Refusal> {
+    preconditions::active_member(input).map_err(|refusal| *refusal)?;
+    match input.grant_freshness.stale {
         None => Ok(()),
         Some(reason) => Err(reason.into()),
     }
 }
 
 /// Whether this caller has a usable grant for this server.
-pub fn admits(server: &ServerName, facts: &Facts<'_>) -> bool {
-    refuses(server, facts).is_none()
+pub fn admits(server: &ServerName, input: &DecisionInput<'_>) -> bool {
+    refuses(server, input).is_none()
 }
 
 /// Why this caller has no usable grant for this server; `None` if they have one.
-pub fn refuses(server: &ServerName, facts: &Facts<'_>) -> Option<Reason> {
-    standing::held(server, facts).err().map(|refusal| refusal.reason)
+pub fn refuses(server: &ServerName, input: &DecisionInput<'_>) -> Option<Reason> {
+    preconditions::active_grant(server, input).err().map(|refusal| refusal.reason)
 }
 
 /// Whether some call of this tool by this caller could be permitted now. In doubt it says yes, so that no callable tool
 /// is hidden.
-pub fn could_permit(server: &ServerName, tool: &CompiledTool, facts: &Facts<'_>) -> bool {
-    let Ok(held) = standing::held(server, facts) else {
+pub fn could_permit(server: &ServerName, tool: &CompiledTool, input: &DecisionInput<'_>) -> bool {
+    let Ok(active_grant) = preconditions::active_grant(server, input) else {
         return false;
     };
-    standing::tool_may_be_called(tool, &held).is_ok() && judge::could_permit(tool, &held, facts)
+    preconditions::check_tool(tool, &active_grant).is_ok() && evaluate::could_permit(tool, &active_grant, input)
 }
 
 /// Decides a message about a task by the tool that created it: the caller must be able to make some call of that tool
 /// now. The arguments of the original call are not known any more, so they are not judged again.
-fn task_may_go_on(call: &Call, tool: &ToolName, held: &Held<'_>, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
-    let tool = facts.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
-    standing::tool_may_be_called(tool, held)?;
-    if judge::could_permit(tool, held, facts) {
+fn check_task(
+    call: &Call,
+    tool: &ToolName,
+    active_grant: &ActiveGrant<'_>,
+    input: &DecisionInput<'_>,
+) -> Result<(), Box<Refusal>> {
+    let tool = input.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
+    preconditions::check_tool(tool, active_grant)?;
+    if evaluate::could_permit(tool, active_grant, input) {
         Ok(())
     } else {
         Err(Reason::NoPolicyPermits.into())
     }
 }
 
-fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
-    let held = standing::held(&call.server, facts)?;
-    basis.hold(&held, facts);
-    let mut one = |sort, name: &str| ware(call, sort, name, &held, facts, basis);
+fn check_call(call: &Call, input: &DecisionInput<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
+    let active_grant = preconditions::active_grant(&call.server, input)?;
+    basis.set_grant(&active_grant, input);
+    let mut one = |kind, name: &str| decide_unlisted(call, kind, name, &active_grant, input, basis);
     match (call.method, &call.target) {
         (Method::ToolsCall, target) => {
             let Target::Tool(name) = target else {
                 return Err(Reason::UnknownTool.into());
             };
-            let tool = facts.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
-            standing::tool_may_be_called(tool, &held)?;
-            let arguments = tool.read(call.arguments.as_deref())?;
-            judge::judge(tool, &arguments, &held, facts, basis)
+            let tool = input.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
+            preconditions::check_tool(tool, &active_grant)?;
+            let arguments = tool.read_arguments(call.arguments.as_deref())?;
+            evaluate::evaluate(tool, &arguments, &active_grant, input, basis)
         }
-        (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => one(Sort::Resource, uri.as_str()),
-        (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => one(Sort::Prompt, name.as_str()),
-        (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str())),
+        (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => {
+            one(PrimitiveKind::Resource, uri.as_str())
+        }
+        (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => one(PrimitiveKind::Prompt, name.as_str()),
+        (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(|uri| one(PrimitiveKind::Resource, uri.as_str())),
         (Method::Listen, Target::Subscription(uris, tools)) => {
-            uris.iter().try_for_each(|uri| one(Sort::Resource, uri.as_str()))?;
-            tools.iter().try_for_each(|tool| task_may_go_on(call, tool, &held, facts))
+            uris.iter().try_for_each(|uri| one(PrimitiveKind::Resource, uri.as_str()))?;
+            tools.iter().try_for_each(|tool| check_task(call, tool, &active_grant, input))
         }
         (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, Target::Task(tool, _)) => {
-            task_may_go_on(call, tool, &held, facts)
+            check_task(call, tool, &active_grant, input)
         }
         (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, _) => {
             Err(Reason::UnknownTask.into())
@@ -142,12 +149,19 @@ fn judged(call: &Call, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<R
     }
 }
 
-fn ware(call: &Call, sort: Sort, name: &str, held: &Held<'_>, facts: &Facts<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
-    let wares = facts.snapshot.wares(&call.server, sort).ok_or(Reason::UnknownServer)?;
-    standing::covered(wares.needs(), held)?;
-    let arguments = match sort {
-        Sort::Prompt => wares.read(call.arguments.as_deref())?,
-        Sort::Tool | Sort::Resource => Map::new(),
+fn decide_unlisted(
+    call: &Call,
+    kind: PrimitiveKind,
+    name: &str,
+    active_grant: &ActiveGrant<'_>,
+    input: &DecisionInput<'_>,
+    basis: &mut Basis,
+) -> Result<(), Box<Refusal>> {
+    let unlisted = input.snapshot.unlisted(&call.server, kind).ok_or(Reason::UnknownServer)?;
+    preconditions::check_scopes(unlisted.needs(), active_grant)?;
+    let arguments = match kind {
+        PrimitiveKind::Prompt => unlisted.read_arguments(call.arguments.as_deref())?,
+        PrimitiveKind::Tool | PrimitiveKind::Resource => Map::new(),
     };
-    judge::judge_ware(wares, name, &arguments, held, facts, basis)
+    evaluate::evaluate_unlisted(unlisted, name, &arguments, active_grant, input, basis)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// One error to repair, or one warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct PolicyProblem {
     pub file: Option<String>,
     /// From 1.
     pub line: Option<usize>,
@@ -14,7 +14,7 @@ pub struct Problem {
     pub help: Option<String>,
 }
 
-impl Problem {
+impl PolicyProblem {
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             file: None,
@@ -45,7 +45,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for PolicyProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
             write!(f, "{file}:")?;
@@ -81,9 +81,9 @@ mod tests {
 
     #[test]
     fn a_place_is_counted_in_lines_and_characters() {
-        let problem = Problem::at("a.cedar", "één\ntwö x", 11, "wrong").help("right");
+        let problem = PolicyProblem::at("a.cedar", "één\ntwö x", 11, "wrong").help("right");
         assert_eq!(problem.to_string(), "a.cedar:2:5: wrong (right)");
-        assert_eq!(Problem::new("wrong").to_string(), "wrong");
+        assert_eq!(PolicyProblem::new("wrong").to_string(), "wrong");
     }
 
     #[test]

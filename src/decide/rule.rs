@@ -1,9 +1,9 @@
 //! Reads policy files into [`Rule`]s, one per policy: its id, annotations, scope, and what its conditions read. Whether
 //! the entities it names exist is checked in `check.rs`.
 
-use super::reads::{self, Fact, Looks};
-use super::sort::Sort;
-use super::{PolicySource, Problem, text};
+use super::primitive_kind::PrimitiveKind;
+use super::usage::{self, ContextField, PolicyUsage};
+use super::{PolicyProblem, PolicySource, source_spans};
 use crate::domain::{PolicyId, PrincipalKind};
 use cedar_policy::{
     ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, pst,
@@ -22,12 +22,12 @@ pub(super) struct Rule {
     pub effect: Effect,
     /// `@mode("shadow")`: evaluated and reported, but not enforced.
     pub shadow: bool,
-    pub said: Option<String>,
+    pub message: Option<String>,
     pub remedy: Option<String>,
     pub principal: PrincipalScope,
     pub action: ActionScope,
     pub resource: ResourceScope,
-    pub looks: Looks,
+    pub usage: PolicyUsage,
     pub source: Arc<PolicySource>,
     pub span: Range<usize>,
 }
@@ -54,39 +54,39 @@ pub(super) enum ActionScope {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ResourceScope {
     Any,
-    Sort(Sort),
+    Kind(PrimitiveKind),
     /// `<server>/<tool name, URI or prompt name>`
-    One(Sort, String),
-    Server(Option<Sort>, String),
+    One(PrimitiveKind, String),
+    Server(Option<PrimitiveKind>, String),
     /// An entity type that no resource of a call has: it never matches.
     Nothing,
 }
 
 impl Rule {
     /// A problem located at the beginning of this policy.
-    pub fn problem(&self, message: impl AsRef<str>) -> Problem {
+    pub fn problem(&self, message: impl AsRef<str>) -> PolicyProblem {
         self.problem_at(self.span.start, message)
     }
 
-    pub fn problem_at(&self, offset: usize, message: impl AsRef<str>) -> Problem {
+    pub fn problem_at(&self, offset: usize, message: impl AsRef<str>) -> PolicyProblem {
         let message = format!("policy `{}`: {}", self.id, message.as_ref());
-        Problem::at(&self.source.file, &self.source.text, offset, message)
+        PolicyProblem::at(&self.source.file, &self.source.text, offset, message)
     }
 
     /// A problem located at the first attribute called `name`.
-    pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> Problem {
-        let at = text::attribute(&self.source.text, &self.span, name);
+    pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> PolicyProblem {
+        let at = source_spans::attribute(&self.source.text, &self.span, name);
         self.problem_at(at.unwrap_or(self.span.start), message)
     }
 
     /// A problem located at the first entity with this `id`.
-    pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> Problem {
-        let at = text::entity(&self.source.text, &self.span, id);
+    pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> PolicyProblem {
+        let at = source_spans::entity(&self.source.text, &self.span, id);
         self.problem_at(at.unwrap_or(self.span.start), message)
     }
 
     pub fn reads_input(&self) -> bool {
-        self.looks.reads.fact(Fact::Input)
+        self.usage.context.reads(ContextField::Input)
     }
 
     /// Whether the scope names `tool` (`<server>/<tool>`) itself, not only a group or server it is in.
@@ -96,7 +96,7 @@ impl Rule {
             ActionScope::Is(id) => id == tool,
             ActionScope::In(ids) => ids.iter().any(|id| id == tool),
         };
-        by_action || matches!(&self.resource, ResourceScope::One(Sort::Tool, id) if id == tool)
+        by_action || matches!(&self.resource, ResourceScope::One(PrimitiveKind::Tool, id) if id == tool)
     }
 
     /// Whether the scope can match only tools that it names one by one.
@@ -107,14 +107,14 @@ impl Rule {
             ActionScope::Is(id) => is_tool(id),
             ActionScope::In(ids) => ids.iter().all(is_tool),
         };
-        by_action || matches!(self.resource, ResourceScope::One(Sort::Tool, _))
+        by_action || matches!(self.resource, ResourceScope::One(PrimitiveKind::Tool, _))
     }
 
     /// Whether the scope can match a primitive of this kind.
-    pub fn reaches(&self, sort: Sort) -> bool {
-        let is_its = |id: &String| match sort.action() {
+    pub fn can_match(&self, kind: PrimitiveKind) -> bool {
+        let is_its = |id: &String| match kind.action() {
             Some(action) => id == action,
-            None => !Sort::is_action(id),
+            None => !PrimitiveKind::is_action(id),
         };
         let by_action = match &self.action {
             ActionScope::Any => true,
@@ -124,39 +124,39 @@ impl Rule {
         by_action
             && match &self.resource {
                 ResourceScope::Any | ResourceScope::Server(None, _) => true,
-                ResourceScope::Sort(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == sort,
+                ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
                 ResourceScope::Nothing => false,
             }
     }
 
     /// Whether the scope names this kind, instead of matching it only because it matches everything.
-    pub fn names_sort(&self, sort: Sort) -> bool {
-        let by_action = match (&self.action, sort.action()) {
+    pub fn names_kind(&self, kind: PrimitiveKind) -> bool {
+        let by_action = match (&self.action, kind.action()) {
             (ActionScope::Is(id), Some(action)) => id == action,
             (ActionScope::In(ids), Some(action)) => ids.iter().any(|id| id == action),
             _ => false,
         };
         let by_resource = match &self.resource {
-            ResourceScope::Sort(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == sort,
+            ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
             ResourceScope::Any | ResourceScope::Server(None, _) | ResourceScope::Nothing => false,
         };
         by_action || by_resource
     }
 
     /// Whether the policy can treat two primitives of one server differently, by its scope or its conditions.
-    pub fn looks_at_resource(&self) -> bool {
-        self.looks.resource || matches!(self.resource, ResourceScope::One(..))
+    pub fn depends_on_resource(&self) -> bool {
+        self.usage.reads_resource || matches!(self.resource, ResourceScope::One(..))
     }
 }
 
 /// Reads all policies of all files, in order, and every problem found.
-pub(super) fn read(sources: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
+pub(super) fn read_policies(sources: &[PolicySource]) -> (Vec<Rule>, Vec<PolicyProblem>) {
     read_with(sources, &[])
 }
 
 /// The rules of `kept` come last. Each may have the name of another: it is an earlier form of it.
-pub(super) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
-    let mut reader = Reader::default();
+pub(super) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec<Rule>, Vec<PolicyProblem>) {
+    let mut reader = PolicyReader::default();
     for source in sources {
         reader.file(Arc::new(source.clone()));
     }
@@ -168,23 +168,23 @@ pub(super) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec
 }
 
 #[derive(Default)]
-struct Reader {
+struct PolicyReader {
     rules: Vec<Rule>,
-    problems: Vec<Problem>,
+    problems: Vec<PolicyProblem>,
     /// Where each id was first used.
     names: HashMap<PolicyId, (Arc<PolicySource>, usize)>,
 }
 
-impl Reader {
+impl PolicyReader {
     fn file(&mut self, source: Arc<PolicySource>) {
         let set: PolicySet = match source.text.parse() {
             Ok(set) => set,
             Err(errors) => return self.unreadable(&source, &errors),
         };
-        let spans = text::statements(&source.text);
+        let spans = source_spans::statements(&source.text);
         for template in set.templates() {
             let at = span_of(template.id(), &spans).start;
-            let problem = Problem::at(&source.file, &source.text, at, "policy templates are not supported");
+            let problem = PolicyProblem::at(&source.file, &source.text, at, "policy templates are not supported");
             self.problems
                 .push(problem.help("write the entity instead of `?principal` or `?resource`"));
         }
@@ -207,29 +207,29 @@ impl Reader {
             if let Some(detail) = label.as_ref().and_then(|label| label.label()) {
                 message = format!("{message}: {detail}");
             }
-            let mut problem = Problem::at(&source.file, &source.text, offset, message);
+            let mut problem = PolicyProblem::at(&source.file, &source.text, offset, message);
             problem.help = error.help().map(|help| help.to_string());
             self.problems.push(problem);
         }
     }
 
-    fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, Problem> {
-        let at = |offset: usize, message: String| Problem::at(&source.file, &source.text, offset, message);
+    fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, PolicyProblem> {
+        let at = |offset: usize, message: String| PolicyProblem::at(&source.file, &source.text, offset, message);
         let notes: HashMap<&str, &str> = policy.annotations().collect();
         let note = |name: &str| notes.get(name).copied().filter(|text| !text.is_empty());
-        let place = |name: &str| text::annotation(&source.text, &span, name).unwrap_or(span.start);
+        let place = |name: &str| source_spans::annotation(&source.text, &span, name).unwrap_or(span.start);
 
         let id = note("id").ok_or_else(|| {
             at(span.start, "policy has no name".to_owned()).help("write `@id(\"…\")` before it; records and refusals quote it")
         })?;
         let id = PolicyId::parse(id).map_err(|error| at(place("id"), error.to_string()))?;
         if let Some((file, first)) = self.names.get(&id) {
-            let first = Problem::at(&file.file, &file.text, *first, "the first is there").to_string();
+            let first = PolicyProblem::at(&file.file, &file.text, *first, "the first is there").to_string();
             return Err(at(place("id"), format!("policy `{id}` is defined twice")).help(first));
         }
         self.names.insert(id.clone(), (source.clone(), place("id")));
         for name in notes.keys().copied() {
-            if let Some(known) = misspelt(name) {
+            if let Some(known) = misspelt_annotation(name) {
                 let message = format!("policy `{id}`: unknown annotation `@{name}`");
                 return Err(at(place(name), message).help(format!("did you mean `@{known}`?")));
             }
@@ -244,9 +244,9 @@ impl Reader {
         };
 
         let named = policy.new_id(cedar_policy::PolicyId::new(self.rules.len().to_string()));
-        let (looks, conditions) = match named
+        let (usage, conditions) = match named
             .to_pst()
-            .and_then(|tree| Ok((reads::of(tree.body()), conditions(tree.body())?)))
+            .and_then(|tree| Ok((usage::policy_usage(tree.body()), conditions(tree.body())?)))
         {
             Ok(read) => read,
             Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
@@ -256,12 +256,12 @@ impl Reader {
             conditions,
             effect: policy.effect(),
             shadow,
-            said: note("reason").map(str::to_owned),
+            message: note("reason").map(str::to_owned),
             remedy: note("remedy").map(str::to_owned),
-            principal: principal(policy.principal_constraint()),
-            action: action(policy.action_constraint()),
-            resource: resource(policy.resource_constraint()),
-            looks,
+            principal: principal_scope(policy.principal_constraint()),
+            action: action_scope(policy.action_constraint()),
+            resource: resource_scope(policy.resource_constraint()),
+            usage,
             source: source.clone(),
             span,
             id,
@@ -292,7 +292,7 @@ const ANNOTATIONS: [&str; 5] = ["id", "reason", "remedy", "mode", "description"]
 
 /// The known annotation that `name` is probably a misspelling of. Cedar allows any annotation, so other names are left
 /// alone.
-fn misspelt(name: &str) -> Option<&'static str> {
+fn misspelt_annotation(name: &str) -> Option<&'static str> {
     if ANNOTATIONS.contains(&name) {
         return None;
     }
@@ -315,7 +315,7 @@ fn id(uid: &EntityUid) -> String {
     uid.id().unescaped().to_owned()
 }
 
-fn principal(constraint: PrincipalConstraint) -> PrincipalScope {
+fn principal_scope(constraint: PrincipalConstraint) -> PrincipalScope {
     match constraint {
         PrincipalConstraint::Any => PrincipalScope::Any,
         PrincipalConstraint::Eq(uid) => match kind(uid.type_name()) {
@@ -323,16 +323,16 @@ fn principal(constraint: PrincipalConstraint) -> PrincipalScope {
             None => PrincipalScope::Nobody,
         },
         PrincipalConstraint::Is(name) => kind(&name).map_or(PrincipalScope::Nobody, PrincipalScope::Kind),
-        PrincipalConstraint::In(uid) => member(None, uid),
+        PrincipalConstraint::In(uid) => role_or_principal(None, uid),
         PrincipalConstraint::IsIn(name, uid) => match kind(&name) {
-            Some(kind) => member(Some(kind), uid),
+            Some(kind) => role_or_principal(Some(kind), uid),
             None => PrincipalScope::Nobody,
         },
     }
 }
 
 /// `principal in uid`: matches the members of a role; an entity is also `in` itself (Cedar).
-fn member(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
+fn role_or_principal(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
     match kind(uid.type_name()) {
         None if is(uid.type_name(), "Guardian::Role") => PrincipalScope::Role(wanted, id(&uid)),
         Some(kind) if wanted.is_none_or(|wanted| wanted == kind) => PrincipalScope::One(uid),
@@ -340,7 +340,7 @@ fn member(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
     }
 }
 
-fn action(constraint: ActionConstraint) -> ActionScope {
+fn action_scope(constraint: ActionConstraint) -> ActionScope {
     match constraint {
         ActionConstraint::Any => ActionScope::Any,
         ActionConstraint::Eq(uid) => ActionScope::Is(id(&uid)),
@@ -348,28 +348,28 @@ fn action(constraint: ActionConstraint) -> ActionScope {
     }
 }
 
-fn resource(constraint: ResourceConstraint) -> ResourceScope {
-    let sort = |name: &EntityTypeName| {
+fn resource_scope(constraint: ResourceConstraint) -> ResourceScope {
+    let kind = |name: &EntityTypeName| {
         if name.namespace() == "Guardian" {
-            Sort::of_entity(name.basename())
+            PrimitiveKind::of_entity(name.basename())
         } else {
             None
         }
     };
-    let among = |wanted: Option<Sort>, uid: EntityUid| match sort(uid.type_name()) {
+    let among = |wanted: Option<PrimitiveKind>, uid: EntityUid| match kind(uid.type_name()) {
         Some(of) if wanted.is_none_or(|wanted| wanted == of) => ResourceScope::One(of, id(&uid)),
         None if is(uid.type_name(), "Guardian::Server") => ResourceScope::Server(wanted, id(&uid)),
         _ => ResourceScope::Nothing,
     };
     match constraint {
         ResourceConstraint::Any => ResourceScope::Any,
-        ResourceConstraint::Eq(uid) => match sort(uid.type_name()) {
+        ResourceConstraint::Eq(uid) => match kind(uid.type_name()) {
             Some(of) => ResourceScope::One(of, id(&uid)),
             None => ResourceScope::Nothing,
         },
-        ResourceConstraint::Is(name) => sort(&name).map_or(ResourceScope::Nothing, ResourceScope::Sort),
+        ResourceConstraint::Is(name) => kind(&name).map_or(ResourceScope::Nothing, ResourceScope::Kind),
         ResourceConstraint::In(uid) => among(None, uid),
-        ResourceConstraint::IsIn(name, uid) => match sort(&name) {
+        ResourceConstraint::IsIn(name, uid) => match kind(&name) {
             Some(of) => among(Some(of), uid),
             None => ResourceScope::Nothing,
         },
@@ -380,7 +380,7 @@ fn resource(constraint: ResourceConstraint) -> ResourceScope {
 mod tests {
     use super::*;
 
-    fn read(texts: &[&str]) -> (Vec<Rule>, Vec<String>) {
+    fn read_text(texts: &[&str]) -> (Vec<Rule>, Vec<String>) {
         let sources: Vec<PolicySource> = (0..)
             .zip(texts)
             .map(|(index, text)| PolicySource {
@@ -388,13 +388,13 @@ mod tests {
                 text: (*text).to_owned(),
             })
             .collect();
-        let (rules, problems) = super::read(&sources);
-        (rules, problems.iter().map(Problem::to_string).collect())
+        let (rules, problems) = super::read_policies(&sources);
+        (rules, problems.iter().map(PolicyProblem::to_string).collect())
     }
 
     #[test]
     fn every_policy_has_a_name_of_its_own() {
-        let (rules, problems) = read(&[
+        let (rules, problems) = read_text(&[
             "@id(\"a\") permit(principal, action, resource);\npermit(principal, action, resource);\n",
             "// a comment; with a semicolon\n@reason(\"x\")\n@id(\"a\") forbid(principal, action, resource);\n@id(\"b\") forbid(principal, action, resource);",
         ]);
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn all_files_are_read_even_if_one_is_broken() {
-        let (rules, problems) = read(&[
+        let (rules, problems) = read_text(&[
             "@id(\"a\")\npermit(principal, action, resource) when { context. };\n",
             "@id(\"b\") permit(principal == ?principal, action, resource);\n@id(\"c\") @mode(\"shdow\") permit(principal, action, resource);",
             "@id(\"d\") @resaon(\"x\") permit(principal, action, resource);\n@id(\"e\") @owner(\"me\") permit(principal, action, resource);",
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn the_scope_is_read() {
-        let (rules, problems) = read(&[r#"
+        let (rules, problems) = read_text(&[r#"
             @id("1") permit(principal in Guardian::Role::"r", action == Guardian::Action::"s/t", resource in Guardian::Server::"s");
             @id("2") permit(principal is Guardian::User in Guardian::Role::"r", action in [Guardian::Action::"s/t", Guardian::Action::"g"], resource is Guardian::Tool);
             @id("3") permit(principal is Guardian::User in Guardian::Service::"x|y", action, resource == Guardian::Server::"s");

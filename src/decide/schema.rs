@@ -1,9 +1,9 @@
 //! Writes the Cedar schema of a catalogue: one action per tool, with the tool's arguments as types. It is written as text
 //! for people and as JSON for Cedar, which parses JSON twenty times faster; a test holds that both say the same.
 
-use super::reads::PRINCIPAL;
-use super::shape::{Field, Fields, Shape};
-use super::sort::Sort;
+use super::arg_types::{ArgField, ArgSchema, ArgType};
+use super::primitive_kind::PrimitiveKind;
+use super::usage::PRINCIPAL;
 use crate::domain::{PinStatus, ServerName, ToolEntry};
 use cedar_policy::Schema;
 use serde_json::{Map, Value, json};
@@ -11,12 +11,12 @@ use std::fmt::{self, Write};
 
 /// A Cedar action as the schema declares it: that of a tool, or the one all resources or all prompts share.
 pub(super) struct Action<'a> {
-    pub sort: Sort,
+    pub kind: PrimitiveKind,
     /// `<server>/<tool>`, or the shared action of its kind.
     pub id: &'a str,
     pub groups: Vec<&'a str>,
     /// The arguments; `None` declares the action by name only.
-    pub input: Option<&'a Fields>,
+    pub input: Option<&'a ArgSchema>,
 }
 
 /// The action groups that exist in every catalogue.
@@ -50,7 +50,7 @@ pub(super) fn groups<'a>(server: &'a ServerName, tool: &ToolEntry) -> Vec<&'a st
 }
 
 /// The schema of these groups and actions as text.
-pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> String {
+pub(super) fn schema_text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> String {
     let mut text = HEAD.to_owned();
     for group in groups {
         text.push_str(&format!("    action {};\n", Quoted(group)));
@@ -64,10 +64,10 @@ pub(super) fn text<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Act
 
 /// The same schema, parsed from its JSON form.
 pub(super) fn schema<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Result<Schema, String> {
-    Schema::from_json_value(json(groups, actions)).map_err(|error| error.to_string())
+    Schema::from_json_value(schema_json(groups, actions)).map_err(|error| error.to_string())
 }
 
-fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Value {
+fn schema_json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -> Value {
     let mut all: Map<String, Value> = groups.into_iter().map(|group| (group.to_owned(), json!({}))).collect();
     all.extend(actions.iter().map(|action| (action.id.to_owned(), action.json())));
     let text = |name: &str| {
@@ -80,8 +80,8 @@ fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -
         "memberOfTypes": ["Role"],
         "shape": { "type": "Record", "attributes": PRINCIPAL.map(text).into_iter().collect::<Map<_, _>>() },
     });
-    let ware = |sort: Sort| {
-        let attributes: Map<String, Value> = sort
+    let ware = |kind: PrimitiveKind| {
+        let attributes: Map<String, Value> = kind
             .attribute()
             .map(|name| (name.to_owned(), json!({ "type": "String" })))
             .into_iter()
@@ -90,8 +90,8 @@ fn json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<'_>]) -
     };
     json!({ "Guardian": {
         "entityTypes": {
-            "Role": {}, "Server": {}, "Tool": { "memberOfTypes": ["Server"] }, "Resource": ware(Sort::Resource),
-            "Prompt": ware(Sort::Prompt), "User": caller, "Service": caller,
+            "Role": {}, "Server": {}, "Tool": { "memberOfTypes": ["Server"] }, "Resource": ware(PrimitiveKind::Resource),
+            "Prompt": ware(PrimitiveKind::Prompt), "User": caller, "Service": caller,
         },
         "actions": all,
     } })
@@ -149,7 +149,7 @@ impl Action<'_> {
         resource: [{}],
         context: {{
             input: ",
-            self.sort.entity()
+            self.kind.entity()
         )?;
         write_fields(input, 12, text)?;
         text.write_str(
@@ -183,7 +183,7 @@ impl Action<'_> {
             });
             action["appliesTo"] = json!({
                 "principalTypes": ["User", "Service"],
-                "resourceTypes": [self.sort.entity()],
+                "resourceTypes": [self.kind.entity()],
                 "context": { "type": "Record", "attributes": context },
             });
         }
@@ -191,55 +191,55 @@ impl Action<'_> {
     }
 }
 
-fn json_record(fields: &Fields) -> Value {
-    let attribute = |(name, field): (&String, &Field)| {
-        let mut shape = json_shape(field.shape.as_ref().ok()?);
+fn json_record(fields: &ArgSchema) -> Value {
+    let attribute = |(name, field): (&String, &ArgField)| {
+        let mut shape = json_type(field.arg_type.as_ref().ok()?);
         shape["required"] = json!(field.required);
         Some((name.clone(), shape))
     };
     json!({ "type": "Record", "attributes": fields.iter().filter_map(attribute).collect::<Map<_, _>>() })
 }
 
-fn json_shape(shape: &Shape) -> Value {
-    match shape {
-        Shape::String => json!({ "type": "String" }),
-        Shape::Long => json!({ "type": "Long" }),
-        Shape::Bool => json!({ "type": "Boolean" }),
-        Shape::Decimal => json!({ "type": "Extension", "name": "decimal" }),
-        Shape::Set(element) => json!({ "type": "Set", "element": json_shape(element) }),
-        Shape::Record(fields) => json_record(fields),
+fn json_type(arg_type: &ArgType) -> Value {
+    match arg_type {
+        ArgType::String => json!({ "type": "String" }),
+        ArgType::Long => json!({ "type": "Long" }),
+        ArgType::Bool => json!({ "type": "Boolean" }),
+        ArgType::Decimal => json!({ "type": "Extension", "name": "decimal" }),
+        ArgType::Set(element) => json!({ "type": "Set", "element": json_type(element) }),
+        ArgType::Record(fields) => json_record(fields),
     }
 }
 
-fn write_fields(fields: &Fields, indent: usize, text: &mut String) -> fmt::Result {
+fn write_fields(fields: &ArgSchema, indent: usize, text: &mut String) -> fmt::Result {
     let visible = || {
         fields
             .iter()
-            .filter_map(|(name, field)| Some((name, field.required, field.shape.as_ref().ok()?)))
+            .filter_map(|(name, field)| Some((name, field.required, field.arg_type.as_ref().ok()?)))
     };
     if visible().next().is_none() {
         return text.write_str("{}");
     }
     text.push_str("{\n");
-    for (name, required, shape) in visible() {
+    for (name, required, arg_type) in visible() {
         let mark = if required { "" } else { "?" };
         write!(text, "{:indent$}    {}{mark}: ", "", Quoted(name))?;
-        write_shape(shape, indent + 4, text)?;
+        write_type(arg_type, indent + 4, text)?;
         text.push_str(",\n");
     }
     write!(text, "{:indent$}}}", "")
 }
 
-fn write_shape(shape: &Shape, indent: usize, text: &mut String) -> fmt::Result {
-    match shape {
-        Shape::String => text.write_str("String"),
-        Shape::Long => text.write_str("Long"),
-        Shape::Bool => text.write_str("Bool"),
-        Shape::Decimal => text.write_str("decimal"),
-        Shape::Record(fields) => write_fields(fields, indent, text),
-        Shape::Set(element) => {
+fn write_type(arg_type: &ArgType, indent: usize, text: &mut String) -> fmt::Result {
+    match arg_type {
+        ArgType::String => text.write_str("String"),
+        ArgType::Long => text.write_str("Long"),
+        ArgType::Bool => text.write_str("Bool"),
+        ArgType::Decimal => text.write_str("decimal"),
+        ArgType::Record(fields) => write_fields(fields, indent, text),
+        ArgType::Set(element) => {
             text.push_str("Set<");
-            write_shape(element, indent, text)?;
+            write_type(element, indent, text)?;
             text.write_str(">")
         }
     }
@@ -265,7 +265,7 @@ impl fmt::Display for Quoted<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::arguments;
+    use super::super::arg_types::arguments;
     use super::*;
     use cedar_policy::SchemaFragment;
 
@@ -273,16 +273,16 @@ mod tests {
     fn one(id: &str, schema: Value) -> String {
         let fields = arguments(&schema);
         let actions = [Action {
-            sort: Sort::Tool,
+            kind: PrimitiveKind::Tool,
             id,
             groups: vec!["call_tool", "s"],
             input: Some(&fields),
         }];
-        let text = text(["call_tool", "s"], &actions);
+        let text = schema_text(["call_tool", "s"], &actions);
         let of_text = SchemaFragment::from_cedarschema_str(&text)
             .unwrap_or_else(|error| panic!("{error}: {text}"))
             .0;
-        let of_json = SchemaFragment::from_json_value(json(["call_tool", "s"], &actions)).unwrap();
+        let of_json = SchemaFragment::from_json_value(schema_json(["call_tool", "s"], &actions)).unwrap();
         assert_eq!(
             plain(of_text.to_json_value().unwrap()),
             plain(of_json.to_json_value().unwrap())

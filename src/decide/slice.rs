@@ -5,12 +5,12 @@
 //! are cached per set of roles, so no policy set is built twice. Leaving out a policy whose scope cannot match never
 //! changes a verdict; a property test compares slices with the whole set.
 
-use super::Subject;
-use super::check::Fit;
-use super::reads::Reads;
+use super::CedarPrincipal;
+use super::arg_types::ArgSchema;
+use super::check::Applicability;
 use super::rule::{PrincipalScope, Rule};
-use super::shape::Fields;
-use super::sight::{self, Spot};
+use super::usage::ContextUsage;
+use super::visibility::{self, BlindSpot};
 use crate::domain::PrincipalKind;
 use cedar_policy::{Effect, EntityUid, PolicySet};
 use std::collections::{BTreeSet, HashMap};
@@ -20,11 +20,11 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 pub(super) type RuleIndex = u32;
 
 /// Bounds of the two caches: sets of roles per tool, and slices over all tools. A full cache is cleared.
-const MAX_KEPT: usize = 1_024;
+const MAX_ROLE_SETS: usize = 1_024;
 const MAX_SHARED: usize = 16_384;
 
 /// All policies and the slices made of them. Tools with the same applicable policies share one slice.
-pub(super) struct Library {
+pub(super) struct CompiledPolicies {
     rules: Vec<Rule>,
     slices: RwLock<HashMap<Vec<RuleIndex>, Arc<Slice>>>,
 }
@@ -32,56 +32,56 @@ pub(super) struct Library {
 /// The policies that can apply to one tool and some callers, split by what they read.
 pub(super) struct Slice {
     /// Enforced policies that read no context: their outcome is the same for every call.
-    pub fixed: Part,
+    pub context_free: PolicySubset,
     /// Enforced policies that read the context.
-    pub live: Part,
+    pub context_dependent: PolicySubset,
     /// The part of `live` that reads no argument.
-    pub steady: Part,
+    pub argument_free: PolicySubset,
     pub some_permit_reads_input: bool,
     /// Shadow policies; `shadow_permits` are the permits among them.
-    pub shadow: Part,
-    pub shadow_permits: Part,
+    pub shadow: PolicySubset,
+    pub shadow_permits: PolicySubset,
     /// Some enforced policy (or some enforced permit) treats the primitives of a server differently.
-    pub some_look_at_resource: bool,
-    pub some_permit_looks_at_resource: bool,
+    pub some_depend_on_resource: bool,
+    pub some_permit_depends_on_resource: bool,
     /// The enforced policies that do not. Built on first use, which is rare.
-    unplaced: OnceLock<Part>,
+    resource_independent: OnceLock<PolicySubset>,
 }
 
 /// Policies as Cedar evaluates them, with everything that they read.
-pub(super) struct Part {
+pub(super) struct PolicySubset {
     pub rules: Vec<RuleIndex>,
     pub set: PolicySet,
-    pub reads: Reads,
+    pub context_usage: ContextUsage,
 }
 
 /// A slice applied to one tool.
 pub(super) struct ToolSlice {
     pub slice: Arc<Slice>,
     /// Enforced forbids that cannot be evaluated for this tool, whatever the arguments.
-    pub broken: Vec<RuleIndex>,
+    pub not_evaluable: Vec<RuleIndex>,
     /// The possible blind spots: arguments that a policy names and may not see.
-    pub spots: Vec<Spot>,
+    pub blind_spots: Vec<BlindSpot>,
     pub has_shadow: bool,
 }
 
 /// The policies of one tool, indexed by principal scope.
-pub(super) struct Index {
-    filed: Vec<(RuleIndex, Filed)>,
+pub(super) struct PolicyIndex {
+    filed: Vec<(RuleIndex, ScopeFilter)>,
     roles: HashMap<String, usize>,
     personal: HashMap<EntityUid, Arc<ToolSlice>>,
-    kept: RwLock<HashMap<Key, Arc<ToolSlice>>>,
-    broken: BTreeSet<RuleIndex>,
+    kept: RwLock<HashMap<RoleSetKey, Arc<ToolSlice>>>,
+    not_evaluable: BTreeSet<RuleIndex>,
     /// Policies that no call of the tool can satisfy as long as they see the arguments they name. They are not evaluated,
     /// but their blind spots count.
-    idle: BTreeSet<RuleIndex>,
+    never_matching: BTreeSet<RuleIndex>,
     conflicts: BTreeSet<(RuleIndex, usize)>,
-    fields: Arc<Fields>,
+    arg_schema: Arc<ArgSchema>,
 }
 
-/// The callers that a policy of an `Index` is for. Policies for a single principal are indexed separately.
+/// The callers that a policy of an `PolicyIndex` is for. Policies for a single principal are indexed separately.
 #[derive(Clone, Copy)]
-struct Filed {
+struct ScopeFilter {
     kind: Option<PrincipalKind>,
     role: Option<usize>,
 }
@@ -89,13 +89,13 @@ struct Filed {
 /// Identifies callers with the same applicable policies: their kind, and which of the roles named by the tool's policies
 /// they have. Role numbers below 128 are bits of `low`.
 #[derive(PartialEq, Eq, Hash)]
-struct Key {
+struct RoleSetKey {
     kind: PrincipalKind,
     low: u128,
     high: Vec<usize>,
 }
 
-impl Library {
+impl CompiledPolicies {
     pub fn new(rules: Vec<Rule>) -> Self {
         Self {
             rules,
@@ -130,46 +130,52 @@ impl Library {
 }
 
 impl Slice {
-    fn new(library: &Library, rules: &[RuleIndex]) -> Self {
-        let part = |wanted: &dyn Fn(&Rule) -> bool| Part::new(library, rules, wanted);
+    fn new(compiled: &CompiledPolicies, rules: &[RuleIndex]) -> Self {
+        let part = |wanted: &dyn Fn(&Rule) -> bool| PolicySubset::new(compiled, rules, wanted);
         let is_open = |rule: &Rule| !rule.shadow && rule.effect == Effect::Permit && rule.reads_input();
-        let looks = |rule: &Rule| !rule.shadow && rule.looks_at_resource();
-        let some = |wanted: &dyn Fn(&Rule) -> bool| rules.iter().any(|index| wanted(library.rule(*index)));
+        let looks = |rule: &Rule| !rule.shadow && rule.depends_on_resource();
+        let some = |wanted: &dyn Fn(&Rule) -> bool| rules.iter().any(|index| wanted(compiled.rule(*index)));
         Self {
-            fixed: part(&|rule| !rule.shadow && rule.looks.reads.is_empty()),
-            live: part(&|rule| !rule.shadow && !rule.looks.reads.is_empty()),
-            steady: part(&|rule| !rule.shadow && !rule.looks.reads.is_empty() && !rule.reads_input()),
+            context_free: part(&|rule| !rule.shadow && rule.usage.context.is_empty()),
+            context_dependent: part(&|rule| !rule.shadow && !rule.usage.context.is_empty()),
+            argument_free: part(&|rule| !rule.shadow && !rule.usage.context.is_empty() && !rule.reads_input()),
             some_permit_reads_input: some(&is_open),
             shadow: part(&|rule| rule.shadow),
             shadow_permits: part(&|rule| rule.shadow && rule.effect == Effect::Permit),
-            some_look_at_resource: some(&looks),
-            some_permit_looks_at_resource: some(&|rule| looks(rule) && rule.effect == Effect::Permit),
-            unplaced: OnceLock::new(),
+            some_depend_on_resource: some(&looks),
+            some_permit_depends_on_resource: some(&|rule| looks(rule) && rule.effect == Effect::Permit),
+            resource_independent: OnceLock::new(),
         }
     }
 
     /// The enforced policies that treat all primitives of a server alike.
-    pub fn unplaced(&self, library: &Library) -> &Part {
-        self.unplaced.get_or_init(|| {
-            let mut rules: Vec<RuleIndex> = self.fixed.rules.iter().chain(&self.live.rules).copied().collect();
+    pub fn resource_independent(&self, compiled: &CompiledPolicies) -> &PolicySubset {
+        self.resource_independent.get_or_init(|| {
+            let mut rules: Vec<RuleIndex> = self
+                .context_free
+                .rules
+                .iter()
+                .chain(&self.context_dependent.rules)
+                .copied()
+                .collect();
             rules.sort_unstable();
-            Part::new(library, &rules, &|rule| !rule.looks_at_resource())
+            PolicySubset::new(compiled, &rules, &|rule| !rule.depends_on_resource())
         })
     }
 }
 
-impl Part {
-    fn new(library: &Library, rules: &[RuleIndex], wanted: &dyn Fn(&Rule) -> bool) -> Self {
+impl PolicySubset {
+    fn new(compiled: &CompiledPolicies, rules: &[RuleIndex], wanted: &dyn Fn(&Rule) -> bool) -> Self {
         let mut part = Self {
             rules: Vec::new(),
             set: PolicySet::new(),
-            reads: Reads::none(),
+            context_usage: ContextUsage::none(),
         };
         for index in rules {
-            let rule = library.rule(*index);
+            let rule = compiled.rule(*index);
             if wanted(rule) {
                 part.rules.push(*index);
-                part.reads.add(&rule.looks.reads);
+                part.context_usage.add(&rule.usage.context);
                 part.set
                     .add(rule.conditions.clone())
                     .expect("each rule has a number of its own");
@@ -179,24 +185,24 @@ impl Part {
     }
 }
 
-impl Index {
+impl PolicyIndex {
     /// Indexes the policies that can apply to a tool. If one cannot be evaluated for the tool, a permit is left out and a
     /// forbid refuses every call.
-    pub fn new(library: &Library, fit: Fit, fields: Arc<Fields>) -> Self {
+    pub fn new(compiled: &CompiledPolicies, applicability: Applicability, arg_schema: Arc<ArgSchema>) -> Self {
         let mut index = Self {
             filed: Vec::new(),
             roles: HashMap::new(),
             personal: HashMap::new(),
             kept: RwLock::default(),
-            broken: fit.unjudgeable,
-            idle: fit.idle,
-            conflicts: fit.conflicts,
-            fields,
+            not_evaluable: applicability.not_evaluable,
+            never_matching: applicability.never_matching,
+            conflicts: applicability.conflicts,
+            arg_schema,
         };
         let mut personal: HashMap<EntityUid, Vec<RuleIndex>> = HashMap::new();
-        for number in &fit.rules {
-            let rule = library.rule(*number);
-            if rule.effect == Effect::Permit && index.broken.contains(number) {
+        for number in &applicability.rules {
+            let rule = compiled.rule(*number);
+            if rule.effect == Effect::Permit && index.not_evaluable.contains(number) {
                 continue;
             }
             let (kind, role) = match &rule.principal {
@@ -209,33 +215,33 @@ impl Index {
                 }
                 PrincipalScope::Nobody => continue,
             };
-            index.filed.push((*number, Filed { kind, role }));
+            index.filed.push((*number, ScopeFilter { kind, role }));
         }
-        let slice = |(uid, rules)| (uid, Arc::new(index.tool_slice(library, rules)));
+        let slice = |(uid, rules)| (uid, Arc::new(index.tool_slice(compiled, rules)));
         index.personal = personal.into_iter().map(slice).collect();
         index
     }
 
     /// The policies for callers of this kind and these roles.
-    pub fn general(&self, library: &Library, subject: &Subject) -> Arc<ToolSlice> {
-        let key = self.key(subject);
+    pub fn general(&self, compiled: &CompiledPolicies, cedar_principal: &CedarPrincipal) -> Arc<ToolSlice> {
+        let key = self.key(cedar_principal);
         if let Some(kept) = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return kept.clone();
         }
-        let slice = Arc::new(self.tool_slice(library, self.select(&key)));
+        let slice = Arc::new(self.tool_slice(compiled, self.select(&key)));
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= MAX_KEPT {
+        if kept.len() >= MAX_ROLE_SETS {
             kept.clear();
         }
         kept.entry(key).or_insert(slice).clone()
     }
 
     /// The policies whose scope names this caller.
-    pub fn personal(&self, subject: &Subject) -> Option<&Arc<ToolSlice>> {
+    pub fn personal(&self, cedar_principal: &CedarPrincipal) -> Option<&Arc<ToolSlice>> {
         if self.personal.is_empty() {
             None
         } else {
-            self.personal.get(subject.uid())
+            self.personal.get(cedar_principal.uid())
         }
     }
 
@@ -244,16 +250,16 @@ impl Index {
         *self.roles.entry(role.to_owned()).or_insert(next)
     }
 
-    fn key(&self, subject: &Subject) -> Key {
-        let mut key = Key {
-            kind: subject.kind(),
+    fn key(&self, cedar_principal: &CedarPrincipal) -> RoleSetKey {
+        let mut key = RoleSetKey {
+            kind: cedar_principal.kind(),
             low: 0,
             high: Vec::new(),
         };
         if self.roles.is_empty() {
             return key;
         }
-        for role in subject.roles() {
+        for role in cedar_principal.roles() {
             match self.roles.get(role.as_str()) {
                 Some(number @ 0..128) => key.low |= 1 << number,
                 Some(number) => key.high.push(*number),
@@ -263,27 +269,29 @@ impl Index {
         key
     }
 
-    fn select(&self, key: &Key) -> Vec<RuleIndex> {
+    fn select(&self, key: &RoleSetKey) -> Vec<RuleIndex> {
         let is_in = |role: usize| match role {
             0..128 => key.low & (1 << role) != 0,
             _ => key.high.contains(&role),
         };
-        let applies = |filed: &Filed| filed.kind.is_none_or(|kind| kind == key.kind) && filed.role.is_none_or(is_in);
+        let applies = |filed: &ScopeFilter| filed.kind.is_none_or(|kind| kind == key.kind) && filed.role.is_none_or(is_in);
         let found = self.filed.iter().filter(|(_, filed)| applies(filed));
         found.map(|(rule, _)| *rule).collect()
     }
 
-    fn tool_slice(&self, library: &Library, rules: Vec<RuleIndex>) -> ToolSlice {
-        let is_shadow = |index: &RuleIndex| library.rule(*index).shadow;
-        let spots = |index: &RuleIndex| sight::spots(*index, library.rule(*index), &self.fields, &self.conflicts);
-        let (broken, mut judged): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| self.broken.contains(rule));
-        let spots: Vec<Spot> = judged.iter().flat_map(spots).collect();
+    fn tool_slice(&self, compiled: &CompiledPolicies, rules: Vec<RuleIndex>) -> ToolSlice {
+        let is_shadow = |index: &RuleIndex| compiled.rule(*index).shadow;
+        let blind_spots = |index: &RuleIndex| {
+            visibility::possible_blind_spots(*index, compiled.rule(*index), &self.arg_schema, &self.conflicts)
+        };
+        let (broken, mut judged): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| self.not_evaluable.contains(rule));
+        let blind_spots: Vec<BlindSpot> = judged.iter().flat_map(blind_spots).collect();
         let has_shadow = judged.iter().any(is_shadow);
-        judged.retain(|rule| !self.idle.contains(rule));
+        judged.retain(|rule| !self.never_matching.contains(rule));
         ToolSlice {
-            broken: broken.into_iter().filter(|rule| !is_shadow(rule)).collect(),
-            slice: library.slice(judged),
-            spots,
+            not_evaluable: broken.into_iter().filter(|rule| !is_shadow(rule)).collect(),
+            slice: compiled.slice(judged),
+            blind_spots,
             has_shadow,
         }
     }

@@ -2,14 +2,14 @@
 //! half of a change.
 
 use super::arguments::Arguments;
-use super::check::WareFit;
-use super::known::Known;
+use super::check::UnlistedApplicability;
+use super::entity_names::EntityNames;
+use super::primitive_kind::PrimitiveKind;
 use super::rule::{self, Rule};
-use super::slice::{Index, Library};
-use super::sort::Sort;
-use super::tool::{CompiledTool, Place};
-use super::ware::Wares;
-use super::{Problem, check, mirror, schema, shape};
+use super::slice::{CompiledPolicies, PolicyIndex};
+use super::tool::{CedarTarget, CompiledTool};
+use super::unlisted::UnlistedPrimitives;
+use super::{PolicyProblem, arg_types, check, param_headers, schema};
 use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, ServerEntry, ServerName, Sha256, ToolEntry, ToolName};
 use cedar_policy::Effect;
 use serde_json::Value;
@@ -26,7 +26,7 @@ pub struct PolicySource {
 
 /// Settings that change what policies mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct PolicySettings {
     /// Accept a policy set that permits nothing.
     pub deny_all: bool,
     /// The offset from UTC for `context.hour` and `context.weekday`.
@@ -38,30 +38,34 @@ pub struct Settings {
 pub struct Snapshot {
     policy_set: Digest,
     catalogue: Digest,
-    settings: Settings,
+    settings: PolicySettings,
     schema: String,
-    warnings: Vec<Problem>,
-    library: Library,
-    servers: HashMap<ServerName, Server>,
+    warnings: Vec<PolicyProblem>,
+    compiled: CompiledPolicies,
+    servers: HashMap<ServerName, CompiledServer>,
 }
 
-struct Server {
+struct CompiledServer {
     enabled: bool,
     tools: HashMap<ToolName, CompiledTool>,
-    /// In the order of `Sort::WARES`.
-    wares: Vec<Wares>,
+    /// In the order of `PrimitiveKind::WARES`.
+    unlisted: Vec<UnlistedPrimitives>,
 }
 
 /// A tool that is read but not yet joined with its policies.
-pub(super) struct Draft {
+pub(super) struct UncompiledTool {
     pub entry: ToolEntry,
     pub arguments: Arguments,
-    pub place: Arc<Place>,
+    pub target: Arc<CedarTarget>,
 }
 
 impl Snapshot {
     /// Compiles a snapshot, or returns all problems of all files together.
-    pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, settings: &Settings) -> Result<Snapshot, Vec<Problem>> {
+    pub fn compile(
+        sources: &[PolicySource],
+        catalogue: &Catalogue,
+        settings: &PolicySettings,
+    ) -> Result<Snapshot, Vec<PolicyProblem>> {
         Self::compile_keeping(sources, &[], catalogue, settings)
     }
 
@@ -70,36 +74,37 @@ impl Snapshot {
         sources: &[PolicySource],
         kept: &[PolicySource],
         catalogue: &Catalogue,
-        settings: &Settings,
-    ) -> Result<Snapshot, Vec<Problem>> {
+        settings: &PolicySettings,
+    ) -> Result<Snapshot, Vec<PolicyProblem>> {
         let (rules, mut problems) = rule::read_with(sources, kept);
         problems.extend(reserved_names(catalogue));
-        let drafts = drafts(catalogue);
-        let known = Known::new(catalogue, &drafts);
-        let checked = check::check(&rules, &known);
+        let uncompiled = uncompiled_tools(catalogue);
+        let entity_names = EntityNames::new(catalogue, &uncompiled);
+        let checked = check::check_policies(&rules, &entity_names);
         problems.extend(checked.problems);
-        if problems.is_empty() && !settings.deny_all && !rules.iter().any(permits) {
-            let problem = Problem::new("no policy permits anything");
+        if problems.is_empty() && !settings.deny_all && !rules.iter().any(is_enforced_permit) {
+            let problem = PolicyProblem::new("no policy permits anything");
             problems.push(problem.help("add a permit, or set `policies.deny_all = true`"));
         }
         if !problems.is_empty() {
             return Err(problems);
         }
         let mut warnings = checked.warnings;
-        warnings.extend(drafts.iter().flat_map(blanks));
-        let schema = schema(catalogue, &drafts, &checked.wares);
-        let library = Library::new(rules);
-        let server = |server| empty_server(&library, server, &checked.wares);
-        let mut servers: HashMap<ServerName, Server> = catalogue.servers.iter().map(server).collect();
-        for (draft, fit) in drafts.into_iter().zip(checked.fits) {
-            let index = Index::new(&library, fit, Arc::new(draft.arguments.fields().clone()));
+        warnings.extend(uncompiled.iter().flat_map(invisible_arguments));
+        let schema = schema(catalogue, &uncompiled, &checked.unlisted);
+        let compiled = CompiledPolicies::new(rules);
+        let server = |server| empty_server(&compiled, server, &checked.unlisted);
+        let mut servers: HashMap<ServerName, CompiledServer> = catalogue.servers.iter().map(server).collect();
+        for (uncompiled, applicability) in uncompiled.into_iter().zip(checked.applicability) {
+            let index = PolicyIndex::new(&compiled, applicability, Arc::new(uncompiled.arguments.arg_schema().clone()));
             let server = servers
-                .get_mut(&draft.place.server)
+                .get_mut(&uncompiled.target.server)
                 .expect("drafts are made of the catalogue");
-            let name = draft.entry.name.clone();
-            server
-                .tools
-                .insert(name, CompiledTool::new(draft.entry, draft.arguments, draft.place, index));
+            let name = uncompiled.entry.name.clone();
+            server.tools.insert(
+                name,
+                CompiledTool::new(uncompiled.entry, uncompiled.arguments, uncompiled.target, index),
+            );
         }
         Ok(Self {
             policy_set: digest(sources.iter().chain(kept), settings),
@@ -107,7 +112,7 @@ impl Snapshot {
             settings: settings.clone(),
             schema,
             warnings,
-            library,
+            compiled,
             servers,
         })
     }
@@ -124,12 +129,12 @@ impl Snapshot {
 
     /// The number of policies, shadow policies included.
     pub fn policies(&self) -> usize {
-        self.library.rules().len()
+        self.compiled.rules().len()
     }
 
     /// The ids of the enforced forbid policies; shadow policies are not among them.
     pub fn forbids(&self) -> BTreeSet<&PolicyId> {
-        let forbids = self.library.rules().iter().filter(|rule| is_forbid(rule));
+        let forbids = self.compiled.rules().iter().filter(|rule| is_forbid(rule));
         forbids.map(|rule| &rule.id).collect()
     }
 
@@ -149,20 +154,24 @@ impl Snapshot {
     }
 
     /// Findings that do not reject this policy set, but that its author should know.
-    pub fn warnings(&self) -> &[Problem] {
+    pub fn warnings(&self) -> &[PolicyProblem] {
         &self.warnings
     }
 
-    pub(super) fn wares(&self, server: &ServerName, sort: Sort) -> Option<&Wares> {
-        self.servers.get(server)?.wares.iter().find(|wares| wares.sort() == sort)
+    pub(super) fn unlisted(&self, server: &ServerName, kind: PrimitiveKind) -> Option<&UnlistedPrimitives> {
+        self.servers
+            .get(server)?
+            .unlisted
+            .iter()
+            .find(|unlisted| unlisted.kind() == kind)
     }
 
     pub(super) fn server_enabled(&self, server: &ServerName) -> Option<bool> {
         self.servers.get(server).map(|server| server.enabled)
     }
 
-    pub(super) fn library(&self) -> &Library {
-        &self.library
+    pub(super) fn compiled_policies(&self) -> &CompiledPolicies {
+        &self.compiled
     }
 
     pub(super) fn utc_offset_minutes(&self) -> i32 {
@@ -182,7 +191,7 @@ impl fmt::Debug for Snapshot {
 
 /// The number of enforced forbid policies in a file; `None` if the file cannot be read.
 pub fn forbids(source: &PolicySource) -> Option<usize> {
-    let (rules, problems) = rule::read(std::slice::from_ref(source));
+    let (rules, problems) = rule::read_policies(std::slice::from_ref(source));
     problems
         .is_empty()
         .then(|| rules.iter().filter(|rule| is_forbid(rule)).count())
@@ -192,98 +201,105 @@ pub(super) fn is_forbid(rule: &Rule) -> bool {
     rule.effect == Effect::Forbid && !rule.shadow
 }
 
-fn permits(rule: &Rule) -> bool {
+fn is_enforced_permit(rule: &Rule) -> bool {
     rule.effect == Effect::Permit && !rule.shadow
 }
 
-fn drafts(catalogue: &Catalogue) -> Vec<Draft> {
+fn uncompiled_tools(catalogue: &Catalogue) -> Vec<UncompiledTool> {
     let tools = catalogue
         .servers
         .iter()
         .flat_map(|(server, entry)| entry.tools.values().map(move |tool| (server, tool)));
     tools
-        .map(|(server, entry)| Draft {
+        .map(|(server, entry)| UncompiledTool {
             arguments: Arguments::compile(&entry.input_schema),
-            place: Arc::new(Place::new(server, entry)),
+            target: Arc::new(CedarTarget::new(server, entry)),
             entry: entry.clone(),
         })
         .collect()
 }
 
-fn empty_server(library: &Library, (name, entry): (&ServerName, &ServerEntry), wares: &[WareFit]) -> (ServerName, Server) {
-    let server = Server {
+fn empty_server(
+    compiled: &CompiledPolicies,
+    (name, entry): (&ServerName, &ServerEntry),
+    unlisted: &[UnlistedApplicability],
+) -> (ServerName, CompiledServer) {
+    let server = CompiledServer {
         enabled: entry.enabled,
         tools: HashMap::new(),
-        wares: wares.iter().map(|fit| Wares::new(library, name, fit)).collect(),
+        unlisted: unlisted
+            .iter()
+            .map(|fit| UnlistedPrimitives::new(compiled, name, fit))
+            .collect(),
     };
     (name.clone(), server)
 }
 
-fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = Problem> {
+fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = PolicyProblem> {
     let taken = catalogue
         .servers
         .keys()
         .filter(|name| schema::RESERVED.contains(&name.as_str()));
     taken.map(|name| {
-        Problem::new(format!("server `{name}` has the name of an action that policies know"))
+        PolicyProblem::new(format!("server `{name}` has the name of an action that policies know"))
             .help("give the server another name in the configuration")
     })
 }
 
 /// Why callers cannot use a tool with this input schema, whatever they are granted: a sentence for the operator.
-pub fn obstacle(input_schema: &Value) -> Option<String> {
-    obstacle_to(&Arguments::compile(input_schema), input_schema)
+pub fn why_unusable(input_schema: &Value) -> Option<String> {
+    why_arguments_unusable(&Arguments::compile(input_schema), input_schema)
 }
 
-fn obstacle_to(arguments: &Arguments, input_schema: &Value) -> Option<String> {
-    if let Some(why) = arguments.unusable() {
+fn why_arguments_unusable(arguments: &Arguments, input_schema: &Value) -> Option<String> {
+    if let Some(why) = arguments.why_unusable() {
         return Some(format!("it is listed to nobody and every call of it is refused: {why}"));
     }
-    let why = mirror::mirrored(input_schema).err()?;
+    let why = param_headers::param_headers(input_schema).err()?;
     Some(format!(
         "clients of 2026-07-28 are not shown it, since they must not use it: {why}; the server has to mark its arguments otherwise"
     ))
 }
 
 /// Warnings about a tool that cannot be used and about arguments that policies cannot read.
-fn blanks(draft: &Draft) -> Vec<Problem> {
-    let tool = &draft.place.id;
-    let obstacle = obstacle_to(&draft.arguments, &draft.entry.input_schema);
-    let obstacle = obstacle.map(|obstacle| Problem::new(format!("tool `{tool}`: {obstacle}")));
-    if draft.arguments.unusable().is_some() {
+fn invisible_arguments(uncompiled: &UncompiledTool) -> Vec<PolicyProblem> {
+    let tool = &uncompiled.target.id;
+    let obstacle = why_arguments_unusable(&uncompiled.arguments, &uncompiled.entry.input_schema);
+    let obstacle = obstacle.map(|obstacle| PolicyProblem::new(format!("tool `{tool}`: {obstacle}")));
+    if uncompiled.arguments.why_unusable().is_some() {
         return obstacle.into_iter().collect();
     }
-    let holes = shape::holes(draft.arguments.fields()).into_iter();
-    let holes =
-        holes.map(|(argument, why)| Problem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
+    let holes = arg_types::untyped_arguments(uncompiled.arguments.arg_schema()).into_iter();
+    let holes = holes
+        .map(|(argument, why)| PolicyProblem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
     obstacle.into_iter().chain(holes).collect()
 }
 
-fn schema(catalogue: &Catalogue, drafts: &[Draft], wares: &[WareFit]) -> String {
+fn schema(catalogue: &Catalogue, uncompiled: &[UncompiledTool], unlisted: &[UnlistedApplicability]) -> String {
     let groups = schema::GROUPS
         .into_iter()
         .chain(catalogue.servers.keys().map(ServerName::as_str));
-    let actions: Vec<schema::Action<'_>> = wares
+    let actions: Vec<schema::Action<'_>> = unlisted
         .iter()
-        .map(WareFit::action)
-        .chain(drafts.iter().map(Draft::action))
+        .map(UnlistedApplicability::action)
+        .chain(uncompiled.iter().map(UncompiledTool::action))
         .collect();
-    schema::text(groups, &actions)
+    schema::schema_text(groups, &actions)
 }
 
-impl Draft {
+impl UncompiledTool {
     pub fn action(&self) -> schema::Action<'_> {
         schema::Action {
-            sort: Sort::Tool,
-            id: &self.place.id,
-            groups: self.place.groups.iter().map(String::as_str).collect(),
-            input: Some(self.arguments.fields()),
+            kind: PrimitiveKind::Tool,
+            id: &self.target.id,
+            groups: self.target.groups.iter().map(String::as_str).collect(),
+            input: Some(self.arguments.arg_schema()),
         }
     }
 }
 
 /// The files are hashed in the order of their names, so that the order of reading does not matter.
-fn digest<'a>(sources: impl Iterator<Item = &'a PolicySource>, settings: &Settings) -> Digest {
+fn digest<'a>(sources: impl Iterator<Item = &'a PolicySource>, settings: &PolicySettings) -> Digest {
     let offset = settings.utc_offset_minutes.to_string();
     let by_name: BTreeMap<(&str, &str), ()> = sources.map(|source| ((&*source.file, &*source.text), ())).collect();
     by_name

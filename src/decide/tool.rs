@@ -2,11 +2,11 @@
 //! policies.
 
 use super::arguments::Arguments;
-use super::mirror::{self, Mirrored};
+use super::cedar_principal::uid;
+use super::param_headers::{self, ParamHeader};
+use super::primitive_kind::PrimitiveKind;
 use super::schema;
-use super::slice::Index;
-use super::sort::Sort;
-use super::subject::uid;
+use super::slice::PolicyIndex;
 use crate::domain::{Refusal, Scope, ServerName, ToolEntry};
 use cedar_policy::{Entity, EntityId, EntityUid, RestrictedExpression};
 use serde_json::{Map, Value};
@@ -18,13 +18,13 @@ pub struct CompiledTool {
     entry: ToolEntry,
     needs: Vec<Scope>,
     arguments: Arguments,
-    mirrored: Result<Vec<Mirrored>, String>,
-    place: Arc<Place>,
-    index: Index,
+    param_headers: Result<Vec<ParamHeader>, String>,
+    target: Arc<CedarTarget>,
+    index: PolicyIndex,
 }
 
 /// The Cedar action and resource entities of a tool, resource or prompt, with the groups and the server they are in.
-pub(super) struct Place {
+pub(super) struct CedarTarget {
     /// `<server>/<tool name, URI or prompt name>`
     pub id: String,
     pub groups: Vec<String>,
@@ -40,7 +40,7 @@ impl CompiledTool {
         &self.entry
     }
 
-    pub(super) fn new(entry: ToolEntry, arguments: Arguments, place: Arc<Place>, index: Index) -> Self {
+    pub(super) fn new(entry: ToolEntry, arguments: Arguments, target: Arc<CedarTarget>, index: PolicyIndex) -> Self {
         let own = || Scope::parse(entry.name.as_str()).into_iter().collect();
         Self {
             needs: if entry.scopes.is_empty() {
@@ -48,18 +48,18 @@ impl CompiledTool {
             } else {
                 entry.scopes.clone()
             },
-            mirrored: mirror::mirrored(&entry.input_schema),
+            param_headers: param_headers::param_headers(&entry.input_schema),
             entry,
             arguments,
-            place,
+            target,
             index,
         }
     }
 
     /// The arguments that clients of the modern era repeat in `Mcp-Param-*` headers, or why these clients cannot use the
     /// tool.
-    pub fn mirrored(&self) -> Result<&[Mirrored], &str> {
-        self.mirrored.as_deref().map_err(String::as_str)
+    pub fn param_headers(&self) -> Result<&[ParamHeader], &str> {
+        self.param_headers.as_deref().map_err(String::as_str)
     }
 
     /// All scopes that a call needs; by default the scope of the tool's own name.
@@ -71,25 +71,25 @@ impl CompiledTool {
         &self.arguments
     }
 
-    pub(super) fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
+    pub(super) fn read_arguments(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         self.arguments.read(arguments)
     }
 
-    pub(super) fn place(&self) -> &Arc<Place> {
-        &self.place
+    pub(super) fn target(&self) -> &Arc<CedarTarget> {
+        &self.target
     }
 
-    pub(super) fn index(&self) -> &Index {
+    pub(super) fn index(&self) -> &PolicyIndex {
         &self.index
     }
 }
 
-impl Place {
+impl CedarTarget {
     /// The entities of a resource or prompt; `None` for a tool.
-    pub fn of_ware(sort: Sort, server: &ServerName, name: &str) -> Option<Self> {
-        let (action, attribute) = (sort.action_uid()?.clone(), sort.attribute()?);
+    pub fn of_unlisted(kind: PrimitiveKind, server: &ServerName, name: &str) -> Option<Self> {
+        let (action, attribute) = (kind.action_uid()?.clone(), kind.attribute()?);
         let id = format!("{server}/{name}");
-        let resource = EntityUid::from_type_name_and_id(sort.entity_type().clone(), EntityId::new(&id));
+        let resource = EntityUid::from_type_name_and_id(kind.entity_type().clone(), EntityId::new(&id));
         let attributes = HashMap::from([(attribute.to_owned(), RestrictedExpression::new_string(name.to_owned()))]);
         let in_server = HashSet::from([uid("Guardian::Server", server.as_str())]);
         let entity = Entity::new(resource.clone(), attributes, in_server).expect("a text is a value");

@@ -1,7 +1,7 @@
 //! The result of a decision: a permit that nothing else can make, or a refusal. Each carries the facts it rests on.
 
-use super::standing::Held;
-use super::{Facts, Snapshot};
+use super::preconditions::ActiveGrant;
+use super::{DecisionInput, Snapshot};
 use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
 
 /// The verdict on one call.
@@ -75,13 +75,13 @@ impl Basis {
         }
     }
 
-    pub(super) fn hold(&mut self, held: &Held<'_>, facts: &Facts<'_>) {
-        self.scopes = held.scopes.iter().map(|scope| (*scope).clone()).collect();
+    pub(super) fn set_grant(&mut self, active_grant: &ActiveGrant<'_>, input: &DecisionInput<'_>) {
+        self.scopes = active_grant.scopes.iter().map(|scope| (*scope).clone()).collect();
         self.grant = Some(GrantUsed {
-            id: held.grant.id.clone(),
-            version: held.grant.version,
-            seq: facts.view.seq,
-            age_ms: facts.view.age_ms,
+            id: active_grant.grant.id.clone(),
+            version: active_grant.grant.version,
+            seq: input.grant_freshness.seq,
+            age_ms: input.grant_freshness.age_ms,
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Authenticates the caller, finds the enrolled member behind the credential, and caches both together with their Cedar
 //! entity. Does not decide what the caller may do.
 
-use crate::decide::Subject;
+use crate::decide::CedarPrincipal;
 use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
 use crate::grants::Grants;
 use crate::identity::{Identity, Presented};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub struct Caller {
     pub principal: Arc<Principal>,
     pub member: Option<Arc<Member>>,
-    pub subject: Subject,
+    pub cedar_principal: CedarPrincipal,
 }
 
 /// The principal that a credential authenticates, before the member is loaded.
@@ -104,12 +104,12 @@ impl Callers {
         if let Some(caller) = self.known.get(&key) {
             return Ok(caller);
         }
-        let subject = Subject::new(&principal, member.as_deref(), &self.environment);
+        let cedar_principal = CedarPrincipal::new(&principal, member.as_deref(), &self.environment);
         // The entry holds both `Arc`s, so neither address can be reused for another value while the entry exists.
         let caller = Caller {
             principal,
             member,
-            subject,
+            cedar_principal,
         };
         self.known.insert(key, caller.clone());
         Ok(caller)

@@ -2,7 +2,7 @@
 //! the server answers, because a list may come late and a stream stays open for hours.
 //! This is presentation only: whether a call may be made is decided when it is made.
 
-use crate::decide::{Enrolment, Facts, Listing, Snapshot, Subject, View, could_permit};
+use crate::decide::{CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, Listing, Snapshot, could_permit};
 use crate::domain::{
     Call, EnvironmentName, Era, Member, MemberStatus, Method, Principal, PromptName, Reason, Refusal, ResourceUri, ServerName,
     Timestamp,
@@ -23,7 +23,7 @@ pub struct Viewer {
     pub now: fn() -> Timestamp,
     pub principal: Arc<Principal>,
     pub member: Option<Arc<Member>>,
-    pub subject: Subject,
+    pub cedar_principal: CedarPrincipal,
     pub source_ip: IpAddr,
     pub session: Option<String>,
 }
@@ -69,22 +69,22 @@ impl Lens {
         match mcp::parse_server_notification(notification) {
             Some(ServerNotification::Other) => true,
             Some(ServerNotification::ResourceUpdated(uri)) => {
-                self.looking(|facts| is_readable(&Listing::new(&self.server, facts), &uri))
+                self.looking(|input| is_readable(&Listing::new(&self.server, input), &uri))
             }
             None => false,
         }
     }
 
     fn keeping<T>(&self, filter: impl FnOnce(VisibilityFn<'_>) -> T) -> T {
-        self.looking(|facts| {
-            let listing = Listing::new(&self.server, facts);
-            filter(&mut |of, name| self.shown(of, name, &listing, facts))
+        self.looking(|input| {
+            let listing = Listing::new(&self.server, input);
+            filter(&mut |of, name| self.shown(of, name, &listing, input))
         })
     }
 
-    fn shown(&self, of: ListKind, name: &str, listing: &Listing<'_>, facts: &Facts<'_>) -> ListVisibility {
+    fn shown(&self, of: ListKind, name: &str, listing: &Listing<'_>, input: &DecisionInput<'_>) -> ListVisibility {
         let shown = match of {
-            ListKind::Tools => return self.tool(name, facts),
+            ListKind::Tools => return self.tool(name, input),
             ListKind::Resources => is_readable(listing, name),
             ListKind::Templates => ResourceUri::parse_template(name).is_ok() && listing.template(),
             ListKind::Prompts => PromptName::parse(name).is_ok_and(|name| listing.prompt(&name)),
@@ -97,35 +97,37 @@ impl Lens {
     }
 
     /// A visible tool is shown with its pinned definition, not the server's current one.
-    fn tool(&self, name: &str, facts: &Facts<'_>) -> ListVisibility {
-        match facts.snapshot.tool(&self.server, name) {
-            Some(tool) if self.era == Era::Modern && tool.mirrored().is_err() => ListVisibility::Hidden,
-            Some(tool) if could_permit(&self.server, tool, facts) => ListVisibility::Replaced(tool.entry().definition.clone()),
+    fn tool(&self, name: &str, input: &DecisionInput<'_>) -> ListVisibility {
+        match input.snapshot.tool(&self.server, name) {
+            Some(tool) if self.era == Era::Modern && tool.param_headers().is_err() => ListVisibility::Hidden,
+            Some(tool) if could_permit(&self.server, tool, input) => ListVisibility::Replaced(tool.entry().definition.clone()),
             _ => ListVisibility::Hidden,
         }
     }
 
     /// Calls `look` with facts as of now, built from the current member and policies.
-    fn looking<T>(&self, look: impl FnOnce(&Facts<'_>) -> T) -> T {
+    fn looking<T>(&self, look: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
         let viewer = &self.viewer;
         let snapshot = viewer.snapshot.load_full();
         let member = viewer.member.as_ref().and_then(|member| viewer.grants.by_id(&member.id));
-        let subject = match (&member, &viewer.member) {
-            (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => Subject::new(&viewer.principal, Some(now), &viewer.environment),
-            _ => viewer.subject.clone(),
+        let cedar_principal = match (&member, &viewer.member) {
+            (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => {
+                CedarPrincipal::new(&viewer.principal, Some(now), &viewer.environment)
+            }
+            _ => viewer.cedar_principal.clone(),
         };
-        look(&Facts {
+        look(&DecisionInput {
             now: (viewer.now)(),
             source_ip: viewer.source_ip,
             principal: &viewer.principal,
-            subject: &subject,
+            cedar_principal: &cedar_principal,
             enrolment: match &member {
                 None => Enrolment::Absent,
                 Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
                 Some(member) => Enrolment::Active(member),
             },
             // Assumed fresh: a stream whose grants cannot be confirmed is cut by `Gate::recheck_streams` within a second.
-            view: View {
+            grant_freshness: GrantFreshness {
                 seq: 0,
                 age_ms: 0,
                 stale: None,

@@ -2,7 +2,7 @@
 //! equal its argument, and is written again from the argument; undeclared ones are forwarded unchanged.
 //! No header takes part in the policy decision.
 
-use crate::decide::{Mirrored, MirroredKind, Snapshot};
+use crate::decide::{ParamHeader, ParamHeaderKind, Snapshot};
 use crate::domain::{Call, Era, Method, Reason, Refusal};
 use crate::mcp::{decode_header_value, encode_header_value};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -20,7 +20,7 @@ pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> R
         return Ok(Vec::new());
     }
     let declared = declared(call, snapshot)?;
-    let is_declared = |name: &HeaderName| declared.iter().any(|mirrored| mirrored.field == name.as_str());
+    let is_declared = |name: &HeaderName| declared.iter().any(|param_header| param_header.field == name.as_str());
     let undeclared = |(name, _): &(&HeaderName, &HeaderValue)| name.as_str().starts_with(PREFIX) && !is_declared(name);
     let passed = headers.iter().filter(undeclared);
     let mut fields: Vec<Field> = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -31,19 +31,19 @@ pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> R
         None => Value::Null,
         Some(text) => serde_json::from_slice(text).map_err(|_| Refusal::new(Reason::InvalidArguments))?,
     };
-    for mirrored in declared {
-        fields.extend(mirror(mirrored, &arguments, headers)?);
+    for param_header in declared {
+        fields.extend(mirror(param_header, &arguments, headers)?);
     }
     Ok(fields)
 }
 
 /// The headers that the called tool declares. A tool with an invalid `x-mcp-header` does not exist for modern clients.
-fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [Mirrored], Refusal> {
+fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [ParamHeader], Refusal> {
     if call.method != Method::ToolsCall {
         return Ok(&[]);
     }
     let tool = call.tool().and_then(|tool| snapshot.tool(&call.server, tool.as_str()));
-    match tool.map(|tool| tool.mirrored()) {
+    match tool.map(|tool| tool.param_headers()) {
         None => Ok(&[]),
         Some(Ok(declared)) => Ok(declared),
         Some(Err(why)) => Err(Refusal::with_detail(
@@ -54,11 +54,11 @@ fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [Mirrored], R
 }
 
 /// Checks one declared header against its argument and writes it again.
-fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result<Option<Field>, Refusal> {
-    let mismatch = |what: &str| Refusal::with_detail(Reason::HeaderMismatch, format!("{} {what}", mirrored.field));
-    let argument = mirrored.path.iter().try_fold(arguments, |value, name| value.get(name));
+fn mirror(param_header: &ParamHeader, arguments: &Value, headers: &HeaderMap) -> Result<Option<Field>, Refusal> {
+    let mismatch = |what: &str| Refusal::with_detail(Reason::HeaderMismatch, format!("{} {what}", param_header.field));
+    let argument = param_header.path.iter().try_fold(arguments, |value, name| value.get(name));
     let argument = argument.filter(|value| !value.is_null());
-    let mut values = headers.get_all(mirrored.field.as_str()).iter();
+    let mut values = headers.get_all(param_header.field.as_str()).iter();
     let (argument, field) = match (argument, values.next(), values.next()) {
         (_, _, Some(_)) => return Err(mismatch("is there more than once")),
         (None, None, None) => return Ok(None),
@@ -70,7 +70,7 @@ fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result
     let said = text
         .and_then(decode_header_value)
         .ok_or_else(|| mismatch("is not readable"))?;
-    if !says(&said, argument, mirrored.kind) {
+    if !says(&said, argument, param_header.kind) {
         return Err(mismatch("does not say what the argument says"));
     }
     let written = match argument {
@@ -78,7 +78,7 @@ fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result
         Value::Number(_) => whole(argument).map(|number| number.to_string()).unwrap_or_default(),
         other => other.to_string(),
     };
-    let name = HeaderName::from_bytes(mirrored.field.as_bytes());
+    let name = HeaderName::from_bytes(param_header.field.as_bytes());
     let value = HeaderValue::from_str(&written);
     match (name, value) {
         (Ok(name), Ok(value)) => Ok(Some((name, value))),
@@ -86,11 +86,11 @@ fn mirror(mirrored: &Mirrored, arguments: &Value, headers: &HeaderMap) -> Result
     }
 }
 
-fn says(said: &str, argument: &Value, kind: MirroredKind) -> bool {
+fn says(said: &str, argument: &Value, kind: ParamHeaderKind) -> bool {
     match (kind, argument) {
-        (MirroredKind::Text, Value::String(text)) => said == text,
-        (MirroredKind::Flag, Value::Bool(flag)) => said == if *flag { "true" } else { "false" },
-        (MirroredKind::Whole, Value::Number(_)) => {
+        (ParamHeaderKind::String, Value::String(text)) => said == text,
+        (ParamHeaderKind::Boolean, Value::Bool(flag)) => said == if *flag { "true" } else { "false" },
+        (ParamHeaderKind::Integer, Value::Number(_)) => {
             let digits = said.strip_prefix('-').unwrap_or(said);
             let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
             is_whole && whole(argument).is_some() && whole(argument) == said.parse().ok()
@@ -114,15 +114,15 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn mirrored(kind: MirroredKind) -> Mirrored {
-        Mirrored {
+    fn mirrored(kind: ParamHeaderKind) -> ParamHeader {
+        ParamHeader {
             field: "mcp-param-x".to_owned(),
             path: vec!["a".to_owned(), "b".to_owned()],
             kind,
         }
     }
 
-    fn sent(kind: MirroredKind, argument: Value, values: &[&str]) -> Result<Option<String>, Reason> {
+    fn sent(kind: ParamHeaderKind, argument: Value, values: &[&str]) -> Result<Option<String>, Reason> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append("mcp-param-x", HeaderValue::from_str(value).unwrap());
@@ -135,25 +135,30 @@ mod tests {
 
     #[test]
     fn a_field_says_what_its_argument_says_and_is_written_anew() {
-        use MirroredKind::{Flag, Text, Whole};
+        use ParamHeaderKind::{Boolean, Integer, String};
         for (kind, argument, said, written) in [
-            (Text, json!("us-west1"), "us-west1", "us-west1"),
-            (Text, json!("us-west1"), "=?base64?dXMtd2VzdDE=?=", "us-west1"),
+            (String, json!("us-west1"), "us-west1", "us-west1"),
+            (String, json!("us-west1"), "=?base64?dXMtd2VzdDE=?=", "us-west1"),
             (
-                Text,
+                String,
                 json!("Hello, 世界"),
                 "=?base64?SGVsbG8sIOS4lueVjA==?=",
                 "=?base64?SGVsbG8sIOS4lueVjA==?=",
             ),
-            (Text, json!(" padded "), "=?base64?IHBhZGRlZCA=?=", "=?base64?IHBhZGRlZCA=?="),
-            (Whole, json!(42), "42", "42"),
-            (Whole, json!(42), "042", "42"),
-            (Whole, json!(42.0), "42", "42"),
-            (Whole, json!(-7), "-7", "-7"),
-            (Whole, json!(0), "-0", "0"),
-            (Whole, json!(MAX_WHOLE), "9007199254740991", "9007199254740991"),
-            (Flag, json!(true), "true", "true"),
-            (Flag, json!(false), "false", "false"),
+            (
+                String,
+                json!(" padded "),
+                "=?base64?IHBhZGRlZCA=?=",
+                "=?base64?IHBhZGRlZCA=?=",
+            ),
+            (Integer, json!(42), "42", "42"),
+            (Integer, json!(42), "042", "42"),
+            (Integer, json!(42.0), "42", "42"),
+            (Integer, json!(-7), "-7", "-7"),
+            (Integer, json!(0), "-0", "0"),
+            (Integer, json!(MAX_WHOLE), "9007199254740991", "9007199254740991"),
+            (Boolean, json!(true), "true", "true"),
+            (Boolean, json!(false), "false", "false"),
         ] {
             assert_eq!(
                 sent(kind, argument.clone(), &[said]),
@@ -161,33 +166,33 @@ mod tests {
                 "{argument} {said}"
             );
         }
-        assert_eq!(sent(Text, Value::Null, &[]), Ok(None));
+        assert_eq!(sent(String, Value::Null, &[]), Ok(None));
     }
 
     #[test]
     fn a_field_that_says_something_else_is_refused() {
-        use MirroredKind::{Flag, Text, Whole};
+        use ParamHeaderKind::{Boolean, Integer, String};
         for (kind, argument, said) in [
-            (Text, json!("a"), &["b"][..]),
-            (Text, json!("a"), &["A"]),
-            (Text, json!("a"), &[]),
-            (Text, json!("a"), &["a", "a"]),
-            (Text, json!("a"), &["=?base64?YQ?="]),
-            (Text, json!("1"), &["=?base64?MQ==?=", "1"]),
-            (Text, json!(1), &["1"]),
-            (Text, Value::Null, &["null"]),
-            (Text, Value::Null, &[""]),
-            (Whole, json!(42), &["43"]),
-            (Whole, json!(42), &["42.0"]),
-            (Whole, json!(42), &["+42"]),
-            (Whole, json!(42), &["0x2a"]),
-            (Whole, json!(42), &[""]),
-            (Whole, json!(42.5), &["42"]),
-            (Whole, json!(MAX_WHOLE + 1), &["9007199254740992"]),
-            (Whole, json!(1e300), &["1"]),
-            (Flag, json!(true), &["True"]),
-            (Flag, json!(true), &["1"]),
-            (Flag, json!(false), &["true"]),
+            (String, json!("a"), &["b"][..]),
+            (String, json!("a"), &["A"]),
+            (String, json!("a"), &[]),
+            (String, json!("a"), &["a", "a"]),
+            (String, json!("a"), &["=?base64?YQ?="]),
+            (String, json!("1"), &["=?base64?MQ==?=", "1"]),
+            (String, json!(1), &["1"]),
+            (String, Value::Null, &["null"]),
+            (String, Value::Null, &[""]),
+            (Integer, json!(42), &["43"]),
+            (Integer, json!(42), &["42.0"]),
+            (Integer, json!(42), &["+42"]),
+            (Integer, json!(42), &["0x2a"]),
+            (Integer, json!(42), &[""]),
+            (Integer, json!(42.5), &["42"]),
+            (Integer, json!(MAX_WHOLE + 1), &["9007199254740992"]),
+            (Integer, json!(1e300), &["1"]),
+            (Boolean, json!(true), &["True"]),
+            (Boolean, json!(true), &["1"]),
+            (Boolean, json!(false), &["true"]),
         ] {
             assert_eq!(
                 sent(kind, argument.clone(), said),

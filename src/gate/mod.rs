@@ -29,7 +29,7 @@ pub use redact::Redaction;
 pub use site::Site;
 
 use crate::config::Denials;
-use crate::decide::{self, Basis, Facts, Permit, Snapshot, Verdict};
+use crate::decide::{self, Basis, DecisionInput, Permit, Snapshot, Verdict};
 use crate::domain::{
     AuthMethod, Call, Decision, EnvironmentName, Era, Event, Method, Principal, Reason, Refusal, RequestId, ServerName, Timestamp,
 };
@@ -357,7 +357,7 @@ impl Gate {
             now: self.parts.clock.now,
             principal: caller.principal.clone(),
             member: caller.member.clone(),
-            subject: caller.subject.clone(),
+            cedar_principal: caller.cedar_principal.clone(),
             source_ip: trail.source,
             session: trail.session.clone(),
         }
@@ -582,9 +582,9 @@ fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
 }
 
 /// Whether the called tool is in this caller's `tools/list`.
-fn shown(call: &Call, facts: &Facts<'_>) -> bool {
-    let tool = call.tool().and_then(|tool| facts.snapshot.tool(&call.server, tool.as_str()));
-    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, facts))
+fn shown(call: &Call, input: &DecisionInput<'_>) -> bool {
+    let tool = call.tool().and_then(|tool| input.snapshot.tool(&call.server, tool.as_str()));
+    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, input))
 }
 
 /// The tools of a server that was never reached are unknown: reports the server as unreachable instead of the tool as

@@ -4,28 +4,28 @@
 use super::Gate;
 use super::caller::{Caller, Proved};
 use super::trail::Trail;
-use crate::decide::{self, Enrolment, Facts, Refused, Snapshot, Verdict, View};
+use crate::decide::{self, DecisionInput, Enrolment, GrantFreshness, Refused, Snapshot, Verdict};
 use crate::domain::{MemberStatus, Refusal};
 use std::sync::Arc;
 
 /// The authorisation context of one message.
 pub struct Standing {
     pub caller: Caller,
-    pub view: View,
+    pub grant_freshness: GrantFreshness,
     pub generation: u64,
     pub snapshot: Arc<Snapshot>,
 }
 
 impl Standing {
     /// The input for `decide`.
-    pub fn facts<'a>(&'a self, trail: &'a Trail) -> Facts<'a> {
-        Facts {
+    pub fn facts<'a>(&'a self, trail: &'a Trail) -> DecisionInput<'a> {
+        DecisionInput {
             now: trail.at,
             source_ip: trail.source,
             principal: &self.caller.principal,
-            subject: &self.caller.subject,
+            cedar_principal: &self.caller.cedar_principal,
             enrolment: enrolment(&self.caller),
-            view: self.view,
+            grant_freshness: self.grant_freshness,
             snapshot: &self.snapshot,
             session: trail.session.as_deref(),
         }
@@ -36,12 +36,12 @@ impl Gate {
     /// Loads the member and the policy snapshot. Takes the grants view first, so that the decision rests on data at least as
     /// new as that view.
     pub(super) async fn standing(&self, proved: Proved, trail: &mut Trail) -> Result<Standing, Refusal> {
-        let (view, generation) = self.view().await;
+        let (grant_freshness, generation) = self.view().await;
         let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
         trail.member.clone_from(&caller.member);
         Ok(Standing {
             caller,
-            view,
+            grant_freshness,
             generation,
             snapshot: self.parts.snapshot.load_full(),
         })
@@ -69,7 +69,7 @@ impl Gate {
     }
 
     /// The age of the grants. Waits for a confirmation only if they are older than `max_staleness`.
-    async fn view(&self) -> (View, u64) {
+    async fn view(&self) -> (GrantFreshness, u64) {
         let (view, stale) = match self.parts.grants.fresh().await {
             Ok(view) => (view, None),
             Err(stale) => {
@@ -79,7 +79,7 @@ impl Gate {
             }
         };
         (
-            View {
+            GrantFreshness {
                 seq: view.seq,
                 age_ms: millis(view.age),
                 stale,

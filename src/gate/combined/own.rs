@@ -131,13 +131,13 @@ impl Gate {
 
     /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names.
     pub(super) fn definitions(&self, standing: &Standing, era: Era, trail: &Trail) -> Vec<String> {
-        let facts = standing.facts(trail);
+        let input = standing.facts(trail);
         let of_server = |name: &ServerName| {
             let names = Names::new(name.clone(), super::Origin::Answer);
             let mut tools: Vec<_> = standing.snapshot.tools(name).collect();
             tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
-            tools.retain(|tool| era == Era::Legacy || tool.mirrored().is_ok());
-            tools.retain(|tool| decide::could_permit(name, tool, &facts));
+            tools.retain(|tool| era == Era::Legacy || tool.param_headers().is_ok());
+            tools.retain(|tool| decide::could_permit(name, tool, &input));
             let renamed = |tool: &decide::CompiledTool| {
                 let entry = tool.entry();
                 mcp::rename_tool(&entry.definition, &names.name(entry.name.as_str())).ok()

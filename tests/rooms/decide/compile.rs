@@ -46,7 +46,7 @@ fn a_set_that_permits_nothing_needs_to_be_meant() {
         file: "p.cedar".to_owned(),
         text: text.to_owned(),
     }];
-    let settings = neural_guardian::decide::Settings {
+    let settings = neural_guardian::decide::PolicySettings {
         deny_all: true,
         ..settings()
     };

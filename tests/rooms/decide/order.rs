@@ -241,17 +241,18 @@ fn each_call_is_judged_by_its_own_address_hour_and_session() {
          @id(\"mine\") forbid(principal, action, resource) when { context has session && context.session == \"other\" };\n",
     );
     let world = World::new(&[]);
-    let subject = neural_guardian::decide::Subject::new(&world.principal, Some(&world.member), &settings().environment);
+    let cedar_principal =
+        neural_guardian::decide::CedarPrincipal::new(&world.principal, Some(&world.member), &settings().environment);
     let verdict = |address: &str, now: &str, session: Option<&str>| {
-        world.with(&snapshot, |facts| {
-            let facts = neural_guardian::decide::Facts {
-                subject: &subject,
+        world.with(&snapshot, |input| {
+            let input = neural_guardian::decide::DecisionInput {
+                cedar_principal: &cedar_principal,
                 source_ip: address.parse().unwrap(),
                 now: at(now),
                 session,
-                ..*facts
+                ..*input
             };
-            shown(&neural_guardian::decide::decide(call("demo", "list_files", None), &facts))
+            shown(&neural_guardian::decide::decide(call("demo", "list_files", None), &input))
         })
     };
     for _ in 0..2 {
@@ -408,8 +409,8 @@ fn a_list_shows_what_could_be_called() {
     let listed = |world: &World| {
         let demo = server("demo");
         let names = super::world::demo().into_iter().map(|tool| tool.name);
-        world.with(&snapshot, |facts| {
-            let shown = names.filter(|name| could_permit(&demo, snapshot.tool(&demo, name.as_str()).unwrap(), facts));
+        world.with(&snapshot, |input| {
+            let shown = names.filter(|name| could_permit(&demo, snapshot.tool(&demo, name.as_str()).unwrap(), input));
             shown.map(|name| name.to_string()).collect::<Vec<_>>()
         })
     };
@@ -434,16 +435,17 @@ fn one_caller_serves_many_snapshots_and_tools() {
     let policies = format!("{OPEN}@id(\"no\") forbid(principal, action in Guardian::Action::\"destructive\", resource);");
     let deny = compile(&policies, &catalogue([("demo", tools)])).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let world = World::new(&[]);
-    let subject = neural_guardian::decide::Subject::new(&world.principal, Some(&world.member), &settings().environment);
+    let cedar_principal =
+        neural_guardian::decide::CedarPrincipal::new(&world.principal, Some(&world.member), &settings().environment);
     for round in 0..3 {
         for index in 0..80 {
             for (snapshot, expected) in [(&allow, "permit open"), (&deny, "forbidden_by_policy no")] {
-                let verdict = world.with(snapshot, |facts| {
-                    let facts = neural_guardian::decide::Facts {
-                        subject: &subject,
-                        ..*facts
+                let verdict = world.with(snapshot, |input| {
+                    let input = neural_guardian::decide::DecisionInput {
+                        cedar_principal: &cedar_principal,
+                        ..*input
                     };
-                    neural_guardian::decide::decide(call("demo", &format!("t{index}"), None), &facts)
+                    neural_guardian::decide::decide(call("demo", &format!("t{index}"), None), &input)
                 });
                 assert_eq!(shown(&verdict), expected, "{round} {index}");
             }
@@ -464,8 +466,8 @@ fn a_tool_that_is_gone_or_not_pinned_is_refused_before_its_arguments() {
         let snapshot = compile(OPEN, &catalogue([("demo", tools)])).unwrap_or_else(|problems| panic!("{problems:#?}"));
         assert_eq!(refusal(&world, &snapshot, call("demo", "read_file", None)).reason, reason);
         let demo = server("demo");
-        let listed = world.with(&snapshot, |facts| {
-            could_permit(&demo, snapshot.tool(&demo, "read_file").unwrap(), facts)
+        let listed = world.with(&snapshot, |input| {
+            could_permit(&demo, snapshot.tool(&demo, "read_file").unwrap(), input)
         });
         assert!(!listed);
     }

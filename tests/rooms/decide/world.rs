@@ -1,7 +1,10 @@
 //! Input for decisions: a catalogue with the demo server, a member with a grant, a call.
 
 use bytes::Bytes;
-use neural_guardian::decide::{Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide};
+use neural_guardian::decide::{
+    CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicyProblem, PolicySettings, PolicySource, Snapshot, Verdict,
+    decide,
+};
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
     MessageId, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
@@ -24,8 +27,8 @@ pub fn at(text: &str) -> Timestamp {
     Timestamp::parse_rfc3339(text).unwrap()
 }
 
-pub fn settings() -> Settings {
-    Settings {
+pub fn settings() -> PolicySettings {
+    PolicySettings {
         deny_all: false,
         utc_offset_minutes: 0,
         environment: EnvironmentName::parse("test").unwrap(),
@@ -93,7 +96,7 @@ pub fn catalogue<const N: usize>(servers: [(&str, Vec<ToolEntry>); N]) -> Catalo
     }
 }
 
-pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<Problem>> {
+pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<PolicyProblem>> {
     let source = PolicySource {
         file: "p.cedar".to_owned(),
         text: text.to_owned(),
@@ -134,20 +137,20 @@ impl World {
         }
     }
 
-    pub fn with<T>(&self, snapshot: &Snapshot, act: impl FnOnce(&Facts<'_>) -> T) -> T {
+    pub fn with<T>(&self, snapshot: &Snapshot, act: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
         let environment = settings().environment;
-        let subject = Subject::new(&self.principal, Some(&self.member), &environment);
-        act(&Facts {
+        let cedar_principal = CedarPrincipal::new(&self.principal, Some(&self.member), &environment);
+        act(&DecisionInput {
             now: self.now,
             source_ip: self.source_ip,
             principal: &self.principal,
-            subject: &subject,
+            cedar_principal: &cedar_principal,
             enrolment: match self.enrolled {
                 Enrolled::Absent => Enrolment::Absent,
                 Enrolled::Disabled => Enrolment::Disabled,
                 Enrolled::Active => Enrolment::Active(&self.member),
             },
-            view: View {
+            grant_freshness: GrantFreshness {
                 seq: 7,
                 age_ms: 12,
                 stale: (!self.fresh).then_some(neural_guardian::domain::Reason::StaleAuthorization),
@@ -158,7 +161,7 @@ impl World {
     }
 
     pub fn decide(&self, snapshot: &Snapshot, call: Call) -> Verdict {
-        self.with(snapshot, |facts| decide(call, facts))
+        self.with(snapshot, |input| decide(call, input))
     }
 
     /// The verdict as `permit <policies>` or `<reason> <policies>`.

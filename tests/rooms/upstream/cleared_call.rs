@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use neural_guardian::config::{ServerConfig, Span};
 use neural_guardian::decide::{
-    Enrolment, Facts, PolicySource, Settings, Snapshot, Subject as CedarSubject, Verdict, View, decide,
+    CedarPrincipal as CedarSubject, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot, Verdict,
+    decide,
 };
 use neural_guardian::domain::*;
 use neural_guardian::journal::{Cleared, Journal, JournalSettings, StartFacts, read_dir};
@@ -83,14 +84,14 @@ impl Fixture {
     }
 
     pub async fn cleared(&self, call: Call) -> Cleared {
-        let subject = CedarSubject::new(&self.principal, Some(&self.member), &self.environment);
-        let facts = Facts {
+        let cedar_principal = CedarSubject::new(&self.principal, Some(&self.member), &self.environment);
+        let input = DecisionInput {
             now: NOW,
             source_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             principal: &self.principal,
-            subject: &subject,
+            cedar_principal: &cedar_principal,
             enrolment: Enrolment::Active(&self.member),
-            view: View {
+            grant_freshness: GrantFreshness {
                 seq: 1,
                 age_ms: 0,
                 stale: None,
@@ -99,7 +100,7 @@ impl Fixture {
             session: None,
         };
         let decision = self.decision(&call);
-        match decide(call, &facts) {
+        match decide(call, &input) {
             Verdict::Permit(permit) => self
                 .journal
                 .open(permit, decision)
@@ -265,7 +266,7 @@ fn snapshot(server: &ServerName, environment: &EnvironmentName) -> Snapshot {
         file: "all.cedar".to_owned(),
         text: "@id(\"all\") permit (principal, action, resource);".to_owned(),
     };
-    let settings = Settings {
+    let settings = PolicySettings {
         deny_all: false,
         utc_offset_minutes: 0,
         environment: environment.clone(),

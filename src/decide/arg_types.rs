@@ -1,33 +1,33 @@
 //! Reads a tool's JSON Schema as Cedar types: the arguments that policies can see.
 //!
 //! An argument without an equivalent Cedar type is a hole: it stays untyped, and its type is never guessed. Policies that
-//! name it are reported, and a call that carries it cannot bypass them (see `sight.rs`).
+//! name it are reported, and a call that carries it cannot bypass them (see `visibility.rs`).
 
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A type that policies can read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Shape {
+pub(super) enum ArgType {
     String,
     Long,
     Bool,
     /// JSON `number`; policies see at most four digits after the point.
     Decimal,
     /// JSON `array`; policies cannot see order or repetition.
-    Set(Box<Shape>),
-    Record(Fields),
+    Set(Box<ArgType>),
+    Record(ArgSchema),
 }
 
 /// Arguments, or the members of a record, by name.
-pub(super) type Fields = BTreeMap<String, Field>;
+pub(super) type ArgSchema = BTreeMap<String, ArgField>;
 
 /// One argument.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Field {
+pub(super) struct ArgField {
     pub required: bool,
     /// The type, or why policies cannot read the argument.
-    pub shape: Result<Shape, &'static str>,
+    pub arg_type: Result<ArgType, &'static str>,
 }
 
 /// Bounds on what is read of a schema, which may be hostile; what lies beyond is untyped.
@@ -36,59 +36,59 @@ const MAX_FIELDS: usize = 1_000;
 const MAX_STEPS: usize = 20_000;
 
 /// The arguments of a tool as policies see them.
-pub(super) fn arguments(schema: &Value) -> Fields {
-    let mut reader = Reader {
+pub(super) fn arguments(schema: &Value) -> ArgSchema {
+    let mut reader = SchemaReader {
         root: schema,
         fields: MAX_FIELDS,
         steps: MAX_STEPS,
         open: Vec::new(),
     };
-    match reader.read(schema) {
-        Ok(Seen {
-            shape: Shape::Record(fields),
+    match reader.read_type(schema) {
+        Ok(NullableType {
+            arg_type: ArgType::Record(fields),
             ..
         }) => fields,
-        _ => Fields::new(),
+        _ => ArgSchema::new(),
     }
 }
 
 /// Every untyped argument with its path (`filter.tags`) and the reason, for warnings.
-pub(super) fn holes(fields: &Fields) -> Vec<(String, &'static str)> {
+pub(super) fn untyped_arguments(fields: &ArgSchema) -> Vec<(String, &'static str)> {
     let mut holes = Vec::new();
-    collect_holes(fields, "", &mut holes);
+    collect_untyped(fields, "", &mut holes);
     holes
 }
 
-fn collect_holes(fields: &Fields, prefix: &str, holes: &mut Vec<(String, &'static str)>) {
+fn collect_untyped(fields: &ArgSchema, prefix: &str, holes: &mut Vec<(String, &'static str)>) {
     for (name, field) in fields {
-        match &field.shape {
+        match &field.arg_type {
             Err(why) => holes.push((format!("{prefix}{name}"), why)),
-            Ok(shape) => {
-                if let Shape::Record(inner) = innermost(shape) {
-                    collect_holes(inner, &format!("{prefix}{name}."), holes);
+            Ok(arg_type) => {
+                if let ArgType::Record(inner) = innermost(arg_type) {
+                    collect_untyped(inner, &format!("{prefix}{name}."), holes);
                 }
             }
         }
     }
 }
 
-fn innermost(shape: &Shape) -> &Shape {
-    match shape {
-        Shape::Set(element) => innermost(element),
+fn innermost(arg_type: &ArgType) -> &ArgType {
+    match arg_type {
+        ArgType::Set(element) => innermost(element),
         other => other,
     }
 }
 
 /// A type, and whether `null` may replace the value (policies then see the argument as absent).
 #[derive(PartialEq)]
-struct Seen {
-    shape: Shape,
+struct NullableType {
+    arg_type: ArgType,
     nullable: bool,
 }
 
-type Hole = &'static str;
+type UntypedReason = &'static str;
 
-struct Reader<'a> {
+struct SchemaReader<'a> {
     root: &'a Value,
     /// How many more arguments may be read.
     fields: usize,
@@ -98,8 +98,8 @@ struct Reader<'a> {
     open: Vec<*const Value>,
 }
 
-impl<'a> Reader<'a> {
-    fn read(&mut self, schema: &'a Value) -> Result<Seen, Hole> {
+impl<'a> SchemaReader<'a> {
+    fn read_type(&mut self, schema: &'a Value) -> Result<NullableType, UntypedReason> {
         if self.open.contains(&std::ptr::from_ref(schema)) {
             return Err("it contains itself");
         }
@@ -119,10 +119,10 @@ impl<'a> Reader<'a> {
         seen
     }
 
-    fn read_object(&mut self, schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+    fn read_object(&mut self, schema: &'a Map<String, Value>) -> Result<NullableType, UntypedReason> {
         if let Some(reference) = schema.get("$ref") {
             let target = reference.as_str().and_then(|text| resolve(self.root, text));
-            return self.read(target.ok_or("it refers to a schema elsewhere")?);
+            return self.read_type(target.ok_or("it refers to a schema elsewhere")?);
         }
         match schema.get("type") {
             Some(Value::String(name)) => self.typed(name, schema),
@@ -132,36 +132,39 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn typed(&mut self, name: &str, schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
-        let shape = match name {
-            "string" => Shape::String,
-            "integer" => Shape::Long,
-            "number" => Shape::Decimal,
-            "boolean" => Shape::Bool,
+    fn typed(&mut self, name: &str, schema: &'a Map<String, Value>) -> Result<NullableType, UntypedReason> {
+        let arg_type = match name {
+            "string" => ArgType::String,
+            "integer" => ArgType::Long,
+            "number" => ArgType::Decimal,
+            "boolean" => ArgType::Bool,
             "array" => self.array(schema)?,
-            "object" => Shape::Record(self.properties(schema)?),
+            "object" => ArgType::Record(self.properties(schema)?),
             _ => return Err("its type is not one that policies have"),
         };
-        Ok(Seen { shape, nullable: false })
+        Ok(NullableType {
+            arg_type,
+            nullable: false,
+        })
     }
 
-    fn one_of_types(&mut self, names: &'a [Value], schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+    fn one_of_types(&mut self, names: &'a [Value], schema: &'a Map<String, Value>) -> Result<NullableType, UntypedReason> {
         let mut others = names.iter().filter_map(Value::as_str).filter(|name| *name != "null");
         let (Some(name), None) = (others.next(), others.next()) else {
             return Err("it may be of several types");
         };
         let seen = self.typed(name, schema)?;
         let nullable = names.iter().any(|name| name == "null");
-        Ok(Seen { nullable, ..seen })
+        Ok(NullableType { nullable, ..seen })
     }
 
-    fn untyped(&mut self, schema: &'a Map<String, Value>) -> Result<Seen, Hole> {
+    fn untyped(&mut self, schema: &'a Map<String, Value>) -> Result<NullableType, UntypedReason> {
         if let Some(Value::Array(branches)) = schema.get("anyOf").or_else(|| schema.get("oneOf")) {
             return self.one_of(branches);
         }
         if let Some(Value::Array(parts)) = schema.get("allOf") {
             return match parts.as_slice() {
-                [only] => self.read(only),
+                [only] => self.read_type(only),
                 _ => Err("it combines several schemas"),
             };
         }
@@ -179,40 +182,40 @@ impl<'a> Reader<'a> {
     }
 
     /// Branches of one type are that type, even if some of them allow `null`.
-    fn one_of(&mut self, branches: &'a [Value]) -> Result<Seen, Hole> {
+    fn one_of(&mut self, branches: &'a [Value]) -> Result<NullableType, UntypedReason> {
         let is_null = |branch: &Value| branch.get("type").is_some_and(|name| name == "null");
         let mut nullable = branches.iter().any(is_null);
-        let mut shape = None;
+        let mut arg_type = None;
         for branch in branches.iter().filter(|branch| !is_null(branch)) {
-            let seen = self.read(branch)?;
+            let seen = self.read_type(branch)?;
             nullable |= seen.nullable;
-            match &shape {
-                None => shape = Some(seen.shape),
-                Some(first) if *first == seen.shape => {}
+            match &arg_type {
+                None => arg_type = Some(seen.arg_type),
+                Some(first) if *first == seen.arg_type => {}
                 Some(_) => return Err("it may be of several types"),
             }
         }
-        let shape = shape.ok_or("it can only be null")?;
-        Ok(Seen { shape, nullable })
+        let arg_type = arg_type.ok_or("it can only be null")?;
+        Ok(NullableType { arg_type, nullable })
     }
 
-    fn array(&mut self, schema: &'a Map<String, Value>) -> Result<Shape, Hole> {
+    fn array(&mut self, schema: &'a Map<String, Value>) -> Result<ArgType, UntypedReason> {
         if schema.contains_key("prefixItems") {
             return Err("its elements are of several types");
         }
         let items = schema.get("items").ok_or("the type of its elements is not given")?;
-        let element = self.read(items)?;
+        let element = self.read_type(items)?;
         if element.nullable {
             Err("its elements may be null")
         } else {
-            Ok(Shape::Set(Box::new(element.shape)))
+            Ok(ArgType::Set(Box::new(element.arg_type)))
         }
     }
 
-    fn properties(&mut self, schema: &'a Map<String, Value>) -> Result<Fields, Hole> {
+    fn properties(&mut self, schema: &'a Map<String, Value>) -> Result<ArgSchema, UntypedReason> {
         let Some(Value::Object(properties)) = schema.get("properties") else {
             return match self.open.len() {
-                1 => Ok(Fields::new()),
+                1 => Ok(ArgSchema::new()),
                 _ => Err("its members are not named"),
             };
         };
@@ -226,28 +229,28 @@ impl<'a> Reader<'a> {
         Ok(fields.collect())
     }
 
-    fn field(&mut self, schema: &'a Value, required: bool) -> Field {
+    fn field(&mut self, schema: &'a Value, required: bool) -> ArgField {
         if self.fields == 0 {
-            return Field {
+            return ArgField {
                 required,
-                shape: Err("the tool has too many arguments"),
+                arg_type: Err("the tool has too many arguments"),
             };
         }
         self.fields -= 1;
         if self.open.len() > MAX_DEPTH {
-            return Field {
+            return ArgField {
                 required,
-                shape: Err("it is nested too deeply"),
+                arg_type: Err("it is nested too deeply"),
             };
         }
-        match self.read(schema) {
-            Ok(seen) => Field {
+        match self.read_type(schema) {
+            Ok(seen) => ArgField {
                 required: required && !seen.nullable,
-                shape: Ok(seen.shape),
+                arg_type: Ok(seen.arg_type),
             },
-            Err(why) => Field {
+            Err(why) => ArgField {
                 required,
-                shape: Err(why),
+                arg_type: Err(why),
             },
         }
     }
@@ -260,28 +263,28 @@ pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value>
 }
 
 /// The one type that all values of an enumeration have.
-fn literals<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Seen, Hole> {
+fn literals<'a>(values: impl Iterator<Item = &'a Value>) -> Result<NullableType, UntypedReason> {
     let mut nullable = false;
-    let mut shape = None;
+    let mut arg_type = None;
     for value in values {
         let this = match value {
             Value::Null => {
                 nullable = true;
                 continue;
             }
-            Value::String(_) => Shape::String,
-            Value::Bool(_) => Shape::Bool,
-            Value::Number(number) if number.is_i64() => Shape::Long,
+            Value::String(_) => ArgType::String,
+            Value::Bool(_) => ArgType::Bool,
+            Value::Number(number) if number.is_i64() => ArgType::Long,
             _ => return Err("it may be of several types"),
         };
-        match &shape {
-            None => shape = Some(this),
+        match &arg_type {
+            None => arg_type = Some(this),
             Some(first) if *first == this => {}
             Some(_) => return Err("it may be of several types"),
         }
     }
-    let shape = shape.ok_or("it can only be null")?;
-    Ok(Seen { shape, nullable })
+    let arg_type = arg_type.ok_or("it can only be null")?;
+    Ok(NullableType { arg_type, nullable })
 }
 
 #[cfg(test)]
@@ -289,27 +292,27 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn of(property: Value) -> Field {
+    fn of(property: Value) -> ArgField {
         arguments(&json!({ "type": "object", "properties": { "a": property } }))
             .remove("a")
             .unwrap()
     }
 
-    fn shape(property: Value) -> Result<Shape, &'static str> {
-        of(property).shape
+    fn shape(property: Value) -> Result<ArgType, &'static str> {
+        of(property).arg_type
     }
 
     #[test]
     fn plain_types_are_seen() {
-        assert_eq!(shape(json!({ "type": "string" })), Ok(Shape::String));
-        assert_eq!(shape(json!({ "type": "integer" })), Ok(Shape::Long));
-        assert_eq!(shape(json!({ "type": "number" })), Ok(Shape::Decimal));
-        assert_eq!(shape(json!({ "type": "boolean" })), Ok(Shape::Bool));
-        assert_eq!(shape(json!({ "enum": ["a", "b"] })), Ok(Shape::String));
-        assert_eq!(shape(json!({ "const": 3 })), Ok(Shape::Long));
+        assert_eq!(shape(json!({ "type": "string" })), Ok(ArgType::String));
+        assert_eq!(shape(json!({ "type": "integer" })), Ok(ArgType::Long));
+        assert_eq!(shape(json!({ "type": "number" })), Ok(ArgType::Decimal));
+        assert_eq!(shape(json!({ "type": "boolean" })), Ok(ArgType::Bool));
+        assert_eq!(shape(json!({ "enum": ["a", "b"] })), Ok(ArgType::String));
+        assert_eq!(shape(json!({ "const": 3 })), Ok(ArgType::Long));
         assert_eq!(
             shape(json!({ "type": "array", "items": { "type": "string" } })),
-            Ok(Shape::Set(Box::new(Shape::String)))
+            Ok(ArgType::Set(Box::new(ArgType::String)))
         );
     }
 
@@ -327,23 +330,23 @@ mod tests {
         let fields = arguments(&schema);
         assert_eq!(
             fields["a"],
-            Field {
+            ArgField {
                 required: false,
-                shape: Ok(Shape::String)
+                arg_type: Ok(ArgType::String)
             }
         );
         assert_eq!(
             fields["b"],
-            Field {
+            ArgField {
                 required: false,
-                shape: Ok(Shape::Long)
+                arg_type: Ok(ArgType::Long)
             }
         );
         assert_eq!(
             fields["c"],
-            Field {
+            ArgField {
                 required: true,
-                shape: Ok(Shape::Bool)
+                arg_type: Ok(ArgType::Bool)
             }
         );
     }
@@ -378,8 +381,8 @@ mod tests {
             },
         });
         let fields = arguments(&schema);
-        assert_eq!(fields["name"].shape, Ok(Shape::String));
-        assert_eq!(holes(&fields), [("tree.child".to_owned(), "it contains itself")]);
+        assert_eq!(fields["name"].arg_type, Ok(ArgType::String));
+        assert_eq!(untyped_arguments(&fields), [("tree.child".to_owned(), "it contains itself")]);
     }
 
     #[test]
@@ -388,7 +391,7 @@ mod tests {
         for _ in 0..60 {
             schema = json!({ "type": "object", "properties": { "a": schema } });
         }
-        assert_eq!(holes(&arguments(&schema)).len(), 1);
+        assert_eq!(untyped_arguments(&arguments(&schema)).len(), 1);
         let mut schema = json!({ "type": "string" });
         for _ in 0..60 {
             schema = json!({ "allOf": [schema] });
@@ -405,7 +408,7 @@ mod tests {
         }
         defs.insert("d30".to_owned(), json!({ "type": "string" }));
         let schema = json!({ "properties": { "a": { "$ref": "#/$defs/d0" } }, "$defs": defs });
-        assert!(arguments(&schema)["a"].shape.is_err());
+        assert!(arguments(&schema)["a"].arg_type.is_err());
     }
 
     #[test]
@@ -416,7 +419,7 @@ mod tests {
             json!(true),
             json!({ "type": "string" }),
         ] {
-            assert_eq!(arguments(&schema), Fields::new());
+            assert_eq!(arguments(&schema), ArgSchema::new());
         }
     }
 }

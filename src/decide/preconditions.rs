@@ -1,40 +1,40 @@
 //! The checks before any policy: enrolment, server, freshness, grant, pin status, scopes. Plain comparisons without
 //! Cedar.
 
-use super::{CompiledTool, Enrolment, Facts};
+use super::{CompiledTool, DecisionInput, Enrolment};
 use crate::domain::{
     Grant, GrantStatus, Member, MemberStatus, PinStatus, Principal, Reason, Refusal, Scope, ServerName, Timestamp,
 };
 
 /// A usable grant and the caller's effective scopes under it.
-pub(super) struct Held<'a> {
+pub(super) struct ActiveGrant<'a> {
     pub grant: &'a Grant,
     pub scopes: Vec<&'a Scope>,
 }
 
 /// Finds the caller's usable grant for this server. The order of the checks is part of the contract: the first refusal
 /// wins.
-pub(super) fn held<'a>(server: &ServerName, facts: &Facts<'a>) -> Result<Held<'a>, Box<Refusal>> {
-    let member = member(facts)?;
-    match facts.snapshot.server_enabled(server) {
+pub(super) fn active_grant<'a>(server: &ServerName, input: &DecisionInput<'a>) -> Result<ActiveGrant<'a>, Box<Refusal>> {
+    let member = active_member(input)?;
+    match input.snapshot.server_enabled(server) {
         None => return Err(Reason::UnknownServer.into()),
         Some(false) => return Err(Reason::ServerDisabled.into()),
         Some(true) => {}
     }
-    if let Some(reason) = facts.view.stale {
+    if let Some(reason) = input.grant_freshness.stale {
         return Err(reason.into());
     }
-    let grant = grant(member, server, facts.principal).ok_or(Reason::NoGrant)?;
-    usable(grant, facts.now)?;
-    Ok(Held {
+    let grant = grant(member, server, input.principal).ok_or(Reason::NoGrant)?;
+    check_grant(grant, input.now)?;
+    Ok(ActiveGrant {
         grant,
-        scopes: scopes(grant, facts.principal),
+        scopes: scopes(grant, input.principal),
     })
 }
 
 /// The caller's active member of this environment.
-pub(super) fn member<'a>(facts: &Facts<'a>) -> Result<&'a Member, Box<Refusal>> {
-    match facts.enrolment {
+pub(super) fn active_member<'a>(input: &DecisionInput<'a>) -> Result<&'a Member, Box<Refusal>> {
+    match input.enrolment {
         Enrolment::Absent => Err(Reason::NotEnrolled.into()),
         Enrolment::Active(member) if member.status == MemberStatus::Active => Ok(member),
         Enrolment::Disabled | Enrolment::Active(_) => Err(Reason::MemberDisabled.into()),
@@ -42,19 +42,19 @@ pub(super) fn member<'a>(facts: &Facts<'a>) -> Result<&'a Member, Box<Refusal>> 
 }
 
 /// Whether the server still offers the tool as it was pinned, and the caller's scopes cover it.
-pub(super) fn tool_may_be_called(tool: &CompiledTool, held: &Held<'_>) -> Result<(), Box<Refusal>> {
+pub(super) fn check_tool(tool: &CompiledTool, active_grant: &ActiveGrant<'_>) -> Result<(), Box<Refusal>> {
     match tool.entry().pin_status {
         PinStatus::Pinned => {}
         PinStatus::Changed => return Err(Reason::DefinitionChanged.into()),
         PinStatus::Unapproved => return Err(Reason::ToolNotApproved.into()),
         PinStatus::Gone => return Err(Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool").into()),
     }
-    covered(tool.needs(), held)
+    check_scopes(tool.needs(), active_grant)
 }
 
 /// Whether the caller's scopes cover all of `needs`; a refusal names all of them.
-pub(super) fn covered(needs: &[Scope], held: &Held<'_>) -> Result<(), Box<Refusal>> {
-    if needs.iter().all(|needed| held.covers(needed)) {
+pub(super) fn check_scopes(needs: &[Scope], active_grant: &ActiveGrant<'_>) -> Result<(), Box<Refusal>> {
+    if needs.iter().all(|needed| active_grant.covers(needed)) {
         return Ok(());
     }
     let scopes = needs.to_vec();
@@ -62,7 +62,7 @@ pub(super) fn covered(needs: &[Scope], held: &Held<'_>) -> Result<(), Box<Refusa
     Err(Refusal { scopes, ..refusal }.into())
 }
 
-impl Held<'_> {
+impl ActiveGrant<'_> {
     fn covers(&self, needed: &Scope) -> bool {
         self.scopes.iter().any(|held| *held == needed || held.as_str() == "*")
     }
@@ -77,7 +77,7 @@ fn grant<'a>(member: &'a Member, server: &ServerName, principal: &Principal) -> 
 }
 
 /// Whether the grant is verified and has not expired.
-fn usable(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
+fn check_grant(grant: &Grant, now: Timestamp) -> Result<(), Reason> {
     match grant.status {
         GrantStatus::Idle => Err(Reason::GrantIdle),
         GrantStatus::Revoked => Err(Reason::GrantRevoked),

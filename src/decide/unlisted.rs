@@ -1,36 +1,36 @@
 //! The resources and prompts of one server. No pinned catalogue lists them, so the policies that apply to one follow from
 //! its name alone.
 
-use super::check::WareFit;
+use super::arg_types::ArgSchema;
+use super::check::UnlistedApplicability;
+use super::primitive_kind::PrimitiveKind;
 use super::rule::{ResourceScope, Rule};
-use super::shape::Fields;
-use super::slice::{Index, Library, RuleIndex};
-use super::sort::Sort;
-use super::tool::Place;
+use super::slice::{CompiledPolicies, PolicyIndex, RuleIndex};
+use super::tool::CedarTarget;
 use crate::domain::{Reason, Refusal, Scope, ServerName};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// All resources, or all prompts, of one server.
-pub(super) struct Wares {
-    sort: Sort,
+pub(super) struct UnlistedPrimitives {
+    kind: PrimitiveKind,
     server: ServerName,
     /// The scope that a call for one of them needs.
     needs: Vec<Scope>,
     /// The arguments that policies can see.
-    fields: Arc<Fields>,
+    arg_schema: Arc<ArgSchema>,
     /// The policies whose scope names no single resource or prompt.
-    any: Index,
+    general: PolicyIndex,
     /// The policies whose scope names one, by its name.
-    named: HashMap<String, Index>,
+    named: HashMap<String, PolicyIndex>,
     /// All of them: a resource template can produce any resource.
-    all: Index,
+    all: PolicyIndex,
 }
 
-impl Wares {
-    pub fn new(library: &Library, server: &ServerName, of: &WareFit) -> Self {
-        let sort = of.sort;
+impl UnlistedPrimitives {
+    pub fn new(compiled: &CompiledPolicies, server: &ServerName, unlisted: &UnlistedApplicability) -> Self {
+        let kind = unlisted.kind;
         let name_of = |rule: &Rule| match &rule.resource {
             ResourceScope::One(_, id) => id
                 .split_once('/')
@@ -38,65 +38,65 @@ impl Wares {
                 .map(|(_, name)| name.to_owned()),
             _ => None,
         };
-        let is_on_server = |index: &RuleIndex| match &library.rule(*index).resource {
+        let is_on_server = |index: &RuleIndex| match &compiled.rule(*index).resource {
             ResourceScope::Server(_, other) => other == server.as_str(),
-            ResourceScope::One(..) => name_of(library.rule(*index)).is_some(),
-            ResourceScope::Any | ResourceScope::Sort(_) => true,
+            ResourceScope::One(..) => name_of(compiled.rule(*index)).is_some(),
+            ResourceScope::Any | ResourceScope::Kind(_) => true,
             ResourceScope::Nothing => false,
         };
-        let here: Vec<RuleIndex> = of.fit.rules.iter().copied().filter(is_on_server).collect();
-        let fields = Arc::new(of.fields.clone());
-        let index = |rules: Vec<RuleIndex>| Index::new(library, of.fit.of(rules), fields.clone());
+        let here: Vec<RuleIndex> = unlisted.applicability.rules.iter().copied().filter(is_on_server).collect();
+        let arg_schema = Arc::new(unlisted.arg_schema.clone());
+        let index = |rules: Vec<RuleIndex>| PolicyIndex::new(compiled, unlisted.applicability.of(rules), arg_schema.clone());
         let mut any = Vec::new();
         let mut named: HashMap<String, Vec<RuleIndex>> = HashMap::new();
         for rule in &here {
-            match name_of(library.rule(*rule)) {
+            match name_of(compiled.rule(*rule)) {
                 None => any.push(*rule),
                 Some(name) => named.entry(name).or_default().push(*rule),
             }
         }
         Self {
-            any: index(any),
+            general: index(any),
             named: named.into_iter().map(|(name, rules)| (name, index(rules))).collect(),
             all: index(here),
-            needs: Scope::parse(scope(sort)).into_iter().collect(),
+            needs: Scope::parse(scope(kind)).into_iter().collect(),
             server: server.clone(),
-            fields,
-            sort,
+            arg_schema,
+            kind,
         }
     }
 
-    pub fn sort(&self) -> Sort {
-        self.sort
+    pub fn kind(&self) -> PrimitiveKind {
+        self.kind
     }
 
     pub fn needs(&self) -> &[Scope] {
         &self.needs
     }
 
-    pub fn fields(&self) -> &Fields {
-        &self.fields
+    pub fn arg_schema(&self) -> &ArgSchema {
+        &self.arg_schema
     }
 
     /// The policies for the resource or prompt `name`: those for all, then those that name it.
-    pub fn indices(&self, name: &str) -> impl Iterator<Item = &Index> {
-        std::iter::once(&self.any).chain(self.named.get(name))
+    pub fn indices(&self, name: &str) -> impl Iterator<Item = &PolicyIndex> {
+        std::iter::once(&self.general).chain(self.named.get(name))
     }
 
-    pub fn is_named(&self, name: &str) -> bool {
+    pub fn is_named_by_policy(&self, name: &str) -> bool {
         self.named.contains_key(name)
     }
 
-    pub fn all(&self) -> &Index {
+    pub fn all(&self) -> &PolicyIndex {
         &self.all
     }
 
-    pub fn place(&self, name: &str) -> Arc<Place> {
-        Arc::new(Place::of_ware(self.sort, &self.server, name).expect("a tool is no ware"))
+    pub fn target(&self, name: &str) -> Arc<CedarTarget> {
+        Arc::new(CedarTarget::of_unlisted(self.kind, &self.server, name).expect("a tool is no ware"))
     }
 
     /// Reads the arguments of a prompt. MCP defines them as strings.
-    pub fn read(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
+    pub fn read_arguments(&self, arguments: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         let refused = |detail| Refusal::with_detail(Reason::InvalidArguments, detail);
         let Some(text) = arguments else {
             return Ok(Map::new());
@@ -112,10 +112,10 @@ impl Wares {
 
 /// The scope that covers all primitives of a kind. `resources` covers reading and subscribing, `prompts` covers getting
 /// one.
-const fn scope(sort: Sort) -> &'static str {
-    match sort {
-        Sort::Tool => "*",
-        Sort::Resource => "resources",
-        Sort::Prompt => "prompts",
+const fn scope(kind: PrimitiveKind) -> &'static str {
+    match kind {
+        PrimitiveKind::Tool => "*",
+        PrimitiveKind::Resource => "resources",
+        PrimitiveKind::Prompt => "prompts",
     }
 }

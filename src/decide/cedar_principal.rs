@@ -1,9 +1,9 @@
 //! A caller as a Cedar entity, with its evaluation cache. Built once per verified credential and member version.
 
 use super::CompiledTool;
-use super::seat::{Seat, Seats};
-use super::slice::{Index, Library};
-use super::tool::Place;
+use super::eval_cache::{EvalCache, EvalEntry};
+use super::slice::{CompiledPolicies, PolicyIndex};
+use super::tool::CedarTarget;
 use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
@@ -14,20 +14,20 @@ use std::sync::Arc;
 
 /// The caller as policies see it. Cheap to clone.
 #[derive(Clone)]
-pub struct Subject(Arc<Inner>);
+pub struct CedarPrincipal(Arc<PrincipalData>);
 
-struct Inner {
+struct PrincipalData {
     uid: EntityUid,
     kind: PrincipalKind,
     roles: BTreeSet<RoleName>,
     /// The caller's entity alone, without those of a call.
     entities: Entities,
     /// The evaluation cache.
-    seats: ArcSwap<Seats>,
+    eval_cache: ArcSwap<EvalCache>,
     address: ArcSwapOption<(IpAddr, RestrictedExpression)>,
 }
 
-impl Subject {
+impl CedarPrincipal {
     /// The roles are those of the member and those of the credential together.
     pub fn new(principal: &Principal, member: Option<&Member>, environment: &EnvironmentName) -> Self {
         let of_member = member.iter().flat_map(|member| &member.roles);
@@ -40,12 +40,12 @@ impl Subject {
         let in_roles: HashSet<EntityUid> = roles.iter().map(|role| self::uid("Guardian::Role", role.as_str())).collect();
         let attributes = attributes(principal, member, environment);
         let entity = Entity::new(uid.clone(), attributes, in_roles).expect("texts are values");
-        Self(Arc::new(Inner {
+        Self(Arc::new(PrincipalData {
             entities: Entities::from_entities([entity], None).expect("one entity is in no circle"),
             uid,
             kind: principal.kind,
             roles,
-            seats: ArcSwap::default(),
+            eval_cache: ArcSwap::default(),
             address: ArcSwapOption::empty(),
         }))
     }
@@ -63,19 +63,24 @@ impl Subject {
     }
 
     /// The cached evaluation of this tool for this caller; the first call makes it.
-    pub(super) fn seat(&self, tool: &CompiledTool, library: &Library) -> Arc<Seat> {
-        let seats = self.0.seats.load();
-        if let Some(seat) = seats.find(tool) {
-            return seat.clone();
+    pub(super) fn eval_entry(&self, tool: &CompiledTool, compiled: &CompiledPolicies) -> Arc<EvalEntry> {
+        let eval_cache = self.0.eval_cache.load();
+        if let Some(entry) = eval_cache.find(tool) {
+            return entry.clone();
         }
-        let seat = Arc::new(self.seat_at(tool.place().clone(), std::iter::once(tool.index()), library));
-        self.0.seats.store(Arc::new(seats.with(seat.clone())));
-        seat
+        let entry = Arc::new(self.uncached_entry(tool.target().clone(), std::iter::once(tool.index()), compiled));
+        self.0.eval_cache.store(Arc::new(eval_cache.with(entry.clone())));
+        entry
     }
 
     /// The same for a resource or prompt, not cached: their names are unbounded.
-    pub(super) fn seat_at<'a>(&self, place: Arc<Place>, indices: impl Iterator<Item = &'a Index>, library: &Library) -> Seat {
-        Seat::new(self, self.0.entities.clone(), place, indices, library)
+    pub(super) fn uncached_entry<'a>(
+        &self,
+        target: Arc<CedarTarget>,
+        indices: impl Iterator<Item = &'a PolicyIndex>,
+        compiled: &CompiledPolicies,
+    ) -> EvalEntry {
+        EvalEntry::new(self, self.0.entities.clone(), target, indices, compiled)
     }
 
     /// An address as Cedar's `ipaddr`. Cedar parses the name of the extension function anew each time, which takes
@@ -91,7 +96,7 @@ impl Subject {
     }
 }
 
-impl fmt::Debug for Subject {
+impl fmt::Debug for CedarPrincipal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Subject({})", self.0.uid)
     }

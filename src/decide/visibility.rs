@@ -5,26 +5,26 @@
 //! argument that a policy names and cannot see (a blind spot), that policy's result is not used: a forbid refuses, a
 //! permit does not count.
 
-use super::reads::Mention;
+use super::arg_types::{ArgField, ArgSchema, ArgType};
 use super::rule::Rule;
-use super::shape::{Field, Fields, Shape};
 use super::slice::RuleIndex;
+use super::usage::ArgumentRef;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// A blind spot: an argument that a policy names and may not see.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Spot {
+pub(super) struct BlindSpot {
     pub rule: RuleIndex,
     /// Position in the policy's mentions.
-    pub mention: usize,
+    pub argument: usize,
     /// The tool declares the argument with another type than the policy uses it as.
     pub conflict: bool,
 }
 
 /// Why a policy cannot see an argument that a call carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unseen {
+pub(super) enum WhyInvisible {
     /// The tool's schema does not declare it.
     Undeclared,
     /// The tool's schema gives it no type that Cedar has, or another type than the policy takes it for.
@@ -32,30 +32,40 @@ pub(super) enum Unseen {
 }
 
 /// The possible blind spots of a policy: its mentions that are not always visible.
-pub(super) fn spots(index: RuleIndex, rule: &Rule, fields: &Fields, conflicts: &BTreeSet<(RuleIndex, usize)>) -> Vec<Spot> {
-    let spot = |(mention, named): (usize, &Mention)| {
+pub(super) fn possible_blind_spots(
+    index: RuleIndex,
+    rule: &Rule,
+    fields: &ArgSchema,
+    conflicts: &BTreeSet<(RuleIndex, usize)>,
+) -> Vec<BlindSpot> {
+    let blind_spot = |(mention, named): (usize, &ArgumentRef)| {
         let conflict = conflicts.contains(&(index, mention));
-        let spot = Spot {
+        let blind_spot = BlindSpot {
             rule: index,
-            mention,
+            argument: mention,
             conflict,
         };
-        (conflict || !certain(fields, &named.path, named.value)).then_some(spot)
+        (conflict || !always_visible(fields, &named.path, named.value)).then_some(blind_spot)
     };
-    rule.looks.mentions.iter().enumerate().filter_map(spot).collect()
+    rule.usage.arguments.iter().enumerate().filter_map(blind_spot).collect()
 }
 
 /// Whether the call triggers this blind spot: it carries an argument here that the policy cannot see.
-pub(super) fn hidden(spot: &Spot, rule: &Rule, fields: &Fields, arguments: &Map<String, Value>) -> Option<Unseen> {
-    let mention = &rule.looks.mentions[spot.mention];
-    if spot.conflict {
-        carried(&mention.path, arguments).then_some(Unseen::Untyped)
+pub(super) fn why_blind(
+    blind_spot: &BlindSpot,
+    rule: &Rule,
+    fields: &ArgSchema,
+    arguments: &Map<String, Value>,
+) -> Option<WhyInvisible> {
+    let argument = &rule.usage.arguments[blind_spot.argument];
+    if blind_spot.conflict {
+        is_present(&argument.path, arguments).then_some(WhyInvisible::Untyped)
     } else {
-        unseen(fields, &mention.path, mention.value, arguments)
+        why_invisible(fields, &argument.path, argument.value, arguments)
     }
 }
 
-fn carried(path: &[String], arguments: &Map<String, Value>) -> bool {
+fn is_present(path: &[String], arguments: &Map<String, Value>) -> bool {
     let Some((first, rest)) = path.split_first() else {
         return true;
     };
@@ -66,73 +76,82 @@ fn carried(path: &[String], arguments: &Map<String, Value>) -> bool {
 }
 
 /// Whether everything at `path` is visible, whatever a call carries.
-fn certain(fields: &Fields, path: &[String], value: bool) -> bool {
+fn always_visible(fields: &ArgSchema, path: &[String], value: bool) -> bool {
     let Some((first, rest)) = path.split_first() else {
         return !value;
     };
-    match (fields.get(first).map(|field| &field.shape), rest) {
-        (Some(Ok(shape)), []) => !value || closed(shape),
-        (Some(Ok(Shape::Record(inner))), rest) => certain(inner, rest, value),
+    match (fields.get(first).map(|field| &field.arg_type), rest) {
+        (Some(Ok(arg_type)), []) => !value || closed(arg_type),
+        (Some(Ok(ArgType::Record(inner))), rest) => always_visible(inner, rest, value),
         _ => false,
     }
 }
 
 /// Whether all of a value of this type is visible. A record may carry members that are not declared, so it is not.
-fn closed(shape: &Shape) -> bool {
-    match shape {
-        Shape::String | Shape::Long | Shape::Bool | Shape::Decimal => true,
-        Shape::Set(element) => closed(element),
-        Shape::Record(_) => false,
+fn closed(arg_type: &ArgType) -> bool {
+    match arg_type {
+        ArgType::String | ArgType::Long | ArgType::Bool | ArgType::Decimal => true,
+        ArgType::Set(element) => closed(element),
+        ArgType::Record(_) => false,
     }
 }
 
-fn unseen(fields: &Fields, path: &[String], value: bool, members: &Map<String, Value>) -> Option<Unseen> {
+fn why_invisible(fields: &ArgSchema, path: &[String], value: bool, members: &Map<String, Value>) -> Option<WhyInvisible> {
     let Some((first, rest)) = path.split_first() else {
-        return if value { unseen_in_record(fields, members) } else { None };
+        return if value {
+            why_invisible_in_record(fields, members)
+        } else {
+            None
+        };
     };
     let carried = members.get(first).filter(|carried| !carried.is_null())?;
-    match (&fields.get(first).ok_or(Unseen::Undeclared).map(|field| &field.shape), rest) {
+    match (
+        &fields.get(first).ok_or(WhyInvisible::Undeclared).map(|field| &field.arg_type),
+        rest,
+    ) {
         (Err(why), _) => Some(*why),
-        (Ok(Ok(shape)), []) => {
+        (Ok(Ok(arg_type)), []) => {
             if value {
-                unseen_in(shape, carried)
+                why_invisible_in_value(arg_type, carried)
             } else {
                 None
             }
         }
-        (Ok(Ok(Shape::Record(inner))), rest) => match carried {
-            Value::Object(members) => unseen(inner, rest, value, members),
-            _ => Some(Unseen::Untyped),
+        (Ok(Ok(ArgType::Record(inner))), rest) => match carried {
+            Value::Object(members) => why_invisible(inner, rest, value, members),
+            _ => Some(WhyInvisible::Untyped),
         },
-        _ => Some(Unseen::Untyped),
+        _ => Some(WhyInvisible::Untyped),
     }
 }
 
-fn unseen_in(shape: &Shape, value: &Value) -> Option<Unseen> {
-    match (shape, value) {
-        (Shape::Record(fields), Value::Object(members)) => unseen_in_record(fields, members),
-        (Shape::Set(element), Value::Array(values)) => values.iter().find_map(|value| unseen_in(element, value)),
-        (Shape::Record(_) | Shape::Set(_), _) => Some(Unseen::Untyped),
+fn why_invisible_in_value(arg_type: &ArgType, value: &Value) -> Option<WhyInvisible> {
+    match (arg_type, value) {
+        (ArgType::Record(fields), Value::Object(members)) => why_invisible_in_record(fields, members),
+        (ArgType::Set(element), Value::Array(values)) => values.iter().find_map(|value| why_invisible_in_value(element, value)),
+        (ArgType::Record(_) | ArgType::Set(_), _) => Some(WhyInvisible::Untyped),
         _ => None,
     }
 }
 
-fn unseen_in_record(fields: &Fields, members: &Map<String, Value>) -> Option<Unseen> {
+fn why_invisible_in_record(fields: &ArgSchema, members: &Map<String, Value>) -> Option<WhyInvisible> {
     let mut carried = members.iter().filter(|(_, value)| !value.is_null());
     carried.find_map(|(name, value)| match fields.get(name) {
-        None => Some(Unseen::Undeclared),
-        Some(Field { shape: Ok(shape), .. }) => unseen_in(shape, value),
-        Some(Field { shape: Err(_), .. }) => Some(Unseen::Untyped),
+        None => Some(WhyInvisible::Undeclared),
+        Some(ArgField {
+            arg_type: Ok(arg_type), ..
+        }) => why_invisible_in_value(arg_type, value),
+        Some(ArgField { arg_type: Err(_), .. }) => Some(WhyInvisible::Untyped),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::arguments;
+    use super::super::arg_types::arguments;
     use super::*;
     use serde_json::json;
 
-    fn fields() -> Fields {
+    fn fields() -> ArgSchema {
         arguments(&json!({ "properties": {
             "path": { "type": "string" },
             "any": {},
@@ -144,8 +163,11 @@ mod tests {
     fn hides(path: &str, value: bool, arguments: Value) -> bool {
         let path: Vec<String> = path.split('.').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         let Value::Object(members) = arguments else { panic!() };
-        let hides = unseen(&fields(), &path, value, &members).is_some();
-        assert!(!hides || !certain(&fields(), &path, value), "what is certain is never unseen");
+        let hides = why_invisible(&fields(), &path, value, &members).is_some();
+        assert!(
+            !hides || !always_visible(&fields(), &path, value),
+            "what is certain is never unseen"
+        );
         hides
     }
 
@@ -157,7 +179,7 @@ mod tests {
             true,
             json!({ "filter": { "owner": "x", "other": 1 } })
         ));
-        assert!(certain(&fields(), &["path".to_owned()], true));
+        assert!(always_visible(&fields(), &["path".to_owned()], true));
     }
 
     #[test]

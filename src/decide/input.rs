@@ -1,19 +1,19 @@
 //! Everything a decision may depend on. The gate gathers it beforehand; nothing is fetched from here.
 
-use super::{Snapshot, Subject};
+use super::{CedarPrincipal, Snapshot};
 use crate::domain::{Member, Principal, Reason, Timestamp};
 use std::net::IpAddr;
 
 /// The state of the world at the moment of the call.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
+pub struct DecisionInput<'a> {
     pub now: Timestamp,
     pub source_ip: IpAddr,
     pub principal: &'a Principal,
     /// `principal` and its member as a Cedar entity.
-    pub subject: &'a Subject,
+    pub cedar_principal: &'a CedarPrincipal,
     pub enrolment: Enrolment<'a>,
-    pub view: View,
+    pub grant_freshness: GrantFreshness,
     pub snapshot: &'a Snapshot,
     pub session: Option<&'a str>,
 }
@@ -28,7 +28,7 @@ pub enum Enrolment<'a> {
 
 /// How current the cached grants are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
+pub struct GrantFreshness {
     /// Position in the change feed.
     pub seq: i64,
     pub age_ms: u64,

@@ -4,31 +4,31 @@
 //! The cost is the number of schemas applied along one path into the most expensive value, down to the depth that the
 //! JSON reader allows. Breadth is not counted, because the size limit of a message bounds it.
 
-use super::shape::resolve;
+use super::arg_types::resolve;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// How deep arguments may be nested; the depth in `mcp::Bounds::default`.
 const DEPTH: usize = 64;
 /// How many schemas may be applied along one path.
-const MAX_EFFORT: u64 = 20_000;
+const MAX_COST: u64 = 20_000;
 /// How many times a schema is visited before the estimate gives up.
 const MAX_STEPS: usize = 200_000;
 
 /// Refuses a schema that is too expensive to validate against, or that refers to another document.
-pub(super) fn bounded(schema: &Value) -> Result<(), String> {
-    let mut estimate = Estimate {
+pub(super) fn check_cost(schema: &Value) -> Result<(), String> {
+    let mut estimate = CostModel {
         root: schema,
         known: HashMap::new(),
         steps: 0,
     };
     match estimate.value(schema, DEPTH)? {
-        effort if effort <= MAX_EFFORT => Ok(()),
+        effort if effort <= MAX_COST => Ok(()),
         _ => Err("the input schema refers to itself in more ways than can be checked".to_owned()),
     }
 }
 
-struct Estimate<'a> {
+struct CostModel<'a> {
     root: &'a Value,
     /// The cost per (schema, depth). `None` while it is being computed: a schema that applies itself in place counts
     /// once.
@@ -47,7 +47,7 @@ struct Cost {
     elements: u64,
 }
 
-impl<'a> Estimate<'a> {
+impl<'a> CostModel<'a> {
     /// The cost for a value that may nest `depth` levels deeper.
     fn value(&mut self, schema: &'a Value, depth: usize) -> Result<u64, String> {
         let key = (std::ptr::from_ref(schema), depth);
@@ -67,7 +67,7 @@ impl<'a> Estimate<'a> {
     /// Adds the cost of `schema` and of everything it applies to the same value.
     fn apply(&mut self, schema: &'a Value, depth: usize, cost: &mut Cost, open: &mut Vec<*const Value>) -> Result<(), String> {
         self.steps += 1;
-        if self.steps > MAX_STEPS || cost.here > MAX_EFFORT {
+        if self.steps > MAX_STEPS || cost.here > MAX_COST {
             return Err("the input schema is too complex to be checked".to_owned());
         }
         cost.here += 1;
@@ -175,7 +175,7 @@ mod tests {
             json!({ "$ref": "#/$defs/node", "$defs": { "node": {
                 "properties": { "one_or_many": { "anyOf": [node, { "type": "array", "items": node }] } } } } }),
         ] {
-            assert_eq!(bounded(&schema), Ok(()), "{schema}");
+            assert_eq!(check_cost(&schema), Ok(()), "{schema}");
         }
     }
 
@@ -189,7 +189,7 @@ mod tests {
             json!({ "items": node, "contains": node }),
         ] {
             let schema = json!({ "$ref": "#/$defs/node", "$defs": { "node": inner } });
-            assert!(bounded(&schema).is_err(), "{schema}");
+            assert!(check_cost(&schema).is_err(), "{schema}");
         }
     }
 }

@@ -1,66 +1,72 @@
 //! Evaluation cache, one entry per caller and tool: the policies that apply, and the outcome of those that read no
 //! context. It only saves work; it never changes a verdict.
 
-use super::slice::{Index, Library, Part, RuleIndex, ToolSlice};
-use super::tool::Place;
-use super::{CompiledTool, Subject};
+use super::slice::{CompiledPolicies, PolicyIndex, PolicySubset, RuleIndex, ToolSlice};
+use super::tool::CedarTarget;
+use super::{CedarPrincipal, CompiledTool};
 use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, EvaluationError, Request, Response};
 use std::sync::{Arc, LazyLock};
 
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
 /// The cached evaluation of one tool, resource or prompt for one caller.
-pub(super) struct Seat {
-    place: Arc<Place>,
+pub(super) struct EvalEntry {
+    target: Arc<CedarTarget>,
     entities: Entities,
     /// For each index, the slice for the caller's kind and roles, and the slice for the caller alone.
     slices: Vec<Arc<ToolSlice>>,
-    fixed: Outcome,
+    context_free_outcome: EvalOutcome,
 }
 
 /// The tools that a caller used last. At the bound all entries are dropped. Entries are found by the identity of their
-/// `Place`, so those of an older snapshot never match.
+/// `CedarTarget`, so those of an older snapshot never match.
 #[derive(Default)]
-pub(super) struct Seats(Vec<Arc<Seat>>);
+pub(super) struct EvalCache(Vec<Arc<EvalEntry>>);
 
 /// How many tools are cached per caller.
-const MAX_SEATS: usize = 32;
+const MAX_CACHED_TOOLS: usize = 32;
 
 /// Which policies are satisfied and which failed to evaluate. When a forbid is satisfied, Cedar does not report the
 /// satisfied permits.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Outcome {
+pub(super) struct EvalOutcome {
     pub permits: Vec<RuleIndex>,
     pub forbids: Vec<RuleIndex>,
     pub errors: Vec<(RuleIndex, &'static str)>,
 }
 
-impl Seat {
+impl EvalEntry {
     pub fn new<'a>(
-        subject: &Subject,
+        cedar_principal: &CedarPrincipal,
         caller: Entities,
-        place: Arc<Place>,
-        indices: impl Iterator<Item = &'a Index>,
-        library: &Library,
+        target: Arc<CedarTarget>,
+        indices: impl Iterator<Item = &'a PolicyIndex>,
+        compiled: &CompiledPolicies,
     ) -> Self {
-        let entities = caller.add_entities(place.entities.clone(), None);
-        let mut seat = Self {
+        let entities = caller.add_entities(target.entities.clone(), None);
+        let mut entry = Self {
             entities: entities.expect("a tool and its action are other entities than the caller"),
             slices: indices
-                .flat_map(|index| std::iter::once(index.general(library, subject)).chain(index.personal(subject).cloned()))
+                .flat_map(|index| {
+                    std::iter::once(index.general(compiled, cedar_principal)).chain(index.personal(cedar_principal).cloned())
+                })
                 .collect(),
-            fixed: Outcome::default(),
-            place,
+            context_free_outcome: EvalOutcome::default(),
+            target,
         };
-        seat.fixed = seat
-            .ask(subject, |slice| &slice.slice.fixed, || Ok::<_, ()>(Context::empty()))
+        entry.context_free_outcome = entry
+            .evaluate(
+                cedar_principal,
+                |slice| &slice.slice.context_free,
+                || Ok::<_, ()>(Context::empty()),
+            )
             .unwrap_or_default();
-        seat
+        entry
     }
 
     /// The outcome of the policies that read no context.
-    pub fn fixed(&self) -> &Outcome {
-        &self.fixed
+    pub fn context_free_outcome(&self) -> &EvalOutcome {
+        &self.context_free_outcome
     }
 
     /// The policies that can apply. No policy is in two slices.
@@ -69,22 +75,22 @@ impl Seat {
     }
 
     /// Evaluates one part of each slice. The context is built only if there is a policy to evaluate.
-    pub fn ask<E>(
+    pub fn evaluate<E>(
         &self,
-        subject: &Subject,
-        part: impl Fn(&ToolSlice) -> &Part,
+        cedar_principal: &CedarPrincipal,
+        part: impl Fn(&ToolSlice) -> &PolicySubset,
         context: impl FnOnce() -> Result<Context, E>,
-    ) -> Result<Outcome, E> {
-        let mut outcome = Outcome::default();
+    ) -> Result<EvalOutcome, E> {
+        let mut outcome = EvalOutcome::default();
         let parts = || self.slices().map(&part).filter(|part| !part.rules.is_empty());
         if parts().next().is_none() {
             return Ok(outcome);
         }
-        let place = &self.place;
+        let target = &self.target;
         let request = Request::new(
-            subject.uid().clone(),
-            place.action.clone(),
-            place.resource.clone(),
+            cedar_principal.uid().clone(),
+            target.action.clone(),
+            target.resource.clone(),
             context()?,
             None,
         )
@@ -96,22 +102,22 @@ impl Seat {
     }
 }
 
-impl Seats {
-    pub fn find(&self, tool: &CompiledTool) -> Option<&Arc<Seat>> {
-        self.0.iter().find(|seat| Arc::ptr_eq(&seat.place, tool.place()))
+impl EvalCache {
+    pub fn find(&self, tool: &CompiledTool) -> Option<&Arc<EvalEntry>> {
+        self.0.iter().find(|entry| Arc::ptr_eq(&entry.target, tool.target()))
     }
 
-    pub fn with(&self, seat: Arc<Seat>) -> Self {
+    pub fn with(&self, entry: Arc<EvalEntry>) -> Self {
         match self.0.len() {
-            0..MAX_SEATS => Self(self.0.iter().cloned().chain([seat]).collect()),
-            _ => Self(vec![seat]),
+            0..MAX_CACHED_TOOLS => Self(self.0.iter().cloned().chain([entry]).collect()),
+            _ => Self(vec![entry]),
         }
     }
 }
 
-impl Outcome {
+impl EvalOutcome {
     /// Joins two outcomes, in policy order.
-    pub fn merge(&mut self, other: &Outcome) {
+    pub fn merge(&mut self, other: &EvalOutcome) {
         self.permits.extend(&other.permits);
         self.forbids.extend(&other.forbids);
         self.errors.extend(&other.errors);

@@ -1,14 +1,14 @@
 //! What a policy references: facts of the context, and arguments by name. If an expression is not understood, the answer
 //! is everything, so nothing is missed.
 
+use super::arg_types::ArgType;
 use super::problem::nearest;
-use super::shape::Shape;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, Template, UnaryOp, Var};
 use std::collections::BTreeSet;
 
 /// A fact: one attribute of `context`. The values are bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fact {
+pub(super) enum ContextField {
     Input = 1,
     Scopes = 2,
     SourceIp = 4,
@@ -18,33 +18,33 @@ pub(super) enum Fact {
     Session = 64,
 }
 
-impl Fact {
-    const ALL: [Fact; 7] = [
-        Fact::Input,
-        Fact::Scopes,
-        Fact::SourceIp,
-        Fact::Now,
-        Fact::Hour,
-        Fact::Weekday,
-        Fact::Session,
+impl ContextField {
+    const ALL: [ContextField; 7] = [
+        ContextField::Input,
+        ContextField::Scopes,
+        ContextField::SourceIp,
+        ContextField::Now,
+        ContextField::Hour,
+        ContextField::Weekday,
+        ContextField::Session,
     ];
 
     pub const fn name(self) -> &'static str {
         match self {
-            Fact::Input => "input",
-            Fact::Scopes => "scopes",
-            Fact::SourceIp => "source_ip",
-            Fact::Now => "now",
-            Fact::Hour => "hour",
-            Fact::Weekday => "weekday",
-            Fact::Session => "session",
+            ContextField::Input => "input",
+            ContextField::Scopes => "scopes",
+            ContextField::SourceIp => "source_ip",
+            ContextField::Now => "now",
+            ContextField::Hour => "hour",
+            ContextField::Weekday => "weekday",
+            ContextField::Session => "session",
         }
     }
 
-    const fn shape(self) -> Option<Shape> {
+    const fn arg_type(self) -> Option<ArgType> {
         match self {
-            Fact::Hour | Fact::Weekday => Some(Shape::Long),
-            Fact::Session => Some(Shape::String),
+            ContextField::Hour | ContextField::Weekday => Some(ArgType::Long),
+            ContextField::Session => Some(ArgType::String),
             _ => None,
         }
     }
@@ -58,23 +58,23 @@ pub(super) const RESOURCE: [&str; 2] = ["name", "uri"];
 
 /// An argument that a policy names: `context.input.filter.owner` is `["filter", "owner"]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Mention {
+pub(super) struct ArgumentRef {
     pub path: Vec<String>,
     /// The policy reads its value; otherwise it only tests for it with `has`.
     pub value: bool,
     /// The type that the policy uses it as, if its use shows one.
-    pub shape: Option<Shape>,
+    pub arg_type: Option<ArgType>,
 }
 
 /// The facts and top-level arguments that one or several policies read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Reads {
+pub(super) struct ContextUsage {
     facts: u8,
     /// The top-level names of arguments; `None`: any of them.
     names: Option<BTreeSet<String>>,
 }
 
-impl Reads {
+impl ContextUsage {
     pub fn none() -> Self {
         Self {
             facts: 0,
@@ -83,8 +83,8 @@ impl Reads {
     }
 
     /// Whether `fact` is read.
-    pub fn fact(&self, fact: Fact) -> bool {
-        self.facts & fact as u8 != 0
+    pub fn reads(&self, field: ContextField) -> bool {
+        self.facts & field as u8 != 0
     }
 
     /// The arguments read by name; `None` stands for all.
@@ -97,12 +97,12 @@ impl Reads {
         self.facts == 0
     }
 
-    pub fn and(mut self, other: &Reads) -> Self {
+    pub fn and(mut self, other: &ContextUsage) -> Self {
         self.add(other);
         self
     }
 
-    pub fn add(&mut self, other: &Reads) {
+    pub fn add(&mut self, other: &ContextUsage) {
         self.facts |= other.facts;
         match (&mut self.names, &other.names) {
             (Some(names), Some(more)) => names.extend(more.iter().cloned()),
@@ -113,61 +113,61 @@ impl Reads {
 }
 
 /// Collects what the conditions of a policy reference, attributes that do not exist included.
-pub(super) fn of(policy: &Template) -> Looks {
-    let mut reader = Reader {
-        reads: Reads::none(),
-        mentions: Vec::new(),
+pub(super) fn policy_usage(policy: &Template) -> PolicyUsage {
+    let mut reader = UsageReader {
+        context: ContextUsage::none(),
+        arguments: Vec::new(),
         unknown: Vec::new(),
-        can_err: false,
-        resource: false,
+        may_fail: false,
+        reads_resource: false,
     };
     for clause in policy.clauses() {
         let (Clause::When(condition) | Clause::Unless(condition)) = clause;
-        reader.read(condition, Some(Shape::Bool));
+        reader.read(condition, Some(ArgType::Bool));
     }
-    let mut mentions = reader.mentions;
-    mentions.sort();
-    mentions.dedup();
-    Looks {
-        reads: reader.reads,
-        mentions,
-        unknown: reader.unknown,
-        can_err: reader.can_err,
-        resource: reader.resource,
+    let mut arguments = reader.arguments;
+    arguments.sort();
+    arguments.dedup();
+    PolicyUsage {
+        context: reader.context,
+        arguments,
+        unknown_attributes: reader.unknown,
+        may_fail: reader.may_fail,
+        reads_resource: reader.reads_resource,
     }
 }
 
 /// What a policy references.
-pub(super) struct Looks {
-    pub reads: Reads,
-    pub mentions: Vec<Mention>,
-    pub unknown: Vec<Unknown>,
+pub(super) struct PolicyUsage {
+    pub context: ContextUsage,
+    pub arguments: Vec<ArgumentRef>,
+    pub unknown_attributes: Vec<UnknownAttribute>,
     /// Its evaluation may error although its types are right: it computes, parses a string, reads a tag, or is not
     /// understood.
-    pub can_err: bool,
+    pub may_fail: bool,
     /// Its conditions read `resource`.
-    pub resource: bool,
+    pub reads_resource: bool,
 }
 
 /// An attribute that does not exist. Cedar's validator reports reading one, but not testing for it with `has`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unknown {
+pub(super) struct UnknownAttribute {
     pub of: &'static str,
     pub name: String,
     pub near: Option<&'static str>,
 }
 
-struct Reader {
-    reads: Reads,
-    mentions: Vec<Mention>,
-    unknown: Vec<Unknown>,
-    can_err: bool,
-    resource: bool,
+struct UsageReader {
+    context: ContextUsage,
+    arguments: Vec<ArgumentRef>,
+    unknown: Vec<UnknownAttribute>,
+    may_fail: bool,
+    reads_resource: bool,
 }
 
-impl Reader {
+impl UsageReader {
     /// Reads an expression. `used` is the type that the surrounding expression takes it for.
-    fn read(&mut self, expr: &Expr, used: Option<Shape>) {
+    fn read(&mut self, expr: &Expr, used: Option<ArgType>) {
         if let Some(path) = path_in_context(expr) {
             return self.mention(&path, true, used);
         }
@@ -190,17 +190,17 @@ impl Reader {
                 self.read(expr, None);
                 self.read(container, None);
             }
-            Expr::Like { expr, .. } => self.read(expr, Some(Shape::String)),
+            Expr::Like { expr, .. } => self.read(expr, Some(ArgType::String)),
             Expr::UnaryOp { op, expr } => {
-                self.can_err |= !matches!(op, UnaryOp::Not | UnaryOp::IsEmpty);
-                self.read(expr, operand(*op));
+                self.may_fail |= !matches!(op, UnaryOp::Not | UnaryOp::IsEmpty);
+                self.read(expr, operand_type(*op));
             }
             Expr::BinaryOp { op, left, right } => {
-                self.can_err |= matches!(
+                self.may_fail |= matches!(
                     op,
                     BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::Offset | BinaryOp::DurationSince | BinaryOp::GetTag
                 );
-                let (of_left, of_right) = operands(*op, left, right);
+                let (of_left, of_right) = operand_types(*op, left, right);
                 self.read(left, of_left);
                 self.read(right, of_right);
             }
@@ -209,35 +209,35 @@ impl Reader {
                 then_expr,
                 else_expr,
             } => {
-                self.read(cond, Some(Shape::Bool));
+                self.read(cond, Some(ArgType::Bool));
                 self.read(then_expr, used.clone());
                 self.read(else_expr, used);
             }
             Expr::Set(elements) => elements.iter().for_each(|element| self.read(element, None)),
             Expr::Record(members) => members.values().for_each(|member| self.read(member, None)),
             Expr::Literal(_) | Expr::Var(Var::Principal | Var::Action) => {}
-            Expr::Var(Var::Resource) => self.resource = true,
+            Expr::Var(Var::Resource) => self.reads_resource = true,
             _ => self.everything(),
         }
     }
 
     fn everything(&mut self) {
-        self.can_err = true;
-        self.resource = true;
-        self.reads.facts = u8::MAX;
+        self.may_fail = true;
+        self.reads_resource = true;
+        self.context.facts = u8::MAX;
         self.argument(&[], true, None);
     }
 
-    fn mention(&mut self, path: &[&str], value: bool, shape: Option<Shape>) {
+    fn mention(&mut self, path: &[&str], value: bool, arg_type: Option<ArgType>) {
         let Some((first, rest)) = path.split_first() else {
             return self.everything();
         };
-        let Some(fact) = Fact::ALL.into_iter().find(|fact| fact.name() == *first) else {
-            return self.unknown("context", first, &Fact::ALL.map(Fact::name));
+        let Some(field) = ContextField::ALL.into_iter().find(|field| field.name() == *first) else {
+            return self.unknown("context", first, &ContextField::ALL.map(ContextField::name));
         };
-        self.reads.facts |= fact as u8;
-        if fact == Fact::Input {
-            self.argument(rest, value, shape);
+        self.context.facts |= field as u8;
+        if field == ContextField::Input {
+            self.argument(rest, value, arg_type);
         }
     }
 
@@ -248,7 +248,7 @@ impl Reader {
     }
 
     fn of_resource(&mut self, name: &str) {
-        self.resource = true;
+        self.reads_resource = true;
         if !RESOURCE.contains(&name) {
             self.unknown("resource", name, &RESOURCE);
         }
@@ -257,23 +257,23 @@ impl Reader {
     fn unknown(&mut self, of: &'static str, name: &str, known: &[&'static str]) {
         let near = nearest(name, known.iter().copied());
         let name = name.to_owned();
-        self.unknown.push(Unknown { of, name, near });
+        self.unknown.push(UnknownAttribute { of, name, near });
     }
 
-    fn argument(&mut self, path: &[&str], value: bool, shape: Option<Shape>) {
+    fn argument(&mut self, path: &[&str], value: bool, arg_type: Option<ArgType>) {
         match path.first() {
             Some(first) => {
-                if let Some(names) = &mut self.reads.names {
+                if let Some(names) = &mut self.context.names {
                     names.insert((*first).to_owned());
                 }
             }
-            None if value => self.reads.names = None,
+            None if value => self.context.names = None,
             None => return,
         }
-        self.mentions.push(Mention {
+        self.arguments.push(ArgumentRef {
             path: path.iter().map(|name| (*name).to_owned()).collect(),
             value,
-            shape,
+            arg_type,
         });
     }
 }
@@ -291,63 +291,61 @@ fn path_in_context(expr: &Expr) -> Option<Vec<&str>> {
     }
 }
 
-fn operand(op: UnaryOp) -> Option<Shape> {
+fn operand_type(op: UnaryOp) -> Option<ArgType> {
     match op {
-        UnaryOp::Not => Some(Shape::Bool),
-        UnaryOp::Neg => Some(Shape::Long),
-        UnaryOp::Ip | UnaryOp::Decimal | UnaryOp::Datetime | UnaryOp::Duration => Some(Shape::String),
-        UnaryOp::IsEmpty => Some(Shape::Set(Box::new(Shape::String))),
+        UnaryOp::Not => Some(ArgType::Bool),
+        UnaryOp::Neg => Some(ArgType::Long),
+        UnaryOp::Ip | UnaryOp::Decimal | UnaryOp::Datetime | UnaryOp::Duration => Some(ArgType::String),
+        UnaryOp::IsEmpty => Some(ArgType::Set(Box::new(ArgType::String))),
         _ => None,
     }
 }
 
-fn operands(op: BinaryOp, left: &Expr, right: &Expr) -> (Option<Shape>, Option<Shape>) {
-    let both = |shape: Shape| (Some(shape.clone()), Some(shape));
+fn operand_types(op: BinaryOp, left: &Expr, right: &Expr) -> (Option<ArgType>, Option<ArgType>) {
+    let both = |arg_type: ArgType| (Some(arg_type.clone()), Some(arg_type));
     match op {
-        BinaryOp::And | BinaryOp::Or => both(Shape::Bool),
-        BinaryOp::Less | BinaryOp::LessEq | BinaryOp::Greater | BinaryOp::GreaterEq => both(Shape::Long),
-        BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul => both(Shape::Long),
+        BinaryOp::And | BinaryOp::Or => both(ArgType::Bool),
+        BinaryOp::Less | BinaryOp::LessEq | BinaryOp::Greater | BinaryOp::GreaterEq => both(ArgType::Long),
+        BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul => both(ArgType::Long),
         BinaryOp::DecimalLessThan | BinaryOp::DecimalLessEq | BinaryOp::DecimalGreater | BinaryOp::DecimalGreaterEq => {
-            both(Shape::Decimal)
+            both(ArgType::Decimal)
         }
-        BinaryOp::Eq | BinaryOp::NotEq => (shape_of(right), shape_of(left)),
-        BinaryOp::Contains => (set_of(shape_of(right)), element_of(shape_of(left))),
-        BinaryOp::ContainsAll | BinaryOp::ContainsAny => {
-            (set_of(element_of(shape_of(right))), set_of(element_of(shape_of(left))))
-        }
+        BinaryOp::Eq | BinaryOp::NotEq => (type_of(right), type_of(left)),
+        BinaryOp::Contains => (set_of(type_of(right)), element_of(type_of(left))),
+        BinaryOp::ContainsAll | BinaryOp::ContainsAny => (set_of(element_of(type_of(right))), set_of(element_of(type_of(left)))),
         _ => (None, None),
     }
 }
 
-fn set_of(element: Option<Shape>) -> Option<Shape> {
-    element.map(|element| Shape::Set(Box::new(element)))
+fn set_of(element: Option<ArgType>) -> Option<ArgType> {
+    element.map(|element| ArgType::Set(Box::new(element)))
 }
 
-fn element_of(set: Option<Shape>) -> Option<Shape> {
+fn element_of(set: Option<ArgType>) -> Option<ArgType> {
     match set {
-        Some(Shape::Set(element)) => Some(*element),
+        Some(ArgType::Set(element)) => Some(*element),
         _ => None,
     }
 }
 
 /// The type of an expression without arguments, as far as its outermost form shows it.
-fn shape_of(expr: &Expr) -> Option<Shape> {
+fn type_of(expr: &Expr) -> Option<ArgType> {
     match expr {
-        Expr::Literal(Literal::Bool(_)) => Some(Shape::Bool),
-        Expr::Literal(Literal::Long(_)) => Some(Shape::Long),
-        Expr::Literal(Literal::String(_)) => Some(Shape::String),
-        Expr::Set(elements) => set_of(elements.first().and_then(|element| shape_of(element))),
+        Expr::Literal(Literal::Bool(_)) => Some(ArgType::Bool),
+        Expr::Literal(Literal::Long(_)) => Some(ArgType::Long),
+        Expr::Literal(Literal::String(_)) => Some(ArgType::String),
+        Expr::Set(elements) => set_of(elements.first().and_then(|element| type_of(element))),
         Expr::UnaryOp {
             op: UnaryOp::Decimal, ..
-        } => Some(Shape::Decimal),
-        Expr::UnaryOp { op: UnaryOp::Neg, .. } => Some(Shape::Long),
+        } => Some(ArgType::Decimal),
+        Expr::UnaryOp { op: UnaryOp::Neg, .. } => Some(ArgType::Long),
         Expr::BinaryOp {
             op: BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul,
             ..
-        } => Some(Shape::Long),
+        } => Some(ArgType::Long),
         _ => match path_in_context(expr)?.as_slice() {
-            ["scopes"] => set_of(Some(Shape::String)),
-            [name] => Fact::ALL.into_iter().find(|fact| fact.name() == *name)?.shape(),
+            ["scopes"] => set_of(Some(ArgType::String)),
+            [name] => ContextField::ALL.into_iter().find(|field| field.name() == *name)?.arg_type(),
             _ => None,
         },
     }
@@ -358,21 +356,21 @@ mod tests {
     use super::*;
     use cedar_policy::Policy;
 
-    fn read(condition: &str) -> Looks {
+    fn usage_of(condition: &str) -> PolicyUsage {
         let text = format!("permit(principal, action, resource) when {{ {condition} }};");
-        of(Policy::parse(None, text).unwrap().to_pst().unwrap().body())
+        policy_usage(Policy::parse(None, text).unwrap().to_pst().unwrap().body())
     }
 
     fn names(condition: &str) -> Vec<String> {
-        let mentions = read(condition).mentions;
-        mentions
+        let arguments = usage_of(condition).arguments;
+        arguments
             .iter()
-            .map(|mention| {
+            .map(|argument| {
                 format!(
                     "{}{}{:?}",
-                    mention.path.join("."),
-                    if mention.value { "=" } else { "?" },
-                    mention.shape
+                    argument.path.join("."),
+                    if argument.value { "=" } else { "?" },
+                    argument.arg_type
                 )
             })
             .collect()
@@ -399,12 +397,14 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_read() {
-        let Looks { reads, mentions, .. } = read(r#"principal.environment == "x" && context.hour < 3"#);
-        assert!(reads.fact(Fact::Hour) && !reads.fact(Fact::Input) && !reads.fact(Fact::Now));
-        assert!(mentions.is_empty());
-        let Looks { reads, .. } = read(r#"context.input has a && context has session"#);
-        assert!(reads.fact(Fact::Input) && reads.fact(Fact::Session) && !reads.fact(Fact::Scopes));
-        assert_eq!(reads.names().unwrap().len(), 1);
+        let PolicyUsage { context, arguments, .. } = usage_of(r#"principal.environment == "x" && context.hour < 3"#);
+        assert!(context.reads(ContextField::Hour) && !context.reads(ContextField::Input) && !context.reads(ContextField::Now));
+        assert!(arguments.is_empty());
+        let PolicyUsage { context, .. } = usage_of(r#"context.input has a && context has session"#);
+        assert!(
+            context.reads(ContextField::Input) && context.reads(ContextField::Session) && !context.reads(ContextField::Scopes)
+        );
+        assert_eq!(context.names().unwrap().len(), 1);
     }
 
     #[test]
@@ -414,16 +414,16 @@ mod tests {
             "(if true then context else context).hour < 3",
             "{ a: context }.a.hour < 3",
         ] {
-            let Looks { reads, mentions, .. } = read(condition);
-            assert!(Fact::ALL.into_iter().all(|fact| reads.fact(fact)), "{condition}");
-            assert_eq!(reads.names(), None);
+            let PolicyUsage { context, arguments, .. } = usage_of(condition);
+            assert!(ContextField::ALL.into_iter().all(|field| context.reads(field)), "{condition}");
+            assert_eq!(context.names(), None);
             assert!(
-                mentions.iter().any(|mention| mention.path.is_empty() && mention.value),
+                arguments.iter().any(|argument| argument.path.is_empty() && argument.value),
                 "{condition}"
             );
         }
-        let Looks { reads, .. } = read(r#"context.input == { path: "x" }"#);
-        assert_eq!(reads.names(), None);
-        assert!(!reads.fact(Fact::Hour));
+        let PolicyUsage { context, .. } = usage_of(r#"context.input == { path: "x" }"#);
+        assert_eq!(context.names(), None);
+        assert!(!context.reads(ContextField::Hour));
     }
 }

@@ -6,38 +6,38 @@ use serde_json::{Map, Value};
 
 /// An argument that clients repeat in the header `Mcp-Param-<name>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mirrored {
+pub struct ParamHeader {
     /// The whole header name, in lower case.
     pub field: String,
     /// From the root of the arguments.
     pub path: Vec<String>,
-    pub kind: MirroredKind,
+    pub kind: ParamHeaderKind,
 }
 
 /// The type of the argument; the specification allows no others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MirroredKind {
-    Text,
-    Whole,
-    Flag,
+pub enum ParamHeaderKind {
+    String,
+    Integer,
+    Boolean,
 }
 
 const MARK: &str = "x-mcp-header";
 
 /// The annotated arguments of an input schema, or why an annotation is invalid.
-pub(super) fn mirrored(schema: &Value) -> Result<Vec<Mirrored>, String> {
+pub(super) fn param_headers(schema: &Value) -> Result<Vec<ParamHeader>, String> {
     let mut found = Vec::new();
     if let Value::Object(root) = schema {
         if root.contains_key(MARK) {
             return Err(format!("`{MARK}` stands at the top of its input schema"));
         }
-        below(root, Some(&mut Vec::new()), &mut found)?;
+        collect_below(root, Some(&mut Vec::new()), &mut found)?;
     }
     Ok(found)
 }
 
 /// `path` leads to the schema through `properties` alone. `None`: no such path exists, and an annotation here is invalid.
-fn one(schema: &Value, path: Option<&mut Vec<String>>, found: &mut Vec<Mirrored>) -> Result<(), String> {
+fn collect(schema: &Value, path: Option<&mut Vec<String>>, found: &mut Vec<ParamHeader>) -> Result<(), String> {
     let Value::Object(keywords) = schema else {
         return Ok(());
     };
@@ -45,32 +45,36 @@ fn one(schema: &Value, path: Option<&mut Vec<String>>, found: &mut Vec<Mirrored>
         let Some(path) = &path else {
             return Err(format!("`{MARK}` stands where no argument is named"));
         };
-        let mirrored = read(mark, keywords, path)?;
-        if found.iter().any(|other| other.field == mirrored.field) {
+        let param_header = read_mark(mark, keywords, path)?;
+        if found.iter().any(|other| other.field == param_header.field) {
             return Err(format!("two arguments have the same `{MARK}`"));
         }
-        found.push(mirrored);
+        found.push(param_header);
     }
-    below(keywords, path, found)
+    collect_below(keywords, path, found)
 }
 
-fn below(keywords: &Map<String, Value>, mut path: Option<&mut Vec<String>>, found: &mut Vec<Mirrored>) -> Result<(), String> {
+fn collect_below(
+    keywords: &Map<String, Value>,
+    mut path: Option<&mut Vec<String>>,
+    found: &mut Vec<ParamHeader>,
+) -> Result<(), String> {
     for (keyword, value) in keywords {
         match (keyword.as_str(), value) {
             ("properties", Value::Object(properties)) => {
                 for (name, property) in properties {
                     match &mut path {
-                        None => one(property, None, found)?,
+                        None => collect(property, None, found)?,
                         Some(path) => {
                             path.push(name.clone());
-                            one(property, Some(path), found)?;
+                            collect(property, Some(path), found)?;
                             path.pop();
                         }
                     }
                 }
             }
             ("patternProperties" | "$defs" | "definitions" | "dependentSchemas" | "dependencies", Value::Object(schemas)) => {
-                schemas.values().try_for_each(|schema| one(schema, None, found))?;
+                schemas.values().try_for_each(|schema| collect(schema, None, found))?;
             }
             (
                 "items"
@@ -90,8 +94,8 @@ fn below(keywords: &Map<String, Value>, mut path: Option<&mut Vec<String>>, foun
                 | "propertyNames",
                 schema,
             ) => match schema {
-                Value::Array(schemas) => schemas.iter().try_for_each(|schema| one(schema, None, found))?,
-                schema => one(schema, None, found)?,
+                Value::Array(schemas) => schemas.iter().try_for_each(|schema| collect(schema, None, found))?,
+                schema => collect(schema, None, found)?,
             },
             _ => {}
         }
@@ -99,19 +103,19 @@ fn below(keywords: &Map<String, Value>, mut path: Option<&mut Vec<String>>, foun
     Ok(())
 }
 
-fn read(mark: &Value, keywords: &Map<String, Value>, path: &[String]) -> Result<Mirrored, String> {
+fn read_mark(mark: &Value, keywords: &Map<String, Value>, path: &[String]) -> Result<ParamHeader, String> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let name = mark.as_str().filter(|name| !name.is_empty() && name.bytes().all(is_token));
     let name = name.ok_or_else(|| format!("an `{MARK}` is not the name of a header field"))?;
-    Ok(Mirrored {
+    Ok(ParamHeader {
         field: format!("mcp-param-{}", name.to_ascii_lowercase()),
         path: path.to_vec(),
-        kind: kind(keywords).ok_or_else(|| format!("an `{MARK}` marks what is neither text, whole number nor boolean"))?,
+        kind: header_kind(keywords).ok_or_else(|| format!("an `{MARK}` marks what is neither text, whole number nor boolean"))?,
     })
 }
 
 /// The one type of the argument. `null` may stand beside it, because a null argument counts as absent.
-fn kind(keywords: &Map<String, Value>) -> Option<MirroredKind> {
+fn header_kind(keywords: &Map<String, Value>) -> Option<ParamHeaderKind> {
     let name = match keywords.get("type")? {
         Value::String(name) => name.as_str(),
         Value::Array(names) => {
@@ -121,9 +125,9 @@ fn kind(keywords: &Map<String, Value>) -> Option<MirroredKind> {
         _ => return None,
     };
     match name {
-        "string" => Some(MirroredKind::Text),
-        "integer" => Some(MirroredKind::Whole),
-        "boolean" => Some(MirroredKind::Flag),
+        "string" => Some(ParamHeaderKind::String),
+        "integer" => Some(ParamHeaderKind::Integer),
+        "boolean" => Some(ParamHeaderKind::Boolean),
         _ => None,
     }
 }
@@ -144,7 +148,7 @@ mod tests {
             "dry": { "type": "boolean", "x-mcp-header": "dry" },
             "other": { "type": "string", "default": { "x-mcp-header": "not a mark" } },
         } });
-        let found = mirrored(&schema).unwrap();
+        let found = param_headers(&schema).unwrap();
         let shown: Vec<String> = found
             .iter()
             .map(|of| format!("{} {} {:?}", of.field, of.path.join("."), of.kind))
@@ -157,8 +161,8 @@ mod tests {
         ] {
             assert!(shown.iter().any(|shown| shown == wanted), "{shown:?}");
         }
-        assert_eq!(mirrored(&json!({ "type": "object" })), Ok(Vec::new()));
-        assert_eq!(mirrored(&json!(true)), Ok(Vec::new()));
+        assert_eq!(param_headers(&json!({ "type": "object" })), Ok(Vec::new()));
+        assert_eq!(param_headers(&json!(true)), Ok(Vec::new()));
     }
 
     #[test]
@@ -200,7 +204,7 @@ mod tests {
             (json!({ "additionalProperties": text("A") }), "no argument"),
             (json!({ "if": { "properties": { "a": text("A") } } }), "no argument"),
         ] {
-            let found = mirrored(&schema).expect_err(&schema.to_string());
+            let found = param_headers(&schema).expect_err(&schema.to_string());
             assert!(found.contains(why), "{schema}: {found}");
         }
     }
