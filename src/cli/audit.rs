@@ -4,7 +4,7 @@
 use super::context::{Admin, ConfigFile, moment_past};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
-use crate::config::Span;
+use crate::config::HumanDuration;
 use crate::domain::{DecisionKind, EnvironmentName, Incarnation, OutcomeKind, Reason, RequestId, ServerName, Timestamp};
 use crate::store::{AuditFilter, AuditKind, AuditRow};
 use std::collections::HashSet;
@@ -365,7 +365,7 @@ fn reason(text: &str) -> Result<String, String> {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    match Span::parse(text) {
+    match HumanDuration::parse(text) {
         Some(span) if !span.0.is_zero() => Ok(span.0),
         _ => Err("write a length of time such as `500ms` or `5s`".to_owned()),
     }

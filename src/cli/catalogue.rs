@@ -2,7 +2,7 @@
 
 use super::failure::with_causes;
 use super::output::clean;
-use crate::config::{ServerConfig, Span};
+use crate::config::{HumanDuration, ServerConfig};
 use crate::upstream::{FetchFailed, Offer, Upstream};
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<Offer, S
             None => format!("server `{name}`: {failed}"),
         }),
         Ok(Err(error)) => Err(format!("server `{name}`: {}", clean(&error.to_string()))),
-        Err(_) => Err(format!("server `{name}` did not list its tools within {}", Span(patience))),
+        Err(_) => Err(format!(
+            "server `{name}` did not list its tools within {}",
+            HumanDuration(patience)
+        )),
     }
 }

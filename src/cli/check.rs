@@ -5,7 +5,7 @@ use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
 use crate::app::rules::{pinned_policies, settings};
-use crate::config::{self, CheckedConfig, Config, IssuerConfig, Place, ServerConfig, Severity, StoreKind};
+use crate::config::{self, CheckedConfig, Config, IssuerConfig, ServerConfig, Severity, SourceLocation, StoreKind};
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
@@ -62,7 +62,7 @@ struct Look {
 struct Finding {
     weight: Weight,
     message: String,
-    place: Option<Place>,
+    location: Option<SourceLocation>,
 }
 
 #[derive(Default)]
@@ -283,14 +283,14 @@ impl Findings {
         }
     }
 
-    fn configuration(&mut self, problems: &[config::Problem]) {
+    fn configuration(&mut self, problems: &[config::ConfigProblem]) {
         for problem in problems {
             let weight = match problem.severity {
                 Severity::Error => Weight::Refused,
                 Severity::Warning => Weight::Warning,
             };
             let message = problem.to_string();
-            self.add(weight, message.replacen("warning: ", "", 1), Some(problem.place.clone()));
+            self.add(weight, message.replacen("warning: ", "", 1), Some(problem.location.clone()));
         }
     }
 
@@ -320,9 +320,13 @@ impl Findings {
             .for_each(|message| self.add(Weight::Warning, message.to_string(), None));
     }
 
-    fn add(&mut self, weight: Weight, message: String, place: Option<Place>) {
+    fn add(&mut self, weight: Weight, message: String, location: Option<SourceLocation>) {
         let look = self.0.last_mut().expect("something is looked at before anything is found");
-        look.found.push(Finding { weight, message, place });
+        look.found.push(Finding {
+            weight,
+            message,
+            location,
+        });
     }
 
     fn print(&self, format: Format) -> Result<(), Failure> {
@@ -362,7 +366,7 @@ impl Findings {
             .iter()
             .flat_map(|look| look.found.iter().map(move |finding| (look, finding)));
         each.map(|(look, finding)| {
-            json!({ "area": look.area, "severity": finding.weight.word(), "message": finding.message, "place": finding.place })
+            json!({ "area": look.area, "severity": finding.weight.word(), "message": finding.message, "place": finding.location })
         })
         .collect()
     }

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::output::{clean, comma};
-use crate::config::{self, CheckedConfig, Loaded, Secret, Span, StoreConfig, StoreKind, Variables};
+use crate::config::{self, CheckedConfig, HumanDuration, Loaded, Secret, StoreConfig, StoreKind, Variables};
 use crate::domain::{ServerName, Timestamp, UserId};
 use crate::store::{Store, StoreError, StoreOpen, UserRow};
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ pub struct ConfigFile {
 
 impl ConfigFile {
     /// Loads the configuration with its warnings, for commands that show them.
-    pub fn read(&self) -> Result<Loaded, Vec<config::Problem>> {
+    pub fn read(&self) -> Result<Loaded, Vec<config::ConfigProblem>> {
         config::load(&self.path, &variables())
     }
 
@@ -186,8 +186,8 @@ pub fn moment_past(text: &str) -> Result<Timestamp, String> {
     moment(text, |span| now().minus(span.0))
 }
 
-fn moment(text: &str, from_now: impl Fn(Span) -> Timestamp) -> Result<Timestamp, String> {
-    Span::parse(text)
+fn moment(text: &str, from_now: impl Fn(HumanDuration) -> Timestamp) -> Result<Timestamp, String> {
+    HumanDuration::parse(text)
         .map(from_now)
         .or_else(|| Timestamp::parse_rfc3339(text))
         .ok_or_else(|| "write a length of time such as `90m` or `30d`, or a moment such as `2027-01-31T12:00:00Z`".to_owned())

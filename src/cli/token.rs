@@ -4,13 +4,13 @@ use super::context::{Admin, ConfigFile, moment_ahead, moment_past, now};
 use super::failure::Failure;
 use super::output::{Format, at, clean};
 use super::user::exact;
-use crate::config::Span;
+use crate::config::HumanDuration;
 use crate::domain::{Issuer, Revocation, RevocationKind, Timestamp};
 use serde_json::json;
 use std::time::Duration;
 
 /// The default of `--until`: longer than access tokens live.
-const LONG: Span = Span(Duration::from_secs(30 * 24 * 3_600));
+const LONG: HumanDuration = HumanDuration(Duration::from_secs(30 * 24 * 3_600));
 
 /// Refuse tokens before they expire.
 #[derive(Debug, clap::Subcommand)]

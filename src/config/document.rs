@@ -3,7 +3,7 @@
 //!
 //! It knows TOML, overrides and `${VAR}`. Which keys exist and what they mean is up to `key_schema` and `check`.
 
-use super::problem::{Place, Problem, quoted};
+use super::problem::{ConfigProblem, SourceLocation, quoted};
 use super::{Severity, Variables};
 use jsonschema::JsonType;
 use serde_json::Value as Json;
@@ -25,7 +25,7 @@ pub(super) struct Document {
 
 pub(super) struct Node {
     pub value: Value,
-    pub origin: Origin,
+    pub source: ValueSource,
 }
 
 pub(super) enum Value {
@@ -35,38 +35,38 @@ pub(super) enum Value {
     /// A TOML value that no setting accepts, and what to call it in a message.
     Other(&'static str),
     List(Vec<Node>),
-    Table(BTreeMap<String, Entry>),
+    Table(BTreeMap<String, TableEntry>),
 }
 
 /// A value in a table, with the origin of its key.
-pub(super) struct Entry {
-    pub key: Origin,
+pub(super) struct TableEntry {
+    pub key: ValueSource,
     pub node: Node,
 }
 
 /// Where a key or value was written.
 #[derive(Clone)]
-pub(super) enum Origin {
+pub(super) enum ValueSource {
     Offset(usize),
     Variable(String),
 }
 
 /// Reads the file's text.
-pub(super) fn read(path: &Path) -> Result<String, Problem> {
+pub(super) fn read_file(path: &Path) -> Result<String, ConfigProblem> {
     std::fs::read_to_string(path).map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
             std::io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
             _ => error.to_string(),
         };
-        Problem::error("", format!("cannot read the configuration `{}`: {why}", path.display()))
+        ConfigProblem::error("", format!("cannot read the configuration `{}`: {why}", path.display()))
             .help("name another with `--config`, or run `guardian quickstart`, which needs none")
     })
 }
 
 impl Document {
     /// Parses the text; all syntax errors are reported.
-    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<ConfigProblem>> {
         let (table, errors) = DeTable::parse_recoverable(text);
         let starts = text.match_indices('\n').map(|(at, _)| at + 1);
         let document = Self {
@@ -83,26 +83,26 @@ impl Document {
                 .iter()
                 .map(|error| {
                     let at = error.span().map_or(0, |span| span.start);
-                    Problem::error("", format!("not TOML: {}", error.message().replace('\n', ", ")))
-                        .at(document.place_of(&Origin::Offset(at)))
+                    ConfigProblem::error("", format!("not TOML: {}", error.message().replace('\n', ", ")))
+                        .at(document.location_of(&ValueSource::Offset(at)))
                 })
                 .collect(),
         ))
     }
 
     /// Replaces values of the file by the variables `GUARDIAN__SECTION__KEY`. `type_of` says which type a key takes.
-    pub fn overlay(&mut self, variables: &Variables, type_of: &dyn Fn(&[String]) -> Option<JsonType>) -> Vec<Problem> {
+    pub fn overlay(&mut self, variables: &Variables, type_of: &dyn Fn(&[String]) -> Option<JsonType>) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         for (name, text) in variables.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
             let setting = Override {
                 path: &path,
                 text,
-                origin: Origin::Variable(name.clone()),
+                source: ValueSource::Variable(name.clone()),
                 type_of,
             };
             if let Err(message) = setting.set(&mut self.root, 0) {
-                problems.push(Problem::error(path.join("."), message).at(Place::Variable(name.clone())));
+                problems.push(ConfigProblem::error(path.join("."), message).at(SourceLocation::Variable(name.clone())));
             }
         }
         problems
@@ -110,14 +110,14 @@ impl Document {
 
     /// Replaces `${VAR}` in every string of the file; `$${` stands for a literal `${`. Values from variables are left as
     /// they are.
-    pub fn expand(&mut self, variables: &Variables) -> Vec<Problem> {
+    pub fn expand(&mut self, variables: &Variables) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
-        self.root.expand("", variables, &mut |key, origin, message| {
-            problems.push((Problem::error(key, message), origin.clone()));
+        self.root.expand("", variables, &mut |key, source, message| {
+            problems.push((ConfigProblem::error(key, message), source.clone()));
         });
         problems
             .into_iter()
-            .map(|(problem, origin)| problem.at(self.place_of(&origin)))
+            .map(|(problem, source)| problem.at(self.location_of(&source)))
             .collect()
     }
 
@@ -126,14 +126,14 @@ impl Document {
     }
 
     /// The place of an origin, with line and column.
-    pub fn place_of(&self, origin: &Origin) -> Place {
-        match origin {
-            Origin::Variable(name) => Place::Variable(name.clone()),
-            Origin::Offset(offset) => {
+    pub fn location_of(&self, source: &ValueSource) -> SourceLocation {
+        match source {
+            ValueSource::Variable(name) => SourceLocation::Variable(name.clone()),
+            ValueSource::Offset(offset) => {
                 let line = self.lines.partition_point(|start| start <= offset).max(1);
                 let start = self.lines[line - 1];
                 let column = self.text.get(start..*offset).map_or(0, |before| before.chars().count()) + 1;
-                Place::File {
+                SourceLocation::File {
                     file: self.file.clone(),
                     line,
                     column,
@@ -143,32 +143,32 @@ impl Document {
     }
 
     /// Gives a problem its place: where its key stands, or else the nearest section around it.
-    pub fn place(&self, problem: Problem) -> Problem {
-        if problem.place != Place::Nowhere {
+    pub fn locate(&self, problem: ConfigProblem) -> ConfigProblem {
+        if problem.location != SourceLocation::Nowhere {
             return problem;
         }
         let mut node = &self.root;
-        for step in steps(&problem.key) {
+        for step in key_segments(&problem.key) {
             match node.child(step) {
                 Some(child) => node = child,
                 None => break,
             }
         }
-        let place = self.place_of(&node.origin);
-        problem.at(place)
+        let location = self.location_of(&node.source);
+        problem.at(location)
     }
 
     /// An error of the file as a whole.
-    pub fn whole(&self, message: String) -> Problem {
-        Problem {
+    pub fn file_problem(&self, message: String) -> ConfigProblem {
+        ConfigProblem {
             severity: Severity::Error,
-            ..Problem::error("", message).at(self.place_of(&Origin::Offset(0)))
+            ..ConfigProblem::error("", message).at(self.location_of(&ValueSource::Offset(0)))
         }
     }
 }
 
 /// Splits a key: `servers[0].url` is `servers`, `0`, `url`. A quoted step may hold dots.
-fn steps(key: &str) -> Vec<&str> {
+fn key_segments(key: &str) -> Vec<&str> {
     let mut steps = Vec::new();
     let mut rest = key;
     while !rest.is_empty() {
@@ -187,15 +187,15 @@ fn steps(key: &str) -> Vec<&str> {
 impl Node {
     fn table(table: &Spanned<DeTable<'_>>) -> Self {
         Self {
-            origin: Origin::Offset(table.span().start),
+            source: ValueSource::Offset(table.span().start),
             value: Value::of_table(table.get_ref()),
         }
     }
 
-    fn of(value: &Spanned<DeValue<'_>>, origin: &dyn Fn(usize) -> Origin) -> Self {
+    fn of(value: &Spanned<DeValue<'_>>, source: &dyn Fn(usize) -> ValueSource) -> Self {
         let plain = |text: &str| text.replace('_', "");
         Self {
-            origin: origin(value.span().start),
+            source: source(value.span().start),
             value: match value.get_ref() {
                 DeValue::String(text) => Value::Text(text.to_string()),
                 DeValue::Integer(number) => match i64::from_str_radix(&plain(number.as_str()), number.radix()) {
@@ -205,8 +205,8 @@ impl Node {
                 DeValue::Float(_) => Value::Other("a decimal number"),
                 DeValue::Boolean(truth) => Value::Boolean(*truth),
                 DeValue::Datetime(_) => Value::Other("a date"),
-                DeValue::Array(items) => Value::List(items.iter().map(|item| Self::of(item, origin)).collect()),
-                DeValue::Table(table) => Value::of_entries(table, origin),
+                DeValue::Array(items) => Value::List(items.iter().map(|item| Self::of(item, source)).collect()),
+                DeValue::Table(table) => Value::of_entries(table, source),
             },
         }
     }
@@ -219,11 +219,11 @@ impl Node {
         }
     }
 
-    fn expand(&mut self, key: &str, variables: &Variables, report: &mut dyn FnMut(&str, &Origin, String)) {
+    fn expand(&mut self, key: &str, variables: &Variables, report: &mut dyn FnMut(&str, &ValueSource, String)) {
         match &mut self.value {
-            Value::Text(text) if matches!(self.origin, Origin::Offset(_)) => match expanded(text, variables) {
+            Value::Text(text) if matches!(self.source, ValueSource::Offset(_)) => match expanded(text, variables) {
                 Ok(expanded) => *text = expanded,
-                Err(message) => report(key, &self.origin, format!("`{key}` {message}")),
+                Err(message) => report(key, &self.source, format!("`{key}` {message}")),
             },
             Value::List(items) => items
                 .iter_mut()
@@ -253,7 +253,7 @@ impl Node {
 struct Override<'a> {
     path: &'a [String],
     text: &'a str,
-    origin: Origin,
+    source: ValueSource,
     type_of: &'a dyn Fn(&[String]) -> Option<JsonType>,
 }
 
@@ -270,8 +270,8 @@ impl Override<'_> {
         };
         let inner = match &mut node.value {
             Value::Table(entries) => {
-                let entry = entries.entry(step.clone()).or_insert_with(|| Entry {
-                    key: self.origin.clone(),
+                let entry = entries.entry(step.clone()).or_insert_with(|| TableEntry {
+                    key: self.source.clone(),
                     node: missing(),
                 });
                 &mut entry.node
@@ -311,7 +311,7 @@ impl Override<'_> {
             Some(JsonType::Array | JsonType::Object) => {
                 let parsed =
                     DeValue::parse(self.text).map_err(|_| "expected a TOML value such as `[\"a\", \"b\"]` or `{ key = 1 }`")?;
-                Node::of(&parsed, &|_| self.origin.clone()).value
+                Node::of(&parsed, &|_| self.source.clone()).value
             }
             _ => text(),
         })
@@ -320,21 +320,21 @@ impl Override<'_> {
     fn node(&self, value: Value) -> Node {
         Node {
             value,
-            origin: self.origin.clone(),
+            source: self.source.clone(),
         }
     }
 }
 
 impl Value {
     fn of_table(table: &DeTable<'_>) -> Self {
-        Self::of_entries(table, &Origin::Offset)
+        Self::of_entries(table, &ValueSource::Offset)
     }
 
-    fn of_entries(table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin) -> Self {
+    fn of_entries(table: &DeTable<'_>, source: &dyn Fn(usize) -> ValueSource) -> Self {
         let entries = table.iter().map(|(key, value)| {
-            let entry = Entry {
-                key: origin(key.span().start),
-                node: Node::of(value, origin),
+            let entry = TableEntry {
+                key: source(key.span().start),
+                node: Node::of(value, source),
             };
             (key.get_ref().to_string(), entry)
         });
@@ -389,9 +389,9 @@ mod tests {
 
     #[test]
     fn a_key_path_falls_into_its_steps() {
-        assert_eq!(steps("servers[0].url"), ["servers", "0", "url"]);
+        assert_eq!(key_segments("servers[0].url"), ["servers", "0", "url"]);
         assert_eq!(
-            steps("limits.tools.\"demo/a.b\".rate"),
+            key_segments("limits.tools.\"demo/a.b\".rate"),
             ["limits", "tools", "demo/a.b", "rate"]
         );
     }

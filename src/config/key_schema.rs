@@ -1,8 +1,8 @@
 //! Checks the keys of the file and the types of their values by the JSON Schema of `model.rs`, the one that is exported.
 //! `jsonschema` finds all mismatches at once, where serde would stop at the first; this file puts each in a sentence.
 
-use super::document::{Document, Node, Origin, Value, join};
-use super::problem::{Problem, did_you_mean, nearest, quoted};
+use super::document::{Document, Node, Value, ValueSource, join};
+use super::problem::{ConfigProblem, did_you_mean, nearest, quoted};
 use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
@@ -17,33 +17,33 @@ pub(super) struct KeySchema {
 }
 
 /// The syntax of a text: a name, a duration or an address.
-struct Grammar {
+struct TextFormat {
     /// Its name in the schema.
     name: &'static str,
     expected: &'static str,
     check: fn(&str) -> Result<(), String>,
 }
 
-const GRAMMARS: &[Grammar] = &[
-    Grammar::name("EnvironmentName", parses::<EnvironmentName>),
-    Grammar::name("IssuerAlias", parses::<IssuerAlias>),
-    Grammar::name("Issuer", parses::<Issuer>),
-    Grammar::name("ClientId", parses::<ClientId>),
-    Grammar::name("RoleName", parses::<RoleName>),
-    Grammar::name("ServerName", parses::<ServerName>),
-    Grammar {
+const TEXT_FORMATS: &[TextFormat] = &[
+    TextFormat::name("EnvironmentName", parses::<EnvironmentName>),
+    TextFormat::name("IssuerAlias", parses::<IssuerAlias>),
+    TextFormat::name("Issuer", parses::<Issuer>),
+    TextFormat::name("ClientId", parses::<ClientId>),
+    TextFormat::name("RoleName", parses::<RoleName>),
+    TextFormat::name("ServerName", parses::<ServerName>),
+    TextFormat {
         name: "Span",
         expected: "a length of time in quotes such as `\"5s\"`",
-        check: span,
+        check: human_duration,
     },
-    Grammar {
+    TextFormat {
         name: "socket-address",
         expected: "an address with a port in quotes such as `\"0.0.0.0:8443\"`",
         check: socket_address,
     },
 ];
 
-impl Grammar {
+impl TextFormat {
     const fn name(name: &'static str, check: fn(&str) -> Result<(), String>) -> Self {
         Self {
             name,
@@ -55,7 +55,7 @@ impl Grammar {
     /// The grammar that the schema's `format` names.
     fn of(schema: &Json) -> Option<&'static Self> {
         let name = schema["format"].as_str()?;
-        GRAMMARS.iter().find(|grammar| grammar.name == name)
+        TEXT_FORMATS.iter().find(|grammar| grammar.name == name)
     }
 }
 
@@ -72,7 +72,7 @@ impl KeySchema {
         let mut options = jsonschema::options()
             .should_validate_formats(true)
             .with_pattern_options(PatternOptions::regex());
-        for grammar in GRAMMARS {
+        for grammar in TEXT_FORMATS {
             options = options.with_format(grammar.name, |text: &str| (grammar.check)(text).is_ok());
         }
         let validator = options.build(&schema).expect("schemars makes a valid schema");
@@ -87,7 +87,7 @@ impl KeySchema {
 
     /// Reports every unknown or missing key and every value of the wrong type, in no particular order. One mismatch may
     /// be reported twice, in the same words.
-    pub fn check(&self, document: &Document) -> Vec<Problem> {
+    pub fn check(&self, document: &Document) -> Vec<ConfigProblem> {
         let json = document.to_json();
         let mut problems = Vec::new();
         for error in self.validator.iter_errors(&json) {
@@ -96,9 +96,10 @@ impl KeySchema {
         problems
     }
 
-    fn explain(&self, error: &ValidationError<'_>, document: &Document, problems: &mut Vec<Problem>) {
+    fn explain(&self, error: &ValidationError<'_>, document: &Document, problems: &mut Vec<ConfigProblem>) {
         let setting = self.setting(error, document);
-        let mut report = |(origin, problem): (&Origin, Problem)| problems.push(problem.at(document.place_of(origin)));
+        let mut report =
+            |(source, problem): (&ValueSource, ConfigProblem)| problems.push(problem.at(document.location_of(source)));
         match error.kind() {
             // An optional key takes its type or null.
             ValidationErrorKind::AnyOf { context } => {
@@ -114,17 +115,17 @@ impl KeySchema {
             ValidationErrorKind::Required { property } => {
                 let name = property.as_str().expect("a required property is named");
                 if !is_misspelt(&setting, name) {
-                    report((&setting.node.origin, self.missing(&setting, name)));
+                    report((&setting.node.source, self.missing(&setting, name)));
                 }
             }
             ValidationErrorKind::PropertyNames { error } => {
                 let name = error.instance().as_str().expect("the name of a property is a text");
-                let grammar = Grammar::of(&setting.schema["propertyNames"]).expect("names are checked by a grammar");
+                let grammar = TextFormat::of(&setting.schema["propertyNames"]).expect("names are checked by a grammar");
                 if let Err(message) = (grammar.check)(name) {
-                    report((setting.origin_of(name), Problem::error(&setting.key, message)));
+                    report((setting.origin_of(name), ConfigProblem::error(&setting.key, message)));
                 }
             }
-            _ => report((&setting.node.origin, self.mismatch(&setting))),
+            _ => report((&setting.node.source, self.mismatch(&setting))),
         }
     }
 
@@ -174,11 +175,11 @@ impl KeySchema {
     }
 
     /// An unknown key, with the known one that was probably meant.
-    fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a Origin, Problem) {
+    fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a ValueSource, ConfigProblem) {
         let message = format!("unknown key {} in {}", quoted(name), section_name(&section.key));
         let help = did_you_mean(name, known(section.schema)).unwrap_or_else(|| {
             let mut homes = Vec::new();
-            self.homes_of(name, "", &self.schema, &mut homes);
+            self.sections_with(name, "", &self.schema, &mut homes);
             match &homes[..] {
                 [home] => format!("it belongs in {}", section_name(home)),
                 _ => {
@@ -188,25 +189,25 @@ impl KeySchema {
                 }
             }
         });
-        let problem = Problem::error(join(&section.key, name), message).help(help);
+        let problem = ConfigProblem::error(join(&section.key, name), message).help(help);
         (section.origin_of(name), problem)
     }
 
     /// Finds every section that has a key of this name.
-    fn homes_of(&self, name: &str, section: &str, schema: &Json, homes: &mut Vec<String>) {
+    fn sections_with(&self, name: &str, section: &str, schema: &Json, homes: &mut Vec<String>) {
         let schema = self.resolved(schema);
         if schema["properties"].get(name).is_some() {
             homes.push(section.to_owned());
         }
         for (inner, schema) in schema["properties"].as_object().into_iter().flatten() {
-            self.homes_of(name, &join(section, inner), schema, homes);
+            self.sections_with(name, &join(section, inner), schema, homes);
         }
         if schema["items"].is_object() {
-            self.homes_of(name, &format!("{section}[]"), &schema["items"], homes);
+            self.sections_with(name, &format!("{section}[]"), &schema["items"], homes);
         }
     }
 
-    fn missing(&self, section: &Setting<'_>, name: &str) -> Problem {
+    fn missing(&self, section: &Setting<'_>, name: &str) -> ConfigProblem {
         let key = join(&section.key, name);
         let is_section = self.child(section.schema, name).is_some_and(is_section);
         let message = if is_section {
@@ -214,22 +215,22 @@ impl KeySchema {
         } else {
             format!("`{name}` is missing in {}", section_name(&section.key))
         };
-        Problem::error(key, message)
+        ConfigProblem::error(key, message)
     }
 
     /// A value that the key does not take.
-    fn mismatch(&self, setting: &Setting<'_>) -> Problem {
+    fn mismatch(&self, setting: &Setting<'_>) -> ConfigProblem {
         let Setting { key, node, schema } = setting;
         let words = choices(schema);
         let message = match &node.value {
             Value::Text(text) if !words.is_empty() => {
                 let message = format!("`{key}` is {}; expected {}", quoted(text), one_of(&words));
-                return Problem {
+                return ConfigProblem {
                     help: help_for_word(text, &words),
-                    ..Problem::error(key, message)
+                    ..ConfigProblem::error(key, message)
                 };
             }
-            Value::Text(text) => Grammar::of(schema)
+            Value::Text(text) => TextFormat::of(schema)
                 .and_then(|grammar| (grammar.check)(text).err())
                 .map(|why| format!("`{key}`: {why}")),
             Value::Integer(number) if type_of(schema) == Some(JsonType::Integer) => {
@@ -238,8 +239,8 @@ impl KeySchema {
             }
             _ => None,
         };
-        let expected = || format!("`{key}` is {}; expected {}", found(&node.value), self.expected(schema));
-        Problem::error(key, message.unwrap_or_else(expected))
+        let expected = || format!("`{key}` is {}; expected {}", found_kind(&node.value), self.expected(schema));
+        ConfigProblem::error(key, message.unwrap_or_else(expected))
     }
 
     /// What belongs here, in words for a message.
@@ -252,7 +253,7 @@ impl KeySchema {
             Some(JsonType::Array) => "a list such as `[\"…\"]`",
             Some(JsonType::Integer) => "a whole number",
             Some(JsonType::Boolean) => "`true` or `false`",
-            _ => Grammar::of(schema).map_or("a text in quotes", |grammar| grammar.expected),
+            _ => TextFormat::of(schema).map_or("a text in quotes", |grammar| grammar.expected),
         }
         .to_owned()
     }
@@ -260,10 +261,10 @@ impl KeySchema {
 
 impl<'a> Setting<'a> {
     /// Where the key of this name was written in this section.
-    fn origin_of(&self, name: &str) -> &'a Origin {
+    fn origin_of(&self, name: &str) -> &'a ValueSource {
         match &self.node.value {
-            Value::Table(entries) => entries.get(name).map_or(&self.node.origin, |entry| &entry.key),
-            _ => &self.node.origin,
+            Value::Table(entries) => entries.get(name).map_or(&self.node.source, |entry| &entry.key),
+            _ => &self.node.source,
         }
     }
 }
@@ -278,7 +279,7 @@ fn checkable() -> Json {
     });
     bound.transform(&mut schema);
     let mut schema = schema.to_value();
-    for grammar in GRAMMARS {
+    for grammar in TEXT_FORMATS {
         if let Some(definition) = schema["$defs"].get_mut(grammar.name) {
             definition["format"] = grammar.name.into();
         }
@@ -332,7 +333,7 @@ fn section_name(section: &str) -> String {
     }
 }
 
-fn found(value: &Value) -> &'static str {
+fn found_kind(value: &Value) -> &'static str {
     match value {
         Value::Text(_) => "a text",
         Value::Integer(_) => "a number",
@@ -375,8 +376,8 @@ fn parses<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<()
     text.parse::<T>().map(drop).map_err(|error| error.to_string())
 }
 
-fn span(text: &str) -> Result<(), String> {
-    match super::Span::parse(text) {
+fn human_duration(text: &str) -> Result<(), String> {
+    match super::HumanDuration::parse(text) {
         Some(_) => Ok(()),
         None => Err(format!(
             "{} is not a length of time such as `250ms`, `5s`, `10m`, `24h` or `7d`",
@@ -404,7 +405,7 @@ mod tests {
         let schema = checkable();
         for (name, definition) in schema["$defs"].as_object().unwrap() {
             let text = definition["type"] == "string" && choices(definition).is_empty();
-            assert!(!text || Grammar::of(definition).is_some(), "{name}");
+            assert!(!text || TextFormat::of(definition).is_some(), "{name}");
         }
     }
 }

@@ -12,7 +12,7 @@ mod resolve;
 mod server;
 
 pub use model::*;
-pub use problem::{Place, Problem, Severity};
+pub use problem::{ConfigProblem, Severity, SourceLocation};
 pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UpstreamCredential};
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ impl Deref for CheckedConfig {
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub config: CheckedConfig,
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
 }
 
 /// Environment variables: `${VAR}` in the file reads any of them, `GUARDIAN__SECTION__KEY` overrides the file.
@@ -44,13 +44,13 @@ pub type Variables = BTreeMap<String, String>;
 
 /// Reads the file, applies overrides, expands `${VAR}`, checks, and completes. In the result, paths are absolute or
 /// relative to the working directory, secrets are read, and defaults are filled in.
-pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
-    let text = document::read(path).map_err(|problem| vec![problem])?;
+pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<ConfigProblem>> {
+    let text = document::read_file(path).map_err(|problem| vec![problem])?;
     parse(path, &text, variables)
 }
 
 /// Like `load`, with the file's text given.
-pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
+pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<ConfigProblem>> {
     let keys = key_schema::KeySchema::of_config();
     let mut document = document::Document::parse(path, text)?;
     let mut problems = document.overlay(variables, &|key| keys.type_of(key));
@@ -60,12 +60,12 @@ pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, V
         return Err(sorted(problems));
     }
     let mut config: Config = serde_json::from_value(document.to_json())
-        .map_err(|error| vec![document.whole(format!("the configuration does not fit together: {error}"))])?;
+        .map_err(|error| vec![document.file_problem(format!("the configuration does not fit together: {error}"))])?;
     resolve::resolve_paths(&mut config, path.parent().unwrap_or(Path::new("")));
     let mut findings = resolve::read_secrets(&mut config);
-    resolve::fill(&mut config);
+    resolve::fill_defaults(&mut config);
     findings.extend(check::check(&config));
-    let findings = sorted(findings.into_iter().map(|problem| document.place(problem)).collect());
+    let findings = sorted(findings.into_iter().map(|problem| document.locate(problem)).collect());
     if findings.iter().any(|problem| problem.severity == Severity::Error) {
         Err(findings)
     } else {
@@ -81,8 +81,8 @@ pub fn schema() -> serde_json::Value {
     schemars::schema_for!(Config).to_value()
 }
 
-fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
-    problems.sort_by(|a, b| (&a.place, &a.key).cmp(&(&b.place, &b.key)));
+fn sorted(mut problems: Vec<ConfigProblem>) -> Vec<ConfigProblem> {
+    problems.sort_by(|a, b| (&a.location, &a.key).cmp(&(&b.location, &b.key)));
     problems.dedup();
     problems
 }

@@ -50,7 +50,7 @@ pub struct Config {
 
 /// A length of time written `250ms`, `5s`, `10m`, `24h`, `7d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub struct HumanDuration(pub Duration);
 
 /// A secret: written `${VAR}` in the file, or read from the file that the sibling key `…_file` names. Never printed.
 pub type Secret = SecretString;
@@ -106,19 +106,19 @@ pub struct ConnectionLimits {
     pub max_connections: usize,
     /// From one address (IPv4) or /64 (IPv6).
     pub max_connections_per_address: usize,
-    pub handshake_timeout: Span,
+    pub handshake_timeout: HumanDuration,
     /// For the head of a request; also how long a connection may stay idle before the next.
-    pub header_timeout: Span,
+    pub header_timeout: HumanDuration,
     /// For the whole body of a request.
-    pub body_timeout: Span,
+    pub body_timeout: HumanDuration,
     /// How long an h2 peer may leave a ping unanswered.
-    pub idle_timeout: Span,
+    pub idle_timeout: HumanDuration,
     /// The longest life of one answer, streams included.
-    pub total_timeout: Span,
+    pub total_timeout: HumanDuration,
     /// How long a stream may be silent before it gets a comment, which keeps those between from closing it.
-    pub keep_alive: Span,
+    pub keep_alive: HumanDuration,
     /// How long running calls may take to finish after SIGTERM.
-    pub drain_timeout: Span,
+    pub drain_timeout: HumanDuration,
     pub max_header_bytes: usize,
     pub max_body_bytes: usize,
     /// h2 streams at once on one connection.
@@ -158,7 +158,7 @@ pub struct StoreConfig {
     /// PEM file of the CA that signed the database's certificate, if it is not a public one.
     pub ca_file: Option<PathBuf>,
     pub max_connections: u32,
-    pub connect_timeout: Span,
+    pub connect_timeout: HumanDuration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -231,16 +231,16 @@ pub struct IssuerConfig {
     pub allow_anonymous: bool,
     /// Clock difference tolerated in `exp`, `nbf` and `iat`.
     #[serde(default = "default_skew")]
-    pub skew: Span,
+    pub skew: HumanDuration,
     /// How long a fetched key set is used before it is fetched again.
     #[serde(default = "default_jwks_refresh")]
-    pub jwks_refresh: Span,
+    pub jwks_refresh: HumanDuration,
     /// How long the last good key set serves when the URL cannot be reached.
     #[serde(default = "default_jwks_keep")]
-    pub jwks_keep: Span,
+    pub jwks_keep: HumanDuration,
     /// The least time between two fetches caused by an unknown key id.
     #[serde(default = "default_jwks_refetch")]
-    pub jwks_refetch: Span,
+    pub jwks_refetch: HumanDuration,
 }
 
 /// Guardian API keys.
@@ -277,11 +277,11 @@ pub struct PoliciesConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct GrantsConfig {
     /// No call is decided on knowledge older than this.
-    pub max_staleness: Span,
+    pub max_staleness: HumanDuration,
     /// From this age on the knowledge is confirmed in the background.
-    pub confirm_after: Span,
+    pub confirm_after: HumanDuration,
     /// How long a call may wait for a confirmation.
-    pub confirm_timeout: Span,
+    pub confirm_timeout: HumanDuration,
     /// Members held in memory. Of more, those enrolled last are refused until this is raised.
     pub max_members: usize,
 }
@@ -291,7 +291,7 @@ pub struct GrantsConfig {
 #[serde(deny_unknown_fields)]
 pub struct Rate {
     pub rate: u32,
-    pub per: Span,
+    pub per: HumanDuration,
     /// By default the rate.
     #[serde(default)]
     pub burst: Option<u32>,
@@ -336,7 +336,7 @@ pub struct JournalConfig {
     pub max_bytes: u64,
     pub segment_bytes: u64,
     /// A disk that takes longer for one sync is treated as broken.
-    pub sync_timeout: Span,
+    pub sync_timeout: HumanDuration,
     pub arguments: RecordArguments,
     /// Argument names, at any depth, whose values never reach a record.
     pub redact: Vec<String>,
@@ -350,7 +350,7 @@ pub struct SessionsConfig {
     /// File with one key a line, `version:base64` of 32 bytes, that seals session ids; replicas share it. By default `session.keys` in the data folder.
     pub key_file: Option<PathBuf>,
     /// How long a session may live.
-    pub lifetime: Span,
+    pub lifetime: HumanDuration,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -413,7 +413,7 @@ defaults! {
     GrantsConfig {
         max_staleness: secs(5),
         confirm_after: secs(1),
-        confirm_timeout: Span(Duration::from_millis(800)),
+        confirm_timeout: HumanDuration(Duration::from_millis(800)),
         max_members: 1_000_000,
     }
     LimitsConfig {
@@ -438,8 +438,8 @@ defaults! {
     LogConfig { level: "info".to_owned(), format: LogFormat::Auto, }
 }
 
-pub(super) const fn secs(secs: u64) -> Span {
-    Span(Duration::from_secs(secs))
+pub(super) const fn secs(secs: u64) -> HumanDuration {
+    HumanDuration(Duration::from_secs(secs))
 }
 
 fn default_environment() -> EnvironmentName {
@@ -450,23 +450,23 @@ fn default_data_dir() -> PathBuf {
     PathBuf::from("data")
 }
 
-fn default_skew() -> Span {
+fn default_skew() -> HumanDuration {
     secs(30)
 }
 
-fn default_jwks_refresh() -> Span {
+fn default_jwks_refresh() -> HumanDuration {
     secs(600)
 }
 
-fn default_jwks_keep() -> Span {
+fn default_jwks_keep() -> HumanDuration {
     secs(3_600)
 }
 
-fn default_jwks_refetch() -> Span {
+fn default_jwks_refetch() -> HumanDuration {
     secs(30)
 }
 
-impl<'de> Deserialize<'de> for Span {
+impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;
         Self::parse(&text).ok_or_else(|| {
@@ -478,7 +478,7 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 /// Prints the largest unit that loses nothing: `90s`, `2m`.
-impl std::fmt::Display for Span {
+impl std::fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let millis = self.0.as_millis();
         let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
@@ -489,13 +489,13 @@ impl std::fmt::Display for Span {
     }
 }
 
-impl Serialize for Span {
+impl Serialize for HumanDuration {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(self)
     }
 }
 
-impl Span {
+impl HumanDuration {
     /// Parses digits followed by `ms`, `s`, `m`, `h` or `d`.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -536,7 +536,7 @@ impl StoreConfig {
     }
 }
 
-impl JsonSchema for Span {
+impl JsonSchema for HumanDuration {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Span".into()
     }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 /// An error or warning about the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Problem {
+pub struct ConfigProblem {
     pub severity: Severity,
-    pub place: Place,
+    #[serde(rename = "place")]
+    pub location: SourceLocation,
     /// The dotted key: `servers[0].url`. Empty for the file as a whole.
     pub key: String,
     pub message: String,
@@ -28,7 +29,7 @@ pub enum Severity {
 /// Where the offending value was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum SourceLocation {
     /// Lines and columns count from 1; columns count characters.
     File { file: PathBuf, line: usize, column: usize },
     /// An environment variable that overrides the file.
@@ -37,11 +38,11 @@ pub enum Place {
     Nowhere,
 }
 
-impl Problem {
+impl ConfigProblem {
     pub(super) fn error(key: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
-            place: Place::Nowhere,
+            location: SourceLocation::Nowhere,
             key: key.into(),
             message: message.into(),
             help: None,
@@ -55,8 +56,8 @@ impl Problem {
         }
     }
 
-    pub(super) fn at(self, place: Place) -> Self {
-        Self { place, ..self }
+    pub(super) fn at(self, location: SourceLocation) -> Self {
+        Self { location, ..self }
     }
 
     pub(super) fn help(self, help: impl Into<String>) -> Self {
@@ -67,12 +68,12 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::File { file, line, column } => write!(f, "{}:{line}:{column}: ", file.display())?,
-            Place::Variable(name) => write!(f, "environment variable {name}: ")?,
-            Place::Nowhere => {}
+        match &self.location {
+            SourceLocation::File { file, line, column } => write!(f, "{}:{line}:{column}: ", file.display())?,
+            SourceLocation::Variable(name) => write!(f, "environment variable {name}: ")?,
+            SourceLocation::Nowhere => {}
         }
         if self.severity == Severity::Warning {
             f.write_str("warning: ")?;
@@ -85,7 +86,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl std::error::Error for Problem {}
+impl std::error::Error for ConfigProblem {}
 
 /// Foreign text in backticks: control characters escaped, truncated to 80 characters.
 pub(super) fn quoted(text: &str) -> String {

@@ -2,7 +2,7 @@
 //! the defaults that depend on other values.
 
 use super::document::join;
-use super::problem::Problem;
+use super::problem::ConfigProblem;
 use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind};
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,7 @@ fn joined(folder: &Path, path: &Path) -> PathBuf {
 }
 
 /// Reads the `…_file` siblings of secrets. Other files are read by the rooms that use them.
-pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
+pub(super) fn read_secrets(config: &mut Config) -> Vec<ConfigProblem> {
     let store = &mut config.store;
     let mut secrets = vec![
         ("store.url".to_owned(), &mut store.url, &store.url_file),
@@ -94,8 +94,8 @@ pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
     problems
 }
 
-fn read_secret(key: &str, file_key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), Problem> {
-    let problem = |message: String| Problem::error(file_key, message);
+fn read_secret(key: &str, file_key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), ConfigProblem> {
+    let problem = |message: String| ConfigProblem::error(file_key, message);
     let shown = file.display();
     if secret.is_some() {
         return Err(problem(format!("`{key}` is given twice, as it is and by `{file_key}`")).help("keep one of them"));
@@ -133,11 +133,11 @@ fn readable_by_others(_: &Path) -> bool {
 }
 
 /// Fills in what an issuer's kind implies and the files in `data_dir`, and drops a trailing slash of `public_url`.
-pub(super) fn fill(config: &mut Config) {
+pub(super) fn fill_defaults(config: &mut Config) {
     if let Some(plain) = config.listen.public_url.strip_suffix('/') {
         config.listen.public_url = plain.to_owned();
     }
-    config.issuers.iter_mut().for_each(fill_issuer);
+    config.issuers.iter_mut().for_each(fill_issuer_defaults);
     let data = |name: &str| Some(config.data_dir.join(name));
     if config.store.kind == StoreKind::Sqlite && config.store.file.is_none() {
         config.store.file = data("guardian.db");
@@ -154,7 +154,7 @@ pub(super) fn fill(config: &mut Config) {
     }
 }
 
-fn fill_issuer(issuer: &mut IssuerConfig) {
+fn fill_issuer_defaults(issuer: &mut IssuerConfig) {
     let base = issuer.issuer.as_str().trim_end_matches('/').to_owned();
     let (algorithms, jwks, audience) = match issuer.kind {
         IssuerKind::Oidc => (vec![SigningAlgorithm::ES256, SigningAlgorithm::RS256], None, None),

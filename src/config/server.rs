@@ -1,6 +1,6 @@
 //! One `[[servers]]` entry: where a server is or how it is started, what it may do, and its time-outs and limits.
 
-use super::model::{Secret, Span, secs};
+use super::model::{HumanDuration, Secret, secs};
 use crate::domain::{ClientRequest, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,7 @@ pub struct ServerConfig {
     pub max_sessions: usize,
     /// Programs and `sse` servers: a session that was not used for so long is ended.
     #[serde(default = "default_session_idle")]
-    pub session_idle: Span,
+    pub session_idle: HumanDuration,
     /// Its CA, PEM, if it is not a public one.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -91,13 +91,13 @@ pub struct ServerConfig {
     #[serde(default)]
     pub tool_scopes: BTreeMap<String, Vec<String>>,
     #[serde(default = "default_connect_timeout")]
-    pub connect_timeout: Span,
+    pub connect_timeout: HumanDuration,
     /// Until the head of the answer.
     #[serde(default = "default_first_byte_timeout")]
-    pub first_byte_timeout: Span,
+    pub first_byte_timeout: HumanDuration,
     /// Between two pieces of the answer.
     #[serde(default = "default_upstream_idle")]
-    pub idle_timeout: Span,
+    pub idle_timeout: HumanDuration,
     /// Largest answer that is not a stream.
     #[serde(default = "default_answer_bytes")]
     pub max_answer_bytes: usize,
@@ -106,7 +106,7 @@ pub struct ServerConfig {
     pub max_concurrency: usize,
     /// How often its tool list is fetched anew.
     #[serde(default = "default_catalogue_refresh")]
-    pub catalogue_refresh: Span,
+    pub catalogue_refresh: HumanDuration,
     /// Allow an address on loopback or a private network.
     #[serde(default)]
     pub allow_private_address: bool,
@@ -135,19 +135,19 @@ fn default_max_sessions() -> usize {
     32
 }
 
-fn default_session_idle() -> Span {
+fn default_session_idle() -> HumanDuration {
     secs(1_800)
 }
 
-fn default_connect_timeout() -> Span {
+fn default_connect_timeout() -> HumanDuration {
     secs(5)
 }
 
-fn default_first_byte_timeout() -> Span {
+fn default_first_byte_timeout() -> HumanDuration {
     secs(120)
 }
 
-fn default_upstream_idle() -> Span {
+fn default_upstream_idle() -> HumanDuration {
     secs(300)
 }
 
@@ -159,7 +159,7 @@ fn default_server_concurrency() -> usize {
     256
 }
 
-fn default_catalogue_refresh() -> Span {
+fn default_catalogue_refresh() -> HumanDuration {
     secs(60)
 }
 

@@ -7,7 +7,7 @@ mod rows;
 use super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
 use super::source::Source;
 use super::{Changes, Grants, GrantsView, Ticket};
-use crate::config::{GrantsConfig, Span};
+use crate::config::{GrantsConfig, HumanDuration};
 use crate::domain::{
     AuthMethod, Digest, Fingerprint, GrantId, GrantStatus, Issuer, IssuerAlias, Member, MemberStatus, Principal, PrincipalKind,
     Reason, Revocation, RevocationKind, Timestamp,
@@ -450,7 +450,7 @@ async fn a_revocation_covers_what_was_issued_before_it_while_it_lasts() {
 
 #[tokio::test(start_paused = true)]
 async fn with_no_staleness_allowed_every_call_asks() {
-    let (grants, script) = started(|config| config.max_staleness = Span(Duration::ZERO)).await;
+    let (grants, script) = started(|config| config.max_staleness = HumanDuration(Duration::ZERO)).await;
     for n in 1..=20 {
         sleep(millis(50)).await;
         script.revoke("ann");

@@ -1,7 +1,7 @@
 //! `config`: the shipped file and its comments, overrides, secrets, and twenty broken files with the problems reported for
 //! each. `BLESS=1` rewrites the expected texts.
 
-use neural_guardian::config::{self, Place, Severity, Span, Variables};
+use neural_guardian::config::{self, HumanDuration, Severity, SourceLocation, Variables};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -199,7 +199,10 @@ fn a_secret_file_that_is_missing_empty_or_open_to_others_is_refused() {
         let problems = config::load(&folder.0.join("guardian.toml"), &Variables::new()).unwrap_err();
         let said = shown(&problems);
         assert!(said.contains(expected) && !said.contains("hidden"), "{said}");
-        assert!(matches!(problems[0].place, Place::File { line: 12, .. }), "{said}");
+        assert!(
+            matches!(problems[0].location, SourceLocation::File { line: 12, .. }),
+            "{said}"
+        );
     }
 }
 
@@ -309,7 +312,7 @@ fn variables(set: &[(&str, &str)]) -> Variables {
         .collect()
 }
 
-fn shown(problems: &[config::Problem]) -> String {
+fn shown(problems: &[config::ConfigProblem]) -> String {
     problems.iter().map(|problem| format!("{problem}\n")).collect()
 }
 
@@ -392,7 +395,7 @@ fn keys(path: &str, schema: &Json, root: &Json, known: &mut BTreeSet<String>) {
 /// The value with durations as numbers, so that their spelling does not count.
 fn plain(value: &Json) -> Json {
     match value {
-        Json::String(text) => Span::parse(text).map_or(value.clone(), |span| Json::from(span.to_string())),
+        Json::String(text) => HumanDuration::parse(text).map_or(value.clone(), |span| Json::from(span.to_string())),
         Json::Object(entries) => Json::Object(entries.iter().map(|(key, value)| (key.clone(), plain(value))).collect()),
         _ => value.clone(),
     }

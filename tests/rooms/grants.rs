@@ -3,7 +3,7 @@
 //! in `src/grants/tests.rs`.
 
 use crate::postgres::Database;
-use neural_guardian::config::{GrantsConfig, Span};
+use neural_guardian::config::{GrantsConfig, HumanDuration};
 use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, EnvironmentName, Fingerprint, GrantStatus, Issuer, IssuerAlias, KeyId, Principal, PrincipalKind,
     Reason, Revocation, RevocationKind, Scope, Scopes, ServerName, Subject, Timestamp, UserId,
@@ -304,9 +304,9 @@ impl Place {
 
     async fn grants(&self, max_staleness: Duration) -> Grants {
         let config = GrantsConfig {
-            max_staleness: Span(max_staleness),
-            confirm_after: Span(max_staleness),
-            confirm_timeout: Span(Duration::from_secs(30)),
+            max_staleness: HumanDuration(max_staleness),
+            confirm_after: HumanDuration(max_staleness),
+            confirm_timeout: HumanDuration(Duration::from_secs(30)),
             ..GrantsConfig::default()
         };
         Grants::start(self.proxy.clone(), env(), &config).await.unwrap()

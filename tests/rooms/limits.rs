@@ -1,7 +1,7 @@
 //! `limits` on a clock that stands still, compared with a model in whole nanoseconds that does not use governor.
 
 use governor::clock::FakeRelativeClock;
-use neural_guardian::config::{LimitsConfig, Rate, ServerConfig, Span};
+use neural_guardian::config::{HumanDuration, LimitsConfig, Rate, ServerConfig};
 use neural_guardian::domain::{
     AuthMethod, Digest, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, ServerName, Subject, ToolName,
 };
@@ -163,7 +163,7 @@ fn what_is_no_limit_is_named_all_at_once() {
             "files/read".to_owned(),
             Rate {
                 rate: 1,
-                per: Span(Duration::MAX),
+                per: HumanDuration(Duration::MAX),
                 burst: Some(u32::MAX),
             },
         ),
@@ -394,7 +394,7 @@ fn roomy() -> LimitsConfig {
 fn rate(rate: u32, per_millis: u64, burst: u32) -> Option<Rate> {
     Some(Rate {
         rate,
-        per: Span(Duration::from_millis(per_millis)),
+        per: HumanDuration(Duration::from_millis(per_millis)),
         burst: Some(burst),
     })
 }

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use neural_guardian::config::{ClientCertificates, ConnectionLimits, Span, TlsConfig};
+use neural_guardian::config::{ClientCertificates, ConnectionLimits, HumanDuration, TlsConfig};
 use neural_guardian::domain::Timestamp;
 use neural_guardian::transport::{
     Answered, Body, BodyProblem, Client, ClientError, ClientSettings, Connections, Peer, ServerTls, Stop, StopHandle, TlsError,
@@ -37,7 +37,7 @@ use tokio_rustls::client::TlsStream;
 
 /// A time-out that no passing test reaches.
 const NEVER: Duration = Duration::from_secs(20);
-const SHORT: Span = Span(Duration::from_millis(150));
+const SHORT: HumanDuration = HumanDuration(Duration::from_millis(150));
 const NOW: Timestamp = Timestamp::from_secs(1_795_167_296);
 
 fn now() -> Timestamp {

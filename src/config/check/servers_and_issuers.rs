@@ -2,7 +2,7 @@
 
 use super::super::document::join;
 use super::super::model::*;
-use super::super::problem::{Problem, quoted};
+use super::super::problem::{ConfigProblem, quoted};
 use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
 use super::positive;
@@ -13,19 +13,19 @@ use secrecy::ExposeSecret;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
+pub(super) fn issuers(config: &Config, found: &mut Vec<ConfigProblem>) {
     let mut aliases = BTreeSet::new();
     let mut names = BTreeSet::new();
     for (index, issuer) in config.issuers.iter().enumerate() {
         let at = |name: &str| format!("issuers[{index}].{name}");
         if OWN_ISSUERS.contains(&issuer.alias.as_str()) {
-            found.push(Problem::error(
+            found.push(ConfigProblem::error(
                 at("alias"),
                 format!("the issuer alias `{}` is taken by Guardian itself", issuer.alias),
             ));
         }
         if !aliases.insert(&issuer.alias) {
-            found.push(Problem::error(
+            found.push(ConfigProblem::error(
                 at("alias"),
                 format!("two issuers have the alias `{}`", issuer.alias),
             ));
@@ -34,36 +34,40 @@ pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
         let further = further.map(|(index, iss)| (at(&format!("also_accept[{index}]")), iss));
         for (key, iss) in std::iter::once((at("issuer"), &issuer.issuer)).chain(further) {
             if OWN_ISSUERS.contains(&iss.as_str()) {
-                found.push(Problem::error(&key, format!("the `iss` `{iss}` is taken by Guardian itself")));
+                found.push(ConfigProblem::error(
+                    &key,
+                    format!("the `iss` `{iss}` is taken by Guardian itself"),
+                ));
             }
             if !names.insert(iss) {
                 found.push(
-                    Problem::error(&key, format!("the `iss` `{iss}` is claimed twice")).help("one `iss` belongs to one issuer"),
+                    ConfigProblem::error(&key, format!("the `iss` `{iss}` is claimed twice"))
+                        .help("one `iss` belongs to one issuer"),
                 );
             }
         }
         one_issuer(issuer, &at, found);
     }
     if config.members.just_in_time && config.issuers.is_empty() {
-        found.push(Problem::warning(
+        found.push(ConfigProblem::warning(
             "members.just_in_time",
             "`members.just_in_time` has no effect without an issuer",
         ));
     }
     if !config.members.just_in_time && !config.members.just_in_time_roles.is_empty() {
-        found.push(Problem::warning(
+        found.push(ConfigProblem::warning(
             "members.just_in_time_roles",
             "`members.just_in_time_roles` has no effect while `just_in_time` is off",
         ));
     }
 }
 
-fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
     let alias = &issuer.alias;
     match issuer.kind {
         IssuerKind::Oidc => {
             if issuer.jwks_url.is_none() && issuer.jwks_file.is_none() {
-                found.push(Problem::error(
+                found.push(ConfigProblem::error(
                     at("alias"),
                     format!("issuer `{alias}` is of kind `oidc` and has neither `jwks_url` nor `jwks_file`"),
                 ));
@@ -71,7 +75,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
         }
         IssuerKind::Supabase | IssuerKind::CloudflareAccess => {
             if let Err(why) = secure_url(issuer.issuer.as_str()) {
-                found.push(Problem::error(
+                found.push(ConfigProblem::error(
                     at("issuer"),
                     format!("the `issuer` of `{alias}` is `{}`: {why}", issuer.issuer),
                 ));
@@ -81,7 +85,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     if issuer.kind == IssuerKind::CloudflareAccess {
         if issuer.audiences.is_empty() {
             found.push(
-                Problem::error(
+                ConfigProblem::error(
                     at("alias"),
                     format!("issuer `{alias}` is of kind `cloudflare_access` and has no `audiences`"),
                 )
@@ -93,7 +97,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
             .iter()
             .any(|algorithm| *algorithm != SigningAlgorithm::RS256)
         {
-            found.push(Problem::error(
+            found.push(ConfigProblem::error(
                 at("algorithms"),
                 format!("issuer `{alias}`: Cloudflare Access signs with RS256 alone"),
             ));
@@ -101,7 +105,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     }
     if issuer.jwks_url.is_some() && issuer.jwks_file.is_some() {
         found.push(
-            Problem::error(
+            ConfigProblem::error(
                 at("jwks_file"),
                 format!("issuer `{alias}` has both `jwks_url` and `jwks_file`"),
             )
@@ -111,7 +115,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     if let Some(url) = &issuer.jwks_url
         && let Err(why) = secure_url(url)
     {
-        found.push(Problem::error(
+        found.push(ConfigProblem::error(
             at("jwks_url"),
             format!("the `jwks_url` of `{alias}` is {}: {why}", quoted(url)),
         ));
@@ -124,14 +128,14 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     ] {
         let Some(claim) = claim else { continue };
         if claim.split('.').any(str::is_empty) {
-            found.push(Problem::error(
+            found.push(ConfigProblem::error(
                 at(name),
                 format!("`{name}` of `{alias}` is {}, which is not a dotted claim", quoted(claim)),
             ));
         }
         if claim.split('.').any(|step| step.eq_ignore_ascii_case("user_metadata")) {
             found.push(
-                Problem::error(
+                ConfigProblem::error(
                     at(name),
                     format!("`{name}` of `{alias}` lies in `user_metadata`, which users write themselves"),
                 )
@@ -140,19 +144,19 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
         }
     }
     if issuer.allow_anonymous && issuer.kind != IssuerKind::Supabase {
-        found.push(Problem::error(
+        found.push(ConfigProblem::error(
             at("allow_anonymous"),
             format!("issuer `{alias}`: only `supabase` issuers have anonymous sign-ins"),
         ));
     }
     if issuer.audiences.iter().any(|audience| audience.trim().is_empty()) {
-        found.push(Problem::error(
+        found.push(ConfigProblem::error(
             at("audiences"),
             format!("issuer `{alias}` has an empty audience"),
         ));
     }
     if issuer.skew.0 > Duration::from_secs(300) {
-        found.push(Problem::error(
+        found.push(ConfigProblem::error(
             at("skew"),
             format!("issuer `{alias}` tolerates a skew of {}; the most is 5m", issuer.skew),
         ));
@@ -160,37 +164,41 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     positive(&at("jwks_refresh"), issuer.jwks_refresh, found);
     positive(&at("jwks_refetch"), issuer.jwks_refetch, found);
     if issuer.jwks_keep.0 < issuer.jwks_refresh.0 {
-        found.push(Problem::error(
+        found.push(ConfigProblem::error(
             at("jwks_keep"),
             format!("issuer `{alias}`: `jwks_keep` is shorter than `jwks_refresh`"),
         ));
     }
 }
 
-pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
+pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) {
     let mut names = BTreeSet::new();
     for (index, server) in servers.iter().enumerate() {
         let at = |name: &str| format!("servers[{index}].{name}");
         let name = &server.name;
         if !names.insert(name) {
-            found.push(Problem::error(at("name"), format!("two servers have the name `{name}`")));
+            found.push(ConfigProblem::error(
+                at("name"),
+                format!("two servers have the name `{name}`"),
+            ));
         }
         match (&server.url, server.command.is_empty()) {
             (Some(url), true) => {
                 if let Err((why, help)) = server_url(url, server) {
-                    found.push(Problem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
+                    found.push(ConfigProblem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
                 }
             }
             (None, false) => program(server, &at, found),
             (None, true) => found.push(
-                Problem::error(
+                ConfigProblem::error(
                     format!("servers[{index}]"),
                     format!("server `{name}` has neither `url` nor `command`"),
                 )
                 .help("a server is reached at a URL, or started as a program"),
             ),
             (Some(_), false) => found.push(
-                Problem::error(at("command"), format!("server `{name}` has both `url` and `command`")).help("keep one of them"),
+                ConfigProblem::error(at("command"), format!("server `{name}` has both `url` and `command`"))
+                    .help("keep one of them"),
             ),
         }
         if server.command.is_empty() {
@@ -202,22 +210,22 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
         for (tool, scopes) in &server.tool_scopes {
             let key = join(&at("tool_scopes"), tool);
             if let Err(error) = ToolName::parse(tool) {
-                found.push(Problem::error(&key, format!("server `{name}`: {error}")));
+                found.push(ConfigProblem::error(&key, format!("server `{name}`: {error}")));
             }
             if scopes.is_empty() {
                 found.push(
-                    Problem::error(&key, format!("server `{name}`: {} needs no scope at all", quoted(tool)))
+                    ConfigProblem::error(&key, format!("server `{name}`: {} needs no scope at all", quoted(tool)))
                         .help("drop the line, and it needs the scope of its own name"),
                 );
             }
             for error in scopes.iter().filter_map(|scope| Scope::parse(scope).err()) {
-                found.push(Problem::error(
+                found.push(ConfigProblem::error(
                     &key,
                     format!("server `{name}`, tool {}: {error}", quoted(tool)),
                 ));
             }
             if scopes.iter().any(|scope| scope == "*") {
-                found.push(Problem::error(
+                found.push(ConfigProblem::error(
                     &key,
                     format!(
                         "server `{name}`, tool {}: `*` is for grants; a tool needs named scopes",
@@ -226,14 +234,14 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
                 ));
             }
         }
-        for (key, span) in [
+        for (key, duration) in [
             ("connect_timeout", server.connect_timeout),
             ("first_byte_timeout", server.first_byte_timeout),
             ("idle_timeout", server.idle_timeout),
             ("catalogue_refresh", server.catalogue_refresh),
             ("session_idle", server.session_idle),
         ] {
-            positive(&at(key), span, found);
+            positive(&at(key), duration, found);
         }
         for (key, number) in [
             ("max_answer_bytes", server.max_answer_bytes),
@@ -241,7 +249,7 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
             ("max_sessions", server.max_sessions),
         ] {
             if number == 0 {
-                found.push(Problem::error(
+                found.push(ConfigProblem::error(
                     at(key),
                     format!("`{key}` of server `{name}` is 0; the least is 1"),
                 ));
@@ -250,17 +258,17 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
     }
     if servers.is_empty() {
         found.push(
-            Problem::warning("servers", "no `[[servers]]`: there is nothing to call").help("add one with `name` and `url`"),
+            ConfigProblem::warning("servers", "no `[[servers]]`: there is nothing to call").help("add one with `name` and `url`"),
         );
     }
 }
 
 /// Checks a server that is started as a program: no setting meant for URLs, and an environment that can be set.
-fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
     let name = &server.name;
     if server.command[0].is_empty() || server.command.iter().any(|word| word.contains('\0')) {
         found.push(
-            Problem::error(at("command"), format!("the `command` of server `{name}` names no program"))
+            ConfigProblem::error(at("command"), format!("the `command` of server `{name}` names no program"))
                 .help("write it as `[\"program\", \"argument\"]`"),
         );
     }
@@ -272,13 +280,15 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<P
     ] {
         if given {
             let message = format!("`{key}` of server `{name}` is for a server with a `url`");
-            found.push(Problem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"));
+            found.push(
+                ConfigProblem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"),
+            );
         }
     }
     if !server.per_session && !server.client_requests.is_empty() {
         let message = format!("server `{name}` may ask its clients something, but one process serves all of them");
         found.push(
-            Problem::error(at("client_requests"), message)
+            ConfigProblem::error(at("client_requests"), message)
                 .help("set `per_session = true`: whom a shared process asks nobody can tell"),
         );
     }
@@ -286,7 +296,7 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<P
         let key = join(&at("env"), variable);
         if variable.is_empty() || variable.contains(['=', '\0']) || value.expose_secret().contains('\0') {
             let message = format!("server `{name}`: {} cannot be set in an environment", quoted(variable));
-            found.push(Problem::error(&key, message));
+            found.push(ConfigProblem::error(&key, message));
         }
         if is_placeholder(value.expose_secret()) && sounds_secret(variable) {
             found.push(placeholder(&key, &format!("{} of server `{name}`", quoted(variable))));
@@ -301,7 +311,7 @@ fn sounds_secret(variable: &str) -> bool {
 }
 
 /// Checks that a server with a URL has no settings meant for programs.
-fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
     for (key, given) in [
         ("env", !server.env.is_empty()),
         ("env_files", !server.env_files.is_empty()),
@@ -310,7 +320,7 @@ fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: 
     ] {
         if given {
             let message = format!("`{key}` of server `{}` is for a server with a `command`", server.name);
-            found.push(Problem::error(at(key), message).help("drop it"));
+            found.push(ConfigProblem::error(at(key), message).help("drop it"));
         }
     }
 }
@@ -353,23 +363,23 @@ fn server_url(url: &str, server: &ServerConfig) -> Result<(), (String, &'static 
     }
 }
 
-fn credential(server: &ServerName, credential: &UpstreamCredential, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+fn credential(server: &ServerName, credential: &UpstreamCredential, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
     if HeaderName::try_from(&credential.header).is_err() || is_reserved_header(&credential.header) {
         let message = format!(
             "the credential of server `{server}` cannot travel in the header {}",
             quoted(&credential.header)
         );
-        found.push(Problem::error(at("credential.header"), message).help("use `authorization` or one such as `x-api-key`"));
+        found.push(ConfigProblem::error(at("credential.header"), message).help("use `authorization` or one such as `x-api-key`"));
     }
     match (&credential.value, &credential.value_file) {
         (None, None) => found.push(
-            Problem::error(at("credential"), format!("the credential of server `{server}` is empty"))
+            ConfigProblem::error(at("credential"), format!("the credential of server `{server}` is empty"))
                 .help("set `value = \"Bearer ${TOKEN}\"`, or `value_file`"),
         ),
         (Some(value), _) => {
             let value = value.expose_secret();
             if HeaderValue::try_from(value).is_err() || value.trim().is_empty() || !value.is_ascii() {
-                found.push(Problem::error(
+                found.push(ConfigProblem::error(
                     at("credential.value"),
                     format!("the credential of server `{server}` is not a header value: visible ASCII on one line"),
                 ));

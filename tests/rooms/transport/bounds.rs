@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn whoever_is_silent_is_cut_off_at_every_stage() {
     let limits = ConnectionLimits {
-        handshake_timeout: Span(SHORT.0 * 5),
+        handshake_timeout: HumanDuration(SHORT.0 * 5),
         header_timeout: SHORT,
         ..ConnectionLimits::default()
     };

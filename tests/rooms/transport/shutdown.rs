@@ -39,7 +39,7 @@ async fn a_drain_lets_running_answers_finish_and_takes_nothing_new() {
 
 #[tokio::test]
 async fn a_drain_ends_in_its_time_and_an_abort_at_once() {
-    for (name, drain_timeout, abort) in [("drain-late", SHORT, false), ("abort", Span(NEVER * 10), true)] {
+    for (name, drain_timeout, abort) in [("drain-late", SHORT, false), ("abort", HumanDuration(NEVER * 10), true)] {
         let (entered, mut inside) = mpsc::channel(4);
         let (gone, mut went) = mpsc::channel(4);
         let handler = move |_: Request<Incoming>, _: Arc<Peer>| {

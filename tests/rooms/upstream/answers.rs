@@ -2,7 +2,7 @@
 
 use super::cleared_call::{Fixture, config, initialize, legacy, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server, answer, json, write};
-use neural_guardian::config::{ServerConfig, Span};
+use neural_guardian::config::{HumanDuration, ServerConfig};
 use neural_guardian::domain::{Method, OutcomeKind, ProtocolVersion, Reason};
 use neural_guardian::mcp::MessageKind;
 use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Opened, Upstream, UpstreamSessionId};
@@ -292,8 +292,8 @@ async fn a_server_that_says_nothing_is_given_up_on() {
         })
         .await;
         let fixture = Fixture::with(ServerConfig {
-            first_byte_timeout: Span(Duration::from_millis(500)),
-            idle_timeout: Span(Duration::from_millis(100)),
+            first_byte_timeout: HumanDuration(Duration::from_millis(500)),
+            idle_timeout: HumanDuration(Duration::from_millis(100)),
             ..config(&server.url)
         });
         let failed = fixture.forward(tool_call()).await.err().unwrap();

@@ -1,7 +1,7 @@
 //! A fixture that decides and records calls for real, because nothing but a `Cleared` call can be forwarded.
 
 use bytes::Bytes;
-use neural_guardian::config::{ServerConfig, Span};
+use neural_guardian::config::{HumanDuration, ServerConfig};
 use neural_guardian::decide::{
     CedarPrincipal as CedarSubject, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot, Verdict,
     decide,
@@ -39,7 +39,7 @@ pub fn config(url: &str) -> ServerConfig {
         "client_requests": ["roots"],
     }))
     .unwrap();
-    config.catalogue_refresh = Span(Duration::from_secs(1));
+    config.catalogue_refresh = HumanDuration(Duration::from_secs(1));
     config
 }
 
@@ -51,7 +51,7 @@ impl Fixture {
     /// With this `idle_timeout` between two pieces of an answer.
     pub fn impatient(url: &str, idle: Duration) -> Self {
         Self::with(ServerConfig {
-            idle_timeout: Span(idle),
+            idle_timeout: HumanDuration(idle),
             ..config(url)
         })
     }
