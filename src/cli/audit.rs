@@ -314,7 +314,7 @@ fn row(row: &AuditRow) -> Vec<String> {
         or_dash(what),
         row.outcome.as_ref().map_or_else(
             || "-".to_owned(),
-            |outcome| format!("{} {}ms", ending(outcome.ending), outcome.latency_us / 1_000),
+            |outcome| format!("{} {}ms", ending(outcome.kind), outcome.latency_us / 1_000),
         ),
         or_dash(row.request.as_ref()),
     ]

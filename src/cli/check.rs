@@ -183,7 +183,7 @@ async fn store(config: &Config, findings: &mut Findings) -> Option<Catalogue> {
             return None;
         }
     };
-    findings.at(store.place());
+    findings.at(store.location());
     findings.warn(store.warnings().iter().cloned());
     match of_store(config, &store, findings).await {
         Ok(catalogue) => Some(catalogue),

@@ -65,19 +65,19 @@ impl Db {
 }
 
 async fn migrate(store: &Store, format: Format) -> Result<(), Failure> {
-    let bar = progress(format_args!("migrating {}", store.place()));
+    let bar = progress(format_args!("migrating {}", store.location()));
     let mut done = Vec::new();
     store
         .migrate(&mut |step| {
-            bar.now(format_args!("migrating {}: {step}", store.place()));
+            bar.now(format_args!("migrating {}: {step}", store.location()));
             done.push(step.to_owned());
         })
         .await?;
     drop(bar);
     match (format.json, done.len()) {
         (true, _) => output::json(&json!({ "applied": done })),
-        (false, 0) => line(format_args!("{} is up to date", store.place())),
-        (false, _) => line(format_args!("applied {} to {}", done.join(", "), store.place())),
+        (false, 0) => line(format_args!("{} is up to date", store.location())),
+        (false, _) => line(format_args!("applied {} to {}", done.join(", "), store.location())),
     }
 }
 
@@ -87,7 +87,11 @@ async fn status(store: &Store, format: Format) -> Result<(), Failure> {
     if format.json {
         output::json(&status)?;
     } else {
-        line(format_args!("{}, schema version {}", clean(&store.place()), status.version))?;
+        line(format_args!(
+            "{}, schema version {}",
+            clean(&store.location()),
+            status.version
+        ))?;
         for step in &status.applied {
             line(format_args!("  applied  {step}"))?;
         }

@@ -1,7 +1,7 @@
 //! The audit trail as people ask it: who did what, when, what was decided and why, and how it ended.
 //! What is shown is read from the recorded bytes; columns only find the rows.
 
-use super::engine::{Composed, Row, Sql, args};
+use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
     AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId, Outcome,
@@ -116,7 +116,8 @@ pub struct AuditRow {
 pub struct AuditOutcome {
     #[serde(serialize_with = "super::rfc3339")]
     pub at: Timestamp,
-    pub ending: OutcomeKind,
+    #[serde(rename = "ending")]
+    pub kind: OutcomeKind,
     pub detail: Option<String>,
     pub status: Option<u16>,
     pub tool_error: Option<bool>,
@@ -135,7 +136,7 @@ pub struct AuditBytes {
     pub head: Digest,
 }
 
-const MOST: u32 = 10_000;
+const MAX_ROWS: u32 = 10_000;
 
 /// The `+` keeps SQLite, which has no statistics, from reading all outcomes there are for each row.
 const SELECT: Sql = Sql {
@@ -188,8 +189,8 @@ impl AuditFilter {
         }
     }
 
-    fn compose(&self) -> Composed {
-        let mut sql = Composed::default();
+    fn compose(&self) -> ComposedSql {
+        let mut sql = ComposedSql::default();
         sql.push_with(SELECT, self.environment.as_str())
             .push(Sql::same(self.kind.condition()));
         if let Some(user) = &self.user {
@@ -228,7 +229,7 @@ impl AuditFilter {
         sql
     }
 
-    fn push_times(&self, sql: &mut Composed) {
+    fn push_times(&self, sql: &mut ComposedSql) {
         if let Some(since) = self.since {
             let part = Sql {
                 postgres: " AND d.occurred_at >= at_micros(?)",
@@ -260,11 +261,11 @@ impl AuditFilter {
             true => " ORDER BY d.occurred_at, d.incarnation, d.seq",
             false => " ORDER BY d.occurred_at DESC, d.incarnation DESC, d.seq DESC",
         }));
-        sql.push_with(Sql::same(" LIMIT ?"), i64::from(self.limit.clamp(1, MOST)));
+        sql.push_with(Sql::same(" LIMIT ?"), i64::from(self.limit.clamp(1, MAX_ROWS)));
     }
 }
 
-fn push_user(sql: &mut Composed, user: &str) {
+fn push_user(sql: &mut ComposedSql, user: &str) {
     match uuid::Uuid::try_parse(user) {
         Ok(id) => sql.push_with(
             Sql {
@@ -370,7 +371,7 @@ pub struct AuditSpan {
 impl Store {
     pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
         let sql = filter.compose();
-        let rows = self.once(&sql, &sql.args).await?;
+        let rows = self.query(&sql, &sql.args).await?;
         rows.iter().map(AuditRow::of).collect()
     }
 
@@ -384,14 +385,17 @@ impl Store {
     ) -> Result<Vec<AuditBytes>, StoreError> {
         let from = i64::try_from(from).unwrap_or(i64::MAX);
         let rows = self
-            .once(&BYTES, args![env.as_str(), &of.0[..], from, i64::from(limit.clamp(1, MOST))])
+            .query(
+                &BYTES,
+                args![env.as_str(), &of.0[..], from, i64::from(limit.clamp(1, MAX_ROWS))],
+            )
             .await?;
         rows.iter().map(AuditBytes::of).collect()
     }
 
     /// Which incarnations there are records of, and from where to where.
     pub async fn audit_incarnations(&self, env: &EnvironmentName) -> Result<Vec<AuditSpan>, StoreError> {
-        let rows = self.once(&INCARNATIONS, args![env.as_str()]).await?;
+        let rows = self.query(&INCARNATIONS, args![env.as_str()]).await?;
         let span = |row: &Row| {
             Ok(AuditSpan {
                 incarnation: Incarnation(fixed(row, "incarnation")?),
@@ -568,7 +572,7 @@ impl From<Outcome> for AuditOutcome {
     fn from(outcome: Outcome) -> Self {
         Self {
             at: outcome.at,
-            ending: outcome.kind,
+            kind: outcome.kind,
             detail: outcome.detail,
             status: outcome.status,
             tool_error: outcome.tool_error,

@@ -2,7 +2,7 @@
 //! a pin is changed by an administrator alone.
 
 use super::engine::{Arg, Row, Sql, Tx, args};
-use super::unreadable::{Flaw, name, or_left_out, time_or_null};
+use super::unreadable::{ColumnError, name, or_left_out, time_or_null};
 use super::{Store, StoreError};
 use crate::domain::{Digest, EnvironmentName, ServerName, Timestamp, ToolName};
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ const PIN: Sql = Sql {
 
 impl Store {
     pub async fn catalogue(&self, env: &EnvironmentName) -> Result<Vec<StoredTool>, StoreError> {
-        let rows = self.once(&READ, args![env.as_str()]).await?;
+        let rows = self.query(&READ, args![env.as_str()]).await?;
         Ok(rows
             .iter()
             .filter_map(|row| or_left_out(tool_of(row), row, TABLE, KEYS))
@@ -88,7 +88,7 @@ impl Store {
         pin_new: bool,
     ) -> Result<Observed, StoreError> {
         let mut tx = self.write().await?;
-        let mut known = known(&mut tx, env, server).await?;
+        let mut known = known_digests(&mut tx, env, server).await?;
         let mut observed = Observed::default();
         let mut notes = Vec::new();
         for (tool, digest, definition) in offered {
@@ -98,10 +98,10 @@ impl Store {
                 Some(before) if before.pinned.is_none() && pin_new => {}
                 Some(_) => continue,
             }
-            notes.push(note(env, server, tool, Some((digest, definition)), pin_new));
+            notes.push(note_args(env, server, tool, Some((digest, definition)), pin_new));
         }
         for (tool, _) in known.into_iter().filter(|(_, before)| before.offered.is_some()) {
-            notes.push(note(env, server, &tool, None, false));
+            notes.push(note_args(env, server, &tool, None, false));
             observed.gone.push(tool);
         }
         if !notes.is_empty() {
@@ -122,7 +122,7 @@ impl Store {
         by: &str,
     ) -> Result<Vec<ToolName>, StoreError> {
         let mut tx = self.write().await?;
-        let known = known(&mut tx, env, server).await?;
+        let known = known_digests(&mut tx, env, server).await?;
         let wanted = known.into_iter().filter(|(name, _)| tool.is_none_or(|tool| tool == name));
         let offers: Vec<_> = wanted
             .filter_map(|(name, known)| known.offered.map(|offer| (name, offer, known.pinned)))
@@ -158,16 +158,20 @@ impl Store {
 const TABLE: &str = "server_tools";
 const KEYS: &[&str] = &["server", "tool"];
 
-struct Known {
+struct KnownDigests {
     offered: Option<Digest>,
     pinned: Option<Digest>,
 }
 
-async fn known(tx: &mut Tx, env: &EnvironmentName, server: &ServerName) -> Result<BTreeMap<ToolName, Known>, StoreError> {
+async fn known_digests(
+    tx: &mut Tx,
+    env: &EnvironmentName,
+    server: &ServerName,
+) -> Result<BTreeMap<ToolName, KnownDigests>, StoreError> {
     let mut known = BTreeMap::new();
     for row in tx.fetch(&DIGESTS, args![env.as_str(), server.as_str()]).await? {
         if let Some(tool) = or_left_out(name(&row, "tool"), &row, TABLE, KEYS) {
-            let digests = Known {
+            let digests = KnownDigests {
                 offered: digest_of(&row, "offered_digest").ok().flatten(),
                 pinned: digest_of(&row, "pinned_digest").ok().flatten(),
             };
@@ -177,13 +181,19 @@ async fn known(tx: &mut Tx, env: &EnvironmentName, server: &ServerName) -> Resul
     Ok(known)
 }
 
-fn note(env: &EnvironmentName, server: &ServerName, tool: &ToolName, offer: Option<(&Digest, &String)>, pin: bool) -> Vec<Arg> {
+fn note_args(
+    env: &EnvironmentName,
+    server: &ServerName,
+    tool: &ToolName,
+    offer: Option<(&Digest, &String)>,
+    pin: bool,
+) -> Vec<Arg> {
     let (digest, definition) = offer.map(|(digest, text)| (&digest.as_bytes()[..], text.as_str())).unzip();
     args![env.as_str(), server.as_str(), tool.as_str(), digest, definition, pin].to_vec()
 }
 
 /// A tool of which the row cannot be read is unknown, and so nobody's to call.
-fn tool_of(row: &Row) -> Result<StoredTool, Flaw> {
+fn tool_of(row: &Row) -> Result<StoredTool, ColumnError> {
     Ok(StoredTool {
         server: name(row, "server")?,
         tool: name(row, "tool")?,
@@ -194,7 +204,7 @@ fn tool_of(row: &Row) -> Result<StoredTool, Flaw> {
     })
 }
 
-fn digest_of(row: &Row, column: &'static str) -> Result<Option<Digest>, Flaw> {
+fn digest_of(row: &Row, column: &'static str) -> Result<Option<Digest>, ColumnError> {
     let bytes = row.cell_or_null::<Vec<u8>>(column)?;
     Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(Digest::from_bytes))
 }

@@ -1,6 +1,6 @@
 //! What must hold of the database before a proxy serves with it. Looks, and makes audit partitions ahead; changes nothing else.
 
-use super::engine::{Place, Sql, args};
+use super::engine::{Sql, StoreLocation, args};
 use super::{Store, StoreError};
 use crate::domain::EnvironmentName;
 
@@ -36,10 +36,10 @@ impl Store {
     pub async fn self_check(&self, env: &EnvironmentName) -> Result<Vec<String>, StoreError> {
         match self {
             Store::Postgres(_) => {
-                let rows = self.once(&SELF_CHECK, args![env.as_str()]).await?;
+                let rows = self.query(&SELF_CHECK, args![env.as_str()]).await?;
                 rows.iter().map(|row| row.get("problem")).collect()
             }
-            Store::Sqlite(engine) => check_file(self, &engine.place).await,
+            Store::Sqlite(engine) => check_file(self, &engine.location).await,
         }
     }
 
@@ -74,21 +74,21 @@ impl Store {
 }
 
 /// The same for an SQLite file.
-pub(super) async fn check_file(store: &Store, place: &Place) -> Result<Vec<String>, StoreError> {
+pub(super) async fn check_file(store: &Store, location: &StoreLocation) -> Result<Vec<String>, StoreError> {
     let mut problems = Vec::new();
     // on the connection that writes
     let mut tx = store.write().await?;
     for row in tx.fetch(&Sql::same("PRAGMA journal_mode"), args![]).await? {
         let mode: String = row.get("journal_mode")?;
         if mode != "wal" {
-            problems.push(format!("{} is in journal mode `{mode}`, not `wal`", place));
+            problems.push(format!("{} is in journal mode `{mode}`, not `wal`", location));
         }
     }
     for (pragma, name, wanted) in PRAGMAS {
         for row in tx.fetch(pragma, args![]).await? {
             let is: i64 = row.get(name)?;
             if is != *wanted {
-                problems.push(format!("{} is used with {name} = {is}, not {wanted}", place));
+                problems.push(format!("{} is used with {name} = {is}, not {wanted}", location));
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use super::engine::{Row, Sql, Tx, args};
 use super::registry::{RegistryRow, read_registry};
-use super::unreadable::{Flaw, UnreadableRow, name, name_or_null, names, time, time_or_null};
+use super::unreadable::{ColumnError, UnreadableRow, name, name_or_null, names, time, time_or_null};
 use super::unreadable::{
     GRANTS as OF_GRANTS, IDENTITIES as OF_IDENTITIES, KEYS as OF_KEYS, REVOCATIONS as OF_REVOCATIONS, USERS as OF_USERS,
 };
@@ -126,7 +126,7 @@ const REVOCATIONS: Sql = Sql {
 };
 
 /// One table of a member: of everybody, or of those in the JSON array `$2`.
-struct Part {
+struct MemberTable {
     table: &'static str,
     /// The column that says whose row it is.
     user: &'static str,
@@ -137,9 +137,9 @@ struct Part {
 }
 
 // Of the users in the feed those who have a UUID: what a mapped table calls a user may be any text, and no row is theirs.
-macro_rules! part {
+macro_rules! member_table {
     ($table:expr, $user:literal, $keys:expr, $postgres:literal, $sqlite:literal, $order:literal) => {
-        Part {
+        MemberTable {
             table: $table,
             user: $user,
             keys: &$keys,
@@ -168,7 +168,7 @@ macro_rules! part {
     };
 }
 
-const USERS: Part = part!(
+const USERS: MemberTable = member_table!(
     OF_USERS,
     "id",
     ["id"],
@@ -177,7 +177,7 @@ const USERS: Part = part!(
     "SELECT id, kind, email, display_name, roles, status, created_at FROM users",
     "id"
 );
-const IDENTITIES: Part = part!(
+const IDENTITIES: MemberTable = member_table!(
     OF_IDENTITIES,
     "user_id",
     ["user_id", "issuer", "subject"],
@@ -185,7 +185,7 @@ const IDENTITIES: Part = part!(
     "SELECT user_id, issuer, subject FROM user_identities",
     "issuer, subject"
 );
-const KEYS: Part = part!(
+const KEYS: MemberTable = member_table!(
     OF_KEYS,
     "user_id",
     ["user_id", "key_id"],
@@ -196,7 +196,7 @@ const KEYS: Part = part!(
 );
 // Under the view's own names, by which its rows are told. A client of another type is read as text: left unread it would no
 // longer go before the grant for any client.
-const GRANTS: Part = part!(
+const GRANTS: MemberTable = member_table!(
     OF_GRANTS,
     "user_ref",
     ["user_ref", "grant_ref", "server_name"],
@@ -228,7 +228,7 @@ impl Store {
 
     /// What was committed since `from`, read in one transaction; to learn that nothing was takes one statement.
     pub async fn catch_up(&self, env: &EnvironmentName, from: &Anchor) -> Result<CatchUp, StoreError> {
-        let glance = self.once(&FEED, args![env.as_str(), from.seq]).await?;
+        let glance = self.query(&FEED, args![env.as_str(), from.seq]).await?;
         self.require_whole_feed(first_of(&glance)?)?;
         // an empty feed has one row too, without a position: it stays where it was only if it was empty then
         if glance.len() == 1 && anchor_of(first_of(&glance)?)? == *from {
@@ -244,7 +244,7 @@ impl Store {
         if anchor_of(first)? != *from || from.is_start() || changes.len() > MANY {
             return Ok(CatchUp::Reload);
         }
-        match Changed::of(changes)? {
+        match ChangedParts::of(changes)? {
             None => Ok(CatchUp::Reload),
             Some(changed) => {
                 let anchor = anchor_of(changes.last().unwrap_or(first))?;
@@ -260,7 +260,7 @@ impl Store {
         match row.get::<Option<String>>("gaps")? {
             None => Ok(()),
             Some(what) => Err(StoreError::FeedMissing {
-                place: self.place(),
+                place: self.location(),
                 what,
             }),
         }
@@ -268,9 +268,9 @@ impl Store {
 
     /// These users as they are now, whatever the feed says of them.
     pub async fn members(&self, env: &EnvironmentName, users: &[UserId], at: &Anchor) -> Result<Delta, StoreError> {
-        let changed = Changed {
+        let changed = ChangedParts {
             users: users.iter().map(|user| one_spelling(user.as_str())).collect(),
-            ..Changed::default()
+            ..ChangedParts::default()
         };
         let mut tx = self.read().await?;
         let delta = changed.read(&mut tx, env, at.clone()).await?;
@@ -288,7 +288,7 @@ impl Store {
 }
 
 pub(super) async fn read_member(tx: &mut Tx, env: &EnvironmentName, user: &UserId) -> Result<Option<Member>, StoreError> {
-    let user = super::people::uuid_of(user)?;
+    let user = super::users::uuid_of(user)?;
     let mut unreadable = Vec::new();
     let found = read_members(tx, env, Some(&BTreeSet::from([user])), &mut unreadable)
         .await?
@@ -299,7 +299,7 @@ pub(super) async fn read_member(tx: &mut Tx, env: &EnvironmentName, user: &UserI
 
 /// What a stretch of the feed says must be read again.
 #[derive(Debug, Default)]
-struct Changed {
+struct ChangedParts {
     users: BTreeSet<String>,
     revocations: bool,
     registry: bool,
@@ -307,7 +307,7 @@ struct Changed {
     committed: Vec<Timestamp>,
 }
 
-impl Changed {
+impl ChangedParts {
     /// `None`: something that only a reload can follow.
     fn of(changes: &[Row]) -> Result<Option<Self>, StoreError> {
         let mut changed = Self::default();
@@ -383,7 +383,7 @@ async fn read_members(
     of: Option<&BTreeSet<String>>,
     unreadable: &mut Vec<UnreadableRow>,
 ) -> Result<Vec<Member>, StoreError> {
-    let mut members: Enrolled = BTreeMap::new();
+    let mut members: EnrolledMembers = BTreeMap::new();
     for row in USERS.read(tx, env, of).await? {
         let id = row.cell::<String>(USERS.user);
         match id.clone().and_then(|id| Ok((id, member_of(&row)?))) {
@@ -396,7 +396,7 @@ async fn read_members(
         }
     }
     for row in IDENTITIES.read(tx, env, of).await? {
-        if let Some((id, member)) = IDENTITIES.owner(&mut members, &row, unreadable) {
+        if let Some((id, member)) = IDENTITIES.member_of_row(&mut members, &row, unreadable) {
             match identity_of(&row) {
                 Ok(identity) => member.identities.push(identity),
                 Err(flaw) => unreadable.push(IDENTITIES.unreadable(&row, Some(&id), flaw)),
@@ -404,7 +404,7 @@ async fn read_members(
         }
     }
     for row in KEYS.read(tx, env, of).await? {
-        if let Some((id, member)) = KEYS.owner(&mut members, &row, unreadable) {
+        if let Some((id, member)) = KEYS.member_of_row(&mut members, &row, unreadable) {
             match key_of(&row) {
                 Ok(key) => member.keys.push(key),
                 Err(flaw) => unreadable.push(KEYS.unreadable(&row, Some(&id), flaw)),
@@ -412,7 +412,7 @@ async fn read_members(
         }
     }
     for row in GRANTS.read(tx, env, of).await? {
-        if let Some((id, member)) = GRANTS.owner(&mut members, &row, unreadable) {
+        if let Some((id, member)) = GRANTS.member_of_row(&mut members, &row, unreadable) {
             match grant_of(&row) {
                 Ok(grant) => member.grants.push(grant),
                 Err(flaw) => {
@@ -428,9 +428,9 @@ async fn read_members(
 }
 
 /// By id, each with the moment since when.
-type Enrolled = BTreeMap<String, (i64, Member)>;
+type EnrolledMembers = BTreeMap<String, (i64, Member)>;
 
-impl Part {
+impl MemberTable {
     async fn read(&self, tx: &mut Tx, env: &EnvironmentName, of: Option<&BTreeSet<String>>) -> Result<Vec<Row>, StoreError> {
         match of {
             None => tx.fetch(&self.all, args![env.as_str()]).await,
@@ -442,9 +442,9 @@ impl Part {
     }
 
     /// Whose row this is. A row of nobody who is enrolled says nothing, and need not be readable.
-    fn owner<'a>(
+    fn member_of_row<'a>(
         &self,
-        members: &'a mut Enrolled,
+        members: &'a mut EnrolledMembers,
         row: &Row,
         unreadable: &mut Vec<UnreadableRow>,
     ) -> Option<(String, &'a mut Member)> {
@@ -457,13 +457,13 @@ impl Part {
         }
     }
 
-    fn unreadable(&self, row: &Row, user: Option<&str>, flaw: Flaw) -> UnreadableRow {
-        flaw.of(row, self.table, self.keys, user)
+    fn unreadable(&self, row: &Row, user: Option<&str>, flaw: ColumnError) -> UnreadableRow {
+        flaw.in_row(row, self.table, self.keys, user)
     }
 }
 
 /// All of it or nothing: without one of their roles, somebody might be spared what is forbidden to it.
-fn member_of(row: &Row) -> Result<Member, Flaw> {
+fn member_of(row: &Row) -> Result<Member, ColumnError> {
     Ok(Member {
         id: name(row, "id")?,
         kind: kind_of(row)?,
@@ -477,34 +477,36 @@ fn member_of(row: &Row) -> Result<Member, Flaw> {
     })
 }
 
-pub(super) fn kind_of(row: &Row) -> Result<PrincipalKind, Flaw> {
+pub(super) fn kind_of(row: &Row) -> Result<PrincipalKind, ColumnError> {
     match row.cell::<String>("kind")?.as_str() {
         "user" => Ok(PrincipalKind::User),
         "service" => Ok(PrincipalKind::Service),
-        _ => Err(Flaw::new("kind", "is neither `user` nor `service`")),
+        _ => Err(ColumnError::new("kind", "is neither `user` nor `service`")),
     }
 }
 
 /// Any word but the one lets nobody in.
-pub(super) fn status_of(row: &Row) -> Result<MemberStatus, Flaw> {
+pub(super) fn status_of(row: &Row) -> Result<MemberStatus, ColumnError> {
     Ok(match row.cell::<String>("status")?.as_str() {
         "active" => MemberStatus::Active,
         _ => MemberStatus::Disabled,
     })
 }
 
-pub(super) fn identity_of(row: &Row) -> Result<(Issuer, Subject), Flaw> {
+pub(super) fn identity_of(row: &Row) -> Result<(Issuer, Subject), ColumnError> {
     Ok((name(row, "issuer")?, name(row, "subject")?))
 }
 
-fn key_of(row: &Row) -> Result<ApiKey, Flaw> {
+fn key_of(row: &Row) -> Result<ApiKey, ColumnError> {
     let hash: Vec<u8> = row.cell("key_hash")?;
     let pepper_version: i64 = row.cell("pepper_version")?;
     Ok(ApiKey {
         id: name(row, "key_id")?,
         name: row.cell("name")?,
-        hash: hash.try_into().map_err(|_| Flaw::new("key_hash", "is not 32 bytes long"))?,
-        pepper_version: i32::try_from(pepper_version).map_err(|_| Flaw::new("pepper_version", "is out of range"))?,
+        hash: hash
+            .try_into()
+            .map_err(|_| ColumnError::new("key_hash", "is not 32 bytes long"))?,
+        pepper_version: i32::try_from(pepper_version).map_err(|_| ColumnError::new("pepper_version", "is out of range"))?,
         // an empty list means all scopes of the owner, so a list that cannot be read whole must not become one
         scopes: names(row, "scopes")?.into_iter().collect(),
         created_at: time(row, "created_at")?,
@@ -513,7 +515,7 @@ fn key_of(row: &Row) -> Result<ApiKey, Flaw> {
     })
 }
 
-pub(super) fn grant_of(row: &Row) -> Result<Grant, Flaw> {
+pub(super) fn grant_of(row: &Row) -> Result<Grant, ColumnError> {
     Ok(Grant {
         id: name(row, "grant_ref")?,
         server: name(row, "server_name")?,
@@ -558,7 +560,7 @@ async fn read_revocations(
         match revocation_of(&row) {
             Ok(revocation) => revocations.whole.push(revocation),
             Err((flaw, partial)) => {
-                unreadable.push(flaw.of(&row, OF_REVOCATIONS, &["issuer", "kind", "value"], None));
+                unreadable.push(flaw.in_row(&row, OF_REVOCATIONS, &["issuer", "kind", "value"], None));
                 revocations.partial.extend(partial);
             }
         }
@@ -572,7 +574,7 @@ async fn read_revocations(
 /// and should not be is let in again by putting the row right or deleting it, and the others are served meanwhile: an issuer
 /// whose tokens are all refused has callers who sign in again, unless the moment is lost too. A row that tells neither issuer
 /// nor value would refuse everybody for the sake of nobody in particular; it is only told.
-fn revocation_of(row: &Row) -> Result<Revocation, (Flaw, Option<PartialRevocation>)> {
+fn revocation_of(row: &Row) -> Result<Revocation, (ColumnError, Option<PartialRevocation>)> {
     let issuer: Result<Issuer, _> = name(row, "issuer");
     let kind = match row.cell::<String>("kind") {
         Ok(kind) => match kind.as_str() {
@@ -580,7 +582,7 @@ fn revocation_of(row: &Row) -> Result<Revocation, (Flaw, Option<PartialRevocatio
             "session" => Ok(RevocationKind::Session),
             "client" => Ok(RevocationKind::Client),
             "jti" => Ok(RevocationKind::Jti),
-            _ => Err(Flaw::new("kind", "is no kind of revocation")),
+            _ => Err(ColumnError::new("kind", "is no kind of revocation")),
         },
         Err(flaw) => Err(flaw),
     };

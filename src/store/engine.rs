@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use super::sqlite::{FileId, SqliteFile};
-use super::unreadable::Flaw;
+use super::unreadable::ColumnError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
 use sqlx::query::Query;
@@ -16,38 +16,38 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct PostgresEngine {
     pub(super) pool: PgPool,
-    pub(super) place: Arc<Place>,
+    pub(super) location: Arc<StoreLocation>,
     pub(super) warnings: Arc<[String]>,
 }
 
 #[derive(Clone)]
 pub struct SqliteEngine {
     pub(super) file: Arc<SqliteFile>,
-    pub(super) place: Arc<Place>,
+    pub(super) location: Arc<StoreLocation>,
     pub(super) warnings: Arc<[String]>,
 }
 
 /// Where the store is, as messages name it. Never holds a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum StoreLocation {
     Postgres { host: String, database: String, user: String },
     Sqlite { file: PathBuf },
 }
 
-impl Place {
+impl StoreLocation {
     pub(super) fn user(&self) -> &str {
         match self {
-            Place::Postgres { user, .. } => user,
-            Place::Sqlite { .. } => "",
+            StoreLocation::Postgres { user, .. } => user,
+            StoreLocation::Sqlite { .. } => "",
         }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Postgres { host, database, .. } => write!(f, "the Postgres database `{database}` at `{host}`"),
-            Place::Sqlite { file } => write!(f, "the database file `{}`", file.display()),
+            StoreLocation::Postgres { host, database, .. } => write!(f, "the Postgres database `{database}` at `{host}`"),
+            StoreLocation::Sqlite { file } => write!(f, "the database file `{}`", file.display()),
         }
     }
 }
@@ -70,13 +70,13 @@ impl Sql {
 
 /// A statement whose parts are chosen at run time; every part is a literal of this program.
 #[derive(Debug, Default)]
-pub(super) struct Composed {
+pub(super) struct ComposedSql {
     postgres: String,
     sqlite: String,
     pub args: Vec<Arg>,
 }
 
-impl Composed {
+impl ComposedSql {
     pub(super) fn push(&mut self, part: Sql) -> &mut Self {
         self.postgres.push_str(part.postgres);
         self.sqlite.push_str(part.sqlite);
@@ -94,12 +94,12 @@ impl Composed {
 }
 
 /// Text to run on one of the engines.
-pub(super) trait Statement {
+pub(super) trait SqlStatement {
     fn postgres(&self) -> SqlStr;
     fn sqlite(&self) -> SqlStr;
 }
 
-impl Statement for Sql {
+impl SqlStatement for Sql {
     fn postgres(&self) -> SqlStr {
         self.postgres.into_sql_str()
     }
@@ -108,8 +108,8 @@ impl Statement for Sql {
     }
 }
 
-// The one place that runs text made at run time: `Composed` takes literals only, values travel as arguments.
-impl Statement for Composed {
+// The one place that runs text made at run time: `ComposedSql` takes literals only, values travel as arguments.
+impl SqlStatement for ComposedSql {
     fn postgres(&self) -> SqlStr {
         AssertSqlSafe(self.postgres.clone()).into_sql_str()
     }
@@ -217,26 +217,26 @@ impl Row {
 
     /// The same where only this row may be at fault, and not the store. NULL is asked for: SQLite's driver reads it as 0 or as
     /// the empty text where none is expected.
-    pub(super) fn cell<T: Column>(&self, column: &'static str) -> Result<T, Flaw> {
-        self.cell_or_null(column)?.ok_or_else(|| Flaw::new(column, "is NULL"))
+    pub(super) fn cell<T: Column>(&self, column: &'static str) -> Result<T, ColumnError> {
+        self.cell_or_null(column)?.ok_or_else(|| ColumnError::new(column, "is NULL"))
     }
 
-    pub(super) fn cell_or_null<T: Column>(&self, column: &'static str) -> Result<Option<T>, Flaw> {
+    pub(super) fn cell_or_null<T: Column>(&self, column: &'static str) -> Result<Option<T>, ColumnError> {
         let value = match self {
             Row::Postgres(row) => row.try_get::<Option<T>, _>(column),
             Row::Sqlite(row) => row.try_get::<Option<T>, _>(column),
         };
-        value.map_err(|_| Flaw::new(column, "has another type"))
+        value.map_err(|_| ColumnError::new(column, "has another type"))
     }
 }
 
 /// An open transaction; dropped without `commit` it is rolled back.
 pub(super) struct Tx {
-    on: On,
-    place: Arc<Place>,
+    on: TxBackend,
+    location: Arc<StoreLocation>,
 }
 
-enum On {
+enum TxBackend {
     Postgres(Transaction<'static, Postgres>),
     Sqlite(SqliteTransaction),
 }
@@ -270,8 +270,8 @@ impl SqliteTransaction {
         }
     }
 
-    async fn commit(mut self, place: &Place) -> Result<(), StoreError> {
-        answered(place, sqlx::raw_sql("COMMIT").execute(&mut *self.connection)).await?;
+    async fn commit(mut self, location: &StoreLocation) -> Result<(), StoreError> {
+        with_timeout(location, sqlx::raw_sql("COMMIT").execute(&mut *self.connection)).await?;
         self.ended = true;
         match &self.writes_to {
             Some((file, written)) => file.require_same(*written),
@@ -296,24 +296,24 @@ pub(super) enum Access {
 }
 
 impl PostgresEngine {
-    pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
-        let rows = answered(&self.place, postgres_query(sql, args).fetch_all(&self.pool)).await?;
+    pub(super) async fn query(&self, sql: &impl SqlStatement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+        let rows = with_timeout(&self.location, postgres_query(sql, args).fetch_all(&self.pool)).await?;
         Ok(rows.into_iter().map(Row::Postgres).collect())
     }
 
     pub(super) async fn begin(&self, how: &'static str) -> Result<Tx, StoreError> {
-        let begun = answered(&self.place, self.pool.begin_with(how)).await?;
+        let begun = with_timeout(&self.location, self.pool.begin_with(how)).await?;
         Ok(Tx {
-            on: On::Postgres(begun),
-            place: self.place.clone(),
+            on: TxBackend::Postgres(begun),
+            location: self.location.clone(),
         })
     }
 }
 
 impl SqliteEngine {
-    pub(super) async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn query(&self, sql: &impl SqlStatement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         let open = self.file.current().await?;
-        let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&open.readers)).await?;
+        let rows = with_timeout(&self.location, sqlite_query(sql, args).fetch_all(&open.readers)).await?;
         Ok(rows.into_iter().map(Row::Sqlite).collect())
     }
 
@@ -324,45 +324,45 @@ impl SqliteEngine {
             Access::Write => (&open.writer, "BEGIN IMMEDIATE"),
         };
         let begun = async { SqliteTransaction::begin(pool.acquire().await?, how).await };
-        let mut begun = answered(&self.place, begun).await?;
+        let mut begun = with_timeout(&self.location, begun).await?;
         begun.writes_to = match access {
             Access::Read => None,
             Access::Write => Some((self.file.clone(), open.file())),
         };
         Ok(Tx {
-            on: On::Sqlite(begun),
-            place: self.place.clone(),
+            on: TxBackend::Sqlite(begun),
+            location: self.location.clone(),
         })
     }
 }
 
 impl Tx {
-    pub(super) async fn fetch(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn fetch(&mut self, sql: &impl SqlStatement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         match &mut self.on {
-            On::Postgres(tx) => {
-                let rows = answered(&self.place, postgres_query(sql, args).fetch_all(&mut **tx)).await?;
+            TxBackend::Postgres(tx) => {
+                let rows = with_timeout(&self.location, postgres_query(sql, args).fetch_all(&mut **tx)).await?;
                 Ok(rows.into_iter().map(Row::Postgres).collect())
             }
-            On::Sqlite(tx) => {
-                let rows = answered(&self.place, sqlite_query(sql, args).fetch_all(&mut *tx.connection)).await?;
+            TxBackend::Sqlite(tx) => {
+                let rows = with_timeout(&self.location, sqlite_query(sql, args).fetch_all(&mut *tx.connection)).await?;
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
         }
     }
 
-    pub(super) async fn fetch_one(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<Option<Row>, StoreError> {
+    pub(super) async fn fetch_one(&mut self, sql: &impl SqlStatement, args: &[Arg]) -> Result<Option<Row>, StoreError> {
         Ok(self.fetch(sql, args).await?.into_iter().next())
     }
 
     /// Returns how many rows were touched.
-    pub(super) async fn execute(&mut self, sql: &impl Statement, args: &[Arg]) -> Result<u64, StoreError> {
+    pub(super) async fn execute(&mut self, sql: &impl SqlStatement, args: &[Arg]) -> Result<u64, StoreError> {
         match &mut self.on {
-            On::Postgres(tx) => {
-                let done = answered(&self.place, postgres_query(sql, args).execute(&mut **tx)).await?;
+            TxBackend::Postgres(tx) => {
+                let done = with_timeout(&self.location, postgres_query(sql, args).execute(&mut **tx)).await?;
                 Ok(done.rows_affected())
             }
-            On::Sqlite(tx) => {
-                let done = answered(&self.place, sqlite_query(sql, args).execute(&mut *tx.connection)).await?;
+            TxBackend::Sqlite(tx) => {
+                let done = with_timeout(&self.location, sqlite_query(sql, args).execute(&mut *tx.connection)).await?;
                 Ok(done.rows_affected())
             }
         }
@@ -385,16 +385,16 @@ impl Tx {
 
     async fn insert_all(&mut self, sql: &Sql, rows: &[Vec<Arg>]) -> Result<u64, StoreError> {
         match &mut self.on {
-            On::Postgres(tx) => {
-                let done = answered(&self.place, postgres_columns(sql, rows).execute(&mut **tx)).await?;
+            TxBackend::Postgres(tx) => {
+                let done = with_timeout(&self.location, postgres_columns(sql, rows).execute(&mut **tx)).await?;
                 Ok(done.rows_affected())
             }
-            On::Sqlite(tx) => {
+            TxBackend::Sqlite(tx) => {
                 let (mut inserted, mut rest) = (0, rows);
                 while !rest.is_empty() {
                     let these;
                     (these, rest) = rest.split_at(rows_at_once(rest.len()));
-                    let done = answered(&self.place, sqlite_rows(sql, these).execute(&mut *tx.connection)).await?;
+                    let done = with_timeout(&self.location, sqlite_rows(sql, these).execute(&mut *tx.connection)).await?;
                     inserted += done.rows_affected();
                 }
                 Ok(inserted)
@@ -404,34 +404,37 @@ impl Tx {
 
     pub(super) async fn commit(self) -> Result<(), StoreError> {
         match self.on {
-            On::Postgres(tx) => answered(&self.place, tx.commit()).await,
-            On::Sqlite(tx) => tx.commit(&self.place).await,
+            TxBackend::Postgres(tx) => with_timeout(&self.location, tx.commit()).await,
+            TxBackend::Sqlite(tx) => tx.commit(&self.location).await,
         }
     }
 }
 
 /// The longest wait for one statement: a database that hangs must not hang what waits for it.
-const ANSWER: Duration = Duration::from_secs(60);
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-async fn answered<T>(place: &Place, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    answered_in(ANSWER, place, statement).await
+async fn with_timeout<T>(
+    location: &StoreLocation,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, StoreError> {
+    with_timeout_of(STATEMENT_TIMEOUT, location, statement).await
 }
 
-async fn answered_in<T>(
+async fn with_timeout_of<T>(
     limit: Duration,
-    place: &Place,
+    location: &StoreLocation,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, statement).await {
-        Ok(done) => done.map_err(|error| StoreError::of(error, place)),
+        Ok(done) => done.map_err(|error| StoreError::of(error, location)),
         Err(_) => Err(StoreError::Unreachable {
-            place: place.to_string(),
+            place: location.to_string(),
             why: format!("no answer in {limit:?}"),
         }),
     }
 }
 
-fn postgres_query(sql: &impl Statement, args: &[Arg]) -> Query<'static, Postgres, PgArguments> {
+fn postgres_query(sql: &impl SqlStatement, args: &[Arg]) -> Query<'static, Postgres, PgArguments> {
     args.iter().fold(sqlx::query(sql.postgres()), |query, arg| match arg {
         Arg::Text(text) => query.bind(text.clone()),
         Arg::Int(number) => query.bind(*number),
@@ -439,7 +442,7 @@ fn postgres_query(sql: &impl Statement, args: &[Arg]) -> Query<'static, Postgres
     })
 }
 
-fn sqlite_query<'a>(sql: &impl Statement, args: impl IntoIterator<Item = &'a Arg>) -> Query<'static, Sqlite, SqliteArguments> {
+fn sqlite_query<'a>(sql: &impl SqlStatement, args: impl IntoIterator<Item = &'a Arg>) -> Query<'static, Sqlite, SqliteArguments> {
     args.into_iter().fold(sqlx::query(sql.sqlite()), |query, arg| match arg {
         Arg::Text(text) => query.bind(text.clone()),
         Arg::Int(number) => query.bind(*number),
@@ -458,9 +461,9 @@ fn sqlite_rows(sql: &Sql, rows: &[Vec<Arg>]) -> Query<'static, Sqlite, SqliteArg
     let width = rows.first().map_or(0, Vec::len);
     let row = format!("({})", vec!["?"; width].join(","));
     let text = sql.sqlite.replace("{rows}", &vec![row.as_str(); rows.len()].join(","));
-    let composed = Composed {
+    let composed = ComposedSql {
         sqlite: text,
-        ..Composed::default()
+        ..ComposedSql::default()
     };
     sqlite_query(&composed, rows.iter().flatten())
 }
@@ -505,10 +508,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_statement_that_is_never_answered_is_given_up() {
-        let place = Place::Sqlite {
+        let location = StoreLocation::Sqlite {
             file: "guardian.db".into(),
         };
-        let hung = answered_in::<()>(Duration::from_millis(1), &place, std::future::pending()).await;
+        let hung = with_timeout_of::<()>(Duration::from_millis(1), &location, std::future::pending()).await;
         let error = hung.unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -519,7 +522,7 @@ mod tests {
 
     #[test]
     fn composed_text_holds_placeholders_and_never_values() {
-        let mut sql = Composed::default();
+        let mut sql = ComposedSql::default();
         sql.push_with(
             Sql {
                 postgres: "a = ?::uuid",

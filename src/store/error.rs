@@ -1,7 +1,7 @@
 //! What can go wrong with the store, each as one plain sentence. Driver errors end here: their texts may quote values, so
 //! only the sentence made of them travels on, and nothing of a URL but user, host and database.
 
-use super::engine::Place;
+use super::engine::StoreLocation;
 use sqlx::migrate::MigrateError;
 use std::io::ErrorKind;
 
@@ -66,12 +66,12 @@ impl StoreError {
         }
     }
 
-    pub(super) fn of(error: sqlx::Error, place: &Place) -> Self {
-        let at = place.to_string();
+    pub(super) fn of(error: sqlx::Error, location: &StoreLocation) -> Self {
+        let at = location.to_string();
         match error {
-            sqlx::Error::Database(error) => match place {
-                Place::Postgres { .. } => of_postgres(error.code().as_deref().unwrap_or(""), error.message(), place),
-                Place::Sqlite { .. } => of_sqlite(error.code().as_deref().unwrap_or(""), error.message(), at),
+            sqlx::Error::Database(error) => match location {
+                StoreLocation::Postgres { .. } => of_postgres(error.code().as_deref().unwrap_or(""), error.message(), location),
+                StoreLocation::Sqlite { .. } => of_sqlite(error.code().as_deref().unwrap_or(""), error.message(), at),
             },
             // rustls reports a refused certificate as invalid data
             sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Self::Tls {
@@ -94,7 +94,7 @@ impl StoreError {
                 place: at,
                 why: "the store is closed".to_owned(),
             },
-            sqlx::Error::Migrate(error) => Self::of_migration(*error, place),
+            sqlx::Error::Migrate(error) => Self::of_migration(*error, location),
             sqlx::Error::Encode(error) => Self::Unstorable {
                 place: at,
                 what: error.to_string(),
@@ -110,10 +110,10 @@ impl StoreError {
         }
     }
 
-    pub(super) fn of_migration(error: MigrateError, place: &Place) -> Self {
-        let at = place.to_string();
+    pub(super) fn of_migration(error: MigrateError, location: &StoreLocation) -> Self {
+        let at = location.to_string();
         match error {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Self::of(error, place),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Self::of(error, location),
             MigrateError::VersionMismatch(version) => Self::Broken {
                 place: at,
                 what: format!("migration {version} was applied with another text than this program has"),
@@ -130,13 +130,13 @@ impl StoreError {
     }
 }
 
-fn of_postgres(code: &str, message: &str, place: &Place) -> StoreError {
-    let at = place.to_string();
+fn of_postgres(code: &str, message: &str, location: &StoreLocation) -> StoreError {
+    let at = location.to_string();
     let what = message.to_owned();
     match code {
         "28000" | "28P01" => StoreError::WrongPassword {
             place: at,
-            user: place.user().to_owned(),
+            user: location.user().to_owned(),
         },
         "3D000" => StoreError::DatabaseMissing(at),
         // undefined table, schema, function, column
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn each_code_has_its_meaning() {
-        let postgres = Place::Postgres {
+        let postgres = StoreLocation::Postgres {
             host: "h:5432".into(),
             database: "d".into(),
             user: "u".into(),

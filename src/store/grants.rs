@@ -2,8 +2,8 @@
 
 use super::directory::grant_of;
 use super::engine::{Row, Sql, args};
-use super::people::{no_user, uuid_of};
-use super::unreadable::{Flaw, name, or_left_out};
+use super::unreadable::{ColumnError, name, or_left_out};
+use super::users::{no_user, uuid_of};
 use super::{Store, StoreError};
 use crate::domain::{ClientId, EnvironmentName, Grant, GrantId, Scopes, ServerName, Timestamp, UserId};
 use uuid::Uuid;
@@ -113,7 +113,7 @@ impl Store {
     pub async fn list_grants(&self, env: &EnvironmentName, user: Option<&UserId>) -> Result<Vec<GrantRow>, StoreError> {
         let user = user.map(uuid_of).transpose()?;
         let mut grants = Vec::new();
-        for row in self.once(&LIST, args![env.as_str(), user]).await? {
+        for row in self.query(&LIST, args![env.as_str(), user]).await? {
             grants.extend(or_left_out(
                 listed(&row),
                 &row,
@@ -125,7 +125,7 @@ impl Store {
     }
 }
 
-fn listed(row: &Row) -> Result<GrantRow, Flaw> {
+fn listed(row: &Row) -> Result<GrantRow, ColumnError> {
     Ok(GrantRow {
         user: name(row, "user_id")?,
         email: row.cell_or_null("email")?,

@@ -2,8 +2,8 @@
 //! of what other issuers made.
 
 use super::engine::{Row, Sql, args};
-use super::people::{no_user, uuid_of};
-use super::unreadable::{Flaw, KEYS, name, names, or_left_out, time, time_or_null};
+use super::unreadable::{ColumnError, KEYS, name, names, or_left_out, time, time_or_null};
+use super::users::{no_user, uuid_of};
 use super::{Store, StoreError};
 use crate::domain::{ApiKey, EnvironmentName, KeyId, Revocation, RevocationKind, Scope, Timestamp, UserId};
 
@@ -95,7 +95,7 @@ impl Store {
     pub async fn list_keys(&self, env: &EnvironmentName, user: Option<&UserId>) -> Result<Vec<KeyRow>, StoreError> {
         let user = user.map(uuid_of).transpose()?;
         let mut keys = Vec::new();
-        for row in self.once(&LIST, args![env.as_str(), user]).await? {
+        for row in self.query(&LIST, args![env.as_str(), user]).await? {
             keys.extend(or_left_out(listed(&row), &row, KEYS, &["user_id", "key_id"]));
         }
         Ok(keys)
@@ -125,7 +125,7 @@ impl Store {
     }
 }
 
-fn listed(row: &Row) -> Result<KeyRow, Flaw> {
+fn listed(row: &Row) -> Result<KeyRow, ColumnError> {
     Ok(KeyRow {
         id: name(row, "key_id")?,
         user: name(row, "user_id")?,

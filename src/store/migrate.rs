@@ -1,13 +1,13 @@
 //! Migrations: in the binary, applied in order, each in one transaction, recorded with a checksum. They never go back.
 
-use super::engine::{Place, Sql, args};
+use super::engine::{Sql, StoreLocation, args};
 use super::{Store, StoreError};
 use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
 use sqlx::{Connection, SqlSafeStr};
 
 /// Where the schema stands.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Status {
+pub struct MigrationStatus {
     pub engine: &'static str,
     /// Of the newest migration applied; 0 before the first.
     pub version: i64,
@@ -17,25 +17,25 @@ pub struct Status {
     pub unknown: Vec<i64>,
 }
 
-struct Step {
+struct MigrationStep {
     version: i64,
     name: &'static str,
     sql: &'static str,
 }
 
-const POSTGRES: &[Step] = &[
-    Step {
+const POSTGRES: &[MigrationStep] = &[
+    MigrationStep {
         version: 1,
         name: "guardian",
         sql: include_str!("postgres/0001_guardian.sql"),
     },
-    Step {
+    MigrationStep {
         version: 2,
         name: "feed_state",
         sql: include_str!("postgres/0002_feed_state.sql"),
     },
 ];
-const SQLITE: &[Step] = &[Step {
+const SQLITE: &[MigrationStep] = &[MigrationStep {
     version: 1,
     name: "guardian",
     sql: include_str!("sqlite/0001_guardian.sql"),
@@ -60,7 +60,7 @@ impl Store {
     }
 
     /// What is applied and what is pending, for any login that may see the schema.
-    pub async fn status(&self) -> Result<Status, StoreError> {
+    pub async fn status(&self) -> Result<MigrationStatus, StoreError> {
         let steps = self.steps();
         let applied = self.applied().await?;
         for (version, checksum) in &applied {
@@ -68,17 +68,17 @@ impl Store {
             if step.is_some_and(|step| *step.migration().checksum != **checksum) {
                 let what = format!("migration {version} was applied with another text than this program has");
                 return Err(StoreError::Broken {
-                    place: self.place(),
+                    place: self.location(),
                     what,
                 });
             }
         }
-        let has = |step: &&Step| applied.iter().any(|(version, _)| *version == step.version);
-        Ok(Status {
+        let has = |step: &&MigrationStep| applied.iter().any(|(version, _)| *version == step.version);
+        Ok(MigrationStatus {
             engine: self.engine(),
             version: applied.last().map_or(0, |(version, _)| *version),
-            applied: steps.iter().filter(has).map(Step::to_string).collect(),
-            pending: steps.iter().filter(|step| !has(step)).map(Step::to_string).collect(),
+            applied: steps.iter().filter(has).map(MigrationStep::to_string).collect(),
+            pending: steps.iter().filter(|step| !has(step)).map(MigrationStep::to_string).collect(),
             unknown: applied
                 .iter()
                 .map(|(version, _)| *version)
@@ -93,17 +93,17 @@ impl Store {
         self.refuse_newer(&status)?;
         match status.pending.is_empty() {
             true => Ok(()),
-            false => Err(StoreError::NotMigrated(self.place())),
+            false => Err(StoreError::NotMigrated(self.location())),
         }
     }
 
-    fn refuse_newer(&self, status: &Status) -> Result<(), StoreError> {
+    fn refuse_newer(&self, status: &MigrationStatus) -> Result<(), StoreError> {
         match status.unknown.last() {
             None => Ok(()),
             Some(found) => {
                 let known = self.steps().last().map_or(0, |step| step.version);
                 Err(StoreError::NewerSchema {
-                    place: self.place(),
+                    place: self.location(),
                     found: *found,
                     known,
                 })
@@ -112,7 +112,7 @@ impl Store {
     }
 
     async fn applied(&self) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
-        let rows = match self.once(&APPLIED, args![]).await {
+        let rows = match self.query(&APPLIED, args![]).await {
             Err(StoreError::NotMigrated(_)) => return Ok(Vec::new()),
             rows => rows?,
         };
@@ -122,14 +122,14 @@ impl Store {
     }
 
     async fn run_to(&self, version: i64) -> Result<(), StoreError> {
-        let mut migrator = Migrator::with_migrations(self.steps().iter().map(Step::migration).collect());
+        let mut migrator = Migrator::with_migrations(self.steps().iter().map(MigrationStep::migration).collect());
         match self {
             Store::Postgres(engine) => {
                 migrator.dangerous_set_table_name("guardian.migrations");
                 migrator.create_schema("guardian");
                 let connection = engine.pool.acquire().await;
-                let mut connection = connection.map_err(|error| StoreError::of(error, &engine.place))?.detach();
-                let done = apply(&migrator, version, &mut connection, &engine.place).await;
+                let mut connection = connection.map_err(|error| StoreError::of(error, &engine.location))?.detach();
+                let done = apply(&migrator, version, &mut connection, &engine.location).await;
                 // closing gives back the lock that a failed migration still holds
                 let _ = connection.close().await;
                 done
@@ -138,8 +138,8 @@ impl Store {
                 migrator.dangerous_set_table_name("migrations");
                 let open = engine.file.current().await?;
                 let connection = open.writer.acquire().await;
-                let mut connection = connection.map_err(|error| StoreError::of(error, &engine.place))?;
-                let done = apply(&migrator, version, &mut *connection, &engine.place).await;
+                let mut connection = connection.map_err(|error| StoreError::of(error, &engine.location))?;
+                let done = apply(&migrator, version, &mut *connection, &engine.location).await;
                 // a failed migration may leave its transaction open
                 if done.is_err() {
                     connection.close_on_drop();
@@ -149,7 +149,7 @@ impl Store {
         }
     }
 
-    fn steps(&self) -> &'static [Step] {
+    fn steps(&self) -> &'static [MigrationStep] {
         match self {
             Store::Postgres(_) => POSTGRES,
             Store::Sqlite(_) => SQLITE,
@@ -164,14 +164,14 @@ impl Store {
     }
 }
 
-async fn apply<C: Migrate>(migrator: &Migrator, version: i64, on: &mut C, place: &Place) -> Result<(), StoreError> {
+async fn apply<C: Migrate>(migrator: &Migrator, version: i64, on: &mut C, location: &StoreLocation) -> Result<(), StoreError> {
     migrator
         .run_direct(Some(version), on, false)
         .await
-        .map_err(|error| StoreError::of_migration(error, place))
+        .map_err(|error| StoreError::of_migration(error, location))
 }
 
-impl Step {
+impl MigrationStep {
     fn migration(&self) -> Migration {
         Migration::new(
             self.version,
@@ -183,7 +183,7 @@ impl Step {
     }
 }
 
-impl std::fmt::Display for Step {
+impl std::fmt::Display for MigrationStep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:04} {}", self.version, self.name)
     }

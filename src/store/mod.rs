@@ -11,12 +11,12 @@ mod grants;
 mod keys;
 mod migrate;
 mod open;
-mod people;
 mod postgres;
 mod registry;
 mod ship;
 mod sqlite;
 mod unreadable;
+mod users;
 
 pub use audit::{AuditBytes, AuditCursor, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
 pub use catalogue::{Observed, StoredTool};
@@ -25,15 +25,15 @@ pub use engine::{PostgresEngine, SqliteEngine};
 pub use error::StoreError;
 pub use grants::{GrantRow, NewGrant};
 pub use keys::KeyRow;
-pub use migrate::Status;
+pub use migrate::MigrationStatus;
 pub use open::StoreOpen;
-pub use people::{NewUser, UserRow};
 pub use registry::RegistryRow;
 pub use ship::Shipped;
 pub use unreadable::UnreadableRow;
+pub use users::{NewUser, UserRow};
 
 use crate::domain::Timestamp;
-use engine::{Access, Arg, Place, Row, Statement, Tx};
+use engine::{Access, Arg, Row, SqlStatement, StoreLocation, Tx};
 use serde::Serializer;
 
 /// A connected store. Clones share their connections.
@@ -53,10 +53,10 @@ impl Store {
                 max_connections,
                 connect_timeout,
             } => {
-                let engine = postgres::open(url, ca_file.as_deref(), *max_connections, *connect_timeout).await?;
+                let engine = postgres::open_postgres(url, ca_file.as_deref(), *max_connections, *connect_timeout).await?;
                 Ok(Store::Postgres(engine))
             }
-            StoreOpen::Sqlite { file, create } => Ok(Store::Sqlite(sqlite::open(file, *create).await?)),
+            StoreOpen::Sqlite { file, create } => Ok(Store::Sqlite(sqlite::open_sqlite(file, *create).await?)),
         }
     }
 
@@ -69,8 +69,8 @@ impl Store {
     }
 
     /// Where it is, for messages; never holds a password.
-    pub fn place(&self) -> String {
-        self.place_ref().to_string()
+    pub fn location(&self) -> String {
+        self.location_ref().to_string()
     }
 
     /// Closes all connections; on SQLite this also folds the write-ahead log back into the file.
@@ -81,10 +81,10 @@ impl Store {
         }
     }
 
-    fn place_ref(&self) -> &Place {
+    fn location_ref(&self) -> &StoreLocation {
         match self {
-            Store::Postgres(engine) => &engine.place,
-            Store::Sqlite(engine) => &engine.place,
+            Store::Postgres(engine) => &engine.location,
+            Store::Sqlite(engine) => &engine.location,
         }
     }
 
@@ -97,10 +97,10 @@ impl Store {
     }
 
     /// One statement that is its own snapshot.
-    async fn once(&self, sql: &impl Statement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
+    async fn query(&self, sql: &impl SqlStatement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         match self {
-            Store::Postgres(engine) => engine.once(sql, args).await,
-            Store::Sqlite(engine) => engine.once(sql, args).await,
+            Store::Postgres(engine) => engine.query(sql, args).await,
+            Store::Sqlite(engine) => engine.query(sql, args).await,
         }
     }
 
@@ -126,6 +126,6 @@ fn rfc3339_or_null<S: Serializer>(at: &Option<Timestamp>, to: S) -> Result<S::Ok
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Store({})", self.place_ref())
+        write!(f, "Store({})", self.location_ref())
     }
 }

@@ -2,7 +2,7 @@
 //! database sleep.
 
 use super::StoreError;
-use super::engine::{Place, PostgresEngine};
+use super::engine::{PostgresEngine, StoreLocation};
 use crate::config::Secret;
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
@@ -17,15 +17,15 @@ use std::time::Duration;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 const MAX_LIFETIME: Duration = Duration::from_secs(1_800);
 
-pub(super) async fn open(
+pub(super) async fn open_postgres(
     url: &Secret,
     ca_file: Option<&Path>,
     max_connections: u32,
     connect_timeout: Duration,
 ) -> Result<PostgresEngine, StoreError> {
     let (options, warnings) = parse(url.expose_secret(), ca_file)?;
-    let place = Arc::new(place_of(&options));
-    try_once(&options, &place, connect_timeout).await?;
+    let location = Arc::new(location_of(&options));
+    try_once(&options, &location, connect_timeout).await?;
     let pool = PgPoolOptions::new()
         .min_connections(0)
         .max_connections(max_connections.max(1))
@@ -42,21 +42,21 @@ pub(super) async fn open(
         .connect_lazy_with(options);
     Ok(PostgresEngine {
         pool,
-        place,
+        location,
         warnings: warnings.into(),
     })
 }
 
 /// A pool hides why it cannot connect behind its own timeout, so the first connection is made without one.
-async fn try_once(options: &PgConnectOptions, place: &Place, timeout: Duration) -> Result<(), StoreError> {
+async fn try_once(options: &PgConnectOptions, location: &StoreLocation, timeout: Duration) -> Result<(), StoreError> {
     match tokio::time::timeout(timeout, options.connect()).await {
         Ok(Ok(connection)) => {
             let _ = connection.close().await;
             Ok(())
         }
-        Ok(Err(error)) => Err(StoreError::of(error, place)),
+        Ok(Err(error)) => Err(StoreError::of(error, location)),
         Err(_) => Err(StoreError::Unreachable {
-            place: place.to_string(),
+            place: location.to_string(),
             why: format!("no answer in {timeout:?}"),
         }),
     }
@@ -73,10 +73,10 @@ fn parse(url: &str, ca_file: Option<&Path>) -> Result<(PgConnectOptions, Vec<Str
         return Err(bad(UNREADABLE));
     }
     let (base, query) = url.split_once('?').unwrap_or((url, ""));
-    let query = Query::read(query)?;
+    let query = UrlQuery::read(query)?;
     let options = PgConnectOptions::from_str(&query.rebuild(base)).map_err(|_| bad(UNREADABLE))?;
     let mut warnings = Vec::new();
-    let mut options = direct(options, &mut warnings);
+    let mut options = direct_host(options, &mut warnings);
     let local = is_local(&options);
     if !query.names_sslmode {
         options = options.ssl_mode(if local { PgSslMode::Prefer } else { PgSslMode::VerifyFull });
@@ -102,12 +102,12 @@ fn bad(text: &str) -> StoreError {
 }
 
 /// The part after `?`.
-struct Query {
+struct UrlQuery {
     kept: String,
     names_sslmode: bool,
 }
 
-impl Query {
+impl UrlQuery {
     /// Keeps what the driver understands, drops what other clients put into such URLs, refuses the rest: the driver would
     /// log it, value included.
     fn read(text: &str) -> Result<Self, StoreError> {
@@ -179,7 +179,7 @@ impl Query {
 }
 
 /// Neon's `-pooler` hosts are PgBouncer in transaction mode: no LISTEN, no session. The same name without it is direct.
-fn direct(options: PgConnectOptions, warnings: &mut Vec<String>) -> PgConnectOptions {
+fn direct_host(options: PgConnectOptions, warnings: &mut Vec<String>) -> PgConnectOptions {
     let host = options.get_host();
     let Some((first, rest)) = host.split_once('.') else {
         return options;
@@ -199,14 +199,14 @@ fn is_local(options: &PgConnectOptions) -> bool {
     options.get_socket().is_some() || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn place_of(options: &PgConnectOptions) -> Place {
+fn location_of(options: &PgConnectOptions) -> StoreLocation {
     let host = match options.get_socket() {
         Some(folder) => folder.display().to_string(),
         None => options.get_host().to_owned(),
     };
     let user = options.get_username().to_owned();
     let database = options.get_database().unwrap_or(&user).to_owned();
-    Place::Postgres {
+    StoreLocation::Postgres {
         host: format!("{host}:{}", options.get_port()),
         database,
         user,

@@ -1,7 +1,7 @@
 //! Servers as the store knows them: whether they are enabled and which scopes their tools need.
 
 use super::engine::{Row, Sql, Tx, args};
-use super::unreadable::{Flaw, REGISTRY, UnreadableRow, name, names_in};
+use super::unreadable::{ColumnError, REGISTRY, UnreadableRow, name, names_in};
 use super::{Store, StoreError};
 use crate::domain::{EnvironmentName, Scope, ServerName};
 use std::collections::BTreeMap;
@@ -59,9 +59,9 @@ impl Store {
 
     /// One server as it stands there, to be changed and put back; an error where that would lose what cannot be read of it.
     pub async fn server(&self, env: &EnvironmentName, server: &ServerName) -> Result<Option<RegistryRow>, StoreError> {
-        for row in self.once(&READ, args![env.as_str()]).await? {
+        for row in self.query(&READ, args![env.as_str()]).await? {
             if name::<ServerName>(&row, "id").is_ok_and(|id| id == *server) {
-                let unreadable = |flaw: Flaw| format!("{}: put it right in the database first", unreadable(&row, flaw));
+                let unreadable = |flaw: ColumnError| format!("{}: put it right in the database first", unreadable(&row, flaw));
                 return server_of(&row)
                     .map(Some)
                     .map_err(|flaw| StoreError::Invalid(unreadable(flaw)));
@@ -101,11 +101,11 @@ fn disabled(server: ServerName) -> RegistryRow {
     }
 }
 
-fn unreadable(row: &Row, flaw: Flaw) -> UnreadableRow {
-    flaw.of(row, REGISTRY, &["id"], None)
+fn unreadable(row: &Row, flaw: ColumnError) -> UnreadableRow {
+    flaw.in_row(row, REGISTRY, &["id"], None)
 }
 
-fn server_of(row: &Row) -> Result<RegistryRow, Flaw> {
+fn server_of(row: &Row) -> Result<RegistryRow, ColumnError> {
     row.cell::<String>("type")?;
     Ok(RegistryRow {
         server: name(row, "id")?,
@@ -116,10 +116,10 @@ fn server_of(row: &Row) -> Result<RegistryRow, Flaw> {
     })
 }
 
-fn tool_scopes_of(json: &str) -> Result<BTreeMap<String, Vec<Scope>>, Flaw> {
+fn tool_scopes_of(json: &str) -> Result<BTreeMap<String, Vec<Scope>>, ColumnError> {
     let column = "tool_scopes";
     let tools: BTreeMap<String, serde_json::Value> =
-        serde_json::from_str(json).map_err(|_| Flaw::new(column, "is no JSON object"))?;
+        serde_json::from_str(json).map_err(|_| ColumnError::new(column, "is no JSON object"))?;
     let scopes = tools
         .into_iter()
         .map(|(tool, scopes)| Ok((tool, names_in(&scopes.to_string(), column)?)));

@@ -163,15 +163,15 @@ impl<'a> Columns<'a> {
     fn opaque(sealed: &'a SealedRecord) -> Self {
         /// Skips what it does not know, so it reads records of a later version and texts no column can hold.
         #[derive(Deserialize)]
-        struct Envelope {
-            event: Stamp,
+        struct ShippedEnvelope {
+            event: ShippedEvent,
         }
         #[derive(Deserialize)]
-        struct Stamp {
+        struct ShippedEvent {
             at: Timestamp,
             environment: EnvironmentName,
         }
-        let stamp = serde_json::from_slice::<Envelope>(&sealed.bytes)
+        let stamp = serde_json::from_slice::<ShippedEnvelope>(&sealed.bytes)
             .map(|envelope| envelope.event)
             .ok();
         Self {
@@ -225,7 +225,7 @@ impl Derived {
             Event::Decision(decision) => Self::of_decision(decision),
             Event::Outcome(outcome) => Some(Self {
                 request: Some(outcome.request.to_string()),
-                ending: Some(ending_text(outcome.kind)),
+                ending: Some(outcome_kind_text(outcome.kind)),
                 status: outcome.status.map(i64::from),
                 latency_us: Some(i64::try_from(outcome.latency_us).ok()?),
                 ..nothing
@@ -271,7 +271,7 @@ impl Derived {
             key: who.and_then(|who| who.key.as_ref()).map(ToString::to_string),
             server: decision.server.as_ref().map(ToString::to_string),
             method: Some(decision.method.clone().into_owned()),
-            tool: decision.tool.clone().or_else(|| decision.target.as_deref().map(beginning)),
+            tool: decision.tool.clone().or_else(|| decision.target.as_deref().map(truncated)),
             policies: Some(serde_json::json!(decision.policies).to_string()),
             policy_set: Some(decision.policy_set.as_bytes().to_vec()),
             grant_seq: grant.map(|grant| grant.seq),
@@ -301,7 +301,7 @@ impl Derived {
 }
 
 /// As much as a column holds. The record has the rest.
-fn beginning(text: &str) -> String {
+fn truncated(text: &str) -> String {
     let longest = LONGEST - 8; // leaves room for a character that is longer than one byte
     let fits = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= longest).last();
     match text.len() <= LONGEST {
@@ -315,7 +315,7 @@ fn storable(at: Timestamp) -> Option<i64> {
     (0..253_402_300_800_000_000).contains(&at.micros()).then(|| at.micros())
 }
 
-fn ending_text(kind: OutcomeKind) -> &'static str {
+fn outcome_kind_text(kind: OutcomeKind) -> &'static str {
     match kind {
         OutcomeKind::Done => "done",
         OutcomeKind::Failed => "failed",

@@ -1,7 +1,7 @@
 //! An SQLite file: its mode, its pragmas, one writer and a few readers; and whether it is still the file that its name says.
 
 use super::check::check_file;
-use super::engine::{Place, SqliteEngine};
+use super::engine::{SqliteEngine, StoreLocation};
 use super::{Store, StoreError};
 use arc_swap::ArcSwap;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
@@ -19,13 +19,13 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// is open: where somebody put another file in its place (a restored backup), that file is opened instead.
 pub(super) struct SqliteFile {
     path: PathBuf,
-    place: Arc<Place>,
-    open: ArcSwap<Connections>,
+    location: Arc<StoreLocation>,
+    open: ArcSwap<SqlitePools>,
     reopening: Mutex<()>,
 }
 
 /// Connections to one file, whatever happens to its name.
-pub(super) struct Connections {
+pub(super) struct SqlitePools {
     /// One connection: SQLite has one writer, and waiting in this queue is fairer than in SQLite's.
     pub(super) writer: SqlitePool,
     pub(super) readers: SqlitePool,
@@ -39,27 +39,27 @@ pub(super) struct FileId {
     inode: u64,
 }
 
-pub(super) async fn open(file: &Path, create: bool) -> Result<SqliteEngine, StoreError> {
-    let place = Arc::new(Place::Sqlite { file: file.to_owned() });
-    let warnings = own(file, create, &place)?;
-    let connections = connect(file, &place).await?;
+pub(super) async fn open_sqlite(file: &Path, create: bool) -> Result<SqliteEngine, StoreError> {
+    let location = Arc::new(StoreLocation::Sqlite { file: file.to_owned() });
+    let warnings = secure_file(file, create, &location)?;
+    let connections = connect(file, &location).await?;
     Ok(SqliteEngine {
         file: Arc::new(SqliteFile {
             path: file.to_owned(),
-            place: place.clone(),
+            location: location.clone(),
             open: ArcSwap::from_pointee(connections),
             reopening: Mutex::default(),
         }),
-        place,
+        location,
         warnings: warnings.into(),
     })
 }
 
 impl SqliteFile {
     /// Connections to the file that the path names now.
-    pub(super) async fn current(&self) -> Result<Arc<Connections>, StoreError> {
+    pub(super) async fn current(&self) -> Result<Arc<SqlitePools>, StoreError> {
         let open = self.open.load_full();
-        if file_id(&self.path, &self.place)? == open.file {
+        if file_id(&self.path, &self.location)? == open.file {
             return Ok(open);
         }
         // Boxed: to check the new file is to use a store, which comes by here.
@@ -69,11 +69,11 @@ impl SqliteFile {
     /// Whether `written` is still the file that the path names. Asked after a commit: what was written to a file that has
     /// lost its name is lost with it.
     pub(super) fn require_same(&self, written: FileId) -> Result<(), StoreError> {
-        if file_id(&self.path, &self.place)? == written {
+        if file_id(&self.path, &self.location)? == written {
             return Ok(());
         }
         Err(StoreError::Busy {
-            place: self.place.to_string(),
+            place: self.location.to_string(),
             why: "the file was replaced meanwhile".to_owned(),
         })
     }
@@ -83,18 +83,18 @@ impl SqliteFile {
     }
 
     /// Takes up the file that is in place now, if it could be served from the start: migrated, with its triggers.
-    async fn reopen(&self) -> Result<Arc<Connections>, StoreError> {
+    async fn reopen(&self) -> Result<Arc<SqlitePools>, StoreError> {
         let _one_at_a_time = self.reopening.lock().await;
         let before = self.open.load_full();
-        if file_id(&self.path, &self.place)? == before.file {
+        if file_id(&self.path, &self.location)? == before.file {
             return Ok(before);
         }
-        let found = Store::Sqlite(open(&self.path, false).await?);
+        let found = Store::Sqlite(open_sqlite(&self.path, false).await?);
         found.require_current().await?;
-        let problems = check_file(&found, &self.place).await?;
+        let problems = check_file(&found, &self.location).await?;
         if !problems.is_empty() {
             return Err(StoreError::Unusable {
-                place: self.place.to_string(),
+                place: self.location.to_string(),
                 what: problems.join("; "),
             });
         }
@@ -103,14 +103,14 @@ impl SqliteFile {
         };
         let now = engine.file.open.load_full();
         self.open.store(now.clone());
-        tracing::warn!(store = %self.place, "the database file was replaced while serving: the new one is in use");
+        tracing::warn!(store = %self.location, "the database file was replaced while serving: the new one is in use");
         // Transactions under way end first. SQLite leaves the log beside a file that has lost its name alone.
         tokio::spawn(async move { before.close().await });
         Ok(now)
     }
 }
 
-impl Connections {
+impl SqlitePools {
     pub(super) fn file(&self) -> FileId {
         self.file
     }
@@ -121,21 +121,21 @@ impl Connections {
     }
 }
 
-fn file_id(path: &Path, place: &Place) -> Result<FileId, StoreError> {
+fn file_id(path: &Path, location: &StoreLocation) -> Result<FileId, StoreError> {
     match fs::metadata(path) {
         Ok(meta) => Ok(FileId {
             device: meta.dev(),
             inode: meta.ino(),
         }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(place.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(location.to_string())),
         Err(error) => Err(StoreError::Unreachable {
-            place: place.to_string(),
+            place: location.to_string(),
             why: error.to_string(),
         }),
     }
 }
 
-async fn connect(file: &Path, place: &Arc<Place>) -> Result<Connections, StoreError> {
+async fn connect(file: &Path, location: &Arc<StoreLocation>) -> Result<SqlitePools, StoreError> {
     // SQLite gives `-wal` and `-shm` the mode of the database file: nobody else can read them either
     let writer = SqliteConnectOptions::new()
         .filename(file)
@@ -148,11 +148,11 @@ async fn connect(file: &Path, place: &Arc<Place>) -> Result<Connections, StoreEr
     let reader = writer.clone().pragma("query_only", "ON");
     // Each new connection proves that the name still leads to the file that these connections are for: without that, one
     // that is opened after a replacement would silently read another file than its siblings.
-    let expected = file_id(file, place)?;
+    let expected = file_id(file, location)?;
     let writer = lasting(1, file, expected).connect_with(writer).await;
-    let writer = writer.map_err(|error| StoreError::of(error, place))?;
+    let writer = writer.map_err(|error| StoreError::of(error, location))?;
     let readers: SqlitePool = lasting(READERS, file, expected).connect_lazy_with(reader);
-    Ok(Connections {
+    Ok(SqlitePools {
         writer,
         readers,
         file: expected,
@@ -175,7 +175,7 @@ fn lasting(connections: u32, file: &Path, expected: FileId) -> SqlitePoolOptions
 }
 
 /// Makes sure that the file exists and that nobody else can read it.
-fn own(file: &Path, create: bool, place: &Place) -> Result<Vec<String>, StoreError> {
+fn secure_file(file: &Path, create: bool, location: &StoreLocation) -> Result<Vec<String>, StoreError> {
     match fs::metadata(file) {
         Ok(meta) if meta.is_dir() => Err(StoreError::Configuration(format!(
             "`{}` is a folder, not a database file",
@@ -183,9 +183,9 @@ fn own(file: &Path, create: bool, place: &Place) -> Result<Vec<String>, StoreErr
         ))),
         Ok(meta) => shut(file, meta.permissions().mode()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => make(file),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(place.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(location.to_string())),
         Err(error) => Err(StoreError::Unreachable {
-            place: place.to_string(),
+            place: location.to_string(),
             why: error.to_string(),
         }),
     }

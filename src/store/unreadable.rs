@@ -50,19 +50,19 @@ impl fmt::Display for UnreadableRow {
 
 /// What is wrong with one column of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Flaw {
+pub(super) struct ColumnError {
     pub column: &'static str,
     pub why: String,
 }
 
-impl Flaw {
+impl ColumnError {
     pub(super) fn new(column: &'static str, why: impl fmt::Display) -> Self {
         let why = why.to_string();
         Self { column, why }
     }
 
     /// Names the row by these of its columns.
-    pub(super) fn of(self, row: &Row, table: &'static str, keys: &[&'static str], user: Option<&str>) -> UnreadableRow {
+    pub(super) fn in_row(self, row: &Row, table: &'static str, keys: &[&'static str], user: Option<&str>) -> UnreadableRow {
         let named = keys.iter().filter_map(|key| {
             let text = row.cell::<String>(key).ok()?;
             Some(format!("{key} {}", printable(&text)))
@@ -83,40 +83,40 @@ impl Flaw {
 }
 
 /// For lists that people look at: the row, or `None` with a line in the log.
-pub(super) fn or_left_out<T>(read: Result<T, Flaw>, row: &Row, table: &'static str, keys: &[&'static str]) -> Option<T> {
-    let told = |flaw: Flaw| tracing::warn!("left out: {}", flaw.of(row, table, keys, None));
+pub(super) fn or_left_out<T>(read: Result<T, ColumnError>, row: &Row, table: &'static str, keys: &[&'static str]) -> Option<T> {
+    let told = |flaw: ColumnError| tracing::warn!("left out: {}", flaw.in_row(row, table, keys, None));
     read.map_err(told).ok()
 }
 
-pub(super) fn name<T: FromStr<Err: fmt::Display>>(row: &Row, column: &'static str) -> Result<T, Flaw> {
+pub(super) fn name<T: FromStr<Err: fmt::Display>>(row: &Row, column: &'static str) -> Result<T, ColumnError> {
     parsed(&row.cell::<String>(column)?, column)
 }
 
-pub(super) fn name_or_null<T: FromStr<Err: fmt::Display>>(row: &Row, column: &'static str) -> Result<Option<T>, Flaw> {
+pub(super) fn name_or_null<T: FromStr<Err: fmt::Display>>(row: &Row, column: &'static str) -> Result<Option<T>, ColumnError> {
     let text = row.cell_or_null::<String>(column)?;
     text.map(|text| parsed(&text, column)).transpose()
 }
 
 /// The names in a column that holds a JSON array: all of them, since a list that lacks some says something else.
-pub(super) fn names<T: FromStr<Err: fmt::Display>>(row: &Row, column: &'static str) -> Result<Vec<T>, Flaw> {
+pub(super) fn names<T: FromStr<Err: fmt::Display>>(row: &Row, column: &'static str) -> Result<Vec<T>, ColumnError> {
     names_in(&row.cell::<String>(column)?, column)
 }
 
-pub(super) fn names_in<T: FromStr<Err: fmt::Display>>(json: &str, column: &'static str) -> Result<Vec<T>, Flaw> {
-    let strings: Vec<String> = serde_json::from_str(json).map_err(|_| Flaw::new(column, "is not a list of strings"))?;
+pub(super) fn names_in<T: FromStr<Err: fmt::Display>>(json: &str, column: &'static str) -> Result<Vec<T>, ColumnError> {
+    let strings: Vec<String> = serde_json::from_str(json).map_err(|_| ColumnError::new(column, "is not a list of strings"))?;
     strings.iter().map(|text| parsed(text, column)).collect()
 }
 
-pub(super) fn time(row: &Row, column: &'static str) -> Result<Timestamp, Flaw> {
+pub(super) fn time(row: &Row, column: &'static str) -> Result<Timestamp, ColumnError> {
     row.cell(column).map(Timestamp::from_micros)
 }
 
-pub(super) fn time_or_null(row: &Row, column: &'static str) -> Result<Option<Timestamp>, Flaw> {
+pub(super) fn time_or_null(row: &Row, column: &'static str) -> Result<Option<Timestamp>, ColumnError> {
     Ok(row.cell_or_null::<i64>(column)?.map(Timestamp::from_micros))
 }
 
-fn parsed<T: FromStr<Err: fmt::Display>>(text: &str, column: &'static str) -> Result<T, Flaw> {
-    T::from_str(text).map_err(|error| Flaw::new(column, format_args!("holds no name: {error}")))
+fn parsed<T: FromStr<Err: fmt::Display>>(text: &str, column: &'static str) -> Result<T, ColumnError> {
+    T::from_str(text).map_err(|error| ColumnError::new(column, format_args!("holds no name: {error}")))
 }
 
 /// Foreign text on one line, cut where it gets long.

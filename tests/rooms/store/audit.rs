@@ -41,7 +41,7 @@ on_both! {
         assert_eq!((&row.policies, &row.grant, row.policy_set), (&decision.policies, &decision.grant, Some(decision.policy_set)));
         assert_eq!((row.request, row.took_us), (Some(decision.request), Some(250)));
         let outcome = row.outcome.as_ref().unwrap();
-        assert_eq!((outcome.ending, outcome.status, outcome.latency_us, outcome.bytes), (OutcomeKind::Done, Some(200), 1_500, 42));
+        assert_eq!((outcome.kind, outcome.status, outcome.latency_us, outcome.bytes), (OutcomeKind::Done, Some(200), 1_500, 42));
         let json = serde_json::to_value(row).unwrap();
         assert_eq!((&json["at"], &json["decision"], &json["outcome"]["ending"]), (&"2026-11-20T10:00:00.000001Z".into(), &"allow".into(), &"done".into()));
     }

@@ -78,7 +78,7 @@ async fn each_thing_that_can_be_wrong_has_its_sentence() {
         "the Postgres database `DATABASE` at `127.0.0.1:PORT` has no tables of this version yet: run `guardian db migrate`"
     );
     let store = open(&login.url).await.unwrap();
-    assert!(!format!("{store:?} {}", store.place()).contains(&login.password));
+    assert!(!format!("{store:?} {}", store.location()).contains(&login.password));
 
     database.cluster().stop();
     let down = open(&login.url).await.unwrap_err();

@@ -27,7 +27,7 @@ on_both! {
         };
         world.by_hand(newer).await;
         for error in [world.admin.migrate(&mut |_| ()).await.unwrap_err(), world.proxy.require_current().await.unwrap_err()] {
-            let text = format!("{} is at schema version 7, this program knows {}: it needs a newer guardian", world.admin.place(), if world.is_postgres() { 2 } else { 1 });
+            let text = format!("{} is at schema version 7, this program knows {}: it needs a newer guardian", world.admin.location(), if world.is_postgres() { 2 } else { 1 });
             assert_eq!((error.to_string(), matches!(error, StoreError::NewerSchema { .. })), (text, true));
         }
         assert_eq!(world.proxy.status().await.unwrap().unknown, [7]);

@@ -2,7 +2,7 @@
 
 use super::directory::{identity_of, kind_of, read_member, status_of};
 use super::engine::{Row, Sql, Tx, args};
-use super::unreadable::{Flaw, IDENTITIES as OF_IDENTITIES, USERS, name, names, or_left_out, time};
+use super::unreadable::{ColumnError, IDENTITIES as OF_IDENTITIES, USERS, name, names, or_left_out, time};
 use super::{Store, StoreError};
 use crate::domain::{EnvironmentName, Issuer, Member, MemberStatus, PrincipalKind, RoleName, Subject, Timestamp, UserId};
 use std::collections::BTreeMap;
@@ -80,7 +80,7 @@ const ENROL: Sql = Sql {
 impl Store {
     pub async fn add_user(&self, env: &EnvironmentName, user: &NewUser) -> Result<UserId, StoreError> {
         let mut tx = self.write().await?;
-        let id = add(&mut tx, env, user).await?;
+        let id = insert_user(&mut tx, env, user).await?;
         tx.commit().await?;
         Ok(id)
     }
@@ -134,13 +134,13 @@ impl Store {
         subject: &Subject,
     ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        match linked(&mut tx, env, issuer, subject).await? {
+        match linked_user(&mut tx, env, issuer, subject).await? {
             Some(holder) if holder == uuid_of(user)? => return Ok(()),
             Some(holder) => {
                 let text = format!("`{subject}` of `{issuer}` is linked to user `{holder}`: unlink it first");
                 return Err(StoreError::Conflict(text));
             }
-            None => link(&mut tx, env, user, issuer, subject).await?,
+            None => insert_identity(&mut tx, env, user, issuer, subject).await?,
         }
         tx.commit().await
     }
@@ -173,7 +173,7 @@ impl Store {
                 let row = tx.fetch_one(&ENROL, args).await?;
                 row.map(|row| row.get::<String>("user_id")).transpose()?
             }
-            Store::Sqlite(_) => match linked(&mut tx, env, issuer, subject).await? {
+            Store::Sqlite(_) => match linked_user(&mut tx, env, issuer, subject).await? {
                 Some(user) => Some(user),
                 None => {
                     let email = email.map(str::to_owned);
@@ -184,8 +184,8 @@ impl Store {
                         display_name: None,
                         roles: roles.to_vec(),
                     };
-                    let id = add(&mut tx, env, &user).await?;
-                    link(&mut tx, env, &id, issuer, subject).await?;
+                    let id = insert_user(&mut tx, env, &user).await?;
+                    insert_identity(&mut tx, env, &id, issuer, subject).await?;
                     Some(id.to_string())
                 }
             },
@@ -198,7 +198,7 @@ impl Store {
     }
 }
 
-async fn add(tx: &mut Tx, env: &EnvironmentName, user: &NewUser) -> Result<UserId, StoreError> {
+async fn insert_user(tx: &mut Tx, env: &EnvironmentName, user: &NewUser) -> Result<UserId, StoreError> {
     let id = match &user.id {
         Some(id) => uuid_of(id)?,
         None => Uuid::new_v4().to_string(),
@@ -214,14 +214,25 @@ async fn add(tx: &mut Tx, env: &EnvironmentName, user: &NewUser) -> Result<UserI
     }
 }
 
-async fn linked(tx: &mut Tx, env: &EnvironmentName, issuer: &Issuer, subject: &Subject) -> Result<Option<String>, StoreError> {
+async fn linked_user(
+    tx: &mut Tx,
+    env: &EnvironmentName,
+    issuer: &Issuer,
+    subject: &Subject,
+) -> Result<Option<String>, StoreError> {
     let row = tx
         .fetch_one(&LINKED, args![env.as_str(), issuer.as_str(), subject.as_str()])
         .await?;
     row.map(|row| row.get("user_id")).transpose()
 }
 
-async fn link(tx: &mut Tx, env: &EnvironmentName, user: &UserId, issuer: &Issuer, subject: &Subject) -> Result<(), StoreError> {
+async fn insert_identity(
+    tx: &mut Tx,
+    env: &EnvironmentName,
+    user: &UserId,
+    issuer: &Issuer,
+    subject: &Subject,
+) -> Result<(), StoreError> {
     let args = args![env.as_str(), uuid_of(user)?, issuer.as_str(), subject.as_str()];
     match tx.execute(&LINK, args).await {
         Err(StoreError::NotFound(_)) => Err(no_user(env, user)),
@@ -229,7 +240,7 @@ async fn link(tx: &mut Tx, env: &EnvironmentName, user: &UserId, issuer: &Issuer
     }
 }
 
-fn user_of(row: &Row, identities: &mut BTreeMap<String, Vec<(Issuer, Subject)>>) -> Result<UserRow, Flaw> {
+fn user_of(row: &Row, identities: &mut BTreeMap<String, Vec<(Issuer, Subject)>>) -> Result<UserRow, ColumnError> {
     let id: UserId = name(row, "id")?;
     Ok(UserRow {
         kind: kind_of(row)?,
