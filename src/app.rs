@@ -15,7 +15,7 @@ use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
 use crate::limits::Limits;
 use crate::store::{Store, StoreOpen};
 use crate::telemetry::Metrics;
-use crate::transport::{self, Connections, ServerTls, Stop, StopHandle, Watch};
+use crate::transport::{self, Connections, ServerTls, Shutdown, ShutdownHandle, Watch};
 use crate::upstream::{SessionKeys, Upstreams};
 use anyhow::{Context, Result, bail};
 use policy_files::{PolicyFiles, UNSTABLE};
@@ -75,7 +75,7 @@ pub struct Running {
     journal: Journal,
     grants: Arc<Grants>,
     upstreams: Arc<Upstreams>,
-    stop: StopHandle,
+    shutdown: ShutdownHandle,
     listeners: JoinSet<()>,
     tasks: JoinSet<()>,
     shipper: std::thread::JoinHandle<()>,
@@ -89,7 +89,7 @@ impl Running {
         crate::journal::survive_file_size_limit().context("cannot install a signal handler")?;
         let config = Arc::new(config);
         make_private_folder(&config.data_dir)?;
-        let unservable = transport::check(&config.listen.tls, now());
+        let unservable = transport::check_tls(&config.listen.tls, now());
         if !unservable.is_empty() {
             bail!("{}", unservable.join("; "));
         }
@@ -195,7 +195,7 @@ impl Running {
                 }
             }),
         });
-        let (stop, stopped) = Stop::new();
+        let (shutdown, stopped) = Shutdown::new();
         let mut listeners = JoinSet::new();
         listeners.spawn(serve_data(
             listener,
@@ -232,7 +232,7 @@ impl Running {
             journal,
             grants,
             upstreams,
-            stop,
+            shutdown,
             listeners,
             tasks,
             shipper,
@@ -251,14 +251,14 @@ impl Running {
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) -> Result<()> {
         tracing::info!("stopping: no new calls; running ones may finish");
         self.gate.drain();
-        self.stop.drain();
+        self.shutdown.drain();
         let patience = self.drain + Duration::from_secs(5);
         tokio::select! {
             () = all(&mut self.listeners) => {}
-            () = tokio::time::sleep(patience) => self.stop.abort(),
+            () = tokio::time::sleep(patience) => self.shutdown.abort(),
             () = hurry => {
                 tracing::warn!("stopping at once: running calls are cut");
-                self.stop.abort();
+                self.shutdown.abort();
             }
         }
         all(&mut self.listeners).await;
@@ -408,7 +408,7 @@ fn serve_data(
     tls: Arc<ServerTls>,
     config: &Config,
     gate: Arc<Gate>,
-    stopped: Stop,
+    stopped: Shutdown,
     connections: Arc<Connections>,
 ) -> impl Future<Output = ()> + use<> {
     let handler = move |request, peer| {
@@ -430,7 +430,7 @@ fn serve_console(
     listener: TcpListener,
     config: &Config,
     console: Arc<Console>,
-    stopped: Stop,
+    stopped: Shutdown,
 ) -> impl Future<Output = ()> + use<> {
     let handler = move |request, peer| console.clone().handle(request, peer);
     transport::serve(listener, None, config.listen.limits.clone(), handler, stopped)

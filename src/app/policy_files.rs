@@ -7,7 +7,7 @@ use super::stability::{Allowed, Look, Stability};
 use crate::config::PoliciesConfig;
 use crate::decide::PolicySource;
 use crate::domain::{Digest, Sha256};
-use crate::transport::{self, FileEvents, LOOK_ANYWAY};
+use crate::transport::{self, FileEvents, REREAD_INTERVAL};
 use anyhow::Result;
 use std::path::Path;
 use tokio::time::Instant;
@@ -72,7 +72,7 @@ impl PolicyFiles {
                 None => std::future::pending().await,
             }
         };
-        let _ = tokio::time::timeout(LOOK_ANYWAY, event).await;
+        let _ = tokio::time::timeout(REREAD_INTERVAL, event).await;
     }
 
     /// Waits until the next look is due; false at once if none is.
@@ -99,7 +99,7 @@ pub const UNSTABLE: &str = "the policy files do not stop changing";
 
 fn watch(config: &PoliciesConfig) -> Option<FileEvents> {
     let unwatched = |error: &_| {
-        tracing::error!(%error, "the policy files are not watched: they are read every {} s", LOOK_ANYWAY.as_secs());
+        tracing::error!(%error, "the policy files are not watched: they are read every {} s", REREAD_INTERVAL.as_secs());
     };
     let dir = config.dir.clone();
     transport::file_events(std::slice::from_ref(&config.dir), move |path| concerns(&dir, path))

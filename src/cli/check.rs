@@ -91,7 +91,7 @@ impl Check {
         findings.refuse(crate::telemetry::check(&config.log).err());
         let tls = &config.listen.tls;
         findings.look("certificates", shown(&tls.certificate_file));
-        findings.refuse(transport::check(tls, now()));
+        findings.refuse(transport::check_tls(tls, now()));
         findings.warn(transport::warnings(tls, now()));
         findings.look("data folder", shown(&config.data_dir));
         findings.refuse(unusable(&config.data_dir));

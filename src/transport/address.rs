@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The class of an IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum AddressScope {
     Public,
     /// Loopback, private and shared address space: allowed only if the configuration allows private addresses.
     Private,
@@ -28,54 +28,54 @@ pub(super) async fn resolve(host: &str, port: u16) -> std::io::Result<Vec<Socket
     }
 }
 
-pub(super) fn reach(ip: IpAddr) -> Reach {
+pub(super) fn address_scope(ip: IpAddr) -> AddressScope {
     match ip {
-        IpAddr::V4(v4) => reach_v4(v4),
-        IpAddr::V6(v6) => reach_v6(v6),
+        IpAddr::V4(v4) => scope_v4(v4),
+        IpAddr::V6(v6) => scope_v6(v6),
     }
 }
 
-fn reach_v4(ip: Ipv4Addr) -> Reach {
+fn scope_v4(ip: Ipv4Addr) -> AddressScope {
     let [a, b, c, _] = ip.octets();
     match (a, b, c) {
-        (0, ..) | (169, 254, _) | (224..=255, ..) => Reach::Never,
-        (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Reach::Never,
-        (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) => Reach::Private,
+        (0, ..) | (169, 254, _) | (224..=255, ..) => AddressScope::Never,
+        (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => AddressScope::Never,
+        (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) => AddressScope::Private,
         // carrier-grade NAT (RFC 6598), IETF assignments (RFC 6890), benchmarks (RFC 2544)
-        (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) => Reach::Private,
-        _ => Reach::Public,
+        (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) => AddressScope::Private,
+        _ => AddressScope::Public,
     }
 }
 
-fn reach_v6(ip: Ipv6Addr) -> Reach {
+fn scope_v6(ip: Ipv6Addr) -> AddressScope {
     let segments = ip.segments();
     let embedded = |at: usize| {
         let [a, b] = segments[at].to_be_bytes();
         let [c, d] = segments[at + 1].to_be_bytes();
-        reach_v4(Ipv4Addr::new(a, b, c, d))
+        scope_v4(Ipv4Addr::new(a, b, c, d))
     };
     match segments {
-        [0, 0, 0, 0, 0, 0, 0, 1] => Reach::Private,
-        [0, 0, 0, 0, 0, 0, 0, 0] => Reach::Never,
+        [0, 0, 0, 0, 0, 0, 0, 1] => AddressScope::Private,
+        [0, 0, 0, 0, 0, 0, 0, 0] => AddressScope::Never,
         // An IPv4 address inside IPv6: mapped, compatible, NAT64, 6to4. Never `Public`, because a public IPv4 server
         // has no reason to be written this way.
         [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => embedded(6).at_most_private(),
         [0x2002, ..] => embedded(1).at_most_private(),
         // local-use NAT64 (RFC 8215), Teredo, documentation, discard-only
         [0x64, 0xff9b, ..] | [0x2001, 0, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x100, 0, 0, 0, ..] => {
-            Reach::Never
+            AddressScope::Never
         }
-        [0xfe80..=0xfeff, ..] | [0xff00..=0xffff, ..] => Reach::Never,
-        [0xfc00..=0xfdff, ..] => Reach::Private,
-        _ => Reach::Public,
+        [0xfe80..=0xfeff, ..] | [0xff00..=0xffff, ..] => AddressScope::Never,
+        [0xfc00..=0xfdff, ..] => AddressScope::Private,
+        _ => AddressScope::Public,
     }
 }
 
-impl Reach {
+impl AddressScope {
     fn at_most_private(self) -> Self {
         match self {
-            Reach::Public | Reach::Private => Reach::Private,
-            Reach::Never => Reach::Never,
+            AddressScope::Public | AddressScope::Private => AddressScope::Private,
+            AddressScope::Never => AddressScope::Never,
         }
     }
 }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn every_spelling_of_an_inner_address_is_inner() {
-        use Reach::*;
+        use AddressScope::*;
         for (text, expected) in [
             ("8.8.8.8", Public),
             ("2606:4700::1111", Public),
@@ -121,7 +121,7 @@ mod tests {
             ("2001:db8::1", Never),
             ("2001:0:1::1", Never),
         ] {
-            assert_eq!(reach(text.parse().unwrap()), expected, "{text}");
+            assert_eq!(address_scope(text.parse().unwrap()), expected, "{text}");
         }
     }
 
@@ -129,10 +129,15 @@ mod tests {
     async fn an_address_in_octal_or_hexadecimal_is_judged_as_what_it_resolves_to() {
         for host in ["0x7f.1", "0177.0.0.1", "2130706433"] {
             if let Ok(found) = resolve(host, 443).await {
-                assert!(found.iter().all(|address| reach(address.ip()) != Reach::Public), "{host}");
+                assert!(
+                    found
+                        .iter()
+                        .all(|address| address_scope(address.ip()) != AddressScope::Public),
+                    "{host}"
+                );
             }
         }
         let bracketed = resolve("[::1]", 443).await.unwrap();
-        assert_eq!(reach(bracketed[0].ip()), Reach::Private);
+        assert_eq!(address_scope(bracketed[0].ip()), AddressScope::Private);
     }
 }

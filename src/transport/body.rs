@@ -68,26 +68,26 @@ async fn collect<B>(mut body: B, max_bytes: usize) -> Result<Bytes, BodyProblem>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
-    let Some(first) = data(&mut body, max_bytes).await? else {
+    let Some(first) = next_data(&mut body, max_bytes).await? else {
         return Ok(Bytes::new());
     };
     if body.is_end_stream() {
         return Ok(first);
     }
-    let Some(second) = data(&mut body, max_bytes - first.len()).await? else {
+    let Some(second) = next_data(&mut body, max_bytes - first.len()).await? else {
         return Ok(first);
     };
     let expected = body.size_hint().exact().unwrap_or(0).min(max_bytes as u64) as usize;
     let mut whole = BytesMut::with_capacity(first.len() + second.len() + expected);
     whole.extend_from_slice(&first);
     whole.extend_from_slice(&second);
-    while let Some(next) = data(&mut body, max_bytes - whole.len()).await? {
+    while let Some(next) = next_data(&mut body, max_bytes - whole.len()).await? {
         whole.extend_from_slice(&next);
     }
     Ok(whole.freeze())
 }
 
-async fn data<B>(body: &mut B, room: usize) -> Result<Option<Bytes>, BodyProblem>
+async fn next_data<B>(body: &mut B, room: usize) -> Result<Option<Bytes>, BodyProblem>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
@@ -104,7 +104,7 @@ where
 }
 
 /// A response body with a deadline. The timer is created at the first `Poll::Pending`, because most bodies never wait.
-pub(super) struct Timed {
+pub(super) struct DeadlineBody {
     inner: Body,
     deadline: Instant,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -112,7 +112,7 @@ pub(super) struct Timed {
     _in_flight: Option<InFlight>,
 }
 
-impl Timed {
+impl DeadlineBody {
     pub(super) fn new(inner: Body, deadline: Instant, in_flight: Option<InFlight>) -> Self {
         Self {
             inner,
@@ -123,7 +123,7 @@ impl Timed {
     }
 }
 
-impl http_body::Body for Timed {
+impl http_body::Body for DeadlineBody {
     type Data = Bytes;
     type Error = BodyError;
 

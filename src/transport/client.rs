@@ -1,11 +1,11 @@
 //! HTTP client: pooled connections to checked addresses, trusting one configured CA or the system's CAs. It follows no
 //! redirect, repeats no request and adds only `Host` and framing to the request it is given.
 
-use super::address::{Reach, reach, resolve};
-use super::lines::{Line, Lines, Place, Received};
+use super::address::{AddressScope, address_scope, resolve};
 use super::pem::{self, TlsError};
+use super::pool::{HttpOrigin, Pool, PooledBody, PooledConnection};
+use super::probed_stream::{Probe, ProbedStream};
 use super::provider;
-use super::wire::{Look, Wire};
 use bytes::Bytes;
 use http::Uri;
 use http_body_util::Full;
@@ -87,11 +87,11 @@ impl ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     connector: Arc<Connector>,
-    lines: Arc<Lines<Connected>>,
+    pool: Arc<Pool<Connected>>,
 }
 
 /// The body of a response from a server.
-pub type Answered = Received<Connected>;
+pub type ResponseBody = PooledBody<Connected>;
 
 impl Client {
     /// Builds a client; a configured CA file is read now.
@@ -110,45 +110,45 @@ impl Client {
         };
         Ok(Self {
             connector: Arc::new(connector),
-            lines: Lines::new(settings.pool_idle, settings.pool_max_idle),
+            pool: Pool::new(settings.pool_idle, settings.pool_max_idle),
         })
     }
 
     /// Sends the request once and returns the response head. The caller sets the time limit for waiting for the head.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Answered>, ClientError> {
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<ResponseBody>, ClientError> {
         let uri = request.uri();
-        let place = Place::of(uri).ok_or_else(|| ClientError::Url {
+        let origin = HttpOrigin::of(uri).ok_or_else(|| ClientError::Url {
             url: uri.to_string(),
             why: "it is not `https`",
         })?;
-        let line = match self.lines.take(&place) {
-            Some(line) => line,
+        let connection = match self.pool.take(&origin) {
+            Some(connection) => connection,
             // Boxed: this path is rare, and its future would make the future of every call larger.
-            None => match Box::pin(self.begin(uri, &place)).await {
-                Ok(line) => line,
+            None => match Box::pin(self.open_connection(uri, &origin)).await {
+                Ok(connection) => connection,
                 // A pooled connection may have been returned in the meantime.
-                Err(error) => self.lines.take(&place).ok_or(error)?,
+                Err(error) => self.pool.take(&origin).ok_or(error)?,
             },
         };
-        let answer = self.lines.send(&place, line, request).await;
+        let answer = self.pool.send(&origin, connection, request).await;
         answer.map_err(|broken| ClientError::Closed {
-            host: place.host().to_owned(),
+            host: origin.host().to_owned(),
             sent: broken.sent,
             source: broken.source,
         })
     }
 
-    async fn begin(&self, uri: &Uri, place: &Place) -> Result<Line<Connected>, ClientError> {
+    async fn open_connection(&self, uri: &Uri, origin: &HttpOrigin) -> Result<PooledConnection<Connected>, ClientError> {
         let late = |_| ClientError::Timeout {
             host: host(uri),
             after: self.connector.timeout,
         };
         let connected = async {
-            let look = Look::default();
-            let stream = self.connector.connect(uri, look.clone()).await?;
+            let probe = Probe::default();
+            let stream = self.connector.connect(uri, probe.clone()).await?;
             let is_http2 =
                 matches!(&stream, MaybeHttpsStream::Https(tls) if tls.inner().get_ref().1.alpn_protocol() == Some(b"h2"));
-            let begun = self.lines.begin(place, stream, look, is_http2).await;
+            let begun = self.pool.handshake(origin, stream, probe, is_http2).await;
             begun.map_err(|source| ClientError::Closed {
                 host: host(uri),
                 sent: false,
@@ -178,10 +178,10 @@ enum Roots {
 }
 
 /// The stream under a connection: TCP, with TLS for `https`.
-pub type Connected = MaybeHttpsStream<TokioIo<Wire>>;
+pub type Connected = MaybeHttpsStream<TokioIo<ProbedStream>>;
 
 impl Connector {
-    async fn connect(&self, uri: &Uri, look: Look) -> Result<Connected, ClientError> {
+    async fn connect(&self, uri: &Uri, probe: Probe) -> Result<Connected, ClientError> {
         let host = host(uri);
         let secure = match uri.scheme_str() {
             Some("https") => true,
@@ -206,7 +206,7 @@ impl Connector {
             },
         })?;
         let _ = tcp.set_nodelay(true);
-        let tcp = TokioIo::new(Wire::new(tcp, look));
+        let tcp = TokioIo::new(ProbedStream::new(tcp, probe));
         if !secure {
             return Ok(MaybeHttpsStream::Http(tcp));
         }
@@ -232,11 +232,11 @@ impl Connector {
             source,
         })?;
         for address in &addresses {
-            let what = match (reach(address.ip()), self.allow_private, secure) {
-                (Reach::Never, ..) => "never the address of a server",
-                (Reach::Private, false, _) => "on loopback or a private network, which the configuration does not allow",
-                (Reach::Public, _, false) => "public, where clear text is not allowed: use `https`",
-                (Reach::Public, _, true) | (Reach::Private, true, _) => continue,
+            let what = match (address_scope(address.ip()), self.allow_private, secure) {
+                (AddressScope::Never, ..) => "never the address of a server",
+                (AddressScope::Private, false, _) => "on loopback or a private network, which the configuration does not allow",
+                (AddressScope::Public, _, false) => "public, where clear text is not allowed: use `https`",
+                (AddressScope::Public, _, true) | (AddressScope::Private, true, _) => continue,
             };
             return Err(ClientError::Address {
                 host: host.to_owned(),

@@ -42,7 +42,7 @@ enum Network {
 }
 
 /// One counted connection; dropping it frees its slot.
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     connections: Arc<Connections>,
     network: Network,
 }
@@ -64,7 +64,7 @@ impl Connections {
     }
 
     /// A slot for a connection from `address`, or `None` if either limit is reached.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr, max: usize, max_per_address: usize) -> Option<Place> {
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr, max: usize, max_per_address: usize) -> Option<ConnectionSlot> {
         let network = Network::of(address);
         let mut by_network = self.by_network.lock().expect("no holder of this lock panics");
         let here = by_network.get(&network).copied().unwrap_or(0);
@@ -75,14 +75,14 @@ impl Connections {
         by_network.insert(network, here + 1);
         self.open.fetch_add(1, Relaxed);
         self.accepted.fetch_add(1, Relaxed);
-        Some(Place {
+        Some(ConnectionSlot {
             connections: self.clone(),
             network,
         })
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     pub(super) fn handshake_failed(&self) {
         self.connections.failed_handshakes.fetch_add(1, Relaxed);
     }
@@ -96,7 +96,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut by_network = self.connections.by_network.lock().expect("no holder of this lock panics");
         self.connections.open.fetch_sub(1, Relaxed);
@@ -198,9 +198,9 @@ mod tests {
     #[test]
     fn a_dropped_place_is_free_again() {
         let connections = Connections::new();
-        let place = connections.admit(address("192.0.2.1"), 1, 1).unwrap();
+        let slot = connections.admit(address("192.0.2.1"), 1, 1).unwrap();
         assert!(connections.admit(address("192.0.2.2"), 1, 1).is_none(), "the cap over all");
-        drop(place);
+        drop(slot);
         assert!(connections.admit(address("192.0.2.2"), 1, 1).is_some());
         assert_eq!(connections.counts().refused, 1);
         assert!(

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Version};
 
 /// Headers that decide something in Guardian or upstream. A request may not spell them with underscores, nor name them
 /// in `Connection` to have them dropped.
-const WEIGHTY: &[&str] = &[
+const SENSITIVE_HEADERS: &[&str] = &[
     "accept",
     "authorization",
     "cf-access-jwt-assertion",
@@ -42,13 +42,13 @@ const WEIGHTY: &[&str] = &[
 
 /// Checks a request head; `Err` says what is wrong, in words for the client.
 pub fn framing(head: &Parts) -> Result<(), &'static str> {
-    version(head)?;
-    method(&head.method)?;
-    length(&head.headers)?;
-    body(head)?;
-    host(head)?;
-    target(head)?;
-    fields(&head.headers)
+    check_version(head)?;
+    check_method(&head.method)?;
+    check_length(&head.headers)?;
+    check_body(head)?;
+    check_host(head)?;
+    check_target(head)?;
+    check_fields(&head.headers)
 }
 
 /// The host and port that the request is for; `None` if the head did not pass `framing`.
@@ -59,14 +59,14 @@ pub fn authority(head: &Parts) -> Option<&str> {
     }
 }
 
-fn version(head: &Parts) -> Result<(), &'static str> {
+fn check_version(head: &Parts) -> Result<(), &'static str> {
     match head.version {
         Version::HTTP_11 | Version::HTTP_2 => Ok(()),
         _ => Err("only HTTP/1.1 and HTTP/2 are spoken here"),
     }
 }
 
-fn method(method: &Method) -> Result<(), &'static str> {
+fn check_method(method: &Method) -> Result<(), &'static str> {
     match *method {
         Method::CONNECT => Err("CONNECT is not accepted"),
         Method::TRACE => Err("TRACE is not accepted"),
@@ -74,7 +74,7 @@ fn method(method: &Method) -> Result<(), &'static str> {
     }
 }
 
-fn length(headers: &HeaderMap) -> Result<(), &'static str> {
+fn check_length(headers: &HeaderMap) -> Result<(), &'static str> {
     let coding = at_most_one(headers, &TRANSFER_ENCODING, "several Transfer-Encoding fields")?;
     let length = at_most_one(headers, &CONTENT_LENGTH, "several Content-Length fields")?;
     if let Some(coding) = coding
@@ -93,7 +93,7 @@ fn length(headers: &HeaderMap) -> Result<(), &'static str> {
 }
 
 /// Some servers read a body after GET, HEAD, DELETE or OPTIONS and some do not, so these methods may have none.
-fn body(head: &Parts) -> Result<(), &'static str> {
+fn check_body(head: &Parts) -> Result<(), &'static str> {
     let bare = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
     let length = head.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
     if bare && (length || head.headers.contains_key(TRANSFER_ENCODING)) {
@@ -103,7 +103,7 @@ fn body(head: &Parts) -> Result<(), &'static str> {
     }
 }
 
-fn host(head: &Parts) -> Result<(), &'static str> {
+fn check_host(head: &Parts) -> Result<(), &'static str> {
     let host = at_most_one(&head.headers, &HOST, "several Host fields")?;
     let named = head.uri.authority().map(|authority| authority.as_str().as_bytes());
     match (named, host) {
@@ -118,7 +118,7 @@ fn host(head: &Parts) -> Result<(), &'static str> {
     }
 }
 
-fn target(head: &Parts) -> Result<(), &'static str> {
+fn check_target(head: &Parts) -> Result<(), &'static str> {
     let path = head.uri.path();
     if !path.starts_with('/') {
         return Err("the target does not start with a slash");
@@ -134,7 +134,7 @@ fn target(head: &Parts) -> Result<(), &'static str> {
     }
 }
 
-fn fields(headers: &HeaderMap) -> Result<(), &'static str> {
+fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
     if headers.contains_key(UPGRADE) {
         return Err("Upgrade is not accepted");
     }
@@ -146,13 +146,13 @@ fn fields(headers: &HeaderMap) -> Result<(), &'static str> {
     }
     for value in headers.get_all(CONNECTION) {
         let mut options = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-        if options.any(|option| weighty(option) && !option.eq_ignore_ascii_case(b"te")) {
+        if options.any(|option| is_sensitive(option) && !option.eq_ignore_ascii_case(b"te")) {
             return Err("Connection names a field that must not be dropped");
         }
     }
     if headers
         .keys()
-        .any(|name| name.as_str().contains('_') && weighty(name.as_str().replace('_', "-").as_bytes()))
+        .any(|name| name.as_str().contains('_') && is_sensitive(name.as_str().replace('_', "-").as_bytes()))
     {
         Err("a field is spelt with an underscore in place of a hyphen")
     } else {
@@ -160,8 +160,10 @@ fn fields(headers: &HeaderMap) -> Result<(), &'static str> {
     }
 }
 
-fn weighty(name: &[u8]) -> bool {
-    WEIGHTY.iter().any(|weighty| name.eq_ignore_ascii_case(weighty.as_bytes()))
+fn is_sensitive(name: &[u8]) -> bool {
+    SENSITIVE_HEADERS
+        .iter()
+        .any(|weighty| name.eq_ignore_ascii_case(weighty.as_bytes()))
 }
 
 fn at_most_one<'a>(

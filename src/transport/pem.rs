@@ -31,7 +31,7 @@ pub enum TlsError {
     Refused(#[from] rustls::Error),
 }
 
-pub(super) fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
+pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(file).map_err(|source| TlsError::Unreadable {
         file: file.to_owned(),
         source,
@@ -40,14 +40,14 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 
 pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let none = || TlsError::NoCertificate { file: file.to_owned() };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(file)?)
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read_file(file)?)
         .collect::<Result<_, _>>()
         .map_err(|_| none())?;
     if chain.is_empty() { Err(none()) } else { Ok(chain) }
 }
 
 pub(super) fn key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|_| TlsError::NoKey { file: file.to_owned() })
+    PrivateKeyDer::from_pem_slice(&read_file(file)?).map_err(|_| TlsError::NoKey { file: file.to_owned() })
 }
 
 pub(super) fn roots(file: &Path) -> Result<RootCertStore, TlsError> {

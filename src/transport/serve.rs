@@ -2,11 +2,11 @@
 //! time or size limit. One task serves one connection (HTTP/2 streams run in tasks of their own); the handler decides
 //! what a request means.
 
-use super::body::{Body, Timed};
-use super::connections::{Activity, Connections, InFlight, Place};
-use super::pace::Paced;
+use super::body::{Body, DeadlineBody};
+use super::connections::{Activity, ConnectionSlot, Connections, InFlight};
+use super::h2_flood::FloodGuard;
 use super::peer::{Peer, PeerCertificate};
-use super::stop::Stop;
+use super::shutdown::Shutdown;
 use super::tls::ServerTls;
 use crate::config::ConnectionLimits;
 use hyper::body::Incoming;
@@ -39,17 +39,22 @@ const H2_SEND_BUFFER: usize = 64 * 1024;
 const H2_PENDING_RESETS: usize = 20;
 const H2_LOCAL_RESETS: usize = 1024;
 /// How long a peer may take to close after GOAWAY, when its HTTP/2 connection was idle or flooding.
-const FAREWELL: Duration = Duration::from_secs(1);
+const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 /// Pause after an accept error such as EMFILE or ENOMEM, which would otherwise repeat at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves `listener` until `stop` drains and the last connection has ended. Without `tls` it serves plain HTTP/1.1.
-pub async fn serve<H, F>(listener: TcpListener, tls: Option<Arc<ServerTls>>, limits: ConnectionLimits, handler: H, stop: Stop)
-where
+pub async fn serve<H, F>(
+    listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    limits: ConnectionLimits,
+    handler: H,
+    shutdown: Shutdown,
+) where
     H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    serve_counted(listener, tls, limits, handler, stop, Connections::new()).await;
+    serve_counted(listener, tls, limits, handler, shutdown, Connections::new()).await;
 }
 
 /// Like `serve`, with connection counts that the caller can read or share between listeners.
@@ -58,34 +63,34 @@ pub async fn serve_counted<H, F>(
     tls: Option<Arc<ServerTls>>,
     limits: ConnectionLimits,
     handler: H,
-    stop: Stop,
+    shutdown: Shutdown,
     connections: Arc<Connections>,
 ) where
     H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let tasks = TaskTracker::new();
-    let cut = stop.cut();
-    let door = Arc::new(Door {
+    let cut = shutdown.cut();
+    let door = Arc::new(Listener {
         h1: h1_builder(&limits),
         h2: h2_builder(&limits, &tasks),
         tls,
         limits,
         handler,
-        stop,
+        shutdown,
         cut: cut.clone(),
     });
     loop {
         let accepted = tokio::select! {
             biased;
-            () = door.stop.draining() => break,
+            () = door.shutdown.draining() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((tcp, address)) => {
                 let caps = (door.limits.max_connections, door.limits.max_connections_per_address);
-                if let Some(place) = connections.admit(address.ip(), caps.0, caps.1) {
-                    tasks.spawn(door.clone().connection(tcp, address, place));
+                if let Some(slot) = connections.admit(address.ip(), caps.0, caps.1) {
+                    tasks.spawn(door.clone().connection(tcp, address, slot));
                 }
             }
             Err(error) if is_of_that_connection(&error) => {}
@@ -100,30 +105,30 @@ pub async fn serve_counted<H, F>(
     tokio::select! {
         () = tasks.wait() => return,
         () = tokio::time::sleep(door.limits.drain_timeout.0) => {}
-        () = door.stop.aborted() => {}
+        () = door.shutdown.aborted() => {}
     }
     cut.cancel();
     tasks.wait().await;
 }
 
 /// What all connections of one listener share.
-struct Door<H> {
+struct Listener<H> {
     h1: http1::Builder,
-    h2: http2::Builder<Tracked>,
+    h2: http2::Builder<TrackedExecutor>,
     tls: Option<Arc<ServerTls>>,
     limits: ConnectionLimits,
     handler: H,
-    stop: Stop,
+    shutdown: Shutdown,
     /// Cancelled when running connections must be dropped: the drain timed out or was aborted.
     cut: CancellationToken,
 }
 
-impl<H, F> Door<H>
+impl<H, F> Listener<H>
 where
     H: Fn(Request<Incoming>, Arc<Peer>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    async fn connection(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: Place) {
+    async fn connection(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, slot: ConnectionSlot) {
         let _ = tcp.set_nodelay(true);
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let Some(tls) = &self.tls else {
@@ -138,21 +143,21 @@ where
         let stream = tokio::select! {
             biased;
             stream = tokio::time::timeout(self.limits.handshake_timeout.0, handshake) => stream,
-            () = self.stop.draining() => return,
+            () = self.shutdown.draining() => return,
         };
         let stream = match stream {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                place.handshake_failed();
+                slot.handshake_failed();
                 return tracing::debug!(%address, %error, "TLS handshake failed");
             }
-            Err(_) => return place.timed_out(),
+            Err(_) => return slot.timed_out(),
         };
-        let Some(peer) = proved(&stream, address) else {
-            return place.handshake_failed();
+        let Some(peer) = peer_of(&stream, address) else {
+            return slot.handshake_failed();
         };
         if peer.http2 {
-            self.http2(stream, Arc::new(peer), &place).await
+            self.http2(stream, Arc::new(peer), &slot).await
         } else {
             self.http1(stream, Arc::new(peer)).await
         }
@@ -163,28 +168,28 @@ where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let service = service_fn(|request| self.answer(request, &peer, None));
-        let io = TokioIo::new(Unstalled::new(stream, self.limits.idle_timeout.0));
+        let io = TokioIo::new(WriteTimeout::new(stream, self.limits.idle_timeout.0));
         // hyper's `header_read_timeout` also closes an idle keep-alive connection, so HTTP/1.1 needs no idle timer
         // here.
         self.drive(self.h1.serve_connection(io, service), std::future::pending())
             .await;
     }
 
-    async fn http2(self: &Arc<Self>, stream: TlsStream<TcpStream>, peer: Arc<Peer>, place: &Place) {
+    async fn http2(self: &Arc<Self>, stream: TlsStream<TcpStream>, peer: Arc<Peer>, slot: &ConnectionSlot) {
         let activity = Activity::new();
         let service = service_fn(|request| {
             let (door, peer, in_flight) = (self.clone(), peer.clone(), activity.begin());
             async move { door.answer(request, &peer, Some(in_flight)).await }
         });
         let flooded = Arc::new(Notify::new());
-        let io = TokioIo::new(Paced::new(
-            Unstalled::new(stream, self.limits.idle_timeout.0),
+        let io = TokioIo::new(FloodGuard::new(
+            WriteTimeout::new(stream, self.limits.idle_timeout.0),
             flooded.clone(),
         ));
         let done = async {
             tokio::select! {
-                () = activity.idle(self.limits.header_timeout.0) => place.timed_out(),
-                () = flooded.notified() => place.flooded(),
+                () = activity.idle(self.limits.header_timeout.0) => slot.timed_out(),
+                () = flooded.notified() => slot.flooded(),
             }
         };
         self.drive(self.h2.serve_connection(io, service), done).await;
@@ -195,10 +200,10 @@ where
         request: Request<Incoming>,
         peer: &Arc<Peer>,
         in_flight: Option<InFlight>,
-    ) -> impl Future<Output = Result<Response<Timed>, Infallible>> + Send + use<H, F> {
+    ) -> impl Future<Output = Result<Response<DeadlineBody>, Infallible>> + Send + use<H, F> {
         let deadline = Instant::now() + self.limits.total_timeout.0;
         let answer = (self.handler)(request, peer.clone());
-        async move { Ok(answer.await.map(|body| Timed::new(body, deadline, in_flight))) }
+        async move { Ok(answer.await.map(|body| DeadlineBody::new(body, deadline, in_flight))) }
     }
 
     /// Runs the connection until the peer closes it, `done` completes (idle or flooding), or this instance stops.
@@ -207,8 +212,8 @@ where
         let patience = tokio::select! {
             biased;
             _ = connection.as_mut() => return,
-            () = self.stop.draining() => Duration::MAX,
-            () = done => FAREWELL,
+            () = self.shutdown.draining() => Duration::MAX,
+            () = done => GOAWAY_GRACE,
         };
         connection.as_mut().graceful_shutdown();
         tokio::select! {
@@ -221,7 +226,7 @@ where
 }
 
 /// What the TLS handshake proved about the peer; `None` if rustls verified a certificate that x509-parser cannot read.
-fn proved(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Option<Peer> {
+fn peer_of(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Option<Peer> {
     let session = stream.get_ref().1;
     let certificate = match session.peer_certificates().and_then(<[_]>::first) {
         Some(der) => Some(Arc::new(PeerCertificate::read(der)?)),
@@ -244,8 +249,8 @@ fn h1_builder(limits: &ConnectionLimits) -> http1::Builder {
     builder
 }
 
-fn h2_builder(limits: &ConnectionLimits, tasks: &TaskTracker) -> http2::Builder<Tracked> {
-    let executor = Tracked {
+fn h2_builder(limits: &ConnectionLimits, tasks: &TaskTracker) -> http2::Builder<TrackedExecutor> {
+    let executor = TrackedExecutor {
         tasks: tasks.clone(),
         longest: limits.total_timeout.0,
     };
@@ -267,12 +272,12 @@ fn h2_builder(limits: &ConnectionLimits, tasks: &TaskTracker) -> http2::Builder<
 /// Spawns hyper's HTTP/2 stream tasks into the tracker that the drain waits for, each with a time limit: a peer that
 /// never opens its flow-control window cannot keep a stream task alive for longer than `total_timeout`.
 #[derive(Clone)]
-struct Tracked {
+struct TrackedExecutor {
     tasks: TaskTracker,
     longest: Duration,
 }
 
-impl<F> hyper::rt::Executor<F> for Tracked
+impl<F> hyper::rt::Executor<F> for TrackedExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -288,13 +293,13 @@ fn is_of_that_connection(error: &io::Error) -> bool {
 }
 
 /// A stream with a write time-out: if the peer takes no bytes for `limit`, the connection ends.
-struct Unstalled<S> {
+struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Unstalled<S> {
+impl<S> WriteTimeout<S> {
     fn new(stream: S, limit: Duration) -> Self {
         Self {
             stream,
@@ -315,13 +320,13 @@ impl<S> Unstalled<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.watch(cx, written)

@@ -68,7 +68,7 @@ impl ServerTls {
 }
 
 /// Every problem for which `load` would fail or no client could connect, one sentence each.
-pub fn check(files: &TlsConfig, now: Timestamp) -> Vec<String> {
+pub fn check_tls(files: &TlsConfig, now: Timestamp) -> Vec<String> {
     let mut problems = Vec::new();
     let chain = pem::certificates(&files.certificate_file).map_err(|error| problems.push(advise(error)));
     let key = pem::key(&files.key_file).map_err(|error| problems.push(advise(error)));
@@ -213,7 +213,7 @@ fn digest(files: &TlsConfig) -> Result<Digest, TlsError> {
     ];
     let mut hash = Sha256::new();
     for path in paths.into_iter().flatten() {
-        hash = hash.update(Digest::of(&pem::read(path)?).as_bytes());
+        hash = hash.update(Digest::of(&pem::read_file(path)?).as_bytes());
     }
     Ok(hash.finish())
 }

@@ -16,7 +16,7 @@ const DEBOUNCE: Duration = Duration::from_millis(300);
 /// Who writes without a pause is looked at all the same.
 const DEBOUNCES: usize = 10;
 /// Network folders send no events: what is in them is read this often all the same.
-pub const LOOK_ANYWAY: Duration = Duration::from_secs(30);
+pub const REREAD_INTERVAL: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot watch `{}`", path.display())]
@@ -27,12 +27,12 @@ pub struct WatchError {
 
 /// The events of files and folders, counted; they end when this is dropped.
 pub struct FileEvents {
-    told: Arc<Told>,
+    counter: Arc<EventCounter>,
     _watcher: RecommendedWatcher,
 }
 
 #[derive(Default)]
-struct Told {
+struct EventCounter {
     count: AtomicU64,
     one: Notify,
 }
@@ -40,7 +40,7 @@ struct Told {
 /// Counts the events of `paths`, which are files and folders with the files directly in them; of all that happens in the
 /// folders of the files only what `is_relevant` says.
 pub fn file_events(paths: &[PathBuf], is_relevant: impl Fn(&Path) -> bool + Send + 'static) -> Result<FileEvents, WatchError> {
-    let told = Arc::new(Told::default());
+    let told = Arc::new(EventCounter::default());
     let tell = told.clone();
     let first = paths.first().cloned().unwrap_or_default();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -59,18 +59,21 @@ pub fn file_events(paths: &[PathBuf], is_relevant: impl Fn(&Path) -> bool + Send
             .watch(&folder, RecursiveMode::NonRecursive)
             .map_err(|source| WatchError { path: folder, source })?;
     }
-    Ok(FileEvents { told, _watcher: watcher })
+    Ok(FileEvents {
+        counter: told,
+        _watcher: watcher,
+    })
 }
 
 impl FileEvents {
     /// How many there have been.
     pub fn count(&self) -> u64 {
-        self.told.count.load(Ordering::Acquire)
+        self.counter.count.load(Ordering::Acquire)
     }
 
     /// Ends when there has been one since this ended last. Safe to cancel.
     pub async fn next(&self) {
-        self.told.one.notified().await;
+        self.counter.one.notified().await;
     }
 }
 
@@ -98,7 +101,7 @@ impl Watch {
     pub async fn changed(&mut self) {
         loop {
             if !self.due {
-                let _ = tokio::time::timeout(LOOK_ANYWAY, self.events.next()).await;
+                let _ = tokio::time::timeout(REREAD_INTERVAL, self.events.next()).await;
                 self.due = true;
             }
             for _ in 0..DEBOUNCES {

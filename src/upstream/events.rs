@@ -8,7 +8,7 @@ use super::links::Begun;
 use super::server::Endpoint;
 use crate::domain::{ClientRequests, Reason};
 use crate::mcp::{SseFrame, SseReader};
-use crate::transport::Answered;
+use crate::transport::ResponseBody;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use http_body_util::BodyExt;
@@ -113,7 +113,7 @@ async fn read(link: &Link, stream: &mut Stream) -> &'static str {
 }
 
 struct Stream {
-    body: Answered,
+    body: ResponseBody,
     reader: SseReader,
 }
 

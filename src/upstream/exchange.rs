@@ -3,7 +3,7 @@
 
 use super::failed::Failed;
 use super::server::{Endpoint, Upstream};
-use crate::transport::{Answered, Client, ClientError};
+use crate::transport::{Client, ClientError, ResponseBody};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -31,7 +31,7 @@ pub(super) enum Media {
 
 impl Upstream {
     /// Reads a response body that is not a stream.
-    pub(super) async fn collect(&self, mut body: Answered) -> Result<Bytes, Failed> {
+    pub(super) async fn collect(&self, mut body: ResponseBody) -> Result<Bytes, Failed> {
         let (max, idle) = (self.patience.max_answer, self.patience.idle);
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
@@ -63,7 +63,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<Answered>, Failed> {
+    ) -> Result<Response<ResponseBody>, Failed> {
         self.exchange_at(&self.uri, client, method, mcp, body).await
     }
 
@@ -75,7 +75,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<Answered>, Failed> {
+    ) -> Result<Response<ResponseBody>, Failed> {
         let late = || Failed::late("the server did not answer in time");
         let sent = pin!(self.send(uri, client, method, mcp, body));
         let answer = timeout(self.first_byte, sent).await.map_err(|_| late())??;
@@ -90,7 +90,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<Answered>, Failed> {
+    ) -> Result<Response<ResponseBody>, Failed> {
         let mut tries = 1;
         loop {
             match client.send(self.request(uri, method, mcp, body)).await {
@@ -175,7 +175,7 @@ fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
 
 /// Reads a body whose first frame was already polled.
 async fn collect(
-    mut body: Answered,
+    mut body: ResponseBody,
     mut first: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
     max: usize,
     idle: Duration,

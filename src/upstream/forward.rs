@@ -12,7 +12,7 @@ use super::stream::{Expected, Frames};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
 use crate::mcp::{self, MessageKind, ServerMessage, parse_server_message, readdress};
-use crate::transport::Answered;
+use crate::transport::ResponseBody;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::timeout;
@@ -101,7 +101,7 @@ impl Upstream {
     /// Chooses how to read the response: as a stream, or as one message.
     async fn answer(
         &self,
-        response: Response<Answered>,
+        response: Response<ResponseBody>,
         call: &Call,
         session: Option<&UpstreamSessionId>,
         mut outcome: Open,
@@ -125,7 +125,13 @@ impl Upstream {
         read
     }
 
-    fn frames(&self, response: Response<Answered>, call: &Call, session: Option<&UpstreamSessionId>, outcome: Open) -> Frames {
+    fn frames(
+        &self,
+        response: Response<ResponseBody>,
+        call: &Call,
+        session: Option<&UpstreamSessionId>,
+        outcome: Open,
+    ) -> Frames {
         let refusals = (call.era == Era::Legacy).then(|| {
             let mut fields: HeaderMap = mcp::mirror_headers(call.era, call.version, Method::Answer, None)
                 .into_iter()
@@ -147,7 +153,12 @@ impl Upstream {
 
     /// `initialize` is never streamed to the client: its answer is taken out of the stream, because the session id can
     /// only be sealed together with the negotiated version.
-    async fn opened_by_stream(&self, response: Response<Answered>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
+    async fn opened_by_stream(
+        &self,
+        response: Response<ResponseBody>,
+        call: &Call,
+        outcome: &mut Open,
+    ) -> Result<Answer, Failed> {
         let status = response.status();
         let opening = Some(session_of(response.headers()));
         let mut frames = self.frames(response, call, None, Open::new(None));
@@ -165,7 +176,7 @@ impl Upstream {
     }
 
     /// Reads a response that is not an event stream.
-    async fn read(&self, response: Response<Answered>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
+    async fn read(&self, response: Response<ResponseBody>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
         let status = response.status();
         let Some(id) = &call.id else {
             return taken(status, call.method, outcome);

@@ -10,7 +10,7 @@ use super::server::{Endpoint, Upstream, Way};
 use super::stream::{Expected, Frames};
 use crate::domain::{self, ClientRequests, Era, MessageId};
 use crate::mcp::{MessageKind, message_kind};
-use crate::transport::Answered;
+use crate::transport::ResponseBody;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::Value;
@@ -73,7 +73,7 @@ impl Upstream {
     }
 
     /// Takes the answer out of an event stream. The server may request nothing here: `asks` is empty.
-    async fn answer_in(&self, response: Response<Answered>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
+    async fn answer_in(&self, response: Response<ResponseBody>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
         let expected = Expected {
             id: Some(id),
             era,

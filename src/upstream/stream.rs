@@ -7,7 +7,7 @@ use super::inbox::Inbox;
 use super::outcome::Open;
 use crate::domain::{ClientRequests, Era, MessageId, Method, OutcomeKind, Reason};
 use crate::mcp::{MessageKind, ServerMessage, SseFault, SseFrame, SseReader, parse_server_message, readdress};
-use crate::transport::{Answered, Body, BodyError};
+use crate::transport::{Body, BodyError, ResponseBody};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -93,7 +93,7 @@ pub struct Frames {
 
 /// Where the frames come from.
 enum Source {
-    Body(Answered, SseReader),
+    Body(ResponseBody, SseReader),
     /// Messages from a channel; each becomes one frame.
     Link(Inbox),
 }
@@ -159,7 +159,7 @@ impl Source {
 }
 
 impl Frames {
-    pub(super) fn new(body: Answered, expected: Expected, outcome: Open) -> Self {
+    pub(super) fn new(body: ResponseBody, expected: Expected, outcome: Open) -> Self {
         let reader = SseReader::new(expected.max_event);
         Self::of(Source::Body(body, reader), expected, outcome)
     }

@@ -14,7 +14,7 @@ use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, Member, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
 };
 use neural_guardian::identity::{Identity, IdentityError, Pepper, Presented};
-use neural_guardian::transport::{PeerCertificate, Stop, StopHandle, full, serve};
+use neural_guardian::transport::{PeerCertificate, Shutdown, ShutdownHandle, full, serve};
 use rcgen::KeyPair;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ struct Publisher {
     /// If set, each request waits for one notification.
     gate: Arc<Mutex<Option<Arc<Notify>>>>,
     arrived: Arc<Notify>,
-    stop: StopHandle,
+    shutdown: ShutdownHandle,
 }
 
 impl Publisher {
@@ -159,7 +159,7 @@ impl Publisher {
         let count = Arc::new(AtomicUsize::new(0));
         let gate = Arc::new(Mutex::new(None::<Arc<Notify>>));
         let arrived = Arc::new(Notify::new());
-        let (stop, stopped) = Stop::new();
+        let (shutdown, stopped) = Shutdown::new();
         let (says, counts, gates, arrives) = (answer.clone(), count.clone(), gate.clone(), arrived.clone());
         let handler = move |_, _| {
             counts.fetch_add(1, SeqCst);
@@ -184,7 +184,7 @@ impl Publisher {
             count,
             gate,
             arrived,
-            stop,
+            shutdown,
         }
     }
 
@@ -199,7 +199,7 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        self.stop.abort();
+        self.shutdown.abort();
     }
 }
 

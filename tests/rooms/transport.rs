@@ -14,8 +14,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use neural_guardian::config::{ClientCertificates, ConnectionLimits, HumanDuration, TlsConfig};
 use neural_guardian::domain::Timestamp;
 use neural_guardian::transport::{
-    Answered, Body, BodyProblem, Client, ClientError, ClientSettings, Connections, Peer, ServerTls, Stop, StopHandle, TlsError,
-    check, dev_certificates, empty, file_events, framing, full, read_body, serve_counted, warnings, watch,
+    Body, BodyProblem, Client, ClientError, ClientSettings, Connections, Peer, ResponseBody, ServerTls, Shutdown, ShutdownHandle,
+    TlsError, check_tls, dev_certificates, empty, file_events, framing, full, read_body, serve_counted, warnings, watch,
 };
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;
@@ -62,7 +62,7 @@ struct Server {
     files: TlsConfig,
     tls: Arc<ServerTls>,
     connections: Arc<Connections>,
-    stop: StopHandle,
+    shutdown: ShutdownHandle,
     done: tokio::task::JoinHandle<()>,
 }
 
@@ -87,7 +87,7 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let connections = Connections::new();
-    let (stop, stopped) = Stop::new();
+    let (shutdown, stopped) = Shutdown::new();
     let done = tokio::spawn(serve_counted(
         listener,
         Some(tls.clone()),
@@ -102,7 +102,7 @@ where
         files,
         tls,
         connections,
-        stop,
+        shutdown,
         done,
     }
 }
@@ -221,7 +221,7 @@ fn scratch_ca(name: &str) -> PathBuf {
 async fn the_admin_listener_speaks_clear_text() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (stop, stopped) = Stop::new();
+    let (shutdown, stopped) = Shutdown::new();
     let done = tokio::spawn(neural_guardian::transport::serve(
         listener,
         None,
@@ -232,7 +232,7 @@ async fn the_admin_listener_speaks_clear_text() {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(GET_AND_CLOSE.as_bytes()).await.unwrap();
     assert!(rest(&mut stream).await.ends_with("hello over h1"));
-    stop.drain();
+    shutdown.drain();
     soon(done).await.unwrap();
 }
 

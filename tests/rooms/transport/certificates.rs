@@ -145,12 +145,12 @@ async fn without_client_certificates_a_session_may_be_resumed() {
 fn each_thing_wrong_with_certificates_has_its_sentence() {
     let dir = scratch("check");
     let good = files(&dir, ClientCertificates::Required);
-    assert_eq!(check(&good, now()), Vec::<String>::new());
+    assert_eq!(check_tls(&good, now()), Vec::<String>::new());
     assert_eq!(warnings(&good, now()), Vec::<String>::new());
     let year = Duration::from_secs(365 * 24 * 3_600);
     let day = Duration::from_secs(24 * 3_600);
     let problems = |files: &TlsConfig, at: Timestamp, expected: &[&str]| {
-        let found = check(files, at);
+        let found = check_tls(files, at);
         assert_eq!(found.len(), expected.len(), "{found:?}");
         for (found, expected) in found.iter().zip(expected) {
             assert!(found.contains(expected), "`{found}` should say `{expected}`");

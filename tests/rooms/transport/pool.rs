@@ -98,7 +98,7 @@ async fn exchange(
     client: &Client,
     standing: Option<TcpStream>,
     with: &[u8],
-) -> (TcpStream, Response<Answered>) {
+) -> (TcpStream, Response<ResponseBody>) {
     let url = server.url.clone();
     let asked = async {
         let mut connection = match standing {

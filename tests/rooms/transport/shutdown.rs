@@ -24,7 +24,7 @@ async fn a_drain_lets_running_answers_finish_and_takes_nothing_new() {
     soon(inside.recv()).await.unwrap();
     soon(inside.recv()).await.unwrap();
 
-    server.stop.drain();
+    server.shutdown.drain();
     assert_eq!(rest(&mut idle).await, "", "an idle connection is closed at once");
     assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens any more");
     go_on.notify_waiters();
@@ -62,9 +62,9 @@ async fn a_drain_ends_in_its_time_and_an_abort_at_once() {
         let stuck_h2 = tokio::spawn(async move { h2.get().await.map(|_| ()) });
         soon(inside.recv()).await.unwrap();
         soon(inside.recv()).await.unwrap();
-        server.stop.drain();
+        server.shutdown.drain();
         if abort {
-            server.stop.abort();
+            server.shutdown.abort();
         }
         server.ended().await;
         assert_eq!(rest(&mut stuck).await, "");

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use neural_guardian::config::{ClientCertificates, ConnectionLimits, ServerConfig, TlsConfig};
 use neural_guardian::domain::{Method, Timestamp};
-use neural_guardian::transport::{self, ServerTls, Stop};
+use neural_guardian::transport::{self, ServerTls, Shutdown};
 use neural_guardian::upstream::{Answer, ForwardHeads};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
@@ -39,7 +39,7 @@ async fn calls_speak_h2_where_it_is_offered_and_streams_have_their_own_connectio
         }
         async move { response }
     };
-    let (stop, stopped) = Stop::new();
+    let (shutdown, stopped) = Shutdown::new();
     let tls = ServerTls::load(&tls).unwrap();
     let serving = tokio::spawn(transport::serve(
         listener,
@@ -66,7 +66,7 @@ async fn calls_speak_h2_where_it_is_offered_and_streams_have_their_own_connectio
         ]
     );
 
-    stop.abort();
+    shutdown.abort();
     serving.await.unwrap();
     std::fs::remove_dir_all(dir).unwrap();
 }

@@ -7,7 +7,7 @@
 //! shared and have a task of their own. A connection leaves the pool after `life` without use. Callers choose `life`
 //! shorter than the idle time-out of servers, so that no request meets a connection that the server is closing.
 
-use super::wire::Look;
+use super::probed_stream::Probe;
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
@@ -28,80 +28,80 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// The origin that a connection leads to: scheme and authority.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct HttpOrigin {
     scheme: Scheme,
     authority: Authority,
 }
 
 /// What hyper requires of the stream under a connection.
-pub trait Stream: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static {}
+pub trait PoolStream: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static {}
 
-impl<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Stream for S {}
+impl<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> PoolStream for S {}
 
 /// A connection that is ready for a request.
-pub(super) enum Line<S: Stream> {
+pub(super) enum PooledConnection<S: PoolStream> {
     /// HTTP/1.1, used by one request at a time.
-    Own(Own<S>),
+    Http1(Http1Connection<S>),
     /// HTTP/2, used by many requests at once.
-    Shared(http2::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 /// An HTTP/1.1 connection with its hyper driver.
-pub struct Own<S: Stream> {
+pub struct Http1Connection<S: PoolStream> {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Reads and writes whenever it is polled; `None` once the connection has ended.
     driver: Option<Box<http1::Connection<S, Full<Bytes>>>>,
-    look: Look,
+    probe: Probe,
 }
 
 /// The pool.
-pub struct Lines<S: Stream> {
-    shelves: Mutex<Shelves<S>>,
+pub struct Pool<S: PoolStream> {
+    host_pools: Mutex<HostPools<S>>,
     /// How long a connection may be idle.
-    life: Duration,
+    idle_timeout: Duration,
     /// The most idle HTTP/1.1 connections kept for one origin.
     most: usize,
 }
 
-struct Shelves<S: Stream> {
-    by_place: HashMap<Place, Shelf<S>>,
+struct HostPools<S: PoolStream> {
+    by_origin: HashMap<HttpOrigin, HostPool<S>>,
     /// Whether a task is running that closes expired connections.
     is_swept: bool,
 }
 
 /// The connections to one origin.
-struct Shelf<S: Stream> {
+struct HostPool<S: PoolStream> {
     /// Idle connections with the time of their last use. The most recently used one is last and is taken first.
-    idle: Vec<(Instant, Own<S>)>,
+    idle: Vec<(Instant, Http1Connection<S>)>,
     /// The shared HTTP/2 connection, with the time when a request was last sent on it.
     shared: Option<(Instant, http2::SendRequest<Full<Bytes>>)>,
 }
 
 /// Why an established connection gave no answer.
 #[derive(Debug)]
-pub(super) struct Broken {
+pub(super) struct SendError {
     /// The server may have received the request.
     pub sent: bool,
     pub source: hyper::Error,
 }
 
 /// The body of a response, together with the connection that delivers it.
-pub struct Received<S: Stream> {
+pub struct PooledBody<S: PoolStream> {
     /// `None` once the body was dropped.
     incoming: Option<Incoming>,
-    held: Option<Held<S>>,
+    checked_out: Option<CheckedOut<S>>,
 }
 
 /// The HTTP/1.1 connection that a response body owns.
-struct Held<S: Stream> {
-    own: Own<S>,
+struct CheckedOut<S: PoolStream> {
+    http1: Http1Connection<S>,
     /// When the body last waited for data; becomes the start of the connection's idle time.
     since: Instant,
-    lines: Arc<Lines<S>>,
-    place: Place,
+    pool: Arc<Pool<S>>,
+    origin: HttpOrigin,
 }
 
-impl Place {
+impl HttpOrigin {
     /// The origin of a URI; `None` if it lacks a scheme or an authority.
     pub fn of(uri: &Uri) -> Option<Self> {
         Some(Self {
@@ -125,177 +125,184 @@ impl Place {
     }
 }
 
-impl<S: Stream> Lines<S> {
+impl<S: PoolStream> Pool<S> {
     /// An empty pool. Connections are idle for at most `life`, and at most `most` of them for one origin.
-    pub fn new(life: Duration, most: usize) -> Arc<Self> {
+    pub fn new(idle_timeout: Duration, most: usize) -> Arc<Self> {
         Arc::new(Self {
-            shelves: Mutex::new(Shelves {
-                by_place: HashMap::new(),
+            host_pools: Mutex::new(HostPools {
+                by_origin: HashMap::new(),
                 is_swept: false,
             }),
-            life,
+            idle_timeout,
             most,
         })
     }
 
     /// Takes a connection that is usable as far as this machine can tell.
-    pub fn take(&self, place: &Place) -> Option<Line<S>> {
+    pub fn take(&self, origin: &HttpOrigin) -> Option<PooledConnection<S>> {
         loop {
-            let (since, mut own) = {
-                let mut shelves = self.shelves();
-                let shelf = shelves.by_place.get_mut(place)?;
-                if let Some(shared) = shelf.shared(self.life) {
-                    return Some(Line::Shared(shared));
+            let (since, mut http1) = {
+                let mut host_pools = self.shelves();
+                let host_pool = host_pools.by_origin.get_mut(origin)?;
+                if let Some(shared) = host_pool.shared(self.idle_timeout) {
+                    return Some(PooledConnection::Http2(shared));
                 }
-                shelf.idle.pop()?
+                host_pool.idle.pop()?
             };
-            if since.elapsed() < self.life && own.is_quiet() {
-                return Some(Line::Own(own));
+            if since.elapsed() < self.idle_timeout && http1.has_no_unsolicited_bytes() {
+                return Some(PooledConnection::Http1(http1));
             }
-            own.close();
+            http1.close();
         }
     }
 
     /// Makes a connection from a stream to `place`. If another task has set up a shared HTTP/2 connection meanwhile,
     /// that one is returned.
-    pub async fn begin(self: &Arc<Self>, place: &Place, stream: S, look: Look, is_http2: bool) -> Result<Line<S>, hyper::Error> {
+    pub async fn handshake(
+        self: &Arc<Self>,
+        origin: &HttpOrigin,
+        stream: S,
+        probe: Probe,
+        is_http2: bool,
+    ) -> Result<PooledConnection<S>, hyper::Error> {
         if !is_http2 {
             let (sender, driver) = http1::handshake(stream).await?;
             let driver = Some(Box::new(driver));
-            return Ok(Line::Own(Own { sender, driver, look }));
+            return Ok(PooledConnection::Http1(Http1Connection { sender, driver, probe }));
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
         let (sender, driver) = builder.handshake(stream).await?;
         tokio::spawn(driver);
-        let mut shelves = self.shelves();
-        let shelf = shelves.at(place);
-        if let Some(shared) = shelf.shared(self.life) {
-            return Ok(Line::Shared(shared));
+        let mut host_pools = self.shelves();
+        let host_pool = host_pools.host_pool(origin);
+        if let Some(shared) = host_pool.shared(self.idle_timeout) {
+            return Ok(PooledConnection::Http2(shared));
         }
-        shelf.shared = Some((Instant::now(), sender.clone()));
-        self.have_swept(shelves);
-        Ok(Line::Shared(sender))
+        host_pool.shared = Some((Instant::now(), sender.clone()));
+        self.start_sweeper(host_pools);
+        Ok(PooledConnection::Http2(sender))
     }
 
     /// Sends the request once and waits for the response head.
     pub async fn send(
         self: &Arc<Self>,
-        place: &Place,
-        line: Line<S>,
+        origin: &HttpOrigin,
+        connection: PooledConnection<S>,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Received<S>>, Broken> {
-        let mut own = match line {
-            Line::Own(own) => own,
-            Line::Shared(mut shared) => {
-                let answer = shared.try_send_request(request).await.map_err(broken)?;
-                return Ok(answer.map(Received::shared));
+    ) -> Result<Response<PooledBody<S>>, SendError> {
+        let mut http1 = match connection {
+            PooledConnection::Http1(http1) => http1,
+            PooledConnection::Http2(mut shared) => {
+                let answer = shared.try_send_request(request).await.map_err(send_error)?;
+                return Ok(answer.map(PooledBody::shared));
             }
         };
-        if let Some(host) = place.named() {
+        if let Some(host) = origin.named() {
             request.headers_mut().entry(header::HOST).or_insert(host);
         }
         if let Some(path) = request.uri().path_and_query().cloned() {
             *request.uri_mut() = path.into();
         }
-        let mut answer = pin!(own.sender.try_send_request(request));
+        let mut answer = pin!(http1.sender.try_send_request(request));
         let answer = poll_fn(|context| {
-            own.drive(context);
+            http1.drive(context);
             answer.as_mut().poll(context)
         });
-        let answer = answer.await.map_err(broken)?;
-        let held = Held {
-            own,
+        let answer = answer.await.map_err(send_error)?;
+        let checked_out = CheckedOut {
+            http1,
             since: Instant::now(),
-            lines: self.clone(),
-            place: place.clone(),
+            pool: self.clone(),
+            origin: origin.clone(),
         };
-        Ok(answer.map(|incoming| Received {
+        Ok(answer.map(|incoming| PooledBody {
             incoming: Some(incoming),
-            held: Some(held),
+            checked_out: Some(checked_out),
         }))
     }
 
     /// Returns an idle connection to the pool, or closes it if the origin has enough.
-    fn put(self: &Arc<Self>, place: &Place, since: Instant, own: Own<S>) {
-        let mut shelves = self.shelves();
-        let idle = shelves.by_place.get(place).map_or(0, |shelf| shelf.idle.len());
+    fn put_back(self: &Arc<Self>, origin: &HttpOrigin, since: Instant, http1: Http1Connection<S>) {
+        let mut host_pools = self.shelves();
+        let idle = host_pools.by_origin.get(origin).map_or(0, |host_pool| host_pool.idle.len());
         if idle >= self.most {
-            drop(shelves);
-            return own.close();
+            drop(host_pools);
+            return http1.close();
         }
-        shelves.at(place).idle.push((since, own));
-        self.have_swept(shelves);
+        host_pools.host_pool(origin).idle.push((since, http1));
+        self.start_sweeper(host_pools);
     }
 
     /// Starts the sweeping task, unless it is running or there is no tokio runtime.
-    fn have_swept(self: &Arc<Self>, mut shelves: MutexGuard<'_, Shelves<S>>) {
-        if !shelves.is_swept
+    fn start_sweeper(self: &Arc<Self>, mut host_pools: MutexGuard<'_, HostPools<S>>) {
+        if !host_pools.is_swept
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            shelves.is_swept = true;
-            runtime.spawn(sweep(Arc::downgrade(self), self.life));
+            host_pools.is_swept = true;
+            runtime.spawn(sweep(Arc::downgrade(self), self.idle_timeout));
         }
     }
 
-    fn shelves(&self) -> MutexGuard<'_, Shelves<S>> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shelves(&self) -> MutexGuard<'_, HostPools<S>> {
+        self.host_pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<S: Stream> Shelves<S> {
-    fn at(&mut self, place: &Place) -> &mut Shelf<S> {
-        if !self.by_place.contains_key(place) {
-            let shelf = Shelf {
+impl<S: PoolStream> HostPools<S> {
+    fn host_pool(&mut self, origin: &HttpOrigin) -> &mut HostPool<S> {
+        if !self.by_origin.contains_key(origin) {
+            let host_pool = HostPool {
                 idle: Vec::new(),
                 shared: None,
             };
-            self.by_place.insert(place.clone(), shelf);
+            self.by_origin.insert(origin.clone(), host_pool);
         }
-        self.by_place.get_mut(place).expect("it is there, or was just put there")
+        self.by_origin.get_mut(origin).expect("it is there, or was just put there")
     }
 }
 
-impl<S: Stream> Shelf<S> {
+impl<S: PoolStream> HostPool<S> {
     /// The shared HTTP/2 connection, if it is usable. Requests in flight on a connection that is replaced run to their
     /// end.
-    fn shared(&mut self, life: Duration) -> Option<http2::SendRequest<Full<Bytes>>> {
-        self.forget_shared(life);
+    fn shared(&mut self, idle_timeout: Duration) -> Option<http2::SendRequest<Full<Bytes>>> {
+        self.forget_shared(idle_timeout);
         let (since, shared) = self.shared.as_mut()?;
         *since = Instant::now();
         Some(shared.clone())
     }
 
-    fn forget_shared(&mut self, life: Duration) {
-        let is_over = |(since, shared): &mut (Instant, http2::SendRequest<_>)| shared.is_closed() || since.elapsed() >= life;
+    fn forget_shared(&mut self, idle_timeout: Duration) {
+        let is_over =
+            |(since, shared): &mut (Instant, http2::SendRequest<_>)| shared.is_closed() || since.elapsed() >= idle_timeout;
         self.shared.take_if(is_over);
     }
 }
 
 /// Closes connections that were idle for `life`; ends when the pool is empty.
-async fn sweep<S: Stream>(lines: Weak<Lines<S>>, life: Duration) {
+async fn sweep<S: PoolStream>(pool: Weak<Pool<S>>, idle_timeout: Duration) {
     loop {
-        tokio::time::sleep(life.max(Duration::from_millis(10))).await;
-        let Some(lines) = lines.upgrade() else { return };
+        tokio::time::sleep(idle_timeout.max(Duration::from_millis(10))).await;
+        let Some(pool) = pool.upgrade() else { return };
         let mut old = Vec::new();
         let is_done = {
-            let mut shelves = lines.shelves();
-            shelves.by_place.retain(|_, shelf| {
-                old.extend(shelf.idle.extract_if(.., |(since, _)| since.elapsed() >= life));
-                shelf.forget_shared(life);
-                !shelf.idle.is_empty() || shelf.shared.is_some()
+            let mut host_pools = pool.shelves();
+            host_pools.by_origin.retain(|_, host_pool| {
+                old.extend(host_pool.idle.extract_if(.., |(since, _)| since.elapsed() >= idle_timeout));
+                host_pool.forget_shared(idle_timeout);
+                !host_pool.idle.is_empty() || host_pool.shared.is_some()
             });
-            shelves.is_swept = !shelves.by_place.is_empty();
-            !shelves.is_swept
+            host_pools.is_swept = !host_pools.by_origin.is_empty();
+            !host_pools.is_swept
         };
-        old.into_iter().for_each(|(_, own)| own.close());
+        old.into_iter().for_each(|(_, http1)| http1.close());
         if is_done {
             return;
         }
     }
 }
 
-impl<S: Stream> Own<S> {
+impl<S: PoolStream> Http1Connection<S> {
     fn drive(&mut self, context: &mut Context<'_>) {
         // If the driver fails, hyper reports the error to the waiting request when the driver is dropped.
         if let Some(driver) = &mut self.driver
@@ -306,15 +313,15 @@ impl<S: Stream> Own<S> {
     }
 
     /// Whether the connection can take a request: neither side closed it and no unsolicited bytes arrived.
-    fn stands(&mut self) -> bool {
+    fn is_usable(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
     }
 
     /// The same, but it also sees bytes that the kernel holds and the reactor has not reported yet.
-    fn is_quiet(&mut self) -> bool {
-        let look = self.look.clone();
-        look.closely(|| self.stands())
+    fn has_no_unsolicited_bytes(&mut self) -> bool {
+        let probe = self.probe.clone();
+        probe.with_probe(|| self.is_usable())
     }
 
     /// Closes the connection with TLS close_notify, if that needs no waiting.
@@ -327,36 +334,36 @@ impl<S: Stream> Own<S> {
     }
 }
 
-fn broken<T>(mut error: TrySendError<T>) -> Broken {
-    Broken {
+fn send_error<T>(mut error: TrySendError<T>) -> SendError {
+    SendError {
         // hyper returns a request of which nothing was sent.
         sent: error.take_message().is_none(),
         source: error.into_error(),
     }
 }
 
-impl<S: Stream> Received<S> {
+impl<S: PoolStream> PooledBody<S> {
     fn shared(incoming: Incoming) -> Self {
         Self {
             incoming: Some(incoming),
-            held: None,
+            checked_out: None,
         }
     }
 }
 
-impl<S: Stream> Body for Received<S> {
+impl<S: PoolStream> Body for PooledBody<S> {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { incoming, held } = &mut *self;
+        let Self { incoming, checked_out } = &mut *self;
         let Some(incoming) = incoming else { return Poll::Ready(None) };
         let frame = Pin::new(&mut *incoming).poll_frame(context);
-        let (Poll::Pending, Some(held)) = (&frame, held) else {
+        let (Poll::Pending, Some(checked_out)) = (&frame, checked_out) else {
             return frame;
         };
-        held.own.drive(context);
-        held.since = Instant::now();
+        checked_out.http1.drive(context);
+        checked_out.since = Instant::now();
         Pin::new(incoming).poll_frame(context)
     }
 
@@ -371,26 +378,30 @@ impl<S: Stream> Body for Received<S> {
     }
 }
 
-impl<S: Stream> Drop for Received<S> {
+impl<S: PoolStream> Drop for PooledBody<S> {
     fn drop(&mut self) {
         // Without `incoming`, the driver discards what is left of the answer. If all of it has arrived, the connection
         // is ready again and goes back to the pool.
         self.incoming = None;
-        if let Some(mut held) = self.held.take()
-            && held.own.stands()
+        if let Some(mut checked_out) = self.checked_out.take()
+            && checked_out.http1.is_usable()
         {
-            held.lines.put(&held.place, held.since, held.own);
+            checked_out
+                .pool
+                .put_back(&checked_out.origin, checked_out.since, checked_out.http1);
         }
     }
 }
 
-impl<S: Stream> std::fmt::Debug for Lines<S> {
+impl<S: PoolStream> std::fmt::Debug for Pool<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lines").field("life", &self.life).finish_non_exhaustive()
+        f.debug_struct("Lines")
+            .field("life", &self.idle_timeout)
+            .finish_non_exhaustive()
     }
 }
 
-impl<S: Stream> std::fmt::Debug for Received<S> {
+impl<S: PoolStream> std::fmt::Debug for PooledBody<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Received")
             .field("incoming", &self.incoming)

@@ -6,23 +6,23 @@ use tokio_util::sync::CancellationToken;
 
 /// The receiving side. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Stop {
+pub struct Shutdown {
     drain: CancellationToken,
     abort: CancellationToken,
 }
 
 /// The sending side.
 #[derive(Debug, Clone)]
-pub struct StopHandle(Stop);
+pub struct ShutdownHandle(Shutdown);
 
-impl Stop {
+impl Shutdown {
     /// A handle and its receiving side.
-    pub fn new() -> (StopHandle, Stop) {
-        let stop = Stop {
+    pub fn new() -> (ShutdownHandle, Shutdown) {
+        let shutdown = Shutdown {
             drain: CancellationToken::new(),
             abort: CancellationToken::new(),
         };
-        (StopHandle(stop.clone()), stop)
+        (ShutdownHandle(shutdown.clone()), shutdown)
     }
 
     /// Completes when no new work may be accepted.
@@ -41,7 +41,7 @@ impl Stop {
     }
 }
 
-impl StopHandle {
+impl ShutdownHandle {
     /// Accept no new connections and no new requests on existing ones; running requests may finish.
     pub fn drain(&self) {
         self.0.drain.cancel();

@@ -11,11 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The most idle frames allowed within `WHILE`.
-const MOST: u32 = 10_000;
-const WHILE: Duration = Duration::from_secs(1);
+/// The most idle frames allowed within `WINDOW`.
+const MAX_IDLE_FRAMES: u32 = 10_000;
+const WINDOW: Duration = Duration::from_secs(1);
 /// A WINDOW_UPDATE with a larger increment lets data move, so it counts as progress.
-const LITTLE: u32 = 1024;
+const SMALL_INCREMENT: u32 = 1024;
 
 /// The client connection preface (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
@@ -31,24 +31,24 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 /// A stream that stops reading once its peer has flooded it.
-pub(super) struct Paced<S> {
+pub(super) struct FloodGuard<S> {
     stream: S,
-    frames: Frames,
+    frames: FrameCounter,
     flooded: Arc<Notify>,
 }
 
-impl<S> Paced<S> {
+impl<S> FloodGuard<S> {
     /// `flooded` is notified when the connection must be closed.
     pub fn new(stream: S, flooded: Arc<Notify>) -> Self {
         Self {
             stream,
-            frames: Frames::new(Instant::now()),
+            frames: FrameCounter::new(Instant::now()),
             flooded,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for FloodGuard<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.frames.flooded {
             return Poll::Pending;
@@ -63,7 +63,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FloodGuard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -86,7 +86,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
 }
 
 /// Splits the incoming bytes into HTTP/2 frames. It looks only at type, length and window increment.
-struct Frames {
+struct FrameCounter {
     /// Bytes until the next frame header.
     skip: usize,
     seen: [u8; LOOKED_AT],
@@ -97,7 +97,7 @@ struct Frames {
     flooded: bool,
 }
 
-impl Frames {
+impl FrameCounter {
     fn new(now: Instant) -> Self {
         Self {
             skip: PREFACE,
@@ -132,7 +132,7 @@ impl Frames {
     fn frame(&mut self) {
         let asks = match self.kind() {
             HEADERS | CONTINUATION | RST_STREAM | DATA => true,
-            WINDOW_UPDATE => self.filled == LOOKED_AT && self.increment() > LITTLE,
+            WINDOW_UPDATE => self.filled == LOOKED_AT && self.increment() > SMALL_INCREMENT,
             _ => false,
         };
         self.skip = self.length() - (self.filled - HEAD);
@@ -141,8 +141,8 @@ impl Frames {
             return;
         }
         self.idle += 1;
-        if self.idle == MOST {
-            self.flooded |= self.since.elapsed() < WHILE;
+        if self.idle == MAX_IDLE_FRAMES {
+            self.flooded |= self.since.elapsed() < WINDOW;
             (self.idle, self.since) = (0, Instant::now());
         }
     }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     fn flooded(frames: &[u8], pieces: usize) -> bool {
-        let mut reader = Frames::new(Instant::now());
+        let mut reader = FrameCounter::new(Instant::now());
         let bytes = [&[b'x'; PREFACE], frames].concat();
         bytes.chunks(pieces).for_each(|piece| reader.read(piece));
         reader.flooded
@@ -181,7 +181,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_asks_for_nothing_is_counted_however_it_arrives() {
-        let many = |frame: &[u8]| frame.repeat(MOST as usize);
+        let many = |frame: &[u8]| frame.repeat(MAX_IDLE_FRAMES as usize);
         let ping = frame(PING, &[0; 8]);
         for pieces in [1, 7, 16 * 1024] {
             for flood in [
@@ -208,12 +208,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_talkative_peer_is_no_flood() {
-        let mut reader = Frames::new(Instant::now());
+        let mut reader = FrameCounter::new(Instant::now());
         reader.read(&[b'x'; PREFACE]);
-        let pings = frame(PING, &[0; 8]).repeat(MOST as usize / 2);
+        let pings = frame(PING, &[0; 8]).repeat(MAX_IDLE_FRAMES as usize / 2);
         for _ in 0..10 {
             reader.read(&pings);
-            tokio::time::advance(WHILE).await;
+            tokio::time::advance(WINDOW).await;
         }
         assert!(!reader.flooded);
         (0..4).for_each(|_| reader.read(&pings));

@@ -14,18 +14,18 @@ use tokio::net::TcpStream;
 
 /// Whether the stream's reads ask the kernel even if the reactor reports nothing. Shared by the pool and the stream.
 #[derive(Debug, Clone, Default)]
-pub struct Look(Arc<AtomicBool>);
+pub struct Probe(Arc<AtomicBool>);
 
 /// A TCP stream that can be probed for unreported bytes.
 #[derive(Debug)]
-pub struct Wire {
+pub struct ProbedStream {
     tcp: TcpStream,
-    look: Look,
+    probe: Probe,
 }
 
-impl Look {
+impl Probe {
     /// Runs `what` with probing on, so that every byte the kernel already holds is seen.
-    pub(super) fn closely<T>(&self, what: impl FnOnce() -> T) -> T {
+    pub(super) fn with_probe<T>(&self, what: impl FnOnce() -> T) -> T {
         self.0.store(true, Ordering::Relaxed);
         let done = what();
         self.0.store(false, Ordering::Relaxed);
@@ -33,9 +33,9 @@ impl Look {
     }
 }
 
-impl Wire {
-    pub(super) fn new(tcp: TcpStream, look: Look) -> Self {
-        Self { tcp, look }
+impl ProbedStream {
+    pub(super) fn new(tcp: TcpStream, probe: Probe) -> Self {
+        Self { tcp, probe }
     }
 
     fn read_now(&self, into: &mut ReadBuf<'_>) -> io::Result<()> {
@@ -45,10 +45,10 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ProbedStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let told = Pin::new(&mut self.tcp).poll_read(context, into);
-        if told.is_ready() || !self.look.0.load(Ordering::Relaxed) {
+        if told.is_ready() || !self.probe.0.load(Ordering::Relaxed) {
             return told;
         }
         match recv(&self.tcp, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
@@ -59,7 +59,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ProbedStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
