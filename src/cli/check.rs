@@ -88,7 +88,7 @@ impl Check {
     async fn parts(&self, config: &CheckedConfig, findings: &mut Findings) {
         let bar = progress("checking");
         findings.look("logging", config.log.level.clone());
-        findings.refuse(crate::telemetry::check(&config.log).err());
+        findings.refuse(crate::telemetry::check_level(&config.log).err());
         let tls = &config.listen.tls;
         findings.look("certificates", shown(&tls.certificate_file));
         findings.refuse(transport::check_tls(tls, now()));

@@ -41,7 +41,7 @@ pub fn start(config: &LogConfig, is_terminal: bool) -> Result<(), LogError> {
 }
 
 /// Whether `start` would accept this configuration.
-pub fn check(config: &LogConfig) -> Result<(), LogError> {
+pub fn check_level(config: &LogConfig) -> Result<(), LogError> {
     filter(&config.level).map(drop)
 }
 
@@ -99,9 +99,9 @@ mod tests {
     }
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<u8>>>);
 
-    impl std::io::Write for Kept {
+    impl std::io::Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn no_value_can_forge_a_line_or_an_escape_sequence() {
-        let kept = Kept::default();
+        let kept = Captured::default();
         let writer = kept.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)

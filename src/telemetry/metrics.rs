@@ -89,9 +89,9 @@ type Operations = HashMap<Option<ServerName>, Histogram>;
 
 /// Keeps a gauge raised by one until dropped.
 #[derive(Debug)]
-pub struct Held(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -259,7 +259,7 @@ impl Metrics {
     pub fn operation(&self, method: &'static str, server: Option<&ServerName>, error_type: &'static str, took: Duration) {
         let known = server.and_then(|server| self.servers.get(server));
         let place = (method, error_type);
-        let found = read(&self.operations)
+        let found = read_lock(&self.operations)
             .get(&place)
             .and_then(|operations| operations.get(&known.cloned()).cloned());
         let histogram = found.unwrap_or_else(|| {
@@ -282,9 +282,9 @@ impl Metrics {
     }
 
     /// Counts the request as in flight until the value is dropped.
-    pub fn request_started(&self) -> Held {
+    pub fn request_started(&self) -> GaugeGuard {
         self.in_flight.inc();
-        Held(self.in_flight.clone())
+        GaugeGuard(self.in_flight.clone())
     }
 
     /// Sets the counter of connections refused for this cause: `so_far` counts from the start of the process.
@@ -301,7 +301,7 @@ impl Metrics {
     }
 }
 
-fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -5,5 +5,5 @@
 mod log;
 mod metrics;
 
-pub use log::{LogError, check, start};
-pub use metrics::{Held, Metrics};
+pub use log::{LogError, check_level, start};
+pub use metrics::{GaugeGuard, Metrics};
