@@ -12,7 +12,7 @@ use crate::config::{self, CheckedConfig, Config, Variables};
 use crate::domain::{
     ApiKey, DecisionKind, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId,
 };
-use crate::identity::{KeyText, Pepper};
+use crate::identity::{ApiKeyText, Pepper};
 use crate::store::{AuditFilter, AuditRow, NewGrant, NewUser, Store};
 use crate::telemetry;
 use crate::transport::{self, Client, ClientSettings};
@@ -217,7 +217,7 @@ impl Place {
         let file = self.dir.join("demo.key");
         let pepper = Pepper::load_or_create(app::filled(&config.keys.pepper_file))?;
         if let Ok(kept) = std::fs::read_to_string(&file)
-            && let Ok(id) = KeyText::read(kept.trim()).map(|key| key.id())
+            && let Ok(id) = ApiKeyText::read(kept.trim()).map(|key| key.id())
             && store
                 .list_keys(&config.environment, Some(user))
                 .await?

@@ -4,7 +4,7 @@
 use crate::decide::CedarPrincipal;
 use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
 use crate::grants::Grants;
-use crate::identity::{Identity, Presented};
+use crate::identity::{Credential, Identity};
 use crate::store::Store;
 use crate::transport::Peer;
 use http::HeaderMap;
@@ -70,23 +70,23 @@ impl Callers {
     /// Checks the credential only; enrolment and grants are checked later, for the decision. `audience` is the URL of the
     /// resource that is called.
     pub async fn prove(&self, headers: &HeaderMap, peer: &Peer, audience: &str, now: Timestamp) -> Result<Proved, Reason> {
-        let presented = self.identity.present(headers, peer.certificate.as_ref())?;
-        if let Some(principal) = self.identity.known(&presented, audience, now) {
+        let credential = self.identity.extract_credential(headers, peer.certificate.as_ref())?;
+        if let Some(principal) = self.identity.cached(&credential, audience, now) {
             return Ok(Proved { principal, owner: None });
         }
         let generation = self.grants.generation();
         // A key created a moment ago may not be in the cache yet. `find_by_key` then asks the store once more; such look-ups
         // are rate-limited.
-        let owner = match &presented {
-            Presented::Key(key) => self.grants.find_by_key(&key.id()).await,
-            Presented::Token { .. } | Presented::Certificate(_) => None,
+        let owner = match &credential {
+            Credential::Key(key) => self.grants.find_by_key(&key.id()).await,
+            Credential::Token { .. } | Credential::Certificate(_) => None,
         };
-        if let (Presented::Key(key), None) = (&presented, &owner)
+        if let (Credential::Key(key), None) = (&credential, &owner)
             && self.grants.leaves_out_key(&key.id())
         {
             return Err(Reason::TooManyMembers);
         }
-        let principal = self.identity.prove(&presented, owner.clone(), audience, now).await?;
+        let principal = self.identity.verify(&credential, owner.clone(), audience, now).await?;
         let owner = owner.map(|member| (member, generation));
         Ok(Proved { principal, owner })
     }

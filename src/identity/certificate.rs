@@ -8,7 +8,7 @@ use crate::transport::PeerCertificate;
 
 /// The subject is the URI name (`uri:…`), else the DNS name (`dns:…`), else the common name (`cn:…`). Two names of the
 /// kind that counts are ambiguous and refused.
-pub(super) fn principal(certificate: &PeerCertificate, now: Timestamp) -> Result<Principal, Reason> {
+pub(super) fn certificate_principal(certificate: &PeerCertificate, now: Timestamp) -> Result<Principal, Reason> {
     if now < certificate.not_before || now > certificate.not_after {
         return Err(Reason::BadCertificate);
     }
@@ -54,7 +54,7 @@ mod tests {
     }
 
     fn subject(certificate: &PeerCertificate, now: i64) -> Result<String, Reason> {
-        principal(certificate, Timestamp::from_secs(now)).map(|principal| principal.subject.to_string())
+        certificate_principal(certificate, Timestamp::from_secs(now)).map(|principal| principal.subject.to_string())
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! A trusted issuer: the checks that its tokens must pass, in the order of `TrustedIssuer::prove`. A token that passes
+//! A trusted issuer: the checks that its tokens must pass, in the order of `TrustedIssuer::verify`. A token that passes
 //! names a caller (issuer, subject) and says nothing about what that caller may do.
 
-use super::source::KeySource;
-use super::token::{Claims, Token};
+use super::jwks_source::JwksSource;
+use super::jwt::{Claims, Jwt};
 use crate::config::IssuerKind;
 use crate::domain::{
     AuthMethod, ClientId, Digest, EnvironmentName, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, Reason, RoleName,
@@ -32,35 +32,29 @@ pub(super) struct TrustedIssuer {
     pub tenant_claim: Option<String>,
     pub allow_anonymous: bool,
     pub skew: Duration,
-    pub keys: Arc<KeySource>,
+    pub keys: Arc<JwksSource>,
 }
 
 impl TrustedIssuer {
     /// Verifies a token whose `iss` selected this issuer. Cheap checks come before the signature; claims that describe
     /// the caller are read only after it.
-    pub async fn prove(
-        &self,
-        token: &Token<'_>,
-        credential: &Digest,
-        audience: &str,
-        now: Timestamp,
-    ) -> Result<Principal, Reason> {
-        if !self.algorithms.contains(&token.algorithm) {
+    pub async fn verify(&self, jwt: &Jwt<'_>, credential: &Digest, audience: &str, now: Timestamp) -> Result<Principal, Reason> {
+        if !self.algorithms.contains(&jwt.algorithm) {
             return Err(Reason::WrongAlgorithm);
         }
-        let expires_at = self.not_expired(&token.claims, now)?;
-        self.for_us(&token.claims, audience)?;
-        let keys = self.keys.keys(&token.key_id).await?;
-        keys.verify(&token.key_id, token.algorithm, token.message, token.signature)?;
-        let issued_at = self.already_valid(&token.claims, now)?;
-        let (kind, subject) = self.of_the_right_kind(token)?;
-        let client = self.of_a_known_client(&token.claims)?;
-        self.of_this_environment(&token.claims)?;
-        self.principal(&token.claims, credential, (kind, subject), client, (issued_at, expires_at))
+        let expires_at = self.check_expiry(&jwt.claims, now)?;
+        self.check_audience(&jwt.claims, audience)?;
+        let keys = self.keys.keys(&jwt.key_id).await?;
+        keys.verify(&jwt.key_id, jwt.algorithm, jwt.message, jwt.signature)?;
+        let issued_at = self.check_not_before(&jwt.claims, now)?;
+        let (kind, subject) = self.check_token_type(jwt)?;
+        let client = self.check_client(&jwt.claims)?;
+        self.check_environment(&jwt.claims)?;
+        self.principal(&jwt.claims, credential, (kind, subject), client, (issued_at, expires_at))
     }
 
     /// Returns `exp` plus the tolerated skew: everything that relies on the token ends then, and not before.
-    fn not_expired(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
+    fn check_expiry(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
         let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?.plus(self.skew);
         if now < expires_at {
             Ok(expires_at)
@@ -70,7 +64,7 @@ impl TrustedIssuer {
     }
 
     /// Checks `nbf` and `iat` against the clock, and returns `iat`.
-    fn already_valid(&self, claims: &Claims, now: Timestamp) -> Result<Option<Timestamp>, Reason> {
+    fn check_not_before(&self, claims: &Claims, now: Timestamp) -> Result<Option<Timestamp>, Reason> {
         let issued_at = claims.time("iat")?;
         let begins_at = claims.time("nbf")?;
         let latest = now.plus(self.skew);
@@ -82,7 +76,7 @@ impl TrustedIssuer {
     }
 
     /// Checks that `aud` names an accepted audience.
-    fn for_us(&self, claims: &Claims, audience: &str) -> Result<(), Reason> {
+    fn check_audience(&self, claims: &Claims, audience: &str) -> Result<(), Reason> {
         if !claims.has("aud") {
             return Err(Reason::WrongAudience);
         }
@@ -102,10 +96,10 @@ impl TrustedIssuer {
     }
 
     /// Checks that this is an access token: ID tokens, service keys and other kinds of login name no caller.
-    fn of_the_right_kind(&self, token: &Token<'_>) -> Result<(PrincipalKind, Subject), Reason> {
-        let claims = &token.claims;
+    fn check_token_type(&self, jwt: &Jwt<'_>) -> Result<(PrincipalKind, Subject), Reason> {
+        let claims = &jwt.claims;
         let subject = claims.text("sub")?;
-        if !matches!(token.kind.as_deref(), None | Some("jwt" | "at+jwt" | "application/at+jwt")) {
+        if !matches!(jwt.kind.as_deref(), None | Some("jwt" | "at+jwt" | "application/at+jwt")) {
             return Err(Reason::WrongTokenKind);
         }
         // Only ID tokens hold `at_hash` or `c_hash` (OpenID Connect Core). `cnf` (RFC 7800) binds a token to a key, whose
@@ -134,15 +128,15 @@ impl TrustedIssuer {
                 }
                 if subject == Some("") {
                     let name = claims.text("common_name")?.ok_or(Reason::MalformedCredential)?;
-                    return named(PrincipalKind::Service, name);
+                    return kind_and_subject(PrincipalKind::Service, name);
                 }
             }
         }
-        named(PrincipalKind::User, subject.ok_or(Reason::MalformedCredential)?)
+        kind_and_subject(PrincipalKind::User, subject.ok_or(Reason::MalformedCredential)?)
     }
 
     /// Checks `client_id` and `azp` against the configured clients, if there are any.
-    fn of_a_known_client(&self, claims: &Claims) -> Result<Option<ClientId>, Reason> {
+    fn check_client(&self, claims: &Claims) -> Result<Option<ClientId>, Reason> {
         let named = [claims.text("client_id")?, claims.text("azp")?];
         let mut client = None;
         for name in named.into_iter().flatten() {
@@ -160,7 +154,7 @@ impl TrustedIssuer {
     }
 
     /// Checks that the configured claim names this environment.
-    fn of_this_environment(&self, claims: &Claims) -> Result<(), Reason> {
+    fn check_environment(&self, claims: &Claims) -> Result<(), Reason> {
         let Some(path) = &self.environment_claim else { return Ok(()) };
         if claims.texts(path)?.contains(&self.environment.as_str()) {
             Ok(())
@@ -231,6 +225,6 @@ impl TrustedIssuer {
     }
 }
 
-fn named(kind: PrincipalKind, subject: &str) -> Result<(PrincipalKind, Subject), Reason> {
+fn kind_and_subject(kind: PrincipalKind, subject: &str) -> Result<(PrincipalKind, Subject), Reason> {
     Ok((kind, Subject::parse(subject).map_err(|_| Reason::MalformedCredential)?))
 }

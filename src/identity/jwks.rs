@@ -1,7 +1,7 @@
 //! A JSON Web Key Set (RFC 7517) as an issuer publishes it: which of its keys are used, and when the set must be fetched
 //! again. Fetches nothing itself.
 
-use super::strict;
+use super::strict_json;
 use crate::domain::{Digest, Reason};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -40,7 +40,7 @@ pub enum BadKeySet {
 impl KeySet {
     /// Parses a key set. Keys that cannot be used are left out: one odd key does not disable the others.
     pub fn read(bytes: &[u8], allowed: &[Algorithm]) -> Result<Self, BadKeySet> {
-        let mut set = strict::object(bytes).ok_or(BadKeySet::NotAKeySet)?;
+        let mut set = strict_json::object(bytes).ok_or(BadKeySet::NotAKeySet)?;
         let Some(serde_json::Value::Array(found)) = set.remove("keys") else {
             return Err(BadKeySet::NotAKeySet);
         };
@@ -124,7 +124,7 @@ impl SigningKey {
 
 /// What is known of an issuer's key set.
 #[derive(Clone, Default)]
-pub(super) struct Knowledge {
+pub(super) struct JwksState {
     /// The last good set and when it was fetched.
     pub good: Option<(Arc<KeySet>, Instant)>,
     /// When a fetch last ended, and its error if it failed.
@@ -134,14 +134,14 @@ pub(super) struct Knowledge {
 /// How long a set is used before a refresh, how long it is kept if refreshing fails, and the least time between fetches
 /// for unknown key ids.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Times {
+pub(super) struct RefreshTimes {
     pub refresh: Duration,
     pub keep: Duration,
     pub refetch: Duration,
 }
 
 /// What to do to verify a token with a given key id.
-pub(super) enum Plan {
+pub(super) enum FetchPlan {
     Use(Arc<KeySet>),
     /// The set is usable and due for a refresh, which happens in the background.
     UseAndRefresh(Arc<KeySet>),
@@ -150,39 +150,39 @@ pub(super) enum Plan {
     Refuse(Reason),
 }
 
-impl Knowledge {
+impl JwksState {
     /// Decides how to get a set with this key id; changes nothing.
-    pub fn plan(&self, key_id: &str, times: Times, now: Instant) -> Plan {
+    pub fn plan(&self, key_id: &str, refresh_times: RefreshTimes, now: Instant) -> FetchPlan {
         let since_tried = self.tried.as_ref().map(|(at, _)| now.saturating_duration_since(*at));
         let rested = |rest: Duration| since_tried.is_none_or(|since| since >= rest);
-        match self.usable(times, now) {
+        match self.usable(refresh_times, now) {
             Some((set, age)) if set.has(key_id) => {
-                if age >= times.refresh && rested(RETRY) {
-                    Plan::UseAndRefresh(set)
+                if age >= refresh_times.refresh && rested(RETRY) {
+                    FetchPlan::UseAndRefresh(set)
                 } else {
-                    Plan::Use(set)
+                    FetchPlan::Use(set)
                 }
             }
-            Some(_) if rested(times.refetch) => Plan::Fetch,
-            Some(_) => Plan::Refuse(Reason::UnknownSigningKey),
-            None if rested(RETRY) => Plan::Fetch,
-            None => Plan::Refuse(Reason::IssuerUnavailable),
+            Some(_) if rested(refresh_times.refetch) => FetchPlan::Fetch,
+            Some(_) => FetchPlan::Refuse(Reason::UnknownSigningKey),
+            None if rested(RETRY) => FetchPlan::Fetch,
+            None => FetchPlan::Refuse(Reason::IssuerUnavailable),
         }
     }
 
     /// The set to use after a fetch has ended, successful or not.
-    pub fn settled(&self, key_id: &str, times: Times, now: Instant) -> Result<Arc<KeySet>, Reason> {
-        match self.usable(times, now) {
+    pub fn after_fetch(&self, key_id: &str, refresh_times: RefreshTimes, now: Instant) -> Result<Arc<KeySet>, Reason> {
+        match self.usable(refresh_times, now) {
             Some((set, _)) if set.has(key_id) => Ok(set),
             Some(_) => Err(Reason::UnknownSigningKey),
             None => Err(Reason::IssuerUnavailable),
         }
     }
 
-    fn usable(&self, times: Times, now: Instant) -> Option<(Arc<KeySet>, Duration)> {
+    fn usable(&self, refresh_times: RefreshTimes, now: Instant) -> Option<(Arc<KeySet>, Duration)> {
         let (set, at) = self.good.as_ref()?;
         let age = now.saturating_duration_since(*at);
-        (age <= times.keep).then(|| (set.clone(), age))
+        (age <= refresh_times.keep).then(|| (set.clone(), age))
     }
 }
 
@@ -190,7 +190,7 @@ impl Knowledge {
 mod tests {
     use super::*;
 
-    const TIMES: Times = Times {
+    const TIMES: RefreshTimes = RefreshTimes {
         refresh: Duration::from_secs(600),
         keep: Duration::from_secs(3_600),
         refetch: Duration::from_secs(30),
@@ -250,12 +250,12 @@ mod tests {
         assert_eq!(set(&[], &[Algorithm::ES256]).count(), 0, "an issuer may have no key");
     }
 
-    fn told(knowledge: &Knowledge, key_id: &str, now: Instant) -> String {
-        match knowledge.plan(key_id, TIMES, now) {
-            Plan::Use(_) => "use".to_owned(),
-            Plan::UseAndRefresh(_) => "use and refresh".to_owned(),
-            Plan::Fetch => "fetch".to_owned(),
-            Plan::Refuse(reason) => reason.code().to_owned(),
+    fn told(state: &JwksState, key_id: &str, now: Instant) -> String {
+        match state.plan(key_id, TIMES, now) {
+            FetchPlan::Use(_) => "use".to_owned(),
+            FetchPlan::UseAndRefresh(_) => "use and refresh".to_owned(),
+            FetchPlan::Fetch => "fetch".to_owned(),
+            FetchPlan::Refuse(reason) => reason.code().to_owned(),
         }
     }
 
@@ -264,7 +264,7 @@ mod tests {
         let start = Instant::now();
         let at = |secs: u64| start + Duration::from_secs(secs);
         let keys = Arc::new(set(&[format!(r#"{{"kid":"1",{P256}}}"#)], &[Algorithm::ES256]));
-        let knows = |good: Option<u64>, tried: Option<u64>| Knowledge {
+        let knows = |good: Option<u64>, tried: Option<u64>| JwksState {
             good: good.map(|secs| (keys.clone(), at(secs))),
             tried: tried.map(|secs| (at(secs), None)),
         };

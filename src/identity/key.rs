@@ -55,7 +55,7 @@ pub struct NewKey {
 
 /// An API key as a request presents it: syntax and checksum are right, nothing else is known.
 #[derive(Clone, Copy)]
-pub struct KeyText<'a> {
+pub struct ApiKeyText<'a> {
     text: &'a str,
     id: &'a str,
     secret: &'a str,
@@ -93,7 +93,7 @@ impl Pepper {
 
     /// Whether `key` is the stored one, compared in constant time. Without a stored key it takes as long, so that timing
     /// does not tell which ids exist.
-    pub(super) fn matches(&self, key: &KeyText<'_>, stored: Option<&ApiKey>) -> bool {
+    pub(super) fn matches(&self, key: &ApiKeyText<'_>, stored: Option<&ApiKey>) -> bool {
         let newest = self.versions.last_key_value().expect("a pepper has a version").1;
         let pepper = stored.and_then(|stored| self.versions.get(&stored.pepper_version));
         let hash = stored.map_or([0; 32], |stored| stored.hash);
@@ -159,7 +159,7 @@ impl Pepper {
     }
 }
 
-impl<'a> KeyText<'a> {
+impl<'a> ApiKeyText<'a> {
     /// Parses an API key. A wrong checksum means a mistyped or truncated key, which is refused without a look-up.
     pub fn read(text: &'a str) -> Result<Self, Reason> {
         let mut parts = text.strip_prefix("ng_").ok_or(Reason::MalformedCredential)?.split('_');
@@ -195,14 +195,14 @@ impl<'a> KeyText<'a> {
     }
 }
 
-impl fmt::Debug for KeyText<'_> {
+impl fmt::Debug for ApiKeyText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key(ng_{}_…)", self.id)
     }
 }
 
 /// Refuses a matched key that is revoked or expired.
-pub(super) fn standing(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
+pub(super) fn check_key_validity(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
     if key.revoked_at.is_some() {
         return Err(Reason::KeyRevoked);
     }
@@ -214,7 +214,7 @@ pub(super) fn standing(key: &ApiKey, now: Timestamp) -> Result<(), Reason> {
 }
 
 /// The principal of an API key: its subject is the id of the member who owns the key.
-pub(super) fn principal(member: &Member, key: &ApiKey, credential: &Digest) -> Result<Principal, Reason> {
+pub(super) fn key_principal(member: &Member, key: &ApiKey, credential: &Digest) -> Result<Principal, Reason> {
     Ok(Principal {
         kind: member.kind,
         issuer: ISSUER.clone(),
@@ -307,7 +307,7 @@ mod tests {
         let pepper = two();
         let new = pepper.new_key().unwrap();
         assert_eq!(new.pepper_version, 2);
-        let key = KeyText::read(new.shown.expose_secret()).unwrap();
+        let key = ApiKeyText::read(new.shown.expose_secret()).unwrap();
         assert_eq!(key.id(), new.id);
         assert!(pepper.matches(&key, Some(&stored(&new))));
         assert!(!pepper.matches(&key, None), "an unknown id");
@@ -331,7 +331,7 @@ mod tests {
     fn an_older_pepper_still_verifies() {
         let old = pepper(&format!("1:{}", STANDARD.encode([1; 32]))).unwrap();
         let new = old.new_key().unwrap();
-        let key = KeyText::read(new.shown.expose_secret()).unwrap();
+        let key = ApiKeyText::read(new.shown.expose_secret()).unwrap();
         assert!(two().matches(&key, Some(&stored(&new))));
     }
 
@@ -343,8 +343,8 @@ mod tests {
         for at in 0..shown.len() {
             let mut typo = shown.as_bytes().to_vec();
             typo[at] = if typo[at] == b'a' { b'b' } else { b'a' };
-            assert!(KeyText::read(std::str::from_utf8(&typo).unwrap()).is_err(), "at {at}");
-            assert!(KeyText::read(&shown[..at]).is_err(), "cut at {at}");
+            assert!(ApiKeyText::read(std::str::from_utf8(&typo).unwrap()).is_err(), "at {at}");
+            assert!(ApiKeyText::read(&shown[..at]).is_err(), "cut at {at}");
         }
         for bad in [
             format!("{shown}a"),
@@ -352,14 +352,14 @@ mod tests {
             shown.to_uppercase(),
             "ng___".to_owned(),
         ] {
-            assert!(KeyText::read(&bad).is_err(), "{bad}");
+            assert!(ApiKeyText::read(&bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn nothing_printed_holds_the_secret() {
         let new = two().new_key().unwrap();
-        let key = KeyText::read(new.shown.expose_secret()).unwrap();
+        let key = ApiKeyText::read(new.shown.expose_secret()).unwrap();
         assert!(!format!("{key:?} {:?}", new.shown).contains(key.secret));
     }
 
@@ -382,18 +382,18 @@ mod tests {
     fn a_key_that_was_withdrawn_or_ran_out_is_refused() {
         let now = Timestamp::from_secs(1_000);
         let key = stored(&two().new_key().unwrap());
-        assert_eq!(standing(&key, now), Ok(()));
+        assert_eq!(check_key_validity(&key, now), Ok(()));
         let expired = ApiKey {
             expires_at: Some(now),
             ..key.clone()
         };
-        assert_eq!(standing(&expired, now), Err(Reason::KeyExpired));
+        assert_eq!(check_key_validity(&expired, now), Err(Reason::KeyExpired));
         let revoked = ApiKey {
             revoked_at: Some(Timestamp::from_secs(2_000)),
             ..expired
         };
         assert_eq!(
-            standing(&revoked, now),
+            check_key_validity(&revoked, now),
             Err(Reason::KeyRevoked),
             "whatever clock the database has"
         );

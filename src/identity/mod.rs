@@ -1,52 +1,52 @@
 //! Authentication: from a credential (bearer JWT, API key or client certificate) to a verified `Principal`. Whether the
 //! caller is enrolled, and what it may do, is decided elsewhere.
 //!
-//! `present` finds the one credential, `known` looks in the cache, `prove` verifies it. A credential that fails ends the
+//! `extract_credential` finds the one credential, `known` looks in the cache, `prove` verifies it. A credential that fails ends the
 //! request: no other one is tried, and nobody is anonymous.
 
+mod build;
 mod certificate;
+mod credential;
 mod issuer;
 mod jwks;
+mod jwks_source;
+mod jwt;
 mod key;
-mod present;
-mod settings;
-mod source;
-mod strict;
-mod token;
+mod strict_json;
 
+pub use build::IdentityError;
+pub use credential::Credential;
 pub use jwks::BadKeySet;
-pub use key::{KeyText, NewKey, Pepper, PepperError};
-pub use present::Presented;
-pub use settings::IdentityError;
+pub use key::{ApiKeyText, NewKey, Pepper, PepperError};
 
 use crate::config::{CheckedConfig, IssuerKind};
 use crate::domain::{Digest, IssuerAlias, Member, Principal, Reason, Timestamp};
 use crate::transport::PeerCertificate;
+use credential::CredentialRules;
 use http::HeaderMap;
 use issuer::TrustedIssuer;
+use jwks_source::JwksShared;
+use jwt::Jwt;
 use moka::sync::Cache;
-use present::Rules;
-use source::Shared;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use token::Token;
 
-const MAX_KNOWN: u64 = 100_000;
-const MAX_FORGED: u64 = 4_096;
+const MAX_CACHED: u64 = 100_000;
+const MAX_BAD_SIGNATURES: u64 = 4_096;
 /// How long an API key stays cached. This bounds only memory: every call compares the key with its stored row anew.
-const KEY_LIFE: Duration = Duration::from_secs(300);
+const KEY_TTL: Duration = Duration::from_secs(300);
 /// How long a bad signature is remembered, so that repeating the token does not cost a verification each time.
-const FORGED_LIFE: Duration = Duration::from_secs(10);
+const BAD_SIGNATURE_TTL: Duration = Duration::from_secs(10);
 
 /// Verifies credentials, and caches the principals they prove.
 pub struct Identity {
     issuers: Vec<TrustedIssuer>,
-    rules: Rules,
+    credential_rules: CredentialRules,
     pepper: Arc<Pepper>,
-    shared: Arc<Shared>,
-    known: Cache<Slot, Known>,
-    forged: Cache<Slot, ()>,
+    shared: Arc<JwksShared>,
+    cache: Cache<CacheKey, CachedIdentity>,
+    bad_signatures: Cache<CacheKey, ()>,
 }
 
 /// The state of an issuer's key set, for health and metrics.
@@ -60,20 +60,20 @@ pub struct IssuerState {
 }
 
 #[derive(Clone)]
-struct Known {
+struct CachedIdentity {
     principal: Arc<Principal>,
     /// The stored member that an API key was checked against.
     owner: Option<Arc<Member>>,
-    life: Duration,
+    ttl: Duration,
 }
 
 impl Identity {
     /// Fetches nothing over the network: an unreachable issuer must not keep Guardian from starting.
     pub fn new(config: &CheckedConfig, pepper: Arc<Pepper>) -> Result<Self, IdentityError> {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<JwksShared>::default();
         Ok(Self {
-            issuers: settings::issuers(config, &shared)?,
-            rules: Rules {
+            issuers: build::issuers(config, &shared)?,
+            credential_rules: CredentialRules {
                 assertions: config
                     .issuers
                     .iter()
@@ -82,62 +82,65 @@ impl Identity {
             },
             pepper,
             shared,
-            known: Cache::builder().max_capacity(MAX_KNOWN).expire_after(Life).build(),
-            forged: Cache::builder().max_capacity(MAX_FORGED).time_to_live(FORGED_LIFE).build(),
+            cache: Cache::builder().max_capacity(MAX_CACHED).expire_after(CacheExpiry).build(),
+            bad_signatures: Cache::builder()
+                .max_capacity(MAX_BAD_SIGNATURES)
+                .time_to_live(BAD_SIGNATURE_TTL)
+                .build(),
         })
     }
 
     /// Finds the one credential of a request. A certificate beside a token or API key is one too many, except where
     /// `client_certificates = "required"`: there it only opens the connection.
-    pub fn present<'a>(
+    pub fn extract_credential<'a>(
         &self,
         headers: &'a HeaderMap,
         certificate: Option<&Arc<PeerCertificate>>,
-    ) -> Result<Presented<'a>, Reason> {
-        present::present(headers, certificate, self.rules)
+    ) -> Result<Credential<'a>, Reason> {
+        credential::extract_credential(headers, certificate, self.credential_rules)
     }
 
     /// The cached principal of this credential, unless it has expired. API keys are never answered from the cache: only
     /// their stored row tells whether one was revoked, so `prove` must check it each time.
-    pub fn known(&self, presented: &Presented<'_>, audience: &str, now: Timestamp) -> Option<Arc<Principal>> {
-        if matches!(presented, Presented::Key(_)) {
+    pub fn cached(&self, credential: &Credential<'_>, audience: &str, now: Timestamp) -> Option<Arc<Principal>> {
+        if matches!(credential, Credential::Key(_)) {
             return None;
         }
-        let known = self.known.get(&self.slot(presented, audience))?;
-        known
+        let cached = self.cache.get(&self.cache_key(credential, audience))?;
+        cached
             .principal
             .expires_at
             .is_none_or(|end| now < end)
-            .then_some(known.principal)
+            .then_some(cached.principal)
     }
 
     /// Verifies a credential for a call of the resource `audience`. It waits for nothing but a fetch of the issuer's
     /// keys. `owner` is the member that the presented API key belongs to now.
-    pub async fn prove(
+    pub async fn verify(
         &self,
-        presented: &Presented<'_>,
+        credential: &Credential<'_>,
         owner: Option<Arc<Member>>,
         audience: &str,
         now: Timestamp,
     ) -> Result<Arc<Principal>, Reason> {
-        let slot = self.slot(presented, audience);
-        match presented {
-            Presented::Key(key) => self.prove_key(key, owner, slot, now),
-            Presented::Certificate(certificate) => {
-                let principal = certificate::principal(certificate, now)?;
-                let life = certificate.not_after.since(now);
-                Ok(self.remember(slot, principal, None, life))
+        let cache_key = self.cache_key(credential, audience);
+        match credential {
+            Credential::Key(key) => self.verify_key(key, owner, cache_key, now),
+            Credential::Certificate(certificate) => {
+                let principal = certificate::certificate_principal(certificate, now)?;
+                let ttl = certificate.not_after.since(now);
+                Ok(self.remember(cache_key, principal, None, ttl))
             }
-            Presented::Token { text, .. } => {
-                if self.forged.contains_key(&slot) {
+            Credential::Token { text, .. } => {
+                if self.bad_signatures.contains_key(&cache_key) {
                     return Err(Reason::BadSignature);
                 }
-                let proved = self.prove_token(text, &slot, audience, now).await;
+                let proved = self.verify_token(text, &cache_key, audience, now).await;
                 if matches!(proved, Err(Reason::BadSignature)) {
-                    self.forged.insert(slot, ());
+                    self.bad_signatures.insert(cache_key, ());
                 }
-                let (principal, life) = proved?;
-                Ok(self.remember(slot, principal, None, life))
+                let (principal, ttl) = proved?;
+                Ok(self.remember(cache_key, principal, None, ttl))
             }
         }
     }
@@ -145,7 +148,7 @@ impl Identity {
     /// Empties the cache, so that every credential is verified again.
     pub fn forget_all(&self) {
         self.shared.generation.fetch_add(1, Relaxed);
-        self.known.invalidate_all();
+        self.cache.invalidate_all();
     }
 
     /// Starts to fetch the keys of all issuers, so that the first callers need not wait.
@@ -158,11 +161,11 @@ impl Identity {
     /// The state of every issuer's key set.
     pub fn issuers(&self) -> Vec<IssuerState> {
         let state = |issuer: &TrustedIssuer| {
-            let knowledge = issuer.keys.knowledge.load();
+            let state = issuer.keys.state.load();
             IssuerState {
                 alias: issuer.alias.clone(),
-                keys: knowledge.good.as_ref().map(|(set, at)| (set.count(), at.elapsed())),
-                error: knowledge.tried.as_ref().and_then(|(_, error)| error.clone()),
+                keys: state.good.as_ref().map(|(set, at)| (set.count(), at.elapsed())),
+                error: state.tried.as_ref().and_then(|(_, error)| error.clone()),
             }
         };
         self.issuers.iter().map(state).collect()
@@ -175,77 +178,77 @@ impl Identity {
         self.shared.fetches.wait().await;
     }
 
-    fn prove_key(
+    fn verify_key(
         &self,
-        key: &KeyText<'_>,
+        key: &ApiKeyText<'_>,
         owner: Option<Arc<Member>>,
-        slot: Slot,
+        cache_key: CacheKey,
         now: Timestamp,
     ) -> Result<Arc<Principal>, Reason> {
         let stored = owner.as_ref().and_then(|owner| owner.key(&key.id()));
-        let known = self.known.get(&slot);
-        if let (Some(owner), Some(stored), Some(known)) = (&owner, stored, &known)
-            && known.owner.as_ref().is_some_and(|before| Arc::ptr_eq(before, owner))
+        let cached = self.cache.get(&cache_key);
+        if let (Some(owner), Some(stored), Some(cached)) = (&owner, stored, &cached)
+            && cached.owner.as_ref().is_some_and(|before| Arc::ptr_eq(before, owner))
         {
             // The key matched this very row before, so no HMAC is needed.
-            return key::standing(stored, now).map(|()| known.principal.clone());
+            return key::check_key_validity(stored, now).map(|()| cached.principal.clone());
         }
         let matches = self.pepper.matches(key, stored);
         let stored = stored.filter(|_| matches).ok_or(Reason::BadKey)?;
-        key::standing(stored, now)?;
+        key::check_key_validity(stored, now)?;
         let member = owner.as_ref().ok_or(Reason::BadKey)?;
-        let principal = key::principal(member, stored, &slot.credential)?;
+        let principal = key::key_principal(member, stored, &cache_key.credential)?;
         // The gate caches callers by the address of this value, so an unchanged principal keeps its `Arc`.
-        let principal = match known {
-            Some(known) if *known.principal == principal => known.principal,
+        let principal = match cached {
+            Some(cached) if *cached.principal == principal => cached.principal,
             _ => Arc::new(principal),
         };
-        Ok(self.keep(slot, principal, owner, KEY_LIFE))
+        Ok(self.keep(cache_key, principal, owner, KEY_TTL))
     }
 
-    async fn prove_token(
+    async fn verify_token(
         &self,
         text: &str,
-        slot: &Slot,
+        cache_key: &CacheKey,
         audience: &str,
         now: Timestamp,
     ) -> Result<(Principal, Duration), Reason> {
-        let token = Token::read(text)?;
-        let said = token.claims.text("iss")?.ok_or(Reason::MalformedCredential)?;
+        let jwt = Jwt::read(text)?;
+        let said = jwt.claims.text("iss")?.ok_or(Reason::MalformedCredential)?;
         let means = |issuer: &&TrustedIssuer| issuer.accepted.iter().any(|accepted| accepted.as_str() == said);
         let issuer = self.issuers.iter().find(means).ok_or(Reason::UnknownIssuer)?;
-        if slot.kind == Kind::Assertion && issuer.kind != IssuerKind::CloudflareAccess {
+        if cache_key.kind == CredentialKind::Assertion && issuer.kind != IssuerKind::CloudflareAccess {
             return Err(Reason::UnknownIssuer);
         }
-        let principal = issuer.prove(&token, &slot.credential, audience, now).await?;
+        let principal = issuer.verify(&jwt, &cache_key.credential, audience, now).await?;
         let left = principal.expires_at.map_or(Duration::ZERO, |end| end.since(now));
         // Not longer than `jwks_refresh`, so that tokens of a removed key stop being accepted.
-        Ok((principal, left.min(issuer.keys.times.refresh)))
+        Ok((principal, left.min(issuer.keys.refresh_times.refresh)))
     }
 
-    fn remember(&self, slot: Slot, principal: Principal, owner: Option<Arc<Member>>, life: Duration) -> Arc<Principal> {
-        self.keep(slot, Arc::new(principal), owner, life)
+    fn remember(&self, cache_key: CacheKey, principal: Principal, owner: Option<Arc<Member>>, ttl: Duration) -> Arc<Principal> {
+        self.keep(cache_key, Arc::new(principal), owner, ttl)
     }
 
-    fn keep(&self, slot: Slot, principal: Arc<Principal>, owner: Option<Arc<Member>>, life: Duration) -> Arc<Principal> {
-        let known = Known {
+    fn keep(&self, cache_key: CacheKey, principal: Arc<Principal>, owner: Option<Arc<Member>>, ttl: Duration) -> Arc<Principal> {
+        let cached = CachedIdentity {
             principal: principal.clone(),
             owner,
-            life,
+            ttl,
         };
-        self.known.insert(slot, known);
+        self.cache.insert(cache_key, cached);
         principal
     }
 
-    fn slot(&self, presented: &Presented<'_>, audience: &str) -> Slot {
+    fn cache_key(&self, credential: &Credential<'_>, audience: &str) -> CacheKey {
         let token = |text: &str, kind| (Digest::of(text.as_bytes()), kind, Digest::of(audience.as_bytes()));
-        let (credential, kind, audience) = match presented {
-            Presented::Token { text, assertion: false } => token(text, Kind::Token),
-            Presented::Token { text, assertion: true } => token(text, Kind::Assertion),
-            Presented::Key(key) => (key.digest(), Kind::Key, Digest::ZERO),
-            Presented::Certificate(certificate) => (certificate.digest, Kind::Certificate, Digest::ZERO),
+        let (credential, kind, audience) = match credential {
+            Credential::Token { text, assertion: false } => token(text, CredentialKind::Token),
+            Credential::Token { text, assertion: true } => token(text, CredentialKind::Assertion),
+            Credential::Key(key) => (key.digest(), CredentialKind::Key, Digest::ZERO),
+            Credential::Certificate(certificate) => (certificate.digest, CredentialKind::Certificate, Digest::ZERO),
         };
-        Slot {
+        CacheKey {
             credential,
             kind,
             audience,
@@ -257,15 +260,15 @@ impl Identity {
 /// Cache key of a principal. It holds the audience, and the generation in which verification began: a result overtaken by
 /// `forget_all` or by a changed key set is stored under an old generation and never found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Slot {
+struct CacheKey {
     credential: Digest,
-    kind: Kind,
+    kind: CredentialKind,
     audience: Digest,
     generation: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+enum CredentialKind {
     Token,
     Assertion,
     Key,
@@ -273,14 +276,20 @@ enum Kind {
 }
 
 /// Each cached principal has its own lifetime; reading it does not prolong that.
-struct Life;
+struct CacheExpiry;
 
-impl moka::Expiry<Slot, Known> for Life {
-    fn expire_after_create(&self, _: &Slot, known: &Known, _: std::time::Instant) -> Option<Duration> {
-        Some(known.life)
+impl moka::Expiry<CacheKey, CachedIdentity> for CacheExpiry {
+    fn expire_after_create(&self, _: &CacheKey, cached: &CachedIdentity, _: std::time::Instant) -> Option<Duration> {
+        Some(cached.ttl)
     }
 
-    fn expire_after_update(&self, _: &Slot, known: &Known, _: std::time::Instant, _: Option<Duration>) -> Option<Duration> {
-        Some(known.life)
+    fn expire_after_update(
+        &self,
+        _: &CacheKey,
+        cached: &CachedIdentity,
+        _: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(cached.ttl)
     }
 }

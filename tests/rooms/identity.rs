@@ -13,7 +13,7 @@ use neural_guardian::config::{self, CheckedConfig, ConnectionLimits, Variables};
 use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, Member, Principal, PrincipalKind, Reason, Scope, Scopes, Timestamp, UserId,
 };
-use neural_guardian::identity::{Identity, IdentityError, Pepper, Presented};
+use neural_guardian::identity::{Credential, Identity, IdentityError, Pepper};
 use neural_guardian::transport::{PeerCertificate, Shutdown, ShutdownHandle, full, serve};
 use rcgen::KeyPair;
 use secrecy::ExposeSecret;
@@ -240,8 +240,8 @@ async fn prove(identity: &Identity, token: &str) -> Result<Arc<Principal>, Reaso
 }
 
 async fn prove_at(identity: &Identity, token: &str, now: Timestamp) -> Result<Arc<Principal>, Reason> {
-    soon(identity.prove(
-        &Presented::Token {
+    soon(identity.verify(
+        &Credential::Token {
             text: token,
             assertion: false,
         },

@@ -34,10 +34,10 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
         "authorization",
         format!("Bearer {}", new.shown.expose_secret()).parse().unwrap(),
     );
-    let presented = identity.present(&headers, None).unwrap();
+    let presented = identity.extract_credential(&headers, None).unwrap();
     let prove = async |now: i64| {
         let owner = store.lock().unwrap().clone();
-        identity.prove(&presented, owner, RESOURCE, at(now)).await
+        identity.verify(&presented, owner, RESOURCE, at(now)).await
     };
 
     let principal = prove(0).await.unwrap();
@@ -59,7 +59,7 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
         "the same caller is the same value"
     );
     assert!(
-        identity.known(&presented, RESOURCE, at(0)).is_none(),
+        identity.cached(&presented, RESOURCE, at(0)).is_none(),
         "and is looked up every time all the same"
     );
     assert_eq!(prove(100).await.err(), Some(Reason::KeyExpired));
@@ -122,12 +122,12 @@ fn a_pepper_is_made_once_whoever_comes_first() {
             "authorization",
             format!("Bearer {}", new.shown.expose_secret()).parse().unwrap(),
         );
-        let presented = identity.present(&headers, None).unwrap();
+        let presented = identity.extract_credential(&headers, None).unwrap();
         let owner = Arc::new(Member {
             keys: vec![stored],
             ..member("u-1")
         });
-        let proof = identity.prove(&presented, Some(owner), RESOURCE, at(0));
+        let proof = identity.verify(&presented, Some(owner), RESOURCE, at(0));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(runtime.block_on(proof).is_ok(), "all of them have the same pepper");
     }
@@ -145,20 +145,20 @@ async fn a_client_certificate_names_its_holder() {
         not_after: at(10),
     });
     let headers = HeaderMap::new();
-    let presented = identity.present(&headers, Some(&certificate)).unwrap();
-    let prove = async |now: i64| identity.prove(&presented, None, RESOURCE, at(now)).await;
+    let presented = identity.extract_credential(&headers, Some(&certificate)).unwrap();
+    let prove = async |now: i64| identity.verify(&presented, None, RESOURCE, at(now)).await;
     let bot = prove(0).await.unwrap();
     assert_eq!(
         (bot.method, bot.issuer.as_str(), bot.subject.as_str()),
         (AuthMethod::Certificate, "certificate", "uri:spiffe://example/bot")
     );
-    assert!(identity.known(&presented, RESOURCE, at(9)).is_some());
-    assert!(identity.known(&presented, RESOURCE, at(10)).is_none());
+    assert!(identity.cached(&presented, RESOURCE, at(9)).is_some());
+    assert!(identity.cached(&presented, RESOURCE, at(10)).is_none());
     assert_eq!(prove(11).await.err(), Some(Reason::BadCertificate));
     let mut both = HeaderMap::new();
     both.insert("authorization", "Bearer a.b.c".parse().unwrap());
     assert_eq!(
-        identity.present(&both, Some(&certificate)).err(),
+        identity.extract_credential(&both, Some(&certificate)).err(),
         Some(Reason::SeveralCredentials)
     );
 }

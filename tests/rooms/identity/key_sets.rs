@@ -9,19 +9,19 @@ async fn a_rotated_key_is_fetched_and_the_old_one_forgotten() {
     let identity = identity("rotation", &oidc("a", ISSUER, &keys.url, ""));
     let refetch = Duration::from_secs(30);
     let (before, after) = (old.sign(&oidc_claims(json!({}))), new.sign(&oidc_claims(json!({}))));
-    let presented = Presented::Token {
+    let credential = Credential::Token {
         text: &before,
         assertion: false,
     };
     prove(&identity, &before).await.unwrap();
-    assert!(identity.known(&presented, RESOURCE, at(0)).is_some());
+    assert!(identity.cached(&credential, RESOURCE, at(0)).is_some());
 
     keys.publish(200, key_set(&[&new]));
     pass(refetch).await;
     assert_eq!(reason(&identity, &after).await, None, "an unknown key id makes it look again");
     assert_eq!(keys.fetches(), 2);
     assert!(
-        identity.known(&presented, RESOURCE, at(0)).is_none(),
+        identity.cached(&credential, RESOURCE, at(0)).is_none(),
         "what the old key proved is forgotten"
     );
     pass(refetch).await;
@@ -131,24 +131,24 @@ async fn what_was_proved_is_remembered_no_longer_than_it_holds() {
     let keys = Publisher::start(key_set(&[&signer])).await;
     let identity = Arc::new(identity("memory", &oidc("a", ISSUER, &keys.url, "audiences = [\"any\"]")));
     let token = signer.sign(&oidc_claims(json!({"aud": "any"})));
-    let presented = Presented::Token {
+    let credential = Credential::Token {
         text: &token,
         assertion: false,
     };
-    assert!(identity.known(&presented, RESOURCE, at(0)).is_none());
+    assert!(identity.cached(&credential, RESOURCE, at(0)).is_none());
     let proved = prove(&identity, &token).await.unwrap();
-    let known = identity.known(&presented, RESOURCE, at(0)).unwrap();
+    let known = identity.cached(&credential, RESOURCE, at(0)).unwrap();
     assert!(Arc::ptr_eq(&proved, &known));
     assert!(
         identity
-            .known(&presented, "https://mcp.example.com/mcp/other", at(0))
+            .cached(&credential, "https://mcp.example.com/mcp/other", at(0))
             .is_none(),
         "for one resource"
     );
     assert!(
         identity
-            .known(
-                &Presented::Token {
+            .cached(
+                &Credential::Token {
                     text: &token,
                     assertion: true
                 },
@@ -157,14 +157,14 @@ async fn what_was_proved_is_remembered_no_longer_than_it_holds() {
             )
             .is_none()
     );
-    assert!(identity.known(&presented, RESOURCE, at(629)).is_some());
+    assert!(identity.cached(&credential, RESOURCE, at(629)).is_some());
     assert!(
-        identity.known(&presented, RESOURCE, at(630)).is_none(),
+        identity.cached(&credential, RESOURCE, at(630)).is_none(),
         "not past its end and the tolerance for clocks"
     );
     assert_eq!(prove_at(&identity, &token, at(700)).await.err(), Some(Reason::TokenExpired));
     identity.forget_all();
-    assert!(identity.known(&presented, RESOURCE, at(0)).is_none());
+    assert!(identity.cached(&credential, RESOURCE, at(0)).is_none());
 }
 
 #[tokio::test]
@@ -183,8 +183,8 @@ async fn a_proof_that_a_revocation_overtakes_is_not_remembered() {
     assert!(soon(proving).await.unwrap().is_ok());
     assert!(
         identity
-            .known(
-                &Presented::Token {
+            .cached(
+                &Credential::Token {
                     text: &token,
                     assertion: false
                 },

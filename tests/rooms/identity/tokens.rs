@@ -369,8 +369,8 @@ async fn of_cloudflare_access_only_its_application_assertions_count() {
         signer.sign(&with(base, changes))
     };
     let assert = async |token: &str| {
-        soon(identity.prove(
-            &Presented::Token {
+        soon(identity.verify(
+            &Credential::Token {
                 text: token,
                 assertion: true,
             },

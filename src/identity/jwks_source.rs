@@ -1,6 +1,6 @@
 //! Gets an issuer's keys from a URL or a file. One fetch at a time for each issuer; no issuer waits for another.
 
-use super::jwks::{KeySet, Knowledge, MAX_BYTES, Plan, Times};
+use super::jwks::{FetchPlan, JwksState, KeySet, MAX_BYTES, RefreshTimes};
 use crate::domain::{IssuerAlias, Reason};
 use crate::transport::{Client, read_body};
 use arc_swap::ArcSwap;
@@ -20,51 +20,51 @@ use tokio_util::task::TaskTracker;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where one issuer's keys come from, and what is known of them.
-pub(super) struct KeySource {
+pub(super) struct JwksSource {
     pub alias: IssuerAlias,
-    pub place: Place,
+    pub location: JwksLocation,
     pub algorithms: Vec<Algorithm>,
-    pub times: Times,
-    pub shared: Arc<Shared>,
-    pub knowledge: ArcSwap<Knowledge>,
+    pub refresh_times: RefreshTimes,
+    pub shared: Arc<JwksShared>,
+    pub state: ArcSwap<JwksState>,
     /// Receiver of the running fetch, which drops its sender when it ends.
-    pub flight: Mutex<Option<watch::Receiver<()>>>,
+    pub running_fetch: Mutex<Option<watch::Receiver<()>>>,
 }
 
-pub(super) enum Place {
+pub(super) enum JwksLocation {
     Url(Client, http::Uri),
     File(PathBuf),
 }
 
 /// State shared by the sources of all issuers.
 #[derive(Default)]
-pub(super) struct Shared {
+pub(super) struct JwksShared {
     /// Part of the cache key of a principal: raising it makes every credential be verified again.
     pub generation: AtomicU64,
     pub fetches: TaskTracker,
     pub stop: CancellationToken,
 }
 
-impl KeySource {
+impl JwksSource {
     /// A key set that holds this key. It waits for a fetch only if no known set will do.
     pub async fn keys(self: &Arc<Self>, key_id: &str) -> Result<Arc<KeySet>, Reason> {
-        match self.knowledge.load().plan(key_id, self.times, Instant::now()) {
-            Plan::Use(set) => return Ok(set),
-            Plan::UseAndRefresh(set) => {
+        match self.state.load().plan(key_id, self.refresh_times, Instant::now()) {
+            FetchPlan::Use(set) => return Ok(set),
+            FetchPlan::UseAndRefresh(set) => {
                 drop(self.fetch());
                 return Ok(set);
             }
-            Plan::Refuse(reason) => return Err(reason),
-            Plan::Fetch => {}
+            FetchPlan::Refuse(reason) => return Err(reason),
+            FetchPlan::Fetch => {}
         }
         let mut fetched = self.fetch();
         let _ = fetched.changed().await;
-        self.knowledge.load().settled(key_id, self.times, Instant::now())
+        self.state.load().after_fetch(key_id, self.refresh_times, Instant::now())
     }
 
     /// Starts a fetch, or joins the running one. The fetch is a task of its own: it goes on when the caller disconnects.
     pub fn fetch(self: &Arc<Self>) -> watch::Receiver<()> {
-        let mut flight = self.flight.lock().expect("no holder of this lock panics");
+        let mut flight = self.running_fetch.lock().expect("no holder of this lock panics");
         if let Some(running) = &*flight
             && running.has_changed().is_ok()
         {
@@ -87,21 +87,21 @@ impl KeySource {
             set.map_err(|error| error.to_string())
         });
         let now = Instant::now();
-        let before = self.knowledge.load_full();
-        let knowledge = match read {
+        let before = self.state.load_full();
+        let state = match read {
             Ok(set) => self.accept(set, &before, now),
             Err(why) => {
-                tracing::warn!(issuer = %self.alias, from = %self.place, %why, "cannot fetch signing keys");
-                Knowledge {
+                tracing::warn!(issuer = %self.alias, from = %self.location, %why, "cannot fetch signing keys");
+                JwksState {
                     good: before.good.clone(),
                     tried: Some((now, Some(why.into()))),
                 }
             }
         };
-        self.knowledge.store(Arc::new(knowledge));
+        self.state.store(Arc::new(state));
     }
 
-    fn accept(&self, set: KeySet, before: &Knowledge, now: Instant) -> Knowledge {
+    fn accept(&self, set: KeySet, before: &JwksState, now: Instant) -> JwksState {
         let changed = before.good.as_ref().is_some_and(|(old, _)| old.digest != set.digest);
         if changed {
             // A key may have been removed: principals proved by it must not stay cached.
@@ -110,19 +110,19 @@ impl KeySource {
         if changed || before.good.is_none() {
             tracing::info!(issuer = %self.alias, keys = set.count(), "signing keys fetched");
         }
-        Knowledge {
+        JwksState {
             good: Some((Arc::new(set), now)),
             tried: Some((now, None)),
         }
     }
 
     async fn read(&self) -> Result<Bytes, String> {
-        match &self.place {
-            Place::File(file) => {
+        match &self.location {
+            JwksLocation::File(file) => {
                 let read = tokio::fs::read(file).await.map_err(|error| error.to_string())?;
                 bounded(read.into())
             }
-            Place::Url(client, url) => tokio::time::timeout(FETCH_TIMEOUT, get(client, url))
+            JwksLocation::Url(client, url) => tokio::time::timeout(FETCH_TIMEOUT, get(client, url))
                 .await
                 .unwrap_or_else(|_| Err(format!("no answer within {FETCH_TIMEOUT:?}"))),
         }
@@ -163,11 +163,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for JwksLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Place::Url(_, url) => write!(f, "{url}"),
-            Place::File(file) => write!(f, "{}", file.display()),
+            JwksLocation::Url(_, url) => write!(f, "{url}"),
+            JwksLocation::File(file) => write!(f, "{}", file.display()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Finds the credential of a request: exactly one. Query parameters and cookies are not read, and of two credentials
 //! neither is chosen. Whether it is genuine is not checked here.
 
-use super::key::KeyText;
+use super::key::ApiKeyText;
 use crate::config::ClientCertificates;
 use crate::domain::Reason;
 use crate::transport::PeerCertificate;
@@ -16,32 +16,32 @@ const ASSERTION: HeaderName = HeaderName::from_static("cf-access-jwt-assertion")
 
 /// The one credential of a request.
 #[derive(Clone)]
-pub enum Presented<'a> {
+pub enum Credential<'a> {
     Token {
         text: &'a str,
         /// It came in `Cf-Access-Jwt-Assertion`, so its issuer must be a Cloudflare Access one.
         assertion: bool,
     },
-    Key(KeyText<'a>),
+    Key(ApiKeyText<'a>),
     Certificate(Arc<PeerCertificate>),
 }
 
 /// Which credentials this instance accepts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(super) struct CredentialRules {
     pub assertions: bool,
     pub client_certificates: ClientCertificates,
 }
 
 /// A certificate beside a token or API key is one credential too many, unless every connection must have one: then it
 /// only opens the connection, and the token or key names the caller.
-pub(super) fn present<'a>(
+pub(super) fn extract_credential<'a>(
     headers: &'a HeaderMap,
     certificate: Option<&Arc<PeerCertificate>>,
-    rules: Rules,
-) -> Result<Presented<'a>, Reason> {
+    credential_rules: CredentialRules,
+) -> Result<Credential<'a>, Reason> {
     let bearer = at_most_one(headers, &AUTHORIZATION)?;
-    let assertion = if rules.assertions {
+    let assertion = if credential_rules.assertions {
         at_most_one(headers, &ASSERTION)?
     } else {
         None
@@ -49,35 +49,35 @@ pub(super) fn present<'a>(
     let shown = match (bearer, assertion) {
         (Some(_), Some(_)) => return Err(Reason::SeveralCredentials),
         (Some(bearer), None) => Some(read_bearer(bearer)?),
-        (None, Some(assertion)) => Some(Presented::Token {
-            text: read(assertion.as_bytes())?,
+        (None, Some(assertion)) => Some(Credential::Token {
+            text: parse_token68(assertion.as_bytes())?,
             assertion: true,
         }),
         (None, None) => None,
     };
-    match (shown, certificate, rules.client_certificates) {
+    match (shown, certificate, credential_rules.client_certificates) {
         (Some(shown), None, _) | (Some(shown), Some(_), ClientCertificates::Required) => Ok(shown),
         (Some(_), Some(_), ClientCertificates::Off | ClientCertificates::Optional) => Err(Reason::SeveralCredentials),
-        (None, Some(certificate), _) => Ok(Presented::Certificate(certificate.clone())),
+        (None, Some(certificate), _) => Ok(Credential::Certificate(certificate.clone())),
         (None, None, _) => Err(Reason::NoCredential),
     }
 }
 
-fn read_bearer(value: &HeaderValue) -> Result<Presented<'_>, Reason> {
+fn read_bearer(value: &HeaderValue) -> Result<Credential<'_>, Reason> {
     let (scheme, text) = value.as_bytes().split_at_checked(7).ok_or(Reason::MalformedCredential)?;
     if !scheme.eq_ignore_ascii_case(b"bearer ") {
         return Err(Reason::MalformedCredential);
     }
-    let text = read(text)?;
+    let text = parse_token68(text)?;
     if text.starts_with("ng_") {
-        KeyText::read(text).map(Presented::Key)
+        ApiKeyText::read(text).map(Credential::Key)
     } else {
-        Ok(Presented::Token { text, assertion: false })
+        Ok(Credential::Token { text, assertion: false })
     }
 }
 
 /// Reads `token68` (RFC 9110, 11.2), whose alphabet has neither comma nor space: a second value cannot hide in it.
-fn read(text: &[u8]) -> Result<&str, Reason> {
+fn parse_token68(text: &[u8]) -> Result<&str, Reason> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
     if (1..=MAX_BYTES).contains(&text.len()) && text.iter().all(fits) {
         std::str::from_utf8(text).map_err(|_| Reason::MalformedCredential)
@@ -94,12 +94,12 @@ fn at_most_one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&
     }
 }
 
-impl fmt::Debug for Presented<'_> {
+impl fmt::Debug for Credential<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Presented::Token { .. } => f.write_str("Token(…)"),
-            Presented::Key(key) => fmt::Debug::fmt(key, f),
-            Presented::Certificate(certificate) => write!(f, "Certificate({})", certificate.digest.short()),
+            Credential::Token { .. } => f.write_str("Token(…)"),
+            Credential::Key(key) => fmt::Debug::fmt(key, f),
+            Credential::Certificate(certificate) => write!(f, "Certificate({})", certificate.digest.short()),
         }
     }
 }
@@ -129,15 +129,15 @@ mod tests {
                 not_after: Timestamp::from_secs(0),
             })
         });
-        let rules = Rules {
+        let credential_rules = CredentialRules {
             assertions: true,
             client_certificates,
         };
-        present(&headers, certificate.as_ref(), rules).map(|presented| match presented {
-            Presented::Token { text, assertion: false } => text.to_owned(),
-            Presented::Token { text, assertion: true } => format!("assertion {text}"),
-            Presented::Key(key) => format!("key {}", key.id()),
-            Presented::Certificate(_) => "certificate".to_owned(),
+        extract_credential(&headers, certificate.as_ref(), credential_rules).map(|credential| match credential {
+            Credential::Token { text, assertion: false } => text.to_owned(),
+            Credential::Token { text, assertion: true } => format!("assertion {text}"),
+            Credential::Key(key) => format!("key {}", key.id()),
+            Credential::Certificate(_) => "certificate".to_owned(),
         })
     }
 
@@ -211,10 +211,13 @@ mod tests {
     fn an_assertion_counts_only_where_an_issuer_makes_them() {
         let mut headers = HeaderMap::new();
         headers.insert("cf-access-jwt-assertion", "d.e.f".parse().unwrap());
-        let rules = Rules {
+        let credential_rules = CredentialRules {
             assertions: false,
             client_certificates: Off,
         };
-        assert!(matches!(present(&headers, None, rules), Err(Reason::NoCredential)));
+        assert!(matches!(
+            extract_credential(&headers, None, credential_rules),
+            Err(Reason::NoCredential)
+        ));
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 /// Parses a JSON object; `None` if it is none or has a duplicate member.
 pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Once.deserialize(&mut reader).ok()?;
+    let value = UniqueMembers.deserialize(&mut reader).ok()?;
     reader.end().ok()?;
     match value {
         Value::Object(object) => Some(object),
@@ -17,9 +17,9 @@ pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
 }
 
 /// Deserialises a value and refuses duplicate members.
-struct Once;
+struct UniqueMembers;
 
-impl<'de> DeserializeSeed<'de> for Once {
+impl<'de> DeserializeSeed<'de> for UniqueMembers {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
@@ -27,7 +27,7 @@ impl<'de> DeserializeSeed<'de> for Once {
     }
 }
 
-impl<'de> Visitor<'de> for Once {
+impl<'de> Visitor<'de> for UniqueMembers {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +64,7 @@ impl<'de> Visitor<'de> for Once {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
-        while let Some(value) = seq.next_element_seed(Once)? {
+        while let Some(value) = seq.next_element_seed(UniqueMembers)? {
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -73,7 +73,7 @@ impl<'de> Visitor<'de> for Once {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut members = Map::new();
         while let Some(name) = map.next_key::<String>()? {
-            let value = map.next_value_seed(Once)?;
+            let value = map.next_value_seed(UniqueMembers)?;
             if members.insert(name, value).is_some() {
                 return Err(A::Error::custom("a member is named twice"));
             }

@@ -1,8 +1,8 @@
 //! Builds the trusted issuers from the configuration, which has checked their settings. Reads key files; fetches nothing.
 
 use super::issuer::TrustedIssuer;
-use super::jwks::{KeySet, Knowledge, Times};
-use super::source::{KeySource, Place, Shared, bounded};
+use super::jwks::{JwksState, KeySet, RefreshTimes};
+use super::jwks_source::{JwksLocation, JwksShared, JwksSource, bounded};
 use crate::config::{CheckedConfig, IssuerConfig, SigningAlgorithm};
 use crate::domain::IssuerAlias;
 use crate::transport::{Client, ClientError, ClientSettings};
@@ -21,12 +21,20 @@ pub enum IdentityError {
     BadCa { alias: IssuerAlias, source: ClientError },
 }
 
-pub(super) fn issuers(config: &CheckedConfig, shared: &Arc<Shared>) -> Result<Vec<TrustedIssuer>, IdentityError> {
-    config.issuers.iter().map(|issuer| trusted(issuer, config, shared)).collect()
+pub(super) fn issuers(config: &CheckedConfig, shared: &Arc<JwksShared>) -> Result<Vec<TrustedIssuer>, IdentityError> {
+    config
+        .issuers
+        .iter()
+        .map(|issuer| trusted_issuer(issuer, config, shared))
+        .collect()
 }
 
-fn trusted(issuer: &IssuerConfig, config: &CheckedConfig, shared: &Arc<Shared>) -> Result<TrustedIssuer, IdentityError> {
-    let algorithms: Vec<Algorithm> = issuer.algorithms.iter().copied().map(known).collect();
+fn trusted_issuer(
+    issuer: &IssuerConfig,
+    config: &CheckedConfig,
+    shared: &Arc<JwksShared>,
+) -> Result<TrustedIssuer, IdentityError> {
+    let algorithms: Vec<Algorithm> = issuer.algorithms.iter().copied().map(jwt_algorithm).collect();
     Ok(TrustedIssuer {
         alias: issuer.alias.clone(),
         kind: issuer.kind,
@@ -41,12 +49,12 @@ fn trusted(issuer: &IssuerConfig, config: &CheckedConfig, shared: &Arc<Shared>) 
         tenant_claim: issuer.tenant_claim.clone(),
         allow_anonymous: issuer.allow_anonymous,
         skew: issuer.skew.0,
-        keys: Arc::new(source(issuer, &algorithms, shared)?),
+        keys: Arc::new(jwks_source(issuer, &algorithms, shared)?),
         algorithms,
     })
 }
 
-const fn known(algorithm: SigningAlgorithm) -> Algorithm {
+const fn jwt_algorithm(algorithm: SigningAlgorithm) -> Algorithm {
     match algorithm {
         SigningAlgorithm::ES256 => Algorithm::ES256,
         SigningAlgorithm::ES384 => Algorithm::ES384,
@@ -60,30 +68,30 @@ const fn known(algorithm: SigningAlgorithm) -> Algorithm {
     }
 }
 
-fn source(issuer: &IssuerConfig, algorithms: &[Algorithm], shared: &Arc<Shared>) -> Result<KeySource, IdentityError> {
-    let place = place(issuer)?;
-    let knowledge = match &place {
-        Place::File(file) => read_file(issuer, file, algorithms)?,
-        Place::Url(..) => Knowledge::default(),
+fn jwks_source(issuer: &IssuerConfig, algorithms: &[Algorithm], shared: &Arc<JwksShared>) -> Result<JwksSource, IdentityError> {
+    let location = jwks_location(issuer)?;
+    let state = match &location {
+        JwksLocation::File(file) => read_file(issuer, file, algorithms)?,
+        JwksLocation::Url(..) => JwksState::default(),
     };
-    Ok(KeySource {
+    Ok(JwksSource {
         alias: issuer.alias.clone(),
-        place,
+        location,
         algorithms: algorithms.to_vec(),
-        times: Times {
+        refresh_times: RefreshTimes {
             refresh: issuer.jwks_refresh.0,
             keep: issuer.jwks_keep.0,
             refetch: issuer.jwks_refetch.0,
         },
         shared: shared.clone(),
-        knowledge: ArcSwap::from_pointee(knowledge),
-        flight: Mutex::default(),
+        state: ArcSwap::from_pointee(state),
+        running_fetch: Mutex::default(),
     })
 }
 
-fn place(issuer: &IssuerConfig) -> Result<Place, IdentityError> {
+fn jwks_location(issuer: &IssuerConfig) -> Result<JwksLocation, IdentityError> {
     if let Some(file) = &issuer.jwks_file {
-        return Ok(Place::File(file.clone()));
+        return Ok(JwksLocation::File(file.clone()));
     }
     let url = issuer
         .jwks_url
@@ -102,10 +110,10 @@ fn place(issuer: &IssuerConfig) -> Result<Place, IdentityError> {
         alias: issuer.alias.clone(),
         source,
     })?;
-    Ok(Place::Url(client, url))
+    Ok(JwksLocation::Url(client, url))
 }
 
-fn read_file(issuer: &IssuerConfig, file: &Path, algorithms: &[Algorithm]) -> Result<Knowledge, IdentityError> {
+fn read_file(issuer: &IssuerConfig, file: &Path, algorithms: &[Algorithm]) -> Result<JwksState, IdentityError> {
     let bad = |why: String| IdentityError::BadFile {
         alias: issuer.alias.clone(),
         file: file.to_owned(),
@@ -117,7 +125,7 @@ fn read_file(issuer: &IssuerConfig, file: &Path, algorithms: &[Algorithm]) -> Re
         return Err(bad("it holds no key for the configured algorithms".to_owned()));
     }
     let now = Instant::now();
-    Ok(Knowledge {
+    Ok(JwksState {
         good: Some((Arc::new(set), now)),
         tried: Some((now, None)),
     })

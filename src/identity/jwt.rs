@@ -1,7 +1,7 @@
 //! Takes a JSON Web Token apart: header, claims and signature, refusing duplicate members. Verifies nothing, and never
 //! follows what a token points at (`jku`, `x5u`, `jwk`, `x5c`).
 
-use super::strict;
+use super::strict_json;
 use crate::domain::{Reason, Timestamp};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 const MAX_KEY_ID: usize = 256;
 
 /// A parsed token, not yet verified.
-pub(super) struct Token<'a> {
+pub(super) struct Jwt<'a> {
     pub algorithm: Algorithm,
     pub key_id: String,
     /// The header's `typ`, in lower case.
@@ -25,7 +25,7 @@ pub(super) struct Token<'a> {
 /// The members of a token's header or payload.
 pub(super) struct Claims(Map<String, Value>);
 
-impl<'a> Token<'a> {
+impl<'a> Jwt<'a> {
     /// Parses a token. `crit` is refused, because no extension is understood.
     pub fn read(text: &'a str) -> Result<Self, Reason> {
         let (message, signature) = text.rsplit_once('.').ok_or(Reason::MalformedCredential)?;
@@ -113,7 +113,7 @@ impl Claims {
 }
 
 fn part(text: &str) -> Result<Map<String, Value>, Reason> {
-    strict::object(&decode(text)?).ok_or(Reason::MalformedCredential)
+    strict_json::object(&decode(text)?).ok_or(Reason::MalformedCredential)
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, Reason> {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     fn refused(text: &str) -> Option<Reason> {
-        Token::read(text).err()
+        Jwt::read(text).err()
     }
 
     const HEADER: &str = r#"{"alg":"ES256","kid":"1"}"#;
@@ -188,7 +188,7 @@ mod tests {
             r#"{"text":"a","list":["a","b"],"mixed":["a",1],"number":5,"half":1.5,"huge":1e300,"null":null,
                 "meta":{"roles":["x"]},"https://a.b/roles":["y"]}"#,
         );
-        let claims = Token::read(&text).unwrap().claims;
+        let claims = Jwt::read(&text).unwrap().claims;
         let malformed = Reason::MalformedCredential;
         assert_eq!(claims.text("text"), Ok(Some("a")));
         assert_eq!(claims.text("absent"), Ok(None));
