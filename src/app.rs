@@ -9,7 +9,7 @@ use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
 use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
 use crate::gate::{Callers, Clock, Gate, GateParts, JustInTime, Metadata, Redaction, Site};
-use crate::grants::{Counts, Grants};
+use crate::grants::{Grants, RefreshCounts};
 use crate::identity::{Identity, Pepper};
 use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
 use crate::limits::Limits;
@@ -566,7 +566,7 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
 }
 
 fn too_many_members(grants: &Grants) -> Option<String> {
-    let Counts {
+    let RefreshCounts {
         members,
         left_out,
         max_members,

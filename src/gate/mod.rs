@@ -33,7 +33,7 @@ use crate::decide::{self, Basis, DecisionInput, Permit, Snapshot, Verdict};
 use crate::domain::{
     AuthMethod, Call, Decision, EnvironmentName, Era, Event, Method, Principal, Reason, Refusal, RequestId, ServerName, Timestamp,
 };
-use crate::grants::{Grants, Ticket};
+use crate::grants::{GrantSnapshot, Grants};
 use crate::journal::{Cleared, Journal, State};
 use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp;
@@ -606,9 +606,9 @@ fn give_back(admission: Option<Admission>) {
 }
 
 /// What later rechecks compare with the current grants.
-fn ticket(generation: u64, caller: &Caller, basis: &Basis) -> Ticket {
+fn ticket(generation: u64, caller: &Caller, basis: &Basis) -> GrantSnapshot {
     let member = caller.member.as_ref().map(|member| member.id.clone());
-    Ticket {
+    GrantSnapshot {
         generation,
         member: member.expect("nobody is permitted who is not enrolled"),
         grant: basis.grant.as_ref().map(|grant| (grant.id.clone(), grant.version)),

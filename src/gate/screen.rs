@@ -9,7 +9,7 @@ use super::reply;
 use super::streams::{Held, Streams};
 use super::talk::Handing;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
-use crate::grants::Ticket;
+use crate::grants::GrantSnapshot;
 use crate::limits::Admission;
 use crate::mcp::{self, MessageKind, ServerMessage, SseFrame};
 use crate::transport::{self, Body};
@@ -42,7 +42,7 @@ pub struct Sealing<'a> {
 /// What an open stream needs: its registration, so that it can be cut, and its keep-alive interval.
 pub struct Open {
     pub streams: Arc<Streams>,
-    pub ticket: Ticket,
+    pub ticket: GrantSnapshot,
     /// The longest silence before a keep-alive comment is sent.
     pub keep_alive: Duration,
 }

@@ -57,7 +57,7 @@ impl Gate {
     ) -> Result<Verdict, Refusal> {
         let moved_on = match &standing.caller.member {
             Some(member) if refused.refusal.reason.is_grant_related() => {
-                self.parts.grants.has_moved_on(&member.id, standing.generation).await
+                self.parts.grants.refresh_and_compare(&member.id, standing.generation).await
             }
             _ => false,
         };

@@ -2,7 +2,7 @@
 //! whose grant, credential or membership has ended.
 
 use crate::domain::{Principal, Timestamp};
-use crate::grants::{Grants, Ticket};
+use crate::grants::{GrantSnapshot, Grants};
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Default)]
 pub struct Streams {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, (Ticket, CancellationToken)>>,
+    open: Mutex<HashMap<u64, (GrantSnapshot, CancellationToken)>>,
 }
 
 /// The registration of one stream; dropped together with its body.
@@ -29,7 +29,7 @@ pub struct Enrolled {
 
 impl Streams {
     /// Registers a stream. The returned token is cancelled when its authorisation ends.
-    pub fn enrol(self: &Arc<Self>, ticket: Ticket) -> (Enrolled, CancellationToken) {
+    pub fn enrol(self: &Arc<Self>, ticket: GrantSnapshot) -> (Enrolled, CancellationToken) {
         let (number, token) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
         self.open
             .lock()
@@ -59,7 +59,7 @@ impl Streams {
     pub fn recheck(&self, grants: &Grants, fresh: bool, now: Timestamp) -> usize {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = open.values().filter(|(ticket, _)| {
-            !fresh || ticket.principal.expires_at.is_some_and(|end| end <= now) || grants.standing(ticket, now).is_err()
+            !fresh || ticket.principal.expires_at.is_some_and(|end| end <= now) || grants.revalidate(ticket, now).is_err()
         });
         gone.map(|(_, token)| token.cancel()).count()
     }

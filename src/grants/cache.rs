@@ -2,8 +2,8 @@
 //! without a lock (but to learn of somebody who is not found whether they are left out). Whoever reads between two writes may
 //! find a member as it was: the generation, which is counted up after them, tells so.
 
-use super::left_out::LeftOut;
 use super::revocations::Revocations;
+use super::unloaded::UnloadedMembers;
 use crate::domain::{Issuer, KeyId, Member, Principal, Subject, Timestamp, UserId};
 use crate::store::{RegistryRow, RevocationRows};
 use arc_swap::ArcSwap;
@@ -14,18 +14,18 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// No entry expires or is evicted by itself: absent means absent in the store, or left out.
 pub(super) struct Cache {
     members: moka::sync::Cache<UserId, Arc<Member>>,
-    identities: moka::sync::Cache<Identity, Arc<Member>>,
+    identities: moka::sync::Cache<IdentityKey, Arc<Member>>,
     keys: moka::sync::Cache<KeyId, Arc<Member>>,
     revocations: ArcSwap<Revocations>,
     registry: ArcSwap<Vec<RegistryRow>>,
     len: AtomicU64,
     max: usize,
-    left_out: RwLock<LeftOut>,
+    unloaded: RwLock<UnloadedMembers>,
 }
 
 /// Never a joined string.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Identity {
+struct IdentityKey {
     issuer: Issuer,
     subject: Subject,
 }
@@ -40,7 +40,7 @@ impl Cache {
             registry: ArcSwap::default(),
             len: AtomicU64::new(0),
             max,
-            left_out: RwLock::default(),
+            unloaded: RwLock::default(),
         }
     }
 
@@ -49,7 +49,7 @@ impl Cache {
     }
 
     pub(super) fn by_identity(&self, issuer: &Issuer, subject: &Subject) -> Option<Arc<Member>> {
-        let identity = Identity {
+        let identity = IdentityKey {
             issuer: issuer.clone(),
             subject: subject.clone(),
         };
@@ -79,8 +79,8 @@ impl Cache {
     }
 
     /// Who is enrolled and not loaded for want of room.
-    pub(super) fn left_out(&self) -> RwLockReadGuard<'_, LeftOut> {
-        self.left_out.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn left_out(&self) -> RwLockReadGuard<'_, UnloadedMembers> {
+        self.unloaded.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     // ↓ for the one writer
@@ -139,11 +139,11 @@ impl Cache {
     /// Some of those left out for whom there is room now.
     pub(super) fn to_be_loaded(&self, most: usize) -> Vec<UserId> {
         let room = self.max.saturating_sub(usize::try_from(self.members()).unwrap_or(usize::MAX));
-        let left_out = self.left_out();
-        if room == 0 || left_out.len() == 0 {
+        let unloaded = self.left_out();
+        if room == 0 || unloaded.len() == 0 {
             return Vec::new();
         }
-        left_out.first(room.min(most))
+        unloaded.first(room.min(most))
     }
 
     /// The member back where there is no room.
@@ -170,8 +170,8 @@ impl Cache {
         Ok(())
     }
 
-    fn left_out_mut(&self) -> RwLockWriteGuard<'_, LeftOut> {
-        self.left_out.write().unwrap_or_else(PoisonError::into_inner)
+    fn left_out_mut(&self) -> RwLockWriteGuard<'_, UnloadedMembers> {
+        self.unloaded.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out the names `now` no longer has, unless they lead to somebody else by now.
@@ -190,7 +190,7 @@ impl Cache {
     }
 }
 
-impl Identity {
+impl IdentityKey {
     fn is_of(&self, member: &Member) -> bool {
         member
             .identities
@@ -203,8 +203,8 @@ fn leads_to(found: Option<Arc<Member>>, member: &Member) -> bool {
     found.is_some_and(|found| found.id == member.id)
 }
 
-fn identities_of(member: &Member) -> impl Iterator<Item = Identity> {
-    member.identities.iter().map(|(issuer, subject)| Identity {
+fn identities_of(member: &Member) -> impl Iterator<Item = IdentityKey> {
+    member.identities.iter().map(|(issuer, subject)| IdentityKey {
         issuer: issuer.clone(),
         subject: subject.clone(),
     })

@@ -19,18 +19,18 @@ pub(super) struct Lease {
     /// After a failure, when the store may be asked again.
     not_before: AtomicU64,
     wake: Notify,
-    rounds: watch::Sender<Round>,
+    results: watch::Sender<RefreshResult>,
 }
 
 /// The end of one confirmation.
 #[derive(Debug, Clone, Default)]
-struct Round {
-    failure: Option<Failure>,
+struct RefreshResult {
+    failure: Option<RefreshFailure>,
 }
 
 /// Why a confirmation failed.
 #[derive(Debug, Clone)]
-pub(super) struct Failure {
+pub(super) struct RefreshFailure {
     pub(super) why: Arc<str>,
     /// What a call that needs a confirmation is refused with.
     pub(super) reason: Reason,
@@ -38,10 +38,10 @@ pub(super) struct Failure {
 
 /// Nothing young enough came in time.
 #[derive(Debug)]
-pub(super) struct Failed {
+pub(super) struct NotFresh {
     pub(super) retry_after: Duration,
     /// The last failure; `None` where no answer came in time.
-    pub(super) failure: Option<Failure>,
+    pub(super) failure: Option<RefreshFailure>,
 }
 
 impl Lease {
@@ -52,7 +52,7 @@ impl Lease {
             wanted: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
             wake: Notify::new(),
-            rounds: watch::Sender::default(),
+            results: watch::Sender::default(),
         }
     }
 
@@ -81,9 +81,9 @@ impl Lease {
         need: Instant,
         timeout: Duration,
         enough: impl Fn(Instant) -> bool,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), NotFresh> {
         let deadline = arrived + timeout;
-        let mut rounds = self.rounds.subscribe();
+        let mut rounds = self.results.subscribe();
         loop {
             if enough(self.fresh_at()) {
                 return Ok(());
@@ -105,8 +105,8 @@ impl Lease {
     }
 
     /// Why the last confirmation failed, if it did.
-    pub(super) fn failure(&self) -> Option<Failure> {
-        self.rounds.borrow().failure.clone()
+    pub(super) fn failure(&self) -> Option<RefreshFailure> {
+        self.results.borrow().failure.clone()
     }
 
     // ↓ for the one task
@@ -134,14 +134,14 @@ impl Lease {
 
     pub(super) fn confirmed(&self, sent: Instant) {
         self.fresh_at.fetch_max(self.nanos(sent), Ordering::AcqRel);
-        self.rounds.send_replace(Round { failure: None });
+        self.results.send_replace(RefreshResult { failure: None });
     }
 
     /// Whoever still wants something asks again; nobody is asked for in the meantime.
-    pub(super) fn failed_until(&self, until: Instant, failure: Failure) {
+    pub(super) fn failed_until(&self, until: Instant, failure: RefreshFailure) {
         self.not_before.store(self.nanos(until), Ordering::Release);
         self.wanted.store(0, Ordering::Release);
-        self.rounds.send_replace(Round { failure: Some(failure) });
+        self.results.send_replace(RefreshResult { failure: Some(failure) });
     }
 
     fn not_before(&self) -> Instant {
@@ -153,9 +153,9 @@ impl Lease {
         self.wake.notify_one();
     }
 
-    fn failed(&self, failure: Option<Failure>) -> Failed {
+    fn failed(&self, failure: Option<RefreshFailure>) -> NotFresh {
         let pause = self.not_before().saturating_duration_since(Instant::now());
-        Failed {
+        NotFresh {
             retry_after: pause.max(Duration::from_secs(1)),
             failure,
         }

@@ -6,16 +6,16 @@
 //! One task writes the copy; a reader that misses never loads. Decides nothing: what a grant allows is `decide`'s.
 
 mod cache;
-mod keeper;
+mod directory_source;
+#[cfg(test)]
+mod fake_store;
 mod lease;
-mod left_out;
-mod misses;
+mod negative_cache;
+mod refresher;
 mod revocations;
 #[cfg(test)]
-mod script;
-mod source;
-#[cfg(test)]
 mod tests;
+mod unloaded;
 mod unreadable;
 
 pub use unreadable::UnreadableRows;
@@ -27,10 +27,10 @@ use crate::domain::{
 use crate::store::{RegistryRow, Store, StoreError};
 use arc_swap::ArcSwap;
 use cache::Cache;
-use keeper::Keeper;
+use directory_source::DirectorySource;
 use lease::Lease;
-use misses::Misses;
-use source::Source;
+use negative_cache::NegativeCache;
+use refresher::Refresher;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The directory in memory and the task that keeps it.
 pub struct Grants {
-    shared: Arc<Shared>,
+    shared: Arc<GrantsState>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -78,7 +78,7 @@ pub enum GrantsError {
 
 /// What a decision stood upon, for a last look before the call is sent.
 #[derive(Debug, Clone)]
-pub struct Ticket {
+pub struct GrantSnapshot {
     /// Of the view that was taken before the look-up.
     pub generation: u64,
     pub member: UserId,
@@ -96,7 +96,7 @@ pub struct Changes {
 
 /// What the task has done since the start; for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
+pub struct RefreshCounts {
     pub members: u64,
     /// Users who are enrolled and refused, because no more than `max_members` are loaded.
     pub left_out: u64,
@@ -108,12 +108,12 @@ pub struct Counts {
     pub reloads: u64,
 }
 
-struct Shared {
+struct GrantsState {
     cache: Cache,
     lease: Lease,
     /// Who was looked for in vain, and who was refused for what they are granted.
-    misses: Misses,
-    refused: Misses,
+    unknown_members: NegativeCache,
+    refused_members: NegativeCache,
     unreadable: ArcSwap<UnreadableRows>,
     seq: AtomicI64,
     generation: AtomicU64,
@@ -130,17 +130,17 @@ struct Shared {
 impl Grants {
     /// Loads everything once; then one task keeps it until `stop`.
     pub async fn start(store: Store, environment: EnvironmentName, config: &GrantsConfig) -> Result<Self, GrantsError> {
-        Self::from_source(Source::Store { store, environment }, config).await
+        Self::from_source(DirectorySource::Store { store, environment }, config).await
     }
 
-    async fn from_source(source: Source, config: &GrantsConfig) -> Result<Self, GrantsError> {
+    async fn from_source(source: DirectorySource, config: &GrantsConfig) -> Result<Self, GrantsError> {
         let sent = Instant::now();
         let directory = source.directory().await?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(GrantsState {
             cache: Cache::new(config.max_members),
             lease: Lease::new(sent),
-            misses: Misses::remembered(Duration::from_secs(1)),
-            refused: Misses::remembered(Duration::from_millis(250)),
+            unknown_members: NegativeCache::with_ttl(Duration::from_secs(1)),
+            refused_members: NegativeCache::with_ttl(Duration::from_millis(250)),
             unreadable: ArcSwap::default(),
             seq: AtomicI64::new(0),
             generation: AtomicU64::new(0),
@@ -153,9 +153,9 @@ impl Grants {
             max_staleness: config.max_staleness.0,
             confirm_timeout: config.confirm_timeout.0,
         });
-        let keeper = Keeper::load(source, shared.clone(), directory, sent);
+        let refresher = Refresher::load(source, shared.clone(), directory, sent);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(keeper.keep(stop.clone()));
+        let task = tokio::spawn(refresher.run(stop.clone()));
         Ok(Self {
             shared,
             stop,
@@ -192,7 +192,9 @@ impl Grants {
         if let Some(member) = self.by_identity(issuer, subject) {
             return Some(member);
         }
-        self.shared.look_again(&self.shared.misses, &(issuer, subject)).await;
+        self.shared
+            .refresh_once(&self.shared.unknown_members, &(issuer, subject))
+            .await;
         self.by_identity(issuer, subject)
     }
 
@@ -201,7 +203,7 @@ impl Grants {
         if let Some(found) = self.by_key(key) {
             return Some(found);
         }
-        self.shared.look_again(&self.shared.misses, key).await;
+        self.shared.refresh_once(&self.shared.unknown_members, key).await;
         self.by_key(key)
     }
 
@@ -216,8 +218,8 @@ impl Grants {
 
     /// Before somebody is refused for what they are granted: whether anything has changed since the view of `generation`,
     /// asked of the store if need be. One of them can cause four questions a second, and all together no more than anybody.
-    pub async fn has_moved_on(&self, user: &UserId, generation: u64) -> bool {
-        self.shared.look_again(&self.shared.refused, user).await;
+    pub async fn refresh_and_compare(&self, user: &UserId, generation: u64) -> bool {
+        self.shared.refresh_once(&self.shared.refused_members, user).await;
         self.generation() != generation
     }
 
@@ -267,20 +269,20 @@ impl Grants {
     }
 
     /// Whether what was decided upon still stands. One atomic load if nothing changed since.
-    pub fn recheck(&self, ticket: &Ticket, now: Timestamp) -> Result<(), Reason> {
-        match ticket.generation == self.generation() {
+    pub fn recheck(&self, grant_snapshot: &GrantSnapshot, now: Timestamp) -> Result<(), Reason> {
+        match grant_snapshot.generation == self.generation() {
             true => Ok(()),
-            false => self.standing(ticket, now),
+            false => self.revalidate(grant_snapshot, now),
         }
     }
 
     /// The same by looking, also for what time alone ends; for open streams.
-    pub fn standing(&self, ticket: &Ticket, now: Timestamp) -> Result<(), Reason> {
-        let member = self.by_id(&ticket.member).ok_or(Reason::NotEnrolled)?;
+    pub fn revalidate(&self, grant_snapshot: &GrantSnapshot, now: Timestamp) -> Result<(), Reason> {
+        let member = self.by_id(&grant_snapshot.member).ok_or(Reason::NotEnrolled)?;
         if member.status != MemberStatus::Active {
             return Err(Reason::MemberDisabled);
         }
-        if let Some((id, version)) = &ticket.grant {
+        if let Some((id, version)) = &grant_snapshot.grant {
             let grant = member.grants.iter().find(|grant| grant.id == *id).ok_or(Reason::NoGrant)?;
             match grant.status {
                 GrantStatus::Verified => {}
@@ -296,11 +298,11 @@ impl Grants {
                 return Err(Reason::StaleAuthorization);
             }
         }
-        match &ticket.principal.key {
-            Some(id) => self.key_standing(&member, id, now)?,
-            None => self.identity_standing(&member, &ticket.principal)?,
+        match &grant_snapshot.principal.key {
+            Some(id) => self.revalidate_key(&member, id, now)?,
+            None => self.revalidate_identity(&member, &grant_snapshot.principal)?,
         }
-        match self.revoked(&ticket.principal, now) {
+        match self.revoked(&grant_snapshot.principal, now) {
             true => Err(Reason::CredentialRevoked),
             false => Ok(()),
         }
@@ -327,8 +329,8 @@ impl Grants {
         self.shared.unreadable.load_full()
     }
 
-    pub fn counts(&self) -> Counts {
-        Counts {
+    pub fn counts(&self) -> RefreshCounts {
+        RefreshCounts {
             members: self.shared.cache.members(),
             left_out: self.shared.cache.left_out().len() as u64,
             max_members: self.shared.cache.max() as u64,
@@ -338,7 +340,7 @@ impl Grants {
         }
     }
 
-    fn key_standing(&self, member: &Member, id: &KeyId, now: Timestamp) -> Result<(), Reason> {
+    fn revalidate_key(&self, member: &Member, id: &KeyId, now: Timestamp) -> Result<(), Reason> {
         let key = member.keys.iter().find(|key| key.id == *id).ok_or(Reason::BadKey)?;
         if key.revoked_at.is_some() {
             return Err(Reason::KeyRevoked);
@@ -349,7 +351,7 @@ impl Grants {
         }
     }
 
-    fn identity_standing(&self, member: &Member, principal: &Principal) -> Result<(), Reason> {
+    fn revalidate_identity(&self, member: &Member, principal: &Principal) -> Result<(), Reason> {
         let linked = |(issuer, subject): &(Issuer, Subject)| *issuer == principal.issuer && *subject == principal.subject;
         match member.identities.iter().any(linked) {
             true => Ok(()),
@@ -374,7 +376,7 @@ impl Drop for Grants {
     }
 }
 
-impl Shared {
+impl GrantsState {
     /// The age is read first: the cache may be newer than what is told of it, never older.
     fn view(&self) -> GrantsView {
         let fresh_at = self.lease.fresh_at();
@@ -403,7 +405,7 @@ impl Shared {
         }
     }
 
-    async fn look_again(&self, misses: &Misses, who: &impl Hash) {
+    async fn refresh_once(&self, misses: &NegativeCache, who: &impl Hash) {
         let arrived = Instant::now();
         if let Some(need) = misses.since(who, arrived) {
             // Whether the view is too old is asked by `fresh`; here nobody is found either way.

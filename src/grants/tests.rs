@@ -4,9 +4,9 @@
 
 mod rows;
 
-use super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
-use super::source::Source;
-use super::{Changes, Grants, GrantsView, Ticket};
+use super::directory_source::DirectorySource;
+use super::fake_store::{FakeStore, identity, issuer, key_id, member, millis, secs, user};
+use super::{Changes, GrantSnapshot, Grants, GrantsView};
 use crate::config::{GrantsConfig, HumanDuration};
 use crate::domain::{
     AuthMethod, Digest, Fingerprint, GrantId, GrantStatus, Issuer, IssuerAlias, Member, MemberStatus, Principal, PrincipalKind,
@@ -19,28 +19,28 @@ use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
 async fn without_calls_nothing_is_asked() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     sleep(secs(30 * 24 * 3_600)).await;
-    assert_eq!(script.asked(), 0);
+    assert_eq!(store.asked(), 0);
     assert_eq!((grants.counts().confirms, grants.counts().reloads), (0, 1));
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_busy_proxy_asks_once_in_confirm_after() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     for _ in 0..10_000 {
         sleep(millis(1)).await;
         assert!(grants.fresh().await.unwrap().age <= millis(1_030));
     }
-    assert!((9..=10).contains(&script.asked()), "{}", script.asked());
+    assert!((9..=10).contains(&store.asked()), "{}", store.asked());
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn past_confirm_after_a_call_is_served_at_once_and_the_next_sees_the_change() {
-    let (grants, script) = started(|_| {}).await;
-    script.revoke("ann");
+    let (grants, store) = started(|_| {}).await;
+    store.revoke("ann");
     sleep(secs(2)).await;
     let called = Instant::now();
     let view = grants.fresh().await.unwrap();
@@ -48,15 +48,15 @@ async fn past_confirm_after_a_call_is_served_at_once_and_the_next_sees_the_chang
     assert_eq!(status(&grants), GrantStatus::Verified);
     sleep(millis(1)).await;
     assert_eq!(status(&grants), GrantStatus::Revoked);
-    assert_eq!((grants.fresh().await.unwrap().seq, script.asked()), (2, 1));
+    assert_eq!((grants.fresh().await.unwrap().seq, store.asked()), (2, 1));
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn past_the_bound_all_callers_wait_for_one_confirmation() {
-    let (grants, script) = started(|_| {}).await;
-    script.revoke("ann");
-    script.answer_after(millis(300));
+    let (grants, store) = started(|_| {}).await;
+    store.revoke("ann");
+    store.answer_after(millis(300));
     sleep(secs(60)).await;
     let grants = Arc::new(grants);
     let calls: Vec<_> = (0..100)
@@ -72,14 +72,14 @@ async fn past_the_bound_all_callers_wait_for_one_confirmation() {
     for call in calls {
         assert_eq!(call.await.unwrap(), (GrantStatus::Revoked, true));
     }
-    assert_eq!(script.asked(), 1);
+    assert_eq!(store.asked(), 1);
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_stops_answering_is_outlived_for_max_staleness_and_no_longer() {
-    let (grants, script) = started(|_| {}).await;
-    script.hang(true);
+    let (grants, store) = started(|_| {}).await;
+    store.hang(true);
     let start = Instant::now();
     while start.elapsed() <= secs(5) {
         grants.fresh().await.unwrap();
@@ -93,7 +93,7 @@ async fn a_store_that_stops_answering_is_outlived_for_max_staleness_and_no_longe
         assert!(grants.fresh().await.is_err());
         sleep(millis(10)).await;
     }
-    script.hang(false);
+    store.hang(false);
     while grants.fresh().await.is_err() {
         sleep(millis(100)).await;
     }
@@ -103,14 +103,14 @@ async fn a_store_that_stops_answering_is_outlived_for_max_staleness_and_no_longe
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_is_asked_ever_more_rarely_and_by_calls_alone() {
-    let (grants, script) = started(|_| {}).await;
-    script.fail(true);
+    let (grants, store) = started(|_| {}).await;
+    store.fail(true);
     sleep(secs(6)).await;
     let stale = grants.fresh().await.unwrap_err();
     assert_eq!(stale.why.as_deref(), Some("cannot reach the script: it fails"));
     assert_eq!(stale.retry_after, secs(1));
 
-    let before = script.asked();
+    let before = store.asked();
     let start = Instant::now();
     while start.elapsed() < secs(60) {
         let called = Instant::now();
@@ -119,95 +119,91 @@ async fn a_store_that_fails_is_asked_ever_more_rarely_and_by_calls_alone() {
         sleep(millis(50)).await;
     }
     // 0.2, 0.4, 0.8, 1.6, 3.2, 6.4 and then every 10 seconds.
-    let asked = script.asked() - before;
+    let asked = store.asked() - before;
     assert!((9..=11).contains(&asked), "{asked}");
 
-    let before = script.asked();
+    let before = store.asked();
     sleep(secs(3_600)).await;
-    assert_eq!(script.asked(), before, "no calls, no questions");
+    assert_eq!(store.asked(), before, "no calls, no questions");
 
-    script.fail(false);
+    store.fail(false);
     assert!(grants.fresh().await.is_ok());
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_served_while_the_store_fails_leaves_no_question_behind() {
-    let (grants, script) = started(|_| {}).await;
-    script.fail(true);
+    let (grants, store) = started(|_| {}).await;
+    store.fail(true);
     sleep(secs(2)).await;
     grants.fresh().await.unwrap();
     sleep(millis(100)).await;
     grants.fresh().await.unwrap();
-    let asked = script.asked();
+    let asked = store.asked();
     sleep(secs(3_600)).await;
-    assert_eq!((asked, script.asked()), (1, 1));
+    assert_eq!((asked, store.asked()), (1, 1));
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_asks_at_once_even_after_failures() {
-    let (grants, script) = started(|_| {}).await;
-    script.fail(true);
+    let (grants, store) = started(|_| {}).await;
+    store.fail(true);
     for _ in 0..20 {
         sleep(secs(10)).await;
         assert!(grants.fresh().await.is_err());
     }
-    script.fail(false);
-    script.revoke("ann");
+    store.fail(false);
+    store.revoke("ann");
     grants.confirm_now();
     sleep(millis(21)).await;
     assert_eq!(status(&grants), GrantStatus::Revoked);
 
-    let before = script.asked();
+    let before = store.asked();
     for _ in 0..1_000 {
         grants.confirm_now();
         sleep(millis(1)).await;
     }
-    assert!(
-        script.asked() - before <= 51,
-        "hints are bundled: {}",
-        script.asked() - before
-    );
+    assert!(store.asked() - before <= 51, "hints are bundled: {}", store.asked() - before);
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_was_granted_a_moment_ago_is_known_at_once_and_refused_calls_cost_four_questions_a_second() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let generation = grants.fresh().await.unwrap().generation;
     sleep(millis(1)).await;
-    assert!(!grants.has_moved_on(&user("ann"), generation).await);
-    assert_eq!(script.asked(), 1);
+    assert!(!grants.refresh_and_compare(&user("ann"), generation).await);
+    assert_eq!(store.asked(), 1);
     sleep(millis(260)).await;
-    script.revoke("ann");
-    assert!(grants.has_moved_on(&user("ann"), generation).await);
-    assert_eq!((status(&grants), script.asked()), (GrantStatus::Revoked, 2));
+    store.revoke("ann");
+    assert!(grants.refresh_and_compare(&user("ann"), generation).await);
+    assert_eq!((status(&grants), store.asked()), (GrantStatus::Revoked, 2));
 
     let generation = grants.fresh().await.unwrap().generation;
-    let (start, before) = (Instant::now(), script.asked());
+    let (start, before) = (Instant::now(), store.asked());
     while start.elapsed() < secs(10) {
-        assert!(!grants.has_moved_on(&user("ann"), generation).await);
+        assert!(!grants.refresh_and_compare(&user("ann"), generation).await);
         sleep(millis(1)).await;
     }
-    let asked = script.asked() - before;
+    let asked = store.asked() - before;
     assert!((38..=41).contains(&asked), "{asked}");
 
-    let before = script.asked();
+    let before = store.asked();
     let grants = Arc::new(grants);
     let all = (0..1_000).map(|n| {
         let grants = grants.clone();
-        tokio::spawn(async move { grants.has_moved_on(&user(&format!("u{n}")), generation).await })
+        tokio::spawn(async move { grants.refresh_and_compare(&user(&format!("u{n}")), generation).await })
     });
     for one in all.collect::<Vec<_>>() {
         assert!(!one.await.unwrap());
     }
-    assert_eq!(script.asked() - before, 1, "all who ask at once share one question");
+    assert_eq!(store.asked() - before, 1, "all who ask at once share one question");
 
-    script.fail(true);
+    store.fail(true);
     sleep(secs(2)).await;
     let called = Instant::now();
-    assert!(!grants.has_moved_on(&user("ann"), generation).await);
+    assert!(!grants.refresh_and_compare(&user("ann"), generation).await);
     assert!(
         called.elapsed() <= millis(800),
         "a failing store does not hold up a refusal for long"
@@ -217,25 +213,25 @@ async fn who_was_granted_a_moment_ago_is_known_at_once_and_refused_calls_cost_fo
 
 #[tokio::test(start_paused = true)]
 async fn who_was_enrolled_a_moment_ago_is_found_and_who_is_not_costs_one_question_a_second() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     sleep(millis(100)).await;
-    script.put(member("bob"));
+    store.put(member("bob"));
     let (issuer, subject) = identity("bob");
     assert!(grants.by_identity(&issuer, &subject).is_none());
     assert!(grants.find_by_identity(&issuer, &subject).await.is_some());
-    assert_eq!(script.asked(), 1);
+    assert_eq!(store.asked(), 1);
 
     let (issuer, subject) = identity("nobody");
     let start = Instant::now();
-    let before = script.asked();
+    let before = store.asked();
     while start.elapsed() < secs(10) {
         assert!(grants.find_by_identity(&issuer, &subject).await.is_none());
         sleep(millis(10)).await;
     }
-    let asked = script.asked() - before;
+    let asked = store.asked() - before;
     assert!((9..=11).contains(&asked), "{asked}");
 
-    script.fail(true);
+    store.fail(true);
     sleep(secs(2)).await;
     let called = Instant::now();
     assert!(grants.find_by_key(&key_id("nobody")).await.is_none());
@@ -248,7 +244,7 @@ async fn who_was_enrolled_a_moment_ago_is_found_and_who_is_not_costs_one_questio
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_unknown_keys_is_bounded() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let grants = Arc::new(grants);
     let start = Instant::now();
     let calls: Vec<_> = (0..3_000)
@@ -264,25 +260,25 @@ async fn a_flood_of_unknown_keys_is_bounded() {
         assert!(call.await.unwrap().is_none());
     }
     assert!(start.elapsed() < secs(4));
-    assert!(script.asked() <= 152, "{}", script.asked());
+    assert!(store.asked() <= 152, "{}", store.asked());
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn another_history_is_loaded_whole() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let mut changes = grants.changes();
     sleep(secs(2)).await;
-    script.put(member("bob"));
+    store.put(member("bob"));
     grants.confirm().await.unwrap();
     assert!(grants.by_id(&user("bob")).is_some());
     assert!(!changes.has_changed().unwrap(), "members are neither registry nor catalogue");
 
     // The same positions, written again with other tags and without bob: a restore.
     sleep(secs(2)).await;
-    script.restore(|world| {
-        world.members.remove("bob");
-        world.members.insert("eve".to_owned(), member("eve"));
+    store.restore(|state| {
+        state.members.remove("bob");
+        state.members.insert("eve".to_owned(), member("eve"));
     });
     let view = grants.confirm().await.unwrap();
     assert_eq!((view.seq, grants.counts().reloads, grants.counts().members), (2, 2, 2));
@@ -304,7 +300,7 @@ async fn another_history_is_loaded_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn an_identity_that_moves_leads_to_its_new_owner_only() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let (issuer, subject) = identity("ann");
     for (from, to) in [("ann", "zoe"), ("zoe", "ann")] {
         sleep(secs(1)).await;
@@ -312,7 +308,7 @@ async fn an_identity_that_moves_leads_to_its_new_owner_only() {
         old.identities.clear();
         let mut new = member(to);
         new.identities = vec![(issuer.clone(), subject.clone())];
-        script.put_both(old, new);
+        store.put_both(old, new);
         grants.confirm().await.unwrap();
         assert_eq!(grants.by_identity(&issuer, &subject).unwrap().id, user(to));
     }
@@ -321,19 +317,19 @@ async fn an_identity_that_moves_leads_to_its_new_owner_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_holds_until_what_it_stands_on_changes() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let now = Timestamp::from_secs(1_000);
     let view = grants.fresh().await.unwrap();
-    let ticket = ticket("ann", view);
-    assert_eq!(grants.recheck(&ticket, now), Ok(()));
+    let grant_snapshot = ticket("ann", view);
+    assert_eq!(grants.recheck(&grant_snapshot, now), Ok(()));
 
     let change = async |change: &dyn Fn(&mut Member)| {
         let mut changed = member("ann");
         change(&mut changed);
         sleep(secs(1)).await;
-        script.put(changed);
+        store.put(changed);
         grants.confirm().await.unwrap();
-        grants.recheck(&ticket, now)
+        grants.recheck(&grant_snapshot, now)
     };
     assert_eq!(
         change(&|ann| ann.email = None).await,
@@ -364,15 +360,15 @@ async fn a_ticket_holds_until_what_it_stands_on_changes() {
     }
     assert_eq!(change(&|_| {}).await, Ok(()));
     sleep(secs(1)).await;
-    script.remove("ann");
+    store.remove("ann");
     grants.confirm().await.unwrap();
-    assert_eq!(grants.recheck(&ticket, now), Err(Reason::NotEnrolled));
+    assert_eq!(grants.recheck(&grant_snapshot, now), Err(Reason::NotEnrolled));
     grants.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_revocation_covers_what_was_issued_before_it_while_it_lasts() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     sleep(secs(1)).await;
     let at = Timestamp::from_secs;
     let revoked = |kind, value: &str| Revocation {
@@ -382,7 +378,7 @@ async fn a_revocation_covers_what_was_issued_before_it_while_it_lasts() {
         issued_before: at(100),
         expires_at: at(200),
     };
-    script.revocations(vec![
+    store.revocations(vec![
         revoked(RevocationKind::Subject, "bob"),
         revoked(RevocationKind::Session, "s1"),
         revoked(RevocationKind::Client, "c1"),
@@ -450,12 +446,12 @@ async fn a_revocation_covers_what_was_issued_before_it_while_it_lasts() {
 
 #[tokio::test(start_paused = true)]
 async fn with_no_staleness_allowed_every_call_asks() {
-    let (grants, script) = started(|config| config.max_staleness = HumanDuration(Duration::ZERO)).await;
+    let (grants, store) = started(|config| config.max_staleness = HumanDuration(Duration::ZERO)).await;
     for n in 1..=20 {
         sleep(millis(50)).await;
-        script.revoke("ann");
+        store.revoke("ann");
         assert_eq!(grants.fresh().await.unwrap().seq, n + 1);
-        assert_eq!(script.asked(), n as usize);
+        assert_eq!(store.asked(), n as usize);
     }
     grants.stop().await;
 }
@@ -471,7 +467,7 @@ async fn stopping_ends_the_task_and_the_copy_grows_stale() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum SimStep {
     Flip(usize),
     Call,
     Advance(u64),
@@ -482,16 +478,16 @@ enum Step {
     Restore,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = SimStep> {
     prop_oneof![
-        4 => (0..3usize).prop_map(Step::Flip),
-        8 => Just(Step::Call),
-        6 => (0..3_000u64).prop_map(Step::Advance),
-        2 => (0..1_500u64).prop_map(Step::AnswerAfter),
-        1 => any::<bool>().prop_map(Step::Fail),
-        1 => any::<bool>().prop_map(Step::Hang),
-        1 => Just(Step::Hint),
-        1 => Just(Step::Restore),
+        4 => (0..3usize).prop_map(SimStep::Flip),
+        8 => Just(SimStep::Call),
+        6 => (0..3_000u64).prop_map(SimStep::Advance),
+        2 => (0..1_500u64).prop_map(SimStep::AnswerAfter),
+        1 => any::<bool>().prop_map(SimStep::Fail),
+        1 => any::<bool>().prop_map(SimStep::Hang),
+        1 => Just(SimStep::Hint),
+        1 => Just(SimStep::Restore),
     ]
 }
 
@@ -503,18 +499,18 @@ proptest! {
     fn no_call_is_decided_on_older_knowledge_than_promised(steps in proptest::collection::vec(step(), 1..120)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let script = Script::new(["u0", "u1", "u2"]);
-            let grants = Grants::from_source(Source::Script(script.clone()), &GrantsConfig::default()).await.unwrap();
+            let store = FakeStore::new(["u0", "u1", "u2"]);
+            let grants = Grants::from_source(DirectorySource::Fake(store.clone()), &GrantsConfig::default()).await.unwrap();
             for step in steps {
                 match step {
-                    Step::Flip(n) => script.flip(&format!("u{n}")),
-                    Step::Advance(by) => sleep(millis(by)).await,
-                    Step::AnswerAfter(by) => script.answer_after(millis(by)),
-                    Step::Fail(fails) => script.fail(fails),
-                    Step::Hang(hangs) => script.hang(hangs),
-                    Step::Hint => grants.confirm_now(),
-                    Step::Restore => script.restore(|_| {}),
-                    Step::Call => {
+                    SimStep::Flip(n) => store.flip(&format!("u{n}")),
+                    SimStep::Advance(by) => sleep(millis(by)).await,
+                    SimStep::AnswerAfter(by) => store.answer_after(millis(by)),
+                    SimStep::Fail(fails) => store.fail(fails),
+                    SimStep::Hang(hangs) => store.hang(hangs),
+                    SimStep::Hint => grants.confirm_now(),
+                    SimStep::Restore => store.restore(|_| {}),
+                    SimStep::Call => {
                         let called = Instant::now();
                         let answer = grants.fresh().await;
                         prop_assert!(called.elapsed() <= millis(801), "{:?}", called.elapsed());
@@ -523,7 +519,7 @@ proptest! {
                         for n in 0..3 {
                             let name = format!("u{n}");
                             let seen = grants.by_id(&user(&name)).unwrap().grants[0].status;
-                            let possible = script.since(&name, view.age);
+                            let possible = store.since(&name, view.age);
                             prop_assert!(possible.contains(&seen), "{name} is seen {seen:?}, it was {possible:?}");
                         }
                     }
@@ -535,25 +531,27 @@ proptest! {
     }
 }
 
-async fn started(change: impl FnOnce(&mut GrantsConfig)) -> (Grants, Script) {
+async fn started(change: impl FnOnce(&mut GrantsConfig)) -> (Grants, FakeStore) {
     let mut config = GrantsConfig::default();
     change(&mut config);
-    let script = Script::new(["ann"]);
-    let grants = Grants::from_source(Source::Script(script.clone()), &config).await.unwrap();
-    (grants, script)
+    let store = FakeStore::new(["ann"]);
+    let grants = Grants::from_source(DirectorySource::Fake(store.clone()), &config)
+        .await
+        .unwrap();
+    (grants, store)
 }
 
 fn status(grants: &Grants) -> GrantStatus {
     grants.by_id(&user("ann")).unwrap().grants[0].status
 }
 
-fn ticket(name: &str, view: GrantsView) -> Ticket {
+fn ticket(name: &str, view: GrantsView) -> GrantSnapshot {
     let principal = Principal {
         method: AuthMethod::Key,
         key: Some(key_id(name)),
         ..principal(name)
     };
-    Ticket {
+    GrantSnapshot {
         generation: view.generation,
         member: user(name),
         grant: Some((GrantId::parse(name).unwrap(), 1)),

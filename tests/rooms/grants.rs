@@ -8,7 +8,7 @@ use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, EnvironmentName, Fingerprint, GrantStatus, Issuer, IssuerAlias, KeyId, Principal, PrincipalKind,
     Reason, Revocation, RevocationKind, Scope, Scopes, ServerName, Subject, Timestamp, UserId,
 };
-use neural_guardian::grants::{Grants, Ticket};
+use neural_guardian::grants::{GrantSnapshot, Grants};
 use neural_guardian::store::{NewGrant, NewUser, RegistryRow, Store, StoreOpen};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
@@ -52,7 +52,7 @@ async fn a_revoked_grant_binds_the_next_call(place: Place) {
     let member = grants.by_id(&ann).unwrap();
     let grant = &member.grants[0];
     assert_eq!(grant.status, GrantStatus::Verified);
-    let ticket = Ticket {
+    let ticket = GrantSnapshot {
         generation: view.generation,
         member: ann.clone(),
         grant: Some((grant.id.clone(), grant.version)),

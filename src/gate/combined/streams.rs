@@ -14,7 +14,7 @@ use crate::gate::site::Verb;
 use crate::gate::standing::Standing;
 use crate::gate::streams;
 use crate::gate::trail::Trail;
-use crate::grants::Ticket;
+use crate::grants::GrantSnapshot;
 use crate::mcp::{self, JsonRpcKind, SseFrame, SseReader};
 use crate::transport::{Body, BodyError};
 use bytes::Bytes;
@@ -148,7 +148,7 @@ impl Merging {
         drop(asker.admit()?);
         gate.has_room_for_a_stream(&asker.principal)?;
         let member = standing.caller.member.as_ref().ok_or(Reason::NotEnrolled)?;
-        let (enrolled, cut) = gate.streams.enrol(Ticket {
+        let (enrolled, cut) = gate.streams.enrol(GrantSnapshot {
             generation: standing.generation,
             member: member.id.clone(),
             grant: None,

@@ -1,8 +1,8 @@
 //! A store that is not as it should be: with more users than may be loaded, with rows that cannot be read.
 
 use super::super::Grants;
-use super::super::script::{Script, identity, issuer, key_id, member, millis, secs, user};
-use super::super::source::Source;
+use super::super::directory_source::DirectorySource;
+use super::super::fake_store::{FakeStore, identity, issuer, key_id, member, millis, secs, user};
 use super::{principal, started, status};
 use crate::config::GrantsConfig;
 use crate::domain::{GrantStatus, Issuer, PartialRevocation, Principal, RevocationKind, Timestamp};
@@ -10,15 +10,15 @@ use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
 async fn of_more_members_than_allowed_the_first_are_served_and_the_others_known_to_be_left_out() {
-    let (grants, script) = limited(2, ["ann", "bob", "eve"]).await;
+    let (grants, store) = limited(2, ["ann", "bob", "eve"]).await;
     assert_eq!(loaded(&grants), ["ann", "bob"]);
     assert_eq!(left_out(&grants), ["eve"]);
     let counts = grants.counts();
     assert_eq!((counts.members, counts.left_out, counts.max_members), (2, 1, 2));
 
-    script.put(member("zoe"));
-    script.put(member("eve"));
-    script.revoke("ann");
+    store.put(member("zoe"));
+    store.put(member("eve"));
+    store.revoke("ann");
     sleep(secs(1)).await;
     grants.confirm().await.unwrap();
     assert_eq!(left_out(&grants), ["eve", "zoe"]);
@@ -31,12 +31,12 @@ async fn of_more_members_than_allowed_the_first_are_served_and_the_others_known_
 
 #[tokio::test(start_paused = true)]
 async fn one_member_too_many_turns_nobody_away_at_a_full_load() {
-    let (grants, script) = limited(2, ["bob", "eve"]).await;
+    let (grants, store) = limited(2, ["bob", "eve"]).await;
     sleep(secs(1)).await;
-    script.restore(|world| {
+    store.restore(|state| {
         // before them in any order
-        world.members.insert("ann".to_owned(), member("ann"));
-        world.members.get_mut("bob").unwrap().grants[0].status = GrantStatus::Revoked;
+        state.members.insert("ann".to_owned(), member("ann"));
+        state.members.get_mut("bob").unwrap().grants[0].status = GrantStatus::Revoked;
     });
     grants.confirm().await.unwrap();
     assert_eq!(grants.counts().reloads, 2);
@@ -49,15 +49,15 @@ async fn one_member_too_many_turns_nobody_away_at_a_full_load() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_is_left_out_comes_in_when_somebody_goes() {
-    let (grants, script) = limited(2, ["ann", "bob", "eve", "zoe"]).await;
+    let (grants, store) = limited(2, ["ann", "bob", "eve", "zoe"]).await;
     sleep(secs(1)).await;
-    script.remove("ann");
+    store.remove("ann");
     grants.confirm().await.unwrap();
     sleep(millis(1)).await;
     assert_eq!((loaded(&grants), left_out(&grants)), (vec!["bob", "eve"], vec!["zoe"]));
     let generation = grants.generation();
     sleep(secs(1)).await;
-    script.remove("zoe");
+    store.remove("zoe");
     grants.confirm().await.unwrap();
     assert_eq!((loaded(&grants), left_out(&grants)), (vec!["bob", "eve"], vec![]));
     assert!(grants.generation() > generation);
@@ -67,7 +67,7 @@ async fn whoever_is_left_out_comes_in_when_somebody_goes() {
 
 #[tokio::test(start_paused = true)]
 async fn rows_that_cannot_be_read_are_counted_as_they_are_now() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let count = |grants: &Grants| grants.unreadable()["grants"];
     assert_eq!(grants.unreadable().len(), 6, "each table is told, also with nothing to tell");
     for (name, columns, rows) in [
@@ -78,13 +78,13 @@ async fn rows_that_cannot_be_read_are_counted_as_they_are_now() {
         ("bob", &[], 0),
     ] {
         sleep(secs(1)).await;
-        script.unreadable(name, columns);
+        store.unreadable(name, columns);
         grants.confirm().await.unwrap();
         assert_eq!(count(&grants), rows, "{name} {columns:?}");
     }
     sleep(secs(1)).await;
-    script.unreadable("ann", &["scopes"]);
-    script.restore(|_| {});
+    store.unreadable("ann", &["scopes"]);
+    store.restore(|_| {});
     grants.confirm().await.unwrap();
     assert_eq!((count(&grants), grants.counts().reloads), (1, 2));
     grants.stop().await;
@@ -93,7 +93,7 @@ async fn rows_that_cannot_be_read_are_counted_as_they_are_now() {
 /// What is not known of it is taken for all that it could be.
 #[tokio::test(start_paused = true)]
 async fn a_revocation_that_cannot_be_read_refuses_whatever_it_may_be_about() {
-    let (grants, script) = started(|_| {}).await;
+    let (grants, store) = started(|_| {}).await;
     let at = Timestamp::from_secs;
     let whole = PartialRevocation {
         issuer: Some(issuer()),
@@ -157,7 +157,7 @@ async fn a_revocation_that_cannot_be_read_refuses_whatever_it_may_be_about() {
         ),
     ] {
         sleep(secs(1)).await;
-        script.partial_revocations(vec![row.clone()]);
+        store.partial_revocations(vec![row.clone()]);
         grants.confirm().await.unwrap();
         let asked = [&ann, &other_session, &elsewhere, &as_token, &later];
         assert_eq!(asked.map(|who| grants.revoked(who, at(150))), hits, "{row:?}");
@@ -176,20 +176,22 @@ async fn a_revocation_that_cannot_be_read_refuses_whatever_it_may_be_about() {
         ..whole
     };
     sleep(secs(1)).await;
-    script.partial_revocations(vec![over, lasting]);
+    store.partial_revocations(vec![over, lasting]);
     grants.confirm().await.unwrap();
     assert!(grants.revoked(&ann, at(150)) && !grants.revoked(&ann, at(200)));
     grants.stop().await;
 }
 
-async fn limited<const N: usize>(max_members: usize, names: [&str; N]) -> (Grants, Script) {
+async fn limited<const N: usize>(max_members: usize, names: [&str; N]) -> (Grants, FakeStore) {
     let config = GrantsConfig {
         max_members,
         ..GrantsConfig::default()
     };
-    let script = Script::new(names);
-    let grants = Grants::from_source(Source::Script(script.clone()), &config).await.unwrap();
-    (grants, script)
+    let store = FakeStore::new(names);
+    let grants = Grants::from_source(DirectorySource::Fake(store.clone()), &config)
+        .await
+        .unwrap();
+    (grants, store)
 }
 
 const EVERYBODY: [&str; 4] = ["ann", "bob", "eve", "zoe"];

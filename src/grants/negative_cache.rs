@@ -9,18 +9,18 @@ use tokio::time::Instant;
 const MOST: usize = 4_096;
 
 #[derive(Debug)]
-pub(super) struct Misses {
+pub(super) struct NegativeCache {
     /// How long one second look is enough.
-    remembered: Duration,
+    ttl: Duration,
     hasher: RandomState,
     /// By a hash under this process's own key; two that share one also share their second look.
     lately: Mutex<HashMap<u64, Instant>>,
 }
 
-impl Misses {
-    pub(super) fn remembered(remembered: Duration) -> Self {
+impl NegativeCache {
+    pub(super) fn with_ttl(ttl: Duration) -> Self {
         Self {
-            remembered,
+            ttl,
             hasher: RandomState::new(),
             lately: Mutex::default(),
         }
@@ -30,7 +30,7 @@ impl Misses {
     /// are being looked for, and this one is not there.
     pub(super) fn since(&self, who: &impl Hash, now: Instant) -> Option<Instant> {
         let key = self.hasher.hash_one(who);
-        let recent = |missed: &Instant| now.saturating_duration_since(*missed) < self.remembered;
+        let recent = |missed: &Instant| now.saturating_duration_since(*missed) < self.ttl;
         let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(missed) = lately.get(&key).filter(|missed| recent(missed)) {
             return Some(*missed);
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn one_second_look_a_second_for_each() {
-        let misses = Misses::remembered(REMEMBERED);
+        let misses = NegativeCache::with_ttl(REMEMBERED);
         let start = Instant::now();
         let half = start + REMEMBERED / 2;
         assert_eq!(misses.since(&"ann", start), Some(start));
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_unknowns_is_bounded_and_passes() {
-        let misses = Misses::remembered(REMEMBERED);
+        let misses = NegativeCache::with_ttl(REMEMBERED);
         let start = Instant::now();
         let looked = (0..10_000).filter(|n| misses.since(n, start).is_some()).count();
         assert_eq!(looked, MOST);

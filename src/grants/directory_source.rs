@@ -3,37 +3,37 @@
 use crate::domain::{EnvironmentName, UserId};
 use crate::store::{Anchor, CatchUp, Delta, Directory, Store, StoreError};
 
-pub(super) enum Source {
+pub(super) enum DirectorySource {
     Store {
         store: Store,
         environment: EnvironmentName,
     },
     #[cfg(test)]
-    Script(super::script::Script),
+    Fake(super::fake_store::FakeStore),
 }
 
-impl Source {
+impl DirectorySource {
     pub(super) async fn directory(&self) -> Result<Directory, StoreError> {
         match self {
-            Source::Store { store, environment } => store.directory(environment).await,
+            DirectorySource::Store { store, environment } => store.directory(environment).await,
             #[cfg(test)]
-            Source::Script(script) => script.directory().await,
+            DirectorySource::Fake(store) => store.directory().await,
         }
     }
 
     pub(super) async fn catch_up(&self, anchor: &Anchor) -> Result<CatchUp, StoreError> {
         match self {
-            Source::Store { store, environment } => store.catch_up(environment, anchor).await,
+            DirectorySource::Store { store, environment } => store.catch_up(environment, anchor).await,
             #[cfg(test)]
-            Source::Script(script) => script.catch_up(anchor).await,
+            DirectorySource::Fake(store) => store.catch_up(anchor).await,
         }
     }
 
     pub(super) async fn members(&self, users: &[UserId], at: &Anchor) -> Result<Delta, StoreError> {
         match self {
-            Source::Store { store, environment } => store.members(environment, users, at).await,
+            DirectorySource::Store { store, environment } => store.members(environment, users, at).await,
             #[cfg(test)]
-            Source::Script(script) => script.members(users, at).await,
+            DirectorySource::Fake(store) => store.members(users, at).await,
         }
     }
 }

@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 #[derive(Debug, Default)]
-pub(super) struct LeftOut {
-    users: HashMap<UserId, Person>,
+pub(super) struct UnloadedMembers {
+    users: HashMap<UserId, UnloadedMember>,
     /// Under this process's own key; two names that share a hash share a refusal.
     names: HashSet<u64>,
     hasher: RandomState,
@@ -15,13 +15,13 @@ pub(super) struct LeftOut {
 }
 
 #[derive(Debug)]
-struct Person {
+struct UnloadedMember {
     /// Their place among those who wait.
     place: u64,
     names: Vec<u64>,
 }
 
-impl LeftOut {
+impl UnloadedMembers {
     pub(super) fn insert(&mut self, member: &Member) {
         let place = self.remove(&member.id).map_or(self.come, |before| before.place);
         self.come += 1;
@@ -31,7 +31,7 @@ impl LeftOut {
             .map(|(issuer, subject)| self.identity(issuer, subject));
         let names: Vec<u64> = identities.chain(member.keys.iter().map(|key| self.key(&key.id))).collect();
         self.names.extend(&names);
-        self.users.insert(member.id.clone(), Person { place, names });
+        self.users.insert(member.id.clone(), UnloadedMember { place, names });
     }
 
     pub(super) fn forget(&mut self, user: &UserId) {
@@ -62,7 +62,7 @@ impl LeftOut {
         waiting.into_iter().take(most).map(|(_, user)| user.clone()).collect()
     }
 
-    fn remove(&mut self, user: &UserId) -> Option<Person> {
+    fn remove(&mut self, user: &UserId) -> Option<UnloadedMember> {
         let person = self.users.remove(user)?;
         for name in &person.names {
             self.names.remove(name);

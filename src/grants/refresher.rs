@@ -1,10 +1,10 @@
 //! The one task that asks the store and writes the copy. It sleeps until somebody wants to know something younger; it has no
 //! timer of its own that asks.
 
-use super::lease::Failure;
-use super::source::Source;
+use super::directory_source::DirectorySource;
+use super::lease::RefreshFailure;
 use super::unreadable::Unreadable;
-use super::{Changes, Shared};
+use super::{Changes, GrantsState};
 use crate::domain::Reason;
 use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub(super) struct Keeper {
-    source: Source,
-    shared: Arc<Shared>,
+pub(super) struct Refresher {
+    source: DirectorySource,
+    shared: Arc<GrantsState>,
     anchor: Anchor,
     loaded_at: Instant,
     asked_at: Instant,
@@ -38,20 +38,20 @@ const RELOAD_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// So many of those left out are read at once when there is room.
 const LOADED_AT_ONCE: usize = 100;
 
-enum Answer {
+enum Fetched {
     Whole(Directory),
     Since(Delta),
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+enum RefreshError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the store did not answer in time")]
     NoAnswer,
 }
 
-impl Fault {
+impl RefreshError {
     fn reason(&self) -> Reason {
         match self {
             Self::Store(StoreError::FeedMissing { .. }) => Reason::FeedMissing,
@@ -60,9 +60,9 @@ impl Fault {
     }
 }
 
-impl Keeper {
-    pub(super) fn load(source: Source, shared: Arc<Shared>, directory: Directory, sent: Instant) -> Self {
-        let mut keeper = Self {
+impl Refresher {
+    pub(super) fn load(source: DirectorySource, shared: Arc<GrantsState>, directory: Directory, sent: Instant) -> Self {
+        let mut refresher = Self {
             source,
             shared,
             anchor: directory.anchor.clone(),
@@ -71,12 +71,12 @@ impl Keeper {
             failures: 0,
             unreadable: Unreadable::default(),
         };
-        keeper.apply_directory(directory, sent);
-        keeper.shared.lease.confirmed(sent);
-        keeper
+        refresher.apply_directory(directory, sent);
+        refresher.shared.lease.confirmed(sent);
+        refresher
     }
 
-    pub(super) async fn keep(mut self, stop: CancellationToken) {
+    pub(super) async fn run(mut self, stop: CancellationToken) {
         let shared = self.shared.clone();
         loop {
             tokio::select! {
@@ -103,15 +103,15 @@ impl Keeper {
         self.asked_at = sent;
         self.shared.confirms.fetch_add(1, Ordering::Relaxed);
         let done = match self.ask().await {
-            Ok(Answer::Since(delta)) => {
+            Ok(Fetched::Since(delta)) => {
                 self.apply_delta(delta);
                 Ok(())
             }
-            Ok(Answer::Whole(directory)) => {
+            Ok(Fetched::Whole(directory)) => {
                 self.apply_directory(directory, sent);
                 Ok(())
             }
-            Err(fault) => Err(fault),
+            Err(error) => Err(error),
         };
         match done {
             Ok(()) => {
@@ -122,14 +122,14 @@ impl Keeper {
                 self.shared.lease.confirmed(sent);
                 self.fill_the_room().await;
             }
-            Err(fault) => self.fail(&fault),
+            Err(error) => self.fail(&error),
         }
     }
 
-    async fn ask(&self) -> Result<Answer, Fault> {
+    async fn ask(&self) -> Result<Fetched, RefreshError> {
         if self.loaded_at.elapsed() < RELOAD_AFTER {
             match timeout(ANSWER_WITHIN, self.source.catch_up(&self.anchor)).await {
-                Ok(Ok(CatchUp::Since(delta))) => return Ok(Answer::Since(delta)),
+                Ok(Ok(CatchUp::Since(delta))) => return Ok(Fetched::Since(delta)),
                 // An empty feed has no anchor to go on from.
                 Ok(Ok(CatchUp::Reload)) if self.anchor.is_start() => {}
                 Ok(Ok(CatchUp::Reload)) => tracing::warn!(
@@ -137,23 +137,23 @@ impl Keeper {
                     "the change feed cannot be followed from here (a restore, a failover, another trigger or view, or very many changes): loading all anew"
                 ),
                 Ok(Err(error)) => return Err(error.into()),
-                Err(_) => return Err(Fault::NoAnswer),
+                Err(_) => return Err(RefreshError::NoAnswer),
             }
         }
         match timeout(LOAD_WITHIN, self.source.directory()).await {
-            Ok(directory) => Ok(Answer::Whole(directory?)),
-            Err(_) => Err(Fault::NoAnswer),
+            Ok(directory) => Ok(Fetched::Whole(directory?)),
+            Err(_) => Err(RefreshError::NoAnswer),
         }
     }
 
-    fn fail(&mut self, fault: &Fault) {
+    fn fail(&mut self, error: &RefreshError) {
         let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(LONGEST_BACKOFF);
         self.failures = self.failures.saturating_add(1);
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(error = %fault, failures = self.failures, "authorisations could not be confirmed");
-        let failure = Failure {
-            why: fault.to_string().into(),
-            reason: fault.reason(),
+        tracing::warn!(error = %error, failures = self.failures, "authorisations could not be confirmed");
+        let failure = RefreshFailure {
+            why: error.to_string().into(),
+            reason: error.reason(),
         };
         self.shared.lease.failed_until(Instant::now() + backoff, failure);
     }

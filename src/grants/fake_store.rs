@@ -14,9 +14,9 @@ use tokio::time::{Instant, sleep};
 
 /// A store whose every answer is scripted.
 #[derive(Clone)]
-pub(super) struct Script(Arc<Mutex<World>>);
+pub(super) struct FakeStore(Arc<Mutex<FakeState>>);
 
-pub(super) struct World {
+pub(super) struct FakeState {
     pub(super) members: BTreeMap<String, Member>,
     revocations: RevocationRows,
     unreadable: Vec<UnreadableRow>,
@@ -31,9 +31,9 @@ pub(super) struct World {
     states: Vec<(String, Instant, GrantStatus)>,
 }
 
-impl Script {
+impl FakeStore {
     pub(super) fn new<const N: usize>(names: [&str; N]) -> Self {
-        let script = Self(Arc::new(Mutex::new(World {
+        let store = Self(Arc::new(Mutex::new(FakeState {
             members: BTreeMap::new(),
             revocations: RevocationRows::default(),
             unreadable: Vec::new(),
@@ -46,55 +46,55 @@ impl Script {
             states: Vec::new(),
         })));
         {
-            let mut world = script.world();
+            let mut state = store.state();
             for name in names {
-                world.members.insert(name.to_owned(), member(name));
-                world.states.push((name.to_owned(), Instant::now(), GrantStatus::Verified));
+                state.members.insert(name.to_owned(), member(name));
+                state.states.push((name.to_owned(), Instant::now(), GrantStatus::Verified));
             }
-            world.commit(None);
+            state.commit(None);
         }
-        script
+        store
     }
 
     pub(super) async fn directory(&self) -> Result<Directory, StoreError> {
-        self.answer(|world| Directory {
-            anchor: world.head(),
-            members: world.members.values().cloned().collect(),
-            revocations: world.revocations.clone(),
+        self.answer(|state| Directory {
+            anchor: state.head(),
+            members: state.members.values().cloned().collect(),
+            revocations: state.revocations.clone(),
             registry: Vec::new(),
-            unreadable: world.unreadable.clone(),
+            unreadable: state.unreadable.clone(),
         })
         .await
     }
 
     pub(super) async fn members(&self, users: &[UserId], at: &Anchor) -> Result<Delta, StoreError> {
-        self.answer(|world| Delta {
+        self.answer(|state| Delta {
             anchor: at.clone(),
             members: users
                 .iter()
-                .map(|user| (user.clone(), world.members.get(user.as_str()).cloned()))
+                .map(|user| (user.clone(), state.members.get(user.as_str()).cloned()))
                 .collect(),
-            unreadable: world.unreadable_of(users),
+            unreadable: state.unreadable_of(users),
             ..Delta::default()
         })
         .await
     }
 
     pub(super) async fn catch_up(&self, anchor: &Anchor) -> Result<CatchUp, StoreError> {
-        self.world().asked += 1;
-        self.answer(|world| world.since(anchor)).await
+        self.state().asked += 1;
+        self.answer(|state| state.since(anchor)).await
     }
 
     /// Reads half-way through the time it takes.
-    async fn answer<T>(&self, read: impl FnOnce(&World) -> T) -> Result<T, StoreError> {
-        let half = self.world().answer_after / 2;
+    async fn answer<T>(&self, read: impl FnOnce(&FakeState) -> T) -> Result<T, StoreError> {
+        let half = self.state().answer_after / 2;
         sleep(half).await;
-        let answer = read(&self.world());
+        let answer = read(&self.state());
         sleep(half).await;
         loop {
             let (fails, hangs) = {
-                let world = self.world();
-                (world.fails, world.hangs)
+                let state = self.state();
+                (state.fails, state.hangs)
             };
             match (fails, hangs) {
                 (true, _) => {
@@ -110,116 +110,116 @@ impl Script {
     }
 
     pub(super) fn put(&self, member: Member) {
-        let mut world = self.world();
+        let mut state = self.state();
         let name = member.id.to_string();
-        world.members.insert(name.clone(), member);
-        world.commit(Some(name));
+        state.members.insert(name.clone(), member);
+        state.commit(Some(name));
     }
 
     /// In one transaction.
     pub(super) fn put_both(&self, one: Member, other: Member) {
-        let mut world = self.world();
+        let mut state = self.state();
         let names = [one.id.to_string(), other.id.to_string()];
         for (name, member) in names.iter().zip([one, other]) {
-            world.members.insert(name.clone(), member);
+            state.members.insert(name.clone(), member);
         }
         for name in names {
-            world.commit(Some(name));
+            state.commit(Some(name));
         }
     }
 
     pub(super) fn remove(&self, name: &str) {
-        let mut world = self.world();
-        world.members.remove(name);
-        world.commit(Some(name.to_owned()));
+        let mut state = self.state();
+        state.members.remove(name);
+        state.commit(Some(name.to_owned()));
     }
 
     pub(super) fn revoke(&self, name: &str) {
-        let mut world = self.world();
-        world.members.get_mut(name).unwrap().grants[0].status = GrantStatus::Revoked;
-        world.commit(Some(name.to_owned()));
+        let mut state = self.state();
+        state.members.get_mut(name).unwrap().grants[0].status = GrantStatus::Revoked;
+        state.commit(Some(name.to_owned()));
     }
 
     pub(super) fn flip(&self, name: &str) {
-        let mut world = self.world();
-        let grant = &mut world.members.get_mut(name).unwrap().grants[0];
+        let mut state = self.state();
+        let grant = &mut state.members.get_mut(name).unwrap().grants[0];
         grant.status = match grant.status {
             GrantStatus::Verified => GrantStatus::Revoked,
             GrantStatus::Idle | GrantStatus::Revoked | GrantStatus::Unreadable => GrantStatus::Verified,
         };
         let status = grant.status;
-        world.states.push((name.to_owned(), Instant::now(), status));
-        world.commit(Some(name.to_owned()));
+        state.states.push((name.to_owned(), Instant::now(), status));
+        state.commit(Some(name.to_owned()));
     }
 
     pub(super) fn revocations(&self, rows: Vec<Revocation>) {
-        let mut world = self.world();
-        world.revocations.whole = rows;
-        world.commit(None);
+        let mut state = self.state();
+        state.revocations.whole = rows;
+        state.commit(None);
     }
 
     pub(super) fn partial_revocations(&self, rows: Vec<PartialRevocation>) {
-        let mut world = self.world();
-        world.revocations.partial = rows;
-        world.commit(None);
+        let mut state = self.state();
+        state.revocations.partial = rows;
+        state.commit(None);
     }
 
     /// These rows of this user cannot be read from now on, and no others.
     pub(super) fn unreadable(&self, name: &str, columns: &[&'static str]) {
-        let mut world = self.world();
-        world.unreadable.retain(|row| row.user.as_deref() != Some(name));
-        world.unreadable.extend(columns.iter().map(|column| UnreadableRow {
+        let mut state = self.state();
+        state.unreadable.retain(|row| row.user.as_deref() != Some(name));
+        state.unreadable.extend(columns.iter().map(|column| UnreadableRow {
             table: "grants",
             row: format!("user_ref {name}"),
             user: Some(name.to_owned()),
             column,
             why: "is NULL".to_owned(),
         }));
-        world.commit(Some(name.to_owned()));
+        state.commit(Some(name.to_owned()));
     }
 
     /// The same positions again, as another history.
-    pub(super) fn restore(&self, change: impl FnOnce(&mut World)) {
-        let mut world = self.world();
-        change(&mut world);
-        world.histories += 1;
-        let tag = format!("history {}", world.histories);
-        for (anchor, _) in &mut world.feed {
+    pub(super) fn restore(&self, change: impl FnOnce(&mut FakeState)) {
+        let mut state = self.state();
+        change(&mut state);
+        state.histories += 1;
+        let tag = format!("history {}", state.histories);
+        for (anchor, _) in &mut state.feed {
             anchor.tag.clone_from(&tag);
         }
     }
 
     /// Every state the grant was in during the last `age`.
     pub(super) fn since(&self, name: &str, age: Duration) -> Vec<GrantStatus> {
-        let world = self.world();
+        let state = self.state();
         let from = Instant::now() - age;
-        let states: Vec<_> = world.states.iter().filter(|state| state.0 == name).collect();
+        let states: Vec<_> = state.states.iter().filter(|state| state.0 == name).collect();
         let first = states.iter().rposition(|state| state.1 < from).unwrap_or(0);
         states[first..].iter().map(|state| state.2).collect()
     }
 
     pub(super) fn answer_after(&self, by: Duration) {
-        self.world().answer_after = by;
+        self.state().answer_after = by;
     }
 
     pub(super) fn fail(&self, fails: bool) {
-        self.world().fails = fails;
+        self.state().fails = fails;
     }
 
     pub(super) fn hang(&self, hangs: bool) {
-        self.world().hangs = hangs;
+        self.state().hangs = hangs;
     }
 
     pub(super) fn asked(&self) -> usize {
-        self.world().asked
+        self.state().asked
     }
 
-    fn world(&self) -> std::sync::MutexGuard<'_, World> {
+    fn state(&self) -> std::sync::MutexGuard<'_, FakeState> {
         self.0.lock().unwrap()
     }
 }
 
-impl World {
+impl FakeState {
     fn commit(&mut self, about: Option<String>) {
         let anchor = Anchor {
             seq: self.feed.len() as i64 + 1,
