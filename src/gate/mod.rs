@@ -601,7 +601,7 @@ fn never_seen(upstream: &Upstream, snapshot: &Snapshot, refusal: Refusal) -> Ref
 /// A call that is refused after all uses up nothing.
 fn give_back(admission: Option<Admission>) {
     if let Some(admission) = admission {
-        admission.give_back();
+        admission.refund();
     }
 }
 

@@ -2,14 +2,14 @@
 //! All or nothing: a refused call changes no counter. Counters live in this process; a reload builds a new `Limits` and
 //! starts from zero.
 
-mod keys;
+mod counter_table;
 mod rate;
 
 use crate::config::{LimitsConfig, ServerConfig};
 use crate::domain::{Principal, Reason, Refusal, ServerName, Sha256, ToolName};
+use counter_table::{CounterTable, Counters, TableFull, ToolKey};
 use governor::clock::{Clock, MonotonicClock, Reference};
 use governor::nanos::Nanos;
-use keys::{Counters, Full, Keys, ToolKey};
 use rate::{Limit, Tat};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -42,20 +42,20 @@ pub struct Limits<C: Clock = MonotonicClock> {
     clock: C,
     /// Taken after the limiters below started, so a counter that is idle by this clock is idle by theirs.
     start: C::Instant,
-    keys: Arc<Keys>,
+    counter_table: Arc<CounterTable>,
     hasher: RandomState,
     per_principal: Option<Limit<C>>,
     per_tool: Option<Limit<C>>,
-    servers: HashMap<ServerName, Server<C>>,
+    servers: HashMap<ServerName, ServerLimits<C>>,
     /// Stands in for the server of messages that Guardian answers itself.
-    nobody: Server<C>,
+    no_server: ServerLimits<C>,
     max_concurrency_per_principal: usize,
     /// When a call last swept the full table: nanoseconds since `start`, plus one; 0: never.
     swept: AtomicU64,
 }
 
 /// The limits and counters of one server.
-struct Server<C: Clock> {
+struct ServerLimits<C: Clock> {
     limit: Option<Limit<C>>,
     tools: HashMap<ToolName, Limit<C>>,
     max_concurrency: usize,
@@ -65,16 +65,16 @@ struct Server<C: Clock> {
 /// The concurrency slots of one admitted call; dropping it frees them.
 #[must_use = "dropping it frees the slots of the call"]
 pub struct Admission {
-    keys: Arc<Keys>,
+    counter_table: Arc<CounterTable>,
     server: Arc<Mutex<Counters>>,
     who: PrincipalKey,
     tool: Option<ToolKey>,
     /// What the call took from each rate counter, in nanoseconds.
-    taken: Taken,
+    consumed: Consumed,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Taken {
+struct Consumed {
     principal: u64,
     tool: u64,
     server: u64,
@@ -113,7 +113,7 @@ impl<C: Clock + Clone> Limits<C> {
                 Some(own) => (Some(*own), format!("servers.{}", server.name)),
                 None => (config.per_server, "per_server".to_owned()),
             };
-            let own = Server {
+            let own = ServerLimits {
                 limit: rate.and_then(|rate| limit(rate, name, &format!("server `{}`", server.name))),
                 tools: HashMap::new(),
                 max_concurrency: server.max_concurrency,
@@ -121,7 +121,7 @@ impl<C: Clock + Clone> Limits<C> {
             };
             table.insert(server.name.clone(), own);
         }
-        let mut strays = Vec::new();
+        let mut unknown_keys = Vec::new();
         for (name, rate) in &config.tools {
             let parsed = name
                 .split_once('/')
@@ -133,15 +133,15 @@ impl<C: Clock + Clone> Limits<C> {
                         server.tools.insert(tool, limit);
                     }
                 }
-                None => strays.push(format!(
+                None => unknown_keys.push(format!(
                     "`limits.tools.\"{name}\"`: not `<server>/<tool>` of a configured server"
                 )),
             }
         }
         for name in config.servers.keys().filter(|name| !table.contains_key(*name)) {
-            strays.push(format!("`limits.servers.{name}`: no server of this name is configured"));
+            unknown_keys.push(format!("`limits.servers.{name}`: no server of this name is configured"));
         }
-        problems.append(&mut strays);
+        problems.append(&mut unknown_keys);
         if !problems.is_empty() {
             problems.dedup();
             return Err(BadLimits(problems));
@@ -149,12 +149,12 @@ impl<C: Clock + Clone> Limits<C> {
         Ok(Self {
             start: clock.now(),
             clock,
-            keys: Arc::new(Keys::new(config.max_keys)),
+            counter_table: Arc::new(CounterTable::new(config.max_keys)),
             hasher: RandomState::new(),
             per_principal,
             per_tool,
             servers: table,
-            nobody: Server {
+            no_server: ServerLimits {
                 limit: None,
                 tools: HashMap::new(),
                 max_concurrency: usize::MAX,
@@ -170,45 +170,47 @@ impl<C: Clock> Limits<C> {
     /// Takes one call from every counter that applies, or from none. `tool` is in the catalogue, or `None` if the message
     /// calls no tool.
     pub fn admit(&self, who: PrincipalKey, server: &ServerName, tool: Option<&ToolName>) -> Result<Admission, Box<Refusal>> {
-        let Some(ahead) = self.servers.get(server) else {
+        let Some(server_limits) = self.servers.get(server) else {
             return Err(Box::new(Reason::UnknownServer.into()));
         };
         let tool = tool.and_then(|tool| {
-            let limit = ahead.tools.get(tool.as_str()).or(self.per_tool.as_ref())?;
+            let limit = server_limits.tools.get(tool.as_str()).or(self.per_tool.as_ref())?;
             let key = ToolKey {
                 who,
                 tool: self.hasher.hash_one((server, tool)),
             };
             Some((key, limit))
         });
-        self.counted(who, ahead, tool)
+        self.counted(who, server_limits, tool)
     }
 
     /// The same for a message that Guardian answers itself: only the caller's own counters apply.
     pub fn admit_caller(&self, who: PrincipalKey) -> Result<Admission, Box<Refusal>> {
-        self.counted(who, &self.nobody, None)
+        self.counted(who, &self.no_server, None)
     }
 
     /// Removes every counter that equals a new one. A timer calls this.
     pub fn sweep(&self) {
-        self.keys.sweep(self.elapsed());
+        self.counter_table.sweep(self.elapsed());
     }
 
     /// How many counters of callers and their tools are held; never more than `max_keys`.
     pub fn keys(&self) -> usize {
-        self.keys.len()
+        self.counter_table.len()
     }
 
     /// Tries to admit the call, and once more if the table was full and could be swept.
     fn counted(
         &self,
         who: PrincipalKey,
-        ahead: &Server<C>,
+        server_limits: &ServerLimits<C>,
         tool: Option<(ToolKey, &Limit<C>)>,
     ) -> Result<Admission, Box<Refusal>> {
-        self.attempt(who, ahead, tool).or_else(|not| match not {
+        self.attempt(who, server_limits, tool).or_else(|not| match not {
             NotAdmitted::Refused(refusal) => Err(refusal),
-            NotAdmitted::Full if self.sweep_when_due() => self.attempt(who, ahead, tool).map_err(NotAdmitted::into_refusal),
+            NotAdmitted::Full if self.sweep_when_due() => {
+                self.attempt(who, server_limits, tool).map_err(NotAdmitted::into_refusal)
+            }
             NotAdmitted::Full => Err(NotAdmitted::Full.into_refusal()),
         })
     }
@@ -217,27 +219,27 @@ impl<C: Clock> Limits<C> {
     fn attempt(
         &self,
         who: PrincipalKey,
-        ahead: &Server<C>,
+        server_limits: &ServerLimits<C>,
         tool: Option<(ToolKey, &Limit<C>)>,
     ) -> Result<Admission, NotAdmitted> {
-        let mut shard = self.keys.shard(who);
-        let mut server = lock(&ahead.counters);
+        let mut shard = self.counter_table.shard(who);
+        let mut server = lock(&server_limits.counters);
         let principal = shard.principal(who);
         if principal.in_flight >= self.max_concurrency_per_principal {
-            return Err(too_many("this caller", self.max_concurrency_per_principal));
+            return Err(over_concurrency("this caller", self.max_concurrency_per_principal));
         }
-        if server.in_flight >= ahead.max_concurrency {
-            return Err(too_many("this server", ahead.max_concurrency));
+        if server.in_flight >= server_limits.max_concurrency {
+            return Err(over_concurrency("this server", server_limits.max_concurrency));
         }
 
-        let mut trial = Trial::default();
-        let principal_tat = trial.take(self.per_principal.as_ref(), principal.tat);
+        let mut limit_check = LimitCheck::default();
+        let principal_tat = limit_check.take(self.per_principal.as_ref(), principal.tat);
         let tool_tat = match tool {
-            Some((key, limit)) => trial.take(Some(limit), shard.tool(key)),
+            Some((key, limit)) => limit_check.take(Some(limit), shard.tool(key)),
             None => Tat::NEW,
         };
-        let server_tat = trial.take(ahead.limit.as_ref(), server.tat);
-        trial.finish()?;
+        let server_tat = limit_check.take(server_limits.limit.as_ref(), server.tat);
+        limit_check.finish()?;
 
         let counters = Counters {
             tat: principal_tat,
@@ -247,14 +249,14 @@ impl<C: Clock> Limits<C> {
         server.tat = server_tat;
         server.in_flight += 1;
         Ok(Admission {
-            keys: self.keys.clone(),
-            server: ahead.counters.clone(),
+            counter_table: self.counter_table.clone(),
+            server: server_limits.counters.clone(),
             who,
             tool: tool.map(|(key, _)| key),
-            taken: Taken {
+            consumed: Consumed {
                 principal: self.per_principal.as_ref().map_or(0, Limit::interval),
                 tool: tool.map_or(0, |(_, limit)| limit.interval()),
-                server: ahead.limit.as_ref().map_or(0, Limit::interval),
+                server: server_limits.limit.as_ref().map_or(0, Limit::interval),
             },
         })
     }
@@ -284,11 +286,15 @@ impl<C: Clock> Limits<C> {
 impl Admission {
     /// Returns what an admitted call took, if the journal refused it and it was never sent. One interval less in the
     /// theoretical arrival time undoes one call, exactly unless the counter has become idle since.
-    pub fn give_back(self) {
-        let mut shard = self.keys.shard(self.who);
-        shard.give_back(self.who, self.taken.principal, self.tool.map(|key| (key, self.taken.tool)));
+    pub fn refund(self) {
+        let mut shard = self.counter_table.shard(self.who);
+        shard.refund(
+            self.who,
+            self.consumed.principal,
+            self.tool.map(|key| (key, self.consumed.tool)),
+        );
         let mut server = lock(&self.server);
-        server.tat = server.tat.minus(self.taken.server);
+        server.tat = server.tat.minus(self.consumed.server);
         // `Drop` takes the locks again.
         drop(server);
         drop(shard);
@@ -297,7 +303,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.keys.shard(self.who).leave(self.who);
+        self.counter_table.shard(self.who).release(self.who);
         let mut server = lock(&self.server);
         server.in_flight = server.in_flight.saturating_sub(1);
     }
@@ -327,20 +333,20 @@ impl NotAdmitted {
     }
 }
 
-impl From<Full> for NotAdmitted {
-    fn from(_: Full) -> Self {
+impl From<TableFull> for NotAdmitted {
+    fn from(_: TableFull) -> Self {
         NotAdmitted::Full
     }
 }
 
 /// The verdicts of all limits: none is skipped, so that the wait told to the client is long enough for every one.
 #[derive(Default)]
-struct Trial {
+struct LimitCheck {
     wait: Option<Duration>,
     by: Vec<String>,
 }
 
-impl Trial {
+impl LimitCheck {
     /// The counter's state after this call; unchanged if there is no limit or the limit refuses.
     fn take<C: Clock>(&mut self, limit: Option<&Limit<C>>, tat: Tat) -> Tat {
         let Some(limit) = limit else { return tat };
@@ -363,7 +369,7 @@ impl Trial {
     }
 }
 
-fn too_many(of: &str, most: usize) -> NotAdmitted {
+fn over_concurrency(of: &str, most: usize) -> NotAdmitted {
     NotAdmitted::Refused(Box::new(Refusal {
         retry_after: Some(Duration::from_secs(1)),
         ..Refusal::with_detail(Reason::TooManyInFlight, format!("{most} calls of {of} are running"))

@@ -33,18 +33,18 @@ impl Tat {
 
 /// A configured rate, as a GCRA limiter.
 pub(super) struct Limit<C: Clock> {
-    limiter: RateLimiter<Held, InHeld, C, NoOpMiddleware<C::Instant>>,
+    limiter: RateLimiter<TatKey, TatStore, C, NoOpMiddleware<C::Instant>>,
     clock: C,
     interval: u64,
-    said: String,
+    description: String,
 }
 
 impl<C: Clock> Limit<C> {
     /// Takes one call from the counter: its next state, or how long to wait.
     pub(super) fn take(&self, tat: Tat) -> Result<Tat, Duration> {
-        let held = Held(Cell::new(tat.0));
-        match self.limiter.check_key(&held) {
-            Ok(()) => Ok(Tat(held.0.get())),
+        let key = TatKey(Cell::new(tat.0));
+        match self.limiter.check_key(&key) {
+            Ok(()) => Ok(Tat(key.0.get())),
             Err(not) => Err(not.wait_time_from(self.clock.now())),
         }
     }
@@ -67,17 +67,17 @@ impl<C: Clock + Clone> Limit<C> {
             return Err("`per` is too long");
         }
         Ok(Self {
-            limiter: RateLimiter::new(quota.allow_burst(burst), InHeld, clock.clone()),
+            limiter: RateLimiter::new(quota.allow_burst(burst), TatStore, clock.clone()),
             clock: clock.clone(),
             interval: interval.as_nanos() as u64,
-            said: format!("at most {count} calls in {:?}, {burst} at once, for {whose}", rate.per.0),
+            description: format!("at most {count} calls in {:?}, {burst} at once, for {whose}", rate.per.0),
         })
     }
 }
 
 impl<C: Clock> fmt::Display for Limit<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.said)
+        f.write_str(&self.description)
     }
 }
 
@@ -86,26 +86,26 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// governor's state key, used to hold the counter itself: a copy that is kept or thrown away.
 #[derive(Clone, PartialEq, Eq)]
-struct Held(Cell<u64>);
+struct TatKey(Cell<u64>);
 
-impl Hash for Held {
+impl Hash for TatKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.get().hash(state);
     }
 }
 
-struct InHeld;
+struct TatStore;
 
-impl StateStore for InHeld {
-    type Key = Held;
+impl StateStore for TatStore {
+    type Key = TatKey;
 
-    fn measure_and_replace<T, F, E>(&self, held: &Held, judge: F) -> Result<T, E>
+    fn measure_and_replace<T, F, E>(&self, key: &TatKey, judge: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let before = held.0.get();
+        let before = key.0.get();
         let (answer, next) = judge((before != 0).then(|| Nanos::new(before)))?;
-        held.0.set(next.as_u64());
+        key.0.set(next.as_u64());
         Ok(answer)
     }
 }

@@ -144,7 +144,7 @@ fn a_call_that_was_never_sent_gives_back_what_it_took() {
         config.per_server = rate(1, 60_000, 1);
     });
     for _ in 0..5 {
-        limits.admit(ann(), &files(), Some(&tool("read"))).unwrap().give_back();
+        limits.admit(ann(), &files(), Some(&tool("read"))).unwrap().refund();
     }
     assert!(limits.admit(ann(), &files(), Some(&tool("read"))).is_ok());
     assert!(limits.admit(ann(), &files(), Some(&tool("read"))).is_err());
@@ -335,7 +335,7 @@ proptest! {
                     let got = limits.admit(key(WHO[who]), &servers()[server].name, tool.as_ref());
                     match (expected, got) {
                         (Expected::Admitted, Ok(admission)) if keep => running.push(admission),
-                        (Expected::Admitted, Ok(admission)) => admission.give_back(),
+                        (Expected::Admitted, Ok(admission)) => admission.refund(),
                         (Expected::Busy, Err(refusal)) => prop_assert_eq!(refusal.reason, Reason::TooManyInFlight),
                         (Expected::Wait(wait), Err(refusal)) => {
                             prop_assert_eq!(refusal.reason, Reason::RateLimited);

@@ -24,10 +24,10 @@ pub(super) struct Counters {
 }
 
 /// The table has no room for a new key.
-pub(super) struct Full;
+pub(super) struct TableFull;
 
 /// The table; `len` counts callers and tools together.
-pub(super) struct Keys {
+pub(super) struct CounterTable {
     shards: Vec<Mutex<Maps>>,
     len: AtomicUsize,
     max: usize,
@@ -42,12 +42,12 @@ struct Maps {
 /// A locked shard, with everything of its callers.
 pub(super) struct Shard<'a> {
     maps: MutexGuard<'a, Maps>,
-    keys: &'a Keys,
+    counter_table: &'a CounterTable,
 }
 
 const SHARDS: usize = 64;
 
-impl Keys {
+impl CounterTable {
     pub(super) fn new(max: usize) -> Self {
         Self {
             shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect(),
@@ -64,7 +64,7 @@ impl Keys {
         let index = usize::from(who.0[0]) % SHARDS;
         Shard {
             maps: super::lock(&self.shards[index]),
-            keys: self,
+            counter_table: self,
         }
     }
 
@@ -83,11 +83,11 @@ impl Keys {
     }
 
     /// Counts `wanted` new keys if there is room for them.
-    fn reserve(&self, wanted: usize) -> Result<(), Full> {
+    fn reserve(&self, wanted: usize) -> Result<(), TableFull> {
         let more = |len: usize| len.checked_add(wanted).filter(|len| *len <= self.max);
         match self.len.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
             Ok(_) => Ok(()),
-            Err(_) => Err(Full),
+            Err(_) => Err(TableFull),
         }
     }
 }
@@ -102,12 +102,12 @@ impl Shard<'_> {
     }
 
     /// Stores both counters or none: room for new keys is reserved before anything is written.
-    pub(super) fn put(&mut self, who: PrincipalKey, counters: Counters, tool: Option<(ToolKey, Tat)>) -> Result<(), Full> {
+    pub(super) fn put(&mut self, who: PrincipalKey, counters: Counters, tool: Option<(ToolKey, Tat)>) -> Result<(), TableFull> {
         let new_principal = !self.maps.principals.contains_key(&who);
         let new_tool = tool.is_some_and(|(key, _)| !self.maps.tools.contains_key(&key));
         let wanted = usize::from(new_principal) + usize::from(new_tool);
         if wanted > 0 {
-            self.keys.reserve(wanted)?;
+            self.counter_table.reserve(wanted)?;
         }
         self.maps.principals.insert(who, counters);
         if let Some((key, tat)) = tool {
@@ -116,7 +116,7 @@ impl Shard<'_> {
         Ok(())
     }
 
-    pub(super) fn give_back(&mut self, who: PrincipalKey, interval: u64, tool: Option<(ToolKey, u64)>) {
+    pub(super) fn refund(&mut self, who: PrincipalKey, interval: u64, tool: Option<(ToolKey, u64)>) {
         if let Some(counters) = self.maps.principals.get_mut(&who) {
             counters.tat = counters.tat.minus(interval);
         }
@@ -127,7 +127,7 @@ impl Shard<'_> {
         }
     }
 
-    pub(super) fn leave(&mut self, who: PrincipalKey) {
+    pub(super) fn release(&mut self, who: PrincipalKey) {
         if let Some(counters) = self.maps.principals.get_mut(&who) {
             counters.in_flight = counters.in_flight.saturating_sub(1);
         }
