@@ -11,7 +11,7 @@ use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
 use crate::gate::{Callers, Clock, Gate, GateParts, JustInTime, Metadata, Redaction, Site};
 use crate::grants::{Grants, RefreshCounts};
 use crate::identity::{Identity, Pepper};
-use crate::journal::{Journal, JournalSettings, Shipper, StartFacts, State};
+use crate::journal::{Journal, JournalSettings, JournalState, Shipper, StartFacts};
 use crate::limits::Limits;
 use crate::store::{Store, StoreOpen};
 use crate::telemetry::Metrics;
@@ -339,7 +339,7 @@ fn ship(journal: &Journal, store: Store, stop: CancellationToken) -> Result<std:
         .context("cannot start the shipper")?;
     let shipper = Shipper::new(journal);
     let run = move || {
-        crate::journal::step_back();
+        crate::journal::lower_priority();
         runtime.block_on(shipper.run(store, stop))
     };
     std::thread::Builder::new()
@@ -532,8 +532,8 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
     let snapshot = rules.snapshot.load();
     let state = journal.state();
     let sealed = match &state {
-        State::Sealed(why) => Some(format!("nothing can be recorded: {why}")),
-        State::Open | State::Pressure => None,
+        JournalState::Sealed(why) => Some(format!("nothing can be recorded: {why}")),
+        JournalState::Open | JournalState::Pressure => None,
     };
     let failing = rules.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Health {
@@ -553,9 +553,9 @@ fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
         .flatten()
         .collect(),
         journal: match state {
-            State::Open => "open",
-            State::Pressure => "pressure",
-            State::Sealed(_) => "sealed",
+            JournalState::Open => "open",
+            JournalState::Pressure => "pressure",
+            JournalState::Sealed(_) => "sealed",
         },
         unshipped: journal.unshipped(),
         grants_age_ms: u64::try_from(grants.view().age.as_millis()).unwrap_or(u64::MAX),

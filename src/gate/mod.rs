@@ -34,7 +34,7 @@ use crate::domain::{
     AuthMethod, Call, Decision, EnvironmentName, Era, Event, Method, Principal, Reason, Refusal, RequestId, ServerName, Timestamp,
 };
 use crate::grants::{GrantSnapshot, Grants};
-use crate::journal::{Cleared, Journal, State};
+use crate::journal::{Cleared, Journal, JournalState};
 use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp;
 use crate::telemetry::Metrics;
@@ -487,7 +487,7 @@ impl Gate {
 
     /// Records the counted refusals; the app calls it once a second. While the journal is sealed, the counts are kept.
     pub async fn record_noise(&self) {
-        if matches!(self.parts.journal.state(), State::Sealed(_)) {
+        if matches!(self.parts.journal.state(), JournalState::Sealed(_)) {
             return;
         }
         for event in self.noise.drain(&self.parts.environment, (self.parts.clock.now)()) {

@@ -87,14 +87,14 @@ pub(super) fn replace(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<(
 }
 
 /// A real folder. Opened for writing, it holds the lock for as long as it lives.
-pub(super) struct Folder {
+pub(super) struct DiskFolder {
     path: PathBuf,
     handle: File,
     write: bool,
     _lock: Option<File>,
 }
 
-impl Folder {
+impl DiskFolder {
     /// Opens the folder for writing by this process alone, and creates it if it is missing.
     pub fn lock(path: &Path, allow_volatile: bool) -> Result<Self, JournalError> {
         let fault = |source| JournalError::Folder {
@@ -131,7 +131,7 @@ impl Folder {
     }
 }
 
-impl Disk for Folder {
+impl Disk for DiskFolder {
     fn list(&self) -> io::Result<Vec<String>> {
         let names = std::fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string()));
         names

@@ -63,7 +63,7 @@ pub enum Sealed {
 /// any  -> Sealed(Stopped)                 closed for good
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum JournalState {
     Open,
     Pressure,
     Sealed(Sealed),

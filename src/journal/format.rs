@@ -49,7 +49,7 @@ const VERSION: u32 = 1;
 pub(super) const MARK: [u8; 4] = *b"\xffNGB";
 
 /// What is wrong with the bytes; the caller adds the file and the offset.
-pub(super) type Flaw = &'static str;
+pub(super) type Corruption = &'static str;
 
 /// The header of a segment with its list of open permits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl SegmentHeader {
     pub fn decode<E>(
         fixed: &[u8; HEADER],
         rest: impl FnOnce(usize) -> Result<Option<Vec<u8>>, E>,
-    ) -> Result<Result<Self, Flaw>, E> {
+    ) -> Result<Result<Self, Corruption>, E> {
         if &fixed[..8] != MAGIC {
             return Ok(Err("this is not a segment of the journal"));
         }
@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    fn decode(bytes: &[u8]) -> Result<SegmentHeader, Flaw> {
+    fn decode(bytes: &[u8]) -> Result<SegmentHeader, Corruption> {
         let fixed = bytes[..HEADER].try_into().unwrap();
         let rest = |n: usize| Ok::<_, ()>(bytes.get(HEADER..HEADER + n).map(<[u8]>::to_vec));
         SegmentHeader::decode(&fixed, rest).unwrap()

@@ -6,51 +6,51 @@
 //! and head.
 
 mod chain;
+mod cleared;
 mod disk;
+mod encode;
 mod error;
-mod fit;
 mod format;
 mod queue;
-mod rank;
+mod reader;
 mod recover;
 mod scan;
 mod segment;
 mod shared;
 mod shipper;
 mod spool;
-mod text;
-mod ticket;
-mod walk;
+mod thread_priority;
+mod truncate;
 mod watermark;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
+pub use cleared::{Cleared, OutcomeData, OutcomeTicket};
 pub use disk::survive_file_size_limit;
-pub use error::{Damage, JournalError, Sealed, State};
-pub use rank::step_back;
+pub use error::{Damage, JournalError, JournalState, Sealed};
+pub use reader::read_dir;
 pub use shipper::Shipper;
-pub use ticket::{Cleared, Closing, Ticket};
-pub use walk::read_dir;
+pub use thread_priority::lower_priority;
 
 use crate::decide::Permit;
 use crate::domain::{
     Call, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, Start, Timestamp, ToolName,
 };
 use chain::Chain;
-use disk::{Disk, Folder};
+use cleared::PendingPermit;
+use disk::{Disk, DiskFolder};
 use queue::locked;
-use shared::{OUTCOME_ROOM, Shared};
+use shared::{JournalShared, OUTCOME_ROOM};
 use spool::Spool;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use ticket::Opening;
 use watermark::Watermark;
-use writer::{LastWords, Writer};
+use writer::{Writer, WriterExitGuard};
 
 /// The START record and the recovered outcomes are written in batches of this many events.
 const START_BATCH: usize = 256;
@@ -92,10 +92,10 @@ pub struct Recovered {
 
 /// Handle to the journal; clones share it. Dropping the last one closes the journal without a STOP record.
 #[derive(Clone)]
-pub struct Journal(Arc<Handle>);
+pub struct Journal(Arc<JournalHandle>);
 
-struct Handle {
-    shared: Arc<Shared>,
+struct JournalHandle {
+    shared: Arc<JournalShared>,
     disk: Arc<dyn Disk>,
     incarnation: Incarnation,
     shipped: Option<Watermark>,
@@ -109,7 +109,7 @@ impl Journal {
         start: StartFacts,
         now: impl Fn() -> Timestamp + Send + Sync + 'static,
     ) -> Result<(Self, Recovered), JournalError> {
-        let folder = Folder::lock(&settings.dir, settings.allow_volatile)?;
+        let folder = DiskFolder::lock(&settings.dir, settings.allow_volatile)?;
         Self::open_on(Arc::new(folder), &settings, start, Box::new(now))
     }
 
@@ -154,7 +154,7 @@ impl Journal {
             Ok(waiter) => waiter,
             Err(sealed) => return Err((call, sealed)),
         };
-        match Opening::new(waiter, shared.clone(), call.request).await {
+        match PendingPermit::new(waiter, shared.clone(), call.request).await {
             Ok(seq) => {
                 if let Some((observe, began)) = began {
                     observe(began.elapsed());
@@ -171,7 +171,7 @@ impl Journal {
     }
 
     /// Whether the journal takes records, and if not, why.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> JournalState {
         self.0.shared.state()
     }
 
@@ -235,22 +235,26 @@ impl Journal {
         disk: Arc<dyn Disk>,
         settings: &JournalSettings,
         facts: StartFacts,
-        clock: shared::Clock,
+        clock: shared::NowFn,
     ) -> Result<(Self, Recovered), JournalError> {
-        let past = recover::recover(&disk)?;
+        let recovered_state = recover::recover(&disk)?;
         Watermark::prepare(&*disk).map_err(scan::in_file(&*disk, watermark::NAME))?;
         let chain = Chain::new(new_incarnation()?);
         let incarnation = chain.incarnation;
-        let number = past.shelf.segments.last().map_or(1, |segment| segment.header.number + 1);
+        let number = recovered_state
+            .segment_index
+            .segments
+            .last()
+            .map_or(1, |segment| segment.header.number + 1);
         let mut events = vec![Event::Start(Start {
             at: clock(),
             environment: facts.environment.clone(),
             version: facts.version,
             instance: facts.instance,
-            after: past.last,
-            cut: past.cut,
+            after: recovered_state.last,
+            cut: recovered_state.cut,
         })];
-        events.extend(past.open.iter().map(|request| {
+        events.extend(recovered_state.open.iter().map(|request| {
             Event::Outcome(Outcome {
                 at: clock(),
                 environment: facts.environment.clone(),
@@ -264,9 +268,13 @@ impl Journal {
                 recovered: true,
             })
         }));
-        let unknown = past.open.len();
-        let spool = Arc::new(Spool::new(disk.clone(), past.shelf, past.unshipped));
-        let shared = Arc::new(Shared::new(
+        let unknown = recovered_state.open.len();
+        let spool = Arc::new(Spool::new(
+            disk.clone(),
+            recovered_state.segment_index,
+            recovered_state.unshipped,
+        ));
+        let shared = Arc::new(JournalShared::new(
             spool.clone(),
             facts.environment,
             clock,
@@ -274,13 +282,20 @@ impl Journal {
             settings.sync_timeout,
         ));
         shared.queue.reserve(unknown as u64 * OUTCOME_ROOM);
-        let mut writer = Writer::new(shared.clone(), disk.clone(), settings.segment_bytes, chain, number, past.open);
+        let mut writer = Writer::new(
+            shared.clone(),
+            disk.clone(),
+            settings.segment_bytes,
+            chain,
+            number,
+            recovered_state.open,
+        );
         for events in events.chunks(START_BATCH) {
             writer.write_directly(events).map_err(scan::in_file(&*disk, ""))?;
         }
         let recovered = Recovered {
-            after: past.last,
-            cut: past.cut,
+            after: recovered_state.last,
+            cut: recovered_state.cut,
             unknown,
             unshipped: spool.records.load(Ordering::Relaxed),
         };
@@ -288,28 +303,28 @@ impl Journal {
             let shared = shared.clone();
             move || shared.watch()
         })?;
-        let last_words = LastWords(shared.clone());
+        let last_words = WriterExitGuard(shared.clone());
         let write = thread("journal", move || {
-            rank::step_back();
+            thread_priority::lower_priority();
             let _last_words = last_words;
             writer.run();
         })?;
-        let handle = Handle {
+        let handle = JournalHandle {
             threads: Mutex::new(vec![watch, write]),
             shared,
             disk,
             incarnation,
-            shipped: past.watermark,
+            shipped: recovered_state.watermark,
         };
         Ok((Self(Arc::new(handle)), recovered))
     }
 }
 
-impl Drop for Handle {
+impl Drop for JournalHandle {
     fn drop(&mut self) {
         self.shared.queue.close();
         // The writer thread is stuck in a disk operation; joining it could block for ever.
-        if self.shared.state() == State::Sealed(Sealed::Hung) {
+        if self.shared.state() == JournalState::Sealed(Sealed::Hung) {
             return;
         }
         for thread in locked(&self.threads).drain(..) {

@@ -18,25 +18,25 @@ const GROUP_RECORDS: usize = 256;
 const GROUP_BYTES: usize = 1024 * 1024;
 
 /// Group commit: the next sync begins this long after the last one for each waiter of that last batch, at most
-/// `GREATEST_GAP`, so that many callers share a sync while few hardly wait. The gap ends early when as many callers wait
+/// `MAX_SYNC_GAP`, so that many callers share a sync while few hardly wait. The gap ends early when as many callers wait
 /// as shared the last batch and no cleared call is open: then nobody else is expected.
-const GAP_EACH: Duration = Duration::from_micros(100);
-const GREATEST_GAP: Duration = Duration::from_millis(2);
+const SYNC_GAP_PER_WAITER: Duration = Duration::from_micros(100);
+const MAX_SYNC_GAP: Duration = Duration::from_millis(2);
 /// Entries without a waiter (outcomes) stay queued at most this long, to share the sync of the next awaited entry.
-const LAZY: Duration = Duration::from_millis(5);
+const UNAWAITED_DELAY: Duration = Duration::from_millis(5);
 
 /// What a record does to the set of open permits, those without an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum PermitEffect {
     Opens(RequestId),
     Closes(RequestId),
     Plain,
 }
 
 /// An event in the queue, serialised.
-pub(super) struct Entry {
+pub(super) struct QueuedEvent {
     pub event: Vec<u8>,
-    pub mark: Mark,
+    pub effect: PermitEffect,
     /// Spool bytes reserved for this entry when it was admitted.
     pub room: u64,
     /// A caller waits for this entry and is told if it cannot be written.
@@ -46,22 +46,22 @@ pub(super) struct Entry {
 /// Entries that one sync makes durable.
 #[derive(Default)]
 pub(super) struct Batch {
-    pub entries: Vec<Entry>,
-    pub group: Arc<Group>,
+    pub entries: Vec<QueuedEvent>,
+    pub group: Arc<CommitGroup>,
     bytes: usize,
 }
 
 #[derive(Default)]
 pub(super) struct Queue {
-    inner: Mutex<Inner>,
-    bell: Condvar,
+    inner: Mutex<QueueState>,
+    condvar: Condvar,
     /// Calls that were cleared and have no outcome yet.
     under_way: AtomicUsize,
 }
 
 /// The queue and what the writer thread is waiting for.
 #[derive(Default)]
-struct Inner {
+struct QueueState {
     batches: VecDeque<Batch>,
     records: usize,
     bytes: usize,
@@ -71,22 +71,22 @@ struct Inner {
     shared_by: u32,
     /// Spool bytes reserved: by entries queued or being written, and for the outcomes of open permits.
     room: u64,
-    rest: Rest,
+    wait_state: WaitState,
     closing: bool,
 }
 
 /// What the writer thread waits for, so that others know when to wake it.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum WaitState {
     /// Not waiting.
     #[default]
     Awake,
     /// The queue is empty: until an entry is queued.
     Idle,
-    /// Only outcomes are queued: until an awaited entry comes, the first batch is full, or `LAZY` has passed.
-    Lazy,
+    /// Only outcomes are queued: until an awaited entry comes, the first batch is full, or `UNAWAITED_DELAY` has passed.
+    UnawaitedDelay,
     /// Until the gap between syncs is over, the first batch is full, or nobody else is expected.
-    Gap,
+    SyncGap,
     /// The journal is sealed: until the pause is over or the journal closes.
     Sealed,
 }
@@ -94,7 +94,7 @@ enum Rest {
 impl Queue {
     /// Queues an entry. `admit` is given the spool bytes reserved so far, and decides whether the spool has room for this
     /// entry.
-    pub fn push(&self, entry: Entry, admit: impl FnOnce(u64) -> Result<(), Sealed>) -> Result<Waiter, Sealed> {
+    pub fn push(&self, entry: QueuedEvent, admit: impl FnOnce(u64) -> Result<(), Sealed>) -> Result<Waiter, Sealed> {
         let mut inner = locked(&self.inner);
         if inner.closing {
             return Err(Sealed::Stopped);
@@ -104,10 +104,10 @@ impl Queue {
         }
         admit(inner.room)?;
         let waiter = inner.put(entry);
-        let ring = inner.wakes(self.under_way());
+        let ring = inner.should_wake(self.under_way());
         drop(inner);
         if ring {
-            self.bell.notify_one();
+            self.condvar.notify_one();
         }
         Ok(waiter)
     }
@@ -116,23 +116,26 @@ impl Queue {
     /// began.
     pub fn next(&self, last: Instant) -> Option<Batch> {
         let mut inner = locked(&self.inner);
-        let gap = GREATEST_GAP.min(GAP_EACH * inner.shared_by);
+        let gap = MAX_SYNC_GAP.min(SYNC_GAP_PER_WAITER * inner.shared_by);
         let mut lazy_until = None;
         loop {
             let full = inner.batches.front().is_some_and(Batch::is_full);
-            if full || inner.closing || inner.all_are_back(self.under_way()) {
+            if full || inner.closing || inner.all_waiters_are_back(self.under_way()) {
                 break;
             }
             let (rest, until) = match (inner.awaited, inner.records) {
-                (1.., _) => (Rest::Gap, Some(last + gap)),
-                (0, 1..) => (Rest::Lazy, Some(*lazy_until.get_or_insert_with(|| Instant::now() + LAZY))),
-                (0, 0) => (Rest::Idle, None),
+                (1.., _) => (WaitState::SyncGap, Some(last + gap)),
+                (0, 1..) => (
+                    WaitState::UnawaitedDelay,
+                    Some(*lazy_until.get_or_insert_with(|| Instant::now() + UNAWAITED_DELAY)),
+                ),
+                (0, 0) => (WaitState::Idle, None),
             };
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 break;
             }
-            inner = self.rest(inner, rest, left);
+            inner = self.wait_in(inner, rest, left);
         }
         inner.take()
     }
@@ -146,13 +149,13 @@ impl Queue {
             if inner.closing || left.is_zero() {
                 return inner.closing;
             }
-            inner = self.rest(inner, Rest::Sealed, Some(left));
+            inner = self.wait_in(inner, WaitState::Sealed, Some(left));
         }
     }
 
     /// Refuses every entry that has a waiter and returns how many those were. Entries without a waiter stay queued, in
     /// order: first those of `unwritten`, the batch that could not be written.
-    pub fn fail(&self, reason: &Sealed, unwritten: Vec<Entry>) -> u64 {
+    pub fn fail(&self, reason: &Sealed, unwritten: Vec<QueuedEvent>) -> u64 {
         let mut inner = locked(&self.inner);
         let batches = std::mem::take(&mut inner.batches);
         let (groups, entries): (Vec<_>, Vec<_>) = batches.into_iter().map(|batch| (batch.group, batch.entries)).unzip();
@@ -190,15 +193,15 @@ impl Queue {
     }
 
     /// Counts a call that was cleared.
-    pub fn departs(&self) {
+    pub fn call_started(&self) {
         self.under_way.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Counts a call that got its outcome; true if no other is open.
-    pub fn arrives(&self) -> bool {
+    pub fn call_finished(&self) -> bool {
         let last = self.under_way.fetch_sub(1, Ordering::AcqRel) == 1;
-        if last && locked(&self.inner).wakes(0) {
-            self.bell.notify_one();
+        if last && locked(&self.inner).should_wake(0) {
+            self.condvar.notify_one();
         }
         last
     }
@@ -206,7 +209,7 @@ impl Queue {
     /// Refuses new entries from now on; those queued are still written.
     pub fn close(&self) {
         locked(&self.inner).closing = true;
-        self.bell.notify_one();
+        self.condvar.notify_one();
     }
 
     /// Reserves room for the outcomes of permits that earlier incarnations left open.
@@ -215,19 +218,29 @@ impl Queue {
     }
 
     /// Waits on the condition variable, after noting for what.
-    fn rest<'a>(&self, mut inner: MutexGuard<'a, Inner>, rest: Rest, left: Option<Duration>) -> MutexGuard<'a, Inner> {
-        inner.rest = rest;
+    fn wait_in<'a>(
+        &self,
+        mut inner: MutexGuard<'a, QueueState>,
+        rest: WaitState,
+        left: Option<Duration>,
+    ) -> MutexGuard<'a, QueueState> {
+        inner.wait_state = rest;
         let mut inner = match left {
-            Some(left) => self.bell.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0,
-            None => self.bell.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            Some(left) => {
+                self.condvar
+                    .wait_timeout(inner, left)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => self.condvar.wait(inner).unwrap_or_else(PoisonError::into_inner),
         };
-        inner.rest = Rest::Awake;
+        inner.wait_state = WaitState::Awake;
         inner
     }
 }
 
-impl Inner {
-    fn put(&mut self, entry: Entry) -> Waiter {
+impl QueueState {
+    fn put(&mut self, entry: QueuedEvent) -> Waiter {
         if self.batches.back().is_none_or(Batch::is_full) {
             self.batches.push_back(Batch::default());
         }
@@ -240,7 +253,7 @@ impl Inner {
         batch.entries.push(entry);
         Waiter {
             group: batch.group.clone(),
-            seat: batch.entries.len() - 1,
+            slot: batch.entries.len() - 1,
         }
     }
 
@@ -255,20 +268,20 @@ impl Inner {
     }
 
     /// Whether no further caller is expected: no call is open, and as many wait as shared the last batch.
-    fn all_are_back(&self, under_way: usize) -> bool {
+    fn all_waiters_are_back(&self, under_way: usize) -> bool {
         under_way == 0 && self.awaited > 0 && self.awaited >= self.shared_by as usize
     }
 
     /// Whether the writer thread must be woken; notes that it was, so that it is woken once.
-    fn wakes(&mut self, under_way: usize) -> bool {
-        let wakes = match self.rest {
-            Rest::Awake | Rest::Sealed => false,
-            Rest::Idle => true,
-            Rest::Lazy => self.awaited > 0 || self.batches.front().is_some_and(Batch::is_full),
-            Rest::Gap => self.batches.front().is_some_and(Batch::is_full) || self.all_are_back(under_way),
+    fn should_wake(&mut self, under_way: usize) -> bool {
+        let wakes = match self.wait_state {
+            WaitState::Awake | WaitState::Sealed => false,
+            WaitState::Idle => true,
+            WaitState::UnawaitedDelay => self.awaited > 0 || self.batches.front().is_some_and(Batch::is_full),
+            WaitState::SyncGap => self.batches.front().is_some_and(Batch::is_full) || self.all_waiters_are_back(under_way),
         };
         if wakes {
-            self.rest = Rest::Awake;
+            self.wait_state = WaitState::Awake;
         }
         wakes
     }
@@ -282,18 +295,18 @@ impl Batch {
 
 /// The waiters of one batch and the result they get.
 #[derive(Default)]
-pub(super) struct Group(Mutex<Seats>);
+pub(super) struct CommitGroup(Mutex<WaiterSlots>);
 
 #[derive(Default)]
-struct Seats {
+struct WaiterSlots {
     /// The batch's result: the seq of its first record once all are durable, or why it failed.
     verdict: Option<Result<u64, Sealed>>,
     /// One slot for each entry that was polled or abandoned, by its index in the batch.
-    seats: Vec<Seat>,
+    slots: Vec<WaiterSlot>,
 }
 
 #[derive(Default, Clone)]
-enum Seat {
+enum WaiterSlot {
     #[default]
     Empty,
     Waiting(Waker),
@@ -301,56 +314,56 @@ enum Seat {
     Left,
 }
 
-/// Which waiters `Group::finish` reached.
+/// Which waiters `CommitGroup::finish` reached.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum WakeResult {
     /// All, except the waiters of these entries, which were dropped before.
     Except(Vec<usize>),
     /// None: the group had a result already, given by the watchdog.
     TooLate,
 }
 
-impl Group {
+impl CommitGroup {
     /// Sets the result and wakes the waiters; only the first result counts.
-    pub fn finish(&self, verdict: Result<u64, Sealed>) -> Told {
-        let mut seats = locked(&self.0);
-        if seats.verdict.is_some() {
-            return Told::TooLate;
+    pub fn finish(&self, verdict: Result<u64, Sealed>) -> WakeResult {
+        let mut slots = locked(&self.0);
+        if slots.verdict.is_some() {
+            return WakeResult::TooLate;
         }
-        seats.verdict = Some(verdict);
-        let taken = std::mem::take(&mut seats.seats);
-        drop(seats);
+        slots.verdict = Some(verdict);
+        let taken = std::mem::take(&mut slots.slots);
+        drop(slots);
         let mut left = Vec::new();
-        for (index, seat) in taken.into_iter().enumerate() {
-            match seat {
-                Seat::Waiting(waker) => waker.wake(),
-                Seat::Left => left.push(index),
-                Seat::Empty => {}
+        for (index, slot) in taken.into_iter().enumerate() {
+            match slot {
+                WaiterSlot::Waiting(waker) => waker.wake(),
+                WaiterSlot::Left => left.push(index),
+                WaiterSlot::Empty => {}
             }
         }
-        Told::Except(left)
+        WakeResult::Except(left)
     }
 }
 
 /// A future that resolves to the record's seq when it is durable, or to the reason why it was refused.
 pub(super) struct Waiter {
-    group: Arc<Group>,
-    seat: usize,
+    group: Arc<CommitGroup>,
+    slot: usize,
 }
 
 impl Waiter {
-    /// The caller gives up. Returns the result if it is known; otherwise the writer learns of it through `Told::Except`.
+    /// The caller gives up. Returns the result if it is known; otherwise the writer learns of it through `WakeResult::Except`.
     pub fn leave(&self) -> Option<Result<u64, Sealed>> {
-        let mut seats = locked(&self.group.0);
-        if seats.verdict.is_none() {
-            *seats.seat(self.seat) = Seat::Left;
+        let mut slots = locked(&self.group.0);
+        if slots.verdict.is_none() {
+            *slots.slot(self.slot) = WaiterSlot::Left;
         }
-        self.verdict(&seats)
+        self.verdict(&slots)
     }
 
-    fn verdict(&self, seats: &Seats) -> Option<Result<u64, Sealed>> {
-        let verdict = seats.verdict.as_ref()?;
-        Some(verdict.clone().map(|first| first + self.seat as u64))
+    fn verdict(&self, slots: &WaiterSlots) -> Option<Result<u64, Sealed>> {
+        let verdict = slots.verdict.as_ref()?;
+        Some(verdict.clone().map(|first| first + self.slot as u64))
     }
 }
 
@@ -358,24 +371,24 @@ impl Future for Waiter {
     type Output = Result<u64, Sealed>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut seats = locked(&self.group.0);
-        if let Some(verdict) = self.verdict(&seats) {
+        let mut slots = locked(&self.group.0);
+        if let Some(verdict) = self.verdict(&slots) {
             return Poll::Ready(verdict);
         }
-        match seats.seat(self.seat) {
-            Seat::Waiting(waker) => waker.clone_from(context.waker()),
-            seat => *seat = Seat::Waiting(context.waker().clone()),
+        match slots.slot(self.slot) {
+            WaiterSlot::Waiting(waker) => waker.clone_from(context.waker()),
+            slot => *slot = WaiterSlot::Waiting(context.waker().clone()),
         }
         Poll::Pending
     }
 }
 
-impl Seats {
-    fn seat(&mut self, seat: usize) -> &mut Seat {
-        if self.seats.len() <= seat {
-            self.seats.resize(seat + 1, Seat::Empty);
+impl WaiterSlots {
+    fn slot(&mut self, slot: usize) -> &mut WaiterSlot {
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, WaiterSlot::Empty);
         }
-        &mut self.seats[seat]
+        &mut self.slots[slot]
     }
 }
 
@@ -393,9 +406,9 @@ mod tests {
 
     fn push(queue: &Queue, entries: usize) {
         for _ in 0..entries {
-            let entry = Entry {
+            let entry = QueuedEvent {
                 event: Vec::new(),
-                mark: Mark::Plain,
+                effect: PermitEffect::Plain,
                 room: 0,
                 awaited: true,
             };
@@ -421,7 +434,7 @@ mod tests {
     }
 
     fn until_it_rests(queue: &Queue) {
-        while locked(&queue.inner).rest != Rest::Gap {
+        while locked(&queue.inner).wait_state != WaitState::SyncGap {
             std::thread::yield_now();
         }
     }
@@ -448,15 +461,15 @@ mod tests {
     #[test]
     fn calls_under_way_are_waited_for() {
         let queue = told();
-        (0..2).for_each(|_| queue.departs());
+        (0..2).for_each(|_| queue.call_started());
         push(&queue, MANY);
         std::thread::scope(|scope| {
             let next = scope.spawn(|| taken(&queue, just_now()));
             until_it_rests(&queue);
-            assert!(!queue.arrives());
+            assert!(!queue.call_finished());
             push(&queue, 1);
             until_it_rests(&queue);
-            assert!(queue.arrives());
+            assert!(queue.call_finished());
             assert_eq!(next.join().unwrap(), MANY + 1);
         });
     }

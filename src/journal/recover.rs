@@ -4,9 +4,9 @@
 
 use super::disk::Disk;
 use super::error::JournalError;
+use super::reader::{FolderReader, read_summary};
 use super::scan::in_file;
-use super::spool::{Shelf, cost};
-use super::walk::{Walk, glance};
+use super::spool::{SegmentIndex, cost};
 use super::watermark::Watermark;
 use crate::domain::{DecisionKind, Digest, Incarnation, RequestId, SealedRecord};
 use std::collections::BTreeSet;
@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 /// What recovery found in the folder.
 #[derive(Default)]
-pub(super) struct Past {
-    pub shelf: Shelf,
+pub(super) struct RecoveredState {
+    pub segment_index: SegmentIndex,
     /// The last record of the folder: incarnation, seq and head.
     pub last: Option<(Incarnation, u64, Digest)>,
     /// Bytes cut off as a torn tail.
@@ -28,40 +28,45 @@ pub(super) struct Past {
 }
 
 /// Reads the folder, repairs its tail, and deletes temporary files.
-pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<Past, JournalError> {
-    let mut walk = Walk::new(disk.clone())?;
-    let mut past = Past {
-        watermark: walk.watermark,
-        open: walk
+pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalError> {
+    let mut reader = FolderReader::new(disk.clone())?;
+    let mut recovered_state = RecoveredState {
+        watermark: reader.watermark,
+        open: reader
             .segments
             .iter()
             .flat_map(|segment| segment.header.open.iter().copied())
             .collect(),
-        ..Past::default()
+        ..RecoveredState::default()
     };
     let known = |mark: &Watermark| {
-        walk.segments
+        reader
+            .segments
             .iter()
             .any(|segment| segment.header.incarnation == mark.incarnation)
     };
-    let mark = past.watermark.filter(known);
+    let mark = recovered_state.watermark.filter(known);
     let mut reached = mark.is_none();
-    while let Some(record) = walk.next()? {
+    while let Some(record) = reader.next()? {
         let here = mark.filter(|mark| mark.incarnation == record.incarnation);
         reached |= here.is_some();
-        past.take(&record, here.map_or(!reached, |mark| record.seq < mark.next));
+        recovered_state.note_record(&record, here.map_or(!reached, |mark| record.seq < mark.next));
     }
-    past.last = walk
+    recovered_state.last = reader
         .ends
         .iter()
         .rev()
         .find(|(_, next, _)| *next > 0)
         .map(|(of, next, head)| (*of, next - 1, *head));
-    past.shelf.ends = walk.ends.iter().map(|(incarnation, next, _)| (*incarnation, *next)).collect();
-    past.shelf.segments = walk.segments.clone();
-    if let Some((cursor, segment)) = walk.tail() {
+    recovered_state.segment_index.ends = reader
+        .ends
+        .iter()
+        .map(|(incarnation, next, _)| (*incarnation, *next))
+        .collect();
+    recovered_state.segment_index.segments = reader.segments.clone();
+    if let Some((cursor, segment)) = reader.tail() {
         let fault = in_file(&**disk, &segment.name);
-        past.cut = cursor.remains().map_err(&fault)?;
+        recovered_state.cut = cursor.trailing_bytes().map_err(&fault)?;
         cursor.cut().map_err(&fault)?;
     }
     for name in disk
@@ -72,19 +77,19 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<Past, JournalError> {
     {
         disk.remove(name).map_err(in_file(&**disk, name))?;
     }
-    Ok(past)
+    Ok(recovered_state)
 }
 
-impl Past {
+impl RecoveredState {
     /// Counts the record if it is unshipped, and notes whether it opens or closes a permit.
-    fn take(&mut self, record: &SealedRecord, shipped: bool) {
+    fn note_record(&mut self, record: &SealedRecord, shipped: bool) {
         if !shipped {
             self.unshipped.0 += 1;
             self.unshipped.1 += cost(record);
         }
-        let Some(glance) = glance(record) else { return };
+        let Some(glance) = read_summary(record) else { return };
         let Some(request) = glance.request else { return };
-        match (glance.decision, glance.ending) {
+        match (glance.decision, glance.kind) {
             (Some(DecisionKind::Allow), _) => _ = self.open.insert(request),
             (_, Some(_)) => _ = self.open.remove(&request),
             _ => {}

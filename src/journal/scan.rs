@@ -5,7 +5,7 @@
 use super::chain::Chain;
 use super::disk::{Disk, DiskFile, read_up_to};
 use super::error::{Damage, JournalError};
-use super::format::{BATCH, BatchHeader, FRAME, Flaw, HEADER, MARK, MAX_RECORD, SegmentHeader, frame_crc, u32_at};
+use super::format::{BATCH, BatchHeader, Corruption, FRAME, HEADER, MARK, MAX_RECORD, SegmentHeader, frame_crc, u32_at};
 use crate::domain::SealedRecord;
 use std::io;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub(super) fn segments(disk: &dyn Disk) -> Result<Vec<Segment>, JournalError> {
 }
 
 fn read_header(disk: &dyn Disk, name: String) -> Result<Segment, JournalError> {
-    let damage = |what: Flaw| {
+    let damage = |what: Corruption| {
         JournalError::Damaged(Damage {
             file: disk.path(&name),
             offset: 0,
@@ -77,16 +77,16 @@ fn read_header(disk: &dyn Disk, name: String) -> Result<Segment, JournalError> {
 
 /// What the cursor found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ScanStep {
     Record(SealedRecord),
     /// Only zeros follow.
     End,
     /// The bytes there are not the next record.
-    Bad(Flaw),
+    Bad(Corruption),
 }
 
 /// Reads one segment from its beginning.
-pub(super) struct Cursor {
+pub(super) struct SegmentCursor {
     file: Box<dyn DiskFile>,
     pub segment: u64,
     pub offset: u64,
@@ -99,7 +99,7 @@ pub(super) struct Cursor {
     window_at: u64,
 }
 
-impl Cursor {
+impl SegmentCursor {
     pub fn open(disk: &dyn Disk, segment: &Segment) -> io::Result<Self> {
         let header = &segment.header;
         Ok(Self {
@@ -119,7 +119,7 @@ impl Cursor {
     }
 
     /// Reads the next record and moves past it, or says what lies there instead.
-    pub fn step(&mut self) -> io::Result<Step> {
+    pub fn step(&mut self) -> io::Result<ScanStep> {
         if self.left.0 == 0
             && let Some(end) = self.enter_batch()?
         {
@@ -147,7 +147,7 @@ impl Cursor {
         };
         self.offset += size as u64;
         self.left = (self.left.0 - 1, self.left.1 - size as u64);
-        Ok(Step::Record(record))
+        Ok(ScanStep::Record(record))
     }
 
     /// Drops what was read ahead, because the file may have grown since.
@@ -157,7 +157,7 @@ impl Cursor {
 
     /// The highest `durable` in any batch header from here to the end of the segment; searches every byte for the batch
     /// mark.
-    pub fn witness(&mut self) -> io::Result<u64> {
+    pub fn max_durable_seq(&mut self) -> io::Result<u64> {
         let mut durable = self.durable;
         let mut at = self.offset;
         let mut chunk = vec![0; WINDOW];
@@ -177,7 +177,7 @@ impl Cursor {
     }
 
     /// Bytes from here to the last one that is not zero.
-    pub fn remains(&self) -> io::Result<u64> {
+    pub fn trailing_bytes(&self) -> io::Result<u64> {
         let mut at = self.offset;
         let mut last = at;
         let mut chunk = vec![0; WINDOW];
@@ -203,16 +203,16 @@ impl Cursor {
     }
 
     /// Reads a batch header, if one follows; otherwise says what does.
-    fn enter_batch(&mut self) -> io::Result<Option<Step>> {
+    fn enter_batch(&mut self) -> io::Result<Option<ScanStep>> {
         let segment = self.segment;
         let Some(batch) = BatchHeader::decode(self.bytes(BATCH)?, segment) else {
             return self.end_or("this is no batch header").map(Some);
         };
         if batch.first_seq != self.chain.next {
-            return Ok(Some(Step::Bad("a batch does not follow the one before it")));
+            return Ok(Some(ScanStep::Bad("a batch does not follow the one before it")));
         }
         if batch.records == 0 {
-            return Ok(Some(Step::Bad("a batch is empty")));
+            return Ok(Some(ScanStep::Bad("a batch is empty")));
         }
         self.durable = self.durable.max(batch.durable);
         self.left = (batch.records, u64::from(batch.bytes));
@@ -221,10 +221,10 @@ impl Cursor {
     }
 
     /// The end of the segment if only zeros follow, else this flaw.
-    fn end_or(&mut self, flaw: Flaw) -> io::Result<Step> {
-        Ok(match self.remains()? {
-            0 => Step::End,
-            _ => Step::Bad(flaw),
+    fn end_or(&mut self, corruption: Corruption) -> io::Result<ScanStep> {
+        Ok(match self.trailing_bytes()? {
+            0 => ScanStep::End,
+            _ => ScanStep::Bad(corruption),
         })
     }
 

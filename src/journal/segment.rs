@@ -11,7 +11,7 @@ const AHEAD: usize = 2 * 1024 * 1024;
 static ZEROS: [u8; AHEAD] = [0; AHEAD];
 
 /// The open segment; `written` is where data and zeros end.
-pub(super) struct Active {
+pub(super) struct ActiveSegment {
     file: Box<dyn DiskFile>,
     pub number: u64,
     offset: u64,
@@ -19,7 +19,7 @@ pub(super) struct Active {
     limit: u64,
 }
 
-impl Active {
+impl ActiveSegment {
     /// Writes the header to a temporary file, syncs it, renames it, and syncs the folder.
     pub fn create(disk: &dyn Disk, header: SegmentHeader, limit: u64) -> io::Result<(Self, Segment)> {
         let name = segment_name(header.number);

@@ -2,10 +2,10 @@
 //!
 //! Decides whether a record is admitted and which state the journal is in. Does no disk I/O.
 
-use super::error::{Sealed, State};
-use super::fit;
-use super::queue::{Entry, Group, Mark, Queue, Waiter, locked};
+use super::error::{JournalState, Sealed};
+use super::queue::{CommitGroup, PermitEffect, Queue, QueuedEvent, Waiter, locked};
 use super::spool::Spool;
+use super::truncate;
 use crate::domain::{DecisionKind, EnvironmentName, Event, Outcome, OutcomeKind, RequestId, Timestamp};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -20,14 +20,14 @@ const OUTCOME_DETAIL: usize = 200;
 /// Most bytes that the frame, the envelope and a share of the batch header add to an event.
 const OVERHEAD: u64 = 256;
 
-pub(super) type Clock = Box<dyn Fn() -> Timestamp + Send + Sync>;
+pub(super) type NowFn = Box<dyn Fn() -> Timestamp + Send + Sync>;
 pub(super) type Observer = Box<dyn Fn(Duration) + Send + Sync>;
 
-pub(super) struct Shared {
+pub(super) struct JournalShared {
     pub queue: Queue,
     pub spool: Arc<Spool>,
     pub environment: EnvironmentName,
-    pub clock: Clock,
+    pub clock: NowFn,
     pub max_bytes: u64,
     pub sync_timeout: Duration,
     /// Why the journal is sealed, if a fault sealed it.
@@ -37,7 +37,7 @@ pub(super) struct Shared {
     /// Set when the spool is above 95 % of `max_bytes`, cleared below 80 %.
     pub full: AtomicBool,
     /// The write in progress: when it began, and the waiters of its batch.
-    pub working: Mutex<Option<(Instant, Arc<Group>)>>,
+    pub working: Mutex<Option<(Instant, Arc<CommitGroup>)>>,
     pub refused: AtomicU64,
     pub all_closed: Notify,
     /// The shipper found nothing to ship and waits for `shipper`.
@@ -55,8 +55,8 @@ pub(super) struct Shared {
     dozing: AtomicBool,
 }
 
-impl Shared {
-    pub fn new(spool: Arc<Spool>, environment: EnvironmentName, clock: Clock, max_bytes: u64, sync_timeout: Duration) -> Self {
+impl JournalShared {
+    pub fn new(spool: Arc<Spool>, environment: EnvironmentName, clock: NowFn, max_bytes: u64, sync_timeout: Duration) -> Self {
         Self {
             queue: Queue::default(),
             spool,
@@ -84,18 +84,18 @@ impl Shared {
 
     /// Queues an event; the waiter resolves when it is durable.
     pub fn append(&self, event: &Event) -> Result<Waiter, Sealed> {
-        let mark = mark(event);
-        let bytes = fit::serialise(event);
-        let outcome = matches!(mark, Mark::Closes(_));
+        let effect = permit_effect(event);
+        let bytes = truncate::serialise(event);
+        let outcome = matches!(effect, PermitEffect::Closes(_));
         let frame = bytes.len() as u64 + OVERHEAD;
-        let entry = Entry {
+        let entry = QueuedEvent {
             event: bytes,
-            mark,
-            room: match mark {
-                Mark::Opens(_) => frame + OUTCOME_ROOM,
+            effect,
+            room: match effect {
+                PermitEffect::Opens(_) => frame + OUTCOME_ROOM,
                 // The permit reserved this room.
-                Mark::Closes(_) => 0,
-                Mark::Plain => frame,
+                PermitEffect::Closes(_) => 0,
+                PermitEffect::Plain => frame,
             },
             awaited: !outcome,
         };
@@ -112,7 +112,7 @@ impl Shared {
     /// Queues the outcome of a permit. Its room was reserved, so only a closed journal refuses it.
     pub fn close(&self, mut outcome: Outcome) {
         if let Some(detail) = &mut outcome.detail {
-            fit::cut(detail, OUTCOME_DETAIL);
+            truncate::truncate(detail, OUTCOME_DETAIL);
         }
         if self.append(&Event::Outcome(outcome)).is_err() {
             tracing::warn!("an outcome came after the journal was closed; the next start records it as unknown");
@@ -135,20 +135,20 @@ impl Shared {
         });
     }
 
-    /// The journal's state; see the chart at `State`.
-    pub fn state(&self) -> State {
+    /// The journal's state; see the chart at `JournalState`.
+    pub fn state(&self) -> JournalState {
         if self.faulty.load(Ordering::Acquire)
             && let Some(fault) = locked(&self.fault).clone()
         {
-            return State::Sealed(fault);
+            return JournalState::Sealed(fault);
         }
         let used = self.used(self.queue.room());
         if self.is_full(used) {
-            State::Sealed(Sealed::Full)
+            JournalState::Sealed(Sealed::Full)
         } else if used > self.max_bytes / 10 * 7 {
-            State::Pressure
+            JournalState::Pressure
         } else {
-            State::Open
+            JournalState::Open
         }
     }
 
@@ -171,7 +171,7 @@ impl Shared {
     }
 
     /// Notes that a write began, and wakes the watchdog.
-    pub fn begin_work(&self, at: Instant, group: Arc<Group>) {
+    pub fn begin_work(&self, at: Instant, group: Arc<CommitGroup>) {
         *locked(&self.working) = Some((at, group));
         if self.dozing.swap(false, Ordering::AcqRel)
             && let Some(watchdog) = self.watchdog.get()
@@ -193,11 +193,11 @@ impl Shared {
             }
             self.dozing.store(false, Ordering::Release);
             std::thread::park_timeout(pause);
-            self.free_the_stuck();
+            self.fail_stuck();
         }
     }
 
-    fn free_the_stuck(&self) {
+    fn fail_stuck(&self) {
         let working = locked(&self.working);
         let Some((_, group)) = working.as_ref().filter(|(since, _)| since.elapsed() > self.sync_timeout) else {
             return;
@@ -228,14 +228,14 @@ impl Shared {
     }
 
     /// Refuses every queued entry that has a waiter and counts the refusals; see `Queue::fail`.
-    pub fn fail_waiting(&self, reason: &Sealed, unwritten: Vec<Entry>) {
+    pub fn fail_waiting(&self, reason: &Sealed, unwritten: Vec<QueuedEvent>) {
         let refused = self.queue.fail(reason, unwritten);
         self.refused.fetch_add(refused, Ordering::Relaxed);
     }
 
     /// Notes that a cleared call got its outcome.
     pub fn ticket_closed(&self) {
-        if self.queue.arrives() {
+        if self.queue.call_finished() {
             self.all_closed.notify_waiters();
         }
     }
@@ -267,10 +267,10 @@ impl Shared {
 }
 
 /// What this event does to the set of open permits.
-pub(super) fn mark(event: &Event) -> Mark {
+pub(super) fn permit_effect(event: &Event) -> PermitEffect {
     match event {
-        Event::Decision(decision) if decision.decision == DecisionKind::Allow => Mark::Opens(decision.request),
-        Event::Outcome(outcome) => Mark::Closes(outcome.request),
-        _ => Mark::Plain,
+        Event::Decision(decision) if decision.decision == DecisionKind::Allow => PermitEffect::Opens(decision.request),
+        Event::Outcome(outcome) => PermitEffect::Closes(outcome.request),
+        _ => PermitEffect::Plain,
     }
 }

@@ -8,8 +8,8 @@ use super::disk::Disk;
 use super::error::JournalError;
 use super::queue::locked;
 use super::scan::in_file;
-use super::shared::Shared;
-use super::spool::{Feed, cost};
+use super::shared::JournalShared;
+use super::spool::{SpoolReader, cost};
 use super::watermark::{self, Watermark};
 use crate::domain::SealedRecord;
 use crate::store::Store;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 const ROWS: usize = 2_000;
 const BYTES: usize = 2 * 1024 * 1024;
 /// Pause between the batches of a backlog, so that shipping leaves the CPU to the calls.
-const REST: Duration = Duration::from_millis(200);
+const BACKLOG_PAUSE: Duration = Duration::from_millis(200);
 /// After the first new record the shipper waits this long, so that more records share the batch.
 const LINGER: Duration = Duration::from_millis(200);
 /// First and longest pause after a failed batch.
@@ -34,13 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Ships until it is stopped, then makes one attempt to ship what is left.
 pub struct Shipper {
     disk: Arc<dyn Disk>,
-    shared: Arc<Shared>,
+    shared: Arc<JournalShared>,
     shipped: Option<Watermark>,
-    feed: Option<Feed>,
+    reader: Option<SpoolReader>,
 }
 
 /// A batch of records, and the watermark to store once it is shipped.
-type Parcel = (Arc<[SealedRecord]>, Option<Watermark>);
+type ShipBatch = (Arc<[SealedRecord]>, Option<Watermark>);
 
 impl Shipper {
     pub fn new(journal: &Journal) -> Self {
@@ -49,7 +49,7 @@ impl Shipper {
             disk: handle.disk.clone(),
             shared: handle.shared.clone(),
             shipped: handle.shipped,
-            feed: None,
+            reader: None,
         }
     }
 
@@ -113,11 +113,11 @@ impl Shipper {
             match tokio::time::timeout(PATIENCE, ship(records.clone())).await {
                 Ok(Ok(())) => {
                     self.shipped(&records, mark).await?;
-                    self.rest(stop).await;
+                    self.pause(stop).await;
                 }
                 failed => {
                     // The batch must be read again.
-                    self.feed = None;
+                    self.reader = None;
                     return Err(match failed {
                         Ok(Err(error)) => error,
                         _ => "the database does not answer".to_owned(),
@@ -128,18 +128,18 @@ impl Shipper {
     }
 
     /// Reads the next batch from disk.
-    async fn load(&mut self) -> Result<Parcel, String> {
+    async fn load(&mut self) -> Result<ShipBatch, String> {
         let shared = self.shared.clone();
-        let mut feed = self
-            .feed
+        let mut reader = self
+            .reader
             .take()
-            .unwrap_or_else(|| Feed::new(shared.spool.clone(), self.shipped));
+            .unwrap_or_else(|| SpoolReader::new(shared.spool.clone(), self.shipped));
         let read = on_disk(move || {
-            let (records, mark) = feed.read(ROWS, BYTES)?;
-            Ok((feed, records, mark))
+            let (records, mark) = reader.read(ROWS, BYTES)?;
+            Ok((reader, records, mark))
         });
-        let (feed, records, mark) = read.await?;
-        self.feed = Some(feed);
+        let (reader, records, mark) = read.await?;
+        self.reader = Some(reader);
         Ok((records.into(), mark))
     }
 
@@ -159,14 +159,14 @@ impl Shipper {
     }
 
     /// Pauses before the next batch of a backlog, unless the backlog takes a quarter of the spool or shipping is to stop.
-    async fn rest(&self, stop: &CancellationToken) {
+    async fn pause(&self, stop: &CancellationToken) {
         let spool = &self.shared.spool;
         let fills = spool.bytes.load(Ordering::Relaxed) > self.shared.max_bytes / 4;
         if fills || spool.records.load(Ordering::Relaxed) == 0 {
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep(REST) => {}
+            () = tokio::time::sleep(BACKLOG_PAUSE) => {}
             () = stop.cancelled() => {}
         }
     }

@@ -4,7 +4,7 @@ use super::disk::Disk;
 use super::error::{Damage, JournalError};
 use super::format::FRAME;
 use super::queue::locked;
-use super::scan::{Cursor, Segment, Step, damaged, in_file, segment_name};
+use super::scan::{ScanStep, Segment, SegmentCursor, damaged, in_file, segment_name};
 use super::watermark::Watermark;
 use crate::domain::{Incarnation, SealedRecord};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What lies in the folder, and how much of it is durable and unshipped.
 pub(super) struct Spool {
     disk: Arc<dyn Disk>,
-    shelf: Mutex<Shelf>,
+    index: Mutex<SegmentIndex>,
     /// Records of the running incarnation with a seq below this are durable.
     pub durable: AtomicU64,
     /// Durable records that are not in the database yet, and their bytes.
@@ -24,17 +24,17 @@ pub(super) struct Spool {
 
 /// The segments by number, with the ends of past incarnations.
 #[derive(Default)]
-pub(super) struct Shelf {
+pub(super) struct SegmentIndex {
     pub segments: Vec<Segment>,
     /// Where each past incarnation ends: the seq after its last record.
     pub ends: Vec<(Incarnation, u64)>,
 }
 
 impl Spool {
-    pub fn new(disk: Arc<dyn Disk>, shelf: Shelf, (records, bytes): (u64, u64)) -> Self {
+    pub fn new(disk: Arc<dyn Disk>, index: SegmentIndex, (records, bytes): (u64, u64)) -> Self {
         Self {
             disk,
-            shelf: Mutex::new(shelf),
+            index: Mutex::new(index),
             durable: AtomicU64::new(0),
             records: AtomicU64::new(records),
             bytes: AtomicU64::new(bytes),
@@ -42,15 +42,15 @@ impl Spool {
     }
 
     pub fn add(&self, segment: Segment) {
-        locked(&self.shelf).segments.push(segment);
+        locked(&self.index).segments.push(segment);
     }
 
     /// Deletes the segments whose records are all below the watermark; never the newest one.
     pub fn drop_shipped(&self, mark: &Watermark) -> Result<(), JournalError> {
         let gone: Vec<String> = {
-            let mut shelf = locked(&self.shelf);
-            let keep = shelf.first_needed(mark);
-            shelf.segments.drain(..keep).map(|segment| segment.name).collect()
+            let mut index = locked(&self.index);
+            let keep = index.first_needed(mark);
+            index.segments.drain(..keep).map(|segment| segment.name).collect()
         };
         for name in &gone {
             self.disk.remove(name).map_err(in_file(&*self.disk, name))?;
@@ -65,12 +65,12 @@ impl Spool {
     /// The segment that holds the record at this position, and the seq before which its durable records end. If that seq
     /// is the position itself, the record is not durable yet.
     fn find(&self, at: &Watermark) -> Option<(Segment, u64)> {
-        let shelf = locked(&self.shelf);
-        let mut end = shelf
+        let index = locked(&self.index);
+        let mut end = index
             .end(at.incarnation)
             .unwrap_or_else(|| self.durable.load(Ordering::Acquire));
         // The highest number counts: a segment supersedes what lower ones hold from its first seq on.
-        for segment in shelf
+        for segment in index
             .segments
             .iter()
             .rev()
@@ -86,9 +86,9 @@ impl Spool {
 
     /// The first position of the next incarnation; `None` if this one still runs or is unknown.
     fn after(&self, incarnation: Incarnation) -> Option<Watermark> {
-        let shelf = locked(&self.shelf);
-        shelf.end(incarnation)?;
-        let mut later = shelf
+        let index = locked(&self.index);
+        index.end(incarnation)?;
+        let mut later = index
             .segments
             .iter()
             .skip_while(|segment| segment.header.incarnation != incarnation);
@@ -101,15 +101,15 @@ impl Spool {
 
     /// The position of the oldest record in the folder.
     fn first(&self) -> Option<Watermark> {
-        let shelf = locked(&self.shelf);
-        shelf.segments.first().map(|segment| Watermark {
+        let index = locked(&self.index);
+        index.segments.first().map(|segment| Watermark {
             incarnation: segment.header.incarnation,
             next: segment.header.first_seq,
         })
     }
 }
 
-impl Shelf {
+impl SegmentIndex {
     fn end(&self, incarnation: Incarnation) -> Option<u64> {
         self.ends.iter().find(|(of, _)| *of == incarnation).map(|(_, end)| *end)
     }
@@ -140,16 +140,16 @@ impl Shelf {
 }
 
 /// Reads durable records in order, starting at the watermark.
-pub(super) struct Feed {
+pub(super) struct SpoolReader {
     spool: Arc<Spool>,
-    cursor: Option<Cursor>,
+    cursor: Option<SegmentCursor>,
     /// Records below this seq can be read at the cursor.
     until: u64,
     /// The next record to read; `None`: the oldest one.
     at: Option<Watermark>,
 }
 
-impl Feed {
+impl SpoolReader {
     pub fn new(spool: Arc<Spool>, mark: Option<Watermark>) -> Self {
         let at = mark.filter(|mark| spool.find(mark).is_some());
         Self {
@@ -209,7 +209,7 @@ impl Feed {
             same.refresh();
             return Ok(());
         }
-        let cursor = Cursor::open(disk, segment).map_err(in_file(disk, &segment.name))?;
+        let cursor = SegmentCursor::open(disk, segment).map_err(in_file(disk, &segment.name))?;
         if let Some(before) = &self.cursor
             && before.chain != cursor.chain
         {
@@ -225,15 +225,15 @@ impl Feed {
 }
 
 /// Reads the record with this seq. It is known to be durable, so anything else is damage.
-fn read_on(disk: &dyn Disk, cursor: &mut Cursor, seq: u64) -> Result<SealedRecord, JournalError> {
+fn read_on(disk: &dyn Disk, cursor: &mut SegmentCursor, seq: u64) -> Result<SealedRecord, JournalError> {
     let name = segment_name(cursor.segment);
     loop {
         let what = match cursor.step().map_err(in_file(disk, &name))? {
-            Step::Record(record) if record.seq == seq => return Ok(record),
-            Step::Record(record) if record.seq < seq => continue,
-            Step::Record(_) => "the reader is past this record",
-            Step::Bad(flaw) => flaw,
-            Step::End => "a durable record is missing",
+            ScanStep::Record(record) if record.seq == seq => return Ok(record),
+            ScanStep::Record(record) if record.seq < seq => continue,
+            ScanStep::Record(_) => "the reader is past this record",
+            ScanStep::Bad(corruption) => corruption,
+            ScanStep::End => "a durable record is missing",
         };
         return Err(JournalError::Damaged(Damage {
             file: disk.path(&name),

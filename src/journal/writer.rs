@@ -7,11 +7,11 @@
 use super::chain::Chain;
 use super::disk::Disk;
 use super::error::Sealed;
-use super::fit;
 use super::format::{BATCH, BatchHeader, FRAME, SegmentHeader, close_frame};
-use super::queue::{Batch, Entry, Mark, Told, locked};
-use super::segment::Active;
-use super::shared::{OUTCOME_ROOM, Shared};
+use super::queue::{Batch, PermitEffect, QueuedEvent, WakeResult, locked};
+use super::segment::ActiveSegment;
+use super::shared::{JournalShared, OUTCOME_ROOM};
+use super::truncate;
 use crate::domain::{AdminAction, Event, RequestId, Stop};
 use std::collections::BTreeSet;
 use std::io;
@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 const PROBE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 pub(super) struct Writer {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<JournalShared>,
     pub disk: Arc<dyn Disk>,
     pub segment_bytes: u64,
     chain: Chain,
-    active: Option<Active>,
+    active: Option<ActiveSegment>,
     /// The failed segment, which the next one supersedes.
     poisoned: Option<u64>,
     next_number: u64,
@@ -42,7 +42,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub fn new(
-        shared: Arc<Shared>,
+        shared: Arc<JournalShared>,
         disk: Arc<dyn Disk>,
         segment_bytes: u64,
         chain: Chain,
@@ -95,9 +95,9 @@ impl Writer {
 
     /// Writes these events at once, without the queue; nobody waits for them.
     pub fn write_directly(&mut self, events: &[Event]) -> io::Result<()> {
-        let entries = events.iter().map(|event| Entry {
-            event: fit::serialise(event),
-            mark: super::shared::mark(event),
+        let entries = events.iter().map(|event| QueuedEvent {
+            event: truncate::serialise(event),
+            effect: super::shared::permit_effect(event),
             room: 0,
             awaited: false,
         });
@@ -139,7 +139,7 @@ impl Writer {
     }
 
     /// Encodes the entries as a batch into `self.bytes`, and advances the chain.
-    fn encode(&mut self, entries: &[Entry]) {
+    fn encode(&mut self, entries: &[QueuedEvent]) {
         self.bytes.clear();
         self.bytes.resize(BATCH, 0);
         self.records = entries.len() as u32;
@@ -153,7 +153,7 @@ impl Writer {
 
     /// Brings the encoded batch to disk, in a fresh segment if the current one is full or fails.
     fn put(&mut self, before: &Chain) -> io::Result<()> {
-        let fits = |active: &mut Active| active.has_room(self.bytes.len());
+        let fits = |active: &mut ActiveSegment| active.has_room(self.bytes.len());
         if let Some(mut active) = self.active.take_if(|active| fits(active)) {
             match self.append_to(&mut active, before) {
                 Ok(()) => {
@@ -183,7 +183,7 @@ impl Writer {
         }
     }
 
-    fn append_to(&mut self, active: &mut Active, before: &Chain) -> io::Result<()> {
+    fn append_to(&mut self, active: &mut ActiveSegment, before: &Chain) -> io::Result<()> {
         let header = BatchHeader {
             segment: active.number,
             first_seq: before.next,
@@ -196,7 +196,7 @@ impl Writer {
     }
 
     /// Creates the next segment, which supersedes a failed one.
-    fn fresh(&mut self, before: &Chain) -> io::Result<Active> {
+    fn fresh(&mut self, before: &Chain) -> io::Result<ActiveSegment> {
         let number = self.next_number;
         self.next_number += 1;
         let header = SegmentHeader {
@@ -207,19 +207,19 @@ impl Writer {
             supersedes: self.poisoned,
             open: self.open.iter().copied().collect(),
         };
-        let (active, segment) = Active::create(&*self.disk, header, self.segment_bytes)?;
+        let (active, segment) = ActiveSegment::create(&*self.disk, header, self.segment_bytes)?;
         self.shared.spool.add(segment);
         Ok(active)
     }
 
     /// Accounts for a batch that is on disk, and lets the shipper see it.
-    fn settle(&mut self, before: &Chain, entries: &[Entry]) {
+    fn settle(&mut self, before: &Chain, entries: &[QueuedEvent]) {
         let shared = &self.shared;
         let mut released = 0;
         for entry in entries {
-            released += match entry.mark {
-                Mark::Opens(request) if self.open.insert(request) => entry.room.saturating_sub(OUTCOME_ROOM),
-                Mark::Closes(request) if self.open.remove(&request) => OUTCOME_ROOM,
+            released += match entry.effect {
+                PermitEffect::Opens(request) if self.open.insert(request) => entry.room.saturating_sub(OUTCOME_ROOM),
+                PermitEffect::Closes(request) if self.open.remove(&request) => OUTCOME_ROOM,
                 _ => entry.room,
             };
         }
@@ -237,11 +237,11 @@ impl Writer {
     /// unsent.
     fn tell(&self, first: u64, batch: Batch) {
         let unsent = match batch.group.finish(Ok(first)) {
-            Told::Except(left) => left,
-            Told::TooLate => (0..batch.entries.len()).collect(),
+            WakeResult::Except(left) => left,
+            WakeResult::TooLate => (0..batch.entries.len()).collect(),
         };
         for index in unsent {
-            if let Mark::Opens(request) = batch.entries[index].mark {
+            if let PermitEffect::Opens(request) = batch.entries[index].effect {
                 self.shared.close_unsent(request, "nobody waited for the permit any more");
             }
         }
@@ -287,9 +287,9 @@ impl Writer {
 
 /// Dropped when the writer thread ends, even by a panic: refuses everybody who still waits, so that nobody waits for
 /// ever.
-pub(super) struct LastWords(pub Arc<Shared>);
+pub(super) struct WriterExitGuard(pub Arc<JournalShared>);
 
-impl Drop for LastWords {
+impl Drop for WriterExitGuard {
     fn drop(&mut self) {
         let shared = &self.0;
         shared.seal(Sealed::Stopped);

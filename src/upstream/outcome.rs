@@ -3,14 +3,14 @@
 use super::asks::shown;
 use super::failed::Failed;
 use crate::domain::OutcomeKind;
-use crate::journal::{Closing, Ticket};
+use crate::journal::{OutcomeData, OutcomeTicket};
 use http::StatusCode;
 use std::collections::BTreeMap;
 
 /// Owns the outcome ticket until the outcome is known. If it is dropped first, the outcome is recorded as
 /// `ClientClosed`. Without a ticket, as for Guardian's own requests, nothing is recorded.
 pub(super) struct Open {
-    ticket: Option<Ticket>,
+    ticket: Option<OutcomeTicket>,
     pub status: Option<StatusCode>,
     pub bytes: u64,
     /// The requests that the server made of the client, by method and whether they were allowed, with their counts.
@@ -21,7 +21,7 @@ pub(super) struct Open {
 const MOST_KINDS: usize = 8;
 
 impl Open {
-    pub fn new(ticket: Option<Ticket>) -> Self {
+    pub fn new(ticket: Option<OutcomeTicket>) -> Self {
         Self {
             ticket,
             status: None,
@@ -57,7 +57,7 @@ impl Open {
                 format!("the server {verdict} `{method}` ({count})")
             }));
             let told: Vec<_> = told.collect();
-            ticket.close(Closing {
+            ticket.close(OutcomeData {
                 kind,
                 detail: (!told.is_empty()).then(|| told.join("; ")),
                 status: self.status.map(|status| status.as_u16()),

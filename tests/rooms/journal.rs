@@ -7,7 +7,9 @@ use neural_guardian::domain::{
     AuthMethod, Call, ClientId, Decision, DecisionKind, Digest, Era, Event, Fingerprint, GrantId, GrantUsed, Incarnation, Issuer,
     KeyId, OutcomeKind, PolicyId, Record, RecordedPrincipal, RequestId, Scope, SealedRecord, Sha256, Subject, Timestamp, UserId,
 };
-use neural_guardian::journal::{Closing, Journal, JournalError, JournalSettings, Recovered, Sealed, StartFacts, State, read_dir};
+use neural_guardian::journal::{
+    Journal, JournalError, JournalSettings, JournalState, OutcomeData, Recovered, Sealed, StartFacts, read_dir,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -186,9 +188,9 @@ async fn a_permit_becomes_a_cleared_call_whose_record_says_what_was_permitted() 
     assert_eq!(recorded.principal, full(99).principal, "who called is the gate's to say");
     let (sent, ticket) = cleared.into_sending();
     assert_eq!((sent.arguments, journal.open_calls()), (call().arguments, 1));
-    ticket.close(Closing::of(OutcomeKind::Done));
+    ticket.close(OutcomeData::of(OutcomeKind::Done));
     journal.stop().await;
-    assert_eq!(journal.state(), State::Sealed(Sealed::Stopped));
+    assert_eq!(journal.state(), JournalState::Sealed(Sealed::Stopped));
     let (refused, sealed) = journal.open(permit(&policies, call()), full(99)).await.err().unwrap();
     assert_eq!((refused.request, sealed), (request(7), Sealed::Stopped));
 }
@@ -336,7 +338,7 @@ fn write_until_killed(dir: &Path) {
                 println!("ack {} {}", journal.incarnation(), cleared.seq());
                 let (call, ticket) = cleared.into_sending();
                 match call.request.0.as_bytes()[0] % 3 {
-                    0 => ticket.close(Closing::of(OutcomeKind::Done)),
+                    0 => ticket.close(OutcomeData::of(OutcomeKind::Done)),
                     1 => drop(ticket),
                     _ => open.push(ticket),
                 }

@@ -1,6 +1,6 @@
 //! A power cut at every disk operation of a busy run: every acknowledged record survives, and the chain holds.
 
-use super::super::{Closing, Journal, State, Ticket};
+use super::super::{Journal, JournalState, OutcomeData, OutcomeTicket};
 use super::simulated::{Fate, Simulated};
 use super::{Dice, allow, call, event, note, open, open_with, outcomes, read, records, settings, until};
 use crate::domain::{OutcomeKind, SealedRecord};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Writes notes one by one and concurrently, and permits with and without an outcome, over several segments. Stops early
 /// when the disk is gone. Returns the calls that are still open.
-async fn busy(journal: &Journal) -> Vec<Ticket> {
+async fn busy(journal: &Journal) -> Vec<OutcomeTicket> {
     let mut open = Vec::new();
     for round in 0..2 {
         for step in 0..4 {
@@ -27,7 +27,7 @@ async fn busy(journal: &Journal) -> Vec<Ticket> {
         }
         cleared
             .drain(..3)
-            .for_each(|ticket| ticket.close(Closing::of(OutcomeKind::Done)));
+            .for_each(|ticket| ticket.close(OutcomeData::of(OutcomeKind::Done)));
         open.append(&mut cleared);
     }
     open
@@ -170,7 +170,7 @@ async fn a_disk_that_fails_now_and_then_keeps_what_it_acknowledged_and_a_chain_w
             let text = format!("{number} {}", "x".repeat(number * 10));
             match journal.append(note(&text)).await {
                 Ok(seq) => _ = acknowledged.insert(seq, note(&text)),
-                Err(_) => until(|| journal.state() == State::Open).await,
+                Err(_) => until(|| journal.state() == JournalState::Open).await,
             }
         }
         assert!(acknowledged.len() > 40, "seed {seed}: {}", acknowledged.len());

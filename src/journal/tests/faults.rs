@@ -1,6 +1,6 @@
 //! Disks that fail, write short, fill up or hang.
 
-use super::super::{Closing, Sealed, State};
+use super::super::{JournalState, OutcomeData, Sealed};
 use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, kinds, note, open, open_with, outcomes, records, request, segment_names, settings, until};
 use crate::domain::{Event, OutcomeKind};
@@ -36,7 +36,7 @@ async fn a_failed_write_or_sync_moves_the_record_to_a_fresh_segment() {
         fail_once(&disk, op, fate);
         assert_eq!(journal.append(note("during")).await, Ok(2));
         assert_eq!(journal.append(note("after")).await, Ok(3));
-        assert_eq!(journal.state(), State::Open);
+        assert_eq!(journal.state(), JournalState::Open);
         assert_eq!(segment_names(&disk).len(), 2);
         assert_eq!(disk.broken_rules(), Vec::<String>::new());
         let image = disk.crash(|| false);
@@ -61,13 +61,13 @@ async fn a_disk_that_stays_broken_seals_the_journal_until_it_works_again() {
     disk.script(|_, _| Fate::Fails(io::ErrorKind::StorageFull));
     let refused = journal.append(note("refused")).await;
     assert!(matches!(refused, Err(Sealed::Fault(_))), "{refused:?}");
-    assert!(matches!(journal.state(), State::Sealed(Sealed::Fault(_))));
+    assert!(matches!(journal.state(), JournalState::Sealed(Sealed::Fault(_))));
     assert!(matches!(journal.append(note("refused at once")).await, Err(Sealed::Fault(_))));
     let (call, sealed) = journal.clear(call(2), allow(2)).await.err().unwrap();
     assert_eq!((call.request, matches!(sealed, Sealed::Fault(_))), (request(2), true));
-    ticket.close(Closing::of(OutcomeKind::Done));
+    ticket.close(OutcomeData::of(OutcomeKind::Done));
     disk.works_again();
-    until(|| journal.state() == State::Open).await;
+    until(|| journal.state() == JournalState::Open).await;
     journal.append(note("accepted")).await.unwrap();
     journal.stop().await;
     let unsealed = records(&disk).iter().map(event).find_map(|event| match event {
@@ -108,10 +108,10 @@ async fn a_disk_that_hangs_seals_the_journal_while_it_does() {
     let (_, go) = hang(&disk);
     let (_, sealed) = journal.clear(call(1), allow(1)).await.err().unwrap();
     assert_eq!(sealed, Sealed::Hung);
-    assert_eq!(journal.state(), State::Sealed(Sealed::Hung));
+    assert_eq!(journal.state(), JournalState::Sealed(Sealed::Hung));
     assert_eq!(journal.append(note("refused at once")).await, Err(Sealed::Hung));
     drop(go);
-    until(|| journal.state() == State::Open).await;
+    until(|| journal.state() == JournalState::Open).await;
     journal.append(note("accepted")).await.unwrap();
     journal.stop().await;
     let ended: Vec<_> = outcomes(&disk)
@@ -161,17 +161,17 @@ async fn a_full_spool_refuses_permits_and_still_takes_the_outcomes_of_those_it_g
             Ok(cleared) => tickets.push(cleared.into_sending().1),
             Err((_, sealed)) => break sealed,
         }
-        pressure |= journal.state() == State::Pressure;
+        pressure |= journal.state() == JournalState::Pressure;
     };
     assert_eq!(sealed, Sealed::Full);
     assert!(pressure);
-    assert_eq!(journal.state(), State::Sealed(Sealed::Full));
+    assert_eq!(journal.state(), JournalState::Sealed(Sealed::Full));
     assert!(tickets.len() > 5, "{}", tickets.len());
     let given = tickets.len();
     for ticket in tickets {
-        let mut closing = Closing::of(OutcomeKind::Failed);
-        closing.detail = Some("\u{1}".repeat(5_000));
-        ticket.close(closing);
+        let mut data = OutcomeData::of(OutcomeKind::Failed);
+        data.detail = Some("\u{1}".repeat(5_000));
+        ticket.close(data);
     }
     journal.stop().await;
     assert_eq!(outcomes(&disk).len(), given);

@@ -9,7 +9,7 @@ mod shipping;
 mod simulated;
 
 use super::disk::Disk;
-use super::walk::Walk;
+use super::reader::FolderReader;
 use super::{Journal, JournalError, JournalSettings, Recovered, StartFacts};
 use crate::domain::{
     AdminAction, Call, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, Method, Outcome, Record, RequestId,
@@ -110,12 +110,12 @@ fn allow(number: u128) -> Decision {
 /// All records in the folder, and the error that ended the reading, if one did.
 fn read(disk: &Simulated) -> (Vec<SealedRecord>, Option<JournalError>) {
     let mut records = Vec::new();
-    let mut walk = match Walk::new(Arc::new(disk.clone())) {
-        Ok(walk) => walk,
+    let mut reader = match FolderReader::new(Arc::new(disk.clone())) {
+        Ok(reader) => reader,
         Err(error) => return (records, Some(error)),
     };
     loop {
-        match walk.next() {
+        match reader.next() {
             Ok(Some(record)) => records.push(record),
             Ok(None) => return (records, None),
             Err(error) => return (records, Some(error)),

@@ -1,6 +1,6 @@
 //! Every permit ends in exactly one outcome, even if its caller disappears.
 
-use super::super::{Closing, Journal, Sealed, Ticket, fit};
+use super::super::{Journal, OutcomeData, OutcomeTicket, Sealed, truncate};
 use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, note, open, outcomes, records, request, segment_names, until};
 use crate::domain::{Decision, Event, OutcomeKind, PolicyId, Scope};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Waker};
 
-async fn sent(journal: &Journal, number: u128) -> Ticket {
+async fn sent(journal: &Journal, number: u128) -> OutcomeTicket {
     let cleared = journal.clear(call(number), allow(number)).await.map_err(|(_, sealed)| sealed);
     let (call, ticket) = cleared.unwrap().into_sending();
     assert_eq!((call.request, ticket.request()), (request(number), request(number)));
@@ -27,12 +27,12 @@ fn endings(disk: &Simulated) -> Vec<(u128, OutcomeKind)> {
 async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
     let disk = Simulated::new();
     let (journal, _) = open(&disk);
-    sent(&journal, 1).await.close(Closing {
+    sent(&journal, 1).await.close(OutcomeData {
         status: Some(200),
         tool_error: Some(true),
         bytes: 77,
         detail: Some("as it was".to_owned()),
-        ..Closing::of(OutcomeKind::Done)
+        ..OutcomeData::of(OutcomeKind::Done)
     });
     drop(sent(&journal, 2).await);
     drop(journal.clear(call(3), allow(3)).await.map_err(|(_, sealed)| sealed).unwrap());
@@ -181,5 +181,5 @@ async fn what_is_too_long_for_a_record_is_cut_and_says_so() {
 #[test]
 fn an_event_that_fits_is_left_alone() {
     let event = note(&"n".repeat(16_000));
-    assert_eq!(fit::serialise(&event), serde_json::to_vec(&event).unwrap());
+    assert_eq!(truncate::serialise(&event), serde_json::to_vec(&event).unwrap());
 }

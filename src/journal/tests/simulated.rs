@@ -30,17 +30,17 @@ pub enum Fate {
     Half,
 }
 
-type Script = Box<dyn FnMut(Op, &str) -> Fate + Send>;
+type FaultScript = Box<dyn FnMut(Op, &str) -> Fate + Send>;
 
 #[derive(Clone)]
-pub struct Simulated(Arc<Mutex<World>>);
+pub struct Simulated(Arc<Mutex<SimulatedState>>);
 
 #[derive(Default)]
-struct World {
+struct SimulatedState {
     files: Vec<Content>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
-    script: Option<Script>,
+    script: Option<FaultScript>,
     /// Names of files that were synced again after a failed sync.
     pub broken_rules: Vec<String>,
 }
@@ -54,7 +54,7 @@ struct Content {
     failed: bool,
 }
 
-struct Handle {
+struct SimulatedFile {
     disk: Simulated,
     name: String,
     file: usize,
@@ -89,11 +89,11 @@ impl Simulated {
         }
         names.retain(|name, _| world.names.contains_key(name) || keep());
         let files = world.files.iter().map(|content| content.crash(&mut keep)).collect();
-        Self(Arc::new(Mutex::new(World {
+        Self(Arc::new(Mutex::new(SimulatedState {
             files,
             durable_names: names.clone(),
             names,
-            ..World::default()
+            ..SimulatedState::default()
         })))
     }
 
@@ -122,7 +122,7 @@ impl Simulated {
     }
 
     fn handle(&self, name: &str, file: usize) -> Box<dyn DiskFile> {
-        Box::new(Handle {
+        Box::new(SimulatedFile {
             disk: self.clone(),
             name: name.to_owned(),
             file,
@@ -213,7 +213,7 @@ impl Disk for Simulated {
     }
 }
 
-impl DiskFile for Handle {
+impl DiskFile for SimulatedFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let world = locked(&self.disk.0);
         let cached = &world.files[self.file].cached;

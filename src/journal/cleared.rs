@@ -1,9 +1,9 @@
-//! A permit from its record to its outcome: `Cleared` once the record is durable, a `Ticket` once the call is sent.
+//! A permit from its record to its outcome: `Cleared` once the record is durable, a `OutcomeTicket` once the call is sent.
 //! Exactly one outcome is recorded, however the call ends.
 
 use super::error::Sealed;
 use super::queue::Waiter;
-use super::shared::Shared;
+use super::shared::JournalShared;
 use crate::domain::{Call, Outcome, OutcomeKind, RequestId};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use std::time::Instant;
 /// A permitted call whose record is on disk: the only thing that can be sent. Dropped unsent, it records `aborted`.
 pub struct Cleared {
     call: Call,
-    ticket: Ticket,
+    ticket: OutcomeTicket,
     seq: u64,
 }
 
 impl Cleared {
-    pub(super) fn new(call: Call, shared: Arc<Shared>, seq: u64) -> Self {
-        shared.queue.departs();
-        let ticket = Ticket {
+    pub(super) fn new(call: Call, shared: Arc<JournalShared>, seq: u64) -> Self {
+        shared.queue.call_started();
+        let ticket = OutcomeTicket {
             request: call.request,
             shared,
             sent: None,
@@ -40,7 +40,7 @@ impl Cleared {
     }
 
     /// Splits off the call to be sent. From here on the server may have executed it.
-    pub fn into_sending(self) -> (Call, Ticket) {
+    pub fn into_sending(self) -> (Call, OutcomeTicket) {
         let Self { call, mut ticket, .. } = self;
         ticket.sent = Some(Instant::now());
         (call, ticket)
@@ -49,9 +49,9 @@ impl Cleared {
     /// Gives the call up unsent, because the recheck found its grant gone, and records `aborted`.
     pub fn abort(self, detail: impl Into<String>) -> Call {
         let Self { call, ticket, .. } = self;
-        ticket.close(Closing {
+        ticket.close(OutcomeData {
             detail: Some(detail.into()),
-            ..Closing::of(OutcomeKind::Aborted)
+            ..OutcomeData::of(OutcomeKind::Aborted)
         });
         call
     }
@@ -59,7 +59,7 @@ impl Cleared {
 
 /// How a call ended, for its outcome record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Closing {
+pub struct OutcomeData {
     pub kind: OutcomeKind,
     pub detail: Option<String>,
     /// HTTP status of the server's answer.
@@ -70,7 +70,7 @@ pub struct Closing {
     pub bytes: u64,
 }
 
-impl Closing {
+impl OutcomeData {
     /// An outcome of which only the ending is known.
     pub fn of(kind: OutcomeKind) -> Self {
         Self {
@@ -84,33 +84,33 @@ impl Closing {
 }
 
 /// A sent call that still owes an outcome record. Dropped, it records `client_closed`.
-pub struct Ticket {
+pub struct OutcomeTicket {
     request: RequestId,
-    shared: Arc<Shared>,
+    shared: Arc<JournalShared>,
     sent: Option<Instant>,
     closed: bool,
 }
 
-impl Ticket {
+impl OutcomeTicket {
     /// The id that links the outcome to its decision.
     pub fn request(&self) -> RequestId {
         self.request
     }
 
     /// Queues the outcome; does not wait until it is durable.
-    pub fn close(mut self, closing: Closing) {
-        self.record(closing);
+    pub fn close(mut self, data: OutcomeData) {
+        self.record(data);
     }
 
-    fn record(&mut self, closing: Closing) {
+    fn record(&mut self, data: OutcomeData) {
         self.closed = true;
-        let Closing {
+        let OutcomeData {
             kind,
             detail,
             status,
             tool_error,
             bytes,
-        } = closing;
+        } = data;
         let latency = self.sent.map_or(0, |sent| sent.elapsed().as_micros());
         self.shared.close(Outcome {
             at: (self.shared.clock)(),
@@ -128,10 +128,10 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for OutcomeTicket {
     fn drop(&mut self) {
         if !self.closed {
-            self.record(Closing::of(match self.sent {
+            self.record(OutcomeData::of(match self.sent {
                 Some(_) => OutcomeKind::ClientClosed,
                 None => OutcomeKind::Aborted,
             }));
@@ -140,15 +140,15 @@ impl Drop for Ticket {
 }
 
 /// Waits until a permit's record is durable. If the caller drops it earlier, the permit is closed as never sent.
-pub(super) struct Opening {
+pub(super) struct PendingPermit {
     waiter: Waiter,
-    shared: Arc<Shared>,
+    shared: Arc<JournalShared>,
     request: RequestId,
     told: bool,
 }
 
-impl Opening {
-    pub fn new(waiter: Waiter, shared: Arc<Shared>, request: RequestId) -> Self {
+impl PendingPermit {
+    pub fn new(waiter: Waiter, shared: Arc<JournalShared>, request: RequestId) -> Self {
         Self {
             waiter,
             shared,
@@ -158,7 +158,7 @@ impl Opening {
     }
 }
 
-impl Future for Opening {
+impl Future for PendingPermit {
     type Output = Result<u64, Sealed>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -168,7 +168,7 @@ impl Future for Opening {
     }
 }
 
-impl Drop for Opening {
+impl Drop for PendingPermit {
     fn drop(&mut self) {
         if !self.told && matches!(self.waiter.leave(), Some(Ok(_))) {
             self.shared

@@ -3,8 +3,8 @@
 //! Never refuses an event, and never truncates one that fits.
 
 use super::chain::ENVELOPE;
+use super::encode::encode_event;
 use super::format::MAX_RECORD;
-use super::text::json;
 use crate::domain::{Decision, Event};
 
 const MAX_EVENT: usize = MAX_RECORD - ENVELOPE;
@@ -13,11 +13,13 @@ const STEPS: [(usize, usize); 4] = [(2_048, 64), (512, 32), (128, 16), (32, 4)];
 
 /// The event as JSON, with room left for the envelope within `MAX_RECORD`.
 pub(super) fn serialise(event: &Event) -> Vec<u8> {
-    let bytes = json(event);
+    let bytes = encode_event(event);
     if bytes.len() <= MAX_EVENT {
         return bytes;
     }
-    let cut = STEPS.iter().map(|(text, list)| json(&shortened(event.clone(), *text, *list)));
+    let cut = STEPS
+        .iter()
+        .map(|(text, list)| encode_event(&shortened(event.clone(), *text, *list)));
     let mut cut = cut.skip_while(|bytes| bytes.len() > MAX_EVENT);
     cut.next().expect("the last step leaves only fields of bounded length")
 }
@@ -25,19 +27,19 @@ pub(super) fn serialise(event: &Event) -> Vec<u8> {
 fn shortened(mut event: Event, text: usize, list: usize) -> Event {
     match &mut event {
         Event::Start(start) => {
-            cut(&mut start.version, text);
-            cut(&mut start.instance, text);
+            truncate(&mut start.version, text);
+            truncate(&mut start.instance, text);
         }
         Event::Decision(decision) => shorten_decision(decision, text, list),
-        Event::Outcome(outcome) => cut_some(&mut outcome.detail, text),
-        Event::Policy(change) => cut_some(&mut change.rejected, text),
+        Event::Outcome(outcome) => truncate_some(&mut outcome.detail, text),
+        Event::Policy(change) => truncate_some(&mut change.rejected, text),
         Event::Admin(admin) => {
-            cut(&mut admin.action, text);
-            cut(&mut admin.detail, text);
+            truncate(&mut admin.action, text);
+            truncate(&mut admin.detail, text);
         }
         Event::Suppressed(suppressed) => {
-            cut(&mut suppressed.reason, text);
-            cut(&mut suppressed.network, text);
+            truncate(&mut suppressed.reason, text);
+            truncate(&mut suppressed.network, text);
         }
         Event::Stop(_) => {}
     }
@@ -53,13 +55,13 @@ fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
     decision.policies.truncate(list);
     decision.scopes.truncate(list);
     decision.errors.truncate(list);
-    decision.errors.iter_mut().for_each(|error| cut(error, text));
+    decision.errors.iter_mut().for_each(|error| truncate(error, text));
     for (name, was) in lost.into_iter().filter(|(_, was)| *was > list) {
         decision.errors.push(format!("[record cut: {list} of {was} {name}]"));
     }
-    cut(decision.method.to_mut(), text);
-    cut(decision.reason.to_mut(), text);
-    cut(&mut decision.source_ip, text);
+    truncate(decision.method.to_mut(), text);
+    truncate(decision.reason.to_mut(), text);
+    truncate(&mut decision.source_ip, text);
     for field in [
         &mut decision.tool,
         &mut decision.target,
@@ -68,21 +70,21 @@ fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
         &mut decision.session,
         &mut decision.trace,
     ] {
-        cut_some(field, text);
+        truncate_some(field, text);
     }
     if let Some(principal) = &mut decision.principal {
-        cut(&mut principal.fingerprint, text);
+        truncate(&mut principal.fingerprint, text);
     }
 }
 
-fn cut_some(text: &mut Option<String>, characters: usize) {
+fn truncate_some(text: &mut Option<String>, characters: usize) {
     if let Some(text) = text {
-        cut(text, characters);
+        truncate(text, characters);
     }
 }
 
 /// Truncates a text to this many characters; the mark says how many bytes are missing.
-pub(super) fn cut(text: &mut String, characters: usize) {
+pub(super) fn truncate(text: &mut String, characters: usize) {
     if let Some((at, _)) = text.char_indices().nth(characters) {
         let gone = text.len() - at;
         text.truncate(at);

@@ -10,7 +10,7 @@ use thread_priority::{
 /// waits for its turn. A sync wakes the journal several times while other threads serve calls, and those calls wait for
 /// the sync anyway. With a core free this changes nothing; if the system refuses the policy, the thread keeps its old
 /// one.
-pub fn step_back() {
+pub fn lower_priority() {
     let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
     // One call sets policy and niceness, so look for the value that keeps the niceness the operator chose.
     let stays = |priority: &ThreadPriority| match (priority.to_posix(policy), getpriority_process(None)) {
@@ -37,7 +37,7 @@ mod tests {
         let before = of_this();
         let batch = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
         let stepped = std::thread::spawn(move || {
-            step_back();
+            lower_priority();
             of_this()
         });
         assert_eq!(stepped.join().unwrap(), (Some(batch), before.1));

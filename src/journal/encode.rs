@@ -6,19 +6,19 @@ use serde::Serialize;
 use uuid::fmt::Hyphenated;
 
 /// The event as JSON; the rarer events go through serde.
-pub(super) fn json(event: &Event) -> Vec<u8> {
-    let mut text = Text(Vec::with_capacity(1_024));
+pub(super) fn encode_event(event: &Event) -> Vec<u8> {
+    let mut encoder = EventEncoder(Vec::with_capacity(1_024));
     match event {
-        Event::Decision(decision) => text.decision(decision),
-        Event::Outcome(outcome) => text.outcome(outcome),
-        other => text.value(other),
+        Event::Decision(decision) => encoder.decision(decision),
+        Event::Outcome(outcome) => encoder.outcome(outcome),
+        other => encoder.value(other),
     }
-    text.0
+    encoder.0
 }
 
-struct Text(Vec<u8>);
+struct EventEncoder(Vec<u8>);
 
-impl Text {
+impl EventEncoder {
     fn decision(&mut self, decision: &Decision) {
         let Decision {
             at,
@@ -51,7 +51,7 @@ impl Text {
         self.member(r#","request":"#).request(*request);
         self.member(r#","who":"#).option(principal.as_ref(), Self::who);
         self.member(r#","server":"#)
-            .option(server.as_ref(), |text, server| text.string(server.as_str()));
+            .option(server.as_ref(), |encoder, server| encoder.string(server.as_str()));
         self.member(r#","method":"#).string(method);
         self.member(r#","tool":"#).option(tool.as_deref(), Self::string);
         if let Some(target) = target {
@@ -89,13 +89,13 @@ impl Text {
         self.member(r#"{"issuer":"#).string(issuer.as_str());
         self.member(r#","subject":"#).string(subject.as_str());
         self.member(r#","user":"#)
-            .option(user.as_ref(), |text, user| text.string(user.as_str()));
+            .option(user.as_ref(), |encoder, user| encoder.string(user.as_str()));
         self.member(r#","method":"#).value(method);
         self.member(r#","fingerprint":"#).string(fingerprint);
         self.member(r#","client":"#)
-            .option(client.as_ref(), |text, client| text.string(client.as_str()));
+            .option(client.as_ref(), |encoder, client| encoder.string(client.as_str()));
         self.member(r#","key":"#)
-            .option(key.as_ref(), |text, key| text.string(key.as_str()));
+            .option(key.as_ref(), |encoder, key| encoder.string(key.as_str()));
         self.member("}");
     }
 
@@ -249,7 +249,7 @@ mod tests {
                 recovered: with,
             };
             for event in [Event::Decision(Box::new(decision)), Event::Outcome(outcome)] {
-                prop_assert_eq!(String::from_utf8(json(&event)).unwrap(), serde_json::to_string(&event).unwrap());
+                prop_assert_eq!(String::from_utf8(encode_event(&event)).unwrap(), serde_json::to_string(&event).unwrap());
             }
         }
     }

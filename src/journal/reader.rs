@@ -4,9 +4,9 @@
 //! header, a later segment's header, the START of the next incarnation or the watermark names. Records up to there were
 //! acknowledged; if one of them cannot be read back, that is damage.
 
-use super::disk::{Disk, Folder};
+use super::disk::{Disk, DiskFolder};
 use super::error::{Damage, JournalError};
-use super::scan::{Cursor, Segment, Step, damaged, in_file, segments};
+use super::scan::{ScanStep, Segment, SegmentCursor, damaged, in_file, segments};
 use super::watermark::{self, Watermark};
 use crate::domain::{DecisionKind, Digest, Incarnation, RequestId, SealedRecord};
 use serde::Deserialize;
@@ -15,33 +15,33 @@ use std::sync::Arc;
 
 /// Reads the records of a journal folder in order; another process may be writing it. Nothing follows an error.
 pub fn read_dir(dir: &Path) -> Result<impl Iterator<Item = Result<SealedRecord, JournalError>>, JournalError> {
-    let folder = Folder::look(dir).map_err(|source| JournalError::Folder {
+    let folder = DiskFolder::look(dir).map_err(|source| JournalError::Folder {
         dir: dir.to_owned(),
         source,
     })?;
-    let mut walk = Some(Walk::new(Arc::new(folder))?);
+    let mut reader = Some(FolderReader::new(Arc::new(folder))?);
     Ok(std::iter::from_fn(move || {
-        let next = walk.as_mut()?.next().transpose();
+        let next = reader.as_mut()?.next().transpose();
         if !matches!(next, Some(Ok(_))) {
-            walk = None;
+            reader = None;
         }
         next
     }))
 }
 
 /// Reads all segments of a folder in order.
-pub(super) struct Walk {
+pub(super) struct FolderReader {
     disk: Arc<dyn Disk>,
     pub segments: Vec<Segment>,
     pub watermark: Option<Watermark>,
     index: usize,
     /// Open in the segment of `index`.
-    cursor: Option<Cursor>,
+    cursor: Option<SegmentCursor>,
     /// The incarnations read so far: the seq after the last record, and the head there.
     pub ends: Vec<(Incarnation, u64, Digest)>,
 }
 
-impl Walk {
+impl FolderReader {
     pub fn new(disk: Arc<dyn Disk>) -> Result<Self, JournalError> {
         // A writer may be running, so the watermark is read twice. The older one, from before the folder is listed, says
         // which records must be there; the newer one says which segments may be missing.
@@ -64,24 +64,24 @@ impl Walk {
         while let Some(segment) = self.segments.get(self.index) {
             let mut cursor = match self.cursor.take() {
                 Some(cursor) => cursor,
-                None => self.enter(segment)?,
+                None => self.open_segment(segment)?,
             };
             let limit = self.limit();
             // If the next segment supersedes this one, the records from `limit` on are void and not read.
             let full = limit == Some(cursor.chain.next);
             let step = if full && self.segments[self.index + 1].header.supersedes.is_some() {
-                Step::End
+                ScanStep::End
             } else {
                 cursor.step().map_err(in_file(&*self.disk, &segment.name))?
             };
-            if full && matches!(step, Step::Record(_)) {
+            if full && matches!(step, ScanStep::Record(_)) {
                 return Err(damaged(
                     &*self.disk,
                     segment,
                     "it holds records that the next segment holds too",
                 ));
             }
-            if let Step::Record(record) = step {
+            if let ScanStep::Record(record) = step {
                 if record.seq == 0 {
                     self.check_start(segment, &record)?;
                 }
@@ -89,7 +89,7 @@ impl Walk {
                 return Ok(Some(record));
             }
             self.check_end(&mut cursor, step, limit)?;
-            self.leave(&cursor);
+            self.close_segment(&cursor);
             if self.index + 1 == self.segments.len() {
                 self.cursor = Some(cursor);
                 return Ok(None);
@@ -100,14 +100,14 @@ impl Walk {
     }
 
     /// The cursor at the end of the last segment, once everything was read.
-    pub fn tail(self) -> Option<(Cursor, Segment)> {
+    pub fn tail(self) -> Option<(SegmentCursor, Segment)> {
         let last = self.segments.into_iter().next_back()?;
         Some((self.cursor?, last))
     }
 
     /// Opens a segment, which must continue the chain of the one before it.
-    fn enter(&self, segment: &Segment) -> Result<Cursor, JournalError> {
-        let cursor = Cursor::open(&*self.disk, segment).map_err(in_file(&*self.disk, &segment.name))?;
+    fn open_segment(&self, segment: &Segment) -> Result<SegmentCursor, JournalError> {
+        let cursor = SegmentCursor::open(&*self.disk, segment).map_err(in_file(&*self.disk, &segment.name))?;
         let continues = match self.ends.last() {
             Some((incarnation, next, head)) if *incarnation == cursor.chain.incarnation => {
                 cursor.chain.next == *next && cursor.chain.head == *head
@@ -133,11 +133,11 @@ impl Walk {
     }
 
     /// Fails if a record that was acknowledged is missing at the end of this segment.
-    fn check_end(&self, cursor: &mut Cursor, step: Step, limit: Option<u64>) -> Result<(), JournalError> {
+    fn check_end(&self, cursor: &mut SegmentCursor, step: ScanStep, limit: Option<u64>) -> Result<(), JournalError> {
         let segment = &self.segments[self.index];
         let end = cursor.chain.next;
-        let flaw = match step {
-            Step::Bad(flaw) => flaw,
+        let corruption = match step {
+            ScanStep::Bad(corruption) => corruption,
             _ => "records that were acknowledged are missing",
         };
         if limit == Some(end) {
@@ -146,9 +146,9 @@ impl Walk {
         let last = self.index + 1 == self.segments.len();
         let floor = match (limit, step, last) {
             (Some(limit), ..) => limit,
-            (None, Step::Bad(_), false) => u64::MAX,
+            (None, ScanStep::Bad(_), false) => u64::MAX,
             _ => {
-                let witness = cursor.witness().map_err(in_file(&*self.disk, &segment.name))?;
+                let witness = cursor.max_durable_seq().map_err(in_file(&*self.disk, &segment.name))?;
                 let shipped = self.watermark.filter(|mark| mark.incarnation == segment.header.incarnation);
                 witness.max(shipped.map_or(0, |mark| mark.next))
             }
@@ -160,13 +160,13 @@ impl Walk {
                 file: self.disk.path(&segment.name),
                 offset: cursor.offset,
                 seq: end,
-                what: flaw.to_owned(),
+                what: corruption.to_owned(),
             }))
         }
     }
 
     /// Notes where the incarnation ends so far.
-    fn leave(&mut self, cursor: &Cursor) {
+    fn close_segment(&mut self, cursor: &SegmentCursor) {
         let end = (cursor.chain.incarnation, cursor.chain.next, cursor.chain.head);
         match self.ends.last_mut().filter(|(incarnation, ..)| *incarnation == end.0) {
             Some(same) => *same = end,
@@ -176,7 +176,7 @@ impl Walk {
 
     /// Checks that a START names the last record of the last incarnation that has records.
     fn check_start(&self, segment: &Segment, record: &SealedRecord) -> Result<(), JournalError> {
-        let after = glance(record).and_then(|glance| glance.after);
+        let after = read_summary(record).and_then(|glance| glance.after);
         let before = self
             .ends
             .iter()
@@ -239,19 +239,20 @@ fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Waterm
 
 /// The fields of a record that recovery and `check_start` need.
 #[derive(Debug, Deserialize)]
-pub(super) struct Glance {
+pub(super) struct RecordSummary {
     pub request: Option<RequestId>,
     pub decision: Option<DecisionKind>,
-    pub ending: Option<serde::de::IgnoredAny>,
+    #[serde(rename = "ending")]
+    pub kind: Option<serde::de::IgnoredAny>,
     pub after: Option<(Incarnation, u64, Digest)>,
 }
 
-pub(super) fn glance(record: &SealedRecord) -> Option<Glance> {
+pub(super) fn read_summary(record: &SealedRecord) -> Option<RecordSummary> {
     #[derive(Deserialize)]
-    struct Envelope {
-        event: Glance,
+    struct RecordEnvelope {
+        event: RecordSummary,
     }
-    serde_json::from_slice::<Envelope>(&record.bytes)
+    serde_json::from_slice::<RecordEnvelope>(&record.bytes)
         .ok()
         .map(|envelope| envelope.event)
 }
