@@ -11,7 +11,7 @@ use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
 use crate::journal::Journal;
 use crate::store::{RegistryRow, Store};
 use crate::telemetry::Metrics;
-use crate::upstream::{Offer, RawTool, Upstreams, assemble};
+use crate::upstream::{OfferedTools, RawTool, Upstreams, build_catalogue};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
@@ -223,7 +223,7 @@ impl Rules {
         let mut changed = false;
         for (server, tools) in join_all(looks).await {
             changed |= match tools {
-                Ok(Ok(offer)) => self.observe(&server, &offer).await,
+                Ok(Ok(offered)) => self.observe(&server, &offered).await,
                 Ok(Err(error)) => warn_unseen(&server, &error.to_string()),
                 Err(_) => warn_unseen(&server, "no answer within two seconds"),
             };
@@ -234,7 +234,7 @@ impl Rules {
     /// Asks one server: whether its list differs from the one written down, or `None` if it told no list.
     pub async fn look_at(&self, server: &ServerName) -> Option<bool> {
         match self.upstreams.get(server)?.fetch_tools().await {
-            Ok(offer) => Some(self.observe(server, &offer).await),
+            Ok(offered) => Some(self.observe(server, &offered).await),
             Err(error) => {
                 warn_unseen(server, &error.to_string());
                 None
@@ -247,7 +247,15 @@ impl Rules {
         self.snapshot.load().tools(server).next().is_some()
     }
 
-    async fn observe(&self, server: &ServerName, Offer { tools, left_out, .. }: &Offer) -> bool {
+    async fn observe(
+        &self,
+        server: &ServerName,
+        OfferedTools {
+            tools,
+            rejected: left_out,
+            ..
+        }: &OfferedTools,
+    ) -> bool {
         let seen = digest_of(tools);
         if self.observed.lock().unwrap_or_else(PoisonError::into_inner).get(server) == Some(&seen) {
             return false;
@@ -339,7 +347,7 @@ pub async fn compile(
         .catalogue(&config.environment)
         .await
         .context("cannot read the pinned tools")?;
-    let catalogue = assemble(&config.servers, registry, &stored);
+    let catalogue = build_catalogue(&config.servers, registry, &stored);
     Snapshot::compile_keeping(sources, kept, &catalogue, &settings(config))
         .map_err(|problems| anyhow::anyhow!(sentences(&problems)))
 }

@@ -3,21 +3,21 @@
 use super::failure::with_causes;
 use super::output::clean;
 use crate::config::{HumanDuration, ServerConfig};
-use crate::upstream::{FetchFailed, Offer, Upstream};
+use crate::upstream::{FetchFailed, OfferedTools, Upstream};
 use std::time::Duration;
 
 /// Fetches a server's tools with the code that `serve` uses, over a connection of its own.
-pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<Offer, String> {
+pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<OfferedTools, String> {
     let name = &server.name;
     let upstream = Upstream::new(server).map_err(|error| with_causes(&error))?;
     let fetched = tokio::time::timeout(patience, upstream.fetch_tools()).await;
     upstream.stop();
     upstream.stopped().await;
     match fetched {
-        Ok(Ok(offer)) => Ok(offer),
-        Ok(Err(FetchFailed::Failed(failed))) => Err(match &failed.cause {
-            Some(cause) => format!("server `{name}`: {failed}: {}", clean(cause)),
-            None => format!("server `{name}`: {failed}"),
+        Ok(Ok(offered)) => Ok(offered),
+        Ok(Err(FetchFailed::Failed(error))) => Err(match &error.cause {
+            Some(cause) => format!("server `{name}`: {error}: {}", clean(cause)),
+            None => format!("server `{name}`: {error}"),
         }),
         Ok(Err(error)) => Err(format!("server `{name}`: {}", clean(&error.to_string()))),
         Err(_) => Err(format!(

@@ -11,8 +11,8 @@ use crate::domain::Catalogue;
 use crate::identity::{Identity, Pepper};
 use crate::store::{Store, StoreError, UnreadableRow};
 use crate::transport::{self, Client, ClientError, ClientSettings};
-use crate::upstream::LeftOut;
-use crate::upstream::assemble;
+use crate::upstream::RejectedTool;
+use crate::upstream::build_catalogue;
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
@@ -106,7 +106,7 @@ impl Check {
             bar.now(format_args!("calling {}", server.name));
             findings.look("server", of_server(server));
             match catalogue::fetch(server, PATIENCE).await {
-                Ok(offer) => findings.warn(offer.left_out.iter().map(|tool| left_out(server, tool))),
+                Ok(offered) => findings.warn(offered.rejected.iter().map(|tool| left_out(server, tool))),
                 Err(message) => findings.trouble([message]),
             }
         }
@@ -135,7 +135,7 @@ fn of_server(server: &ServerConfig) -> String {
     }
 }
 
-fn left_out(server: &ServerConfig, tool: &LeftOut) -> String {
+fn left_out(server: &ServerConfig, tool: &RejectedTool) -> String {
     let (name, why) = (clean(&tool.name), clean(&tool.why));
     format!("server `{}`: its tool `{name}` cannot be offered: {why}", server.name)
 }
@@ -207,7 +207,7 @@ async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Re
             enrolled - max
         )]);
     }
-    Ok(assemble(&config.servers, &directory.registry, &stored))
+    Ok(build_catalogue(&config.servers, &directory.registry, &stored))
 }
 
 /// Each permits nothing, and nobody else is the worse for it.

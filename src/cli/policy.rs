@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot};
 use crate::domain::Catalogue;
 use crate::store::Store;
-use crate::upstream::assemble;
+use crate::upstream::build_catalogue;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report, SourceOffset};
 use serde_json::json as value;
 use std::io::IsTerminal;
@@ -120,7 +120,7 @@ pub async fn catalogue(config: &Config) -> Result<Catalogue, Failure> {
 pub async fn catalogue_of(store: &Store, config: &Config) -> Result<Catalogue, Failure> {
     let env = &config.environment;
     let (registry, stored) = (store.list_servers(env).await?, store.catalogue(env).await?);
-    Ok(assemble(&config.servers, &registry, &stored))
+    Ok(build_catalogue(&config.servers, &registry, &stored))
 }
 
 /// Reads the `.cedar` files of a folder, or the one file at `path`.

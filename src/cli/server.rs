@@ -9,7 +9,7 @@ use crate::decide;
 use crate::domain::{Annotations, BadName, Digest, PinStatus, Scope, ServerName, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use crate::upstream::RawTool;
-use crate::upstream::{scopes_of, standing};
+use crate::upstream::{pin_status, scopes_of};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,7 +212,7 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
         .map(|name| {
             let in_file = configured.iter().find(|server| server.name == *name);
             let row = registry.iter().find(|row| row.server == *name);
-            let tools: Vec<PinStatus> = stored.iter().filter(|tool| tool.server == *name).map(standing).collect();
+            let tools: Vec<PinStatus> = stored.iter().filter(|tool| tool.server == *name).map(pin_status).collect();
             Listed {
                 name: name.clone(),
                 title: row.map(|row| row.name.clone()),
@@ -257,8 +257,8 @@ async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
         ))
     })?;
     let bar = progress(format_args!("asking {name} for its tools"));
-    let offer = catalogue::fetch(server, PATIENCE).await.map_err(Failure::failed)?;
-    let offered: Vec<_> = offer
+    let offered = catalogue::fetch(server, PATIENCE).await.map_err(Failure::failed)?;
+    let offered: Vec<_> = offered
         .tools
         .iter()
         .map(|tool| (tool.name.clone(), tool.digest, tool.definition.to_string()))
@@ -270,7 +270,7 @@ async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
         .observe_tools(&admin.config.environment, name, &offered, pin_new)
         .await?;
     drop(bar);
-    for tool in &offer.left_out {
+    for tool in &offered.rejected {
         note(format_args!("left out `{}`: {}", clean(&tool.name), clean(&tool.why)))?;
     }
     let told = [
@@ -322,7 +322,7 @@ fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> Tool {
         .map_or_else(|_| Annotations::default(), |tool| tool.annotations);
     Tool {
         tool: tool.tool.clone(),
-        standing: standing(tool),
+        standing: pin_status(tool),
         scopes,
         read_only: hints.read_only,
         destructive: hints.destructive,

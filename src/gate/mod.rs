@@ -39,7 +39,7 @@ use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp;
 use crate::telemetry::Metrics;
 use crate::transport::{Body, BodyProblem, Peer};
-use crate::upstream::{Eras, Failed, ForwardHeads, Holder, Session, Upstream, Upstreams};
+use crate::upstream::{Eras, ForwardError, ForwardHeaders, HandleOwner, Session, Upstream, Upstreams};
 use arc_swap::ArcSwap;
 use bodies::{Bodies, Unread};
 use bytes::Bytes;
@@ -244,8 +244,8 @@ impl Gate {
         let mcp_headers = mcp::read_mcp_headers(headers).map_err(|malformed| heard(malformed, trail))?;
         let session = named_session(&mcp_headers, upstreams, &proved.principal, &server, trail.at);
         let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
-        let asks = upstreams.get(&server).map(Upstream::asks).unwrap_or_default();
-        let talk = Talk::new(&self.talks, &proved.principal, &server, label, asks);
+        let allowed_requests = upstreams.get(&server).map(Upstream::allowed_requests).unwrap_or_default();
+        let talk = Talk::new(&self.talks, &proved.principal, &server, label, allowed_requests);
         let (call, mut session, tasks) = match verb {
             Verb::Post => read(body.map_err(unread)?, &mcp_headers, session, &server, &talk, trail)?,
             Verb::Get => without_body(Method::OpenStream, &mcp_headers, session?, &server, trail)?,
@@ -318,16 +318,16 @@ impl Gate {
         if let Some(claim) = trail.claim.take() {
             claim.spend();
         }
-        let forward = ForwardHeads {
+        let forward = ForwardHeaders {
             session: session.map(|session| session.id),
             version,
             last_event_id: mcp_headers.last_event_id.map(str::to_owned),
-            holder: (trail.method == Some(Method::Initialize)).then(|| Holder::new(&caller.principal, &server)),
+            owner: (trail.method == Some(Method::Initialize)).then(|| HandleOwner::new(&caller.principal, &server)),
             params,
         };
-        let answer = upstream.forward(cleared, forward).await.inspect_err(|failed| {
-            let cause = failed.cause.as_deref().unwrap_or_default();
-            tracing::warn!(request = %trail.request, %server, %failed, cause, "the server did not answer properly");
+        let answer = upstream.forward(cleared, forward).await.inspect_err(|error| {
+            let cause = error.cause.as_deref().unwrap_or_default();
+            tracing::warn!(request = %trail.request, %server, %error, cause, "the server did not answer properly");
         })?;
         trail.answered = answer.status();
         let sealing = Sealing {
@@ -568,7 +568,7 @@ impl Gate {
 /// Refuses the other era if the server speaks only one. The status makes a dual-era client fall back to the other era.
 fn refuse_other_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
     match (call.era, call.method) {
-        (era, _) if !upstream.eras().lack(era) => Ok(()),
+        (era, _) if !upstream.eras().cannot_speak(era) => Ok(()),
         (Era::Modern, Method::Discover) => Err(Reason::UnknownMethod.into()),
         (Era::Modern, _) => Err(Refusal::with_detail(
             Reason::UnsupportedVersion,
@@ -630,8 +630,8 @@ fn unread(unread: Unread) -> Refusal {
     }
 }
 
-impl From<Failed> for Refusal {
-    fn from(failed: Failed) -> Self {
-        Refusal::with_detail(failed.reason, failed.detail)
+impl From<ForwardError> for Refusal {
+    fn from(error: ForwardError) -> Self {
+        Refusal::with_detail(error.reason, error.detail)
     }
 }

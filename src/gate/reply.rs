@@ -424,7 +424,7 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
 /// The versions that the client can ask for instead, newest first: those of its era, or of the other era if the server
 /// speaks only that.
 fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
-    let era = match (asked, eras.lack(asked)) {
+    let era = match (asked, eras.cannot_speak(asked)) {
         (Era::Legacy, false) | (Era::Modern, true) => Era::Legacy,
         (Era::Modern, false) | (Era::Legacy, true) => Era::Modern,
     };

@@ -13,7 +13,7 @@ use crate::grants::GrantSnapshot;
 use crate::limits::Admission;
 use crate::mcp::{self, MessageKind, ServerMessage, SseFrame};
 use crate::transport::{self, Body};
-use crate::upstream::{Answer, Failed, Frames, Opened, Piece, Session, SessionKeys};
+use crate::upstream::{Answer, EventStream, ForwardError, OpenedSession, Session, SessionKeys, StreamEvent};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use std::sync::Arc;
@@ -98,7 +98,7 @@ impl Screen {
                 }
                 Ok(response)
             }
-            Answer::Stream(frames) => Ok(self.stream(frames, admission, open)),
+            Answer::Stream(stream) => Ok(self.stream(stream, admission, open)),
         }
     }
 
@@ -119,25 +119,25 @@ impl Screen {
         }
     }
 
-    fn stream(self, mut frames: Frames, admission: Option<Admission>, open: Open) -> Response<Body> {
+    fn stream(self, mut stream: EventStream, admission: Option<Admission>, open: Open) -> Response<Body> {
         let (enrolled, cut) = open.streams.enrol(open.ticket);
-        frames.cut_by(cut);
+        stream.cancel_on(cut);
         // Streams without a pending request (GET, `subscriptions/listen`) stay open for hours; the slot only covers opening
         // them.
         let admission = admission.filter(|_| !self.method.is_stream());
-        let body = frames.into_body(move |piece| self.piece(piece));
+        let body = stream.into_body(move |event| self.piece(event));
         let body = Alive::new(body, open.keep_alive).boxed();
         event_stream(Held::new(body, (admission, enrolled)).boxed())
     }
 
-    fn piece(&self, piece: Result<Piece, Failed>) -> Option<Bytes> {
-        let Piece {
+    fn piece(&self, event: Result<StreamEvent, ForwardError>) -> Option<Bytes> {
+        let StreamEvent {
             mut frame,
             kind,
             server_message,
-        } = match piece {
-            Err(failed) => return Some(event(&self.broken(&failed.into()))),
-            Ok(piece) => piece,
+        } = match event {
+            Err(error) => return Some(event(&self.broken(&error.into()))),
+            Ok(event) => event,
         };
         if let Some(names) = &self.names {
             names.event(&mut frame, self.id.as_ref());
@@ -207,7 +207,7 @@ impl Screen {
     }
 }
 
-fn seal(opened: Opened, sealing: &Sealing<'_>) -> Option<HeaderValue> {
+fn seal(opened: OpenedSession, sealing: &Sealing<'_>) -> Option<HeaderValue> {
     let session = Session {
         id: opened.session?,
         version: opened.version,

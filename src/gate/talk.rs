@@ -4,7 +4,7 @@
 
 use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp, ToolName};
 use crate::mcp::{self, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
-use crate::upstream::{Handed, Holder, SessionKeys};
+use crate::upstream::{HandleKind, HandleOwner, SessionKeys};
 use bytes::Bytes;
 use moka::sync::Cache;
 use std::hash::Hash;
@@ -22,7 +22,7 @@ pub struct Talks {
     /// The method of each server request, by handle, for the audit record of the answer.
     asked: Cache<String, String>,
     /// The tool that created each task. A status notification names only the task.
-    begun: Cache<(Holder, String), String>,
+    begun: Cache<(HandleOwner, String), String>,
 }
 
 const MOST_REMEMBERED: u64 = 100_000;
@@ -38,7 +38,7 @@ pub struct Talk {
     principal: Arc<Principal>,
     server: ServerName,
     session: String,
-    asks: ClientRequests,
+    allowed_requests: ClientRequests,
 }
 
 /// A message from the client with the server's own tokens restored.
@@ -105,20 +105,20 @@ impl Talk {
         principal: &Arc<Principal>,
         server: &ServerName,
         session: Option<String>,
-        asks: ClientRequests,
+        allowed_requests: ClientRequests,
     ) -> Self {
         Self {
             talks: talks.clone(),
             principal: principal.clone(),
             server: server.clone(),
             session: session.unwrap_or_default(),
-            asks,
+            allowed_requests,
         }
     }
 
     /// Computed only when needed, because few messages hold tokens.
-    fn holder(&self) -> Holder {
-        Holder::new(&self.principal, &self.server)
+    fn holder(&self) -> HandleOwner {
+        HandleOwner::new(&self.principal, &self.server)
     }
 
     /// Restores the server's own tokens in a request or notification, and removes capabilities that the server may not use.
@@ -130,8 +130,8 @@ impl Talk {
         let Some(params) = params else { return Ok(none(body)) };
         let mut edits = Vec::new();
         if let Some(cursor) = params.cursor.as_ref().filter(|_| is_list(method)) {
-            let handed = Handed::Cursor { method: method.as_str() };
-            edits.push((cursor.at, self.taken(handed, cursor, Reason::UnknownCursor)?.text));
+            let handle_kind = HandleKind::Cursor { method: method.as_str() };
+            edits.push((cursor.at, self.taken(handle_kind, cursor, Reason::UnknownCursor)?.text));
         }
         self.bring_input(params, method, era, &mut edits)?;
         let meta = params.meta.as_ref();
@@ -144,14 +144,14 @@ impl Talk {
         let tasks = tasks.into_iter().map(|task| self.bring_task(task, &mut edits));
         let tasks = tasks.collect::<Result<_, _>>()?;
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {
-            edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownTask)?.text));
+            edits.push((related.at, self.taken(HandleKind::Task, related, Reason::UnknownTask)?.text));
         }
         let capabilities = match era {
             Era::Legacy => params.capabilities,
             Era::Modern => meta.and_then(|meta| meta.client_capabilities),
         };
         if let Some(span) = capabilities {
-            let pruned = mcp::prune_capabilities(body, span, self.asks)
+            let pruned = mcp::prune_capabilities(body, span, self.allowed_requests)
                 .map_err(|malformed| Refusal::with_detail(malformed.reason, malformed.detail))?;
             edits.extend(pruned.map(|text| (span, text)));
         }
@@ -171,19 +171,19 @@ impl Talk {
                 return Err(misplaced("requestState"));
             }
             let target = params.name.as_deref().or(params.uri.as_deref()).unwrap_or_default();
-            let handed = Handed::State {
+            let handle_kind = HandleKind::State {
                 method: method.as_str(),
                 target,
             };
             let Talks { keys, now, .. } = &*self.talks;
-            let returned = keys.take_back_before(now(), handed, &state.text, &self.holder());
-            edits.push((state.at, returned.ok_or(Reason::UnknownState)?.text));
+            let decoded = keys.verify_before(now(), handle_kind, &state.text, &self.holder());
+            edits.push((state.at, decoded.ok_or(Reason::UnknownState)?.text));
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
         if params.input_responses && !answers {
             return Err(misplaced("inputResponses"));
         }
-        if params.input_responses && self.asks.is_empty() {
+        if params.input_responses && self.allowed_requests.is_empty() {
             return Err(Refusal::with_detail(
                 Reason::InvalidParams,
                 "`inputResponses` answers nothing: this server may ask nothing",
@@ -193,12 +193,12 @@ impl Talk {
     }
 
     fn bring_task(&self, named: &OpaqueToken, edits: &mut Vec<(JsonSpan, String)>) -> Result<BroughtTask, Refusal> {
-        let returned = self.taken(Handed::Task, named, Reason::UnknownTask)?;
+        let decoded = self.taken(HandleKind::Task, named, Reason::UnknownTask)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
         let task = BroughtTask {
-            tool: ToolName::parse(&returned.note).map_err(|_| unknown())?,
-            id: serde_json::from_str(&returned.text).map_err(|_| unknown())?,
-            text: returned.text,
+            tool: ToolName::parse(&decoded.note).map_err(|_| unknown())?,
+            id: serde_json::from_str(&decoded.text).map_err(|_| unknown())?,
+            text: decoded.text,
             handle: named.text.clone(),
         };
         edits.push((named.at, task.text.clone()));
@@ -211,22 +211,27 @@ impl Talk {
     pub fn answer(&self, answer: &mcp::Response) -> Result<(Bytes, Claim, Option<String>), Refusal> {
         let unknown = || Refusal::new(Reason::UnknownAnswer);
         let handle: String = serde_json::from_str(answer.id.as_json()).map_err(|_| unknown())?;
-        let handed = Handed::Request { session: &self.session };
+        let handle_kind = HandleKind::Request { session: &self.session };
         let keys = &self.talks.keys;
-        let returned = keys.take_back(handed, &handle, &self.holder()).ok_or_else(unknown)?;
-        let mut edits = vec![(answer.id_at, returned.text)];
+        let decoded = keys.verify(handle_kind, &handle, &self.holder()).ok_or_else(unknown)?;
+        let mut edits = vec![(answer.id_at, decoded.text)];
         if let Some(related) = &answer.related_task {
-            edits.push((related.at, self.taken(Handed::Task, related, Reason::UnknownAnswer)?.text));
+            edits.push((related.at, self.taken(HandleKind::Task, related, Reason::UnknownAnswer)?.text));
         }
         let asked = self.talks.asked.get(&handle);
         let claim = Claim::new(&self.talks, handle).ok_or_else(unknown)?;
         Ok((splice(&answer.body, edits), claim, asked))
     }
 
-    fn taken(&self, handed: Handed<'_>, token: &OpaqueToken, otherwise: Reason) -> Result<crate::upstream::Returned, Refusal> {
+    fn taken(
+        &self,
+        handle_kind: HandleKind<'_>,
+        token: &OpaqueToken,
+        otherwise: Reason,
+    ) -> Result<crate::upstream::DecodedHandle, Refusal> {
         self.talks
             .keys
-            .take_back(handed, &token.text, &self.holder())
+            .verify(handle_kind, &token.text, &self.holder())
             .ok_or(Refusal::new(otherwise))
     }
 
@@ -292,7 +297,7 @@ impl Handing {
         let cancels = server_message.cancelled_request.iter().filter(|_| self.era == Era::Legacy);
         for span in server_message.id.iter().chain(cancels) {
             let handle = self.hand(
-                Handed::Request {
+                HandleKind::Request {
                     session: &self.talk.session,
                 },
                 span.text(&message),
@@ -309,10 +314,10 @@ impl Handing {
         }
         if let Some(span) = server_message.next_cursor {
             let method = server_message.list_method.unwrap_or(self.method.as_str());
-            edits.push((span, self.hand(Handed::Cursor { method }, span.text(&message))?));
+            edits.push((span, self.hand(HandleKind::Cursor { method }, span.text(&message))?));
         }
         if let Some(span) = server_message.request_state {
-            let handed = Handed::State {
+            let handle_kind = HandleKind::State {
                 method: self.method.as_str(),
                 target: &self.target.to_string(),
             };
@@ -320,7 +325,7 @@ impl Handing {
             let until = now().plus(*lifetime);
             edits.push((
                 span,
-                keys.hand_until(until, handed, span.text(&message), &self.talk.holder())?,
+                keys.issue_until(until, handle_kind, span.text(&message), &self.talk.holder())?,
             ));
         }
         let of_status = server_message.method.as_deref().is_some_and(is_of_status);
@@ -339,8 +344,8 @@ impl Handing {
         Some(splice(&message, edits))
     }
 
-    fn hand(&self, handed: Handed<'_>, text: &str) -> Option<String> {
-        self.talk.talks.keys.hand(handed, "", text, &self.talk.holder())
+    fn hand(&self, handle_kind: HandleKind<'_>, text: &str) -> Option<String> {
+        self.talk.talks.keys.issue(handle_kind, "", text, &self.talk.holder())
     }
 
     /// The handle of a task. It includes the tool that created the task; without a tool no method accepts it.
@@ -350,18 +355,18 @@ impl Handing {
         if let Some((_, handle)) = self.named.iter().find(|(named, _)| named == text) {
             return Some(handle.clone());
         }
-        let (talks, holder) = (&self.talk.talks, self.talk.holder());
+        let (talks, owner) = (&self.talk.talks, self.talk.holder());
         let tool = match &self.tool {
             Some(tool) => {
                 self.talk.remember(text, tool.as_str());
                 tool.to_string()
             }
-            None => match talks.begun.get(&(holder.clone(), text.to_owned())) {
+            None => match talks.begun.get(&(owner.clone(), text.to_owned())) {
                 None if of_status => return None,
                 tool => tool.unwrap_or_default(),
             },
         };
-        talks.keys.hand(Handed::Task, &tool, text, &holder)
+        talks.keys.issue(HandleKind::Task, &tool, text, &owner)
     }
 }
 

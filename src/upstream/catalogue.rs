@@ -1,13 +1,13 @@
 //! Fetches a server's tools, in whichever era the server speaks. Definitions are read and digested here; which of them
 //! are pinned, and what a caller may see, is decided elsewhere.
 
-use super::failed::Failed;
-use super::forward::fields_of_session;
-use super::hello::Hello;
-use super::keys::UpstreamSessionId;
-use super::link::Link;
-use super::server::{Eras, Upstream, Way};
-use super::speak::{Reply, Said};
+use super::control::{ControlReply, ControlResponse};
+use super::forward::set_session_headers;
+use super::forward_error::ForwardError;
+use super::mux::MuxChannel;
+use super::server::{Eras, TransportKind, Upstream};
+use super::server_info::ServerInfo;
+use super::session_keys::UpstreamSessionId;
 use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};
 use crate::mcp::{canonical, mirror_headers};
 use bytes::Bytes;
@@ -30,16 +30,16 @@ pub struct RawTool {
 
 /// A tool that Guardian offers to nobody, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct RejectedTool {
     pub name: String,
     pub why: String,
 }
 
 /// The tools that a server offers at one moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Offer {
+pub struct OfferedTools {
     pub tools: Vec<RawTool>,
-    pub left_out: Vec<LeftOut>,
+    pub rejected: Vec<RejectedTool>,
     pub eras: Eras,
 }
 
@@ -47,7 +47,7 @@ pub struct Offer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchFailed {
     #[error(transparent)]
-    Failed(#[from] Failed),
+    Failed(#[from] ForwardError),
     #[error("the server refuses `{method}`: {message} ({code})")]
     Refused {
         method: &'static str,
@@ -71,50 +71,55 @@ const UNSUPPORTED_VERSION: i64 = -32022;
 
 impl Upstream {
     /// Fetches all tools and detects which eras the server speaks.
-    pub async fn fetch_tools(&self) -> Result<Offer, FetchFailed> {
-        let all = self.patience.first_byte.saturating_add(self.patience.idle);
-        let (listed, eras, hello) = tokio::time::timeout(all, self.fetch())
+    pub async fn fetch_tools(&self) -> Result<OfferedTools, FetchFailed> {
+        let all = self.timeouts.first_byte.saturating_add(self.timeouts.idle);
+        let (listed, eras, server_info) = tokio::time::timeout(all, self.fetch())
             .await
             .map_err(|_| FetchFailed::Late)??;
-        self.found(eras, hello);
+        self.set_capabilities(eras, server_info);
         let (tools, left_out) = read_tools(listed);
-        Ok(Offer { tools, left_out, eras })
+        Ok(OfferedTools {
+            tools,
+            rejected: left_out,
+            eras,
+        })
     }
 
-    async fn fetch(&self) -> Result<(Vec<Value>, Eras, Hello), FetchFailed> {
-        if let Way::Links(links) = &self.way {
-            let (link, hello) = links.own_link().await?;
-            let listed = self.list(&Speech::Link(link)).await?;
-            return Ok((listed, Eras::Legacy, Hello::read(&hello)));
+    async fn fetch(&self) -> Result<(Vec<Value>, Eras, ServerInfo), FetchFailed> {
+        if let TransportKind::Channels(channels) = &self.transport {
+            let (channel, hello) = channels.shared_control_channel().await?;
+            let listed = self.list(&ControlSession::Channel(channel)).await?;
+            return Ok((listed, Eras::Legacy, ServerInfo::read(&hello)));
         }
         match self.handshake().await? {
-            Some((legacy, hello)) => {
+            Some((legacy, server_info)) => {
                 let listed = self.list(&legacy).await;
-                self.leave(&legacy).await;
-                let (eras, hello) = match self.discovers().await {
-                    Some(modern) => (Eras::Both, hello.and(modern)),
-                    None => (Eras::Legacy, hello),
+                self.end_session(&legacy).await;
+                let (eras, server_info) = match self.discover().await {
+                    Some(modern) => (Eras::Both, server_info.merge(modern)),
+                    None => (Eras::Legacy, server_info),
                 };
-                Ok((listed?, eras, hello))
+                Ok((listed?, eras, server_info))
             }
             None => {
-                let listed = self.list(&Speech::Modern).await?;
-                Ok((listed, Eras::Modern, self.discovers().await.unwrap_or_default()))
+                let listed = self.list(&ControlSession::Modern).await?;
+                Ok((listed, Eras::Modern, self.discover().await.unwrap_or_default()))
             }
         }
     }
 
     /// Opens a legacy session; `None` if the server does not speak that era.
-    async fn handshake(&self) -> Result<Option<(Speech, Hello)>, FetchFailed> {
+    async fn handshake(&self) -> Result<Option<(ControlSession, ServerInfo)>, FetchFailed> {
         let params = json!({
             "protocolVersion": ProtocolVersion::V20251125.as_str(),
             "capabilities": {},
             "clientInfo": client_info(),
         });
-        let Reply { status, said, session } = self.ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params).await?;
-        let result = match said {
-            Said::Result(result) => result,
-            Said::Error {
+        let ControlResponse { status, reply, session } =
+            self.ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params).await?;
+        let result = match reply {
+            ControlReply::Result(result) => result,
+            ControlReply::Error {
                 code: UNSUPPORTED_VERSION | METHOD_NOT_FOUND,
                 ..
             } => return Ok(None),
@@ -135,34 +140,39 @@ impl Upstream {
                 });
             }
         };
-        let legacy = Speech::Legacy { version, session };
+        let legacy = ControlSession::Legacy { version, session };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        self.tell(&http::Method::POST, &legacy.fields(Method::Notification), &initialized)
+        self.notify(&http::Method::POST, &legacy.fields(Method::Notification), &initialized)
             .await?;
-        Ok(Some((legacy, Hello::read(&result))))
+        Ok(Some((legacy, ServerInfo::read(&result))))
     }
 
     /// Fetches all pages of `tools/list`.
-    async fn list(&self, speech: &Speech) -> Result<Vec<Value>, FetchFailed> {
+    async fn list(&self, session: &ControlSession) -> Result<Vec<Value>, FetchFailed> {
         let mut listed = Vec::new();
         let mut cursor: Option<String> = None;
         let mut cursors = BTreeSet::new();
         for page in 0..MAX_PAGES {
-            let fields = speech.fields(Method::ToolsList);
-            let params = speech.params(cursor.as_deref());
-            let (said, status) = match speech {
-                Speech::Link(link) => (link.ask("tools/list", &params, self.patience.first_byte).await?, 200),
-                Speech::Legacy { .. } | Speech::Modern => {
+            let fields = session.fields(Method::ToolsList);
+            let params = session.params(cursor.as_deref());
+            let (said, status) = match session {
+                ControlSession::Channel(channel) => (
+                    channel
+                        .request_for_guardian("tools/list", &params, self.timeouts.first_byte)
+                        .await?,
+                    200,
+                ),
+                ControlSession::Legacy { .. } | ControlSession::Modern => {
                     let id = 2 + page as u64;
-                    let reply = self.ask(speech.era(), &fields, id, "tools/list", &params).await?;
-                    (reply.said, reply.status.as_u16())
+                    let response = self.ask(session.era(), &fields, id, "tools/list", &params).await?;
+                    (response.reply, response.status.as_u16())
                 }
             };
             let mut result = match said {
-                Said::Result(result) => result,
-                Said::Error {
+                ControlReply::Result(result) => result,
+                ControlReply::Error {
                     code: METHOD_NOT_FOUND, ..
-                } if speech.era() == Era::Legacy => return Ok(listed),
+                } if session.era() == Era::Legacy => return Ok(listed),
                 other => return Err(refusal("tools/list", status, other)),
             };
             let Value::Array(tools) = result["tools"].take() else {
@@ -186,57 +196,63 @@ impl Upstream {
     }
 
     /// Ends the session. A server that does not support DELETE will expire it.
-    async fn leave(&self, speech: &Speech) {
-        if let Speech::Legacy { session: Some(_), .. } = speech {
+    async fn end_session(&self, session: &ControlSession) {
+        if let ControlSession::Legacy { session: Some(_), .. } = session {
             let _ = self
-                .tell(&http::Method::DELETE, &speech.fields(Method::EndSession), &Bytes::new())
+                .notify(&http::Method::DELETE, &session.fields(Method::EndSession), &Bytes::new())
                 .await;
         }
     }
 
     /// Sends `server/discover`, which only modern servers understand; `None` if there is no result.
-    async fn discovers(&self) -> Option<Hello> {
-        let fields = Speech::Modern.fields(Method::Discover);
+    async fn discover(&self) -> Option<ServerInfo> {
+        let fields = ControlSession::Modern.fields(Method::Discover);
         let asked = self
-            .ask(Era::Modern, &fields, 1, "server/discover", &Speech::Modern.params(None))
+            .ask(
+                Era::Modern,
+                &fields,
+                1,
+                "server/discover",
+                &ControlSession::Modern.params(None),
+            )
             .await;
-        match asked.ok()?.said {
-            Said::Result(result) => Some(Hello::read(&result)),
-            Said::Error { .. } | Said::Nothing => None,
+        match asked.ok()?.reply {
+            ControlReply::Result(result) => Some(ServerInfo::read(&result)),
+            ControlReply::Error { .. } | ControlReply::Nothing => None,
         }
     }
 }
 
 /// How Guardian speaks to this server while it fetches the tools.
-enum Speech {
+enum ControlSession {
     Legacy {
         version: ProtocolVersion,
         session: Option<UpstreamSessionId>,
     },
     Modern,
     /// Over a persistent channel on which Guardian has sent `initialize`.
-    Link(Arc<Link>),
+    Channel(Arc<MuxChannel>),
 }
 
-impl Speech {
+impl ControlSession {
     fn era(&self) -> Era {
         match self {
-            Speech::Legacy { .. } | Speech::Link(_) => Era::Legacy,
-            Speech::Modern => Era::Modern,
+            ControlSession::Legacy { .. } | ControlSession::Channel(_) => Era::Legacy,
+            ControlSession::Modern => Era::Modern,
         }
     }
 
     fn fields(&self, method: Method) -> HeaderMap {
         match self {
-            Speech::Legacy { version, session } => {
+            ControlSession::Legacy { version, session } => {
                 let mut fields: HeaderMap = mirror_headers(Era::Legacy, Some(*version), method, None)
                     .into_iter()
                     .collect();
-                fields_of_session(&mut fields, session.as_ref());
+                set_session_headers(&mut fields, session.as_ref());
                 fields
             }
-            Speech::Link(_) => HeaderMap::new(),
-            Speech::Modern => mirror_headers(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
+            ControlSession::Channel(_) => HeaderMap::new(),
+            ControlSession::Modern => mirror_headers(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
                 .into_iter()
                 .collect(),
         }
@@ -260,9 +276,9 @@ impl Speech {
 
 impl RawTool {
     /// Reads a definition, as offered or as pinned.
-    pub fn read(definition: &Value) -> Result<Self, LeftOut> {
+    pub fn read(definition: &Value) -> Result<Self, RejectedTool> {
         let shown = definition["name"].as_str().unwrap_or("(no name)");
-        let left_out = |why: String| LeftOut {
+        let left_out = |why: String| RejectedTool {
             name: shown.chars().take(200).collect(),
             why,
         };
@@ -294,7 +310,7 @@ fn annotations(hints: &Value) -> Annotations {
 }
 
 /// Separates usable tools from unusable ones. If several tools share a name, none of them is usable.
-fn read_tools(listed: Vec<Value>) -> (Vec<RawTool>, Vec<LeftOut>) {
+fn read_tools(listed: Vec<Value>) -> (Vec<RawTool>, Vec<RejectedTool>) {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for definition in &listed {
         *counts
@@ -304,7 +320,7 @@ fn read_tools(listed: Vec<Value>) -> (Vec<RawTool>, Vec<LeftOut>) {
     let (mut tools, mut left_out) = (Vec::new(), Vec::new());
     for definition in &listed {
         match RawTool::read(definition) {
-            Ok(tool) if counts[tool.name.as_str()] > 1 => left_out.push(LeftOut {
+            Ok(tool) if counts[tool.name.as_str()] > 1 => left_out.push(RejectedTool {
                 name: tool.name.to_string(),
                 why: "the server offers several tools of this name".to_owned(),
             }),
@@ -315,14 +331,14 @@ fn read_tools(listed: Vec<Value>) -> (Vec<RawTool>, Vec<LeftOut>) {
     (tools, left_out)
 }
 
-fn refusal(method: &'static str, status: u16, said: Said) -> FetchFailed {
+fn refusal(method: &'static str, status: u16, said: ControlReply) -> FetchFailed {
     match said {
-        Said::Error { code, message } => FetchFailed::Refused {
+        ControlReply::Error { code, message } => FetchFailed::Refused {
             method,
             code,
             message: message.chars().filter(|char| !char.is_control()).take(200).collect(),
         },
-        Said::Nothing | Said::Result(_) => FetchFailed::Status { method, status },
+        ControlReply::Nothing | ControlReply::Result(_) => FetchFailed::Status { method, status },
     }
 }
 

@@ -1,7 +1,7 @@
 //! One HTTP exchange with a server: builds the request from nothing but what must be sent, and checks the response
 //! head. A request is repeated only if no byte of it can have reached the server.
 
-use super::failed::Failed;
+use super::forward_error::ForwardError;
 use super::server::{Endpoint, Upstream};
 use crate::transport::{Client, ClientError, ResponseBody};
 use bytes::{Bytes, BytesMut};
@@ -31,8 +31,8 @@ pub(super) enum Media {
 
 impl Upstream {
     /// Reads a response body that is not a stream.
-    pub(super) async fn collect(&self, mut body: ResponseBody) -> Result<Bytes, Failed> {
-        let (max, idle) = (self.patience.max_answer, self.patience.idle);
+    pub(super) async fn collect(&self, mut body: ResponseBody) -> Result<Bytes, ForwardError> {
+        let (max, idle) = (self.timeouts.max_answer, self.timeouts.idle);
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
         }
@@ -51,7 +51,7 @@ impl Upstream {
         let rest = pin!(collect(body, first, max, idle));
         timeout(idle.saturating_mul(SLOWEST), rest)
             .await
-            .unwrap_or_else(|_| Err(Failed::late("the server's answer took too long to arrive")))
+            .unwrap_or_else(|_| Err(ForwardError::timeout("the server's answer took too long to arrive")))
     }
 }
 
@@ -63,7 +63,7 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<ResponseBody>, Failed> {
+    ) -> Result<Response<ResponseBody>, ForwardError> {
         self.exchange_at(&self.uri, client, method, mcp, body).await
     }
 
@@ -75,11 +75,11 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<ResponseBody>, Failed> {
-        let late = || Failed::late("the server did not answer in time");
+    ) -> Result<Response<ResponseBody>, ForwardError> {
+        let late = || ForwardError::timeout("the server did not answer in time");
         let sent = pin!(self.send(uri, client, method, mcp, body));
         let answer = timeout(self.first_byte, sent).await.map_err(|_| late())??;
-        check_head(&answer).map_err(|failed| failed.with_status(answer.status()))?;
+        check_head(&answer).map_err(|error| error.with_status(answer.status()))?;
         Ok(answer)
     }
 
@@ -90,13 +90,13 @@ impl Endpoint {
         method: &Method,
         mcp: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Response<ResponseBody>, Failed> {
+    ) -> Result<Response<ResponseBody>, ForwardError> {
         let mut tries = 1;
         loop {
             match client.send(self.request(uri, method, mcp, body)).await {
                 Ok(answer) => return Ok(answer),
                 Err(ClientError::Closed { sent: false, .. }) if tries < UNSENT_TRIES => tries += 1,
-                Err(error) => return Err(Failed::of_client(&error)),
+                Err(error) => return Err(ForwardError::of_client(&error)),
             }
         }
     }
@@ -107,8 +107,8 @@ impl Endpoint {
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri.clone();
         let own = match *method {
-            Method::POST => &self.heads.post,
-            _ => &self.heads.other,
+            Method::POST => &self.base_headers.post,
+            _ => &self.base_headers.other,
         };
         // Room for all headers at once, with `Host` and framing.
         let mut headers = HeaderMap::with_capacity(own.len() + mcp.len() + 2);
@@ -123,12 +123,12 @@ impl Endpoint {
 }
 
 /// Headers that every request to one server carries. The headers of a message never repeat one of them.
-pub(super) struct OwnHeads {
+pub(super) struct BaseHeaders {
     post: HeaderMap,
     other: HeaderMap,
 }
 
-impl OwnHeads {
+impl BaseHeaders {
     pub fn new(credential: Option<(HeaderName, HeaderValue)>) -> Self {
         let agent = HeaderValue::from_static(concat!("guardian/", env!("CARGO_PKG_VERSION")));
         let mut other = HeaderMap::from_iter([
@@ -158,17 +158,19 @@ pub(super) fn media(headers: &HeaderMap) -> Media {
 }
 
 /// Refuses response heads that must not be relayed. The server's 401 and redirects concern Guardian, not the client.
-fn check_head<B>(answer: &Response<B>) -> Result<(), Failed> {
+fn check_head<B>(answer: &Response<B>) -> Result<(), ForwardError> {
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     match answer.status() {
-        StatusCode::UNAUTHORIZED => Err(Failed::broken("the server refuses Guardian's credential")),
-        StatusCode::FORBIDDEN => Err(Failed::broken("the server forbids this to Guardian")),
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(Failed::broken("a proxy before the server asks for a credential")),
-        status if status.is_redirection() => Err(Failed::broken("the server redirects, which is never followed")),
-        status if status.is_informational() => Err(Failed::broken("the server answered with no final status")),
-        _ if answer.headers().get_all(CONTENT_ENCODING).iter().any(encoded) => {
-            Err(Failed::broken("the server's answer is encoded, which was not offered"))
+        StatusCode::UNAUTHORIZED => Err(ForwardError::bad_response("the server refuses Guardian's credential")),
+        StatusCode::FORBIDDEN => Err(ForwardError::bad_response("the server forbids this to Guardian")),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Err(ForwardError::bad_response("a proxy before the server asks for a credential"))
         }
+        status if status.is_redirection() => Err(ForwardError::bad_response("the server redirects, which is never followed")),
+        status if status.is_informational() => Err(ForwardError::bad_response("the server answered with no final status")),
+        _ if answer.headers().get_all(CONTENT_ENCODING).iter().any(encoded) => Err(ForwardError::bad_response(
+            "the server's answer is encoded, which was not offered",
+        )),
         _ => Ok(()),
     }
 }
@@ -179,20 +181,20 @@ async fn collect(
     mut first: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
     max: usize,
     idle: Duration,
-) -> Result<Bytes, Failed> {
+) -> Result<Bytes, ForwardError> {
     let mut whole = BytesMut::new();
     loop {
         let frame = match std::mem::replace(&mut first, Poll::Pending) {
             Poll::Ready(frame) => frame,
             Poll::Pending => timeout(idle, body.frame())
                 .await
-                .map_err(|_| Failed::late("the server stopped in the middle of its answer"))?,
+                .map_err(|_| ForwardError::timeout("the server stopped in the middle of its answer"))?,
         };
         let Some(frame) = frame else {
             return Ok(whole.freeze());
         };
-        let frame =
-            frame.map_err(|error| Failed::broken("the server broke off in the middle of its answer").with_cause(&error))?;
+        let frame = frame
+            .map_err(|error| ForwardError::bad_response("the server broke off in the middle of its answer").with_cause(&error))?;
         // Trailers are ignored.
         let Ok(data) = frame.into_data() else { continue };
         if data.len() > max - whole.len() {
@@ -206,6 +208,6 @@ async fn collect(
     }
 }
 
-fn too_large(max: usize) -> Failed {
-    Failed::broken(format!("the server's answer is larger than {max} bytes"))
+fn too_large(max: usize) -> ForwardError {
+    ForwardError::bad_response(format!("the server's answer is larger than {max} bytes"))
 }

@@ -1,14 +1,14 @@
 //! Sends a cleared call once and reads the answer: JSON, an event stream, or nothing. The outcome is recorded however
 //! the call ends. No call is sent twice.
 
-use super::asks::{self, Refusals, URL, check_result, wants_too_much};
+use super::client_requests::{self, DenialSender, ELICITATION_METHOD, check_result, demands_forbidden_url};
 use super::exchange::{Media, media};
-use super::failed::Failed;
-use super::handles::Holder;
-use super::keys::UpstreamSessionId;
-use super::outcome::Open;
-use super::server::{Upstream, Way};
-use super::stream::{Expected, Frames};
+use super::forward_error::ForwardError;
+use super::handles::HandleOwner;
+use super::outcome::OutcomeGuard;
+use super::server::{TransportKind, Upstream};
+use super::session_keys::UpstreamSessionId;
+use super::stream::{EventStream, StreamRules};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
 use crate::mcp::{self, MessageKind, ServerMessage, parse_server_message, readdress};
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 /// What a request needs beside the call itself. No value is taken from the caller unchecked.
 #[derive(Debug, Clone, Default)]
-pub struct ForwardHeads {
+pub struct ForwardHeaders {
     /// The upstream's own session id, unsealed from the id that the caller sent.
     pub session: Option<UpstreamSessionId>,
     /// The protocol version of that session, if it was not yet known when the call was decided.
@@ -27,7 +27,7 @@ pub struct ForwardHeads {
     /// `Last-Event-ID`, to resume a stream of the caller's own session.
     pub last_event_id: Option<String>,
     /// The owner of the session that an `initialize` opens.
-    pub holder: Option<Holder>,
+    pub owner: Option<HandleOwner>,
     /// `Mcp-Param-*` headers that were checked against the arguments.
     pub params: Vec<(HeaderName, HeaderValue)>,
 }
@@ -41,9 +41,9 @@ pub enum Answer {
         /// What Guardian read from the message; empty for an error.
         server_message: Box<ServerMessage>,
         /// The session that an `initialize` opened.
-        opened: Option<Opened>,
+        opened: Option<OpenedSession>,
     },
-    Stream(Frames),
+    Stream(EventStream),
     /// No body: an accepted notification, an ended session, or a refusal without a JSON-RPC error.
     Empty {
         status: StatusCode,
@@ -62,7 +62,7 @@ impl Answer {
 
 /// What an `initialize` negotiated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opened {
+pub struct OpenedSession {
     pub version: ProtocolVersion,
     /// `None` if the server keeps no sessions.
     pub session: Option<UpstreamSessionId>,
@@ -70,13 +70,13 @@ pub struct Opened {
 
 impl Upstream {
     /// Sends a cleared call and returns the server's answer, or why there is none. Nothing is sent twice.
-    pub async fn forward(&self, cleared: Cleared, heads: ForwardHeads) -> Result<Answer, Failed> {
-        let fields = fields(cleared.call(), &heads);
+    pub async fn forward(&self, cleared: Cleared, headers: ForwardHeaders) -> Result<Answer, ForwardError> {
+        let fields = forward_headers(cleared.call(), &headers);
         let (call, ticket) = cleared.into_sending();
-        let mut outcome = Open::new(Some(ticket));
-        let endpoint = match &self.way {
-            Way::Http(endpoint) => endpoint,
-            Way::Links(links) => return Box::pin(links.forward(self, &call, &heads, outcome)).await,
+        let mut outcome = OutcomeGuard::new(Some(ticket));
+        let endpoint = match &self.transport {
+            TransportKind::Http(endpoint) => endpoint,
+            TransportKind::Channels(channels) => return Box::pin(channels.forward(self, &call, &headers, outcome)).await,
         };
         let client = if call.method.is_stream() {
             &endpoint.streams
@@ -88,12 +88,12 @@ impl Upstream {
             .await
         {
             Ok(response) => {
-                let session = heads.session.as_ref();
+                let session = headers.session.as_ref();
                 self.answer(response, &call, session, outcome).await
             }
-            Err(failed) => {
-                outcome.failed(&failed);
-                Err(failed)
+            Err(error) => {
+                outcome.failed(&error);
+                Err(error)
             }
         }
     }
@@ -104,23 +104,23 @@ impl Upstream {
         response: Response<ResponseBody>,
         call: &Call,
         session: Option<&UpstreamSessionId>,
-        mut outcome: Open,
-    ) -> Result<Answer, Failed> {
+        mut outcome: OutcomeGuard,
+    ) -> Result<Answer, ForwardError> {
         outcome.status = Some(response.status());
         let success = response.status().is_success();
         let read = match (success, media(response.headers()), &call.id, call.method) {
             (true, Media::Events, Some(_), Method::Initialize) => {
                 let opened = self.opened_by_stream(response, call, &mut outcome);
-                let late = |_| Err(Failed::late("the server took too long to open a session"));
-                timeout(self.patience.first_byte, opened).await.unwrap_or_else(late)
+                let late = |_| Err(ForwardError::timeout("the server took too long to open a session"));
+                timeout(self.timeouts.first_byte, opened).await.unwrap_or_else(late)
             }
             (true, Media::Events, Some(_), _) | (true, Media::Events, None, Method::OpenStream) => {
                 return Ok(Answer::Stream(self.frames(response, call, session, outcome)));
             }
-            _ => self.read(response, call, &mut outcome).await,
+            _ => self.read_answer(response, call, &mut outcome).await,
         };
-        if let Err(failed) = &read {
-            outcome.failed(failed);
+        if let Err(error) = &read {
+            outcome.failed(error);
         }
         read
     }
@@ -130,25 +130,25 @@ impl Upstream {
         response: Response<ResponseBody>,
         call: &Call,
         session: Option<&UpstreamSessionId>,
-        outcome: Open,
-    ) -> Frames {
-        let refusals = (call.era == Era::Legacy).then(|| {
+        outcome: OutcomeGuard,
+    ) -> EventStream {
+        let denials = (call.era == Era::Legacy).then(|| {
             let mut fields: HeaderMap = mcp::mirror_headers(call.era, call.version, Method::Answer, None)
                 .into_iter()
                 .collect();
-            fields_of_session(&mut fields, session);
-            Box::new(Refusals::new(self.clone(), fields))
+            set_session_headers(&mut fields, session);
+            Box::new(DenialSender::new(self.clone(), fields))
         });
-        let expected = Expected {
+        let rules = StreamRules {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
-            asks: self.asks,
-            refusals,
-            max_event: self.patience.max_event,
-            idle: (!call.method.is_stream()).then_some(self.patience.idle),
+            allowed_requests: self.allowed_requests,
+            denials,
+            max_event: self.timeouts.max_event,
+            idle: (!call.method.is_stream()).then_some(self.timeouts.idle),
         };
-        Frames::new(response.into_body(), expected, outcome)
+        EventStream::new(response.into_body(), rules, outcome)
     }
 
     /// `initialize` is never streamed to the client: its answer is taken out of the stream, because the session id can
@@ -157,72 +157,80 @@ impl Upstream {
         &self,
         response: Response<ResponseBody>,
         call: &Call,
-        outcome: &mut Open,
-    ) -> Result<Answer, Failed> {
+        outcome: &mut OutcomeGuard,
+    ) -> Result<Answer, ForwardError> {
         let status = response.status();
         let opening = Some(session_of(response.headers()));
-        let mut frames = self.frames(response, call, None, Open::new(None));
-        while let Some(piece) = frames.next().await {
-            let piece = piece?;
+        let mut stream = self.frames(response, call, None, OutcomeGuard::new(None));
+        while let Some(event) = stream.next().await {
+            let event = event?;
             let (Some(kind @ (MessageKind::Result { .. } | MessageKind::Error { .. })), Some(body)) =
-                (piece.kind, piece.frame.data)
+                (event.kind, event.frame.data)
             else {
                 continue;
             };
             outcome.bytes = body.len() as u64;
-            return self.whole_answer(status, body, (kind, piece.server_message), call, opening, outcome);
+            return self.json_answer(status, body, (kind, event.server_message), call, opening, outcome);
         }
-        Err(Failed::broken("the server ended its stream before it answered"))
+        Err(ForwardError::bad_response("the server ended its stream before it answered"))
     }
 
     /// Reads a response that is not an event stream.
-    async fn read(&self, response: Response<ResponseBody>, call: &Call, outcome: &mut Open) -> Result<Answer, Failed> {
+    async fn read_answer(
+        &self,
+        response: Response<ResponseBody>,
+        call: &Call,
+        outcome: &mut OutcomeGuard,
+    ) -> Result<Answer, ForwardError> {
         let status = response.status();
         let Some(id) = &call.id else {
-            return taken(status, call.method, outcome);
+            return accepted_answer(status, call.method, outcome);
         };
         if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT {
-            return Err(Failed::broken("the server took the request without answering it").with_status(status));
+            return Err(ForwardError::bad_response("the server took the request without answering it").with_status(status));
         }
         let opening = (call.method == Method::Initialize).then(|| session_of(response.headers()));
         let json = media(response.headers()) == Media::Json;
         if status.is_success() && !json {
-            return Err(Failed::broken("the server's answer is neither JSON nor an event stream").with_status(status));
+            return Err(
+                ForwardError::bad_response("the server's answer is neither JSON nor an event stream").with_status(status),
+            );
         }
         if !json {
-            return refused(status, outcome);
+            return refused_answer(status, outcome);
         }
         let body = self
             .collect(response.into_body())
             .await
-            .map_err(|failed| failed.with_status(status))?;
+            .map_err(|error| error.with_status(status))?;
         outcome.bytes = body.len() as u64;
         let (kind, server_message) = parse_server_message(&body, id);
         if !status.is_success() && !matches!(kind, MessageKind::Error { .. }) {
-            return refused(status, outcome);
+            return refused_answer(status, outcome);
         }
-        self.whole_answer(status, body, (kind, server_message), call, opening, outcome)
+        self.json_answer(status, body, (kind, server_message), call, opening, outcome)
     }
 
     /// Checks an answer that arrived as one message. `opening` is the session id that came with the answer to an
     /// `initialize`.
-    pub(super) fn whole_answer(
+    pub(super) fn json_answer(
         &self,
         status: StatusCode,
         body: Bytes,
         (kind, server_message): (MessageKind, ServerMessage),
         call: &Call,
         opening: Option<SessionField>,
-        outcome: &mut Open,
-    ) -> Result<Answer, Failed> {
+        outcome: &mut OutcomeGuard,
+    ) -> Result<Answer, ForwardError> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
         let id = call.id.as_ref().unwrap_or(&nobody);
-        let (body, is_error) = addressed(body, &kind, id).map_err(|failed| failed.with_status(status))?;
+        let (body, is_error) = addressed(body, &kind, id).map_err(|error| error.with_status(status))?;
         if matches!(kind, MessageKind::Result { .. }) {
-            check_result(&server_message, call.era, call.method, self.asks).map_err(|failed| failed.with_status(status))?;
+            check_result(&server_message, call.era, call.method, self.allowed_requests)
+                .map_err(|error| error.with_status(status))?;
         }
-        if wants_too_much(&server_message, self.asks) {
-            return Err(asks::refused(URL).with_status(status));
+        if demands_forbidden_url(&server_message, self.allowed_requests) {
+            return Err(client_requests::denied(ELICITATION_METHOD).with_status(status));
         }
         let opened = match opening {
             Some(session) if !is_error => Some(opened(&body, session)?),
@@ -240,12 +248,12 @@ impl Upstream {
 }
 
 /// The result for a message without an answer (notification, GET, DELETE): only the status counts.
-fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answer, Failed> {
+fn accepted_answer(status: StatusCode, method: Method, outcome: &mut OutcomeGuard) -> Result<Answer, ForwardError> {
     if status.is_server_error() {
         return Err(failed_with(status));
     }
     if status.is_success() && method == Method::OpenStream {
-        return Err(Failed::broken("the server opened no event stream").with_status(status));
+        return Err(ForwardError::bad_response("the server opened no event stream").with_status(status));
     }
     outcome.done(None);
     let status = if status.is_success() && matches!(method, Method::Notification | Method::Answer) {
@@ -257,7 +265,7 @@ fn taken(status: StatusCode, method: Method, outcome: &mut Open) -> Result<Answe
 }
 
 /// A request that the server refused without a JSON-RPC error. Statuses that a client can act on are passed on.
-fn refused(status: StatusCode, outcome: &mut Open) -> Result<Answer, Failed> {
+fn refused_answer(status: StatusCode, outcome: &mut OutcomeGuard) -> Result<Answer, ForwardError> {
     match status {
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
             outcome.done(Some(true));
@@ -267,35 +275,41 @@ fn refused(status: StatusCode, outcome: &mut Open) -> Result<Answer, Failed> {
     }
 }
 
-fn failed_with(status: StatusCode) -> Failed {
-    Failed::broken(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
+fn failed_with(status: StatusCode) -> ForwardError {
+    ForwardError::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
 }
 
 /// The answer to this request and whether it is an error. An error without an id is taken as the error of this request
 /// and gets its id.
-fn addressed(body: Bytes, kind: &MessageKind, id: &MessageId) -> Result<(Bytes, bool), Failed> {
+fn addressed(body: Bytes, kind: &MessageKind, id: &MessageId) -> Result<(Bytes, bool), ForwardError> {
     match kind {
         MessageKind::Result { is_error } => Ok((body, *is_error)),
         MessageKind::Error { addressed: true, .. } => Ok((body, true)),
         MessageKind::Error { addressed: false, .. } => match readdress(&body, id) {
             Ok(body) => Ok((body, true)),
-            Err(fault) => Err(Failed::broken(fault.detail)),
+            Err(fault) => Err(ForwardError::bad_response(fault.detail)),
         },
-        MessageKind::OtherResponse => Err(Failed::broken("the server answered another request")),
-        MessageKind::ServerRequest | MessageKind::ServerNotification => Err(Failed::broken("the server sent no answer")),
-        MessageKind::Malformed(what) => Err(Failed::broken(format!("the server's answer cannot be read: {what}"))),
+        MessageKind::OtherResponse => Err(ForwardError::bad_response("the server answered another request")),
+        MessageKind::ServerRequest | MessageKind::ServerNotification => {
+            Err(ForwardError::bad_response("the server sent no answer"))
+        }
+        MessageKind::Malformed(what) => Err(ForwardError::bad_response(format!(
+            "the server's answer cannot be read: {what}"
+        ))),
     }
 }
 
-fn opened(body: &Bytes, session: SessionField) -> Result<Opened, Failed> {
+fn opened(body: &Bytes, session: SessionField) -> Result<OpenedSession, ForwardError> {
     let version = mcp::negotiated_version(body).and_then(|version| ProtocolVersion::parse(&version));
     let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
-        return Err(Failed::broken("the server chose a protocol version that is not spoken here"));
+        return Err(ForwardError::bad_response(
+            "the server chose a protocol version that is not spoken here",
+        ));
     };
     match session {
-        SessionField::Broken => Err(Failed::broken("the server's session id is not one")),
-        SessionField::None => Ok(Opened { version, session: None }),
-        SessionField::Id(id) => Ok(Opened {
+        SessionField::Broken => Err(ForwardError::bad_response("the server's session id is not one")),
+        SessionField::None => Ok(OpenedSession { version, session: None }),
+        SessionField::Id(id) => Ok(OpenedSession {
             version,
             session: Some(id),
         }),
@@ -351,11 +365,12 @@ const fn http_method(method: Method) -> http::Method {
 }
 
 /// The MCP headers of this call, written from the call that was decided.
-fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
-    let mut fields: HeaderMap = mcp::mirror_headers(call.era, heads.version.or(call.version), call.method, call.mirrored_name())
-        .into_iter()
-        .collect();
-    let of_arguments = heads
+fn forward_headers(call: &Call, headers: &ForwardHeaders) -> HeaderMap {
+    let mut fields: HeaderMap =
+        mcp::mirror_headers(call.era, headers.version.or(call.version), call.method, call.mirrored_name())
+            .into_iter()
+            .collect();
+    let of_arguments = headers
         .params
         .iter()
         .filter(|(name, _)| name.as_str().starts_with("mcp-param-"));
@@ -363,9 +378,9 @@ fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
     if call.era == Era::Modern {
         return fields;
     }
-    fields_of_session(&mut fields, heads.session.as_ref());
+    set_session_headers(&mut fields, headers.session.as_ref());
     if call.method == Method::OpenStream
-        && let Some(Ok(last)) = heads.last_event_id.as_ref().map(|last| HeaderValue::from_str(last))
+        && let Some(Ok(last)) = headers.last_event_id.as_ref().map(|last| HeaderValue::from_str(last))
     {
         fields.insert(mcp::LAST_EVENT_ID, last);
     }
@@ -373,7 +388,7 @@ fn fields(call: &Call, heads: &ForwardHeads) -> HeaderMap {
 }
 
 /// Adds `Mcp-Session-Id`, marked sensitive so that `Debug` hides it and HPACK never indexes it.
-pub(super) fn fields_of_session(fields: &mut HeaderMap, session: Option<&UpstreamSessionId>) {
+pub(super) fn set_session_headers(fields: &mut HeaderMap, session: Option<&UpstreamSessionId>) {
     if let Some(Ok(mut session)) = session.map(|session| HeaderValue::from_str(session.as_str())) {
         session.set_sensitive(true);
         fields.insert(mcp::SESSION_ID, session);

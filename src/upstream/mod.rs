@@ -2,35 +2,35 @@
 //! server's own credential and nothing of the caller's. Who may call, and what the caller is told, is decided
 //! elsewhere.
 
-mod asks;
 mod catalogue;
-mod events;
+mod channels;
+mod client_requests;
+mod control;
 mod exchange;
-mod failed;
 mod forward;
+mod forward_error;
 mod handles;
-mod hello;
-mod inbox;
-mod keys;
-mod lines;
-mod link;
-mod links;
+mod legacy_sse;
+mod line_reader;
+mod mux;
 mod outcome;
 mod pins;
+mod queue;
 mod server;
-mod speak;
+mod server_info;
+mod session_keys;
 mod stdio;
 mod stream;
 
-pub use catalogue::{FetchFailed, LeftOut, Offer, RawTool};
-pub use failed::Failed;
-pub use forward::{Answer, ForwardHeads, Opened};
-pub use handles::{Handed, Holder, Returned, said_server};
-pub use hello::Hello;
-pub use keys::{Session, SessionKeys, SessionKeysError, UpstreamSessionId};
-pub use pins::{assemble, scopes_of, standing};
+pub use catalogue::{FetchFailed, OfferedTools, RawTool, RejectedTool};
+pub use forward::{Answer, ForwardHeaders, OpenedSession};
+pub use forward_error::ForwardError;
+pub use handles::{DecodedHandle, HandleKind, HandleOwner, claimed_server};
+pub use pins::{build_catalogue, pin_status, scopes_of};
 pub use server::{Eras, Upstream, UpstreamError};
-pub use stream::{Frames, Piece};
+pub use server_info::ServerInfo;
+pub use session_keys::{Session, SessionKeys, SessionKeysError, UpstreamSessionId};
+pub use stream::{EventStream, StreamEvent};
 
 use crate::config::ServerConfig;
 use crate::domain::ServerName;

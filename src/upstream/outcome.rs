@@ -1,7 +1,7 @@
 //! Records the outcome of one sent call exactly once, whatever happens to the call.
 
-use super::asks::shown;
-use super::failed::Failed;
+use super::client_requests::safe_text;
+use super::forward_error::ForwardError;
 use crate::domain::OutcomeKind;
 use crate::journal::{OutcomeData, OutcomeTicket};
 use http::StatusCode;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// Owns the outcome ticket until the outcome is known. If it is dropped first, the outcome is recorded as
 /// `ClientClosed`. Without a ticket, as for Guardian's own requests, nothing is recorded.
-pub(super) struct Open {
+pub(super) struct OutcomeGuard {
     ticket: Option<OutcomeTicket>,
     pub status: Option<StatusCode>,
     pub bytes: u64,
@@ -20,7 +20,7 @@ pub(super) struct Open {
 /// The most different requests that one record lists.
 const MOST_KINDS: usize = 8;
 
-impl Open {
+impl OutcomeGuard {
     pub fn new(ticket: Option<OutcomeTicket>) -> Self {
         Self {
             ticket,
@@ -32,7 +32,7 @@ impl Open {
 
     /// Counts a request of the server to the client.
     pub fn asked(&mut self, method: &str, allowed: bool) {
-        let kind = (shown(method), allowed);
+        let kind = (safe_text(method), allowed);
         if self.asked.len() < MOST_KINDS || self.asked.contains_key(&kind) {
             *self.asked.entry(kind).or_default() += 1;
         }
@@ -44,9 +44,9 @@ impl Open {
     }
 
     /// The call failed.
-    pub fn failed(&mut self, failed: &Failed) {
-        self.status = failed.status.or(self.status);
-        self.close(OutcomeKind::Failed, Some(failed.recorded()), None);
+    pub fn failed(&mut self, error: &ForwardError) {
+        self.status = error.status.or(self.status);
+        self.close(OutcomeKind::Failed, Some(error.recorded()), None);
     }
 
     /// Closes the ticket; only the first call has an effect.
@@ -68,7 +68,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OutcomeGuard {
     fn drop(&mut self) {
         self.close(OutcomeKind::ClientClosed, None, None);
     }

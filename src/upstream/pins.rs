@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// The tools of every server with the scopes they need and their pin status. A server that is only in the registry is
 /// included.
-pub fn assemble(configured: &[ServerConfig], registry: &[RegistryRow], stored: &[StoredTool]) -> Catalogue {
+pub fn build_catalogue(configured: &[ServerConfig], registry: &[RegistryRow], stored: &[StoredTool]) -> Catalogue {
     let names = configured
         .iter()
         .map(|server| &server.name)
@@ -40,7 +40,7 @@ fn entry_of(tool: &StoredTool, servers: &[ServerConfig], registry: &[RegistryRow
     let read = RawTool::read(&serde_json::from_str(definition).ok()?).ok()?;
     Some(ToolEntry {
         name: tool.tool.clone(),
-        pin_status: standing(tool),
+        pin_status: pin_status(tool),
         digest: *digest,
         definition: read.definition,
         input_schema: read.input_schema,
@@ -71,7 +71,7 @@ pub fn scopes_of(server: &ServerName, tool: &ToolName, servers: &[ServerConfig],
 }
 
 /// Compares what a server offers with what is pinned.
-pub fn standing(tool: &StoredTool) -> PinStatus {
+pub fn pin_status(tool: &StoredTool) -> PinStatus {
     match (&tool.pinned, &tool.offered) {
         (None, _) => PinStatus::Unapproved,
         (Some(_), None) => PinStatus::Gone,
@@ -123,7 +123,7 @@ mod tests {
             stored("never", None, None),
         ];
         let registry = [row("demo", true, &[("same", "files:read")]), row("off", false, &[])];
-        let catalogue = assemble(&[], &registry, &tools);
+        let catalogue = build_catalogue(&[], &registry, &tools);
         let demo = &catalogue.servers["demo"];
         let standings: Vec<_> = demo
             .tools

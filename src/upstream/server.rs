@@ -1,9 +1,9 @@
 //! One configured server: its address, Guardian's credential for it, time-outs and size limits. What it answers is not
 //! read here.
 
-use super::exchange::OwnHeads;
-use super::hello::Hello;
-use super::links::{Door, Links};
+use super::channels::{ChannelConnector, Channels};
+use super::exchange::BaseHeaders;
+use super::server_info::ServerInfo;
 use super::stdio::Program;
 use crate::config::{ServerConfig, ServerTransport, UpstreamCredential};
 use crate::domain::{ClientRequests, Era, ServerName, is_reserved_header};
@@ -20,20 +20,20 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct Upstream {
     pub(super) name: ServerName,
-    pub(super) way: Way,
-    pub(super) patience: Patience,
-    pub(super) asks: ClientRequests,
+    pub(super) transport: TransportKind,
+    pub(super) timeouts: Timeouts,
+    pub(super) allowed_requests: ClientRequests,
     eras: Arc<AtomicU8>,
-    hello: Arc<ArcSwap<Hello>>,
+    server_info: Arc<ArcSwap<ServerInfo>>,
 }
 
 /// The transport to a server.
 #[derive(Clone)]
-pub(super) enum Way {
+pub(super) enum TransportKind {
     /// Streamable HTTP: one exchange for each message.
     Http(Arc<Endpoint>),
     /// Persistent channels: stdio processes or the legacy HTTP+SSE transport.
-    Links(Arc<Links>),
+    Channels(Arc<Channels>),
 }
 
 /// A URL with the clients and headers for it.
@@ -45,13 +45,13 @@ pub(super) struct Endpoint {
     /// HTTP/2 connection that calls share.
     pub streams: Client,
     /// The headers of every request, with the credential that authenticates Guardian to this server.
-    pub heads: OwnHeads,
+    pub base_headers: BaseHeaders,
     pub first_byte: Duration,
 }
 
 /// Time and size limits of one answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     pub first_byte: Duration,
     pub idle: Duration,
     pub max_answer: usize,
@@ -89,7 +89,7 @@ pub enum Eras {
 
 impl Eras {
     /// Whether the server is known not to speak `era`.
-    pub fn lack(self, era: Era) -> bool {
+    pub fn cannot_speak(self, era: Era) -> bool {
         matches!((self, era), (Eras::Legacy, Era::Modern) | (Eras::Modern, Era::Legacy))
     }
 }
@@ -104,47 +104,50 @@ const MAX_EVENT_BYTES: usize = 16 * 1024 * 1024;
 impl Upstream {
     /// Checks the configuration. Nothing is connected or started yet.
     pub fn new(config: &ServerConfig) -> Result<Self, UpstreamError> {
-        let patience = Patience {
+        let timeouts = Timeouts {
             first_byte: config.first_byte_timeout.0,
             idle: config.idle_timeout.0,
             max_answer: config.max_answer_bytes,
             max_event: config.max_answer_bytes.min(MAX_EVENT_BYTES),
         };
-        let asks: ClientRequests = config.client_requests.iter().copied().collect();
-        let linked = |door| Way::Links(Arc::new(Links::new(config, door, patience, asks)));
+        let allowed_requests: ClientRequests = config.client_requests.iter().copied().collect();
+        let linked = |connector| TransportKind::Channels(Arc::new(Channels::new(config, connector, timeouts, allowed_requests)));
         let (way, eras) = match (&config.url, config.transport) {
-            (None, _) => (linked(Door::Program(Program::find(config)?)), Eras::Legacy),
-            (Some(url), ServerTransport::Sse) => (linked(Door::Events(Arc::new(Endpoint::new(config, url)?))), Eras::Legacy),
-            (Some(url), ServerTransport::Http) => (Way::Http(Arc::new(Endpoint::new(config, url)?)), Eras::Unknown),
+            (None, _) => (linked(ChannelConnector::Program(Program::find(config)?)), Eras::Legacy),
+            (Some(url), ServerTransport::Sse) => (
+                linked(ChannelConnector::LegacySse(Arc::new(Endpoint::new(config, url)?))),
+                Eras::Legacy,
+            ),
+            (Some(url), ServerTransport::Http) => (TransportKind::Http(Arc::new(Endpoint::new(config, url)?)), Eras::Unknown),
         };
         Ok(Self {
             name: config.name.clone(),
-            way,
-            patience,
-            asks,
+            transport: way,
+            timeouts,
+            allowed_requests,
             eras: Arc::new(AtomicU8::new(eras as u8)),
-            hello: Arc::default(),
+            server_info: Arc::default(),
         })
     }
 
     /// Ends sessions that nobody uses.
     pub fn sweep(&self) {
-        if let Way::Links(links) = &self.way {
-            links.sweep();
+        if let TransportKind::Channels(channels) = &self.transport {
+            channels.sweep();
         }
     }
 
     /// Ends every process and channel of this server and opens no more. `stopped` waits for their end.
     pub fn stop(&self) {
-        if let Way::Links(links) = &self.way {
-            links.stop();
+        if let TransportKind::Channels(channels) = &self.transport {
+            channels.stop();
         }
     }
 
     /// Waits until everything that `stop` ends has ended.
     pub async fn stopped(&self) {
-        if let Way::Links(links) = &self.way {
-            links.stopped().await;
+        if let TransportKind::Channels(channels) = &self.transport {
+            channels.stopped().await;
         }
     }
 
@@ -153,13 +156,13 @@ impl Upstream {
     }
 
     /// What this server may request of its clients.
-    pub fn asks(&self) -> ClientRequests {
-        self.asks
+    pub fn allowed_requests(&self) -> ClientRequests {
+        self.allowed_requests
     }
 
     /// Whether the server is reached over persistent channels. Guardian itself then keeps its sessions.
-    pub fn is_linked(&self) -> bool {
-        matches!(self.way, Way::Links(_))
+    pub fn is_persistent(&self) -> bool {
+        matches!(self.transport, TransportKind::Channels(_))
     }
 
     /// The eras found by the last successful `fetch_tools`.
@@ -169,14 +172,14 @@ impl Upstream {
     }
 
     /// The server's self-description from that same fetch.
-    pub fn hello(&self) -> Arc<Hello> {
-        self.hello.load_full()
+    pub fn server_info(&self) -> Arc<ServerInfo> {
+        self.server_info.load_full()
     }
 
     /// Stores what a `fetch_tools` found.
-    pub(super) fn found(&self, eras: Eras, hello: Hello) {
+    pub(super) fn set_capabilities(&self, eras: Eras, server_info: ServerInfo) {
         self.eras.store(eras as u8, Ordering::Relaxed);
-        self.hello.store(Arc::new(hello));
+        self.server_info.store(Arc::new(server_info));
     }
 }
 
@@ -207,7 +210,7 @@ impl Endpoint {
                 http2: false,
                 ..settings
             })?,
-            heads: OwnHeads::new(credential.transpose()?),
+            base_headers: BaseHeaders::new(credential.transpose()?),
             first_byte: config.first_byte_timeout.0,
         })
     }

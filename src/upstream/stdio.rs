@@ -2,10 +2,10 @@
 //! variables, is spoken to line by line, and is ended together with every process it started. No other file starts
 //! processes.
 
-use super::failed::Failed;
-use super::lines::Lines;
-use super::link::{Heard, Link, Out};
-use super::links::Begun;
+use super::channels::ChannelLease;
+use super::forward_error::ForwardError;
+use super::line_reader::LineReader;
+use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
 use super::server::UpstreamError;
 use crate::config::{Secret, ServerConfig};
 use crate::domain::{ClientRequests, Reason, ServerName};
@@ -77,7 +77,13 @@ impl Program {
     }
 
     /// Starts the program and a task that reads and writes its pipes until the channel ends.
-    pub fn start(&self, heard: Heard, asks: ClientRequests, max_line: usize, begun: Begun) -> Result<Arc<Link>, Failed> {
+    pub fn start(
+        &self,
+        routing: UnsolicitedRouting,
+        allowed_requests: ClientRequests,
+        max_line: usize,
+        lease: ChannelLease,
+    ) -> Result<Arc<MuxChannel>, ForwardError> {
         let spawned = Command::new(&self.program)
             .args(&self.arguments)
             .current_dir(&self.dir)
@@ -90,42 +96,42 @@ impl Program {
             .kill_on_drop(true)
             .spawn();
         let mut child = spawned.map_err(|error| {
-            let failed = Failed::after_sending(Reason::UpstreamUnreachable, "its program cannot be started");
-            Failed {
+            let error = ForwardError::after_sending(Reason::UpstreamUnreachable, "its program cannot be started");
+            ForwardError {
                 may_have_run: false,
-                ..failed.with_cause(&error)
+                ..error.with_cause(&error)
             }
         })?;
         let (lines, queue) = mpsc::channel(QUEUE);
-        let link = Link::new(Out::Lines(lines), heard, asks, begun.end());
+        let channel = MuxChannel::new(Sink::Lines(lines), routing, allowed_requests, lease.end());
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
-            return Err(Failed::broken("its program has no pipes"));
+            return Err(ForwardError::bad_response("its program has no pipes"));
         };
         let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let tasks = begun.keep.tasks.clone();
-        let running = Running {
-            link: link.clone(),
+        let tasks = lease.supervisor.tasks.clone();
+        let running = RunningProcess {
+            channel: channel.clone(),
             child,
             group,
-            begun,
+            lease,
         };
         let logged = log(self.server.clone(), self.secrets.clone(), stderr);
         tasks.spawn(running.run(stdin, stdout, queue, max_line, logged));
-        Ok(link)
+        Ok(channel)
     }
 }
 
 /// A running process and its channel.
-struct Running {
-    link: Arc<Link>,
+struct RunningProcess {
+    channel: Arc<MuxChannel>,
     child: Child,
     /// The process group: the program and every process it started in that group.
     group: Option<Pid>,
-    begun: Begun,
+    lease: ChannelLease,
 }
 
-impl Running {
+impl RunningProcess {
     /// Reads and writes until either pipe ends, the process exits or the session ends; then ends the process.
     async fn run(
         mut self,
@@ -135,12 +141,12 @@ impl Running {
         max_line: usize,
         logged: impl Future<Output = ()>,
     ) {
-        let server = self.begun.keep.server.clone();
+        let server = self.lease.supervisor.server.clone();
         let mut logged = pin!(logged);
-        let mut lines = Lines::new(stdout, max_line);
+        let mut lines = LineReader::new(stdout, max_line);
         let mut silent = false;
         let why = {
-            let mut read = pin!(read(&self.link, &mut lines));
+            let mut read = pin!(read_messages(&self.channel, &mut lines));
             let mut ended = pin!(self.child.wait());
             let logs = async {
                 logged.as_mut().await;
@@ -154,23 +160,23 @@ impl Running {
                     Err(_) => Some("its program ended".to_owned()),
                 },
                 why = write(stdin, queue) => Some(why),
-                () = self.link.end.cancelled() => None,
+                () = self.channel.end.cancelled() => None,
                 () = logs => None,
             }
         };
-        let asked = why.is_none() || self.link.end.is_cancelled();
+        let asked = why.is_none() || self.channel.end.is_cancelled();
         let told = match &why {
-            Some(why) => Failed::broken(format!("the server is gone: {why}")),
-            None => Failed::broken("the session was ended"),
+            Some(why) => ForwardError::bad_response(format!("the server is gone: {why}")),
+            None => ForwardError::bad_response("the session was ended"),
         };
-        self.link.die(told);
+        self.channel.fail_all(told);
         if !asked {
             tracing::warn!(%server, why, "the server's program is gone");
             // Logs what the program wrote about its end, unless it has closed its standard error before.
             if !silent {
                 let _ = timeout(LAST_WORDS, logged).await;
             }
-            self.begun.ended_by_itself(&self.link);
+            self.lease.note_failure(&self.channel);
         }
         let status = self.end(lines).await;
         tracing::debug!(%server, status, "the server's program has ended");
@@ -178,7 +184,7 @@ impl Running {
 
     /// Ends the process, whose standard input is closed by now: wait, SIGTERM, wait, SIGKILL to the group. Its output
     /// is read meanwhile, so that a full pipe cannot block its exit.
-    async fn end(mut self, mut lines: Lines<ChildStdout>) -> String {
+    async fn end(mut self, mut lines: LineReader<ChildStdout>) -> String {
         let mut emptied = pin!(async {
             while let Ok(Some(_)) = lines.next_cut().await {}
             std::future::pending::<()>().await
@@ -208,7 +214,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningProcess {
     /// Kills the group also if the runtime shuts down before the process has ended.
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
@@ -218,11 +224,11 @@ impl Drop for Running {
 }
 
 /// Reads messages until the output ends or cannot be parsed into lines; returns why.
-async fn read(link: &Link, lines: &mut Lines<ChildStdout>) -> String {
+async fn read_messages(channel: &MuxChannel, lines: &mut LineReader<ChildStdout>) -> String {
     loop {
         match lines.next().await {
             Ok(Some(line)) if line.trim_ascii().is_empty() => {}
-            Ok(Some(line)) => link.received(line).await,
+            Ok(Some(line)) => channel.received(line).await,
             Ok(None) => return "its program ended its output".to_owned(),
             Err(error) => return error.to_string(),
         }
@@ -255,7 +261,7 @@ fn one_line(message: &Bytes) -> Vec<u8> {
 
 /// Logs the program's standard error line by line; lines beyond `MOST_LOGGED` a second are only counted.
 async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + Unpin) {
-    let mut lines = Lines::new(stderr, LONGEST_LOGGED);
+    let mut lines = LineReader::new(stderr, LONGEST_LOGGED);
     let (mut second, mut logged, mut left_out) = (Instant::now(), 0_u32, 0_u64);
     while let Ok(Some(line)) = lines.next_cut().await {
         if second.elapsed() >= Duration::from_secs(1) {
@@ -265,7 +271,7 @@ async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + 
             (second, logged, left_out) = (Instant::now(), 0, 0);
         }
         if logged < MOST_LOGGED {
-            tracing::debug!(%server, line = without(&secrets, &line), "the server's program says");
+            tracing::debug!(%server, line = redact(&secrets, &line), "the server's program says");
         } else {
             left_out += 1;
         }
@@ -274,7 +280,7 @@ async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + 
 }
 
 /// A log line with secrets replaced and control characters escaped.
-fn without(secrets: &[String], line: &[u8]) -> String {
+fn redact(secrets: &[String], line: &[u8]) -> String {
     let mut line = String::from_utf8_lossy(line).into_owned();
     for secret in secrets {
         if line.contains(secret.as_str()) {
@@ -373,7 +379,7 @@ mod tests {
     #[test]
     fn what_is_set_is_in_no_log() {
         let secrets = secrets(&set(&[("A", "hunter2-and-more"), ("B", "hunter2"), ("C", "1")]));
-        let line = without(&secrets, b"key hunter2-and-more, then hunter2 and 1\x1b[31m\xff");
+        let line = redact(&secrets, b"key hunter2-and-more, then hunter2 and 1\x1b[31m\xff");
         assert_eq!(line, "key [secret], then [secret] and 1\\u{1b}[31m\u{fffd}");
     }
 

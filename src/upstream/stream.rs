@@ -1,10 +1,12 @@
 //! Relays a server's event stream frame by frame, without buffering the whole. Each message is classified and checked;
 //! the answer closes the outcome, and a stream that ends before its answer gets a final error.
 
-use super::asks::{LONGEST_ID, Refusals, URL, allowed, check_result, refused, wants_too_much};
-use super::failed::Failed;
-use super::inbox::Inbox;
-use super::outcome::Open;
+use super::client_requests::{
+    DenialSender, ELICITATION_METHOD, LONGEST_ID, check_result, demands_forbidden_url, denied, is_allowed,
+};
+use super::forward_error::ForwardError;
+use super::outcome::OutcomeGuard;
+use super::queue::QueueReceiver;
 use crate::domain::{ClientRequests, Era, MessageId, Method, OutcomeKind, Reason};
 use crate::mcp::{MessageKind, ServerMessage, SseFault, SseFrame, SseReader, parse_server_message, readdress};
 use crate::transport::{Body, BodyError, ResponseBody};
@@ -23,7 +25,7 @@ const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 
 /// One frame and the message in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct StreamEvent {
     pub frame: SseFrame,
     /// `None` for a comment, a bare field, or an event of another type than `message`.
     pub kind: Option<MessageKind>,
@@ -31,9 +33,9 @@ pub struct Piece {
     pub server_message: ServerMessage,
 }
 
-impl Piece {
+impl StreamEvent {
     /// A frame with a message.
-    fn of(frame: SseFrame, kind: MessageKind, server_message: ServerMessage) -> Self {
+    fn message(frame: SseFrame, kind: MessageKind, server_message: ServerMessage) -> Self {
         Self {
             frame,
             kind: Some(kind),
@@ -51,7 +53,7 @@ impl Piece {
     }
 
     /// Stands in for a withheld message: a comment, which still keeps the connection alive.
-    fn withheld() -> Self {
+    fn placeholder() -> Self {
         Self::bare(SseFrame {
             raw: Bytes::from_static(b":\n\n"),
             ..SseFrame::default()
@@ -60,15 +62,15 @@ impl Piece {
 }
 
 /// The rules for one stream.
-pub(super) struct Expected {
+pub(super) struct StreamRules {
     /// The request that the stream answers; `None` for the GET stream of a legacy session.
     pub id: Option<MessageId>,
     pub era: Era,
     pub method: Method,
     /// The requests that the server may make of its client.
-    pub asks: ClientRequests,
+    pub allowed_requests: ClientRequests,
     /// Sends the server an error for every other request; legacy only.
-    pub refusals: Option<Box<Refusals>>,
+    pub denials: Option<Box<DenialSender>>,
     pub max_event: usize,
     /// The longest pause between two frames; `None` for a stream that answers no request.
     pub idle: Option<Duration>,
@@ -76,9 +78,9 @@ pub(super) struct Expected {
 
 /// A stream on its way to the client. Dropping it before its end means that the client is gone; it closes the server's
 /// stream.
-pub struct Frames {
-    source: Source,
-    expected: Expected,
+pub struct EventStream {
+    source: EventSource,
+    rules: StreamRules,
     /// Whether the answer was passed on.
     answered: bool,
     /// Whether the acknowledgement of a subscription was seen; true for any other stream.
@@ -88,49 +90,49 @@ pub struct Frames {
     ended: bool,
     timer: Option<Pin<Box<Sleep>>>,
     revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    outcome: Open,
+    outcome: OutcomeGuard,
 }
 
 /// Where the frames come from.
-enum Source {
+enum EventSource {
     Body(ResponseBody, SseReader),
     /// Messages from a channel; each becomes one frame.
-    Link(Inbox),
+    Channel(QueueReceiver),
 }
 
 /// What the source delivers next.
-enum Arrived {
+enum SourceEvent {
     Frame(SseFrame),
     End,
     /// The stream cannot continue.
-    Failed(Failed),
+    Failed(ForwardError),
     /// The connection was cut, so a legacy client may be able to resume the stream.
-    Broken(Failed),
+    Broken(ForwardError),
 }
 
-impl Source {
+impl EventSource {
     /// Polls for the next frame and adds the received bytes to `bytes`.
-    fn poll(&mut self, context: &mut Context<'_>, bytes: &mut u64) -> Poll<Arrived> {
+    fn poll(&mut self, context: &mut Context<'_>, bytes: &mut u64) -> Poll<SourceEvent> {
         let (body, reader) = match self {
-            Source::Link(inbox) => {
-                return inbox.poll(context).map(|item| match item {
+            EventSource::Channel(receiver) => {
+                return receiver.poll(context).map(|item| match item {
                     Some(Ok(message)) => {
                         *bytes += message.len() as u64;
-                        Arrived::Frame(event(message))
+                        SourceEvent::Frame(sse_frame(message))
                     }
-                    Some(Err(failed)) => Arrived::Failed(failed),
-                    None => Arrived::End,
+                    Some(Err(error)) => SourceEvent::Failed(error),
+                    None => SourceEvent::End,
                 });
             }
-            Source::Body(body, reader) => (body, reader),
+            EventSource::Body(body, reader) => (body, reader),
         };
         loop {
             match reader.frame() {
-                Ok(Some(frame)) => return Poll::Ready(Arrived::Frame(frame)),
+                Ok(Some(frame)) => return Poll::Ready(SourceEvent::Frame(frame)),
                 Ok(None) => (),
                 Err(fault) => {
-                    let failed = Failed::broken("the server's stream cannot be followed").with_cause(&fault);
-                    return Poll::Ready(Arrived::Failed(failed));
+                    let error = ForwardError::bad_response("the server's stream cannot be followed").with_cause(&fault);
+                    return Poll::Ready(SourceEvent::Failed(error));
                 }
             }
             match std::task::ready!(Pin::new(&mut *body).poll_frame(context)) {
@@ -141,15 +143,15 @@ impl Source {
                     }
                 }
                 Some(Err(error)) => {
-                    let failed = Failed::broken("the server broke off its stream").with_cause(&error);
-                    return Poll::Ready(Arrived::Broken(failed));
+                    let error = ForwardError::bad_response("the server broke off its stream").with_cause(&error);
+                    return Poll::Ready(SourceEvent::Broken(error));
                 }
                 None => {
                     let reader = std::mem::replace(reader, SseReader::new(0));
                     return Poll::Ready(match reader.finish() {
-                        Ok(()) => Arrived::End,
+                        Ok(()) => SourceEvent::End,
                         Err(SseFault::Cut | SseFault::TooLarge(_)) => {
-                            Arrived::Broken(Failed::broken("the server broke off its stream"))
+                            SourceEvent::Broken(ForwardError::bad_response("the server broke off its stream"))
                         }
                     });
                 }
@@ -158,21 +160,21 @@ impl Source {
     }
 }
 
-impl Frames {
-    pub(super) fn new(body: ResponseBody, expected: Expected, outcome: Open) -> Self {
-        let reader = SseReader::new(expected.max_event);
-        Self::of(Source::Body(body, reader), expected, outcome)
+impl EventStream {
+    pub(super) fn new(body: ResponseBody, rules: StreamRules, outcome: OutcomeGuard) -> Self {
+        let reader = SseReader::new(rules.max_event);
+        Self::of(EventSource::Body(body, reader), rules, outcome)
     }
 
-    pub(super) fn linked(inbox: Inbox, expected: Expected, outcome: Open) -> Self {
-        Self::of(Source::Link(inbox), expected, outcome)
+    pub(super) fn over_channel(receiver: QueueReceiver, rules: StreamRules, outcome: OutcomeGuard) -> Self {
+        Self::of(EventSource::Channel(receiver), rules, outcome)
     }
 
-    fn of(source: Source, expected: Expected, outcome: Open) -> Self {
+    fn of(source: EventSource, rules: StreamRules, outcome: OutcomeGuard) -> Self {
         Self {
             source,
-            acknowledged: expected.method != Method::Listen,
-            expected,
+            acknowledged: rules.method != Method::Listen,
+            rules,
             answered: false,
             resumable: false,
             ended: false,
@@ -184,26 +186,26 @@ impl Frames {
 
     /// Ends the stream when `token` is cancelled: the last item is then a `GrantRevoked` failure, if an answer is still
     /// due, and the outcome is `Revoked`.
-    pub fn cut_by(&mut self, token: CancellationToken) {
+    pub fn cancel_on(&mut self, token: CancellationToken) {
         self.revoked = Some(Box::pin(token.cancelled_owned()));
     }
 
     /// The next frame. A failure is always the last item.
-    pub async fn next(&mut self) -> Option<Result<Piece, Failed>> {
+    pub async fn next(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
     /// Turns the stream into a response body. `screen` returns the bytes to send for a frame or for the final failure;
     /// `None` sends nothing.
-    pub fn into_body(self, screen: impl FnMut(Result<Piece, Failed>) -> Option<Bytes> + Send + 'static) -> Body {
-        UnsyncBoxBody::new(Screened {
-            frames: self,
+    pub fn into_body(self, screen: impl FnMut(Result<StreamEvent, ForwardError>) -> Option<Bytes> + Send + 'static) -> Body {
+        UnsyncBoxBody::new(ScreenedBody {
+            stream: self,
             screen: Box::new(screen),
         })
     }
 
     /// Polls for the next frame.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Failed>>> {
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<StreamEvent, ForwardError>>> {
         if self
             .revoked
             .as_mut()
@@ -212,25 +214,25 @@ impl Frames {
             self.revoked = None;
             return Poll::Ready(self.revoke());
         }
-        if let Some(refusals) = &mut self.expected.refusals {
-            refusals.poll(context);
+        if let Some(denials) = &mut self.rules.denials {
+            denials.poll(context);
         }
         if self.ended {
             return Poll::Ready(None);
         }
         match self.source.poll(context, &mut self.outcome.bytes) {
-            Poll::Ready(Arrived::Frame(frame)) => {
+            Poll::Ready(SourceEvent::Frame(frame)) => {
                 self.timer = None;
-                Poll::Ready(self.judge(frame))
+                Poll::Ready(self.screen_event(frame))
             }
-            Poll::Ready(Arrived::Failed(failed)) => Poll::Ready(self.fail(failed)),
-            Poll::Ready(Arrived::Broken(failed)) => Poll::Ready(self.end(failed)),
-            Poll::Ready(Arrived::End) => Poll::Ready(self.end_of_stream()),
+            Poll::Ready(SourceEvent::Failed(error)) => Poll::Ready(self.fail(error)),
+            Poll::Ready(SourceEvent::Broken(error)) => Poll::Ready(self.end(error)),
+            Poll::Ready(SourceEvent::End) => Poll::Ready(self.end_of_stream()),
             Poll::Pending if self.out_of_time(context) => {
-                if let Source::Link(inbox) = &mut self.source {
-                    inbox.give_up();
+                if let EventSource::Channel(receiver) = &mut self.source {
+                    receiver.give_up();
                 }
-                Poll::Ready(self.fail(Failed::late("the server stopped in the middle of its stream")))
+                Poll::Ready(self.fail(ForwardError::timeout("the server stopped in the middle of its stream")))
             }
             Poll::Pending => Poll::Pending,
         }
@@ -238,7 +240,7 @@ impl Frames {
 
     /// Whether the pause between two frames was too long. The timer starts at the first wait.
     fn out_of_time(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(idle) = self.expected.idle else {
+        let Some(idle) = self.rules.idle else {
             return false;
         };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
@@ -246,10 +248,10 @@ impl Frames {
     }
 
     /// Decides what becomes of one frame.
-    fn judge(&mut self, frame: SseFrame) -> Option<Result<Piece, Failed>> {
+    fn screen_event(&mut self, frame: SseFrame) -> Option<Result<StreamEvent, ForwardError>> {
         self.resumable |= frame.id.is_some();
         let Some(data) = frame.data.clone().filter(|data| !data.is_empty()) else {
-            return Some(Ok(Piece::bare(frame)));
+            return Some(Ok(StreamEvent::bare(frame)));
         };
         // MCP clients read only events of type `message`; any other is withheld, as its content was not checked.
         if frame
@@ -257,24 +259,24 @@ impl Frames {
             .as_ref()
             .is_some_and(|event| event != "message" && !event.is_empty())
         {
-            return Some(Ok(Piece::withheld()));
+            return Some(Ok(StreamEvent::placeholder()));
         }
-        let Some(id) = self.expected.id.clone() else {
-            return self.judge_unasked(frame, &data);
+        let Some(id) = self.rules.id.clone() else {
+            return self.screen_unsolicited(frame, &data);
         };
         let (kind, server_message) = parse_server_message(&data, &id);
         match &kind {
             MessageKind::ServerNotification if !self.acknowledged && server_message.method.as_deref() != Some(ACKNOWLEDGED) => {
-                self.fail(Failed::broken(
+                self.fail(ForwardError::bad_response(
                     "the server's subscription does not begin with its acknowledgement",
                 ))
             }
             MessageKind::ServerNotification => {
                 self.acknowledged = true;
-                Some(Ok(self.note(frame, server_message)))
+                Some(Ok(self.pass_notification(frame, server_message)))
             }
-            MessageKind::ServerRequest if self.expected.era == Era::Legacy && !self.answered => {
-                Some(Ok(self.ask(frame, &data, server_message)))
+            MessageKind::ServerRequest if self.rules.era == Era::Legacy && !self.answered => {
+                Some(Ok(self.client_request(frame, &data, server_message)))
             }
             // After the answer only notifications are relayed. Any other message ends the stream without an error.
             _ if self.answered => {
@@ -283,139 +285,146 @@ impl Frames {
             }
             MessageKind::Result { is_error } => {
                 let is_error = *is_error;
-                match check_result(&server_message, self.expected.era, self.expected.method, self.expected.asks) {
-                    Ok(()) => self.answer(Piece::of(frame, kind, server_message), is_error),
-                    Err(failed) => self.fail(failed),
+                match check_result(
+                    &server_message,
+                    self.rules.era,
+                    self.rules.method,
+                    self.rules.allowed_requests,
+                ) {
+                    Ok(()) => self.answer(StreamEvent::message(frame, kind, server_message), is_error),
+                    Err(error) => self.fail(error),
                 }
             }
-            MessageKind::Error { .. } if wants_too_much(&server_message, self.expected.asks) => self.fail(refused(URL)),
-            MessageKind::Error { addressed: true, .. } => self.answer(Piece::of(frame, kind, server_message), true),
+            MessageKind::Error { .. } if demands_forbidden_url(&server_message, self.rules.allowed_requests) => {
+                self.fail(denied(ELICITATION_METHOD))
+            }
+            MessageKind::Error { addressed: true, .. } => self.answer(StreamEvent::message(frame, kind, server_message), true),
             MessageKind::Error { addressed: false, .. } => match readdress(&data, &id) {
-                Ok(data) => self.answer(Piece::of(event(data), kind, server_message), true),
-                Err(fault) => self.fail(Failed::broken(fault.detail)),
+                Ok(data) => self.answer(StreamEvent::message(sse_frame(data), kind, server_message), true),
+                Err(fault) => self.fail(ForwardError::bad_response(fault.detail)),
             },
-            MessageKind::ServerRequest => self.fail(Failed::broken(
+            MessageKind::ServerRequest => self.fail(ForwardError::bad_response(
                 "the server asks the client something, which this protocol version has not",
             )),
-            MessageKind::OtherResponse => self.fail(Failed::broken("the server answered another request")),
+            MessageKind::OtherResponse => self.fail(ForwardError::bad_response("the server answered another request")),
             MessageKind::Malformed(what) => {
-                let failed = Failed::broken(format!("the server sent a message that cannot be read: {what}"));
-                self.fail(failed)
+                let error = ForwardError::bad_response(format!("the server sent a message that cannot be read: {what}"));
+                self.fail(error)
             }
         }
     }
 
     /// Judges a message on a GET stream. Answers are relayed too: a resumed stream may deliver the answer to an earlier
     /// request.
-    fn judge_unasked(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<Piece, Failed>> {
+    fn screen_unsolicited(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<StreamEvent, ForwardError>> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
         let (kind, server_message) = parse_server_message(data, &nobody);
         match kind {
-            MessageKind::Malformed(_) => self.fail(Failed::broken("the server sent a message that cannot be read")),
-            MessageKind::ServerRequest => Some(Ok(self.ask(frame, data, server_message))),
-            MessageKind::ServerNotification => Some(Ok(self.note(frame, server_message))),
-            _ if wants_too_much(&server_message, self.expected.asks) => {
-                self.outcome.asked(URL, false);
-                Some(Ok(Piece::withheld()))
+            MessageKind::Malformed(_) => self.fail(ForwardError::bad_response("the server sent a message that cannot be read")),
+            MessageKind::ServerRequest => Some(Ok(self.client_request(frame, data, server_message))),
+            MessageKind::ServerNotification => Some(Ok(self.pass_notification(frame, server_message))),
+            _ if demands_forbidden_url(&server_message, self.rules.allowed_requests) => {
+                self.outcome.asked(ELICITATION_METHOD, false);
+                Some(Ok(StreamEvent::placeholder()))
             }
-            kind => Some(Ok(Piece::of(frame, kind, server_message))),
+            kind => Some(Ok(StreamEvent::message(frame, kind, server_message))),
         }
     }
 
     /// Relays a server's request if it is allowed; otherwise withholds it and sends the server an error.
-    fn ask(&mut self, frame: SseFrame, data: &[u8], server_message: ServerMessage) -> Piece {
+    fn client_request(&mut self, frame: SseFrame, data: &[u8], server_message: ServerMessage) -> StreamEvent {
         let short = server_message.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
         let may = short
             && server_message
                 .client_requests
                 .iter()
-                .all(|client_request| allowed(client_request, self.expected.asks));
+                .all(|client_request| is_allowed(client_request, self.rules.allowed_requests));
         server_message
             .client_requests
             .iter()
             .for_each(|client_request| self.outcome.asked(&client_request.method, may));
         if may {
-            return Piece::of(frame, MessageKind::ServerRequest, server_message);
+            return StreamEvent::message(frame, MessageKind::ServerRequest, server_message);
         }
-        if let (Some(refusals), Some(id)) = (&mut self.expected.refusals, server_message.id) {
-            refusals.send(id.text(data));
+        if let (Some(denials), Some(id)) = (&mut self.rules.denials, server_message.id) {
+            denials.send(id.text(data));
         }
-        Piece::withheld()
+        StreamEvent::placeholder()
     }
 
     /// Relays a notification, unless a request in it (a task's status can hold some) is not allowed.
-    fn note(&mut self, frame: SseFrame, server_message: ServerMessage) -> Piece {
+    fn pass_notification(&mut self, frame: SseFrame, server_message: ServerMessage) -> StreamEvent {
         let may = server_message
             .client_requests
             .iter()
-            .all(|client_request| allowed(client_request, self.expected.asks));
+            .all(|client_request| is_allowed(client_request, self.rules.allowed_requests));
         server_message
             .client_requests
             .iter()
             .for_each(|client_request| self.outcome.asked(&client_request.method, may));
         if may {
-            Piece::of(frame, MessageKind::ServerNotification, server_message)
+            StreamEvent::message(frame, MessageKind::ServerNotification, server_message)
         } else {
-            Piece::withheld()
+            StreamEvent::placeholder()
         }
     }
 
     /// Relays the answer and closes the outcome.
-    fn answer(&mut self, piece: Piece, is_error: bool) -> Option<Result<Piece, Failed>> {
+    fn answer(&mut self, event: StreamEvent, is_error: bool) -> Option<Result<StreamEvent, ForwardError>> {
         self.answered = true;
         self.outcome.done(Some(is_error));
-        Some(Ok(piece))
+        Some(Ok(event))
     }
 
     /// The server ended its stream.
-    fn end_of_stream(&mut self) -> Option<Result<Piece, Failed>> {
-        if self.answered || self.expected.id.is_none() {
+    fn end_of_stream(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
+        if self.answered || self.rules.id.is_none() {
             self.ended = true;
             self.outcome.done(None);
             return None;
         }
-        self.end(Failed::broken("the server ended its stream before it answered"))
+        self.end(ForwardError::bad_response("the server ended its stream before it answered"))
     }
 
     /// The connection to the server was lost. If a legacy client can resume the stream, it gets no error, because an
     /// error would end a request that can still be answered.
-    fn end(&mut self, failed: Failed) -> Option<Result<Piece, Failed>> {
-        let resumable = self.resumable && self.expected.era == Era::Legacy;
-        if self.answered || !resumable || self.expected.id.is_none() {
-            return self.fail(failed);
+    fn end(&mut self, error: ForwardError) -> Option<Result<StreamEvent, ForwardError>> {
+        let resumable = self.resumable && self.rules.era == Era::Legacy;
+        if self.answered || !resumable || self.rules.id.is_none() {
+            return self.fail(error);
         }
         self.ended = true;
-        let detail = format!("{}; the client may resume it", failed.recorded());
+        let detail = format!("{}; the client may resume it", error.recorded());
         self.outcome.close(OutcomeKind::Unknown, Some(detail), None);
         None
     }
 
     /// Ends the stream with a failure. The client gets it as an error only if a request is still unanswered.
-    fn fail(&mut self, failed: Failed) -> Option<Result<Piece, Failed>> {
+    fn fail(&mut self, error: ForwardError) -> Option<Result<StreamEvent, ForwardError>> {
         self.ended = true;
-        let failed = Failed {
+        let error = ForwardError {
             status: self.outcome.status,
-            ..failed
+            ..error
         };
-        self.outcome.failed(&failed);
-        (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
+        self.outcome.failed(&error);
+        (!self.answered && self.rules.id.is_some()).then_some(Err(error))
     }
 
     /// Ends the stream because the caller's authorisation was revoked.
-    fn revoke(&mut self) -> Option<Result<Piece, Failed>> {
+    fn revoke(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
         if self.ended {
             return None;
         }
         self.ended = true;
         let detail = "the authorisation for this stream is gone";
         self.outcome.close(OutcomeKind::Revoked, Some(detail.to_owned()), None);
-        let failed = Failed::after_sending(Reason::GrantRevoked, detail);
-        (!self.answered && self.expected.id.is_some()).then_some(Err(failed))
+        let error = ForwardError::after_sending(Reason::GrantRevoked, detail);
+        (!self.answered && self.rules.id.is_some()).then_some(Err(error))
     }
 }
 
 /// An SSE frame that holds one message.
-pub(super) fn event(data: Bytes) -> SseFrame {
+pub(super) fn sse_frame(data: Bytes) -> SseFrame {
     let mut raw = b"event: message".to_vec();
     for line in data.split(|byte| *byte == b'\n') {
         raw.extend_from_slice(b"\ndata: ");
@@ -431,21 +440,21 @@ pub(super) fn event(data: Bytes) -> SseFrame {
 }
 
 /// Frames that are ready are sent together up to this size, because a server may send very many tiny ones.
-const TOGETHER: usize = 16 * 1024;
+const BATCH_BYTES: usize = 16 * 1024;
 
-/// The response body that `Frames::into_body` returns.
-struct Screened {
-    frames: Frames,
-    screen: Screen,
+/// The response body that `EventStream::into_body` returns.
+struct ScreenedBody {
+    stream: EventStream,
+    screen: ScreenFn,
 }
 
-type Screen = Box<dyn FnMut(Result<Piece, Failed>) -> Option<Bytes> + Send>;
+type ScreenFn = Box<dyn FnMut(Result<StreamEvent, ForwardError>) -> Option<Bytes> + Send>;
 
-impl Screened {
+impl ScreenedBody {
     /// The bytes of the next frame that the screen did not drop.
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            match std::task::ready!(self.frames.poll_next(context)) {
+            match std::task::ready!(self.stream.poll_next(context)) {
                 None => return Poll::Ready(None),
                 Some(item) => {
                     if let Some(bytes) = (self.screen)(item).filter(|bytes| !bytes.is_empty()) {
@@ -457,7 +466,7 @@ impl Screened {
     }
 }
 
-impl http_body::Body for Screened {
+impl http_body::Body for ScreenedBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -467,7 +476,7 @@ impl http_body::Body for Screened {
         };
         let mut together: Option<BytesMut> = None;
         // Appends only what is ready now; it does not wait for more.
-        while together.as_ref().map_or(first.len(), BytesMut::len) < TOGETHER {
+        while together.as_ref().map_or(first.len(), BytesMut::len) < BATCH_BYTES {
             let Poll::Ready(Some(next)) = self.poll_piece(context) else {
                 break;
             };

@@ -14,7 +14,7 @@ use crate::gate::site::Verb;
 use crate::gate::trail::Trail;
 use crate::mcp::{self, JsonRpcKind, SseFrame, splice};
 use crate::transport::Body;
-use crate::upstream::said_server;
+use crate::upstream::claimed_server;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use serde_json::{Map, Value, json};
@@ -155,8 +155,10 @@ impl Asker {
         let mut known = BTreeSet::new();
         for (name, server) in self.gate.servers(&standing, Era::Modern, trail) {
             known.insert(name);
-            let hello = server.hello();
-            let flags = FLAGS.iter().filter(|(flag, of)| filter[*flag] == true && !hello.lacks(of));
+            let server_info = server.server_info();
+            let flags = FLAGS
+                .iter()
+                .filter(|(flag, of)| filter[*flag] == true && !server_info.is_known_to_lack(of));
             for (flag, _) in flags {
                 wanted
                     .entry(name.clone())
@@ -171,7 +173,7 @@ impl Asker {
             Ok(("resourceSubscriptions", server, uri.to_owned()))
         });
         let tasks = read.params.subscribed_tasks.iter().map(|task| {
-            let there = said_server(&task.text).filter(|server| known.contains(server));
+            let there = claimed_server(&task.text).filter(|server| known.contains(server));
             let server = there.ok_or(Reason::UnknownTask)?;
             Ok(("taskIds", server, task.text.clone()))
         });

@@ -50,7 +50,7 @@ impl Asker {
             }
             None => {
                 let servers = self.gate.servers(&standing, read.era, trail);
-                let some = servers.filter(|(_, server)| !server.hello().lacks(capability(of)));
+                let some = servers.filter(|(_, server)| !server.server_info().is_known_to_lack(capability(of)));
                 some.map(|(name, _)| (name.clone(), None)).collect()
             }
         };

@@ -25,7 +25,7 @@ use crate::domain::{Digest, Era, MessageId, Method, Principal, ProtocolVersion, 
 use crate::limits::PrincipalKey;
 use crate::mcp::{self, McpHeaders, Message, Params, Reference, splice};
 use crate::transport::Body;
-use crate::upstream::{Session, said_server};
+use crate::upstream::{Session, claimed_server};
 use bytes::Bytes;
 use flights::Flights;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
@@ -233,7 +233,7 @@ impl Asker {
             Method::Complete => self.complete(&read, trail).await,
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
                 let task = read.params.task_id.as_ref().map(|task| task.text.as_str());
-                let Some((name, server)) = task.and_then(|task| Some((task, said_server(task)?))) else {
+                let Some((name, server)) = task.and_then(|task| Some((task, claimed_server(task)?))) else {
                     return Err(self.nothing(&read, task, trail).await);
                 };
                 let addressed = Addressed {

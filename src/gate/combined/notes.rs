@@ -9,7 +9,7 @@ use crate::gate::site::Verb;
 use crate::gate::trail::Trail;
 use crate::mcp::{self, Notification};
 use crate::transport::{self, Body};
-use crate::upstream::said_server;
+use crate::upstream::claimed_server;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::json;
@@ -53,7 +53,7 @@ impl Asker {
         trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
         let handle: Option<String> = serde_json::from_str(response.id.as_json()).ok();
-        let server = handle.as_deref().and_then(said_server).ok_or(Reason::UnknownAnswer)?;
+        let server = handle.as_deref().and_then(claimed_server).ok_or(Reason::UnknownAnswer)?;
         let held = conversation.held(&server).ok_or(Reason::UnknownAnswer)?;
         trail.passed_on = true;
         let through = self.through(server, Some(conversation.clone()), false);

@@ -13,7 +13,7 @@ use crate::gate::trail::Trail;
 use crate::limits::{Admission, PrincipalKey};
 use crate::mcp::{self, ListKind, Page, Rename};
 use crate::transport::Body;
-use crate::upstream::{Hello, Session, Upstream};
+use crate::upstream::{ServerInfo, Session, Upstream};
 use http::{HeaderValue, Response};
 use serde_json::{Value, json};
 
@@ -121,7 +121,7 @@ impl Gate {
         era: Era,
         trail: &'a Trail,
     ) -> impl Iterator<Item = (&'a ServerName, &'a Upstream)> {
-        let speaks = move |server: &Upstream| !server.eras().lack(era);
+        let speaks = move |server: &Upstream| !server.eras().cannot_speak(era);
         let admitted = move |name: &ServerName| decide::admits(name, &standing.facts(trail));
         self.parts
             .upstreams
@@ -150,21 +150,21 @@ impl Gate {
     }
 
     /// Merges the capabilities and instructions of this caller's servers.
-    fn said(&self, standing: &Standing, era: Era, trail: &Trail) -> Hello {
-        let mut capabilities = Hello::default();
+    fn said(&self, standing: &Standing, era: Era, trail: &Trail) -> ServerInfo {
+        let mut capabilities = ServerInfo::default();
         let mut instructions =
             "Tools and prompts of several servers: `<server>__<name>`. Resources: `<server>+<uri>`.".to_owned();
         for (name, server) in self.servers(standing, era, trail) {
-            let hello = server.hello();
-            if let Some(text) = &hello.instructions {
+            let server_info = server.server_info();
+            if let Some(text) = &server_info.instructions {
                 let text: String = text.chars().take(LONGEST_INSTRUCTIONS).collect();
                 if instructions.len() + text.len() < ALL_INSTRUCTIONS {
                     instructions.push_str(&format!("\n\n# {name}\n\n{text}"));
                 }
             }
-            capabilities = capabilities.and(Hello::clone(&hello));
+            capabilities = capabilities.merge(ServerInfo::clone(&server_info));
         }
-        Hello {
+        ServerInfo {
             capabilities: Some(offered(capabilities.capabilities.unwrap_or_default(), era)),
             instructions: Some(instructions),
         }

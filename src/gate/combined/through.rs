@@ -92,13 +92,13 @@ impl Through {
     /// up in this process before anything is sent.
     pub fn never_left(&self) -> bool {
         let server = self.asker.gate.parts.upstreams.get(self.server());
-        server.is_some_and(Upstream::is_linked)
+        server.is_some_and(Upstream::is_persistent)
     }
 
     /// Whether the server is known not to have a capability.
     pub fn lacks(&self, capability: &str) -> bool {
         let server = self.asker.gate.parts.upstreams.get(self.server());
-        server.is_some_and(|server| server.hello().lacks(capability))
+        server.is_some_and(|server| server.server_info().is_known_to_lack(capability))
     }
 
     /// Sends one message, with its own request context and audit records.

@@ -5,7 +5,7 @@ use super::server::{STREAM, Server, answer, json, write};
 use neural_guardian::config::{HumanDuration, ServerConfig};
 use neural_guardian::domain::{Method, OutcomeKind, ProtocolVersion, Reason};
 use neural_guardian::mcp::MessageKind;
-use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Opened, Upstream, UpstreamSessionId};
+use neural_guardian::upstream::{Answer, ForwardError, ForwardHeaders, OpenedSession, Upstream, UpstreamSessionId};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const RESULT: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#;
 
-async fn failure(server: &Server) -> (Failed, neural_guardian::domain::Outcome) {
+async fn failure(server: &Server) -> (ForwardError, neural_guardian::domain::Outcome) {
     let fixture = Fixture::new(&server.url);
     match fixture.forward(tool_call()).await {
-        Err(failed) => (failed, fixture.outcome().await),
+        Err(error) => (error, fixture.outcome().await),
         Ok(_) => panic!("answered"),
     }
 }
@@ -33,9 +33,9 @@ fn body(answer: Answer) -> (u16, String) {
 async fn the_judged_bytes_go_out_under_a_head_made_from_nothing() {
     let server = Server::answering("200 OK", "application/json", RESULT).await;
     let fixture = Fixture::new(&server.url);
-    let heads = ForwardHeads {
+    let headers = ForwardHeaders {
         version: None,
-        holder: None,
+        owner: None,
         session: UpstreamSessionId::parse("up-1"),
         last_event_id: Some("9".to_owned()),
         params: vec![
@@ -47,12 +47,12 @@ async fn the_judged_bytes_go_out_under_a_head_made_from_nothing() {
     let sent = call.body.clone();
     fixture
         .upstream
-        .forward(fixture.cleared(call).await, heads.clone())
+        .forward(fixture.cleared(call).await, headers.clone())
         .await
         .unwrap();
     fixture
         .upstream
-        .forward(fixture.cleared(modern_call()).await, heads)
+        .forward(fixture.cleared(modern_call()).await, headers)
         .await
         .unwrap();
     let [legacy, modern] = &server.seen()[..] else {
@@ -105,14 +105,14 @@ async fn get_and_delete_carry_the_session_and_no_body() {
     })
     .await;
     let fixture = Fixture::new(&server.url);
-    let heads = ForwardHeads {
+    let headers = ForwardHeaders {
         session: UpstreamSessionId::parse("up-1"),
         last_event_id: Some("9".to_owned()),
-        ..ForwardHeads::default()
+        ..ForwardHeaders::default()
     };
     for (method, status) in [(Method::OpenStream, 405), (Method::EndSession, 200)] {
         let cleared = fixture.cleared(without_id(method, "")).await;
-        let answer = fixture.upstream.forward(cleared, heads.clone()).await.unwrap();
+        let answer = fixture.upstream.forward(cleared, headers.clone()).await.unwrap();
         assert_eq!(body(answer), (status, String::new()));
     }
     let [get, delete] = &server.seen()[..] else {
@@ -193,12 +193,12 @@ async fn what_the_client_must_not_hear_ends_here() {
             RESULT.len()
         ))
         .await;
-        let (failed, outcome) = failure(&server).await;
-        assert_eq!(failed.reason, Reason::UpstreamBroken, "{status}: {failed}");
-        assert_eq!(failed.status.map(|status| status.as_u16()), status[..3].parse().ok());
+        let (error, outcome) = failure(&server).await;
+        assert_eq!(error.reason, Reason::UpstreamBroken, "{status}: {error}");
+        assert_eq!(error.status.map(|status| status.as_u16()), status[..3].parse().ok());
         assert!(
-            !failed.detail.contains("evil") && !failed.detail.contains("elsewhere"),
-            "{failed}"
+            !error.detail.contains("evil") && !error.detail.contains("elsewhere"),
+            "{error}"
         );
         assert_eq!(
             (outcome.kind, outcome.status),
@@ -238,9 +238,9 @@ async fn what_is_no_answer_is_not_passed_on() {
     ];
     for case in cases {
         let server = Server::saying(case.clone()).await;
-        let (failed, outcome) = failure(&server).await;
-        assert_eq!(failed.reason, Reason::UpstreamBroken, "{case}: {failed}");
-        assert!(failed.may_have_run);
+        let (error, outcome) = failure(&server).await;
+        assert_eq!(error.reason, Reason::UpstreamBroken, "{case}: {error}");
+        assert!(error.may_have_run);
         assert_eq!(outcome.kind, OutcomeKind::Failed);
         assert_eq!(server.seen().len(), 1, "a call is never repeated: {case}");
     }
@@ -273,8 +273,8 @@ async fn an_answer_larger_than_allowed_is_dropped_unread() {
         }
     })
     .await;
-    let (failed, outcome) = failure(&server).await;
-    assert!(failed.detail.contains("larger than 65536 bytes"), "{failed}");
+    let (error, outcome) = failure(&server).await;
+    assert!(error.detail.contains("larger than 65536 bytes"), "{error}");
     assert_eq!(outcome.kind, OutcomeKind::Failed);
 }
 
@@ -296,9 +296,9 @@ async fn a_server_that_says_nothing_is_given_up_on() {
             idle_timeout: HumanDuration(Duration::from_millis(100)),
             ..config(&server.url)
         });
-        let failed = fixture.forward(tool_call()).await.err().unwrap();
-        assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
-        assert!(failed.may_have_run);
+        let error = fixture.forward(tool_call()).await.err().unwrap();
+        assert_eq!(error.reason, Reason::UpstreamTimeout, "{error}");
+        assert!(error.may_have_run);
         assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
         assert_eq!(server.seen().len(), 1);
     }
@@ -317,8 +317,8 @@ async fn an_answer_in_drops_is_given_up_on_too() {
     })
     .await;
     let fixture = Fixture::impatient(&server.url, Duration::from_millis(40));
-    let failed = fixture.forward(tool_call()).await.err().unwrap();
-    assert_eq!(failed.reason, Reason::UpstreamTimeout, "{failed}");
+    let error = fixture.forward(tool_call()).await.err().unwrap();
+    assert_eq!(error.reason, Reason::UpstreamTimeout, "{error}");
 }
 
 #[tokio::test]
@@ -329,11 +329,11 @@ async fn a_server_that_is_not_there_is_unreachable_and_the_record_says_so() {
         .local_addr()
         .unwrap();
     let fixture = Fixture::new(&format!("http://{unused}/mcp"));
-    let failed = fixture.forward(tool_call()).await.err().unwrap();
-    assert_eq!((failed.reason, failed.may_have_run), (Reason::UpstreamUnreachable, false));
+    let error = fixture.forward(tool_call()).await.err().unwrap();
+    assert_eq!((error.reason, error.may_have_run), (Reason::UpstreamUnreachable, false));
     assert!(
-        !failed.detail.contains("127.0.0.1"),
-        "the caller is not told where servers are: {failed}"
+        !error.detail.contains("127.0.0.1"),
+        "the caller is not told where servers are: {error}"
     );
     let outcome = fixture.outcome().await;
     assert_eq!(outcome.kind, OutcomeKind::Failed);
@@ -365,7 +365,7 @@ async fn a_caller_that_hangs_up_leaves_an_outcome() {
     let mut forward = Box::pin(
         fixture
             .upstream
-            .forward(fixture.cleared(tool_call()).await, ForwardHeads::default()),
+            .forward(fixture.cleared(tool_call()).await, ForwardHeaders::default()),
     );
     while server.seen().is_empty() {
         let waited = tokio::time::timeout(Duration::from_millis(5), &mut forward).await;
@@ -415,7 +415,7 @@ async fn initialize_opens_a_session_in_either_shape() {
         "{}id: 0\ndata:\n\n: hello\n\nevent: message\ndata: {result}\n\n",
         STREAM.replacen("\r\n", "\r\nMcp-Session-Id: up-1\r\n", 1)
     );
-    let session = |id: Option<&str>| Opened {
+    let session = |id: Option<&str>| OpenedSession {
         version: ProtocolVersion::V20250326,
         session: id.and_then(UpstreamSessionId::parse),
     };
@@ -452,8 +452,8 @@ async fn an_initialize_that_agrees_on_nothing_known_is_broken() {
     ] {
         let server = Server::saying(said.clone()).await;
         let fixture = Fixture::new(&server.url);
-        let failed = fixture.forward(initialize()).await.err().unwrap();
-        assert_eq!(failed.reason, Reason::UpstreamBroken, "{said}");
+        let error = fixture.forward(initialize()).await.err().unwrap();
+        assert_eq!(error.reason, Reason::UpstreamBroken, "{said}");
         assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
     }
 }

@@ -8,7 +8,7 @@ use neural_guardian::decide::{
 };
 use neural_guardian::domain::*;
 use neural_guardian::journal::{Cleared, Journal, JournalSettings, StartFacts, read_dir};
-use neural_guardian::upstream::{Answer, Failed, ForwardHeads, Upstream};
+use neural_guardian::upstream::{Answer, ForwardError, ForwardHeaders, Upstream};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -111,8 +111,10 @@ impl Fixture {
         }
     }
 
-    pub async fn forward(&self, call: Call) -> Result<Answer, Failed> {
-        self.upstream.forward(self.cleared(call).await, ForwardHeads::default()).await
+    pub async fn forward(&self, call: Call) -> Result<Answer, ForwardError> {
+        self.upstream
+            .forward(self.cleared(call).await, ForwardHeaders::default())
+            .await
     }
 
     /// All outcomes, once no call is open any more.

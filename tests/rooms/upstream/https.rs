@@ -6,7 +6,7 @@ use http::{Response, StatusCode, header};
 use neural_guardian::config::{ClientCertificates, ConnectionLimits, ServerConfig, TlsConfig};
 use neural_guardian::domain::{Method, Timestamp};
 use neural_guardian::transport::{self, ServerTls, Shutdown};
-use neural_guardian::upstream::{Answer, ForwardHeads};
+use neural_guardian::upstream::{Answer, ForwardHeaders};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 
@@ -55,7 +55,7 @@ async fn calls_speak_h2_where_it_is_offered_and_streams_have_their_own_connectio
     });
     assert!(matches!(fixture.forward(tool_call()).await.unwrap(), Answer::Json { .. }));
     let stream = fixture.cleared(without_id(Method::OpenStream, "")).await;
-    let answer = fixture.upstream.forward(stream, ForwardHeads::default()).await.unwrap();
+    let answer = fixture.upstream.forward(stream, ForwardHeaders::default()).await.unwrap();
     assert!(matches!(answer, Answer::Empty { status } if status == StatusCode::METHOD_NOT_ALLOWED));
     let seen = seen.lock().unwrap().clone();
     assert_eq!(

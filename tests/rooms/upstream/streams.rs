@@ -4,7 +4,7 @@ use super::cleared_call::{Fixture, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server};
 use neural_guardian::domain::{Call, Method, Outcome, OutcomeKind, Reason};
 use neural_guardian::mcp::MessageKind;
-use neural_guardian::upstream::{Answer, Failed, Frames};
+use neural_guardian::upstream::{Answer, EventStream, ForwardError};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -14,34 +14,34 @@ const RESULT: &str = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{}}\n\n";
 const PROGRESS: &str = "event: message\ndata: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{}}\n\n";
 const ASKED: &str = "data: {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"roots/list\"}\n\n";
 
-async fn frames(fixture: &Fixture, call: Call) -> Frames {
+async fn frames(fixture: &Fixture, call: Call) -> EventStream {
     match fixture.forward(call).await {
-        Ok(Answer::Stream(frames)) => frames,
+        Ok(Answer::Stream(stream)) => stream,
         Ok(_) => panic!("no stream"),
-        Err(failed) => panic!("{failed}"),
+        Err(error) => panic!("{error}"),
     }
 }
 
 /// What a client would get of a stream: the bytes, and the failure at its end.
-async fn drain(mut frames: Frames) -> (String, Option<Failed>) {
+async fn drain(mut stream: EventStream) -> (String, Option<ForwardError>) {
     let mut text = String::new();
-    while let Some(piece) = frames.next().await {
+    while let Some(piece) = stream.next().await {
         match piece {
             Ok(piece) => text.push_str(std::str::from_utf8(&piece.frame.raw).unwrap()),
-            Err(failed) => {
-                assert!(frames.next().await.is_none(), "a failure is the last item");
-                return (text, Some(failed));
+            Err(error) => {
+                assert!(stream.next().await.is_none(), "a failure is the last item");
+                return (text, Some(error));
             }
         }
     }
     (text, None)
 }
 
-async fn streamed(call: Call, stream: &str) -> (String, Option<Failed>, Outcome) {
+async fn streamed(call: Call, stream: &str) -> (String, Option<ForwardError>, Outcome) {
     let server = Server::saying(format!("{STREAM}{stream}")).await;
     let fixture = Fixture::new(&server.url);
-    let (text, failed) = drain(frames(&fixture, call).await).await;
-    (text, failed, fixture.outcome().await)
+    let (text, error) = drain(frames(&fixture, call).await).await;
+    (text, error, fixture.outcome().await)
 }
 
 /// A server that sends what the test gives it, when the test gives it.
@@ -81,10 +81,10 @@ async fn told() -> (
 async fn each_frame_passes_before_the_next_is_sent() {
     let (server, say, _closed) = told().await;
     let fixture = Fixture::new(&server.url);
-    let mut frames = frames(&fixture, tool_call()).await;
+    let mut stream = frames(&fixture, tool_call()).await;
     for piece in [": hello\n\n", PROGRESS, ASKED, "event: ping\ndata: now\n\n", RESULT] {
         say.send(piece).unwrap();
-        let got = frames.next().await.unwrap().unwrap();
+        let got = stream.next().await.unwrap().unwrap();
         let expected = if piece.starts_with("event: ping") { ":\n\n" } else { piece };
         assert_eq!(got.frame.raw, expected.as_bytes());
         let kind = match piece {
@@ -97,13 +97,13 @@ async fn each_frame_passes_before_the_next_is_sent() {
     }
     say.send(PROGRESS).unwrap();
     assert_eq!(
-        frames.next().await.unwrap().unwrap().frame.raw,
+        stream.next().await.unwrap().unwrap().frame.raw,
         PROGRESS.as_bytes(),
         "what follows the answer passes too"
     );
     drop(say);
-    assert!(frames.next().await.is_none());
-    drop(frames);
+    assert!(stream.next().await.is_none());
+    drop(stream);
     let outcome = fixture.outcome().await;
     assert_eq!(
         (outcome.kind, outcome.tool_error, outcome.status),
@@ -115,20 +115,20 @@ async fn each_frame_passes_before_the_next_is_sent() {
 #[tokio::test]
 async fn the_bytes_of_a_stream_are_kept_whatever_its_line_ends() {
     let stream = format!("retry: 5\r\n\r\n: x\r\n\r\nid: 3\r{}", RESULT.replace('\n', "\r"));
-    let (text, failed, outcome) = streamed(tool_call(), &stream).await;
-    assert_eq!((text, failed), (stream, None));
+    let (text, error, outcome) = streamed(tool_call(), &stream).await;
+    assert_eq!((text, error), (stream, None));
     assert_eq!((outcome.kind, outcome.tool_error), (OutcomeKind::Done, Some(false)));
 }
 
 #[tokio::test]
 async fn an_error_in_the_stream_is_an_answer() {
     let error = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32602,\"message\":\"no\"}}\n\n";
-    let (text, failed, outcome) = streamed(modern_call(), error).await;
-    assert_eq!((text.as_str(), failed, outcome.tool_error), (error, None, Some(true)));
+    let (text, error, outcome) = streamed(modern_call(), error).await;
+    assert_eq!((text.as_str(), error, outcome.tool_error), (error, None, Some(true)));
     let nobody = error.replace("\"id\":7", "\"id\":null");
-    let (text, failed, _) = streamed(tool_call(), &nobody).await;
+    let (text, error, _) = streamed(tool_call(), &nobody).await;
     assert_eq!(
-        (text, failed),
+        (text, error),
         (format!("event: message\n{error}"), None),
         "addressed to the pending request"
     );
@@ -147,28 +147,28 @@ async fn a_stream_that_ends_before_the_answer_ends_with_the_reason() {
         "data: hello\n\n",
         "data: \u{0}\n\n",
     ] {
-        let (_, failed, outcome) = streamed(tool_call(), stream).await;
-        assert_eq!(failed.expect(stream).reason, Reason::UpstreamBroken, "{stream}");
+        let (_, error, outcome) = streamed(tool_call(), stream).await;
+        assert_eq!(error.expect(stream).reason, Reason::UpstreamBroken, "{stream}");
         assert_eq!((outcome.kind, outcome.status), (OutcomeKind::Failed, Some(200)), "{stream}");
     }
     let too_large = format!("data: {}", "x".repeat(70_000));
-    let (text, failed, _) = streamed(tool_call(), &format!("{PROGRESS}{too_large}")).await;
-    assert_eq!((text.as_str(), failed.unwrap().reason), (PROGRESS, Reason::UpstreamBroken));
+    let (text, error, _) = streamed(tool_call(), &format!("{PROGRESS}{too_large}")).await;
+    assert_eq!((text.as_str(), error.unwrap().reason), (PROGRESS, Reason::UpstreamBroken));
     let chunked = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n4\r\n: x\n\r\nzz";
     let server = Server::saying(chunked).await;
     let fixture = Fixture::new(&server.url);
-    let (_, failed) = drain(frames(&fixture, tool_call()).await).await;
-    assert!(failed.unwrap().cause.is_some());
+    let (_, error) = drain(frames(&fixture, tool_call()).await).await;
+    assert!(error.unwrap().cause.is_some());
 }
 
 #[tokio::test]
 async fn a_legacy_stream_with_event_ids_may_end_early_to_be_resumed() {
     let primed = "id: 1\nretry: 10\ndata:\n\n";
-    let (text, failed, outcome) = streamed(tool_call(), primed).await;
-    assert_eq!((text.as_str(), failed, outcome.kind), (primed, None, OutcomeKind::Unknown));
-    let (_, failed, outcome) = streamed(modern_call(), primed).await;
+    let (text, error, outcome) = streamed(tool_call(), primed).await;
+    assert_eq!((text.as_str(), error, outcome.kind), (primed, None, OutcomeKind::Unknown));
+    let (_, error, outcome) = streamed(modern_call(), primed).await;
     assert_eq!(
-        (failed.unwrap().reason, outcome.kind),
+        (error.unwrap().reason, outcome.kind),
         (Reason::UpstreamBroken, OutcomeKind::Failed),
         "modern streams are not resumed"
     );
@@ -182,17 +182,17 @@ async fn nothing_comes_after_the_answer_but_notifications() {
         "data: hello\n\n",
         ASKED,
     ] {
-        let (text, failed, outcome) = streamed(tool_call(), &format!("{RESULT}{PROGRESS}{more}{PROGRESS}")).await;
-        assert_eq!((text, failed), (format!("{RESULT}{PROGRESS}"), None));
+        let (text, error, outcome) = streamed(tool_call(), &format!("{RESULT}{PROGRESS}{more}{PROGRESS}")).await;
+        assert_eq!((text, error), (format!("{RESULT}{PROGRESS}"), None));
         assert_eq!(outcome.kind, OutcomeKind::Done);
     }
 }
 
 #[tokio::test]
 async fn a_modern_server_may_not_ask_the_client() {
-    let (text, failed, outcome) = streamed(modern_call(), &format!("{PROGRESS}{ASKED}{RESULT}")).await;
+    let (text, error, outcome) = streamed(modern_call(), &format!("{PROGRESS}{ASKED}{RESULT}")).await;
     assert_eq!(
-        (text.as_str(), failed.unwrap().reason, outcome.kind),
+        (text.as_str(), error.unwrap().reason, outcome.kind),
         (PROGRESS, Reason::UpstreamBroken, OutcomeKind::Failed)
     );
 }
@@ -202,10 +202,10 @@ async fn a_stream_that_falls_silent_is_given_up_on() {
     for begun in [": hello\n\n", "data: {\"jsonrpc\":"] {
         let (server, say, closed) = told().await;
         let fixture = Fixture::impatient(&server.url, std::time::Duration::from_millis(100));
-        let frames = frames(&fixture, tool_call()).await;
+        let stream = frames(&fixture, tool_call()).await;
         say.send(begun).unwrap();
-        let (_, failed) = drain(frames).await;
-        assert_eq!(failed.unwrap().reason, Reason::UpstreamTimeout);
+        let (_, error) = drain(stream).await;
+        assert_eq!(error.unwrap().reason, Reason::UpstreamTimeout);
         closed.await.unwrap();
         assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
     }
@@ -215,10 +215,10 @@ async fn a_stream_that_falls_silent_is_given_up_on() {
 async fn a_client_that_goes_away_hangs_up_on_the_server() {
     let (server, say, closed) = told().await;
     let fixture = Fixture::new(&server.url);
-    let mut frames = frames(&fixture, tool_call()).await;
+    let mut stream = frames(&fixture, tool_call()).await;
     say.send(PROGRESS).unwrap();
-    frames.next().await.unwrap().unwrap();
-    drop(frames);
+    stream.next().await.unwrap().unwrap();
+    drop(stream);
     closed.await.unwrap();
     let outcome = fixture.outcome().await;
     assert_eq!(
@@ -231,15 +231,15 @@ async fn a_client_that_goes_away_hangs_up_on_the_server() {
 async fn a_stream_is_cut_when_its_authorisation_goes() {
     let (server, say, closed) = told().await;
     let fixture = Fixture::new(&server.url);
-    let mut frames = frames(&fixture, tool_call()).await;
+    let mut stream = frames(&fixture, tool_call()).await;
     let gone = CancellationToken::new();
-    frames.cut_by(gone.clone());
+    stream.cancel_on(gone.clone());
     say.send(PROGRESS).unwrap();
-    frames.next().await.unwrap().unwrap();
+    stream.next().await.unwrap().unwrap();
     gone.cancel();
     say.send(RESULT).unwrap();
-    let (text, failed) = drain(frames).await;
-    assert_eq!((text.as_str(), failed.unwrap().reason), ("", Reason::GrantRevoked));
+    let (text, error) = drain(stream).await;
+    assert_eq!((text.as_str(), error.unwrap().reason), ("", Reason::GrantRevoked));
     closed.await.unwrap();
     assert_eq!(fixture.outcome().await.kind, OutcomeKind::Revoked);
 }
@@ -248,19 +248,19 @@ async fn a_stream_is_cut_when_its_authorisation_goes() {
 async fn a_servers_own_stream_passes_until_it_ends() {
     let other = "id: 4\ndata: {\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{}}\n\n";
     let stream = format!(": hi\n\n{PROGRESS}{ASKED}{other}");
-    let (text, failed, outcome) = streamed(without_id(Method::OpenStream, ""), &stream).await;
+    let (text, error, outcome) = streamed(without_id(Method::OpenStream, ""), &stream).await;
     assert_eq!(
-        (text, failed, outcome.kind),
+        (text, error, outcome.kind),
         (stream, None, OutcomeKind::Done),
         "a resumed stream holds earlier answers"
     );
-    let (text, failed, outcome) = streamed(
+    let (text, error, outcome) = streamed(
         without_id(Method::OpenStream, ""),
         &format!("{PROGRESS}data: x\n\n{PROGRESS}"),
     )
     .await;
     assert_eq!(
-        (text.as_str(), failed, outcome.kind),
+        (text.as_str(), error, outcome.kind),
         (PROGRESS, None, OutcomeKind::Failed),
         "nobody waits for a reason"
     );
@@ -281,7 +281,7 @@ async fn a_stream_becomes_the_body_of_an_answer() {
     let body = frames(&fixture, tool_call()).await.into_body(|piece| match piece {
         Ok(piece) if piece.kind == Some(MessageKind::ServerRequest) => None,
         Ok(piece) => Some(piece.frame.raw),
-        Err(failed) => Some(format!("data: {failed}\n\n").into()),
+        Err(error) => Some(format!("data: {error}\n\n").into()),
     });
     let bytes = body.collect().await.unwrap().to_bytes();
     let wanted = format!("{PROGRESS}: x\n\ndata: the server ended its stream before it answered\n\n");
@@ -304,8 +304,8 @@ async fn a_client_that_does_not_read_holds_the_server_back() {
     })
     .await;
     let fixture = Fixture::new(&server.url);
-    let mut frames = frames(&fixture, tool_call()).await;
-    frames.next().await.unwrap().unwrap();
+    let mut stream = frames(&fixture, tool_call()).await;
+    stream.next().await.unwrap().unwrap();
     // The server can send until the buffers on the way are full, and then nothing more.
     loop {
         let before = *counted.borrow_and_update();

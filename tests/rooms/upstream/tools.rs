@@ -3,7 +3,7 @@
 use super::cleared_call::config;
 use super::server::{STREAM, Seen, Server, answer, json, write};
 use neural_guardian::domain::{Annotations, Digest, Era};
-use neural_guardian::upstream::{Eras, FetchFailed, Offer, Upstream};
+use neural_guardian::upstream::{Eras, FetchFailed, OfferedTools, Upstream};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ fn legacy(tools: impl Fn(&Seen) -> String + Send + Sync + 'static) -> impl Fn(&S
     }
 }
 
-fn names(offer: &Offer) -> Vec<&str> {
-    offer.tools.iter().map(|tool| tool.name.as_str()).collect()
+fn names(offered: &OfferedTools) -> Vec<&str> {
+    offered.tools.iter().map(|tool| tool.name.as_str()).collect()
 }
 
 #[tokio::test]
@@ -61,13 +61,13 @@ async fn a_legacy_server_is_shaken_hands_with_and_left_again() {
     };
     let (server, upstream) = server(legacy(pages)).await;
     assert_eq!(upstream.eras(), Eras::Unknown);
-    let offer = upstream.fetch_tools().await.unwrap();
+    let offered = upstream.fetch_tools().await.unwrap();
     assert_eq!(
-        (names(&offer), offer.left_out.len(), offer.eras),
+        (names(&offered), offered.rejected.len(), offered.eras),
         (vec!["a", "b", "c"], 0, Eras::Legacy)
     );
     assert_eq!(upstream.eras(), Eras::Legacy);
-    assert!(upstream.eras().lack(Era::Modern) && !upstream.eras().lack(Era::Legacy));
+    assert!(upstream.eras().cannot_speak(Era::Modern) && !upstream.eras().cannot_speak(Era::Legacy));
     let seen = server.seen();
     let called: Vec<String> = seen.iter().map(Seen::called).collect();
     let wanted = [
@@ -126,9 +126,9 @@ async fn a_modern_server_is_asked_without_a_session() {
             _ => refused(seen, refusal.0, refusal.1),
         })
         .await;
-        let offer = upstream.fetch_tools().await.unwrap();
-        assert_eq!((names(&offer), offer.eras), (vec!["a"], Eras::Modern), "{refusal:?}");
-        assert!(upstream.eras().lack(Era::Legacy));
+        let offered = upstream.fetch_tools().await.unwrap();
+        assert_eq!((names(&offered), offered.eras), (vec!["a"], Eras::Modern), "{refusal:?}");
+        assert!(upstream.eras().cannot_speak(Era::Legacy));
         let asked: Vec<_> = server.seen().iter().map(Seen::called).collect();
         assert_eq!(asked, ["initialize", "tools/list", "server/discover"]);
     }
@@ -142,8 +142,8 @@ async fn a_server_that_answers_initialize_with_the_new_version_is_a_modern_one()
         _ => refused(seen, "404 Not Found", -32601),
     })
     .await;
-    let offer = upstream.fetch_tools().await.unwrap();
-    assert_eq!((names(&offer), offer.eras), (vec!["a"], Eras::Modern));
+    let offered = upstream.fetch_tools().await.unwrap();
+    assert_eq!((names(&offered), offered.eras), (vec!["a"], Eras::Modern));
 }
 
 #[tokio::test]
@@ -164,14 +164,14 @@ async fn tools_that_cannot_be_told_apart_or_checked_are_left_out_and_named() {
             {"name": "odd", "inputSchema": true}, tool("Good")] }))
     }))
     .await;
-    let offer = upstream.fetch_tools().await.unwrap();
-    assert_eq!(names(&offer), ["good", "Good"]);
-    let left_out: Vec<&str> = offer.left_out.iter().map(|left_out| left_out.name.as_str()).collect();
+    let offered = upstream.fetch_tools().await.unwrap();
+    assert_eq!(names(&offered), ["good", "Good"]);
+    let left_out: Vec<&str> = offered.rejected.iter().map(|left_out| left_out.name.as_str()).collect();
     assert_eq!(
         left_out,
         ["twice", "a b", "twice", "", "no-schema", "(no name)", "(no name)", "odd"]
     );
-    assert!(offer.left_out.iter().all(|left_out| !left_out.why.is_empty()));
+    assert!(offered.rejected.iter().all(|left_out| !left_out.why.is_empty()));
 }
 
 #[tokio::test]
@@ -208,8 +208,8 @@ async fn hints_are_read_as_the_specification_defaults_them() {
     }))
     .await;
     let hints = |read_only, destructive| Annotations { read_only, destructive };
-    let offer = upstream.fetch_tools().await.unwrap();
-    let found: Vec<Annotations> = offer.tools.iter().map(|tool| tool.annotations).collect();
+    let offered = upstream.fetch_tools().await.unwrap();
+    let found: Vec<Annotations> = offered.tools.iter().map(|tool| tool.annotations).collect();
     let wanted = [
         hints(false, true),
         hints(false, true),

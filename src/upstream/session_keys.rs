@@ -68,12 +68,12 @@ pub enum SessionKeysError {
 
 /// Keys by version. The highest version seals and every version opens, so that keys rotate by adding one and removing
 /// the old one later.
-pub struct SessionKeys(BTreeMap<u32, Keys>);
+pub struct SessionKeys(BTreeMap<u32, DerivedKeys>);
 
 /// The keys derived from one line of the file: one seals session ids, the other signs the handles of `handles.rs`.
-struct Keys {
-    sealing: RandomizedNonceKey,
-    handing: hmac::Key,
+struct DerivedKeys {
+    sealing_key: RandomizedNonceKey,
+    handle_key: hmac::Key,
 }
 
 /// The prefix of every sealed id; it names the format.
@@ -103,7 +103,7 @@ impl SessionKeys {
     pub fn random() -> Result<Self, SessionKeysError> {
         Ok(Self(BTreeMap::from([(
             1,
-            Keys::of(&random_key()?).ok_or(SessionKeysError::Random)?,
+            DerivedKeys::of(&random_key()?).ok_or(SessionKeysError::Random)?,
         )])))
     }
 
@@ -114,9 +114,9 @@ impl SessionKeys {
         let mut text = session.expires_at.micros().to_be_bytes().to_vec();
         text.extend_from_slice(session.version.as_str().as_bytes());
         text.extend_from_slice(session.id.as_str().as_bytes());
-        let bound = Aad::from(bound(*version, principal, server));
+        let bound = Aad::from(associated_data(*version, principal, server));
         let nonce = key
-            .sealing
+            .sealing_key
             .seal_in_place_append_tag(bound, &mut text)
             .expect("AES-GCM seals a short text");
         let sealed = [&version.to_be_bytes(), nonce.as_ref().as_slice(), &text].concat();
@@ -130,21 +130,21 @@ impl SessionKeys {
         let (nonce, text) = rest.split_at_mut_checked(NONCE_LEN)?;
         let version = u32::from_be_bytes(version.try_into().ok()?);
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let bound = Aad::from(bound(version, principal, server));
-        let text = self.0.get(&version)?.sealing.open_in_place(nonce, bound, text).ok()?;
+        let bound = Aad::from(associated_data(version, principal, server));
+        let text = self.0.get(&version)?.sealing_key.open_in_place(nonce, bound, text).ok()?;
         let session = Session::read(text)?;
         (now < session.expires_at).then_some(session)
     }
 
     /// The newest key, which signs handles, with its version.
-    pub(super) fn handing(&self) -> (u32, &hmac::Key) {
+    pub(super) fn issuing_key(&self) -> (u32, &hmac::Key) {
         let (version, keys) = self.0.last_key_value().expect("there is a key");
-        (*version, &keys.handing)
+        (*version, &keys.handle_key)
     }
 
     /// The key that verifies handles of this version.
-    pub(super) fn handed(&self, version: u32) -> Option<&hmac::Key> {
-        self.0.get(&version).map(|keys| &keys.handing)
+    pub(super) fn verifying_key(&self, version: u32) -> Option<&hmac::Key> {
+        self.0.get(&version).map(|keys| &keys.handle_key)
     }
 
     pub(super) fn parse(text: &str, file: &Path) -> Result<Self, SessionKeysError> {
@@ -194,7 +194,7 @@ const ALL: &str = "*";
 
 /// The associated data of a seal: key version, principal and server. Each part is length-prefixed, so that two
 /// different lists of parts never encode alike.
-fn bound(version: u32, principal: &Principal, server: Option<&ServerName>) -> Vec<u8> {
+fn associated_data(version: u32, principal: &Principal, server: Option<&ServerName>) -> Vec<u8> {
     let client = principal.client.as_ref().map_or("", |client| client.as_str());
     let parts = [
         "guardian session",
@@ -211,19 +211,19 @@ fn bound(version: u32, principal: &Principal, server: Option<&ServerName>) -> Ve
     bytes
 }
 
-fn key_line(written: &str) -> Option<(u32, Keys)> {
+fn key_line(written: &str) -> Option<(u32, DerivedKeys)> {
     let (version, key) = written.split_once(':')?;
     let key: [u8; 32] = STANDARD.decode(key.trim()).ok()?.try_into().ok()?;
-    Some((version.trim().parse().ok()?, Keys::of(&key)?))
+    Some((version.trim().parse().ok()?, DerivedKeys::of(&key)?))
 }
 
-impl Keys {
+impl DerivedKeys {
     /// Handles are signed with a key of their own, derived from the sealing key, so that no handle can pass for a seal.
     fn of(key: &[u8; 32]) -> Option<Self> {
         let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"guardian handles");
         Some(Self {
-            sealing: RandomizedNonceKey::new(&AES_256_GCM, key).ok()?,
-            handing: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+            sealing_key: RandomizedNonceKey::new(&AES_256_GCM, key).ok()?,
+            handle_key: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
         })
     }
 }

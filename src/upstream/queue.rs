@@ -1,7 +1,7 @@
 //! Bounded queues between a channel to a server and the receivers of its messages. A queue holds one message of any
 //! size or many small ones; the sender waits for room, or is told that there is none.
 
-use super::failed::Failed;
+use super::forward_error::ForwardError;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ const ROOM: u32 = 256 * 1024;
 /// What each message counts for beside its text.
 const OVERHEAD: u32 = 256;
 /// Limits for messages that wait until the client opens its stream.
-const MOST_PARKED: usize = 64;
-const MOST_PARKED_BYTES: usize = 256 * 1024;
+const MAX_BUFFERED: usize = 64;
+const MAX_BUFFERED_BYTES: usize = 256 * 1024;
 
-type Item = (Result<Bytes, Failed>, Option<OwnedSemaphorePermit>);
+type QueueItem = (Result<Bytes, ForwardError>, Option<OwnedSemaphorePermit>);
 
 /// The receiving end.
-pub(super) struct Inbox {
-    items: mpsc::UnboundedReceiver<Item>,
+pub(super) struct QueueReceiver {
+    items: mpsc::UnboundedReceiver<QueueItem>,
     /// A message that was received and put back.
     first: Option<Bytes>,
     /// Called when the receiver stops waiting, to cancel the request at the server.
@@ -29,33 +29,33 @@ pub(super) struct Inbox {
 
 /// The sending end.
 #[derive(Clone)]
-pub(super) struct Outlet {
-    items: mpsc::UnboundedSender<Item>,
+pub(super) struct QueueSender {
+    items: mpsc::UnboundedSender<QueueItem>,
     room: Arc<Semaphore>,
 }
 
 /// A new queue.
-pub(super) fn inbox() -> (Outlet, Inbox) {
+pub(super) fn queue() -> (QueueSender, QueueReceiver) {
     let (items, received) = mpsc::unbounded_channel();
-    let outlet = Outlet {
+    let sender = QueueSender {
         items,
         room: Arc::new(Semaphore::new(ROOM as usize)),
     };
-    let inbox = Inbox {
+    let receiver = QueueReceiver {
         items: received,
         first: None,
         give_up: None,
     };
-    (outlet, inbox)
+    (sender, receiver)
 }
 
-impl Inbox {
+impl QueueReceiver {
     /// The next message; `None` when there are no more. A failure is the last item.
-    pub async fn next(&mut self) -> Option<Result<Bytes, Failed>> {
+    pub async fn next(&mut self) -> Option<Result<Bytes, ForwardError>> {
         std::future::poll_fn(|context| self.poll(context)).await
     }
 
-    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failed>>> {
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, ForwardError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
@@ -63,7 +63,7 @@ impl Inbox {
     }
 
     /// Puts back a message, so that `next` returns it again.
-    pub fn give_back(&mut self, message: Bytes) {
+    pub fn unread(&mut self, message: Bytes) {
         self.first = Some(message);
     }
 
@@ -80,7 +80,7 @@ impl Inbox {
     }
 }
 
-impl Outlet {
+impl QueueSender {
     /// Queues a message, waiting for room.
     pub async fn put(&self, message: Bytes) {
         if let Ok(permit) = self.room.clone().acquire_many_owned(size(&message)).await {
@@ -97,8 +97,8 @@ impl Outlet {
     }
 
     /// Queues the last item, which needs no room.
-    pub fn fail(&self, failed: Failed) {
-        let _ = self.items.send((Err(failed), None));
+    pub fn fail(&self, error: ForwardError) {
+        let _ = self.items.send((Err(error), None));
     }
 
     /// Whether the receiver is gone.
@@ -116,61 +116,61 @@ fn size(message: &Bytes) -> u32 {
 
 /// The messages for a session's own GET stream: those that belong to no call.
 #[derive(Default)]
-pub(super) struct Mailbox(Mutex<Mail>);
+pub(super) struct PushBuffer(Mutex<PushState>);
 
 #[derive(Default)]
-struct Mail {
-    open: Option<Outlet>,
-    parked: VecDeque<Bytes>,
-    parked_bytes: usize,
+struct PushState {
+    open: Option<QueueSender>,
+    buffered: VecDeque<Bytes>,
+    buffered_bytes: usize,
     closed: bool,
 }
 
-impl Mailbox {
+impl PushBuffer {
     /// Opens the stream. One that was open before ends, because a client that opens another has lost the first.
-    pub fn open(&self) -> Inbox {
-        let (outlet, inbox) = inbox();
-        let mut mail = self.mail();
-        for message in mail.parked.drain(..) {
+    pub fn open(&self) -> QueueReceiver {
+        let (sender, receiver) = queue();
+        let mut mail = self.state();
+        for message in mail.buffered.drain(..) {
             // Always fits: the limit of the buffer is not larger than that of the queue.
-            outlet.try_put(message);
+            sender.try_put(message);
         }
-        mail.parked_bytes = 0;
-        mail.open = (!mail.closed).then_some(outlet);
-        inbox
+        mail.buffered_bytes = 0;
+        mail.open = (!mail.closed).then_some(sender);
+        receiver
     }
 
     /// Whether a client reads the stream.
     pub fn is_open(&self) -> bool {
-        self.mail().open.as_ref().is_some_and(|open| !open.is_closed())
+        self.state().open.as_ref().is_some_and(|open| !open.is_closed())
     }
 
     /// Sends on the open stream; `false` if none is open or its queue is full.
     pub fn put(&self, message: Bytes) -> bool {
-        self.mail().open.as_ref().is_some_and(|open| open.try_put(message))
+        self.state().open.as_ref().is_some_and(|open| open.try_put(message))
     }
 
     /// Buffers a message for the stream that will be opened; `false` if the buffer is full or the session has ended.
-    pub fn park(&self, message: Bytes) -> bool {
-        let mut mail = self.mail();
-        let bytes = mail.parked_bytes + message.len() + OVERHEAD as usize;
-        if mail.closed || mail.parked.len() >= MOST_PARKED || bytes > MOST_PARKED_BYTES {
+    pub fn buffer(&self, message: Bytes) -> bool {
+        let mut mail = self.state();
+        let bytes = mail.buffered_bytes + message.len() + OVERHEAD as usize;
+        if mail.closed || mail.buffered.len() >= MAX_BUFFERED || bytes > MAX_BUFFERED_BYTES {
             return false;
         }
-        mail.parked_bytes = bytes;
-        mail.parked.push_back(message);
+        mail.buffered_bytes = bytes;
+        mail.buffered.push_back(message);
         true
     }
 
     /// Ends the stream and accepts no more messages.
     pub fn close(&self) {
-        *self.mail() = Mail {
+        *self.state() = PushState {
             closed: true,
-            ..Mail::default()
+            ..PushState::default()
         };
     }
 
-    fn mail(&self) -> MutexGuard<'_, Mail> {
+    fn state(&self) -> MutexGuard<'_, PushState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,54 +185,54 @@ mod tests {
 
     #[tokio::test]
     async fn an_inbox_holds_one_large_message_or_some_small_ones_and_then_no_more() {
-        let (outlet, mut inbox) = inbox();
-        assert!(outlet.try_put(message(100 * 1024 * 1024)));
-        assert!(!outlet.try_put(message(1)));
-        assert_eq!(inbox.next().await.unwrap().unwrap().len(), 100 * 1024 * 1024);
-        let taken = (0..10_000).take_while(|_| outlet.try_put(message(1))).count();
+        let (sender, mut receiver) = queue();
+        assert!(sender.try_put(message(100 * 1024 * 1024)));
+        assert!(!sender.try_put(message(1)));
+        assert_eq!(receiver.next().await.unwrap().unwrap().len(), 100 * 1024 * 1024);
+        let taken = (0..10_000).take_while(|_| sender.try_put(message(1))).count();
         assert_eq!(taken, (ROOM / (OVERHEAD + 1)) as usize);
-        outlet.fail(Failed::broken("over"));
+        sender.fail(ForwardError::bad_response("over"));
         for _ in 0..taken {
-            assert!(inbox.next().await.unwrap().is_ok());
+            assert!(receiver.next().await.unwrap().is_ok());
         }
-        assert!(inbox.next().await.unwrap().is_err());
-        drop(outlet);
-        assert!(inbox.next().await.is_none());
+        assert!(receiver.next().await.unwrap().is_err());
+        drop(sender);
+        assert!(receiver.next().await.is_none());
     }
 
     #[tokio::test]
     async fn who_waits_for_room_goes_on_when_there_is_some_or_nobody_reads() {
-        let (outlet, mut read) = inbox();
-        assert!(outlet.try_put(message(ROOM as usize)));
+        let (sender, mut read) = queue();
+        assert!(sender.try_put(message(ROOM as usize)));
         let put = tokio::spawn({
-            let outlet = outlet.clone();
-            async move { outlet.put(message(2)).await }
+            let sender = sender.clone();
+            async move { sender.put(message(2)).await }
         });
         assert_eq!(read.next().await.unwrap().unwrap().len(), ROOM as usize);
         assert_eq!(read.next().await.unwrap().unwrap().len(), 2);
         put.await.unwrap();
-        assert!(outlet.try_put(message(ROOM as usize)));
-        let put = tokio::spawn(async move { outlet.put(message(3)).await });
+        assert!(sender.try_put(message(ROOM as usize)));
+        let put = tokio::spawn(async move { sender.put(message(3)).await });
         drop(read);
         put.await.unwrap();
     }
 
     #[tokio::test]
     async fn what_came_before_a_stream_was_opened_is_on_it_and_a_second_one_takes_its_place() {
-        let mailbox = Mailbox::default();
-        assert!(!mailbox.put(message(1)) && !mailbox.is_open());
-        assert!(mailbox.park(message(2)));
-        assert!(!mailbox.park(message(MOST_PARKED_BYTES)));
-        let mut first = mailbox.open();
-        assert!(mailbox.is_open() && mailbox.put(message(3)));
+        let push_buffer = PushBuffer::default();
+        assert!(!push_buffer.put(message(1)) && !push_buffer.is_open());
+        assert!(push_buffer.buffer(message(2)));
+        assert!(!push_buffer.buffer(message(MAX_BUFFERED_BYTES)));
+        let mut first = push_buffer.open();
+        assert!(push_buffer.is_open() && push_buffer.put(message(3)));
         assert_eq!(first.next().await.unwrap().unwrap().len(), 2);
-        let mut second = mailbox.open();
+        let mut second = push_buffer.open();
         assert_eq!(first.next().await.unwrap().unwrap().len(), 3);
         assert!(first.next().await.is_none());
-        assert!(mailbox.put(message(4)));
+        assert!(push_buffer.put(message(4)));
         assert_eq!(second.next().await.unwrap().unwrap().len(), 4);
-        mailbox.close();
+        push_buffer.close();
         assert!(second.next().await.is_none());
-        assert!(!mailbox.park(message(1)) && mailbox.open().next().await.is_none());
+        assert!(!push_buffer.buffer(message(1)) && push_buffer.open().next().await.is_none());
     }
 }

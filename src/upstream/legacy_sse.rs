@@ -1,10 +1,10 @@
 //! The HTTP+SSE transport of MCP 2024-11-05: one event stream brings all server messages, and its first event names the
 //! URL for POST. That URL must have the same origin as the configured one; otherwise the server is not used.
 
+use super::channels::ChannelLease;
 use super::exchange::{Media, media};
-use super::failed::Failed;
-use super::link::{Heard, Link, Out};
-use super::links::Begun;
+use super::forward_error::ForwardError;
+use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
 use super::server::Endpoint;
 use crate::domain::{ClientRequests, Reason};
 use crate::mcp::{SseFrame, SseReader};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The POST side of one channel.
-pub(super) struct Posts {
+pub(super) struct PostEndpoint {
     endpoint: Arc<Endpoint>,
     to: Uri,
     tasks: TaskTracker,
@@ -32,71 +32,71 @@ pub(super) struct Posts {
 const MOST_REPLIES: usize = 16;
 
 /// Opens the event stream and waits for the `endpoint` event.
-pub(super) async fn open(
+pub(super) async fn open_channel(
     endpoint: &Arc<Endpoint>,
-    heard: Heard,
-    asks: ClientRequests,
+    routing: UnsolicitedRouting,
+    allowed_requests: ClientRequests,
     max_event: usize,
-    begun: Begun,
-) -> Result<Arc<Link>, Failed> {
+    lease: ChannelLease,
+) -> Result<Arc<MuxChannel>, ForwardError> {
     let opening = async {
         let none = HeaderMap::new();
         let response = endpoint
             .exchange(&endpoint.streams, &Method::GET, &none, &Bytes::new())
             .await?;
         if !response.status().is_success() || media(response.headers()) != Media::Events {
-            return Err(Failed::broken("the server opened no event stream").with_status(response.status()));
+            return Err(ForwardError::bad_response("the server opened no event stream").with_status(response.status()));
         }
-        let mut stream = Stream {
+        let mut stream = LegacySseStream {
             body: response.into_body(),
             reader: SseReader::new(max_event),
         };
         let to = loop {
-            let frame = stream.next().await.map_err(Failed::broken)?;
+            let frame = stream.next().await.map_err(ForwardError::bad_response)?;
             if let (Some(event), Some(data)) = (&frame.event, &frame.data)
                 && event == "endpoint"
             {
-                break posting_to(&endpoint.uri, &String::from_utf8_lossy(data)).map_err(Failed::broken)?;
+                break posting_to(&endpoint.uri, &String::from_utf8_lossy(data)).map_err(ForwardError::bad_response)?;
             }
         };
         Ok((stream, to))
     };
-    let late = |_| Err(Failed::late("the server does not say where messages are posted"));
+    let late = |_| Err(ForwardError::timeout("the server does not say where messages are posted"));
     let (stream, to) = timeout(endpoint.first_byte, opening).await.unwrap_or_else(late)?;
-    let end = begun.end();
-    let posts = Posts {
+    let end = lease.end();
+    let post_endpoint = PostEndpoint {
         endpoint: endpoint.clone(),
         to,
-        tasks: begun.keep.tasks.clone(),
+        tasks: lease.supervisor.tasks.clone(),
         end: end.clone(),
         room: Arc::new(Semaphore::new(MOST_REPLIES)),
     };
-    let link = Link::new(Out::Posts(posts), heard, asks, end);
-    let tasks = begun.keep.tasks.clone();
-    tasks.spawn(follow(link.clone(), stream, begun));
-    Ok(link)
+    let channel = MuxChannel::new(Sink::LegacySse(post_endpoint), routing, allowed_requests, end);
+    let tasks = lease.supervisor.tasks.clone();
+    tasks.spawn(follow(channel.clone(), stream, lease));
+    Ok(channel)
 }
 
 /// Reads the stream until it ends or the session is ended. Dropping the stream closes it, which tells the server.
-async fn follow(link: Arc<Link>, mut stream: Stream, begun: Begun) {
+async fn follow(channel: Arc<MuxChannel>, mut stream: LegacySseStream, lease: ChannelLease) {
     let why = tokio::select! {
-        why = read(&link, &mut stream) => Some(why),
-        () = link.end.cancelled() => None,
+        why = read_events(&channel, &mut stream) => Some(why),
+        () = channel.end.cancelled() => None,
     };
-    let asked = link.end.is_cancelled();
+    let asked = channel.end.is_cancelled();
     let told = match &why {
         Some(why) => format!("the server is gone: {why}"),
         None => "the session was ended".to_owned(),
     };
-    link.die(Failed::broken(told));
+    channel.fail_all(ForwardError::bad_response(told));
     if !asked {
-        tracing::warn!(server = %begun.keep.server, why, "the server's stream is gone");
-        begun.ended_by_itself(&link);
+        tracing::warn!(server = %lease.supervisor.server, why, "the server's stream is gone");
+        lease.note_failure(&channel);
     }
 }
 
 /// Hands every `message` event to the channel; returns why the stream ended.
-async fn read(link: &Link, stream: &mut Stream) -> &'static str {
+async fn read_events(channel: &MuxChannel, stream: &mut LegacySseStream) -> &'static str {
     loop {
         let frame = match stream.next().await {
             Ok(frame) => frame,
@@ -107,17 +107,17 @@ async fn read(link: &Link, stream: &mut Stream) -> &'static str {
             .as_ref()
             .is_none_or(|event| event == "message" || event.is_empty());
         if let Some(data) = frame.data.filter(|data| is_message && !data.is_empty()) {
-            link.received(data).await;
+            channel.received(data).await;
         }
     }
 }
 
-struct Stream {
+struct LegacySseStream {
     body: ResponseBody,
     reader: SseReader,
 }
 
-impl Stream {
+impl LegacySseStream {
     async fn next(&mut self) -> Result<SseFrame, &'static str> {
         loop {
             match self.reader.frame() {
@@ -138,26 +138,26 @@ impl Stream {
     }
 }
 
-impl Posts {
+impl PostEndpoint {
     /// Posts a message and waits until the server has accepted it.
-    pub async fn post(&self, body: Bytes) -> Result<(), Failed> {
+    pub async fn post(&self, body: Bytes) -> Result<(), ForwardError> {
         post(&self.endpoint, &self.to, &body).await
     }
 
     /// Posts a request. Its answer comes on the event stream, possibly before the POST is acknowledged.
-    pub fn post_for(&self, link: &Arc<Link>, number: u64, body: Bytes) {
-        let (endpoint, to, link) = (self.endpoint.clone(), self.to.clone(), link.clone());
+    pub fn post_for(&self, channel: &Arc<MuxChannel>, number: u64, body: Bytes) {
+        let (endpoint, to, channel) = (self.endpoint.clone(), self.to.clone(), channel.clone());
         self.tasks.spawn(async move {
             let posted = tokio::select! {
                 posted = post(&endpoint, &to, &body) => posted,
-                () = link.end.cancelled() => return,
+                () = channel.end.cancelled() => return,
             };
             match posted {
                 // Some servers acknowledge the POST only after they have answered on the stream, so a time-out here is
                 // no failure.
                 Ok(()) => (),
-                Err(failed) if failed.reason == Reason::UpstreamTimeout => (),
-                Err(failed) => link.fail(number, failed),
+                Err(error) if error.reason == Reason::UpstreamTimeout => (),
+                Err(error) => channel.fail(number, error),
             }
         });
     }
@@ -171,20 +171,22 @@ impl Posts {
         let (endpoint, to, end) = (self.endpoint.clone(), self.to.clone(), self.end.clone());
         self.tasks.spawn(async move {
             let posted = end.run_until_cancelled(post(&endpoint, &to, &body)).await;
-            if let Some(Err(failed)) = posted {
-                tracing::debug!(%failed, "the server did not take a reply");
+            if let Some(Err(error)) = posted {
+                tracing::debug!(%error, "the server did not take a reply");
             }
             drop(place);
         });
     }
 }
 
-async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), Failed> {
+async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), ForwardError> {
     let none = HeaderMap::new();
     let response = endpoint.exchange_at(to, &endpoint.client, &Method::POST, &none, body).await?;
     match response.status() {
         status if status.is_success() => Ok(()),
-        status => Err(Failed::broken(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)),
+        status => Err(
+            ForwardError::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status),
+        ),
     }
 }
 

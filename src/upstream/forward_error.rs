@@ -9,7 +9,7 @@ use std::error::Error;
 /// A permitted call that has no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub struct Failed {
+pub struct ForwardError {
     /// `UpstreamUnreachable`, `UpstreamTimeout`, `UpstreamBroken`, or why Guardian stopped the call or cut its stream.
     pub reason: Reason,
     /// Shown to the caller; names no host and no credential.
@@ -22,14 +22,14 @@ pub struct Failed {
     pub may_have_run: bool,
 }
 
-impl Failed {
+impl ForwardError {
     /// The server violated the protocol or broke off.
-    pub(super) fn broken(detail: impl Into<String>) -> Self {
+    pub(super) fn bad_response(detail: impl Into<String>) -> Self {
         Self::after_sending(Reason::UpstreamBroken, detail)
     }
 
     /// The server exceeded a time limit.
-    pub(super) fn late(detail: impl Into<String>) -> Self {
+    pub(super) fn timeout(detail: impl Into<String>) -> Self {
         Self::after_sending(Reason::UpstreamTimeout, detail)
     }
 
@@ -53,7 +53,7 @@ impl Failed {
         Self {
             reason,
             detail: detail.to_owned(),
-            cause: Some(chain(error)),
+            cause: Some(with_sources(error)),
             status: None,
             may_have_run: error.may_have_been_sent(),
         }
@@ -61,7 +61,7 @@ impl Failed {
 
     pub(super) fn with_cause(self, error: &(dyn Error + 'static)) -> Self {
         Self {
-            cause: Some(chain(error)),
+            cause: Some(with_sources(error)),
             ..self
         }
     }
@@ -83,7 +83,7 @@ impl Failed {
 }
 
 /// An error followed by its sources, each text once.
-fn chain(error: &(dyn Error + 'static)) -> String {
+fn with_sources(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -5,21 +5,21 @@ use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// A line reader with a limit.
-pub(super) struct Lines<R> {
+pub(super) struct LineReader<R> {
     from: BufReader<R>,
     most: usize,
 }
 
 /// Why there is no next line.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoLine {
+pub(super) enum LineError {
     #[error("a line is longer than {0} bytes")]
     TooLong(usize),
     #[error(transparent)]
     Broken(#[from] io::Error),
 }
 
-impl<R: AsyncRead + Unpin> Lines<R> {
+impl<R: AsyncRead + Unpin> LineReader<R> {
     pub fn new(from: R, most: usize) -> Self {
         Self {
             from: BufReader::with_capacity(64 * 1024, from),
@@ -28,36 +28,36 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// The next line without its line end; `None` at the end of input. A line over the limit is an error.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, NoLine> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, LineError> {
         let mut line = Vec::new();
         match self.fill(&mut line).await? {
-            Filled::Line => Ok(Some(without_return(line))),
-            Filled::End if line.is_empty() => Ok(None),
-            Filled::End => Ok(Some(without_return(line))),
-            Filled::TooLong => Err(NoLine::TooLong(self.most)),
+            LineFill::Line => Ok(Some(without_return(line))),
+            LineFill::End if line.is_empty() => Ok(None),
+            LineFill::End => Ok(Some(without_return(line))),
+            LineFill::TooLong => Err(LineError::TooLong(self.most)),
         }
     }
 
     /// The next line, cut at the limit; the rest of a long line is skipped.
-    pub async fn next_cut(&mut self) -> Result<Option<Bytes>, NoLine> {
+    pub async fn next_cut(&mut self) -> Result<Option<Bytes>, LineError> {
         let mut line = Vec::new();
         let mut filled = self.fill(&mut line).await?;
         let mut rest = Vec::new();
-        while let Filled::TooLong = filled {
+        while let LineFill::TooLong = filled {
             rest.clear();
             filled = self.fill(&mut rest).await?;
         }
         match (filled, line.is_empty()) {
-            (Filled::End, true) => Ok(None),
+            (LineFill::End, true) => Ok(None),
             _ => Ok(Some(without_return(line))),
         }
     }
 
-    async fn fill(&mut self, line: &mut Vec<u8>) -> Result<Filled, NoLine> {
+    async fn fill(&mut self, line: &mut Vec<u8>) -> Result<LineFill, LineError> {
         loop {
             let piece = self.from.fill_buf().await?;
             if piece.is_empty() {
-                return Ok(Filled::End);
+                return Ok(LineFill::End);
             }
             let room = self.most - line.len();
             let end = piece.iter().position(|byte| *byte == b'\n');
@@ -65,17 +65,17 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             line.extend_from_slice(&piece[..taken.min(room)]);
             if taken > room {
                 self.from.consume(room);
-                return Ok(Filled::TooLong);
+                return Ok(LineFill::TooLong);
             }
             self.from.consume(end.map_or(taken, |end| end + 1));
             if end.is_some() {
-                return Ok(Filled::Line);
+                return Ok(LineFill::Line);
             }
         }
     }
 }
 
-enum Filled {
+enum LineFill {
     Line,
     End,
     TooLong,
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     async fn all(text: &[u8], most: usize) -> Vec<Result<Bytes, String>> {
-        let mut lines = Lines::new(text, most);
+        let mut lines = LineReader::new(text, most);
         let mut read = Vec::new();
         loop {
             match lines.next().await {
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_rest_of_a_cut_line_is_skipped() {
-        let mut lines = Lines::new(b"123456789012345678901\nab\n1234567".as_slice(), 4);
+        let mut lines = LineReader::new(b"123456789012345678901\nab\n1234567".as_slice(), 4);
         let mut read = Vec::new();
         while let Some(line) = lines.next_cut().await.unwrap() {
             read.push(line);

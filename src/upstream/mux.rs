@@ -2,12 +2,12 @@
 //! so requests of different callers never collide. A message from the server goes to the request or session it belongs
 //! to, with the caller's original id and token restored, or to nobody.
 
-use super::asks::allowed;
-use super::events::Posts;
-use super::failed::Failed;
-use super::inbox::{Inbox, Mailbox, Outlet, inbox};
-use super::links::Seats;
-use super::speak::{Said, said};
+use super::channels::SessionTable;
+use super::client_requests::is_allowed;
+use super::control::{ControlReply, parse_control_reply};
+use super::forward_error::ForwardError;
+use super::legacy_sse::PostEndpoint;
+use super::queue::{PushBuffer, QueueReceiver, QueueSender, queue};
 use crate::domain::{ClientRequests, MessageId, Method};
 use crate::mcp::{self, JsonRpcKind, JsonSpan, MessageKind, splice};
 use bytes::Bytes;
@@ -22,43 +22,43 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// One open channel.
-pub(super) struct Link {
-    out: Out,
-    heard: Heard,
-    asks: ClientRequests,
-    state: Mutex<State>,
+pub(super) struct MuxChannel {
+    sink: Sink,
+    routing: UnsolicitedRouting,
+    allowed_requests: ClientRequests,
+    state: Mutex<MuxState>,
     /// Counts received lines that were not MCP messages.
-    noise: AtomicU64,
+    non_message_lines: AtomicU64,
     /// Ends the channel when cancelled.
     pub end: CancellationToken,
 }
 
 /// The write side.
-pub(super) enum Out {
+pub(super) enum Sink {
     /// The standard input of a process, one message a line.
     Lines(mpsc::Sender<Bytes>),
     /// The POST endpoint of the legacy HTTP+SSE transport.
-    Posts(Posts),
+    LegacySse(PostEndpoint),
 }
 
 /// Who gets messages that belong to no request.
-pub(super) enum Heard {
+pub(super) enum UnsolicitedRouting {
     /// The one session that owns the channel.
-    One(Arc<Mailbox>),
+    Session(Arc<PushBuffer>),
     /// All sessions get list and resource change notifications. Nobody gets the rest, because it may be about one
     /// caller.
-    All(Arc<Seats>),
+    AllSessions(Arc<SessionTable>),
     /// Nobody: the channel is Guardian's own.
-    Nobody,
+    Drop,
 }
 
 #[derive(Default)]
-struct State {
+struct MuxState {
     /// The id of the last request.
     last: u64,
     pending: BTreeMap<u64, Pending>,
     /// Why the channel ended.
-    gone: Option<Failed>,
+    gone: Option<ForwardError>,
     /// Whether the server has ever answered a request.
     answered: bool,
 }
@@ -70,8 +70,8 @@ struct Pending {
     id: Bytes,
     token: Option<Bytes>,
     /// Whether requests and notifications of the server may be sent along with this request's answer.
-    carries: bool,
-    to: Outlet,
+    accepts_server_messages: bool,
+    to: QueueSender,
 }
 
 /// The most pending requests on one channel. Calls have limits of their own elsewhere.
@@ -79,52 +79,57 @@ const MOST_PENDING: usize = 4_096;
 
 /// Notifications that a shared process may send to all sessions: they reveal nothing of a caller and only say that
 /// something should be fetched again.
-const FOR_ALL: [&str; 4] = [
+const BROADCAST: [&str; 4] = [
     "notifications/tools/list_changed",
     "notifications/prompts/list_changed",
     "notifications/resources/list_changed",
     "notifications/resources/updated",
 ];
 
-impl Link {
-    pub fn new(out: Out, heard: Heard, asks: ClientRequests, end: CancellationToken) -> Arc<Self> {
+impl MuxChannel {
+    pub fn new(sink: Sink, routing: UnsolicitedRouting, allowed_requests: ClientRequests, end: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
-            out,
-            heard,
-            asks,
+            sink,
+            routing,
+            allowed_requests,
             state: Mutex::default(),
-            noise: AtomicU64::new(0),
+            non_message_lines: AtomicU64::new(0),
             end,
         })
     }
 
     /// Sends a request. The inbox receives its answer and the messages that belong to it.
-    pub async fn request(self: &Arc<Self>, session: &Arc<str>, method: Method, body: &Bytes) -> Result<Inbox, Failed> {
-        let (number, mut inbox, body) = self.enter(session, method, body)?;
-        let link = Arc::downgrade(self);
-        inbox.on_giving_up(move || {
-            if let Some(link) = link.upgrade() {
-                link.give_up(number);
+    pub async fn request(
+        self: &Arc<Self>,
+        session: &Arc<str>,
+        method: Method,
+        body: &Bytes,
+    ) -> Result<QueueReceiver, ForwardError> {
+        let (number, mut receiver, body) = self.register(session, method, body)?;
+        let channel = Arc::downgrade(self);
+        receiver.on_giving_up(move || {
+            if let Some(channel) = channel.upgrade() {
+                channel.give_up(number);
             }
         });
-        match &self.out {
-            Out::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone())?,
-            Out::Posts(posts) => posts.post_for(self, number, body),
+        match &self.sink {
+            Sink::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone())?,
+            Sink::LegacySse(post_endpoint) => post_endpoint.post_for(self, number, body),
         }
-        Ok(inbox)
+        Ok(receiver)
     }
 
     /// Sends a message that has no answer.
-    pub async fn say(&self, body: Bytes) -> Result<(), Failed> {
-        match &self.out {
-            Out::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone()),
-            Out::Posts(posts) => posts.post(body).await,
+    pub async fn notify(&self, body: Bytes) -> Result<(), ForwardError> {
+        match &self.sink {
+            Sink::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone()),
+            Sink::LegacySse(post_endpoint) => post_endpoint.post(body).await,
         }
     }
 
     /// Sends a `notifications/cancelled`, if it names a pending request of this session.
-    pub async fn cancel(&self, session: &str, body: &Bytes) -> Result<(), Failed> {
-        let wire = mcp::read_routing(body).map_err(|malformed| Failed::broken(malformed.detail))?;
+    pub async fn cancel(&self, session: &str, body: &Bytes) -> Result<(), ForwardError> {
+        let wire = mcp::read_routing(body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
         let Some(span) = wire.cancelled_request else { return Ok(()) };
         let named = body.slice(span.range());
         let number = {
@@ -137,22 +142,27 @@ impl Link {
                 .map(|(number, _)| *number)
         };
         match number {
-            Some(number) => self.say(splice(body, vec![(span, number.to_string())])).await,
+            Some(number) => self.notify(splice(body, vec![(span, number.to_string())])).await,
             None => Ok(()),
         }
     }
 
     /// Sends a request of Guardian's own and waits for the answer.
-    pub async fn ask(self: &Arc<Self>, method: &str, params: &Value, patience: Duration) -> Result<Said, Failed> {
+    pub async fn request_for_guardian(
+        self: &Arc<Self>,
+        method: &str,
+        params: &Value,
+        patience: Duration,
+    ) -> Result<ControlReply, ForwardError> {
         let message = json!({ "jsonrpc": "2.0", "id": 0, "method": method, "params": params });
         let asked = async {
             let own: Arc<str> = "".into();
-            let mut inbox = self.request(&own, Method::Ping, &Bytes::from(message.to_string())).await?;
-            inbox.next().await.unwrap_or_else(|| Err(self.why_gone()))
+            let mut receiver = self.request(&own, Method::Ping, &Bytes::from(message.to_string())).await?;
+            receiver.next().await.unwrap_or_else(|| Err(self.why_gone()))
         };
-        let late = |_| Err(Failed::late("the server did not answer in time"));
+        let late = |_| Err(ForwardError::timeout("the server did not answer in time"));
         let body = timeout(patience, asked).await.unwrap_or_else(late)?;
-        said(&body, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
+        parse_control_reply(&body, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
     }
 
     /// Hands a message from the server to its receiver. Only a channel with a single session waits for a slow receiver.
@@ -161,7 +171,7 @@ impl Link {
             Ok(wire) => wire,
             // Many programs print other text on standard output; it is counted and dropped.
             Err(malformed) => {
-                let count = self.noise.fetch_add(1, Ordering::Relaxed) + 1;
+                let count = self.non_message_lines.fetch_add(1, Ordering::Relaxed) + 1;
                 if count.is_power_of_two() {
                     tracing::debug!(%malformed, count, "the server sent what is no message");
                 }
@@ -184,35 +194,35 @@ impl Link {
                     self.progress(message, token).await;
                 }
             }
-            (JsonRpcKind::Notification(method), _) => match &self.heard {
-                Heard::All(seats) if FOR_ALL.contains(&method.as_str()) => seats.tell_all(&message),
-                Heard::All(_) | Heard::Nobody => (),
-                Heard::One(_) => drop(self.route(&message, false).await),
+            (JsonRpcKind::Notification(method), _) => match &self.routing {
+                UnsolicitedRouting::AllSessions(sessions) if BROADCAST.contains(&method.as_str()) => sessions.tell_all(&message),
+                UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop => (),
+                UnsolicitedRouting::Session(_) => drop(self.route(&message, false).await),
             },
             (JsonRpcKind::Request(_), None) => (),
         }
     }
 
     /// Ends the channel. Every pending request fails with `failed`; a later request fails with the reason of the first call.
-    pub fn die(&self, failed: Failed) {
+    pub fn fail_all(&self, error: ForwardError) {
         let pending = {
             let mut state = self.state();
-            state.gone.get_or_insert(failed.clone());
+            state.gone.get_or_insert(error.clone());
             std::mem::take(&mut state.pending)
         };
         for pending in pending.into_values() {
-            pending.to.fail(failed.clone());
+            pending.to.fail(error.clone());
         }
-        if let Heard::One(mailbox) = &self.heard {
-            mailbox.close();
+        if let UnsolicitedRouting::Session(push_buffer) = &self.routing {
+            push_buffer.close();
         }
         self.end.cancel();
     }
 
     /// Fails one pending request.
-    pub fn fail(&self, number: u64, failed: Failed) {
+    pub fn fail(&self, number: u64, error: ForwardError) {
         if let Some(pending) = self.state().pending.remove(&number) {
-            pending.to.fail(failed);
+            pending.to.fail(error);
         }
     }
 
@@ -235,7 +245,7 @@ impl Link {
 
     /// Whether the channel belongs to one session.
     pub fn is_private(&self) -> bool {
-        matches!(self.heard, Heard::One(_))
+        matches!(self.routing, UnsolicitedRouting::Session(_))
     }
 
     /// Answers a request of the server with an error.
@@ -245,13 +255,13 @@ impl Link {
     }
 
     /// Registers a request and replaces its id and progress token with the channel's number.
-    fn enter(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, Inbox, Bytes), Failed> {
-        let wire = mcp::read_routing(body).map_err(|malformed| Failed::broken(malformed.detail))?;
-        let id = wire.id.ok_or_else(|| Failed::broken("a request without an id"))?;
-        let (outlet, inbox) = inbox();
+    fn register(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, QueueReceiver, Bytes), ForwardError> {
+        let wire = mcp::read_routing(body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
+        let id = wire.id.ok_or_else(|| ForwardError::bad_response("a request without an id"))?;
+        let (sender, receiver) = queue();
         let mut state = self.state();
         if let Some(gone) = &state.gone {
-            return Err(Failed {
+            return Err(ForwardError {
                 may_have_run: false,
                 ..gone.clone()
             });
@@ -259,7 +269,7 @@ impl Link {
         if state.pending.len() >= MOST_PENDING {
             let left = state.pending.iter().find(|(_, pending)| pending.to.is_closed());
             let left = left.map(|(number, _)| *number);
-            let left = left.ok_or_else(|| Failed::broken("the server has too many requests to answer"))?;
+            let left = left.ok_or_else(|| ForwardError::bad_response("the server has too many requests to answer"))?;
             state.pending.remove(&left);
         }
         state.last += 1;
@@ -270,13 +280,13 @@ impl Link {
                 session: session.clone(),
                 id: id.of(body),
                 token: wire.progress_token.map(|token| token.of(body)),
-                carries: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
-                to: outlet,
+                accepts_server_messages: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
+                to: sender,
             },
         );
         let edits = [Some(id), wire.progress_token].into_iter().flatten();
         let body = splice(body, edits.map(|span| (span, number.to_string())).collect());
-        Ok((number, inbox, body))
+        Ok((number, receiver, body))
     }
 
     /// Hands an answer to its request. An answer without an id belongs to the only pending request, if there is just
@@ -298,7 +308,7 @@ impl Link {
             return tracing::debug!("the server answered what nobody waits for");
         };
         let message = match id {
-            Some(id) => splice(&message, vec![(id, text(&pending.id))]),
+            Some(id) => splice(&message, vec![(id, json_text(&pending.id))]),
             None => message,
         };
         self.put(&pending.to, message).await;
@@ -312,7 +322,7 @@ impl Link {
             Some((number, pending.to.clone(), pending.token.clone()?))
         });
         if let Some((number, to, token)) = found {
-            let message = splice(&message, vec![(span, text(&token))]);
+            let message = splice(&message, vec![(span, json_text(&token))]);
             if !self.put(&to, message).await {
                 self.fail(number, too_slow());
             }
@@ -322,24 +332,26 @@ impl Link {
     /// Sends a message along with the newest pending request that carries others, else to the open GET stream, else to
     /// the buffer for the next GET stream. Returns whether a receiver took it.
     async fn route(&self, message: &Bytes, is_request: bool) -> bool {
-        let Heard::One(mailbox) = &self.heard else { return false };
+        let UnsolicitedRouting::Session(push_buffer) = &self.routing else {
+            return false;
+        };
         let call = {
             let state = self.state();
             let open = state
                 .pending
                 .values()
                 .rev()
-                .find(|pending| pending.carries && !pending.to.is_closed());
+                .find(|pending| pending.accepts_server_messages && !pending.to.is_closed());
             open.map(|pending| pending.to.clone())
         };
         if let Some(call) = call {
             call.put(message.clone()).await;
             return true;
         }
-        if mailbox.is_open() {
-            return mailbox.put(message.clone());
+        if push_buffer.is_open() {
+            return push_buffer.put(message.clone());
         }
-        (!is_request || self.may_ask(message)) && mailbox.park(message.clone())
+        (!is_request || self.may_ask(message)) && push_buffer.buffer(message.clone())
     }
 
     /// Whether the server may make this request. Checked before buffering, because nobody would see a refusal in the
@@ -350,14 +362,14 @@ impl Link {
             (MessageKind::ServerRequest, server_message) => server_message
                 .client_requests
                 .iter()
-                .all(|client_request| allowed(client_request, self.asks)),
+                .all(|client_request| is_allowed(client_request, self.allowed_requests)),
             _ => false,
         }
     }
 
     /// Queues a message for its receiver. A slow receiver slows down the server if the channel is private; on a shared
     /// channel its request fails instead.
-    async fn put(&self, to: &Outlet, message: Bytes) -> bool {
+    async fn put(&self, to: &QueueSender, message: Bytes) -> bool {
         if self.is_private() {
             to.put(message).await;
             return true;
@@ -372,9 +384,9 @@ impl Link {
     /// Sends a reply without waiting, because the caller is the reading task. If the server accepts no replies, the
     /// reply is dropped.
     fn reply(&self, body: Bytes) {
-        match &self.out {
-            Out::Lines(lines) => drop(lines.try_send(body)),
-            Out::Posts(posts) => posts.post_if_there_is_room(body),
+        match &self.sink {
+            Sink::Lines(lines) => drop(lines.try_send(body)),
+            Sink::LegacySse(post_endpoint) => post_endpoint.post_if_there_is_room(body),
         }
     }
 
@@ -388,22 +400,22 @@ impl Link {
     }
 
     /// Why the channel ended, for a message that cannot be sent.
-    fn why_gone(&self) -> Failed {
+    fn why_gone(&self) -> ForwardError {
         let gone = self.state().gone.clone();
-        gone.unwrap_or_else(|| Failed::broken("the server is gone"))
+        gone.unwrap_or_else(|| ForwardError::bad_response("the server is gone"))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, MuxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn too_slow() -> Failed {
-    Failed::broken("the answer was not read fast enough, and others wait for this server too")
+fn too_slow() -> ForwardError {
+    ForwardError::bad_response("the answer was not read fast enough, and others wait for this server too")
 }
 
 /// Bytes that were read from a JSON message are UTF-8, so this conversion loses nothing.
-fn text(json: &Bytes) -> String {
+fn json_text(json: &Bytes) -> String {
     String::from_utf8_lossy(json).into_owned()
 }
 
@@ -411,10 +423,15 @@ fn text(json: &Bytes) -> String {
 mod tests {
     use super::*;
 
-    fn link(heard: Heard) -> (Arc<Link>, mpsc::Receiver<Bytes>) {
+    fn link(routing: UnsolicitedRouting) -> (Arc<MuxChannel>, mpsc::Receiver<Bytes>) {
         let (lines, sent) = mpsc::channel(64);
-        let link = Link::new(Out::Lines(lines), heard, ClientRequests::default(), CancellationToken::new());
-        (link, sent)
+        let channel = MuxChannel::new(
+            Sink::Lines(lines),
+            routing,
+            ClientRequests::default(),
+            CancellationToken::new(),
+        );
+        (channel, sent)
     }
 
     fn call(id: &str, token: &str) -> Bytes {
@@ -422,12 +439,12 @@ mod tests {
         format!(r#"{{"params":{meta}, "id" : {id},"method":"tools/call","jsonrpc":"2.0"}}"#).into()
     }
 
-    async fn begin(link: &Arc<Link>, session: &str, body: &Bytes) -> Inbox {
-        link.request(&session.into(), Method::ToolsCall, body).await.unwrap()
+    async fn begin(channel: &Arc<MuxChannel>, session: &str, body: &Bytes) -> QueueReceiver {
+        channel.request(&session.into(), Method::ToolsCall, body).await.unwrap()
     }
 
-    async fn next(inbox: &mut Inbox) -> String {
-        let message = inbox.next().await.unwrap().unwrap();
+    async fn next(receiver: &mut QueueReceiver) -> String {
+        let message = receiver.next().await.unwrap().unwrap();
         String::from_utf8(message.to_vec()).unwrap()
     }
 
@@ -437,10 +454,10 @@ mod tests {
 
     #[tokio::test]
     async fn callers_with_one_id_never_meet_and_nothing_else_of_a_message_changes() {
-        let (link, mut sent) = link(Heard::Nobody);
+        let (channel, mut sent) = link(UnsolicitedRouting::Drop);
         let body = call("\"a\\u00e9\"", "\"p\"");
-        let mut ana = begin(&link, "ana", &body).await;
-        let mut bob = begin(&link, "bob", &body).await;
+        let mut ana = begin(&channel, "ana", &body).await;
+        let mut bob = begin(&channel, "bob", &body).await;
         assert_eq!(sent.recv().await.unwrap(), call("1", "1"));
         assert_eq!(sent.recv().await.unwrap(), call("2", "2"));
         let progress = |token: &str| {
@@ -448,19 +465,22 @@ mod tests {
                 r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token}}}}}"#
             ))
         };
-        link.received(progress("2")).await;
-        link.received(progress("3")).await;
-        link.received(progress("\"p\"")).await;
-        link.received(say(r#"{"jsonrpc":"2.0", "id":2, "result":{"id":1}}"#)).await;
-        link.received(say(r#"{"jsonrpc":"2.0","id":2,"result":{"again":1}}"#)).await;
-        link.received(say(r#"{"jsonrpc":"2.0","id":"a\u00e9","result":{}}"#)).await;
+        channel.received(progress("2")).await;
+        channel.received(progress("3")).await;
+        channel.received(progress("\"p\"")).await;
+        channel.received(say(r#"{"jsonrpc":"2.0", "id":2, "result":{"id":1}}"#)).await;
+        channel
+            .received(say(r#"{"jsonrpc":"2.0","id":2,"result":{"again":1}}"#))
+            .await;
+        channel.received(say(r#"{"jsonrpc":"2.0","id":"a\u00e9","result":{}}"#)).await;
         assert!(next(&mut bob).await.contains(r#""progressToken":"p""#));
         assert_eq!(
             next(&mut bob).await,
             r#"{"jsonrpc":"2.0", "id":"a\u00e9", "result":{"id":1}}"#
         );
         assert!(bob.next().await.is_none());
-        link.received(say(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}"#))
+        channel
+            .received(say(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}"#))
             .await;
         assert!(next(&mut ana).await.contains("-32700"), "it is the only one that waits");
         assert!(ana.next().await.is_none());
@@ -468,17 +488,17 @@ mod tests {
 
     #[tokio::test]
     async fn only_ones_own_requests_are_taken_back() {
-        let (link, mut sent) = link(Heard::Nobody);
-        let _ana = begin(&link, "ana", &call("7", "7")).await;
-        let mut bob = begin(&link, "bob", &call("7", "7")).await;
+        let (channel, mut sent) = link(UnsolicitedRouting::Drop);
+        let _ana = begin(&channel, "ana", &call("7", "7")).await;
+        let mut bob = begin(&channel, "bob", &call("7", "7")).await;
         let cancel = |id: &str| {
             say(&format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
             ))
         };
-        link.cancel("bob", &cancel("7")).await.unwrap();
-        link.cancel("eve", &cancel("7")).await.unwrap();
-        link.cancel("ana", &cancel("1")).await.unwrap();
+        channel.cancel("bob", &cancel("7")).await.unwrap();
+        channel.cancel("eve", &cancel("7")).await.unwrap();
+        channel.cancel("ana", &cancel("1")).await.unwrap();
         bob.give_up();
         for _ in 0..2 {
             sent.recv().await.unwrap();
@@ -490,22 +510,24 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_may_answer_is_refused_and_what_nobody_owns_is_dropped() {
-        let (link, mut sent) = link(Heard::All(Arc::default()));
-        let mut ana = begin(&link, "ana", &call("1", "1")).await;
+        let (channel, mut sent) = link(UnsolicitedRouting::AllSessions(Arc::default()));
+        let mut ana = begin(&channel, "ana", &call("1", "1")).await;
         sent.recv().await.unwrap();
-        link.received(say(r#"{"jsonrpc":"2.0","id":"s","method":"sampling/createMessage"}"#))
+        channel
+            .received(say(r#"{"jsonrpc":"2.0","id":"s","method":"sampling/createMessage"}"#))
             .await;
-        link.received(say(r#"{"jsonrpc":"2.0","id":4,"method":"ping"}"#)).await;
-        link.received(say(
-            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"of bob"}}"#,
-        ))
-        .await;
-        link.received(say("no message")).await;
+        channel.received(say(r#"{"jsonrpc":"2.0","id":4,"method":"ping"}"#)).await;
+        channel
+            .received(say(
+                r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"of bob"}}"#,
+            ))
+            .await;
+        channel.received(say("no message")).await;
         assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
         assert_eq!(sent.recv().await.unwrap(), r#"{"jsonrpc":"2.0","id":4,"result":{}}"#);
-        link.die(Failed::broken("over"));
-        assert_eq!(ana.next().await.unwrap(), Err(Failed::broken("over")));
-        let refused = link
+        channel.fail_all(ForwardError::bad_response("over"));
+        assert_eq!(ana.next().await.unwrap(), Err(ForwardError::bad_response("over")));
+        let refused = channel
             .request(&"ana".into(), Method::ToolsCall, &call("2", "2"))
             .await
             .err()
@@ -516,12 +538,15 @@ mod tests {
     /// A forbidden request is refused before it is buffered: no stream is open that would refuse it.
     #[tokio::test]
     async fn what_is_parked_may_be_asked() {
-        let mailbox = Arc::new(Mailbox::default());
-        let (link, mut sent) = link(Heard::One(mailbox.clone()));
-        link.received(say(r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#)).await;
-        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
-        link.received(say(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#))
+        let push_buffer = Arc::new(PushBuffer::default());
+        let (channel, mut sent) = link(UnsolicitedRouting::Session(push_buffer.clone()));
+        channel
+            .received(say(r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#))
             .await;
-        assert!(next(&mut mailbox.open()).await.contains("notifications/message"));
+        assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains("-32601"));
+        channel
+            .received(say(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#))
+            .await;
+        assert!(next(&mut push_buffer.open()).await.contains("notifications/message"));
     }
 }

@@ -5,13 +5,13 @@ use serde_json::Value;
 
 /// A server's self-description, as of the last time its tools were fetched. Empty until then.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Hello {
+pub struct ServerInfo {
     /// The `capabilities` object; `None` if nothing is known.
     pub capabilities: Option<Value>,
     pub instructions: Option<String>,
 }
 
-impl Hello {
+impl ServerInfo {
     /// Reads the result of an `initialize` or a `server/discover`.
     pub fn read(result: &Value) -> Self {
         Self {
@@ -24,10 +24,10 @@ impl Hello {
     }
 
     /// Merges two descriptions: a server may offer more in one era than in the other.
-    pub fn and(self, other: Self) -> Self {
+    pub fn merge(self, other: Self) -> Self {
         let capabilities = match (self.capabilities, other.capabilities) {
             (Some(mut one), Some(other)) => {
-                merge(&mut one, &other);
+                merge_json(&mut one, &other);
                 Some(one)
             }
             (one, other) => one.or(other),
@@ -39,18 +39,18 @@ impl Hello {
     }
 
     /// Whether the server is known not to have this capability.
-    pub fn lacks(&self, capability: &str) -> bool {
+    pub fn is_known_to_lack(&self, capability: &str) -> bool {
         self.capabilities
             .as_ref()
             .is_some_and(|capabilities| capabilities.get(capability).is_none())
     }
 }
 
-fn merge(into: &mut Value, from: &Value) {
+fn merge_json(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (name, value) in from {
-                merge(into.entry(name).or_insert(Value::Null), value);
+                merge_json(into.entry(name).or_insert(Value::Null), value);
             }
         }
         (into @ Value::Null, from) => *into = from.clone(),
@@ -66,14 +66,14 @@ mod tests {
 
     #[test]
     fn what_either_has_both_have() {
-        let of = |capabilities: Value| Hello::read(&json!({ "capabilities": capabilities }));
-        let both = of(json!({ "tools": {}, "resources": { "subscribe": false } })).and(of(
+        let of = |capabilities: Value| ServerInfo::read(&json!({ "capabilities": capabilities }));
+        let both = of(json!({ "tools": {}, "resources": { "subscribe": false } })).merge(of(
             json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }),
         ));
         let wanted = json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } });
         assert_eq!(both.capabilities, Some(wanted));
-        assert!(both.lacks("prompts") && !both.lacks("tools"));
-        assert!(!Hello::default().lacks("prompts"), "nothing is known");
-        assert_eq!(Hello::default().and(of(json!({}))), of(json!({})));
+        assert!(both.is_known_to_lack("prompts") && !both.is_known_to_lack("tools"));
+        assert!(!ServerInfo::default().is_known_to_lack("prompts"), "nothing is known");
+        assert_eq!(ServerInfo::default().merge(of(json!({}))), of(json!({})));
     }
 }

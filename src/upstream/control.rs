@@ -2,12 +2,12 @@
 //! involved.
 
 use super::exchange::{Media, media};
-use super::failed::Failed;
 use super::forward::{SessionField, session_of};
-use super::keys::UpstreamSessionId;
-use super::outcome::Open;
-use super::server::{Endpoint, Upstream, Way};
-use super::stream::{Expected, Frames};
+use super::forward_error::ForwardError;
+use super::outcome::OutcomeGuard;
+use super::server::{Endpoint, TransportKind, Upstream};
+use super::session_keys::UpstreamSessionId;
+use super::stream::{EventStream, StreamRules};
 use crate::domain::{self, ClientRequests, Era, MessageId};
 use crate::mcp::{MessageKind, message_kind};
 use crate::transport::ResponseBody;
@@ -16,14 +16,14 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::Value;
 
 /// The response to a request of Guardian's own.
-pub(super) struct Reply {
+pub(super) struct ControlResponse {
     pub status: StatusCode,
-    pub said: Said,
+    pub reply: ControlReply,
     pub session: Option<UpstreamSessionId>,
 }
 
 /// What that response says.
-pub(super) enum Said {
+pub(super) enum ControlReply {
     Result(Value),
     Error {
         code: i64,
@@ -35,7 +35,14 @@ pub(super) enum Said {
 
 impl Upstream {
     /// Sends a request with this `id` and waits for its answer.
-    pub(super) async fn ask(&self, era: Era, fields: &HeaderMap, id: u64, method: &str, params: &Value) -> Result<Reply, Failed> {
+    pub(super) async fn ask(
+        &self,
+        era: Era,
+        fields: &HeaderMap,
+        id: u64,
+        method: &str,
+        params: &Value,
+    ) -> Result<ControlResponse, ForwardError> {
         let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let id = MessageId::from_json(Bytes::from(id.to_string()));
         let endpoint = self.endpoint()?;
@@ -52,66 +59,68 @@ impl Upstream {
             Media::Events => Some(self.answer_in(response, era, id.clone()).await?),
             Media::Other => None,
         };
-        let said = match body {
-            Some(body) => said(&body, &id, status)?,
-            None => Said::Nothing,
+        let reply = match body {
+            Some(body) => parse_control_reply(&body, &id, status)?,
+            None => ControlReply::Nothing,
         };
-        Ok(Reply { status, said, session })
+        Ok(ControlResponse { status, reply, session })
     }
 
     /// Sends a message that has no answer.
-    pub(super) async fn tell(&self, method: &Method, fields: &HeaderMap, body: &Bytes) -> Result<(), Failed> {
+    pub(super) async fn notify(&self, method: &Method, fields: &HeaderMap, body: &Bytes) -> Result<(), ForwardError> {
         let endpoint = self.endpoint()?;
         endpoint.exchange(&endpoint.client, method, fields, body).await.map(drop)
     }
 
-    fn endpoint(&self) -> Result<&Endpoint, Failed> {
-        match &self.way {
-            Way::Http(endpoint) => Ok(endpoint),
-            Way::Links(_) => Err(Failed::broken("this server is spoken to over a link")),
+    fn endpoint(&self) -> Result<&Endpoint, ForwardError> {
+        match &self.transport {
+            TransportKind::Http(endpoint) => Ok(endpoint),
+            TransportKind::Channels(_) => Err(ForwardError::bad_response("this server is spoken to over a link")),
         }
     }
 
     /// Takes the answer out of an event stream. The server may request nothing here: `asks` is empty.
-    async fn answer_in(&self, response: Response<ResponseBody>, era: Era, id: MessageId) -> Result<Bytes, Failed> {
-        let expected = Expected {
+    async fn answer_in(&self, response: Response<ResponseBody>, era: Era, id: MessageId) -> Result<Bytes, ForwardError> {
+        let rules = StreamRules {
             id: Some(id),
             era,
             method: domain::Method::Ping,
-            asks: ClientRequests::default(),
-            refusals: None,
-            max_event: self.patience.max_event,
-            idle: Some(self.patience.idle),
+            allowed_requests: ClientRequests::default(),
+            denials: None,
+            max_event: self.timeouts.max_event,
+            idle: Some(self.timeouts.idle),
         };
-        let mut frames = Frames::new(response.into_body(), expected, Open::new(None));
-        while let Some(piece) = frames.next().await {
-            let piece = piece?;
-            if let (Some(MessageKind::Result { .. } | MessageKind::Error { .. }), Some(data)) = (piece.kind, piece.frame.data) {
+        let mut stream = EventStream::new(response.into_body(), rules, OutcomeGuard::new(None));
+        while let Some(event) = stream.next().await {
+            let event = event?;
+            if let (Some(MessageKind::Result { .. } | MessageKind::Error { .. }), Some(data)) = (event.kind, event.frame.data) {
                 return Ok(data);
             }
         }
-        Err(Failed::broken("the server ended its stream before it answered"))
+        Err(ForwardError::bad_response("the server ended its stream before it answered"))
     }
 }
 
 /// Reads the answer to request `id` as a result or an error.
-pub(super) fn said(body: &[u8], id: &MessageId, status: StatusCode) -> Result<Said, Failed> {
-    let unreadable = |what: String| Failed::broken(format!("the server's answer cannot be read: {what}"));
+pub(super) fn parse_control_reply(body: &[u8], id: &MessageId, status: StatusCode) -> Result<ControlReply, ForwardError> {
+    let unreadable = |what: String| ForwardError::bad_response(format!("the server's answer cannot be read: {what}"));
     let kind = message_kind(body, id);
     match kind {
         MessageKind::Result { .. } | MessageKind::Error { .. } => (),
-        _ if !status.is_success() => return Ok(Said::Nothing),
+        _ if !status.is_success() => return Ok(ControlReply::Nothing),
         MessageKind::Malformed(what) => return Err(unreadable(what)),
-        MessageKind::OtherResponse => return Err(Failed::broken("the server answered another request")),
-        MessageKind::ServerRequest | MessageKind::ServerNotification => return Err(Failed::broken("the server sent no answer")),
+        MessageKind::OtherResponse => return Err(ForwardError::bad_response("the server answered another request")),
+        MessageKind::ServerRequest | MessageKind::ServerNotification => {
+            return Err(ForwardError::bad_response("the server sent no answer"));
+        }
     }
     // `message_kind` has refused bodies that two parsers could read differently, so serde_json reads the same message.
     let mut message: Value = serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
     Ok(match kind {
-        MessageKind::Error { code, .. } => Said::Error {
+        MessageKind::Error { code, .. } => ControlReply::Error {
             code,
             message: message["error"]["message"].as_str().unwrap_or_default().to_owned(),
         },
-        _ => Said::Result(message["result"].take()),
+        _ => ControlReply::Result(message["result"].take()),
     })
 }

@@ -2,8 +2,8 @@
 //! forbidden request is withheld and answered here with an error, in the server's own session; in the modern era it
 //! makes the call fail.
 
-use super::failed::Failed;
-use super::link::Link;
+use super::forward_error::ForwardError;
+use super::mux::MuxChannel;
 use super::server::Upstream;
 use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason};
 use crate::mcp::{self, ClientRequestRef, RequestedCapability, ResultType, ServerMessage};
@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 pub(super) const LONGEST_ID: usize = 512;
 
 /// Whether this request is allowed.
-pub(super) fn allowed(client_request: &ClientRequestRef, requests: ClientRequests) -> bool {
+pub(super) fn is_allowed(client_request: &ClientRequestRef, requests: ClientRequests) -> bool {
     match client_request.capability {
         RequestedCapability::Ping => true,
         RequestedCapability::Client(request) => requests.allow(request),
@@ -33,76 +33,84 @@ pub(super) fn check_result(
     era: Era,
     method: Method,
     requests: ClientRequests,
-) -> Result<(), Failed> {
+) -> Result<(), ForwardError> {
     if era == Era::Legacy {
         return Ok(());
     }
     match server_message.result_type {
         ResultType::Complete => (),
         ResultType::InputRequired if method.takes_input() => (),
-        ResultType::InputRequired => return Err(Failed::broken("the server asks for input where none can be given")),
+        ResultType::InputRequired => {
+            return Err(ForwardError::bad_response(
+                "the server asks for input where none can be given",
+            ));
+        }
         ResultType::Task if method == Method::ToolsCall => (),
-        ResultType::Task => return Err(Failed::broken("the server makes a task of what cannot be one")),
-        ResultType::Unknown => return Err(Failed::broken("the server's result is of a type that is not known")),
+        ResultType::Task => return Err(ForwardError::bad_response("the server makes a task of what cannot be one")),
+        ResultType::Unknown => {
+            return Err(ForwardError::bad_response(
+                "the server's result is of a type that is not known",
+            ));
+        }
     }
     match server_message
         .client_requests
         .iter()
-        .find(|client_request| !allowed(client_request, requests))
+        .find(|client_request| !is_allowed(client_request, requests))
     {
         None => Ok(()),
-        Some(client_request) => Err(refused(&client_request.method)),
+        Some(client_request) => Err(denied(&client_request.method)),
     }
 }
 
 /// Whether an error (code -32042) demands URL elicitation although the configuration does not allow it.
-pub(super) fn wants_too_much(server_message: &ServerMessage, requests: ClientRequests) -> bool {
+pub(super) fn demands_forbidden_url(server_message: &ServerMessage, requests: ClientRequests) -> bool {
     server_message.needs_url_elicitation && !requests.allow(ClientRequest::ElicitationUrl)
 }
 
 /// The method that such an error stands for.
-pub(super) const URL: &str = "elicitation/create";
+pub(super) const ELICITATION_METHOD: &str = "elicitation/create";
 
 /// The failure for a client request that the configuration does not allow.
-pub(super) fn refused(method: &str) -> Failed {
-    Failed::after_sending(Reason::ClientRequestRefused, format!("`{}`", shown(method)))
+pub(super) fn denied(method: &str) -> ForwardError {
+    ForwardError::after_sending(Reason::ClientRequestRefused, format!("`{}`", safe_text(method)))
 }
 
 /// Text from a server, truncated and escaped for a record or a message.
-pub(super) fn shown(word: &str) -> String {
+pub(super) fn safe_text(word: &str) -> String {
     word.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 /// Sends the server an error for each of its requests that was refused. The stream that carries those requests polls it
 /// and owns it, so unsent errors are dropped with the stream.
-pub(super) struct Refusals {
-    to: Asker,
+pub(super) struct DenialSender {
+    to: DenialTarget,
     sending: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 /// Where a refused request came from.
-enum Asker {
+enum DenialTarget {
     /// An HTTP server; the headers carry the session and version of the stream.
     Server(Upstream, HeaderMap),
-    Link(Arc<Link>),
+    Channel(Arc<MuxChannel>),
 }
 
 /// The most unsent errors per stream. A server that asks faster than it accepts errors gets no more of them.
 const MOST_AT_ONCE: usize = 16;
 
-impl Refusals {
+impl DenialSender {
     /// For requests from an HTTP server.
     pub fn new(upstream: Upstream, fields: HeaderMap) -> Self {
         Self {
-            to: Asker::Server(upstream, fields),
+            to: DenialTarget::Server(upstream, fields),
             sending: Vec::new(),
         }
     }
 
     /// For requests that came over a channel.
-    pub fn over(link: Arc<Link>) -> Self {
+    pub fn over_channel(channel: Arc<MuxChannel>) -> Self {
         Self {
-            to: Asker::Link(link),
+            to: DenialTarget::Channel(channel),
             sending: Vec::new(),
         }
     }
@@ -110,15 +118,15 @@ impl Refusals {
     /// Refuses one request. `id` is the JSON text that the server wrote.
     pub fn send(&mut self, id: &str) {
         let (upstream, fields) = match &self.to {
-            Asker::Link(link) => return link.refuse(id),
-            Asker::Server(..) if self.sending.len() >= MOST_AT_ONCE => return,
-            Asker::Server(upstream, fields) => (upstream.clone(), fields.clone()),
+            DenialTarget::Channel(channel) => return channel.refuse(id),
+            DenialTarget::Server(..) if self.sending.len() >= MOST_AT_ONCE => return,
+            DenialTarget::Server(upstream, fields) => (upstream.clone(), fields.clone()),
         };
         let id = crate::domain::MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
         let body = mcp::error(Some(&id), -32601, "the client does not offer this", None);
         self.sending.push(Box::pin(async move {
-            if let Err(failed) = upstream.tell(&http::Method::POST, &fields, &body).await {
-                tracing::debug!(server = %upstream.name(), %failed, "the server did not take a refusal");
+            if let Err(error) = upstream.notify(&http::Method::POST, &fields, &body).await {
+                tracing::debug!(server = %upstream.name(), %error, "the server did not take a refusal");
             }
         }));
     }
