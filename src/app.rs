@@ -8,7 +8,7 @@ mod stability;
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
 use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
-use crate::gate::{Callers, Clock, Gate, GateParts, JustInTime, Metadata, Redaction, Site};
+use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, JitEnrolment, Metadata, Redaction};
 use crate::grants::{Grants, RefreshCounts};
 use crate::identity::{Identity, Pepper};
 use crate::journal::{Journal, JournalSettings, JournalState, Shipper, StartFacts};
@@ -144,9 +144,9 @@ impl Running {
         let connections = Connections::new();
         let gate = Arc::new(Gate::new(GateParts {
             environment: config.environment.clone(),
-            site: Site::new(&config),
+            endpoints: Endpoints::new(&config),
             metadata: Metadata::new(&config),
-            callers: Callers::new(
+            authenticator: Authenticator::new(
                 identity,
                 grants.clone(),
                 config.environment.clone(),
@@ -264,7 +264,7 @@ impl Running {
         all(&mut self.listeners).await;
         self.tasks.shutdown().await;
         self.upstreams.stop().await;
-        self.gate.record_noise().await;
+        self.gate.flush_refusals().await;
         // A ticket is closed when its answer is dropped, and all answers are gone by now.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.journal.all_closed()).await;
         self.journal.stop().await;
@@ -348,9 +348,9 @@ fn ship(journal: &Journal, store: Store, stop: CancellationToken) -> Result<std:
         .context("cannot start the shipper")
 }
 
-fn just_in_time(config: &Config, store: &Store) -> Option<JustInTime> {
+fn just_in_time(config: &Config, store: &Store) -> Option<JitEnrolment> {
     let members = &config.members;
-    members.just_in_time.then(|| JustInTime {
+    members.just_in_time.then(|| JitEnrolment {
         store: store.clone(),
         roles: members.just_in_time_roles.clone(),
     })
@@ -455,7 +455,7 @@ async fn record_noise(gate: Arc<Gate>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        gate.record_noise().await;
+        gate.flush_refusals().await;
     }
 }
 

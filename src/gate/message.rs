@@ -1,10 +1,10 @@
 //! Turns the bytes of a message into a call: one strict parse, era and headers checked, the caller's handles replaced by the
 //! server's own tokens. Does not decide whether the call may be made.
 
-use super::site::Verb;
-use super::talk::{BroughtTask, Talk};
+use super::context::RequestContext;
+use super::handles::{HandleTranslator, TaskRef};
+use super::routing::HttpVerb;
 use super::target;
-use super::trail::Trail;
 use crate::domain::{Call, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName, Target, Timestamp};
 use crate::mcp::{self, McpHeaders, Message};
 use crate::upstream::{Session, Upstreams};
@@ -29,26 +29,26 @@ pub(super) fn named_session(
 
 /// Parses a POST body into a call, with its session and the tasks that it names. The body determines the era, and the
 /// headers must agree with it.
-pub(super) fn read(
+pub(super) fn parse_call(
     body: Bytes,
     mcp_headers: &McpHeaders<'_>,
     session: Result<Option<Session>, Refusal>,
     server: &ServerName,
-    talk: &Talk,
-    trail: &mut Trail,
-) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
-    let message = mcp::parse_message(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+    translator: &HandleTranslator,
+    context: &mut RequestContext,
+) -> Result<(Call, Option<Session>, Vec<TaskRef>), Refusal> {
+    let message = mcp::parse_message(body, &mcp::Bounds::default()).map_err(|malformed| reject_malformed(malformed, context))?;
     if let Message::Request(request) = &message {
-        trail.id = Some(request.id.clone());
+        context.id = Some(request.id.clone());
     }
     // The modern era has no sessions and ignores `Mcp-Session-Id`.
     let session = if message.is_modern() { None } else { session? };
     if message.is_modern() {
-        trail.era = Era::Modern;
+        context.era = Era::Modern;
     }
     let negotiated = session.as_ref().map(|session| session.version);
     let mut call = Call {
-        request: trail.request,
+        request: context.request,
         server: server.clone(),
         era: Era::Legacy,
         version: None,
@@ -61,35 +61,36 @@ pub(super) fn read(
     let mut tasks = Vec::new();
     match message {
         Message::Request(request) => {
-            let (era, version, method) = asks(&request, mcp_headers, negotiated, trail)?;
-            let brought = talk.bring(&request.body, request.params.as_ref(), method, era)?;
+            let (era, version, method) = resolve_request(&request, mcp_headers, negotiated, context)?;
+            let decoded = translator.decode_inbound(&request.body, request.params.as_ref(), method, era)?;
             call = Call {
                 era,
                 version,
                 method,
                 id: Some(request.id),
-                body: brought.body,
+                body: decoded.body,
                 ..call
             };
-            call = target::aim(call, request.params, &brought.tasks, trail)?;
-            tasks = brought.tasks;
+            call = target::resolve_target(call, request.params, &decoded.tasks, context)?;
+            tasks = decoded.tasks;
         }
         Message::Notification(notification) => {
-            let (era, version, method) = notes(&notification, mcp_headers, negotiated, trail)?;
-            let brought = talk.bring(&notification.body, notification.params.as_ref(), method, era)?;
+            let (era, version, method) = resolve_notification(&notification, mcp_headers, negotiated, context)?;
+            let decoded = translator.decode_inbound(&notification.body, notification.params.as_ref(), method, era)?;
             call = Call {
                 era,
                 version,
                 method,
-                body: brought.body,
+                body: decoded.body,
                 ..call
             };
         }
         Message::Response(response) => {
-            trail.method = Some(Method::Answer);
-            let version = mcp::negotiate_bodyless(mcp_headers, negotiated).map_err(|malformed| heard(malformed, trail))?;
-            let (body, claim, asked) = talk.answer(&response)?;
-            (trail.claim, trail.target) = (Some(claim), asked);
+            context.method = Some(Method::Answer);
+            let version =
+                mcp::negotiate_bodyless(mcp_headers, negotiated).map_err(|malformed| reject_malformed(malformed, context))?;
+            let (body, claim, asked) = translator.answer(&response)?;
+            (context.answer_claim, context.target) = (Some(claim), asked);
             call = Call {
                 version,
                 method: Method::Answer,
@@ -103,71 +104,71 @@ pub(super) fn read(
 
 /// Resolves the era, version and method of a request. Keeps the raw version and trace id for the audit record, even if the
 /// request is refused.
-pub(super) fn asks(
+pub(super) fn resolve_request(
     request: &mcp::Request,
     mcp_headers: &McpHeaders<'_>,
     negotiated: Option<ProtocolVersion>,
-    trail: &mut Trail,
+    context: &mut RequestContext,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
-    trail.said_version = request.requested_version().map(fit_for_a_record);
-    trail.trace = request.trace().map(fit_for_a_record);
+    context.raw_version = request.requested_version().map(safe_text);
+    context.trace = request.trace().map(safe_text);
     let agreed = mcp::negotiate(request, mcp_headers, negotiated);
-    found(agreed, |era| mcp::method(request, era), &request.method, trail)
+    resolve_method(agreed, |era| mcp::method(request, era), &request.method, context)
 }
 
 /// Resolves the era, version and method of a notification.
-pub(super) fn notes(
+pub(super) fn resolve_notification(
     notification: &mcp::Notification,
     mcp_headers: &McpHeaders<'_>,
     negotiated: Option<ProtocolVersion>,
-    trail: &mut Trail,
+    context: &mut RequestContext,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
     let agreed = mcp::negotiate_notification(notification, mcp_headers, negotiated);
-    found(
+    resolve_method(
         agreed,
         |era| mcp::notification(notification, era),
         &notification.method,
-        trail,
+        context,
     )
 }
 
 /// Resolves the method in the negotiated era. If there is none, the audit record gets the raw method name.
-fn found(
+fn resolve_method(
     agreed: Result<(Era, Option<ProtocolVersion>), mcp::Malformed>,
     method: impl FnOnce(Era) -> Option<Method>,
     said: &str,
-    trail: &mut Trail,
+    context: &mut RequestContext,
 ) -> Result<(Era, Option<ProtocolVersion>, Method), Refusal> {
     let found = agreed
-        .map_err(|malformed| heard(malformed, trail))
+        .map_err(|malformed| reject_malformed(malformed, context))
         .and_then(|(era, version)| {
-            trail.era = era;
+            context.era = era;
             let method = method(era).ok_or(Reason::UnknownMethod)?;
             Ok((era, version, method))
         });
     match &found {
-        Ok((.., method)) => trail.method = Some(*method),
-        Err(_) => trail.said_method = Some(fit_for_a_record(said)),
+        Ok((.., method)) => context.method = Some(*method),
+        Err(_) => context.raw_method = Some(safe_text(said)),
     }
     found
 }
 
 /// The call that a GET or DELETE stands for.
-pub(super) fn without_body(
+pub(super) fn bodyless_call(
     method: Method,
     mcp_headers: &McpHeaders<'_>,
     session: Option<Session>,
     server: &ServerName,
-    trail: &mut Trail,
-) -> Result<(Call, Option<Session>, Vec<BroughtTask>), Refusal> {
-    trail.method = Some(method);
+    context: &mut RequestContext,
+) -> Result<(Call, Option<Session>, Vec<TaskRef>), Refusal> {
+    context.method = Some(method);
     let version = mcp::negotiate_bodyless(mcp_headers, session.as_ref().map(|session| session.version))
-        .map_err(|malformed| heard(malformed, trail))?;
+        .map_err(|malformed| reject_malformed(malformed, context))?;
     if session.is_none() && method == Method::EndSession {
         return Err(Reason::UnknownSession.into());
     }
     let call = Call {
-        request: trail.request,
+        request: context.request,
         server: server.clone(),
         era: Era::Legacy,
         version,
@@ -181,16 +182,16 @@ pub(super) fn without_body(
 }
 
 /// The refusal for a malformed message. Keeps the message's id, if it could be read, so that the refusal answers it.
-pub(super) fn heard(malformed: mcp::Malformed, trail: &mut Trail) -> Refusal {
+pub(super) fn reject_malformed(malformed: mcp::Malformed, context: &mut RequestContext) -> Refusal {
     if malformed.id.is_some() {
-        trail.id = malformed.id;
+        context.id = malformed.id;
     }
     Refusal::with_detail(malformed.reason, malformed.detail)
 }
 
 /// The request id in an unauthenticated message, so that the 401 answers it. Nothing else of the body is used.
-pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
-    if verb != Verb::Post {
+pub(super) fn peek_id(verb: HttpVerb, body: Bytes) -> Option<MessageId> {
+    if verb != HttpVerb::Post {
         return None;
     }
     match mcp::parse_message(body, &mcp::Bounds::default()) {
@@ -201,15 +202,15 @@ pub(super) fn id_of(verb: Verb, body: Bytes) -> Option<MessageId> {
 }
 
 /// Longest raw text that is kept for a record, in characters.
-const LONGEST_SAID: usize = 64;
+const MAX_SAFE_TEXT: usize = 64;
 
 /// Makes a caller's text safe for a record: truncated, and without control characters.
-pub(super) fn fit_for_a_record(said: &str) -> String {
-    if said.len() <= LONGEST_SAID && !said.chars().any(char::is_control) {
+pub(super) fn safe_text(said: &str) -> String {
+    if said.len() <= MAX_SAFE_TEXT && !said.chars().any(char::is_control) {
         return said.to_owned();
     }
     said.chars()
-        .take(LONGEST_SAID)
+        .take(MAX_SAFE_TEXT)
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
 }

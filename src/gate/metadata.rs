@@ -1,7 +1,7 @@
 //! The protected resource metadata document (RFC 9728), which tells clients where to get a token. It is made from the
 //! configuration alone.
 
-use super::site::Site;
+use super::routing::Endpoints;
 use crate::config::{Config, IssuerKind};
 use crate::domain::ServerName;
 use bytes::Bytes;
@@ -25,13 +25,13 @@ impl Metadata {
     }
 
     /// The document for one server, or for the combined endpoint.
-    pub fn document(&self, site: &Site, server: Option<&ServerName>) -> Bytes {
+    pub fn document(&self, endpoints: &Endpoints, server: Option<&ServerName>) -> Bytes {
         let name = match server {
             Some(server) => format!("{server} behind Neural Guardian"),
             None => "Neural Guardian".to_owned(),
         };
         let mut document = json!({
-            "resource": site.resource(server),
+            "resource": endpoints.resource(server),
             "bearer_methods_supported": ["header"],
             "resource_name": name,
         });

@@ -12,7 +12,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 /// What the wording and the status of a refusal depend on, beside its reason.
-pub struct Listener<'a> {
+pub struct RefusalContext<'a> {
     pub id: Option<&'a MessageId>,
     pub era: Era,
     /// Whether the caller uses a token, so that it could get one with more scopes.
@@ -24,23 +24,23 @@ pub struct Listener<'a> {
     pub metadata: &'a str,
     pub denials: Denials,
     /// The raw protocol version of the request, repeated to the client if it is refused.
-    pub said_version: Option<&'a str>,
+    pub raw_version: Option<&'a str>,
     /// The eras that the server speaks, so that the client is offered no version that would be refused too.
     pub eras: Eras,
     /// The method of the message; `None` if unknown or not read.
     pub method: Option<Method>,
     /// Whether this caller's `tools/list` hides the called tool; with `denials = "unknown_tool"` the refusal hides it too.
-    pub unseen: bool,
+    pub hidden_from_caller: bool,
 }
 
-impl Listener<'_> {
+impl RefusalContext<'_> {
     /// Resources and prompts are refused with JSON-RPC errors, never with a tool result.
-    fn of_ware(&self) -> bool {
+    fn targets_resource_or_prompt(&self) -> bool {
         self.method.is_some_and(Method::targets_resource_or_prompt)
     }
 }
 
-struct Row {
+struct RefusalText {
     status: u16,
     /// The JSON-RPC code: the specification's if it has one, else our own outside -32768…-32000.
     code: i64,
@@ -49,7 +49,7 @@ struct Row {
 }
 
 /// The table of all refusals. The `match` is exhaustive, so each reason has exactly one row.
-const fn row(reason: Reason) -> Row {
+const fn refusal_text(reason: Reason) -> RefusalText {
     use Reason as R;
     let (status, code, sentence, remedy) = match reason {
         R::BadFraming => (
@@ -248,7 +248,7 @@ const fn row(reason: Reason) -> Row {
             Some("quote the record to the operator"),
         ),
     };
-    Row {
+    RefusalText {
         status,
         code,
         sentence,
@@ -257,39 +257,39 @@ const fn row(reason: Reason) -> Row {
 }
 
 /// The complete HTTP response to a refused message.
-pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
-    let row = row(refusal.reason);
+pub fn refusal_response(refusal: &Refusal, to: &RefusalContext<'_>) -> Response<Body> {
+    let text = refusal_text(refusal.reason);
     let by_policy = matches!(
         refusal.reason,
         Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
     );
     if by_policy
         && to.denials == Denials::ToolResult
-        && !to.of_ware()
+        && !to.targets_resource_or_prompt()
         && let Some(id) = to.id
     {
-        let text = format!("Refused: {}.", sentence(&row, refusal).trim_end_matches('.'));
+        let text = format!("Refused: {}.", sentence(&text, refusal).trim_end_matches('.'));
         let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
-            "_meta": { "guardian/refusal": data(&row, refusal, to) } });
-        return json(StatusCode::OK, mcp::result(id, result));
+            "_meta": { "guardian/refusal": data(&text, refusal, to) } });
+        return json_response(StatusCode::OK, mcp::result(id, result));
     }
-    if to.denials == Denials::UnknownTool && (to.unseen || tells_of_a_tool(refusal.reason)) {
+    if to.denials == Denials::UnknownTool && (to.hidden_from_caller || reveals_a_tool(refusal.reason)) {
         let denials = Denials::Error;
-        let unknown = if to.of_ware() {
+        let unknown = if to.targets_resource_or_prompt() {
             Reason::UnknownTarget
         } else {
             Reason::UnknownTool
         };
-        return refuse(&unknown.into(), &Listener { denials, ..*to });
+        return refusal_response(&unknown.into(), &RefusalContext { denials, ..*to });
     }
     let body = mcp::error(
         to.id,
-        row.code,
-        &sentence(&row, refusal),
-        Some(Value::Object(data(&row, refusal, to))),
+        text.code,
+        &sentence(&text, refusal),
+        Some(Value::Object(data(&text, refusal, to))),
     );
-    let status = status(refusal.reason, row.status, to);
-    let mut response = json(status, body);
+    let status = status(refusal.reason, text.status, to);
+    let mut response = json_response(status, body);
     let headers = response.headers_mut();
     if let Some(challenge) = challenge(refusal, status, to.metadata) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
@@ -305,7 +305,7 @@ pub fn refuse(refusal: &Refusal, to: &Listener<'_>) -> Response<Body> {
 
 /// Closes the HTTP/1.1 connection after this response, so that nothing after the refused request is parsed. HTTP/2 frames
 /// delimit each request and need no such header.
-pub fn last(mut response: Response<Body>) -> Response<Body> {
+pub fn close_after(mut response: Response<Body>) -> Response<Body> {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
     response
@@ -313,7 +313,7 @@ pub fn last(mut response: Response<Body>) -> Response<Body> {
 
 /// Refusals that would tell an existing tool from one that does not exist. With `denials = "unknown_tool"` all of them read
 /// `unknown_tool`.
-const fn tells_of_a_tool(reason: Reason) -> bool {
+const fn reveals_a_tool(reason: Reason) -> bool {
     use Reason as R;
     matches!(
         reason,
@@ -329,24 +329,24 @@ const fn tells_of_a_tool(reason: Reason) -> bool {
 
 /// The refusal as a bare JSON-RPC error, for use inside a response that has its own status.
 pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
-    let row = row(refusal.reason);
-    let to = Listener {
+    let text = refusal_text(refusal.reason);
+    let to = RefusalContext {
         id,
         era: Era::Legacy,
         may_step_up: false,
         record: None,
         metadata: "",
         denials: Denials::Error,
-        said_version: None,
+        raw_version: None,
         eras: Eras::Unknown,
         method: None,
-        unseen: false,
+        hidden_from_caller: false,
     };
     mcp::error(
         id,
-        row.code,
-        &sentence(&row, refusal),
-        Some(Value::Object(data(&row, refusal, &to))),
+        text.code,
+        &sentence(&text, refusal),
+        Some(Value::Object(data(&text, refusal, &to))),
     )
 }
 
@@ -355,7 +355,7 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
 /// Missing grants and scopes too, except for callers with a token: the specification requires 403 there, and their clients
 /// react by getting another token.
 /// A message without a readable id keeps the error status, because its client could not tell which request a 200 answers.
-fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
+fn status(reason: Reason, status: u16, to: &RefusalContext<'_>) -> StatusCode {
     use Reason as R;
     let asked = to.id.is_some();
     let in_band = match reason {
@@ -373,16 +373,16 @@ fn status(reason: Reason, status: u16, to: &Listener<'_>) -> StatusCode {
     }
 }
 
-fn sentence(row: &Row, refusal: &Refusal) -> String {
+fn sentence(text: &RefusalText, refusal: &Refusal) -> String {
     match (&refusal.policy_message, &refusal.detail) {
         (Some(said), _) => said.clone(),
-        (None, Some(detail)) => format!("{}: {detail}", row.sentence),
-        (None, None) => row.sentence.to_owned(),
+        (None, Some(detail)) => format!("{}: {detail}", text.sentence),
+        (None, None) => text.sentence.to_owned(),
     }
 }
 
 /// `data` of the JSON-RPC error, for programs and models to act on.
-fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
+fn data(text: &RefusalText, refusal: &Refusal, to: &RefusalContext<'_>) -> Map<String, Value> {
     let mut data = Map::new();
     data.insert("reason".to_owned(), refusal.reason.code().into());
     if !refusal.scopes.is_empty() {
@@ -397,7 +397,7 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
             refusal.policies.iter().map(|policy| policy.as_str()).collect(),
         );
     }
-    if let Some(remedy) = refusal.remedy.as_deref().or(row.remedy) {
+    if let Some(remedy) = refusal.remedy.as_deref().or(text.remedy) {
         data.insert("remedy".to_owned(), remedy.into());
     }
     if let Some(after) = refusal.retry_after {
@@ -407,8 +407,8 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
         );
     }
     if refusal.reason == Reason::UnsupportedVersion {
-        data.insert("supported".to_owned(), spoken(to.era, to.eras).into());
-        if let Some(requested) = to.said_version {
+        data.insert("supported".to_owned(), supported_versions(to.era, to.eras).into());
+        if let Some(requested) = to.raw_version {
             data.insert("requested".to_owned(), requested.into());
         }
     }
@@ -423,7 +423,7 @@ fn data(row: &Row, refusal: &Refusal, to: &Listener<'_>) -> Map<String, Value> {
 
 /// The versions that the client can ask for instead, newest first: those of its era, or of the other era if the server
 /// speaks only that.
-fn spoken(asked: Era, eras: Eras) -> Vec<&'static str> {
+fn supported_versions(asked: Era, eras: Eras) -> Vec<&'static str> {
     let era = match (asked, eras.cannot_speak(asked)) {
         (Era::Legacy, false) | (Era::Modern, true) => Era::Legacy,
         (Era::Modern, false) | (Era::Legacy, true) => Era::Modern,
@@ -463,7 +463,7 @@ fn retry_after_secs(refusal: &Refusal, status: StatusCode) -> Option<u64> {
 }
 
 /// A JSON response that no cache may store.
-pub fn json(status: StatusCode, body: Bytes) -> Response<Body> {
+pub fn json_response(status: StatusCode, body: Bytes) -> Response<Body> {
     let mut response = Response::new(transport::full(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -477,29 +477,29 @@ mod tests {
     use super::*;
     use crate::domain::Scope;
 
-    fn to(era: Era, denials: Denials) -> Listener<'static> {
-        Listener {
+    fn to(era: Era, denials: Denials) -> RefusalContext<'static> {
+        RefusalContext {
             id: None,
             era,
             may_step_up: true,
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
-            said_version: None,
+            raw_version: None,
             eras: Eras::Unknown,
             method: None,
-            unseen: false,
+            hidden_from_caller: false,
         }
     }
 
     #[test]
     fn own_codes_stay_out_of_the_reserved_range() {
         for reason in Reason::ALL {
-            let row = row(*reason);
-            let reserved = (-32768..=-32000).contains(&row.code);
-            let specified = [-32700, -32600, -32601, -32602, -32020, -32021, -32022].contains(&row.code);
-            assert!(!reserved || specified, "{reason:?} uses {}", row.code);
-            assert!(StatusCode::from_u16(row.status).is_ok());
+            let text = refusal_text(*reason);
+            let reserved = (-32768..=-32000).contains(&text.code);
+            let specified = [-32700, -32600, -32601, -32602, -32020, -32021, -32022].contains(&text.code);
+            assert!(!reserved || specified, "{reason:?} uses {}", text.code);
+            assert!(StatusCode::from_u16(text.status).is_ok());
         }
     }
 
@@ -507,7 +507,7 @@ mod tests {
     fn a_missing_scope_names_all_scopes_in_one_challenge() {
         let mut refusal = Refusal::new(Reason::MissingScope);
         refusal.scopes = vec![Scope::parse("a").unwrap(), Scope::parse("b").unwrap()];
-        let response = refuse(&refusal, &to(Era::Legacy, Denials::Error));
+        let response = refusal_response(&refusal, &to(Era::Legacy, Denials::Error));
         assert_eq!(response.status(), 403);
         let challenge = response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap();
         assert!(challenge.contains("scope=\"a b\""), "{challenge}");
@@ -516,13 +516,13 @@ mod tests {
     #[test]
     fn a_refused_version_is_told_back_with_those_that_the_server_speaks() {
         let refused = |eras| {
-            let to = Listener {
-                said_version: Some("2030-01-01"),
+            let to = RefusalContext {
+                raw_version: Some("2030-01-01"),
                 eras,
                 ..to(Era::Modern, Denials::Error)
             };
             let refusal = Refusal::new(Reason::UnsupportedVersion);
-            data(&row(refusal.reason), &refusal, &to)
+            data(&refusal_text(refusal.reason), &refusal, &to)
         };
         assert_eq!(refused(Eras::Both)["requested"], "2030-01-01");
         assert_eq!(refused(Eras::Modern)["supported"], json!(["2026-07-28"]));
@@ -535,12 +535,12 @@ mod tests {
     fn a_legacy_request_is_answered_in_band_but_for_those_who_can_get_a_token_with_more() {
         let id = MessageId::from_json(Bytes::from_static(b"1"));
         let told = |reason: Reason, era, may_step_up, id| {
-            let to = Listener {
+            let to = RefusalContext {
                 id,
                 may_step_up,
                 ..to(era, Denials::Error)
             };
-            let response = refuse(&reason.into(), &to);
+            let response = refusal_response(&reason.into(), &to);
             let challenged = response.headers().contains_key(header::WWW_AUTHENTICATE);
             (response.status().as_u16(), challenged)
         };
@@ -580,24 +580,24 @@ mod tests {
             retry_after: Some(std::time::Duration::from_millis(1_500)),
             ..Refusal::new(Reason::RateLimited)
         };
-        let legacy = refuse(
+        let legacy = refusal_response(
             &refusal,
-            &Listener {
+            &RefusalContext {
                 id: Some(&id),
                 ..to(Era::Legacy, Denials::Error)
             },
         );
-        let modern = refuse(&refusal, &to(Era::Modern, Denials::Error));
+        let modern = refusal_response(&refusal, &to(Era::Modern, Denials::Error));
         assert_eq!((legacy.status().as_u16(), modern.status().as_u16()), (200, 429));
-        let unread = refuse(&refusal, &to(Era::Legacy, Denials::Error));
+        let unread = refusal_response(&refusal, &to(Era::Legacy, Denials::Error));
         assert_eq!(unread.status(), 429, "it is not said which message this would answer");
         assert_eq!(modern.headers()[header::RETRY_AFTER], "2");
     }
 
     #[test]
     fn only_a_failed_credential_is_called_invalid() {
-        let none = refuse(&Reason::NoCredential.into(), &to(Era::Legacy, Denials::Error));
-        let bad = refuse(&Reason::BadSignature.into(), &to(Era::Legacy, Denials::Error));
+        let none = refusal_response(&Reason::NoCredential.into(), &to(Era::Legacy, Denials::Error));
+        let bad = refusal_response(&Reason::BadSignature.into(), &to(Era::Legacy, Denials::Error));
         assert!(!none.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().contains("error="));
         assert!(
             bad.headers()[header::WWW_AUTHENTICATE]

@@ -2,12 +2,12 @@
 //! event.
 //! Cookies, challenges and redirects of a server never reach this point: `upstream` drops them.
 
-use super::alive::Alive;
 use super::combined::Names;
-use super::lens::Lens;
+use super::handles::OutboundHandles;
+use super::keep_alive::KeepAliveBody;
 use super::reply;
-use super::streams::{Held, Streams};
-use super::talk::Handing;
+use super::stream_registry::{GuardedBody, StreamRegistry};
+use super::visibility::ResponseFilter;
 use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
 use crate::grants::GrantSnapshot;
 use crate::limits::Admission;
@@ -24,14 +24,14 @@ pub struct Screen {
     id: Option<MessageId>,
     era: Era,
     method: Method,
-    handing: Handing,
-    lens: Lens,
+    outbound_handles: OutboundHandles,
+    filter: ResponseFilter,
     /// Set for the combined endpoint, where names get the server as a prefix.
     names: Option<Names>,
 }
 
 /// The inputs for sealing a new session id.
-pub struct Sealing<'a> {
+pub struct SessionSealer<'a> {
     pub keys: &'a SessionKeys,
     pub principal: &'a Principal,
     pub server: &'a ServerName,
@@ -40,8 +40,8 @@ pub struct Sealing<'a> {
 }
 
 /// What an open stream needs: its registration, so that it can be cut, and its keep-alive interval.
-pub struct Open {
-    pub streams: Arc<Streams>,
+pub struct StreamGuards {
+    pub streams: Arc<StreamRegistry>,
     pub ticket: GrantSnapshot,
     /// The longest silence before a keep-alive comment is sent.
     pub keep_alive: Duration,
@@ -49,24 +49,24 @@ pub struct Open {
 
 const EVENTS: &str = "text/event-stream";
 /// Larger bodies may not fit into the connection's send buffers. They keep the call's concurrency slot until they are sent.
-const SOON_TAKEN: usize = 64 * 1024;
+const INLINE_BODY_LIMIT: usize = 64 * 1024;
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, handing: Handing, lens: Lens, names: Option<Names>) -> Self {
+    pub fn of(call: &Call, outbound_handles: OutboundHandles, filter: ResponseFilter, names: Option<Names>) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
-            handing,
-            lens,
+            outbound_handles,
+            filter,
             names,
         }
     }
 
     /// Binds later handles to the session, if it was opened only after the call was permitted.
-    pub fn in_session(&mut self, session: Option<&Session>) {
-        self.handing.in_session(session.map(Session::label));
+    pub fn bind_session(&mut self, session: Option<&Session>) {
+        self.outbound_handles.bind_session(session.map(Session::label));
     }
 
     /// Builds the response. A stream holds `admission`, the concurrency slot, until its last byte is sent; so does a large
@@ -74,9 +74,9 @@ impl Screen {
     pub fn reply(
         self,
         answer: Answer,
-        sealing: &Sealing<'_>,
+        sealer: &SessionSealer<'_>,
         admission: Option<Admission>,
-        open: Open,
+        guards: StreamGuards,
     ) -> Result<Response<Body>, Refusal> {
         match answer {
             Answer::Empty { status } => Ok(self.empty(status)),
@@ -88,30 +88,30 @@ impl Screen {
                 ..
             } => {
                 let body = self.result(body, &server_message)?;
-                let waits = body.len() > SOON_TAKEN;
-                let mut response = reply::json(told(status, self.era), body);
+                let waits = body.len() > INLINE_BODY_LIMIT;
+                let mut response = reply::json_response(client_status(status, self.era), body);
                 if waits && let Some(admission) = admission {
-                    response = response.map(|body| Held::new(body, admission).boxed());
+                    response = response.map(|body| GuardedBody::new(body, admission).boxed());
                 }
-                if let Some(sealed) = opened.and_then(|opened| seal(opened, sealing)) {
+                if let Some(sealed) = opened.and_then(|opened| seal(opened, sealer)) {
                     response.headers_mut().insert(mcp::SESSION_ID, sealed);
                 }
                 Ok(response)
             }
-            Answer::Stream(stream) => Ok(self.stream(stream, admission, open)),
+            Answer::Stream(stream) => Ok(self.stream(stream, admission, guards)),
         }
     }
 
     /// The answer as this caller may see it: handles encoded, lists filtered, names prefixed.
     fn result(&self, body: Bytes, server_message: &ServerMessage) -> Result<Bytes, Refusal> {
         let handed = self
-            .handing
-            .hand_out(body, server_message)
+            .outbound_handles
+            .encode_outbound(body, server_message)
             .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
-        self.named(self.lens.answer(handed)?)
+        self.with_namespace(self.filter.answer(handed)?)
     }
 
-    fn named(&self, body: Bytes) -> Result<Bytes, Refusal> {
+    fn with_namespace(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let unreadable = |_| Refusal::with_detail(Reason::UpstreamBroken, "what it names cannot be read");
         match &self.names {
             None => Ok(body),
@@ -119,24 +119,24 @@ impl Screen {
         }
     }
 
-    fn stream(self, mut stream: EventStream, admission: Option<Admission>, open: Open) -> Response<Body> {
-        let (enrolled, cut) = open.streams.enrol(open.ticket);
+    fn stream(self, mut stream: EventStream, admission: Option<Admission>, guards: StreamGuards) -> Response<Body> {
+        let (registration, cut) = guards.streams.register(guards.ticket);
         stream.cancel_on(cut);
         // Streams without a pending request (GET, `subscriptions/listen`) stay open for hours; the slot only covers opening
         // them.
         let admission = admission.filter(|_| !self.method.is_stream());
-        let body = stream.into_body(move |event| self.piece(event));
-        let body = Alive::new(body, open.keep_alive).boxed();
-        event_stream(Held::new(body, (admission, enrolled)).boxed())
+        let body = stream.into_body(move |event| self.screen_event(event));
+        let body = KeepAliveBody::new(body, guards.keep_alive).boxed();
+        event_stream(GuardedBody::new(body, (admission, registration)).boxed())
     }
 
-    fn piece(&self, event: Result<StreamEvent, ForwardError>) -> Option<Bytes> {
+    fn screen_event(&self, event: Result<StreamEvent, ForwardError>) -> Option<Bytes> {
         let StreamEvent {
             mut frame,
             kind,
             server_message,
         } = match event {
-            Err(error) => return Some(event(&self.broken(&error.into()))),
+            Err(error) => return Some(event(&self.refusal_event(&error.into()))),
             Ok(event) => event,
         };
         if let Some(names) = &self.names {
@@ -146,8 +146,10 @@ impl Screen {
             None | Some(MessageKind::Error { .. } | MessageKind::Malformed(_)) => Some(frame.raw),
             Some(MessageKind::Result { .. }) => Some(self.answered(frame, &server_message)),
             Some(MessageKind::OtherResponse) => self.replayed(frame, &server_message),
-            Some(MessageKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.lens.hears(data)) => None,
-            Some(MessageKind::ServerRequest | MessageKind::ServerNotification) => self.handed(frame, &server_message),
+            Some(MessageKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.filter.may_receive(data)) => {
+                None
+            }
+            Some(MessageKind::ServerRequest | MessageKind::ServerNotification) => self.server_message(frame, &server_message),
         }
     }
 
@@ -156,46 +158,49 @@ impl Screen {
         match self.result(data.clone(), server_message) {
             Ok(body) if body == data => frame.raw,
             Ok(body) => replace_data(&frame, &body),
-            Err(refusal) => event(&self.broken(&refusal)),
+            Err(refusal) => sse_event(&self.refusal_event(&refusal)),
         }
     }
 
     /// An answer to an earlier request on a resumed stream; dropped if it cannot be rewritten for this caller.
     fn replayed(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
-        let handed = self.handing.hand_out(data.clone(), server_message)?;
-        let seen = match self.lens.replayed(&handed) {
+        let handed = self.outbound_handles.encode_outbound(data.clone(), server_message)?;
+        let seen = match self.filter.replayed(&handed) {
             Ok(None) => handed,
             Ok(Some(body)) => body,
             Err(()) => return None,
         };
-        match self.named(seen).ok()? {
+        match self.with_namespace(seen).ok()? {
             body if body == data => Some(frame.raw),
             body => Some(replace_data(&frame, &body)),
         }
     }
 
     /// A request or notification from the server; dropped if it is not for this caller or cannot be rewritten.
-    fn handed(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
+    fn server_message(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
-        if !self.handing.is_for(&data, server_message) {
+        if !self.outbound_handles.is_for(&data, server_message) {
             return None;
         }
-        match self.named(self.handing.hand_out(data.clone(), server_message)?).ok()? {
+        match self
+            .with_namespace(self.outbound_handles.encode_outbound(data.clone(), server_message)?)
+            .ok()?
+        {
             body if body == data => Some(frame.raw),
             body => Some(replace_data(&frame, &body)),
         }
     }
 
     /// The response head was sent already, so a refusal can only be sent as the JSON-RPC answer.
-    fn broken(&self, refusal: &Refusal) -> Bytes {
+    fn refusal_event(&self, refusal: &Refusal) -> Bytes {
         reply::body(refusal, self.id.as_ref())
     }
 
     fn empty(&self, status: StatusCode) -> Response<Body> {
         let refused = !status.is_success() && self.id.is_some();
         let mut response = if refused {
-            reply::json(status, reply::body(&Reason::UpstreamBroken.into(), self.id.as_ref()))
+            reply::json_response(status, reply::body(&Reason::UpstreamBroken.into(), self.id.as_ref()))
         } else {
             Response::new(transport::empty())
         };
@@ -207,13 +212,13 @@ impl Screen {
     }
 }
 
-fn seal(opened: OpenedSession, sealing: &Sealing<'_>) -> Option<HeaderValue> {
+fn seal(opened: OpenedSession, sealer: &SessionSealer<'_>) -> Option<HeaderValue> {
     let session = Session {
         id: opened.session?,
         version: opened.version,
-        expires_at: sealing.now.plus(sealing.lifetime),
+        expires_at: sealer.now.plus(sealer.lifetime),
     };
-    HeaderValue::try_from(sealing.keys.seal(&session, sealing.principal, Some(sealing.server))).ok()
+    HeaderValue::try_from(sealer.keys.seal(&session, sealer.principal, Some(sealer.server))).ok()
 }
 
 /// Wraps an SSE body in a response that no cache or proxy may store or buffer.
@@ -238,7 +243,7 @@ pub fn is_event_stream(response: &Response<Body>) -> bool {
 
 /// The status for the client. Legacy clients may drop their session on an error status, so they get 200 and find the error
 /// in the body. A 404 is passed on because it does mean that the session is gone.
-fn told(status: StatusCode, era: Era) -> StatusCode {
+fn client_status(status: StatusCode, era: Era) -> StatusCode {
     match (era, status) {
         (Era::Modern, _) | (Era::Legacy, StatusCode::NOT_FOUND) => status,
         (Era::Legacy, _) => StatusCode::OK,
@@ -248,13 +253,13 @@ fn told(status: StatusCode, era: Era) -> StatusCode {
 /// The event with other data. It keeps its id, so that the client can resume after it.
 fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
     match &frame.id {
-        Some(id) => [b"id: ".as_slice(), id, b"\n", &event(data)].concat().into(),
-        None => event(data),
+        Some(id) => [b"id: ".as_slice(), id, b"\n", &sse_event(data)].concat().into(),
+        None => sse_event(data),
     }
 }
 
 /// Encodes a message as an SSE event. Each line of the message gets its own `data:` field, as JSON may contain line breaks.
-pub fn event(data: &[u8]) -> Bytes {
+pub fn sse_event(data: &[u8]) -> Bytes {
     let mut event = b"event: message\n".to_vec();
     for line in data.split(|byte| *byte == b'\n') {
         event.extend_from_slice(b"data: ");
@@ -271,6 +276,6 @@ mod tests {
 
     #[test]
     fn a_message_in_several_lines_stays_one_event() {
-        assert_eq!(event(b"{\n\n}"), "event: message\ndata: {\ndata: \ndata: }\n\n");
+        assert_eq!(sse_event(b"{\n\n}"), "event: message\ndata: {\ndata: \ndata: }\n\n");
     }
 }

@@ -1,9 +1,9 @@
 //! Resolves what a call acts on, and its arguments, from the parameters. This is done once: the decision, the audit record
 //! and the forwarded headers all use the result.
 
-use super::message::{fit_for_a_record, heard};
-use super::talk::BroughtTask;
-use super::trail::Trail;
+use super::context::RequestContext;
+use super::handles::TaskRef;
+use super::message::{reject_malformed, safe_text};
 use crate::domain::{Call, Method, PromptName, Reason, Refusal, ResourceUri, Target, ToolName};
 use crate::mcp::{self, Params, Reference};
 use bytes::Bytes;
@@ -12,7 +12,12 @@ use bytes::Bytes;
 const MOST_LISTENED: usize = 256;
 
 /// Sets the target and the arguments of a call whose method is known.
-pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], trail: &mut Trail) -> Result<Call, Refusal> {
+pub(super) fn resolve_target(
+    call: Call,
+    params: Option<Params>,
+    tasks: &[TaskRef],
+    context: &mut RequestContext,
+) -> Result<Call, Refusal> {
     let params = params.unwrap_or_default();
     let said = params.name.as_deref().or(params.uri.as_deref());
     let arguments = params.arguments.clone();
@@ -22,13 +27,13 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
             (Target::Tool(name), arguments)
         }
         Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
-            trail.target = said.map(fit_for_a_record);
+            context.target = said.map(safe_text);
             (Target::Resource(uri(said.ok_or_else(missing)?)?), None)
         }
         Method::GetPrompt => (Target::Prompt(prompt(said.ok_or_else(missing)?)?), arguments),
-        Method::Complete => completed(&params, trail)?,
+        Method::Complete => completion_target(&params, context)?,
         Method::Listen => {
-            let listened = mcp::subscribed_uris(&params).map_err(|malformed| heard(malformed, trail))?;
+            let listened = mcp::subscribed_uris(&params).map_err(|malformed| reject_malformed(malformed, context))?;
             if listened.len() + tasks.len() > MOST_LISTENED {
                 let detail = format!("more than {MOST_LISTENED} resources and tasks are listened to");
                 return Err(Refusal::with_detail(Reason::InvalidParams, detail));
@@ -42,7 +47,7 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
         }
         Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
             let task = tasks.first().ok_or_else(missing)?;
-            trail.tool = Some(task.tool.to_string());
+            context.tool = Some(task.tool.to_string());
             (Target::Task(task.tool.clone(), task.id.clone()), None)
         }
         Method::Initialize
@@ -59,11 +64,11 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
         | Method::EndSession => (Target::Server, None),
     };
     match &target {
-        Target::Tool(name) => trail.tool = Some(name.to_string()),
+        Target::Tool(name) => context.tool = Some(name.to_string()),
         Target::Server => (),
-        other => trail.target = Some(other.to_string()).filter(|target| !target.is_empty()),
+        other => context.target = Some(other.to_string()).filter(|target| !target.is_empty()),
     }
-    trail.arguments.clone_from(&arguments);
+    context.arguments.clone_from(&arguments);
     Ok(Call {
         target,
         arguments,
@@ -73,11 +78,11 @@ pub(super) fn aim(call: Call, params: Option<Params>, tasks: &[BroughtTask], tra
 
 /// The target of a completion is the prompt or resource template that it completes: its answer reveals which arguments those
 /// accept.
-fn completed(params: &Params, trail: &mut Trail) -> Result<(Target, Option<Bytes>), Refusal> {
-    let completion = mcp::completion(params).map_err(|malformed| heard(malformed, trail))?;
+fn completion_target(params: &Params, context: &mut RequestContext) -> Result<(Target, Option<Bytes>), Refusal> {
+    let completion = mcp::completion(params).map_err(|malformed| reject_malformed(malformed, context))?;
     match completion.of {
         Reference::Resource(text) => {
-            trail.target = Some(fit_for_a_record(&text));
+            context.target = Some(safe_text(&text));
             let template = ResourceUri::parse_template(&text).map_err(bad_uri)?;
             Ok((Target::Resource(template), None))
         }

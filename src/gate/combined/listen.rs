@@ -8,10 +8,10 @@ use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_C
 use super::through::Through;
 use super::{Asker, Read, is_not_there};
 use crate::domain::{Era, MessageId, Reason, Refusal, RequestId, ServerName};
-use crate::gate::message::heard;
-use crate::gate::screen::event;
-use crate::gate::site::Verb;
-use crate::gate::trail::Trail;
+use crate::gate::context::RequestContext;
+use crate::gate::message::reject_malformed;
+use crate::gate::routing::HttpVerb;
+use crate::gate::screen::sse_event;
 use crate::mcp::{self, JsonRpcKind, SseFrame, splice};
 use crate::transport::Body;
 use crate::upstream::claimed_server;
@@ -69,14 +69,19 @@ struct Member {
 
 impl Asker {
     /// Answers `subscriptions/listen` with one stream over all servers that the filter concerns.
-    pub(super) async fn listen(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn listen(
+        &self,
+        read: &Read<'_>,
+        id: &MessageId,
+        context: &mut RequestContext,
+    ) -> Result<Response<Body>, Refusal> {
         if read.body.len() > LONGEST {
             return Err(Reason::BodyTooLarge.into());
         }
-        let wanted = self.wanted(read, trail).await?;
+        let wanted = self.wanted(read, context).await?;
         let at = read.params.notifications_at.ok_or(Reason::InvalidParams)?;
-        let (merging, seen) = Merging::begin(self, trail).await?;
-        trail.passed_on = true;
+        let (merging, seen) = Merging::begin(self, context).await?;
+        context.delegated = true;
         let (reports, mut heard) = mpsc::channel(wanted.len().max(1));
         let (out, frames) = mpsc::channel(1);
         let mut members = JoinSet::new();
@@ -107,7 +112,7 @@ impl Asker {
                     request,
                     recorded,
                 } => {
-                    (trail.request, trail.put_down) = (request, recorded.ok());
+                    (context.request, context.audited) = (request, recorded.ok());
                     return Err(match (recorded, is_not_there(refusal.reason)) {
                         (Err(()), _) => Reason::AuditUnavailable.into(),
                         (Ok(_), true) => Reason::UnknownTarget.into(),
@@ -132,7 +137,7 @@ impl Asker {
         let cut = merging.cut.clone();
         let (first, rest) = mpsc::channel(1);
         let task = tokio::spawn(async move {
-            if first.send(event(acknowledged.to_string().as_bytes())).await.is_err() {
+            if first.send(sse_event(acknowledged.to_string().as_bytes())).await.is_err() {
                 return;
             }
             tokio::select! {
@@ -147,13 +152,13 @@ impl Asker {
     }
 
     /// Splits the client's filter by server. Refuses a resource or task of a server that this caller cannot use.
-    async fn wanted(&self, read: &Read<'_>, trail: &mut Trail) -> Result<BTreeMap<ServerName, Wanted>, Refusal> {
-        let uris = mcp::subscribed_uris(&read.params).map_err(|malformed| heard(malformed, trail))?;
+    async fn wanted(&self, read: &Read<'_>, context: &mut RequestContext) -> Result<BTreeMap<ServerName, Wanted>, Refusal> {
+        let uris = mcp::subscribed_uris(&read.params).map_err(|malformed| reject_malformed(malformed, context))?;
         let filter = filter(read);
-        let standing = self.standing(trail).await?;
+        let authz = self.standing(context).await?;
         let mut wanted: BTreeMap<ServerName, Wanted> = BTreeMap::new();
         let mut known = BTreeSet::new();
-        for (name, server) in self.gate.servers(&standing, Era::Modern, trail) {
+        for (name, server) in self.gate.servers(&authz, Era::Modern, context) {
             known.insert(name);
             let server_info = server.server_info();
             let flags = FLAGS
@@ -193,8 +198,8 @@ impl Member {
     async fn follow(mut self) {
         let mut wait = FIRST_WAIT;
         loop {
-            let asked = self.through.ask(Verb::Post, &self.headers, self.body.clone()).await;
-            let (request, recorded) = (asked.trail.request, asked.recorded);
+            let asked = self.through.ask(HttpVerb::Post, &self.headers, self.body.clone()).await;
+            let (request, recorded) = (asked.context.request, asked.recorded);
             let refusal = asked.answered.as_ref().err().cloned();
             match became(asked) {
                 Became::Stream(response) => {

@@ -5,7 +5,7 @@
 use super::through::{Asked, all, whole};
 use super::{Asker, Read, answer};
 use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
-use crate::gate::trail::Trail;
+use crate::gate::context::RequestContext;
 use crate::mcp::{self, ListKind, Page, splice};
 use crate::transport::Body;
 use base64::Engine;
@@ -33,8 +33,13 @@ enum Heard {
 
 impl Asker {
     /// Answers a list request with one page that merges the pages of all servers.
-    pub(super) async fn list(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        let standing = self.standing(trail).await?;
+    pub(super) async fn list(
+        &self,
+        read: &Read<'_>,
+        id: &MessageId,
+        context: &mut RequestContext,
+    ) -> Result<Response<Body>, Refusal> {
+        let authz = self.standing(context).await?;
         let of = listed(read.method);
         let gone_on = match &read.params.cursor {
             Some(cursor) => Some(take_apart(&cursor.text).ok_or(Reason::UnknownCursor)?),
@@ -42,14 +47,14 @@ impl Asker {
         };
         let asked: Vec<(ServerName, Option<String>)> = match gone_on {
             Some(cursors) => {
-                let known: BTreeSet<&ServerName> = self.gate.servers(&standing, read.era, trail).map(|(name, _)| name).collect();
+                let known: BTreeSet<&ServerName> = self.gate.servers(&authz, read.era, context).map(|(name, _)| name).collect();
                 if !cursors.keys().all(|server| known.contains(server)) {
                     return Err(Reason::UnknownCursor.into());
                 }
                 cursors.into_iter().map(|(server, cursor)| (server, Some(cursor))).collect()
             }
             None => {
-                let servers = self.gate.servers(&standing, read.era, trail);
+                let servers = self.gate.servers(&authz, read.era, context);
                 let some = servers.filter(|(_, server)| !server.server_info().is_known_to_lack(capability(of)));
                 some.map(|(name, _)| (name.clone(), None)).collect()
             }
@@ -57,7 +62,7 @@ impl Asker {
         if asked.is_empty() {
             drop(self.admit()?);
         }
-        trail.passed_on = true;
+        context.delegated = true;
         let questions = asked.into_iter().map(|(server, cursor)| {
             let question = self.page(read, server, cursor, of, id);
             Box::pin(question) as Pin<Box<dyn Future<Output = Heard> + Send>>
@@ -69,7 +74,7 @@ impl Asker {
                     next.extend(page.next_cursor.take().map(|cursor| (server, cursor)));
                     pages.push(page);
                 }
-                Heard::UnknownCursor(asked) => return Err(asked.refused_here(trail, Reason::UnknownCursor)),
+                Heard::UnknownCursor(asked) => return Err(asked.refused_here(context, Reason::UnknownCursor)),
                 Heard::Nothing => (),
             }
         }

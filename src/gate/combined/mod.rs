@@ -16,10 +16,10 @@ mod through;
 pub(super) use names::Names;
 pub(super) use through::Through;
 
-use super::message::{asks, fit_for_a_record, heard, notes};
-use super::site::{self, Verb};
-use super::trail::Trail;
-use super::{Errand, Gate, reply};
+use super::context::RequestContext;
+use super::message::{reject_malformed, resolve_notification, resolve_request, safe_text};
+use super::routing::{self, HttpVerb};
+use super::{AuthenticatedRequest, Gate, reply};
 use crate::decide;
 use crate::domain::{Digest, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::limits::PrincipalKey;
@@ -115,43 +115,48 @@ impl Combined {
 
 impl Gate {
     /// Handles one HTTP request to `/mcp`, which no single server owns.
-    pub(super) async fn combined(self: &Arc<Self>, errand: Errand<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        let Errand {
+    pub(super) async fn combined(
+        self: &Arc<Self>,
+        request: AuthenticatedRequest<'_>,
+        context: &mut RequestContext,
+    ) -> Result<Response<Body>, Refusal> {
+        let AuthenticatedRequest {
             headers,
             verb,
             body,
-            proved,
+            authenticated,
             counted,
-        } = errand;
-        site::media_types(headers, verb)?;
-        let mcp_headers = mcp::read_mcp_headers(headers).map_err(|malformed| heard(malformed, trail))?;
+        } = request;
+        routing::media_types(headers, verb)?;
+        let mcp_headers = mcp::read_mcp_headers(headers).map_err(|malformed| reject_malformed(malformed, context))?;
         let asker = Asker {
             gate: self.clone(),
-            principal: proved.principal,
+            principal: authenticated.principal,
             counted,
-            source: trail.source,
+            source: context.source,
         };
         let conversation = match mcp_headers.session {
             Some(sealed) => asker.conversation(sealed).map(Some).ok_or(Reason::UnknownSession.into()),
             None => Ok(None),
         };
         if let Ok(Some(conversation)) = &conversation {
-            trail.session = Some(conversation.label.clone());
+            context.session = Some(conversation.label.clone());
         }
         let method = match verb {
-            Verb::Post => {
-                let body = body.map_err(super::unread)?;
-                return asker.message(body, headers, &mcp_headers, conversation, trail).await;
+            HttpVerb::Post => {
+                let body = body.map_err(super::body_refusal)?;
+                return asker.message(body, headers, &mcp_headers, conversation, context).await;
             }
-            Verb::Get => Method::OpenStream,
-            Verb::Delete => Method::EndSession,
+            HttpVerb::Get => Method::OpenStream,
+            HttpVerb::Delete => Method::EndSession,
         };
-        trail.method = Some(method);
+        context.method = Some(method);
         let conversation = conversation?.ok_or_else(no_session)?;
-        mcp::negotiate_bodyless(&mcp_headers, Some(conversation.version)).map_err(|malformed| heard(malformed, trail))?;
+        mcp::negotiate_bodyless(&mcp_headers, Some(conversation.version))
+            .map_err(|malformed| reject_malformed(malformed, context))?;
         match verb {
-            Verb::Delete => Ok(asker.end(&conversation, trail).await),
-            _ => asker.own_stream(conversation, mcp_headers.last_event_id, trail).await,
+            HttpVerb::Delete => Ok(asker.end(&conversation, context).await),
+            _ => asker.own_stream(conversation, mcp_headers.last_event_id, context).await,
         }
     }
 }
@@ -164,20 +169,21 @@ impl Asker {
         headers: &HeaderMap,
         mcp_headers: &McpHeaders<'_>,
         conversation: Result<Option<Arc<Conversation>>, Refusal>,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
-        let message = mcp::parse_message(body, &mcp::Bounds::default()).map_err(|malformed| heard(malformed, trail))?;
+        let message =
+            mcp::parse_message(body, &mcp::Bounds::default()).map_err(|malformed| reject_malformed(malformed, context))?;
         if let Message::Request(request) = &message {
-            trail.id = Some(request.id.clone());
+            context.id = Some(request.id.clone());
         }
         let conversation = if message.is_modern() { None } else { conversation? };
         if message.is_modern() {
-            (trail.era, trail.session) = (Era::Modern, None);
+            (context.era, context.session) = (Era::Modern, None);
         }
         let negotiated = conversation.as_ref().map(|conversation| conversation.version);
         match message {
             Message::Request(request) => {
-                let (era, version, method) = asks(&request, mcp_headers, negotiated, trail)?;
+                let (era, version, method) = resolve_request(&request, mcp_headers, negotiated, context)?;
                 let sessionless = era == Era::Legacy && conversation.is_none();
                 if sessionless && !matches!(method, Method::Initialize | Method::Ping) {
                     return Err(no_session());
@@ -191,18 +197,18 @@ impl Asker {
                     method,
                     params: request.params.unwrap_or_default(),
                 };
-                self.request(read, &request.id, version, trail).await
+                self.request(read, &request.id, version, context).await
             }
             Message::Notification(notification) => {
-                notes(&notification, mcp_headers, negotiated, trail)?;
+                resolve_notification(&notification, mcp_headers, negotiated, context)?;
                 let conversation = conversation.ok_or_else(no_session)?;
-                Ok(self.note(&conversation, &notification, trail).await)
+                Ok(self.note(&conversation, &notification, context).await)
             }
             Message::Response(response) => {
-                trail.method = Some(Method::Answer);
+                context.method = Some(Method::Answer);
                 let conversation = conversation.ok_or_else(no_session)?;
-                mcp::negotiate_bodyless(mcp_headers, negotiated).map_err(|malformed| heard(malformed, trail))?;
-                self.answer(&conversation, response, trail).await
+                mcp::negotiate_bodyless(mcp_headers, negotiated).map_err(|malformed| reject_malformed(malformed, context))?;
+                self.answer(&conversation, response, context).await
             }
         }
     }
@@ -212,29 +218,29 @@ impl Asker {
         read: Read<'_>,
         id: &MessageId,
         version: Option<ProtocolVersion>,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
         match read.method {
-            Method::Initialize => self.initialize(&read, id, version, trail).await,
-            Method::Ping => self.ping(id, trail).await,
-            Method::Discover => self.discover(id, trail).await,
-            Method::ToolsList => self.tools(&read, id, trail).await,
-            Method::ResourcesList | Method::TemplatesList | Method::PromptsList => self.list(&read, id, trail).await,
-            Method::SetLevel => self.set_level(&read, id, trail).await,
-            Method::Listen => self.listen(&read, id, trail).await,
+            Method::Initialize => self.initialize(&read, id, version, context).await,
+            Method::Ping => self.ping(id, context).await,
+            Method::Discover => self.discover(id, context).await,
+            Method::ToolsList => self.tools(&read, id, context).await,
+            Method::ResourcesList | Method::TemplatesList | Method::PromptsList => self.list(&read, id, context).await,
+            Method::SetLevel => self.set_level(&read, id, context).await,
+            Method::Listen => self.listen(&read, id, context).await,
             Method::ToolsCall | Method::GetPrompt => {
                 let said = read.params.name.as_deref().unwrap_or_default();
-                self.pass_on(&read, split_name(said), read.params.name_at, trail).await
+                self.pass_on(&read, split_name(said), read.params.name_at, context).await
             }
             Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
                 let said = read.params.uri.as_deref().unwrap_or_default();
-                self.pass_on(&read, split_uri(said), read.params.uri_at, trail).await
+                self.pass_on(&read, split_uri(said), read.params.uri_at, context).await
             }
-            Method::Complete => self.complete(&read, trail).await,
+            Method::Complete => self.complete(&read, context).await,
             Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
                 let task = read.params.task_id.as_ref().map(|task| task.text.as_str());
                 let Some((name, server)) = task.and_then(|task| Some((task, claimed_server(task)?))) else {
-                    return Err(self.nothing(&read, task, trail).await);
+                    return Err(self.nothing(&read, task, context).await);
                 };
                 let addressed = Addressed {
                     server,
@@ -242,9 +248,9 @@ impl Asker {
                     body: read.body.clone(),
                     headers: read.headers.clone(),
                 };
-                self.to_server(&read, addressed, trail).await
+                self.to_server(&read, addressed, context).await
             }
-            // `asks` never yields these methods for a request.
+            // `resolve_request` never yields these methods for a request.
             Method::Notification | Method::Answer | Method::OpenStream | Method::EndSession => Err(Reason::UnknownMethod.into()),
         }
     }
@@ -255,11 +261,11 @@ impl Asker {
         read: &Read<'_>,
         split: Option<(ServerName, &str)>,
         at: Option<mcp::JsonSpan>,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
         let said = read.params.name.as_deref().or(read.params.uri.as_deref());
         let (Some((server, name)), Some(at)) = (split, at) else {
-            return Err(self.nothing(read, said, trail).await);
+            return Err(self.nothing(read, said, context).await);
         };
         let body = splice(&read.body, vec![(at, Value::from(name).to_string())]);
         let mut headers = read.headers.clone();
@@ -274,18 +280,18 @@ impl Asker {
             body,
             headers,
         };
-        self.to_server(read, addressed, trail).await
+        self.to_server(read, addressed, context).await
     }
 
     /// Routes `completion/complete` to the server of the prompt or resource template that it completes.
-    async fn complete(&self, read: &Read<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        let completion = mcp::completion(&read.params).map_err(|malformed| heard(malformed, trail))?;
+    async fn complete(&self, read: &Read<'_>, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
+        let completion = mcp::completion(&read.params).map_err(|malformed| reject_malformed(malformed, context))?;
         let (said, split, member) = match &completion.of {
             Reference::Prompt(name) => (name, split_name(name), "name"),
             Reference::Resource(uri) => (uri, split_uri(uri), "uri"),
         };
         let (Some((server, name)), Some(at), Some(reference)) = (split, read.params.reference_at, &read.params.reference) else {
-            return Err(self.nothing(read, Some(said), trail).await);
+            return Err(self.nothing(read, Some(said), context).await);
         };
         let mut reference: Value = serde_json::from_slice(reference).map_err(|_| Refusal::new(Reason::InvalidParams))?;
         reference[member] = name.into();
@@ -295,14 +301,14 @@ impl Asker {
             body: splice(&read.body, vec![(at, reference.to_string())]),
             headers: read.headers.clone(),
         };
-        self.to_server(read, addressed, trail).await
+        self.to_server(read, addressed, context).await
     }
 
     /// The target has no server prefix, so no server can own it. A caller who is not admitted (not enrolled, disabled, stale
     /// grants) gets that refusal instead.
-    async fn nothing(&self, read: &Read<'_>, said: Option<&str>, trail: &mut Trail) -> Refusal {
-        put_down(read, said, trail);
-        match self.standing(trail).await {
+    async fn nothing(&self, read: &Read<'_>, said: Option<&str>, context: &mut RequestContext) -> Refusal {
+        put_down(read, said, context);
+        match self.standing(context).await {
             Ok(_) => unknown(read.method).into(),
             Err(refusal) => refusal,
         }
@@ -310,17 +316,22 @@ impl Asker {
 
     /// Forwards a message to one server and answers as that server's own endpoint would. Servers that the caller has no
     /// grant for look exactly like servers that do not exist.
-    async fn to_server(&self, read: &Read<'_>, to: Addressed<'_>, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        put_down(read, read.params.name.as_deref().or(read.params.uri.as_deref()), trail);
-        let here = match self.standing(trail).await {
-            Ok(standing) => match decide::refuses(&to.server, &standing.facts(trail)) {
+    async fn to_server(
+        &self,
+        read: &Read<'_>,
+        to: Addressed<'_>,
+        context: &mut RequestContext,
+    ) -> Result<Response<Body>, Refusal> {
+        put_down(read, read.params.name.as_deref().or(read.params.uri.as_deref()), context);
+        let here = match self.standing(context).await {
+            Ok(authz) => match decide::refuses(&to.server, &authz.decision_input(context)) {
                 Some(reason) if is_not_there(reason) => Err(unknown(read.method).into()),
                 _ => Ok(()),
             },
             Err(refusal) => Err(refusal),
         };
-        trail.passed_on = true;
-        let flight = read.conversation.as_ref().zip(trail.id.as_ref()).map(|(conversation, id)| {
+        context.delegated = true;
+        let flight = read.conversation.as_ref().zip(context.id.as_ref()).map(|(conversation, id)| {
             let flights = &self.gate.combined.flights;
             flights.begin(conversation.key, id, &to.server)
         });
@@ -335,8 +346,8 @@ impl Asker {
             }
         }
         match (&asked.answered, here) {
-            (Err(_), Err(refusal)) => Err(asked.refused_here(trail, refusal)),
-            (Err(refusal), Ok(())) if is_not_there(refusal.reason) => Err(asked.refused_here(trail, unknown(read.method))),
+            (Err(_), Err(refusal)) => Err(asked.refused_here(context, refusal)),
+            (Err(refusal), Ok(())) if is_not_there(refusal.reason) => Err(asked.refused_here(context, unknown(read.method))),
             _ => {
                 let response = asked.response(&self.gate);
                 Ok(match flight {
@@ -361,12 +372,12 @@ impl Read<'_> {
         }
         let through = self.asker.through(server, self.conversation.clone(), true);
         let before = through.held();
-        let mut asked = through.ask(Verb::Post, &headers, body.clone()).await;
+        let mut asked = through.ask(HttpVerb::Post, &headers, body.clone()).await;
         let lost = match &before {
-            Some(held) => through.has_lost(held, asked.trail.answered).await,
+            Some(held) => through.has_lost(held, asked.context.answered).await,
             None => false,
         };
-        if lost && asked.trail.answered == Some(StatusCode::NOT_FOUND) {
+        if lost && asked.context.answered == Some(StatusCode::NOT_FOUND) {
             match self.method {
                 // The first attempt may have been carried out although the server says 404, so a tool call is never sent
                 // twice.
@@ -374,7 +385,7 @@ impl Read<'_> {
                     let why = "it has lost its session, and another is opened for the next call";
                     asked.answered = Err(Refusal::with_detail(Reason::UpstreamBroken, why));
                 }
-                _ => asked = through.ask(Verb::Post, &headers, body).await,
+                _ => asked = through.ask(HttpVerb::Post, &headers, body).await,
             }
         }
         asked.keeping_the_session()
@@ -382,13 +393,13 @@ impl Read<'_> {
 }
 
 /// Sets what the audit record says the message acts on, in case the combined endpoint refuses it.
-fn put_down(read: &Read<'_>, said: Option<&str>, trail: &mut Trail) {
-    let said = said.map(fit_for_a_record);
+fn put_down(read: &Read<'_>, said: Option<&str>, context: &mut RequestContext) {
+    let said = said.map(safe_text);
     match read.method {
-        Method::ToolsCall => trail.tool = said,
-        _ => trail.target = said,
+        Method::ToolsCall => context.tool = said,
+        _ => context.target = said,
     }
-    trail.arguments.clone_from(&read.params.arguments);
+    context.arguments.clone_from(&read.params.arguments);
 }
 
 /// The refusal for a target that does not exist, by method.
@@ -411,5 +422,5 @@ fn no_session() -> Refusal {
 
 /// A 200 with a JSON body that Guardian wrote.
 fn answer(body: Bytes) -> Response<Body> {
-    reply::json(StatusCode::OK, body)
+    reply::json_response(StatusCode::OK, body)
 }

@@ -5,8 +5,8 @@ use super::session::{Conversation, Held, Level};
 use super::through::all;
 use super::{Asker, Read, answer};
 use crate::domain::{MessageId, Reason, Refusal, ServerName};
-use crate::gate::site::Verb;
-use crate::gate::trail::Trail;
+use crate::gate::context::RequestContext;
+use crate::gate::routing::HttpVerb;
 use crate::mcp::{self, Notification};
 use crate::transport::{self, Body};
 use crate::upstream::claimed_server;
@@ -26,7 +26,7 @@ impl Asker {
         &self,
         conversation: &Arc<Conversation>,
         notification: &Notification,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Response<Body> {
         let open = conversation.open();
         let cancelled = notification.params.as_ref().and_then(|params| params.request_id.as_ref());
@@ -40,8 +40,8 @@ impl Asker {
                 .collect(),
             _ => open,
         };
-        trail.passed_on = !meant.is_empty();
-        self.tell(conversation, meant, Verb::Post, &notification.body).await;
+        context.delegated = !meant.is_empty();
+        self.tell(conversation, meant, HttpVerb::Post, &notification.body).await;
         accepted()
     }
 
@@ -50,43 +50,48 @@ impl Asker {
         &self,
         conversation: &Arc<Conversation>,
         response: mcp::Response,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
         let handle: Option<String> = serde_json::from_str(response.id.as_json()).ok();
         let server = handle.as_deref().and_then(claimed_server).ok_or(Reason::UnknownAnswer)?;
         let held = conversation.held(&server).ok_or(Reason::UnknownAnswer)?;
-        trail.passed_on = true;
+        context.delegated = true;
         let through = self.through(server, Some(conversation.clone()), false);
-        let asked = through.ask(Verb::Post, &held.fields(), response.body).await;
+        let asked = through.ask(HttpVerb::Post, &held.fields(), response.body).await;
         Ok(asked.keeping_the_session().response(&self.gate))
     }
 
     /// Sets the log level on all servers with an open session, and stores it for those that get one later.
-    pub(super) async fn set_level(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        self.standing(trail).await?;
+    pub(super) async fn set_level(
+        &self,
+        read: &Read<'_>,
+        id: &MessageId,
+        context: &mut RequestContext,
+    ) -> Result<Response<Body>, Refusal> {
+        self.standing(context).await?;
         drop(self.admit()?);
         let conversation = read.conversation.as_ref().ok_or(Reason::InvalidRequest)?;
         let level = Level::read(&read.body);
         conversation.set_level(level.ok_or_else(|| Refusal::with_detail(Reason::InvalidParams, "`level` is none"))?);
         let mut open = conversation.open();
         open.retain(|(server, _)| !self.through(server.clone(), None, false).lacks("logging"));
-        trail.passed_on = !open.is_empty();
-        self.tell(conversation, open, Verb::Post, &read.body).await;
+        context.delegated = !open.is_empty();
+        self.tell(conversation, open, HttpVerb::Post, &read.body).await;
         Ok(answer(mcp::result(id, json!({}))))
     }
 
     /// Ends the combined session and all server sessions opened for it.
-    pub(super) async fn end(&self, conversation: &Arc<Conversation>, trail: &mut Trail) -> Response<Body> {
+    pub(super) async fn end(&self, conversation: &Arc<Conversation>, context: &mut RequestContext) -> Response<Body> {
         self.gate.combined.end(conversation);
         let mut open = conversation.end();
         open.retain(|(_, held)| held.session.is_some());
-        trail.passed_on = !open.is_empty();
-        self.tell(conversation, open, Verb::Delete, &Bytes::new()).await;
+        context.delegated = !open.is_empty();
+        self.tell(conversation, open, HttpVerb::Delete, &Bytes::new()).await;
         Response::new(transport::empty())
     }
 
     /// Sends the same message in each of these sessions. Failures are ignored: each sub-call has its own record.
-    async fn tell(&self, conversation: &Arc<Conversation>, meant: Vec<(ServerName, Held)>, verb: Verb, body: &Bytes) {
+    async fn tell(&self, conversation: &Arc<Conversation>, meant: Vec<(ServerName, Held)>, verb: HttpVerb, body: &Bytes) {
         let told = meant.into_iter().map(|(server, held)| {
             let telling = async move {
                 let through = self.through(server, Some(conversation.clone()), false);

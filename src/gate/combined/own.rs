@@ -7,9 +7,9 @@ use super::{Asker, Read, answer};
 use crate::decide;
 use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::gate::Gate;
+use crate::gate::authz::AuthzContext;
 use crate::gate::combined::names::Names;
-use crate::gate::standing::Standing;
-use crate::gate::trail::Trail;
+use crate::gate::context::RequestContext;
 use crate::limits::{Admission, PrincipalKey};
 use crate::mcp::{self, ListKind, Page, Rename};
 use crate::transport::Body;
@@ -26,10 +26,10 @@ const ALL_INSTRUCTIONS: usize = 32_000;
 impl Asker {
     /// Loads the authorisation context and refuses callers who are not enrolled, not active or not confirmed recently. A
     /// message answered locally needs an admitted caller too.
-    pub(super) async fn standing(&self, trail: &mut Trail) -> Result<Standing, Refusal> {
-        let standing = self.gate.standing(self.principal.clone().into(), trail).await?;
-        decide::is_admitted(&standing.facts(trail))?;
-        Ok(standing)
+    pub(super) async fn standing(&self, context: &mut RequestContext) -> Result<AuthzContext, Refusal> {
+        let authz = self.gate.load_authz(self.principal.clone().into(), context).await?;
+        decide::is_admitted(&authz.decision_input(context))?;
+        Ok(authz)
     }
 
     /// Counts the message against the caller's own limits only, because no server is asked.
@@ -45,19 +45,19 @@ impl Asker {
         read: &Read<'_>,
         id: &MessageId,
         version: Option<ProtocolVersion>,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
-        let standing = self.standing(trail).await?;
+        let authz = self.standing(context).await?;
         let _admission = self.admit()?;
         let gate = &self.gate;
         let version = version.unwrap_or(ProtocolVersion::V20251125);
-        let said = gate.said(&standing, Era::Legacy, trail);
+        let said = gate.said(&authz, Era::Legacy, context);
         let session = Session {
             id: Introduction::read(&read.body)
-                .session_id(trail.request)
+                .session_id(context.request)
                 .ok_or(Reason::Internal)?,
             version,
-            expires_at: trail.at.plus(gate.parts.session_lifetime),
+            expires_at: context.at.plus(gate.parts.session_lifetime),
         };
         let sealed = gate.parts.upstreams.sessions().seal(&session, &self.principal, None);
         let result = json!({
@@ -73,22 +73,22 @@ impl Asker {
     }
 
     /// Answers `ping` locally. It is free, as on the endpoint of a single server.
-    pub(super) async fn ping(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        self.standing(trail).await?;
+    pub(super) async fn ping(&self, id: &MessageId, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
+        self.standing(context).await?;
         Ok(answer(mcp::result(id, json!({}))))
     }
 
     /// Answers `server/discover`. A dual-era client should use the era in which it reaches more servers, as it cannot see
     /// the others. If that is the legacy era, `server/discover` fails with "method not found", and the client falls back to
     /// `initialize`.
-    pub(super) async fn discover(&self, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        let standing = self.standing(trail).await?;
+    pub(super) async fn discover(&self, id: &MessageId, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
+        let authz = self.standing(context).await?;
         let gate = &self.gate;
-        let reached = |era| gate.servers(&standing, era, trail).count();
+        let reached = |era| gate.servers(&authz, era, context).count();
         if reached(Era::Modern) < reached(Era::Legacy) {
             return Err(Reason::UnknownMethod.into());
         }
-        let said = gate.said(&standing, Era::Modern, trail);
+        let said = gate.said(&authz, Era::Modern, context);
         let result = json!({
             "resultType": "complete",
             "supportedVersions": [ProtocolVersion::V20260728.as_str()],
@@ -102,13 +102,18 @@ impl Asker {
     }
 
     /// Lists all tools on one page, ordered by server and name. No cursor is ever issued.
-    pub(super) async fn tools(&self, read: &Read<'_>, id: &MessageId, trail: &mut Trail) -> Result<Response<Body>, Refusal> {
-        let standing = self.standing(trail).await?;
+    pub(super) async fn tools(
+        &self,
+        read: &Read<'_>,
+        id: &MessageId,
+        context: &mut RequestContext,
+    ) -> Result<Response<Body>, Refusal> {
+        let authz = self.standing(context).await?;
         let _admission = self.admit()?;
         if read.params.cursor.is_some() {
             return Err(Reason::UnknownCursor.into());
         }
-        let page = Page::of(&self.gate.definitions(&standing, read.era, trail), TTL_MS);
+        let page = Page::of(&self.gate.definitions(&authz, read.era, context), TTL_MS);
         Ok(answer(mcp::merge_pages(id, ListKind::Tools, &[page], None, read.era)))
     }
 }
@@ -117,12 +122,12 @@ impl Gate {
     /// The servers, ordered by name, that this caller has a usable grant for and that are not known to lack the era.
     pub(super) fn servers<'a>(
         &'a self,
-        standing: &'a Standing,
+        authz: &'a AuthzContext,
         era: Era,
-        trail: &'a Trail,
+        context: &'a RequestContext,
     ) -> impl Iterator<Item = (&'a ServerName, &'a Upstream)> {
         let speaks = move |server: &Upstream| !server.eras().cannot_speak(era);
-        let admitted = move |name: &ServerName| decide::admits(name, &standing.facts(trail));
+        let admitted = move |name: &ServerName| decide::admits(name, &authz.decision_input(context));
         self.parts
             .upstreams
             .iter()
@@ -130,11 +135,11 @@ impl Gate {
     }
 
     /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names.
-    pub(super) fn definitions(&self, standing: &Standing, era: Era, trail: &Trail) -> Vec<String> {
-        let input = standing.facts(trail);
+    pub(super) fn definitions(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> Vec<String> {
+        let input = authz.decision_input(context);
         let of_server = |name: &ServerName| {
             let names = Names::new(name.clone(), super::Origin::Answer);
-            let mut tools: Vec<_> = standing.snapshot.tools(name).collect();
+            let mut tools: Vec<_> = authz.snapshot.tools(name).collect();
             tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
             tools.retain(|tool| era == Era::Legacy || tool.param_headers().is_ok());
             tools.retain(|tool| decide::could_permit(name, tool, &input));
@@ -144,17 +149,17 @@ impl Gate {
             };
             tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
         };
-        self.servers(standing, era, trail)
+        self.servers(authz, era, context)
             .flat_map(|(name, _)| of_server(name))
             .collect()
     }
 
     /// Merges the capabilities and instructions of this caller's servers.
-    fn said(&self, standing: &Standing, era: Era, trail: &Trail) -> ServerInfo {
+    fn said(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> ServerInfo {
         let mut capabilities = ServerInfo::default();
         let mut instructions =
             "Tools and prompts of several servers: `<server>__<name>`. Resources: `<server>+<uri>`.".to_owned();
-        for (name, server) in self.servers(standing, era, trail) {
+        for (name, server) in self.servers(authz, era, context) {
             let server_info = server.server_info();
             if let Some(text) = &server_info.instructions {
                 let text: String = text.chars().take(LONGEST_INSTRUCTIONS).collect();

@@ -7,7 +7,7 @@ use super::Asker;
 use super::names::{Names, Origin};
 use super::through::{Through, all, whole};
 use crate::domain::{Digest, MessageId, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
-use crate::gate::site::Verb;
+use crate::gate::routing::HttpVerb;
 use crate::mcp;
 use crate::upstream::{Session, UpstreamSessionId};
 use base64::Engine;
@@ -278,7 +278,7 @@ impl Through {
             opens: false,
             is_counted: true,
         };
-        let asked = plainly.ask(Verb::Post, &plain_fields(), body.into()).await;
+        let asked = plainly.ask(HttpVerb::Post, &plain_fields(), body.into()).await;
         let response = asked.answered?;
         let refused = || Refusal::with_detail(Reason::UpstreamBroken, "it opened no session");
         let sealed = response.headers().get(mcp::SESSION_ID).cloned();
@@ -298,10 +298,10 @@ impl Through {
             sealed,
         };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        plainly.ask(Verb::Post, &held.fields(), initialized).await.answered?;
+        plainly.ask(HttpVerb::Post, &held.fields(), initialized).await.answered?;
         let _ = timeout(PATIENCE, self.wish_again(conversation, &plainly, &held)).await;
         if gate.combined.is_ended(conversation) {
-            drop(plainly.ask(Verb::Delete, &held.fields(), Bytes::new()).await);
+            drop(plainly.ask(HttpVerb::Delete, &held.fields(), Bytes::new()).await);
             return Err(Reason::UnknownSession.into());
         }
         conversation.joined.send_modify(|count| *count += 1);
@@ -324,7 +324,7 @@ impl Through {
         });
         let level = level.filter(|_| !self.lacks("logging")).map(Level::message);
         let wishes = level.into_iter().chain(subscriptions.map(Bytes::from)).map(|body| {
-            let asking = async move { drop(plainly.ask(Verb::Post, &held.fields(), body).await) };
+            let asking = async move { drop(plainly.ask(HttpVerb::Post, &held.fields(), body).await) };
             Box::pin(asking) as Pin<Box<dyn Future<Output = ()> + Send>>
         });
         all(wishes.collect()).await;

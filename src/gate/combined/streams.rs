@@ -8,12 +8,12 @@ use super::session::{Conversation, Held};
 use super::through::{Asked, Through};
 use crate::decide::Snapshot;
 use crate::domain::{Digest, MessageId, Reason, Refusal, ServerName};
-use crate::gate::alive::Alive;
-use crate::gate::screen::{event, event_stream, is_event_stream};
-use crate::gate::site::Verb;
-use crate::gate::standing::Standing;
-use crate::gate::streams;
-use crate::gate::trail::Trail;
+use crate::gate::authz::AuthzContext;
+use crate::gate::context::RequestContext;
+use crate::gate::keep_alive::KeepAliveBody;
+use crate::gate::routing::HttpVerb;
+use crate::gate::screen::{event_stream, is_event_stream, sse_event};
+use crate::gate::stream_registry;
 use crate::grants::GrantSnapshot;
 use crate::mcp::{self, JsonRpcKind, SseFrame, SseReader};
 use crate::transport::{Body, BodyError};
@@ -50,14 +50,14 @@ impl Asker {
         &self,
         conversation: Arc<Conversation>,
         last: Option<&str>,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
         let last = match last.and_then(split_event) {
-            Some(spot) if spot.origin == Origin::Answer => return self.resume(&conversation, spot, trail).await,
+            Some(spot) if spot.origin == Origin::Answer => return self.resume(&conversation, spot, context).await,
             Some(spot) => Some((spot.server, spot.id.to_owned())),
             None => None,
         };
-        let (merging, seen) = Merging::begin(self, trail).await?;
+        let (merging, seen) = Merging::begin(self, context).await?;
         let (out, frames) = mpsc::channel(1);
         let following = Following {
             asker: self.clone(),
@@ -81,7 +81,7 @@ impl Asker {
         &self,
         conversation: &Arc<Conversation>,
         spot: Spot<'_>,
-        trail: &mut Trail,
+        context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
         let Spot {
             server,
@@ -91,12 +91,12 @@ impl Asker {
         } = spot;
         let gone = || Refusal::with_detail(Reason::InvalidRequest, "what came before this event is not known any more");
         let held = conversation.held(&server).ok_or_else(gone)?;
-        trail.passed_on = true;
+        context.delegated = true;
         let through = Through {
             names: Names::resuming(server.clone(), request.clone()),
             ..self.through(server, Some(conversation.clone()), false)
         };
-        let asked = through.ask(Verb::Get, &fields(&held, Some(last)), Bytes::new()).await;
+        let asked = through.ask(HttpVerb::Get, &fields(&held, Some(last)), Bytes::new()).await;
         let response = asked.keeping_the_session().response(&self.gate);
         if !is_event_stream(&response) {
             return Ok(response);
@@ -118,7 +118,7 @@ impl Asker {
             frames,
             _task: AbortOnDropHandle::new(task),
         };
-        let body = Alive::new(UnsyncBoxBody::new(merged), self.gate.parts.site.keep_alive).boxed();
+        let body = KeepAliveBody::new(UnsyncBoxBody::new(merged), self.gate.parts.endpoints.keep_alive).boxed();
         Ok(Response::from_parts(head, UnsyncBoxBody::new(body)))
     }
 }
@@ -126,14 +126,14 @@ impl Asker {
 /// A combined stream that is registered but has no body yet.
 pub(super) struct Merging {
     keep_alive: Duration,
-    enrolled: streams::Enrolled,
+    registration: stream_registry::Registration,
     pub cut: CancellationToken,
 }
 
 /// What the caller's tool list was when it was last checked.
 pub(super) struct Seen {
     asker: Asker,
-    trail: Trail,
+    context: RequestContext,
     snapshot: Arc<Snapshot>,
     generation: u64,
     shown: Digest,
@@ -142,30 +142,30 @@ pub(super) struct Seen {
 impl Merging {
     /// Registers the stream. It depends on the caller's membership and credential alone; the grants are checked on the
     /// stream of each server.
-    pub async fn begin(asker: &Asker, trail: &mut Trail) -> Result<(Self, Seen), Refusal> {
+    pub async fn begin(asker: &Asker, context: &mut RequestContext) -> Result<(Self, Seen), Refusal> {
         let gate = &asker.gate;
-        let standing = asker.standing(trail).await?;
+        let authz = asker.standing(context).await?;
         drop(asker.admit()?);
-        gate.has_room_for_a_stream(&asker.principal)?;
-        let member = standing.caller.member.as_ref().ok_or(Reason::NotEnrolled)?;
-        let (enrolled, cut) = gate.streams.enrol(GrantSnapshot {
-            generation: standing.generation,
+        gate.check_stream_limit(&asker.principal)?;
+        let member = authz.caller.member.as_ref().ok_or(Reason::NotEnrolled)?;
+        let (registration, cut) = gate.stream_registry.register(GrantSnapshot {
+            generation: authz.generation,
             member: member.id.clone(),
             grant: None,
             principal: asker.principal.clone(),
         });
-        let mut of_stream = Trail::new(trail.request, trail.at, trail.source);
-        (of_stream.era, of_stream.session) = (trail.era, trail.session.clone());
+        let mut of_stream = RequestContext::new(context.request, context.at, context.source);
+        (of_stream.era, of_stream.session) = (context.era, context.session.clone());
         let seen = Seen {
             asker: asker.clone(),
-            shown: shown(&standing, asker, trail),
-            trail: of_stream,
-            snapshot: standing.snapshot,
-            generation: standing.generation,
+            shown: shown(&authz, asker, context),
+            context: of_stream,
+            snapshot: authz.snapshot,
+            generation: authz.generation,
         };
         let merging = Self {
-            keep_alive: gate.parts.site.keep_alive,
-            enrolled,
+            keep_alive: gate.parts.endpoints.keep_alive,
+            registration,
             cut,
         };
         Ok((merging, seen))
@@ -177,8 +177,8 @@ impl Merging {
             frames,
             _task: AbortOnDropHandle::new(task),
         };
-        let body = Alive::new(UnsyncBoxBody::new(merged), self.keep_alive).boxed();
-        event_stream(streams::Held::new(body, self.enrolled).boxed())
+        let body = KeepAliveBody::new(UnsyncBoxBody::new(merged), self.keep_alive).boxed();
+        event_stream(stream_registry::GuardedBody::new(body, self.registration).boxed())
     }
 }
 
@@ -195,7 +195,7 @@ impl Seen {
         };
         loop {
             sleep(LOOK).await;
-            if self.looks_anew().await && out.send(event(message.as_bytes())).await.is_err() {
+            if self.looks_anew().await && out.send(sse_event(message.as_bytes())).await.is_err() {
                 return;
             }
         }
@@ -207,18 +207,18 @@ impl Seen {
         if Arc::ptr_eq(&self.snapshot, &parts.snapshot.load()) && self.generation == parts.grants.generation() {
             return false;
         }
-        self.trail.at = (parts.clock.now)();
-        let Ok(standing) = self.asker.standing(&mut self.trail).await else {
+        self.context.at = (parts.clock.now)();
+        let Ok(authz) = self.asker.standing(&mut self.context).await else {
             return false;
         };
-        let shown = shown(&standing, &self.asker, &self.trail);
-        (self.snapshot, self.generation) = (standing.snapshot, standing.generation);
+        let shown = shown(&authz, &self.asker, &self.context);
+        (self.snapshot, self.generation) = (authz.snapshot, authz.generation);
         std::mem::replace(&mut self.shown, shown) != shown
     }
 }
 
-fn shown(standing: &Standing, asker: &Asker, trail: &Trail) -> Digest {
-    Digest::of(asker.gate.definitions(standing, trail.era, trail).join("\n").as_bytes())
+fn shown(authz: &AuthzContext, asker: &Asker, context: &RequestContext) -> Digest {
+    Digest::of(asker.gate.definitions(authz, context.era, context).join("\n").as_bytes())
 }
 
 /// Follows the GET streams of all sessions of one combined session.
@@ -270,7 +270,9 @@ impl Following {
                 names: Names::new(server.clone(), Origin::Own),
                 ..self.asker.through(server.clone(), Some(self.conversation.clone()), false)
             };
-            let asked = through.ask(Verb::Get, &fields(&held, last.as_deref()), Bytes::new()).await;
+            let asked = through
+                .ask(HttpVerb::Get, &fields(&held, last.as_deref()), Bytes::new())
+                .await;
             match became(asked) {
                 Became::Stream(response) => {
                     (wait, heard) = (FIRST_WAIT, true);

@@ -6,10 +6,10 @@ use super::Asker;
 use super::names::{Names, Origin};
 use super::session::{Conversation, Held};
 use crate::domain::{Call, Era, MessageId, Reason, Refusal, ServerName};
+use crate::gate::context::RequestContext;
+use crate::gate::routing::HttpVerb;
 use crate::gate::screen::is_event_stream;
-use crate::gate::site::Verb;
-use crate::gate::trail::Trail;
-use crate::gate::{Errand, Gate};
+use crate::gate::{AuthenticatedRequest, Gate};
 use crate::mcp::{self, MessageKind, SseReader};
 use crate::transport::{self, Body};
 use crate::upstream::Upstream;
@@ -37,7 +37,7 @@ pub struct Through {
 /// The result of a message to one server.
 pub struct Asked {
     pub answered: Result<Response<Body>, Refusal>,
-    pub trail: Trail,
+    pub context: RequestContext,
     /// Whether the refusal has an audit record to quote; `Err` if the journal could not write it.
     pub recorded: Result<bool, ()>,
 }
@@ -77,7 +77,7 @@ impl Through {
             Some(StatusCode::BAD_REQUEST) => {
                 let ping = Bytes::from_static(br#"{"jsonrpc":"2.0","id":"guardian/ping","method":"ping"}"#);
                 let through = self.asker.through(self.server().clone(), self.conversation.clone(), false);
-                let answered = through.ask(Verb::Post, &held.fields(), ping).await.trail.answered;
+                let answered = through.ask(HttpVerb::Post, &held.fields(), ping).await.context.answered;
                 matches!(answered, Some(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST))
             }
             _ => false,
@@ -102,7 +102,7 @@ impl Through {
     }
 
     /// Sends one message, with its own request context and audit records.
-    pub async fn ask(&self, verb: Verb, headers: &HeaderMap, body: Bytes) -> Asked {
+    pub async fn ask(&self, verb: HttpVerb, headers: &HeaderMap, body: Bytes) -> Asked {
         let Asker {
             gate,
             principal,
@@ -110,26 +110,28 @@ impl Through {
             source,
         } = &self.asker;
         let clock = &gate.parts.clock;
-        let mut trail = Trail::new((clock.request)(), (clock.now)(), *source);
-        trail.principal = Some(principal.clone());
-        trail.server = Some(self.server().clone());
-        trail.through = true;
-        let errand = Errand {
+        let mut context = RequestContext::new((clock.request)(), (clock.now)(), *source);
+        context.principal = Some(principal.clone());
+        context.server = Some(self.server().clone());
+        context.via_combined = true;
+        let request = AuthenticatedRequest {
             headers,
             verb,
             body: Ok(body),
-            proved: principal.clone().into(),
+            authenticated: principal.clone().into(),
             counted: *counted,
         };
-        let answered = gate.pass(errand, self.server().clone(), Some(self), &mut trail).await;
+        let answered = gate
+            .handle_message(request, self.server().clone(), Some(self), &mut context)
+            .await;
         let (error, recorded) = match &answered {
             Ok(_) => ("", Ok(true)),
-            Err(refusal) => (refusal.reason.code(), gate.put_down(refusal, &trail).await),
+            Err(refusal) => (refusal.reason.code(), gate.audit_refusal(refusal, &context).await),
         };
-        gate.count(&trail, error);
+        gate.count(&context, error);
         Asked {
             answered,
-            trail,
+            context,
             recorded,
         }
     }
@@ -153,15 +155,15 @@ impl Asked {
     pub fn response(self, gate: &Gate) -> Response<Body> {
         match (self.answered, self.recorded) {
             (Ok(response), _) => response,
-            (Err(refusal), Ok(recorded)) => gate.tell(&refusal, recorded, &self.trail),
-            (Err(_), Err(())) => gate.tell(&Reason::AuditUnavailable.into(), false, &self.trail),
+            (Err(refusal), Ok(recorded)) => gate.refusal_response(&refusal, recorded, &self.context),
+            (Err(_), Err(())) => gate.refusal_response(&Reason::AuditUnavailable.into(), false, &self.context),
         }
     }
 
     /// Turns the result into a refusal of the combined endpoint that quotes the server's audit record.
-    pub fn refused_here(self, trail: &mut Trail, refusal: impl Into<Refusal>) -> Refusal {
-        trail.request = self.trail.request;
-        trail.put_down = self.recorded.ok();
+    pub fn refused_here(self, context: &mut RequestContext, refusal: impl Into<Refusal>) -> Refusal {
+        context.request = self.context.request;
+        context.audited = self.recorded.ok();
         match self.recorded {
             Ok(_) => refusal.into(),
             Err(()) => Reason::AuditUnavailable.into(),
@@ -170,7 +172,7 @@ impl Asked {
 
     /// A legacy client reads 404 as the end of its own session, but only the server's session is gone: sends 200 instead.
     pub fn keeping_the_session(mut self) -> Self {
-        if let (Ok(response), Era::Legacy) = (&mut self.answered, self.trail.era)
+        if let (Ok(response), Era::Legacy) = (&mut self.answered, self.context.era)
             && response.status() == StatusCode::NOT_FOUND
         {
             *response.status_mut() = StatusCode::OK;

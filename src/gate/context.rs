@@ -1,7 +1,7 @@
 //! The request context: what is known of a message so far. At any point of the path it holds enough to record and answer a
 //! refusal.
 
-use super::talk::Claim;
+use super::handles::AnswerClaim;
 use crate::decide::Basis;
 use crate::domain::{
     Decision, DecisionKind, Digest, EnvironmentName, Era, Member, MessageId, Method, Principal, RecordedPrincipal, Refusal,
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// The context of one request. Each step fills in more; the audit record and the reply are made from it.
-pub struct Trail {
+pub struct RequestContext {
     pub request: RequestId,
     pub at: Timestamp,
     pub started: Instant,
@@ -28,9 +28,9 @@ pub struct Trail {
     pub era: Era,
     pub method: Option<Method>,
     /// The method name as received, if no method was resolved; truncated and without control characters.
-    pub said_method: Option<String>,
+    pub raw_method: Option<String>,
     /// The requested protocol version as received; truncated and without control characters.
-    pub said_version: Option<String>,
+    pub raw_version: Option<String>,
     pub tool: Option<String>,
     /// The target other than a tool: a URI, a prompt, or the subjects of a subscription.
     pub target: Option<String>,
@@ -39,22 +39,22 @@ pub struct Trail {
     pub trace: Option<String>,
     pub basis: Option<Basis>,
     /// The claim on answering a server request; taken when the answer is forwarded.
-    pub claim: Option<Claim>,
+    pub answer_claim: Option<AnswerClaim>,
     /// The called tool exists, but this caller's `tools/list` hides it.
-    pub unseen: bool,
+    pub hidden_from_caller: bool,
     /// The message comes from the combined endpoint.
-    pub through: bool,
+    pub via_combined: bool,
     /// The combined endpoint forwarded the message; each server's part has a context and records of its own.
-    pub passed_on: bool,
+    pub delegated: bool,
     /// The HTTP status of the server's answer; `None` for a stream.
     pub answered: Option<StatusCode>,
     /// The permit is in the journal already, so a later failure is an outcome and not a second decision.
     pub recorded: bool,
     /// Set if the refusal was recorded by a sub-call: `true` if in full, `false` if only counted.
-    pub put_down: Option<bool>,
+    pub audited: Option<bool>,
 }
 
-impl Trail {
+impl RequestContext {
     pub fn new(request: RequestId, at: Timestamp, source: IpAddr) -> Self {
         Self {
             request,
@@ -67,27 +67,27 @@ impl Trail {
             id: None,
             era: Era::Legacy,
             method: None,
-            said_method: None,
-            said_version: None,
+            raw_method: None,
+            raw_version: None,
             tool: None,
             target: None,
             arguments: None,
             session: None,
             trace: None,
             basis: None,
-            claim: None,
-            unseen: false,
-            through: false,
-            passed_on: false,
+            answer_claim: None,
+            hidden_from_caller: false,
+            via_combined: false,
+            delegated: false,
             answered: None,
             recorded: false,
-            put_down: None,
+            audited: None,
         }
     }
 
     /// The method's name for logs and records.
     pub fn method(&self) -> &str {
-        match (&self.method, &self.said_method) {
+        match (&self.method, &self.raw_method) {
             (Some(method), _) => method.as_str(),
             (None, Some(said)) => said,
             (None, None) => "unreadable",
@@ -132,7 +132,7 @@ impl Trail {
             at: self.at,
             environment: environment.clone(),
             request: self.request,
-            principal: self.principal.as_deref().map(|principal| self.who(principal)),
+            principal: self.principal.as_deref().map(|principal| self.recorded_principal(principal)),
             server: self.server.clone(),
             method: self.recorded_method(),
             tool: self.tool.clone(),
@@ -148,7 +148,7 @@ impl Trail {
             policy_set: Digest::ZERO,
             catalogue: Digest::ZERO,
             grant: None,
-            source_ip: written(&self.source),
+            source_ip: to_string_once(&self.source),
             session: self.session.clone(),
             trace: self.trace.clone(),
             era: self.method.map(|_| self.era),
@@ -156,13 +156,13 @@ impl Trail {
         })
     }
 
-    fn who(&self, principal: &Principal) -> RecordedPrincipal {
+    fn recorded_principal(&self, principal: &Principal) -> RecordedPrincipal {
         RecordedPrincipal {
             issuer: principal.issuer.clone(),
             subject: principal.subject.clone(),
             user: self.member.as_ref().map(|member| member.id.clone()),
             method: principal.method,
-            fingerprint: written(&principal.fingerprint),
+            fingerprint: to_string_once(&principal.fingerprint),
             client: principal.client.clone(),
             key: principal.key.clone(),
         }
@@ -170,7 +170,7 @@ impl Trail {
 }
 
 /// Formats into one allocation, because this runs for every call.
-fn written(value: &impl Display) -> String {
+fn to_string_once(value: &impl Display) -> String {
     let mut text = String::with_capacity(40);
     _ = write!(text, "{value}");
     text

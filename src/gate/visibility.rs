@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// The caller, and the sources of the current policies and grants.
 #[derive(Clone)]
-pub struct Viewer {
+pub struct FilterContext {
     pub environment: EnvironmentName,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub grants: Arc<Grants>,
@@ -29,17 +29,17 @@ pub struct Viewer {
 }
 
 /// Filters everything that answers one call.
-pub struct Lens {
-    viewer: Viewer,
+pub struct ResponseFilter {
+    context: FilterContext,
     server: ServerName,
     era: Era,
     method: Method,
 }
 
-impl Lens {
-    pub fn of(call: &Call, viewer: Viewer) -> Self {
+impl ResponseFilter {
+    pub fn of(call: &Call, context: FilterContext) -> Self {
         Self {
-            viewer,
+            context,
             server: call.server.clone(),
             era: call.era,
             method: call.method,
@@ -49,9 +49,9 @@ impl Lens {
     /// Filters the answer to the call itself.
     pub fn answer(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let broken = |_| Refusal::with_detail(Reason::UpstreamBroken, "its list cannot be read");
-        match (listed(self.method), self.method, self.era) {
+        match (list_kind(self.method), self.method, self.era) {
             (Some(of), _, _) => self
-                .keeping(|keep| mcp::filter_list(&body, of, keep, self.era))
+                .filter(|keep| mcp::filter_list(&body, of, keep, self.era))
                 .map_err(broken),
             (None, Method::ReadResource, Era::Modern) => mcp::mark_private(&body, self.era).map_err(broken),
             (None, _, _) => Ok(body),
@@ -60,31 +60,31 @@ impl Lens {
 
     /// Filters an answer to an earlier call on a resumed stream. `Ok(None)` if it holds no list; `Err` if it cannot be read.
     pub fn replayed(&self, body: &[u8]) -> Result<Option<Bytes>, ()> {
-        self.keeping(|keep| mcp::filter_if_list(body, keep, self.era)).map_err(|_| ())
+        self.filter(|keep| mcp::filter_if_list(body, keep, self.era)).map_err(|_| ())
     }
 
     /// Whether the caller may receive this notification. `notifications/resources/updated` requires that the caller may read
     /// the resource now.
-    pub fn hears(&self, notification: &[u8]) -> bool {
+    pub fn may_receive(&self, notification: &[u8]) -> bool {
         match mcp::parse_server_notification(notification) {
             Some(ServerNotification::Other) => true,
             Some(ServerNotification::ResourceUpdated(uri)) => {
-                self.looking(|input| is_readable(&Listing::new(&self.server, input), &uri))
+                self.with_current_input(|input| is_readable(&Listing::new(&self.server, input), &uri))
             }
             None => false,
         }
     }
 
-    fn keeping<T>(&self, filter: impl FnOnce(VisibilityFn<'_>) -> T) -> T {
-        self.looking(|input| {
+    fn filter<T>(&self, filter: impl FnOnce(VisibilityFn<'_>) -> T) -> T {
+        self.with_current_input(|input| {
             let listing = Listing::new(&self.server, input);
-            filter(&mut |of, name| self.shown(of, name, &listing, input))
+            filter(&mut |of, name| self.visibility(of, name, &listing, input))
         })
     }
 
-    fn shown(&self, of: ListKind, name: &str, listing: &Listing<'_>, input: &DecisionInput<'_>) -> ListVisibility {
+    fn visibility(&self, of: ListKind, name: &str, listing: &Listing<'_>, input: &DecisionInput<'_>) -> ListVisibility {
         let shown = match of {
-            ListKind::Tools => return self.tool(name, input),
+            ListKind::Tools => return self.tool_visibility(name, input),
             ListKind::Resources => is_readable(listing, name),
             ListKind::Templates => ResourceUri::parse_template(name).is_ok() && listing.template(),
             ListKind::Prompts => PromptName::parse(name).is_ok_and(|name| listing.prompt(&name)),
@@ -97,7 +97,7 @@ impl Lens {
     }
 
     /// A visible tool is shown with its pinned definition, not the server's current one.
-    fn tool(&self, name: &str, input: &DecisionInput<'_>) -> ListVisibility {
+    fn tool_visibility(&self, name: &str, input: &DecisionInput<'_>) -> ListVisibility {
         match input.snapshot.tool(&self.server, name) {
             Some(tool) if self.era == Era::Modern && tool.param_headers().is_err() => ListVisibility::Hidden,
             Some(tool) if could_permit(&self.server, tool, input) => ListVisibility::Replaced(tool.entry().definition.clone()),
@@ -106,20 +106,20 @@ impl Lens {
     }
 
     /// Calls `look` with facts as of now, built from the current member and policies.
-    fn looking<T>(&self, look: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
-        let viewer = &self.viewer;
-        let snapshot = viewer.snapshot.load_full();
-        let member = viewer.member.as_ref().and_then(|member| viewer.grants.by_id(&member.id));
-        let cedar_principal = match (&member, &viewer.member) {
+    fn with_current_input<T>(&self, look: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
+        let context = &self.context;
+        let snapshot = context.snapshot.load_full();
+        let member = context.member.as_ref().and_then(|member| context.grants.by_id(&member.id));
+        let cedar_principal = match (&member, &context.member) {
             (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => {
-                CedarPrincipal::new(&viewer.principal, Some(now), &viewer.environment)
+                CedarPrincipal::new(&context.principal, Some(now), &context.environment)
             }
-            _ => viewer.cedar_principal.clone(),
+            _ => context.cedar_principal.clone(),
         };
         look(&DecisionInput {
-            now: (viewer.now)(),
-            source_ip: viewer.source_ip,
-            principal: &viewer.principal,
+            now: (context.now)(),
+            source_ip: context.source_ip,
+            principal: &context.principal,
             cedar_principal: &cedar_principal,
             enrolment: match &member {
                 None => Enrolment::Absent,
@@ -133,7 +133,7 @@ impl Lens {
                 stale: None,
             },
             snapshot: &snapshot,
-            session: viewer.session.as_deref(),
+            session: context.session.as_deref(),
         })
     }
 }
@@ -142,7 +142,7 @@ fn is_readable(listing: &Listing<'_>, uri: &str) -> bool {
     ResourceUri::parse(uri).is_ok_and(|uri| listing.resource(&uri))
 }
 
-fn listed(method: Method) -> Option<ListKind> {
+fn list_kind(method: Method) -> Option<ListKind> {
     match method {
         Method::ToolsList => Some(ListKind::Tools),
         Method::ResourcesList => Some(ListKind::Resources),

@@ -8,22 +8,22 @@ use crate::mcp::{decode_header_value, encode_header_value};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
-type Field = (HeaderName, HeaderValue);
+type HeaderField = (HeaderName, HeaderValue);
 
 const PREFIX: &str = "mcp-param-";
 /// The largest integer that every JSON parser keeps exactly (RFC 8259, section 6).
-const MAX_WHOLE: i64 = (1 << 53) - 1;
+const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
 
 /// The `Mcp-Param-*` headers to forward with a permitted call.
-pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Vec<Field>, Refusal> {
+pub(super) fn checked_headers(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Vec<HeaderField>, Refusal> {
     if call.era == Era::Legacy {
         return Ok(Vec::new());
     }
-    let declared = declared(call, snapshot)?;
+    let declared = declared_headers(call, snapshot)?;
     let is_declared = |name: &HeaderName| declared.iter().any(|param_header| param_header.field == name.as_str());
     let undeclared = |(name, _): &(&HeaderName, &HeaderValue)| name.as_str().starts_with(PREFIX) && !is_declared(name);
     let passed = headers.iter().filter(undeclared);
-    let mut fields: Vec<Field> = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut fields: Vec<HeaderField> = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
     if declared.is_empty() {
         return Ok(fields);
     }
@@ -32,13 +32,13 @@ pub(super) fn fields(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> R
         Some(text) => serde_json::from_slice(text).map_err(|_| Refusal::new(Reason::InvalidArguments))?,
     };
     for param_header in declared {
-        fields.extend(mirror(param_header, &arguments, headers)?);
+        fields.extend(checked_header(param_header, &arguments, headers)?);
     }
     Ok(fields)
 }
 
 /// The headers that the called tool declares. A tool with an invalid `x-mcp-header` does not exist for modern clients.
-fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [ParamHeader], Refusal> {
+fn declared_headers<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [ParamHeader], Refusal> {
     if call.method != Method::ToolsCall {
         return Ok(&[]);
     }
@@ -54,7 +54,7 @@ fn declared<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [ParamHeader]
 }
 
 /// Checks one declared header against its argument and writes it again.
-fn mirror(param_header: &ParamHeader, arguments: &Value, headers: &HeaderMap) -> Result<Option<Field>, Refusal> {
+fn checked_header(param_header: &ParamHeader, arguments: &Value, headers: &HeaderMap) -> Result<Option<HeaderField>, Refusal> {
     let mismatch = |what: &str| Refusal::with_detail(Reason::HeaderMismatch, format!("{} {what}", param_header.field));
     let argument = param_header.path.iter().try_fold(arguments, |value, name| value.get(name));
     let argument = argument.filter(|value| !value.is_null());
@@ -70,12 +70,12 @@ fn mirror(param_header: &ParamHeader, arguments: &Value, headers: &HeaderMap) ->
     let said = text
         .and_then(decode_header_value)
         .ok_or_else(|| mismatch("is not readable"))?;
-    if !says(&said, argument, param_header.kind) {
+    if !matches(&said, argument, param_header.kind) {
         return Err(mismatch("does not say what the argument says"));
     }
     let written = match argument {
         Value::String(text) => encode_header_value(text).into_owned(),
-        Value::Number(_) => whole(argument).map(|number| number.to_string()).unwrap_or_default(),
+        Value::Number(_) => as_safe_integer(argument).map(|number| number.to_string()).unwrap_or_default(),
         other => other.to_string(),
     };
     let name = HeaderName::from_bytes(param_header.field.as_bytes());
@@ -86,27 +86,27 @@ fn mirror(param_header: &ParamHeader, arguments: &Value, headers: &HeaderMap) ->
     }
 }
 
-fn says(said: &str, argument: &Value, kind: ParamHeaderKind) -> bool {
+fn matches(said: &str, argument: &Value, kind: ParamHeaderKind) -> bool {
     match (kind, argument) {
         (ParamHeaderKind::String, Value::String(text)) => said == text,
         (ParamHeaderKind::Boolean, Value::Bool(flag)) => said == if *flag { "true" } else { "false" },
         (ParamHeaderKind::Integer, Value::Number(_)) => {
             let digits = said.strip_prefix('-').unwrap_or(said);
             let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            is_whole && whole(argument).is_some() && whole(argument) == said.parse().ok()
+            is_whole && as_safe_integer(argument).is_some() && as_safe_integer(argument) == said.parse().ok()
         }
         _ => false,
     }
 }
 
 /// The value of an integer however it is written, e.g. `42.0` as 42; `None` outside the exact range.
-fn whole(number: &Value) -> Option<i64> {
+fn as_safe_integer(number: &Value) -> Option<i64> {
     let number = number.as_i64().or_else(|| {
         let number = number.as_f64()?;
         // The range check follows below. Within the range a double holds every integer exactly.
-        (number.fract() == 0.0 && number.abs() <= MAX_WHOLE as f64).then_some(number as i64)
+        (number.fract() == 0.0 && number.abs() <= MAX_SAFE_INTEGER as f64).then_some(number as i64)
     });
-    number.filter(|number| number.abs() <= MAX_WHOLE)
+    number.filter(|number| number.abs() <= MAX_SAFE_INTEGER)
 }
 
 #[cfg(test)]
@@ -127,7 +127,7 @@ mod tests {
         for value in values {
             headers.append("mcp-param-x", HeaderValue::from_str(value).unwrap());
         }
-        match mirror(&mirrored(kind), &json!({ "a": { "b": argument } }), &headers) {
+        match checked_header(&mirrored(kind), &json!({ "a": { "b": argument } }), &headers) {
             Ok(field) => Ok(field.map(|(_, value)| value.to_str().unwrap().to_owned())),
             Err(refusal) => Err(refusal.reason),
         }
@@ -156,7 +156,7 @@ mod tests {
             (Integer, json!(42.0), "42", "42"),
             (Integer, json!(-7), "-7", "-7"),
             (Integer, json!(0), "-0", "0"),
-            (Integer, json!(MAX_WHOLE), "9007199254740991", "9007199254740991"),
+            (Integer, json!(MAX_SAFE_INTEGER), "9007199254740991", "9007199254740991"),
             (Boolean, json!(true), "true", "true"),
             (Boolean, json!(false), "false", "false"),
         ] {
@@ -188,7 +188,7 @@ mod tests {
             (Integer, json!(42), &["0x2a"]),
             (Integer, json!(42), &[""]),
             (Integer, json!(42.5), &["42"]),
-            (Integer, json!(MAX_WHOLE + 1), &["9007199254740992"]),
+            (Integer, json!(MAX_SAFE_INTEGER + 1), &["9007199254740992"]),
             (Integer, json!(1e300), &["1"]),
             (Boolean, json!(true), &["True"]),
             (Boolean, json!(true), &["1"]),

@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 
 /// An SSE body made of whole events, with keep-alive comments between them. Every frame of `body` must end at an event
 /// boundary.
-pub struct Alive {
+pub struct KeepAliveBody {
     body: Body,
     every: Duration,
     /// The keep-alive timer; `None` until the inner body is pending.
@@ -21,7 +21,7 @@ pub struct Alive {
 
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
-impl Alive {
+impl KeepAliveBody {
     pub fn new(body: Body, every: Duration) -> Self {
         Self {
             body,
@@ -35,7 +35,7 @@ impl Alive {
     }
 }
 
-impl http_body::Body for Alive {
+impl http_body::Body for KeepAliveBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -59,9 +59,9 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio::time::Instant;
 
-    struct Channel(mpsc::Receiver<Bytes>);
+    struct TestBody(mpsc::Receiver<Bytes>);
 
-    impl http_body::Body for Channel {
+    impl http_body::Body for TestBody {
         type Data = Bytes;
         type Error = BodyError;
 
@@ -80,7 +80,7 @@ mod tests {
     async fn a_silent_stream_gets_a_comment_and_a_busy_one_none() {
         let (say, said) = mpsc::channel(1);
         let every = Duration::from_secs(15);
-        let mut body = Alive::new(UnsyncBoxBody::new(Channel(said)), every).boxed();
+        let mut body = KeepAliveBody::new(UnsyncBoxBody::new(TestBody(said)), every).boxed();
         let begun = Instant::now();
         assert_eq!(next(&mut body).await, Some(COMMENT));
         assert_eq!(next(&mut body).await, Some(COMMENT));

@@ -12,17 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Per-instance memory of handles. Handles verify without it, so any instance with the session keys accepts them.
-pub struct Talks {
+pub struct HandleCache {
     keys: Arc<SessionKeys>,
     /// How long a request state is accepted.
     lifetime: Duration,
     now: fn() -> Timestamp,
     /// Handles of server requests that have been answered: each is answered once.
-    answered: Cache<String, ()>,
+    answered_requests: Cache<String, ()>,
     /// The method of each server request, by handle, for the audit record of the answer.
-    asked: Cache<String, String>,
+    server_requests: Cache<String, String>,
     /// The tool that created each task. A status notification names only the task.
-    begun: Cache<(HandleOwner, String), String>,
+    task_tools: Cache<(HandleOwner, String), String>,
 }
 
 const MOST_REMEMBERED: u64 = 100_000;
@@ -33,8 +33,8 @@ const LONGEST_ID: usize = 1000;
 
 /// The handles between one caller and one server, bound to the session if there is one.
 #[derive(Clone)]
-pub struct Talk {
-    talks: Arc<Talks>,
+pub struct HandleTranslator {
+    cache: Arc<HandleCache>,
     principal: Arc<Principal>,
     server: ServerName,
     session: String,
@@ -42,14 +42,14 @@ pub struct Talk {
 }
 
 /// A message from the client with the server's own tokens restored.
-pub struct Brought {
+pub struct Decoded {
     pub body: Bytes,
     /// The tasks that the message names.
-    pub tasks: Vec<BroughtTask>,
+    pub tasks: Vec<TaskRef>,
 }
 
 /// A task that the client named: the tool that created it and the server's own id.
-pub struct BroughtTask {
+pub struct TaskRef {
     pub tool: ToolName,
     pub id: String,
     /// The id as JSON text, and the handle that the client used.
@@ -57,16 +57,16 @@ pub struct BroughtTask {
     handle: String,
 }
 
-/// The claim on answering a server request. If it is dropped before [`Claim::spend`], the request can still be answered.
-pub struct Claim {
-    talks: Arc<Talks>,
+/// The claim on answering a server request. If it is dropped before [`AnswerClaim::spend`], the request can still be answered.
+pub struct AnswerClaim {
+    cache: Arc<HandleCache>,
     handle: String,
     sent: bool,
 }
 
 /// Encodes the tokens in the messages to the client that belong to one call.
-pub struct Handing {
-    talk: Talk,
+pub struct OutboundHandles {
+    translator: HandleTranslator,
     era: Era,
     method: Method,
     target: Target,
@@ -75,20 +75,20 @@ pub struct Handing {
     named: Vec<(String, String)>,
 }
 
-impl Talks {
+impl HandleCache {
     pub fn new(keys: Arc<SessionKeys>, lifetime: Duration, now: fn() -> Timestamp) -> Arc<Self> {
         Arc::new(Self {
             keys,
             lifetime,
             now,
-            answered: remembered(),
-            asked: remembered(),
-            begun: remembered(),
+            answered_requests: bounded_cache(),
+            server_requests: bounded_cache(),
+            task_tools: bounded_cache(),
         })
     }
 }
 
-fn remembered<K, V>() -> Cache<K, V>
+fn bounded_cache<K, V>() -> Cache<K, V>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
@@ -99,16 +99,16 @@ where
         .build()
 }
 
-impl Talk {
+impl HandleTranslator {
     pub fn new(
-        talks: &Arc<Talks>,
+        handle_cache: &Arc<HandleCache>,
         principal: &Arc<Principal>,
         server: &ServerName,
         session: Option<String>,
         allowed_requests: ClientRequests,
     ) -> Self {
         Self {
-            talks: talks.clone(),
+            cache: handle_cache.clone(),
             principal: principal.clone(),
             server: server.clone(),
             session: session.unwrap_or_default(),
@@ -117,13 +117,13 @@ impl Talk {
     }
 
     /// Computed only when needed, because few messages hold tokens.
-    fn holder(&self) -> HandleOwner {
+    fn owner(&self) -> HandleOwner {
         HandleOwner::new(&self.principal, &self.server)
     }
 
     /// Restores the server's own tokens in a request or notification, and removes capabilities that the server may not use.
-    pub fn bring(&self, body: &Bytes, params: Option<&Params>, method: Method, era: Era) -> Result<Brought, Refusal> {
-        let none = |body: &Bytes| Brought {
+    pub fn decode_inbound(&self, body: &Bytes, params: Option<&Params>, method: Method, era: Era) -> Result<Decoded, Refusal> {
+        let none = |body: &Bytes| Decoded {
             body: body.clone(),
             tasks: Vec::new(),
         };
@@ -131,9 +131,12 @@ impl Talk {
         let mut edits = Vec::new();
         if let Some(cursor) = params.cursor.as_ref().filter(|_| is_list(method)) {
             let handle_kind = HandleKind::Cursor { method: method.as_str() };
-            edits.push((cursor.at, self.taken(handle_kind, cursor, Reason::UnknownCursor)?.text));
+            edits.push((
+                cursor.at,
+                self.verify_handle(handle_kind, cursor, Reason::UnknownCursor)?.text,
+            ));
         }
-        self.bring_input(params, method, era, &mut edits)?;
+        self.decode_input(params, method, era, &mut edits)?;
         let meta = params.meta.as_ref();
         let named = params.task_id.as_ref().filter(|_| method.targets_task());
         let listened = params.subscribed_tasks.iter().filter(|_| method == Method::Listen);
@@ -141,10 +144,13 @@ impl Talk {
         if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.supports_tasks) {
             return Err(Reason::MissingCapability.into());
         }
-        let tasks = tasks.into_iter().map(|task| self.bring_task(task, &mut edits));
+        let tasks = tasks.into_iter().map(|task| self.decode_task(task, &mut edits));
         let tasks = tasks.collect::<Result<_, _>>()?;
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {
-            edits.push((related.at, self.taken(HandleKind::Task, related, Reason::UnknownTask)?.text));
+            edits.push((
+                related.at,
+                self.verify_handle(HandleKind::Task, related, Reason::UnknownTask)?.text,
+            ));
         }
         let capabilities = match era {
             Era::Legacy => params.capabilities,
@@ -155,7 +161,7 @@ impl Talk {
                 .map_err(|malformed| Refusal::with_detail(malformed.reason, malformed.detail))?;
             edits.extend(pruned.map(|text| (span, text)));
         }
-        Ok(Brought {
+        Ok(Decoded {
             body: splice(body, edits),
             tasks,
         })
@@ -163,7 +169,13 @@ impl Talk {
 
     /// Checks the multi-round-trip members of a modern request. `requestState` must have been issued for the same method and
     /// target; `inputResponses` is refused if the server may make no requests to clients.
-    fn bring_input(&self, params: &Params, method: Method, era: Era, edits: &mut Vec<(JsonSpan, String)>) -> Result<(), Refusal> {
+    fn decode_input(
+        &self,
+        params: &Params,
+        method: Method,
+        era: Era,
+        edits: &mut Vec<(JsonSpan, String)>,
+    ) -> Result<(), Refusal> {
         let misplaced = |name: &str| Refusal::with_detail(Reason::InvalidParams, format!("`{name}` does not belong here"));
         let repeats = era == Era::Modern && method.takes_input();
         if let Some(state) = &params.request_state {
@@ -175,8 +187,8 @@ impl Talk {
                 method: method.as_str(),
                 target,
             };
-            let Talks { keys, now, .. } = &*self.talks;
-            let decoded = keys.verify_before(now(), handle_kind, &state.text, &self.holder());
+            let HandleCache { keys, now, .. } = &*self.cache;
+            let decoded = keys.verify_before(now(), handle_kind, &state.text, &self.owner());
             edits.push((state.at, decoded.ok_or(Reason::UnknownState)?.text));
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
@@ -192,10 +204,10 @@ impl Talk {
         Ok(())
     }
 
-    fn bring_task(&self, named: &OpaqueToken, edits: &mut Vec<(JsonSpan, String)>) -> Result<BroughtTask, Refusal> {
-        let decoded = self.taken(HandleKind::Task, named, Reason::UnknownTask)?;
+    fn decode_task(&self, named: &OpaqueToken, edits: &mut Vec<(JsonSpan, String)>) -> Result<TaskRef, Refusal> {
+        let decoded = self.verify_handle(HandleKind::Task, named, Reason::UnknownTask)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
-        let task = BroughtTask {
+        let task = TaskRef {
             tool: ToolName::parse(&decoded.note).map_err(|_| unknown())?,
             id: serde_json::from_str(&decoded.text).map_err(|_| unknown())?,
             text: decoded.text,
@@ -208,45 +220,48 @@ impl Talk {
 
     /// Restores the id of an answer to a server request. The request must be of this session and not answered yet. Also
     /// returns the request's method, if this instance passed the request on.
-    pub fn answer(&self, answer: &mcp::Response) -> Result<(Bytes, Claim, Option<String>), Refusal> {
+    pub fn answer(&self, answer: &mcp::Response) -> Result<(Bytes, AnswerClaim, Option<String>), Refusal> {
         let unknown = || Refusal::new(Reason::UnknownAnswer);
         let handle: String = serde_json::from_str(answer.id.as_json()).map_err(|_| unknown())?;
         let handle_kind = HandleKind::Request { session: &self.session };
-        let keys = &self.talks.keys;
-        let decoded = keys.verify(handle_kind, &handle, &self.holder()).ok_or_else(unknown)?;
+        let keys = &self.cache.keys;
+        let decoded = keys.verify(handle_kind, &handle, &self.owner()).ok_or_else(unknown)?;
         let mut edits = vec![(answer.id_at, decoded.text)];
         if let Some(related) = &answer.related_task {
-            edits.push((related.at, self.taken(HandleKind::Task, related, Reason::UnknownAnswer)?.text));
+            edits.push((
+                related.at,
+                self.verify_handle(HandleKind::Task, related, Reason::UnknownAnswer)?.text,
+            ));
         }
-        let asked = self.talks.asked.get(&handle);
-        let claim = Claim::new(&self.talks, handle).ok_or_else(unknown)?;
+        let asked = self.cache.server_requests.get(&handle);
+        let claim = AnswerClaim::new(&self.cache, handle).ok_or_else(unknown)?;
         Ok((splice(&answer.body, edits), claim, asked))
     }
 
-    fn taken(
+    fn verify_handle(
         &self,
         handle_kind: HandleKind<'_>,
         token: &OpaqueToken,
         otherwise: Reason,
     ) -> Result<crate::upstream::DecodedHandle, Refusal> {
-        self.talks
+        self.cache
             .keys
-            .verify(handle_kind, &token.text, &self.holder())
+            .verify(handle_kind, &token.text, &self.owner())
             .ok_or(Refusal::new(otherwise))
     }
 
     fn remember(&self, task: &str, tool: &str) {
-        let key = (self.holder(), task.to_owned());
-        self.talks.begun.insert(key, tool.to_owned());
+        let key = (self.owner(), task.to_owned());
+        self.cache.task_tools.insert(key, tool.to_owned());
     }
 }
 
-impl Claim {
+impl AnswerClaim {
     /// `None` if the request has been answered already.
-    fn new(talks: &Arc<Talks>, handle: String) -> Option<Self> {
-        let entry = talks.answered.entry(handle.clone()).or_insert(());
+    fn new(handle_cache: &Arc<HandleCache>, handle: String) -> Option<Self> {
+        let entry = handle_cache.answered_requests.entry(handle.clone()).or_insert(());
         entry.is_fresh().then(|| Self {
-            talks: talks.clone(),
+            cache: handle_cache.clone(),
             handle,
             sent: false,
         })
@@ -258,19 +273,19 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for AnswerClaim {
     fn drop(&mut self) {
         if !self.sent {
-            self.talks.answered.invalidate(&self.handle);
+            self.cache.answered_requests.invalidate(&self.handle);
         }
     }
 }
 
-impl Handing {
+impl OutboundHandles {
     /// Encodes what belongs to `call`; `tasks` are those that the call named.
-    pub fn of(talk: Talk, call: &Call, tasks: Vec<BroughtTask>) -> Self {
+    pub fn of(translator: HandleTranslator, call: &Call, tasks: Vec<TaskRef>) -> Self {
         Self {
-            talk,
+            translator,
             era: call.era,
             method: call.method,
             target: call.target.clone(),
@@ -280,8 +295,8 @@ impl Handing {
     }
 
     /// Binds handles to a session that was opened only after the call was permitted.
-    pub fn in_session(&mut self, label: Option<String>) {
-        self.talk.session = label.unwrap_or_default();
+    pub fn bind_session(&mut self, label: Option<String>) {
+        self.translator.session = label.unwrap_or_default();
     }
 
     /// Whether the message is for this caller: a subscription only receives the tasks that it named.
@@ -291,14 +306,14 @@ impl Handing {
     }
 
     /// Encodes all tokens in a message for the client; `None` if one of them is too long or must not be disclosed.
-    pub fn hand_out(&self, message: Bytes, server_message: &ServerMessage) -> Option<Bytes> {
+    pub fn encode_outbound(&self, message: Bytes, server_message: &ServerMessage) -> Option<Bytes> {
         let mut edits = Vec::new();
         // A modern server's `notifications/cancelled` names the client's own subscription, which is no handle.
         let cancels = server_message.cancelled_request.iter().filter(|_| self.era == Era::Legacy);
         for span in server_message.id.iter().chain(cancels) {
-            let handle = self.hand(
+            let handle = self.issue(
                 HandleKind::Request {
-                    session: &self.talk.session,
+                    session: &self.translator.session,
                 },
                 span.text(&message),
             )?;
@@ -306,29 +321,29 @@ impl Handing {
                 return None;
             }
             // The server may reuse the id, and then waits for a new answer.
-            self.talk.talks.answered.invalidate(&handle);
+            self.translator.cache.answered_requests.invalidate(&handle);
             if let (Some(_), Some(method)) = (server_message.id, &server_message.method) {
-                self.talk.talks.asked.insert(handle.clone(), method.clone());
+                self.translator.cache.server_requests.insert(handle.clone(), method.clone());
             }
             edits.push((*span, handle));
         }
         if let Some(span) = server_message.next_cursor {
             let method = server_message.list_method.unwrap_or(self.method.as_str());
-            edits.push((span, self.hand(HandleKind::Cursor { method }, span.text(&message))?));
+            edits.push((span, self.issue(HandleKind::Cursor { method }, span.text(&message))?));
         }
         if let Some(span) = server_message.request_state {
             let handle_kind = HandleKind::State {
                 method: self.method.as_str(),
                 target: &self.target.to_string(),
             };
-            let Talks { keys, lifetime, now, .. } = &*self.talk.talks;
+            let HandleCache { keys, lifetime, now, .. } = &*self.translator.cache;
             let until = now().plus(*lifetime);
             edits.push((
                 span,
-                keys.issue_until(until, handle_kind, span.text(&message), &self.talk.holder())?,
+                keys.issue_until(until, handle_kind, span.text(&message), &self.translator.owner())?,
             ));
         }
-        let of_status = server_message.method.as_deref().is_some_and(is_of_status);
+        let of_status = server_message.method.as_deref().is_some_and(is_task_status);
         for span in &server_message.tasks {
             edits.push((*span, self.task(span.text(&message), of_status)?));
         }
@@ -344,8 +359,11 @@ impl Handing {
         Some(splice(&message, edits))
     }
 
-    fn hand(&self, handle_kind: HandleKind<'_>, text: &str) -> Option<String> {
-        self.talk.talks.keys.issue(handle_kind, "", text, &self.talk.holder())
+    fn issue(&self, handle_kind: HandleKind<'_>, text: &str) -> Option<String> {
+        self.translator
+            .cache
+            .keys
+            .issue(handle_kind, "", text, &self.translator.owner())
     }
 
     /// The handle of a task. It includes the tool that created the task; without a tool no method accepts it.
@@ -355,23 +373,23 @@ impl Handing {
         if let Some((_, handle)) = self.named.iter().find(|(named, _)| named == text) {
             return Some(handle.clone());
         }
-        let (talks, owner) = (&self.talk.talks, self.talk.holder());
+        let (handle_cache, owner) = (&self.translator.cache, self.translator.owner());
         let tool = match &self.tool {
             Some(tool) => {
-                self.talk.remember(text, tool.as_str());
+                self.translator.remember(text, tool.as_str());
                 tool.to_string()
             }
-            None => match talks.begun.get(&(owner.clone(), text.to_owned())) {
+            None => match handle_cache.task_tools.get(&(owner.clone(), text.to_owned())) {
                 None if of_status => return None,
                 tool => tool.unwrap_or_default(),
             },
         };
-        talks.keys.issue(HandleKind::Task, &tool, text, &owner)
+        handle_cache.keys.issue(HandleKind::Task, &tool, text, &owner)
     }
 }
 
 /// Whether this is a task status notification, of either era.
-fn is_of_status(method: &str) -> bool {
+fn is_task_status(method: &str) -> bool {
     matches!(method, "notifications/tasks/status" | "notifications/tasks")
 }
 

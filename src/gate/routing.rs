@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 /// The public URLs and the limits of this instance.
-pub struct Site {
+pub struct Endpoints {
     /// Scheme, host and port of the public URL, without a path.
     origin: String,
     /// The URL of the combined endpoint; `resources` holds that of each configured server.
@@ -35,7 +35,7 @@ pub enum Route {
 
 /// The HTTP methods of MCP's Streamable HTTP transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
+pub enum HttpVerb {
     Post,
     Get,
     Delete,
@@ -43,7 +43,7 @@ pub enum Verb {
 
 const METADATA: &str = "/.well-known/oauth-protected-resource";
 
-impl Site {
+impl Endpoints {
     pub fn new(config: &Config) -> Self {
         let Listen {
             public_url,
@@ -97,11 +97,11 @@ impl Site {
     }
 
     /// Checks framing, `Host` and `Origin`, before authentication.
-    pub fn admit(&self, head: &request::Parts) -> Result<(), Refusal> {
+    pub fn check_head(&self, head: &request::Parts) -> Result<(), Refusal> {
         transport::framing(head).map_err(|why| Refusal::with_detail(Reason::BadFraming, why))?;
         let host = match head.uri.authority() {
             Some(authority) => authority.as_str(),
-            None => text(&head.headers, header::HOST).unwrap_or_default(),
+            None => header_text(&head.headers, header::HOST).unwrap_or_default(),
         };
         if !self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)) {
             return Err(Reason::WrongHost.into());
@@ -144,25 +144,25 @@ pub fn route(head: &request::Parts) -> Result<Route, Refusal> {
 }
 
 /// Maps the HTTP method; any other method is refused with 405.
-pub fn verb(head: &request::Parts) -> Result<Verb, Refusal> {
+pub fn verb(head: &request::Parts) -> Result<HttpVerb, Refusal> {
     match head.method {
-        HttpMethod::POST => Ok(Verb::Post),
-        HttpMethod::GET => Ok(Verb::Get),
-        HttpMethod::DELETE => Ok(Verb::Delete),
+        HttpMethod::POST => Ok(HttpVerb::Post),
+        HttpMethod::GET => Ok(HttpVerb::Get),
+        HttpMethod::DELETE => Ok(HttpVerb::Delete),
         _ => Err(Reason::WrongHttpMethod.into()),
     }
 }
 
 /// Checks `Content-Encoding`, `Content-Type` and `Accept`. They can only cause a refusal; no media type lets a message skip
 /// a later check.
-pub fn media_types(headers: &HeaderMap, verb: Verb) -> Result<(), Refusal> {
+pub fn media_types(headers: &HeaderMap, verb: HttpVerb) -> Result<(), Refusal> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Refusal::with_detail(Reason::WrongMediaType, "an encoded body is not taken"));
     }
     match verb {
-        Verb::Post => json_in_utf8(headers).and_then(|()| accepts(headers, &["application/json", "text/event-stream"])),
-        Verb::Get => accepts(headers, &["text/event-stream"]),
-        Verb::Delete => Ok(()),
+        HttpVerb::Post => json_in_utf8(headers).and_then(|()| accepts(headers, &["application/json", "text/event-stream"])),
+        HttpVerb::Get => accepts(headers, &["text/event-stream"]),
+        HttpVerb::Delete => Ok(()),
     }
 }
 
@@ -219,7 +219,7 @@ fn accepts(headers: &HeaderMap, needed: &[&str]) -> Result<(), Refusal> {
     }
 }
 
-fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+fn header_text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"))
 }
 

@@ -14,15 +14,15 @@ const MOST_KEYS: usize = 4_096;
 
 /// Counts refusals instead of recording each of them.
 #[derive(Default)]
-pub struct Noise(Mutex<Counts>);
+pub struct RefusalAggregator(Mutex<RefusalCounts>);
 
 #[derive(Default)]
-struct Counts {
+struct RefusalCounts {
     suppressed: HashMap<(Reason, Option<IpAddr>), u64>,
     recorded: HashMap<String, (i64, u32)>,
 }
 
-impl Noise {
+impl RefusalAggregator {
     /// Counts one refusal by reason and network.
     pub fn count(&self, reason: Reason, source: IpAddr) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +36,7 @@ impl Noise {
     }
 
     /// Whether this refusal gets a full record; if not, it has been counted.
-    pub fn records(&self, principal: &str, reason: Reason, source: IpAddr, now: Timestamp) -> bool {
+    pub fn may_record_in_full(&self, principal: &str, reason: Reason, source: IpAddr, now: Timestamp) -> bool {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.recorded.len() >= MOST_KEYS && !counts.recorded.contains_key(principal) {
             counts.recorded.retain(|_, (second, _)| *second == now.secs());
@@ -68,7 +68,7 @@ impl Noise {
                 at,
                 environment: environment.clone(),
                 reason: reason.code().to_owned(),
-                network: network.map_or("others".to_owned(), shown),
+                network: network.map_or("others".to_owned(), network_text),
                 count,
             })
         };
@@ -84,7 +84,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-fn shown(network: IpAddr) -> String {
+fn network_text(network: IpAddr) -> String {
     format!("{network}/{}", if network.is_ipv4() { 24 } else { 56 })
 }
 
@@ -98,39 +98,39 @@ mod tests {
 
     #[test]
     fn a_flood_from_one_network_becomes_one_record() {
-        let noise = Noise::default();
+        let refusals = RefusalAggregator::default();
         for last in 0..200 {
-            noise.count(Reason::NoCredential, IpAddr::from([192, 0, 2, last]));
+            refusals.count(Reason::NoCredential, IpAddr::from([192, 0, 2, last]));
         }
-        let events = noise.drain(&environment(), Timestamp::from_secs(1));
+        let events = refusals.drain(&environment(), Timestamp::from_secs(1));
         assert!(
             matches!(&events[..], [Event::Suppressed(one)] if one.count == 200 && one.network == "192.0.2.0/24"),
             "{events:?}"
         );
-        assert!(noise.drain(&environment(), Timestamp::from_secs(2)).is_empty());
+        assert!(refusals.drain(&environment(), Timestamp::from_secs(2)).is_empty());
     }
 
     #[test]
     fn memory_is_bounded_however_many_networks_call() {
-        let noise = Noise::default();
+        let refusals = RefusalAggregator::default();
         for n in 0..20_000_u32 {
-            noise.count(Reason::BadKey, IpAddr::from((n << 8).to_be_bytes()));
+            refusals.count(Reason::BadKey, IpAddr::from((n << 8).to_be_bytes()));
         }
-        let events = noise.drain(&environment(), Timestamp::from_secs(1));
+        let events = refusals.drain(&environment(), Timestamp::from_secs(1));
         assert!(events.len() <= MOST_KEYS + 1);
     }
 
     #[test]
     fn somebody_refused_over_and_over_is_counted_after_a_while_and_recorded_again_a_second_later() {
-        let noise = Noise::default();
+        let refusals = RefusalAggregator::default();
         let from = IpAddr::from([127, 0, 0, 1]);
         let recorded = |second| {
             (0..80)
-                .filter(|_| noise.records("a|b", Reason::MissingScope, from, Timestamp::from_secs(second)))
+                .filter(|_| refusals.may_record_in_full("a|b", Reason::MissingScope, from, Timestamp::from_secs(second)))
                 .count()
         };
         assert_eq!((recorded(1), recorded(2)), (50, 50));
-        let events = noise.drain(&environment(), Timestamp::from_secs(3));
+        let events = refusals.drain(&environment(), Timestamp::from_secs(3));
         assert!(
             matches!(&events[..], [Event::Suppressed(one)] if one.count == 60),
             "{events:?}"

@@ -2,32 +2,32 @@
 //! snapshot. Does not decide.
 
 use super::Gate;
-use super::caller::{Caller, Proved};
-use super::trail::Trail;
+use super::authn::{Authenticated, CallerProfile};
+use super::context::RequestContext;
 use crate::decide::{self, DecisionInput, Enrolment, GrantFreshness, Refused, Snapshot, Verdict};
 use crate::domain::{MemberStatus, Refusal};
 use std::sync::Arc;
 
 /// The authorisation context of one message.
-pub struct Standing {
-    pub caller: Caller,
+pub struct AuthzContext {
+    pub caller: CallerProfile,
     pub grant_freshness: GrantFreshness,
     pub generation: u64,
     pub snapshot: Arc<Snapshot>,
 }
 
-impl Standing {
+impl AuthzContext {
     /// The input for `decide`.
-    pub fn facts<'a>(&'a self, trail: &'a Trail) -> DecisionInput<'a> {
+    pub fn decision_input<'a>(&'a self, context: &'a RequestContext) -> DecisionInput<'a> {
         DecisionInput {
-            now: trail.at,
-            source_ip: trail.source,
+            now: context.at,
+            source_ip: context.source,
             principal: &self.caller.principal,
             cedar_principal: &self.caller.cedar_principal,
             enrolment: enrolment(&self.caller),
             grant_freshness: self.grant_freshness,
             snapshot: &self.snapshot,
-            session: trail.session.as_deref(),
+            session: context.session.as_deref(),
         }
     }
 }
@@ -35,11 +35,19 @@ impl Standing {
 impl Gate {
     /// Loads the member and the policy snapshot. Takes the grants view first, so that the decision rests on data at least as
     /// new as that view.
-    pub(super) async fn standing(&self, proved: Proved, trail: &mut Trail) -> Result<Standing, Refusal> {
-        let (grant_freshness, generation) = self.view().await;
-        let caller = self.parts.callers.recognise(proved, generation, trail.at).await?;
-        trail.member.clone_from(&caller.member);
-        Ok(Standing {
+    pub(super) async fn load_authz(
+        &self,
+        authenticated: Authenticated,
+        context: &mut RequestContext,
+    ) -> Result<AuthzContext, Refusal> {
+        let (grant_freshness, generation) = self.fresh_grants().await;
+        let caller = self
+            .parts
+            .authenticator
+            .load_profile(authenticated, generation, context.at)
+            .await?;
+        context.member.clone_from(&caller.member);
+        Ok(AuthzContext {
             caller,
             grant_freshness,
             generation,
@@ -49,27 +57,27 @@ impl Gate {
 
     /// If the refusal lies in the grants, confirms them and decides once more, so that a grant added by another process
     /// takes effect at once.
-    pub(super) async fn judge_again(
+    pub(super) async fn redecide_with_fresh_grants(
         &self,
         refused: Refused,
-        standing: &mut Standing,
-        trail: &mut Trail,
+        authz: &mut AuthzContext,
+        context: &mut RequestContext,
     ) -> Result<Verdict, Refusal> {
-        let moved_on = match &standing.caller.member {
+        let moved_on = match &authz.caller.member {
             Some(member) if refused.refusal.reason.is_grant_related() => {
-                self.parts.grants.refresh_and_compare(&member.id, standing.generation).await
+                self.parts.grants.refresh_and_compare(&member.id, authz.generation).await
             }
             _ => false,
         };
         if !moved_on {
             return Ok(Verdict::Refuse(Box::new(refused)));
         }
-        *standing = self.standing(standing.caller.principal.clone().into(), trail).await?;
-        Ok(decide::decide(refused.call, &standing.facts(trail)))
+        *authz = self.load_authz(authz.caller.principal.clone().into(), context).await?;
+        Ok(decide::decide(refused.call, &authz.decision_input(context)))
     }
 
     /// The age of the grants. Waits for a confirmation only if they are older than `max_staleness`.
-    async fn view(&self) -> (GrantFreshness, u64) {
+    async fn fresh_grants(&self) -> (GrantFreshness, u64) {
         let (view, stale) = match self.parts.grants.fresh().await {
             Ok(view) => (view, None),
             Err(stale) => {
@@ -89,7 +97,7 @@ impl Gate {
     }
 }
 
-fn enrolment(caller: &Caller) -> Enrolment<'_> {
+fn enrolment(caller: &CallerProfile) -> Enrolment<'_> {
     match caller.member.as_deref() {
         None => Enrolment::Absent,
         Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// An authenticated caller with its member and its Cedar entity. Cheap to clone.
 #[derive(Clone)]
-pub struct Caller {
+pub struct CallerProfile {
     pub principal: Arc<Principal>,
     pub member: Option<Arc<Member>>,
     pub cedar_principal: CedarPrincipal,
@@ -21,58 +21,64 @@ pub struct Caller {
 
 /// The principal that a credential authenticates, before the member is loaded.
 #[derive(Clone)]
-pub struct Proved {
+pub struct Authenticated {
     pub principal: Arc<Principal>,
     /// For an API key: the member who owns it, and the generation of the grants cache read before the look-up. The look-up
     /// is repeated only if the decision uses another generation.
     owner: Option<(Arc<Member>, u64)>,
 }
 
-impl From<Arc<Principal>> for Proved {
+impl From<Arc<Principal>> for Authenticated {
     fn from(principal: Arc<Principal>) -> Self {
         Self { principal, owner: None }
     }
 }
 
-/// Authenticates callers and caches a [`Caller`] per (principal, member), keyed by the addresses of the two `Arc`s.
-pub struct Callers {
+/// Authenticates callers and caches a [`CallerProfile`] per (principal, member), keyed by the addresses of the two `Arc`s.
+pub struct Authenticator {
     identity: Arc<Identity>,
     grants: Arc<Grants>,
     environment: EnvironmentName,
-    enrolment: Option<JustInTime>,
-    known: Cache<(usize, usize), Caller>,
+    enrolment: Option<JitEnrolment>,
+    profiles: Cache<(usize, usize), CallerProfile>,
 }
 
 /// Just-in-time enrolment (`members.just_in_time`): enrols a caller with a valid token or certificate on its first request.
-pub struct JustInTime {
+pub struct JitEnrolment {
     pub store: Store,
     pub roles: Vec<RoleName>,
 }
 
-const MOST_CALLERS: u64 = 20_000;
+const MAX_PROFILES: u64 = 20_000;
 
-impl Callers {
+impl Authenticator {
     pub fn new(
         identity: Arc<Identity>,
         grants: Arc<Grants>,
         environment: EnvironmentName,
-        enrolment: Option<JustInTime>,
+        enrolment: Option<JitEnrolment>,
     ) -> Self {
         Self {
             identity,
             grants,
             environment,
             enrolment,
-            known: Cache::new(MOST_CALLERS),
+            profiles: Cache::new(MAX_PROFILES),
         }
     }
 
     /// Checks the credential only; enrolment and grants are checked later, for the decision. `audience` is the URL of the
     /// resource that is called.
-    pub async fn prove(&self, headers: &HeaderMap, peer: &Peer, audience: &str, now: Timestamp) -> Result<Proved, Reason> {
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Authenticated, Reason> {
         let credential = self.identity.extract_credential(headers, peer.certificate.as_ref())?;
         if let Some(principal) = self.identity.cached(&credential, audience, now) {
-            return Ok(Proved { principal, owner: None });
+            return Ok(Authenticated { principal, owner: None });
         }
         let generation = self.grants.generation();
         // A key created a moment ago may not be in the cache yet. `find_by_key` then asks the store once more; such look-ups
@@ -88,37 +94,47 @@ impl Callers {
         }
         let principal = self.identity.verify(&credential, owner.clone(), audience, now).await?;
         let owner = owner.map(|member| (member, generation));
-        Ok(Proved { principal, owner })
+        Ok(Authenticated { principal, owner })
     }
 
     /// Loads the member behind an authenticated principal and builds their Cedar entity. `generation` is that of the grants
     /// view on which the decision will be made.
-    pub async fn recognise(&self, proved: Proved, generation: u64, now: Timestamp) -> Result<Caller, Refusal> {
-        let member = match self.member(&proved, generation, now).await? {
+    pub async fn load_profile(
+        &self,
+        authenticated: Authenticated,
+        generation: u64,
+        now: Timestamp,
+    ) -> Result<CallerProfile, Refusal> {
+        let member = match self.member(&authenticated, generation, now).await? {
             // Rarely taken, and boxed because its future is too large to be part of every call's future.
-            None => Box::pin(self.enrol(&proved.principal)).await?,
+            None => Box::pin(self.enrol(&authenticated.principal)).await?,
             found => found,
         };
-        let principal = proved.principal;
+        let principal = authenticated.principal;
         let key = (address(Some(&principal)), address(member.as_ref()));
-        if let Some(caller) = self.known.get(&key) {
+        if let Some(caller) = self.profiles.get(&key) {
             return Ok(caller);
         }
         let cedar_principal = CedarPrincipal::new(&principal, member.as_deref(), &self.environment);
         // The entry holds both `Arc`s, so neither address can be reused for another value while the entry exists.
-        let caller = Caller {
+        let caller = CallerProfile {
             principal,
             member,
             cedar_principal,
         };
-        self.known.insert(key, caller.clone());
+        self.profiles.insert(key, caller.clone());
         Ok(caller)
     }
 
     /// A key is looked up by its id, every other credential by (issuer, subject). Checks revocations on every call, so a
     /// cached principal does not outlive the revocation of its key, token, session or client.
-    async fn member(&self, proved: &Proved, generation: u64, now: Timestamp) -> Result<Option<Arc<Member>>, Reason> {
-        let principal = &*proved.principal;
+    async fn member(
+        &self,
+        authenticated: &Authenticated,
+        generation: u64,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Member>>, Reason> {
+        let principal = &*authenticated.principal;
         if self.grants.revoked(principal, now) {
             return Err(Reason::CredentialRevoked);
         }
@@ -126,7 +142,7 @@ impl Callers {
             return Ok(self.grants.find_by_identity(&principal.issuer, &principal.subject).await);
         };
         let stands = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|expiry| now < expiry);
-        let owner = match &proved.owner {
+        let owner = match &authenticated.owner {
             Some((owner, seen)) if *seen == generation => Some(owner.clone()),
             _ => self.grants.by_key(id),
         };
@@ -137,7 +153,7 @@ impl Callers {
     /// Somebody whom nothing is known of; but they may be enrolled already, and not loaded for want of room.
     async fn enrol(&self, principal: &Principal) -> Result<Option<Arc<Member>>, Refusal> {
         self.has_room_for(principal)?;
-        let Some(JustInTime { store, roles }) = &self.enrolment else {
+        let Some(JitEnrolment { store, roles }) = &self.enrolment else {
             return Ok(None);
         };
         if principal.method == AuthMethod::Key {

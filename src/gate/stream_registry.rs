@@ -1,4 +1,4 @@
-//! The registry of open streams. `Gate::recheck_streams` calls [`Streams::recheck`] once a second, which cuts the streams
+//! The registry of open streams. `Gate::recheck_streams` calls [`StreamRegistry::recheck`] once a second, which cuts the streams
 //! whose grant, credential or membership has ended.
 
 use crate::domain::{Principal, Timestamp};
@@ -16,27 +16,27 @@ use tokio_util::sync::CancellationToken;
 
 /// All open streams.
 #[derive(Default)]
-pub struct Streams {
+pub struct StreamRegistry {
     next: AtomicU64,
     open: Mutex<HashMap<u64, (GrantSnapshot, CancellationToken)>>,
 }
 
 /// The registration of one stream; dropped together with its body.
-pub struct Enrolled {
-    streams: Arc<Streams>,
+pub struct Registration {
+    streams: Arc<StreamRegistry>,
     number: u64,
 }
 
-impl Streams {
+impl StreamRegistry {
     /// Registers a stream. The returned token is cancelled when its authorisation ends.
-    pub fn enrol(self: &Arc<Self>, ticket: GrantSnapshot) -> (Enrolled, CancellationToken) {
+    pub fn register(self: &Arc<Self>, ticket: GrantSnapshot) -> (Registration, CancellationToken) {
         let (number, token) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
         self.open
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(number, (ticket, token.clone()));
         (
-            Enrolled {
+            Registration {
                 streams: self.clone(),
                 number,
             },
@@ -65,7 +65,7 @@ impl Streams {
     }
 }
 
-impl Drop for Enrolled {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.streams
             .open
@@ -76,12 +76,12 @@ impl Drop for Enrolled {
 }
 
 /// A body that keeps a value alive until its last byte is sent.
-pub struct Held<T> {
+pub struct GuardedBody<T> {
     body: Body,
     _with: T,
 }
 
-impl<T: Send + Unpin + 'static> Held<T> {
+impl<T: Send + Unpin + 'static> GuardedBody<T> {
     pub fn new(body: Body, with: T) -> Self {
         Self { body, _with: with }
     }
@@ -91,7 +91,7 @@ impl<T: Send + Unpin + 'static> Held<T> {
     }
 }
 
-impl<T: Unpin> http_body::Body for Held<T> {
+impl<T: Unpin> http_body::Body for GuardedBody<T> {
     type Data = Bytes;
     type Error = BodyError;
 
