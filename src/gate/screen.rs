@@ -2,7 +2,7 @@
 //! event.
 //! Cookies, challenges and redirects of a server never reach this point: `upstream` drops them.
 
-use super::combined::Names;
+use super::combined::Namespace;
 use super::handles::OutboundHandles;
 use super::keep_alive::KeepAliveBody;
 use super::reply;
@@ -27,7 +27,7 @@ pub struct Screen {
     outbound_handles: OutboundHandles,
     filter: ResponseFilter,
     /// Set for the combined endpoint, where names get the server as a prefix.
-    names: Option<Names>,
+    namespace: Option<Namespace>,
 }
 
 /// The inputs for sealing a new session id.
@@ -53,14 +53,14 @@ const INLINE_BODY_LIMIT: usize = 64 * 1024;
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 impl Screen {
-    pub fn of(call: &Call, outbound_handles: OutboundHandles, filter: ResponseFilter, names: Option<Names>) -> Self {
+    pub fn of(call: &Call, outbound_handles: OutboundHandles, filter: ResponseFilter, namespace: Option<Namespace>) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
             outbound_handles,
             filter,
-            names,
+            namespace,
         }
     }
 
@@ -113,9 +113,9 @@ impl Screen {
 
     fn with_namespace(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let unreadable = |_| Refusal::with_detail(Reason::UpstreamBroken, "what it names cannot be read");
-        match &self.names {
+        match &self.namespace {
             None => Ok(body),
-            Some(names) => mcp::renamed(&body, names).map_err(unreadable),
+            Some(namespace) => mcp::renamed(&body, namespace).map_err(unreadable),
         }
     }
 
@@ -139,8 +139,8 @@ impl Screen {
             Err(error) => return Some(event(&self.refusal_event(&error.into()))),
             Ok(event) => event,
         };
-        if let Some(names) = &self.names {
-            names.event(&mut frame, self.id.as_ref());
+        if let Some(namespace) = &self.namespace {
+            namespace.event(&mut frame, self.id.as_ref());
         }
         match kind {
             None | Some(MessageKind::Error { .. } | MessageKind::Malformed(_)) => Some(frame.raw),

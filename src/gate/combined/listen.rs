@@ -3,10 +3,12 @@
 //! If a server refuses something that the client named (a resource or a task), the whole request is refused. A server of
 //! which the client named nothing is left out instead.
 
-use super::names::split_uri;
-use super::streams::{Became, FIRST_WAIT, LONGEST_WAIT, Merging, Reading, TOOLS_CHANGED, became, said};
-use super::through::Through;
-use super::{Asker, Read, is_not_there};
+use super::namespace::parse_uri;
+use super::server_call::ServerCall;
+use super::streams::{
+    EventReader, FIRST_WAIT, LONGEST_WAIT, MergedStreamBuilder, OpenResult, TOOLS_CHANGED, event_kind, open_result,
+};
+use super::{CombinedCaller, CombinedRequest, is_not_there};
 use crate::domain::{Era, MessageId, Reason, Refusal, RequestId, ServerName};
 use crate::gate::context::RequestContext;
 use crate::gate::message::reject_malformed;
@@ -35,14 +37,14 @@ const FLAGS: [(&str, &str); 2] = [("promptsListChanged", "prompts"), ("resources
 
 /// The part of the filter that concerns one server.
 #[derive(Default)]
-struct Wanted {
+struct SubscriptionFilter {
     filter: Map<String, Value>,
     /// Whether the client named a resource or a task of this server.
-    named: bool,
+    explicit: bool,
 }
 
 /// The first result of listening to one server.
-enum Report {
+enum SubscriptionStatus {
     Acknowledged(Value),
     /// The server, or the gate on its behalf, refused the subscription. The other fields identify the audit record of that
     /// refusal.
@@ -52,45 +54,45 @@ enum Report {
         request: RequestId,
         recorded: Result<bool, ()>,
     },
-    /// The stream ended or could not be opened for now; [`Member::follow`] retries in the background.
+    /// The stream ended or could not be opened for now; [`ServerSubscription::follow`] retries in the background.
     Left,
 }
 
 /// The subscription to one server within a combined stream.
-struct Member {
-    through: Through,
+struct ServerSubscription {
+    call: ServerCall,
     headers: HeaderMap,
     body: Bytes,
-    named: bool,
+    explicit: bool,
     /// Taken by the first report, since later reports have no reader.
-    reports: Option<mpsc::Sender<Report>>,
+    reports: Option<mpsc::Sender<SubscriptionStatus>>,
     out: mpsc::Sender<Bytes>,
 }
 
-impl Asker {
+impl CombinedCaller {
     /// Answers `subscriptions/listen` with one stream over all servers that the filter concerns.
     pub(super) async fn listen(
         &self,
-        read: &Read<'_>,
+        request: &CombinedRequest<'_>,
         id: &MessageId,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
-        if read.body.len() > LONGEST {
+        if request.body.len() > LONGEST {
             return Err(Reason::BodyTooLarge.into());
         }
-        let wanted = self.wanted(read, context).await?;
-        let at = read.params.notifications_at.ok_or(Reason::InvalidParams)?;
-        let (merging, seen) = Merging::begin(self, context).await?;
+        let filters = self.subscription_filters(request, context).await?;
+        let at = request.params.notifications_at.ok_or(Reason::InvalidParams)?;
+        let (builder, watcher) = MergedStreamBuilder::begin(self, context).await?;
         context.delegated = true;
-        let (reports, mut heard) = mpsc::channel(wanted.len().max(1));
+        let (reports, mut heard) = mpsc::channel(filters.len().max(1));
         let (out, frames) = mpsc::channel(1);
         let mut members = JoinSet::new();
-        for (server, Wanted { filter, named }) in wanted {
-            let member = Member {
-                through: self.through(server, None, false),
-                headers: read.headers.clone(),
-                body: splice(&read.body, vec![(at, Value::Object(filter).to_string())]),
-                named,
+        for (server, SubscriptionFilter { filter, explicit: named }) in filters {
+            let member = ServerSubscription {
+                call: self.server_call(server, None, false),
+                headers: request.headers.clone(),
+                body: splice(&request.body, vec![(at, Value::Object(filter).to_string())]),
+                explicit: named,
                 reports: Some(reports.clone()),
                 out: out.clone(),
             };
@@ -98,15 +100,15 @@ impl Asker {
         }
         drop(reports);
         let mut granted = Map::new();
-        let wants_tools = filter(read)["toolsListChanged"] == true;
+        let wants_tools = filter(request)["toolsListChanged"] == true;
         if wants_tools {
             granted.insert("toolsListChanged".to_owned(), true.into());
         }
         let until = Instant::now() + PATIENCE;
         while let Ok(Some(report)) = timeout_at(until, heard.recv()).await {
             match report {
-                Report::Acknowledged(part) => grant(&mut granted, &part),
-                Report::Refused {
+                SubscriptionStatus::Acknowledged(part) => merge_granted(&mut granted, &part),
+                SubscriptionStatus::Refused {
                     refusal,
                     named: true,
                     request,
@@ -119,14 +121,14 @@ impl Asker {
                         (Ok(_), false) => refusal,
                     });
                 }
-                Report::Refused { .. } | Report::Left => (),
+                SubscriptionStatus::Refused { .. } | SubscriptionStatus::Left => (),
             }
         }
         let acknowledged = json!({ "jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {
             "_meta": { "io.modelcontextprotocol/subscriptionId": serde_json::from_str::<Value>(id.as_json()).unwrap_or_default() },
             "notifications": granted,
         } });
-        let changes = seen.tell_changes(out.clone(), Some(id.clone()));
+        let changes = watcher.tell_changes(out.clone(), Some(id.clone()));
         let looking = async move {
             if wants_tools {
                 changes.await
@@ -134,29 +136,33 @@ impl Asker {
                 std::future::pending().await
             }
         };
-        let cut = merging.cut.clone();
+        let cut = builder.cut.clone();
         let (first, rest) = mpsc::channel(1);
         let task = tokio::spawn(async move {
             if first.send(sse_event(acknowledged.to_string().as_bytes())).await.is_err() {
                 return;
             }
             tokio::select! {
-                () = pass_on(frames, &first) => (),
+                () = forward_frames(frames, &first) => (),
                 () = looking => (),
                 () = cut.cancelled() => (),
             }
             members.shutdown().await;
             drop(out);
         });
-        Ok(merging.response(rest, task))
+        Ok(builder.response(rest, task))
     }
 
     /// Splits the client's filter by server. Refuses a resource or task of a server that this caller cannot use.
-    async fn wanted(&self, read: &Read<'_>, context: &mut RequestContext) -> Result<BTreeMap<ServerName, Wanted>, Refusal> {
-        let uris = mcp::subscribed_uris(&read.params).map_err(|malformed| reject_malformed(malformed, context))?;
-        let filter = filter(read);
-        let authz = self.standing(context).await?;
-        let mut wanted: BTreeMap<ServerName, Wanted> = BTreeMap::new();
+    async fn subscription_filters(
+        &self,
+        request: &CombinedRequest<'_>,
+        context: &mut RequestContext,
+    ) -> Result<BTreeMap<ServerName, SubscriptionFilter>, Refusal> {
+        let uris = mcp::subscribed_uris(&request.params).map_err(|malformed| reject_malformed(malformed, context))?;
+        let filter = filter(request);
+        let authz = self.load_authz(context).await?;
+        let mut filters: BTreeMap<ServerName, SubscriptionFilter> = BTreeMap::new();
         let mut known = BTreeSet::new();
         for (name, server) in self.gate.servers(&authz, Era::Modern, context) {
             known.insert(name);
@@ -165,7 +171,7 @@ impl Asker {
                 .iter()
                 .filter(|(flag, of)| filter[*flag] == true && !server_info.is_known_to_lack(of));
             for (flag, _) in flags {
-                wanted
+                filters
                     .entry(name.clone())
                     .or_default()
                     .filter
@@ -173,47 +179,47 @@ impl Asker {
             }
         }
         let uris = uris.iter().map(|uri| {
-            let there = split_uri(uri).filter(|(server, _)| known.contains(server));
+            let there = parse_uri(uri).filter(|(server, _)| known.contains(server));
             let (server, uri) = there.ok_or(Reason::UnknownTarget)?;
             Ok(("resourceSubscriptions", server, uri.to_owned()))
         });
-        let tasks = read.params.subscribed_tasks.iter().map(|task| {
+        let tasks = request.params.subscribed_tasks.iter().map(|task| {
             let there = claimed_server(&task.text).filter(|server| known.contains(server));
             let server = there.ok_or(Reason::UnknownTask)?;
             Ok(("taskIds", server, task.text.clone()))
         });
         for named in uris.chain(tasks) {
             let (member, server, text) = named.map_err(|reason: Reason| Refusal::new(reason))?;
-            let wanted = wanted.entry(server).or_default();
-            wanted.named = true;
-            let list = wanted.filter.entry(member).or_insert_with(|| json!([]));
+            let filters = filters.entry(server).or_default();
+            filters.explicit = true;
+            let list = filters.filter.entry(member).or_insert_with(|| json!([]));
             list.as_array_mut().expect("it is made above").push(text.into());
         }
-        Ok(wanted)
+        Ok(filters)
     }
 }
 
-impl Member {
+impl ServerSubscription {
     /// Listens to the server and reconnects with backoff, until the server refuses or the client is gone.
     async fn follow(mut self) {
         let mut wait = FIRST_WAIT;
         loop {
-            let asked = self.through.ask(HttpVerb::Post, &self.headers, self.body.clone()).await;
-            let (request, recorded) = (asked.context.request, asked.recorded);
-            let refusal = asked.answered.as_ref().err().cloned();
-            match became(asked) {
-                Became::Stream(response) => {
+            let result = self.call.ask(HttpVerb::Post, &self.headers, self.body.clone()).await;
+            let (request, recorded) = (result.context.request, result.recorded);
+            let refusal = result.answered.as_ref().err().cloned();
+            match open_result(result) {
+                OpenResult::Stream(response) => {
                     wait = FIRST_WAIT;
-                    if self.pour(response.into_body()).await.is_err() {
+                    if self.forward_events(response.into_body()).await.is_err() {
                         return;
                     }
                 }
-                Became::Late => (),
-                Became::Nothing(_) => {
+                OpenResult::Pending => (),
+                OpenResult::Unavailable(_) => {
                     let refusal = refusal
                         .unwrap_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "it opened no stream of what changes"));
-                    let named = self.named;
-                    let report = Report::Refused {
+                    let named = self.explicit;
+                    let report = SubscriptionStatus::Refused {
                         refusal,
                         named,
                         request,
@@ -223,19 +229,19 @@ impl Member {
                     return;
                 }
             }
-            self.report(Report::Left).await;
+            self.report(SubscriptionStatus::Left).await;
             sleep(wait).await;
             wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
     /// Forwards the events of one stream until it ends; `Err` if the client is gone.
-    async fn pour(&mut self, body: Body) -> Result<(), ()> {
-        let mut reading = Reading::new(body);
+    async fn forward_events(&mut self, body: Body) -> Result<(), ()> {
+        let mut reading = EventReader::new(body);
         while let Some(frame) = reading.next().await {
-            match said(&frame) {
+            match event_kind(&frame) {
                 Some(JsonRpcKind::Notification(method)) if method == ACKNOWLEDGED => {
-                    self.report(Report::Acknowledged(part(&frame))).await;
+                    self.report(SubscriptionStatus::Acknowledged(granted_filter(&frame))).await;
                 }
                 Some(JsonRpcKind::Notification(method)) if method == TOOLS_CHANGED => (),
                 Some(JsonRpcKind::Notification(_)) => self.out.send(frame.raw).await.map_err(|_| ())?,
@@ -247,7 +253,7 @@ impl Member {
         Ok(())
     }
 
-    async fn report(&mut self, report: Report) {
+    async fn report(&mut self, report: SubscriptionStatus) {
         if let Some(reports) = self.reports.take() {
             // The send fails once the combined acknowledgement was sent: the server then joins silently.
             let _ = reports.send(report).await;
@@ -255,7 +261,7 @@ impl Member {
     }
 }
 
-async fn pass_on(mut frames: mpsc::Receiver<Bytes>, to: &mpsc::Sender<Bytes>) {
+async fn forward_frames(mut frames: mpsc::Receiver<Bytes>, to: &mpsc::Sender<Bytes>) {
     while let Some(frame) = frames.recv().await {
         if to.send(frame).await.is_err() {
             return;
@@ -263,13 +269,13 @@ async fn pass_on(mut frames: mpsc::Receiver<Bytes>, to: &mpsc::Sender<Bytes>) {
     }
 }
 
-fn filter(read: &Read<'_>) -> Value {
-    let filter = read.params.notifications.as_ref();
+fn filter(request: &CombinedRequest<'_>) -> Value {
+    let filter = request.params.notifications.as_ref();
     filter.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
 }
 
 /// The granted filter in a server's acknowledgement.
-fn part(frame: &SseFrame) -> Value {
+fn granted_filter(frame: &SseFrame) -> Value {
     let message = frame
         .data
         .as_ref()
@@ -278,7 +284,7 @@ fn part(frame: &SseFrame) -> Value {
 }
 
 /// Merges the filter that one server granted into the combined one.
-fn grant(granted: &mut Map<String, Value>, part: &Value) {
+fn merge_granted(granted: &mut Map<String, Value>, part: &Value) {
     for (name, value) in part.as_object().into_iter().flatten() {
         match (granted.get_mut(name), value) {
             (Some(Value::Array(all)), Value::Array(more)) => all.extend(more.iter().cloned()),
@@ -303,7 +309,7 @@ mod tests {
             json!({ "promptsListChanged": true, "resourceSubscriptions": ["b+x:1"] }),
             json!(null),
         ] {
-            grant(&mut granted, &part);
+            merge_granted(&mut granted, &part);
         }
         let wanted = json!({ "promptsListChanged": true, "resourceSubscriptions": ["a+x:1", "b+x:1"] });
         assert_eq!(Value::Object(granted), wanted);

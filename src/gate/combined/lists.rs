@@ -2,8 +2,8 @@
 //! servers at once, each in its own authorised and recorded call, and merges their pages.
 //! A server that fails or takes too long is left out of the result.
 
-use super::through::{Asked, all, whole};
-use super::{Asker, Read, answer};
+use super::server_call::{ServerCallResult, collect_answer, join_all};
+use super::{CombinedCaller, CombinedRequest, local_response};
 use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
 use crate::gate::context::RequestContext;
 use crate::mcp::{self, ListKind, Page, splice};
@@ -23,38 +23,42 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PREFIX: &str = "gc1.";
 
 /// The result of asking one server for a page.
-enum Heard {
+enum PageResult {
     Page(ServerName, Page),
     /// The server's cursor was not one that Guardian issued to this caller.
-    UnknownCursor(Box<Asked>),
+    UnknownCursor(Box<ServerCallResult>),
     /// The server failed, refused or timed out, and is left out.
     Nothing,
 }
 
-impl Asker {
+impl CombinedCaller {
     /// Answers a list request with one page that merges the pages of all servers.
     pub(super) async fn list(
         &self,
-        read: &Read<'_>,
+        request: &CombinedRequest<'_>,
         id: &MessageId,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
-        let authz = self.standing(context).await?;
-        let of = listed(read.method);
-        let gone_on = match &read.params.cursor {
-            Some(cursor) => Some(take_apart(&cursor.text).ok_or(Reason::UnknownCursor)?),
+        let authz = self.load_authz(context).await?;
+        let of = list_kind(request.method);
+        let gone_on = match &request.params.cursor {
+            Some(cursor) => Some(decode_cursor(&cursor.text).ok_or(Reason::UnknownCursor)?),
             None => None,
         };
         let asked: Vec<(ServerName, Option<String>)> = match gone_on {
             Some(cursors) => {
-                let known: BTreeSet<&ServerName> = self.gate.servers(&authz, read.era, context).map(|(name, _)| name).collect();
+                let known: BTreeSet<&ServerName> = self
+                    .gate
+                    .servers(&authz, request.era, context)
+                    .map(|(name, _)| name)
+                    .collect();
                 if !cursors.keys().all(|server| known.contains(server)) {
                     return Err(Reason::UnknownCursor.into());
                 }
                 cursors.into_iter().map(|(server, cursor)| (server, Some(cursor))).collect()
             }
             None => {
-                let servers = self.gate.servers(&authz, read.era, context);
+                let servers = self.gate.servers(&authz, request.era, context);
                 let some = servers.filter(|(_, server)| !server.server_info().is_known_to_lack(capability(of)));
                 some.map(|(name, _)| (name.clone(), None)).collect()
             }
@@ -64,49 +68,62 @@ impl Asker {
         }
         context.delegated = true;
         let questions = asked.into_iter().map(|(server, cursor)| {
-            let question = self.page(read, server, cursor, of, id);
-            Box::pin(question) as Pin<Box<dyn Future<Output = Heard> + Send>>
+            let question = self.page(request, server, cursor, of, id);
+            Box::pin(question) as Pin<Box<dyn Future<Output = PageResult> + Send>>
         });
         let (mut pages, mut next) = (Vec::new(), BTreeMap::new());
-        for heard in all(questions.collect()).await {
+        for heard in join_all(questions.collect()).await {
             match heard {
-                Heard::Page(server, mut page) => {
+                PageResult::Page(server, mut page) => {
                     next.extend(page.next_cursor.take().map(|cursor| (server, cursor)));
                     pages.push(page);
                 }
-                Heard::UnknownCursor(asked) => return Err(asked.refused_here(context, Reason::UnknownCursor)),
-                Heard::Nothing => (),
+                PageResult::UnknownCursor(result) => return Err(result.into_combined_refusal(context, Reason::UnknownCursor)),
+                PageResult::Nothing => (),
             }
         }
-        let cursor = (!next.is_empty()).then(|| put_together(&next));
-        Ok(answer(mcp::merge_pages(id, of, &pages, cursor.as_deref(), read.era)))
+        let cursor = (!next.is_empty()).then(|| encode_cursor(&next));
+        Ok(local_response(mcp::merge_pages(
+            id,
+            of,
+            &pages,
+            cursor.as_deref(),
+            request.era,
+        )))
     }
 
-    async fn page(&self, read: &Read<'_>, server: ServerName, cursor: Option<String>, of: ListKind, id: &MessageId) -> Heard {
-        let body = match (&cursor, &read.params.cursor) {
-            (Some(cursor), Some(token)) => splice(&read.body, vec![(token.at, Value::from(cursor.as_str()).to_string())]),
-            _ => read.body.clone(),
+    async fn page(
+        &self,
+        request: &CombinedRequest<'_>,
+        server: ServerName,
+        cursor: Option<String>,
+        of: ListKind,
+        id: &MessageId,
+    ) -> PageResult {
+        let body = match (&cursor, &request.params.cursor) {
+            (Some(cursor), Some(token)) => splice(&request.body, vec![(token.at, Value::from(cursor.as_str()).to_string())]),
+            _ => request.body.clone(),
         };
         let asking = async {
-            let asked = read.ask(server.clone(), read.headers, body).await;
-            match asked.answered {
-                Ok(response) => match whole(response, id).await.and_then(|answer| Page::read(&answer, of)) {
-                    Some(page) => Heard::Page(server.clone(), page),
-                    None => Heard::Nothing,
+            let result = request.ask(server.clone(), request.headers, body).await;
+            match result.answered {
+                Ok(response) => match collect_answer(response, id).await.and_then(|answer| Page::read(&answer, of)) {
+                    Some(page) => PageResult::Page(server.clone(), page),
+                    None => PageResult::Nothing,
                 },
-                Err(ref refusal) if refusal.reason == Reason::UnknownCursor => Heard::UnknownCursor(Box::new(asked)),
-                Err(_) => Heard::Nothing,
+                Err(ref refusal) if refusal.reason == Reason::UnknownCursor => PageResult::UnknownCursor(Box::new(result)),
+                Err(_) => PageResult::Nothing,
             }
         };
         let heard = tokio::time::timeout(PATIENCE, asking).await;
         if heard.is_err() {
-            tracing::warn!(%server, method = read.method.as_str(), "left out of a list: it takes too long");
+            tracing::warn!(%server, method = request.method.as_str(), "left out of a list: it takes too long");
         }
-        heard.unwrap_or(Heard::Nothing)
+        heard.unwrap_or(PageResult::Nothing)
     }
 }
 
-const fn listed(method: Method) -> ListKind {
+const fn list_kind(method: Method) -> ListKind {
     match method {
         Method::ResourcesList => ListKind::Resources,
         Method::TemplatesList => ListKind::Templates,
@@ -123,12 +140,12 @@ const fn capability(of: ListKind) -> &'static str {
     }
 }
 
-fn put_together(cursors: &BTreeMap<ServerName, String>) -> String {
+fn encode_cursor(cursors: &BTreeMap<ServerName, String>) -> String {
     let text = serde_json::to_vec(cursors).unwrap_or_default();
     format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(text))
 }
 
-fn take_apart(cursor: &str) -> Option<BTreeMap<ServerName, String>> {
+fn decode_cursor(cursor: &str) -> Option<BTreeMap<ServerName, String>> {
     let text = URL_SAFE_NO_PAD.decode(cursor.strip_prefix(PREFIX)?).ok()?;
     let cursors: BTreeMap<ServerName, String> = serde_json::from_slice(&text).ok()?;
     (!cursors.is_empty()).then_some(cursors)
@@ -142,9 +159,9 @@ mod tests {
     fn a_cursor_is_one_text_for_all_servers_that_have_more() {
         let name = |name| ServerName::parse(name).unwrap();
         let cursors = BTreeMap::from([(name("a"), "gh1.x.y".to_owned()), (name("b_c"), "é\"".to_owned())]);
-        assert_eq!(take_apart(&put_together(&cursors)), Some(cursors));
-        for none in ["", "gc1.", "gh1.x.y", "gc1.e30", "gc1.%%", &put_together(&BTreeMap::new())] {
-            assert_eq!(take_apart(none), None, "{none}");
+        assert_eq!(decode_cursor(&encode_cursor(&cursors)), Some(cursors));
+        for none in ["", "gc1.", "gh1.x.y", "gc1.e30", "gc1.%%", &encode_cursor(&BTreeMap::new())] {
+            assert_eq!(decode_cursor(none), None, "{none}");
         }
     }
 }

@@ -3,9 +3,9 @@
 //! A server session is opened when the first call to that server is permitted. Any instance can open its own, and it is
 //! opened again if the server loses it.
 
-use super::Asker;
-use super::names::{Names, Origin};
-use super::through::{Through, all, whole};
+use super::CombinedCaller;
+use super::namespace::{Namespace, StreamKind};
+use super::server_call::{ServerCall, collect_answer, join_all};
 use crate::domain::{Digest, MessageId, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::gate::routing::HttpVerb;
 use crate::mcp;
@@ -25,31 +25,31 @@ use tokio::time::timeout;
 
 /// The client's capabilities and `clientInfo`, replayed to each server in `initialize`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Introduction {
+pub struct ClientInfo {
     capabilities: Map<String, Value>,
     info: Value,
 }
 
 /// One client's combined session, with its sessions on the individual servers.
-pub struct Conversation {
+pub struct CombinedSession {
     /// Identifies session and principal. The label is too short to be unique.
     pub key: Digest,
     /// The session's name in audit records.
     pub label: String,
     pub version: ProtocolVersion,
-    introduction: Introduction,
+    client_info: ClientInfo,
     /// One cell per server, so that concurrent calls open only one session.
-    seats: Mutex<BTreeMap<ServerName, Arc<OnceCell<Held>>>>,
-    wishes: Mutex<Wishes>,
+    server_sessions: Mutex<BTreeMap<ServerName, Arc<OnceCell<ServerSession>>>>,
+    replay_state: Mutex<ReplayState>,
     /// Changes whenever a server session is opened or the combined session ends.
-    joined: watch::Sender<u64>,
+    session_opened: watch::Sender<u64>,
 }
 
 /// Session state that is replayed to a server when it gets a new session.
 #[derive(Default)]
-struct Wishes {
+struct ReplayState {
     /// The level of the last `logging/setLevel`.
-    level: Option<Level>,
+    level: Option<LogLevel>,
     /// Subscribed resources, by server and without prefix.
     subscribed: BTreeMap<ServerName, BTreeSet<String>>,
 }
@@ -57,7 +57,7 @@ struct Wishes {
 /// An MCP log level, which has the names of the syslog severities (RFC 5424).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub enum LogLevel {
     Debug,
     Info,
     Notice,
@@ -68,7 +68,7 @@ pub enum Level {
     Emergency,
 }
 
-impl Level {
+impl LogLevel {
     /// Reads the level from the body of a `logging/setLevel`.
     pub fn read(body: &[u8]) -> Option<Self> {
         let mut message: Value = serde_json::from_slice(body).ok()?;
@@ -84,7 +84,7 @@ impl Level {
 
 /// An open session on one server. `session` is `None` if the server uses no session ids.
 #[derive(Debug, Clone)]
-pub struct Held {
+pub struct ServerSession {
     pub session: Option<Session>,
     pub version: ProtocolVersion,
     /// The sealed session id, as clients of the server's own endpoint send it.
@@ -103,7 +103,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The JSON-RPC id of Guardian's own `initialize`; no client's request can be in flight under it.
 const OPENING: &str = "\"guardian/initialize\"";
 
-impl Introduction {
+impl ClientInfo {
     /// Reads the parameters from the body of an `initialize`. If they are too long, drops the optional capabilities first,
     /// then all capabilities, then `clientInfo`.
     pub fn read(body: &[u8]) -> Self {
@@ -112,20 +112,20 @@ impl Introduction {
             let text = message["params"]["clientInfo"][name].as_str().unwrap_or("unknown");
             text.chars().take(most).collect()
         };
-        let mut introduction = Self {
+        let mut client_info = Self {
             capabilities: message["params"]["capabilities"].as_object().cloned().unwrap_or_default(),
             info: json!({ "name": said("name", 40), "version": said("version", 20) }),
         };
-        if introduction.text().len() > LONGEST {
-            introduction.capabilities.retain(|name, _| NEEDED.contains(&name.as_str()));
+        if client_info.text().len() > LONGEST {
+            client_info.capabilities.retain(|name, _| NEEDED.contains(&name.as_str()));
         }
-        if introduction.text().len() > LONGEST {
-            introduction.capabilities.clear();
+        if client_info.text().len() > LONGEST {
+            client_info.capabilities.clear();
         }
-        if introduction.text().len() > LONGEST {
-            introduction.info = json!({ "name": "unknown", "version": "unknown" });
+        if client_info.text().len() > LONGEST {
+            client_info.info = json!({ "name": "unknown", "version": "unknown" });
         }
-        introduction
+        client_info
     }
 
     /// The session id that carries these parameters; the request id makes it unique.
@@ -145,23 +145,23 @@ impl Introduction {
     }
 }
 
-impl Conversation {
+impl CombinedSession {
     /// Restores a session from its id, with no server sessions open.
     pub fn resume(key: Digest, session: &Session) -> Option<Self> {
         Some(Self {
             key,
             label: session.label(),
             version: session.version,
-            introduction: Introduction::of(&session.id)?,
-            seats: Mutex::default(),
-            wishes: Mutex::default(),
-            joined: watch::Sender::default(),
+            client_info: ClientInfo::of(&session.id)?,
+            server_sessions: Mutex::default(),
+            replay_state: Mutex::default(),
+            session_opened: watch::Sender::default(),
         })
     }
 
     /// All servers with an open session.
-    pub fn open(&self) -> Vec<(ServerName, Held)> {
-        let seats = self.seats();
+    pub fn open_sessions(&self) -> Vec<(ServerName, ServerSession)> {
+        let seats = self.server_sessions();
         let open = seats
             .iter()
             .filter_map(|(server, cell)| Some((server.clone(), cell.get()?.clone())));
@@ -169,69 +169,73 @@ impl Conversation {
     }
 
     /// The open session on one server.
-    pub fn held(&self, server: &ServerName) -> Option<Held> {
-        self.seats().get(server)?.get().cloned()
+    pub fn server_session(&self, server: &ServerName) -> Option<ServerSession> {
+        self.server_sessions().get(server)?.get().cloned()
     }
 
     /// Forgets a session that the server has lost, unless another has replaced it; the next call opens a new one.
-    pub fn lose(&self, server: &ServerName, lost: &Held) {
-        let mut seats = self.seats();
-        let same = |cell: &Arc<OnceCell<Held>>| cell.get().is_some_and(|held| held.is_same(lost));
+    pub fn invalidate(&self, server: &ServerName, lost: &ServerSession) {
+        let mut seats = self.server_sessions();
+        let same = |cell: &Arc<OnceCell<ServerSession>>| cell.get().is_some_and(|server_session| server_session.is_same(lost));
         if seats.get(server).is_some_and(same) {
             seats.remove(server);
         }
     }
 
     /// Forgets all server sessions and returns them, so that they can be ended at the servers.
-    pub fn end(&self) -> Vec<(ServerName, Held)> {
-        let ended = self.open();
-        self.seats().clear();
-        self.joined.send_modify(|count| *count += 1);
+    pub fn end(&self) -> Vec<(ServerName, ServerSession)> {
+        let ended = self.open_sessions();
+        self.server_sessions().clear();
+        self.session_opened.send_modify(|count| *count += 1);
         ended
     }
 
-    pub fn set_level(&self, level: Level) {
-        self.wishes().level = Some(level);
+    pub fn set_level(&self, level: LogLevel) {
+        self.replay_state().level = Some(level);
     }
 
     /// Stores a subscription for replay; does nothing beyond the limits.
     pub fn subscribe(&self, server: &ServerName, uri: &str) {
-        let mut wishes = self.wishes();
-        let all = || wishes.subscribed.values().flatten();
+        let mut replay_state = self.replay_state();
+        let all = || replay_state.subscribed.values().flatten();
         let bytes: usize = all().map(String::len).sum();
         if all().count() < MOST_SUBSCRIBED && bytes + uri.len() <= LONGEST_SUBSCRIBED {
-            wishes.subscribed.entry(server.clone()).or_default().insert(uri.to_owned());
+            replay_state
+                .subscribed
+                .entry(server.clone())
+                .or_default()
+                .insert(uri.to_owned());
         }
     }
 
     pub fn unsubscribe(&self, server: &ServerName, uri: &str) {
-        if let Some(subscribed) = self.wishes().subscribed.get_mut(server) {
+        if let Some(subscribed) = self.replay_state().subscribed.get_mut(server) {
             subscribed.remove(uri);
         }
     }
 
-    fn wishes(&self) -> std::sync::MutexGuard<'_, Wishes> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn replay_state(&self) -> std::sync::MutexGuard<'_, ReplayState> {
+        self.replay_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Signals each newly opened server session.
-    pub fn joined(&self) -> watch::Receiver<u64> {
-        self.joined.subscribe()
+    pub fn session_opened(&self) -> watch::Receiver<u64> {
+        self.session_opened.subscribe()
     }
 
-    fn cell(&self, server: &ServerName) -> Arc<OnceCell<Held>> {
-        self.seats().entry(server.clone()).or_default().clone()
+    fn cell(&self, server: &ServerName) -> Arc<OnceCell<ServerSession>> {
+        self.server_sessions().entry(server.clone()).or_default().clone()
     }
 
-    fn seats(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerName, Arc<OnceCell<Held>>>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn server_sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerName, Arc<OnceCell<ServerSession>>>> {
+        self.server_sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
+impl ServerSession {
     /// The request headers for a message in this session.
-    pub fn fields(&self) -> HeaderMap {
-        let mut fields = plain_fields();
+    pub fn headers(&self) -> HeaderMap {
+        let mut fields = plain_headers();
         fields.insert(mcp::PROTOCOL_VERSION, HeaderValue::from_static(self.version.as_str()));
         if let Some(sealed) = &self.sealed {
             fields.insert(mcp::SESSION_ID, sealed.clone());
@@ -239,7 +243,7 @@ impl Held {
         fields
     }
 
-    pub fn is_same(&self, other: &Held) -> bool {
+    pub fn is_same(&self, other: &ServerSession) -> bool {
         self.session == other.session
     }
 
@@ -248,96 +252,101 @@ impl Held {
     }
 }
 
-impl Through {
+impl ServerCall {
     /// The session for a call, opened if there is none. Of concurrent calls one opens it and the others wait.
-    pub fn session(&self) -> Pin<Box<dyn Future<Output = Result<Held, Refusal>> + Send + '_>> {
+    pub fn session(&self) -> Pin<Box<dyn Future<Output = Result<ServerSession, Refusal>> + Send + '_>> {
         Box::pin(async move {
-            let conversation = self.conversation.as_ref().ok_or(Reason::Internal)?;
-            let now = (self.asker.gate.parts.clock.now)();
-            if let Some(held) = conversation.held(self.server()).filter(|held| held.is_over(now)) {
-                conversation.lose(self.server(), &held);
+            let session = self.session.as_ref().ok_or(Reason::Internal)?;
+            let now = (self.caller.gate.parts.clock.now)();
+            if let Some(server_session) = session
+                .server_session(self.server())
+                .filter(|server_session| server_session.is_over(now))
+            {
+                session.invalidate(self.server(), &server_session);
             }
-            let cell = conversation.cell(self.server());
-            let held = cell.get_or_try_init(|| self.introduce(conversation)).await?;
-            Ok(held.clone())
+            let cell = session.cell(self.server());
+            let server_session = cell.get_or_try_init(|| self.initialize_server(session)).await?;
+            Ok(server_session.clone())
         })
     }
 
     /// Sends the client's `initialize` to the server as a call of its own, authorised and recorded, followed by
     /// `notifications/initialized` and the replay of session state.
-    async fn introduce(&self, conversation: &Arc<Conversation>) -> Result<Held, Refusal> {
+    async fn initialize_server(&self, session: &Arc<CombinedSession>) -> Result<ServerSession, Refusal> {
         let server = self.server();
-        let Introduction { capabilities, info } = &conversation.introduction;
-        let params =
-            json!({ "protocolVersion": conversation.version.as_str(), "capabilities": capabilities, "clientInfo": info });
+        let ClientInfo { capabilities, info } = &session.client_info;
+        let params = json!({ "protocolVersion": session.version.as_str(), "capabilities": capabilities, "clientInfo": info });
         let body = format!(r#"{{"jsonrpc":"2.0","id":{OPENING},"method":"initialize","params":{params}}}"#);
-        let plainly = Through {
-            asker: self.asker.clone(),
-            names: Names::new(server.clone(), Origin::Answer),
-            conversation: Some(conversation.clone()),
+        let plainly = ServerCall {
+            caller: self.caller.clone(),
+            namespace: Namespace::new(server.clone(), StreamKind::Answer),
+            session: Some(session.clone()),
             opens: false,
             is_counted: true,
         };
-        let asked = plainly.ask(HttpVerb::Post, &plain_fields(), body.into()).await;
-        let response = asked.answered?;
+        let result = plainly.ask(HttpVerb::Post, &plain_headers(), body.into()).await;
+        let response = result.answered?;
         let refused = || Refusal::with_detail(Reason::UpstreamBroken, "it opened no session");
         let sealed = response.headers().get(mcp::SESSION_ID).cloned();
         let id = MessageId::from_json(Bytes::from_static(OPENING.as_bytes()));
-        let answer = whole(response, &id).await.ok_or_else(refused)?;
+        let answer = collect_answer(response, &id).await.ok_or_else(refused)?;
         let version = mcp::negotiated_version(&answer).and_then(|version| ProtocolVersion::parse(&version));
         let version = version.ok_or_else(refused)?;
-        let gate = &self.asker.gate;
+        let gate = &self.caller.gate;
         let opened = |sealed: &HeaderValue| {
             let keys = gate.parts.upstreams.sessions();
             let now = (gate.parts.clock.now)();
-            keys.open(sealed.to_str().ok()?, &self.asker.principal, Some(server), now)
+            keys.open(sealed.to_str().ok()?, &self.caller.principal, Some(server), now)
         };
-        let held = Held {
+        let server_session = ServerSession {
             session: sealed.as_ref().and_then(opened),
             version,
             sealed,
         };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        plainly.ask(HttpVerb::Post, &held.fields(), initialized).await.answered?;
-        let _ = timeout(PATIENCE, self.wish_again(conversation, &plainly, &held)).await;
-        if gate.combined.is_ended(conversation) {
-            drop(plainly.ask(HttpVerb::Delete, &held.fields(), Bytes::new()).await);
+        plainly
+            .ask(HttpVerb::Post, &server_session.headers(), initialized)
+            .await
+            .answered?;
+        let _ = timeout(PATIENCE, self.replay_state(session, &plainly, &server_session)).await;
+        if gate.combined.is_ended(session) {
+            drop(plainly.ask(HttpVerb::Delete, &server_session.headers(), Bytes::new()).await);
             return Err(Reason::UnknownSession.into());
         }
-        conversation.joined.send_modify(|count| *count += 1);
-        Ok(held)
+        session.session_opened.send_modify(|count| *count += 1);
+        Ok(server_session)
     }
 
     /// Replays the log level and subscriptions that the client set before this server had a session. The server's answers
     /// are ignored.
-    async fn wish_again(&self, conversation: &Conversation, plainly: &Through, held: &Held) {
+    async fn replay_state(&self, session: &CombinedSession, plainly: &ServerCall, server_session: &ServerSession) {
         let (level, subscribed) = {
-            let wishes = conversation.wishes();
+            let replay_state = session.replay_state();
             (
-                wishes.level,
-                wishes.subscribed.get(self.server()).cloned().unwrap_or_default(),
+                replay_state.level,
+                replay_state.subscribed.get(self.server()).cloned().unwrap_or_default(),
             )
         };
         let subscriptions = subscribed.iter().enumerate().map(|(number, uri)| {
             let params = json!({ "uri": uri });
             format!(r#"{{"jsonrpc":"2.0","id":"guardian/subscribe/{number}","method":"resources/subscribe","params":{params}}}"#)
         });
-        let level = level.filter(|_| !self.lacks("logging")).map(Level::message);
+        let level = level.filter(|_| !self.lacks("logging")).map(LogLevel::message);
         let wishes = level.into_iter().chain(subscriptions.map(Bytes::from)).map(|body| {
-            let asking = async move { drop(plainly.ask(HttpVerb::Post, &held.fields(), body).await) };
+            let asking = async move { drop(plainly.ask(HttpVerb::Post, &server_session.headers(), body).await) };
             Box::pin(asking) as Pin<Box<dyn Future<Output = ()> + Send>>
         });
-        all(wishes.collect()).await;
+        join_all(wishes.collect()).await;
     }
 }
 
-impl Asker {
+impl CombinedCaller {
     /// Opens the sealed session id; `None` unless it is this caller's own combined session.
-    pub fn conversation(&self, sealed: &str) -> Option<Arc<Conversation>> {
+    pub fn session(&self, sealed: &str) -> Option<Arc<CombinedSession>> {
         let gate = &self.gate;
         let keys = gate.parts.upstreams.sessions();
         let session = keys.open(sealed, &self.principal, None, (gate.parts.clock.now)())?;
-        gate.combined.conversation(&self.principal, &session)
+        gate.combined.session(&self.principal, &session)
     }
 }
 
@@ -349,7 +358,7 @@ pub fn key_of(principal: &Principal, session: &Session) -> Digest {
 }
 
 /// The content headers of every POST.
-pub fn plain_fields() -> HeaderMap {
+pub fn plain_headers() -> HeaderMap {
     let mut fields = HeaderMap::new();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     fields.insert(
@@ -364,19 +373,19 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    fn introduction(capabilities: Value) -> Introduction {
+    fn introduction(capabilities: Value) -> ClientInfo {
         let info = json!({ "name": "n".repeat(300), "version": "1", "title": "t" });
         let message = json!({ "params": { "capabilities": capabilities, "clientInfo": info } });
-        Introduction::read(message.to_string().as_bytes())
+        ClientInfo::read(message.to_string().as_bytes())
     }
 
     #[test]
     fn what_a_client_says_of_itself_travels_in_its_session() {
         let said = json!({ "roots": { "listChanged": true }, "elicitation": { "form": {}, "url": {} }, "experimental": {} });
-        let introduction = introduction(said.clone());
-        assert_eq!(Value::Object(introduction.capabilities.clone()), said);
-        let id = introduction.session_id(RequestId(Uuid::nil())).unwrap();
-        assert_eq!(Introduction::of(&id), Some(introduction));
+        let client_info = introduction(said.clone());
+        assert_eq!(Value::Object(client_info.capabilities.clone()), said);
+        let id = client_info.session_id(RequestId(Uuid::nil())).unwrap();
+        assert_eq!(ClientInfo::of(&id), Some(client_info));
     }
 
     #[test]
@@ -389,7 +398,7 @@ mod tests {
         let longer = introduction(json!({ "sampling": { "x": "\u{1F600}".repeat(5_000) } }));
         assert!(longer.capabilities.is_empty());
         assert!(longer.session_id(RequestId(Uuid::nil())).is_some());
-        let nothing = Introduction::read(b"{}");
+        let nothing = ClientInfo::read(b"{}");
         assert!(nothing.session_id(RequestId(Uuid::nil())).is_some());
     }
 }

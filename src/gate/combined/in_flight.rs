@@ -13,21 +13,21 @@ use std::task::{Context, Poll};
 
 /// The server of each in-flight request, keyed by session and request id.
 #[derive(Default)]
-pub struct Flights(Mutex<HashMap<(Digest, String), ServerName>>);
+pub struct InFlightRequests(Mutex<HashMap<(Digest, String), ServerName>>);
 
 /// Keeps one request registered; removes it when dropped.
-pub struct Flight {
-    flights: Arc<Flights>,
+pub struct InFlightGuard {
+    in_flight: Arc<InFlightRequests>,
     key: (Digest, String),
 }
 
-impl Flights {
-    /// Registers a request; it stays registered until the returned [`Flight`] is dropped.
-    pub fn begin(self: &Arc<Self>, session: Digest, id: &MessageId, server: &ServerName) -> Flight {
+impl InFlightRequests {
+    /// Registers a request; it stays registered until the returned [`InFlightGuard`] is dropped.
+    pub fn begin(self: &Arc<Self>, session: Digest, id: &MessageId, server: &ServerName) -> InFlightGuard {
         let key = (session, id.as_json().to_owned());
         self.map().insert(key.clone(), server.clone());
-        Flight {
-            flights: self.clone(),
+        InFlightGuard {
+            in_flight: self.clone(),
             key,
         }
     }
@@ -42,26 +42,26 @@ impl Flights {
     }
 }
 
-impl Flight {
+impl InFlightGuard {
     /// Keeps the request registered until the whole body of its answer has been sent.
     pub fn with(self, body: Body) -> Body {
-        UnsyncBoxBody::new(Flying { body, _flight: self })
+        UnsyncBoxBody::new(InFlightBody { body, _flight: self })
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.flights.map().remove(&self.key);
+        self.in_flight.map().remove(&self.key);
     }
 }
 
 /// The body of an answer, with the registration of its request.
-struct Flying {
+struct InFlightBody {
     body: Body,
-    _flight: Flight,
+    _flight: InFlightGuard,
 }
 
-impl http_body::Body for Flying {
+impl http_body::Body for InFlightBody {
     type Data = Bytes;
     type Error = BodyError;
 

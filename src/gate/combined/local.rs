@@ -2,13 +2,13 @@
 //! `tools/list`. They use what was last learned of each server and the pinned tool definitions, so an unreachable server
 //! hides no tools, not even its own.
 
-use super::session::Introduction;
-use super::{Asker, Read, answer};
+use super::session::ClientInfo;
+use super::{CombinedCaller, CombinedRequest, local_response};
 use crate::decide;
 use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::gate::Gate;
 use crate::gate::authz::AuthzContext;
-use crate::gate::combined::names::Names;
+use crate::gate::combined::namespace::Namespace;
 use crate::gate::context::RequestContext;
 use crate::limits::{Admission, PrincipalKey};
 use crate::mcp::{self, ListKind, Page, Rename};
@@ -23,10 +23,10 @@ const TTL_MS: u64 = 60_000;
 const LONGEST_INSTRUCTIONS: usize = 4_000;
 const ALL_INSTRUCTIONS: usize = 32_000;
 
-impl Asker {
+impl CombinedCaller {
     /// Loads the authorisation context and refuses callers who are not enrolled, not active or not confirmed recently. A
     /// message answered locally needs an admitted caller too.
-    pub(super) async fn standing(&self, context: &mut RequestContext) -> Result<AuthzContext, Refusal> {
+    pub(super) async fn load_authz(&self, context: &mut RequestContext) -> Result<AuthzContext, Refusal> {
         let authz = self.gate.load_authz(self.principal.clone().into(), context).await?;
         decide::is_admitted(&authz.decision_input(context))?;
         Ok(authz)
@@ -42,18 +42,18 @@ impl Asker {
     /// first called.
     pub(super) async fn initialize(
         &self,
-        read: &Read<'_>,
+        request: &CombinedRequest<'_>,
         id: &MessageId,
         version: Option<ProtocolVersion>,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
-        let authz = self.standing(context).await?;
+        let authz = self.load_authz(context).await?;
         let _admission = self.admit()?;
         let gate = &self.gate;
         let version = version.unwrap_or(ProtocolVersion::V20251125);
-        let said = gate.said(&authz, Era::Legacy, context);
+        let said = gate.merged_capabilities(&authz, Era::Legacy, context);
         let session = Session {
-            id: Introduction::read(&read.body)
+            id: ClientInfo::read(&request.body)
                 .session_id(context.request)
                 .ok_or(Reason::Internal)?,
             version,
@@ -66,7 +66,7 @@ impl Asker {
             "serverInfo": server_info(),
             "instructions": said.instructions,
         });
-        let mut response = answer(mcp::result(id, result));
+        let mut response = local_response(mcp::result(id, result));
         let sealed = HeaderValue::try_from(sealed).map_err(|_| Refusal::new(Reason::Internal))?;
         response.headers_mut().insert(mcp::SESSION_ID, sealed);
         Ok(response)
@@ -74,21 +74,21 @@ impl Asker {
 
     /// Answers `ping` locally. It is free, as on the endpoint of a single server.
     pub(super) async fn ping(&self, id: &MessageId, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
-        self.standing(context).await?;
-        Ok(answer(mcp::result(id, json!({}))))
+        self.load_authz(context).await?;
+        Ok(local_response(mcp::result(id, json!({}))))
     }
 
     /// Answers `server/discover`. A dual-era client should use the era in which it reaches more servers, as it cannot see
     /// the others. If that is the legacy era, `server/discover` fails with "method not found", and the client falls back to
     /// `initialize`.
     pub(super) async fn discover(&self, id: &MessageId, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
-        let authz = self.standing(context).await?;
+        let authz = self.load_authz(context).await?;
         let gate = &self.gate;
         let reached = |era| gate.servers(&authz, era, context).count();
         if reached(Era::Modern) < reached(Era::Legacy) {
             return Err(Reason::UnknownMethod.into());
         }
-        let said = gate.said(&authz, Era::Modern, context);
+        let said = gate.merged_capabilities(&authz, Era::Modern, context);
         let result = json!({
             "resultType": "complete",
             "supportedVersions": [ProtocolVersion::V20260728.as_str()],
@@ -98,23 +98,29 @@ impl Asker {
             "cacheScope": "private",
             "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
         });
-        Ok(answer(mcp::result(id, result)))
+        Ok(local_response(mcp::result(id, result)))
     }
 
     /// Lists all tools on one page, ordered by server and name. No cursor is ever issued.
     pub(super) async fn tools(
         &self,
-        read: &Read<'_>,
+        request: &CombinedRequest<'_>,
         id: &MessageId,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
-        let authz = self.standing(context).await?;
+        let authz = self.load_authz(context).await?;
         let _admission = self.admit()?;
-        if read.params.cursor.is_some() {
+        if request.params.cursor.is_some() {
             return Err(Reason::UnknownCursor.into());
         }
-        let page = Page::of(&self.gate.definitions(&authz, read.era, context), TTL_MS);
-        Ok(answer(mcp::merge_pages(id, ListKind::Tools, &[page], None, read.era)))
+        let page = Page::of(&self.gate.tool_definitions(&authz, request.era, context), TTL_MS);
+        Ok(local_response(mcp::merge_pages(
+            id,
+            ListKind::Tools,
+            &[page],
+            None,
+            request.era,
+        )))
     }
 }
 
@@ -135,17 +141,17 @@ impl Gate {
     }
 
     /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names.
-    pub(super) fn definitions(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> Vec<String> {
+    pub(super) fn tool_definitions(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> Vec<String> {
         let input = authz.decision_input(context);
         let of_server = |name: &ServerName| {
-            let names = Names::new(name.clone(), super::Origin::Answer);
+            let namespace = Namespace::new(name.clone(), super::StreamKind::Answer);
             let mut tools: Vec<_> = authz.snapshot.tools(name).collect();
             tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
             tools.retain(|tool| era == Era::Legacy || tool.param_headers().is_ok());
             tools.retain(|tool| decide::could_permit(name, tool, &input));
             let renamed = |tool: &decide::CompiledTool| {
                 let entry = tool.entry();
-                mcp::rename_tool(&entry.definition, &names.name(entry.name.as_str())).ok()
+                mcp::rename_tool(&entry.definition, &namespace.name(entry.name.as_str())).ok()
             };
             tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
         };
@@ -155,7 +161,7 @@ impl Gate {
     }
 
     /// Merges the capabilities and instructions of this caller's servers.
-    fn said(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> ServerInfo {
+    fn merged_capabilities(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> ServerInfo {
         let mut capabilities = ServerInfo::default();
         let mut instructions =
             "Tools and prompts of several servers: `<server>__<name>`. Resources: `<server>+<uri>`.".to_owned();
@@ -170,14 +176,14 @@ impl Gate {
             capabilities = capabilities.merge(ServerInfo::clone(&server_info));
         }
         ServerInfo {
-            capabilities: Some(offered(capabilities.capabilities.unwrap_or_default(), era)),
+            capabilities: Some(offered_capabilities(capabilities.capabilities.unwrap_or_default(), era)),
             instructions: Some(instructions),
         }
     }
 }
 
 /// The merged capabilities reduced to those that the combined endpoint forwards.
-fn offered(mut of_servers: Value, era: Era) -> Value {
+fn offered_capabilities(mut of_servers: Value, era: Era) -> Value {
     const TASKS: &str = "io.modelcontextprotocol/tasks";
     let mut offered = json!({ "tools": { "listChanged": true } });
     for name in ["resources", "prompts", "completions"] {

@@ -2,9 +2,9 @@
 //! with its own request context and audit records.
 //! Decides nothing; it only chooses how the result is presented to the client.
 
-use super::Asker;
-use super::names::{Names, Origin};
-use super::session::{Conversation, Held};
+use super::CombinedCaller;
+use super::namespace::{Namespace, StreamKind};
+use super::session::{CombinedSession, ServerSession};
 use crate::domain::{Call, Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::context::RequestContext;
 use crate::gate::routing::HttpVerb;
@@ -23,11 +23,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 /// How the combined endpoint sends a message to one server.
-pub struct Through {
-    pub asker: Asker,
-    pub names: Names,
+pub struct ServerCall {
+    pub caller: CombinedCaller,
+    pub namespace: Namespace,
     /// The combined session, for a legacy client.
-    pub conversation: Option<Arc<Conversation>>,
+    pub session: Option<Arc<CombinedSession>>,
     /// Open a server session if the call is permitted.
     pub opens: bool,
     /// The message belongs to a call that was already counted against the limits.
@@ -35,7 +35,7 @@ pub struct Through {
 }
 
 /// The result of a message to one server.
-pub struct Asked {
+pub struct ServerCallResult {
     pub answered: Result<Response<Body>, Refusal>,
     pub context: RequestContext,
     /// Whether the refusal has an audit record to quote; `Err` if the journal could not write it.
@@ -45,70 +45,74 @@ pub struct Asked {
 /// Answers that are merged with others are read whole, up to this size.
 const LONGEST_ANSWER: usize = 16 * 1024 * 1024;
 
-impl Through {
-    pub fn names(&self) -> Names {
-        self.names.clone()
+impl ServerCall {
+    pub fn namespace(&self) -> Namespace {
+        self.namespace.clone()
     }
 
     /// The combined session's label for audit records.
     pub fn label(&self) -> Option<String> {
-        self.conversation.as_ref().map(|conversation| conversation.label.clone())
+        self.session.as_ref().map(|session| session.label.clone())
     }
 
     /// Whether this call needs a server session.
     pub fn opens(&self, call: &Call) -> bool {
-        self.opens && call.era == Era::Legacy && self.conversation.is_some()
+        self.opens && call.era == Era::Legacy && self.session.is_some()
     }
 
     pub fn server(&self) -> &ServerName {
-        self.names.server()
+        self.namespace.server()
     }
 
     /// The open session on this server.
-    pub fn held(&self) -> Option<Held> {
-        self.conversation.as_ref()?.held(self.server())
+    pub fn server_session(&self) -> Option<ServerSession> {
+        self.session.as_ref()?.server_session(self.server())
     }
 
     /// Whether the answer shows that the server has lost the session; if so, forgets it. 404 says so (MCP, session
     /// management). Some servers say 400, which can mean other things too, so those are pinged to find out.
-    pub async fn has_lost(&self, held: &Held, answered: Option<StatusCode>) -> bool {
+    pub async fn session_is_lost(&self, server_session: &ServerSession, answered: Option<StatusCode>) -> bool {
         let lost = match answered {
             Some(StatusCode::NOT_FOUND) => true,
             Some(StatusCode::BAD_REQUEST) => {
                 let ping = Bytes::from_static(br#"{"jsonrpc":"2.0","id":"guardian/ping","method":"ping"}"#);
-                let through = self.asker.through(self.server().clone(), self.conversation.clone(), false);
-                let answered = through.ask(HttpVerb::Post, &held.fields(), ping).await.context.answered;
+                let call = self.caller.server_call(self.server().clone(), self.session.clone(), false);
+                let answered = call
+                    .ask(HttpVerb::Post, &server_session.headers(), ping)
+                    .await
+                    .context
+                    .answered;
                 matches!(answered, Some(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST))
             }
             _ => false,
         };
-        if lost && let Some(conversation) = &self.conversation {
-            conversation.lose(self.server(), held);
+        if lost && let Some(session) = &self.session {
+            session.invalidate(self.server(), server_session);
         }
         lost
     }
 
     /// Whether a message for an unknown session cannot have reached the server: on persistent channels the session is looked
     /// up in this process before anything is sent.
-    pub fn never_left(&self) -> bool {
-        let server = self.asker.gate.parts.upstreams.get(self.server());
+    pub fn is_local_session(&self) -> bool {
+        let server = self.caller.gate.parts.upstreams.get(self.server());
         server.is_some_and(Upstream::is_persistent)
     }
 
     /// Whether the server is known not to have a capability.
     pub fn lacks(&self, capability: &str) -> bool {
-        let server = self.asker.gate.parts.upstreams.get(self.server());
+        let server = self.caller.gate.parts.upstreams.get(self.server());
         server.is_some_and(|server| server.server_info().is_known_to_lack(capability))
     }
 
     /// Sends one message, with its own request context and audit records.
-    pub async fn ask(&self, verb: HttpVerb, headers: &HeaderMap, body: Bytes) -> Asked {
-        let Asker {
+    pub async fn ask(&self, verb: HttpVerb, headers: &HeaderMap, body: Bytes) -> ServerCallResult {
+        let CombinedCaller {
             gate,
             principal,
             counted,
             source,
-        } = &self.asker;
+        } = &self.caller;
         let clock = &gate.parts.clock;
         let mut context = RequestContext::new((clock.request)(), (clock.now)(), *source);
         context.principal = Some(principal.clone());
@@ -129,7 +133,7 @@ impl Through {
             Err(refusal) => (refusal.reason.code(), gate.audit_refusal(refusal, &context).await),
         };
         gate.count(&context, error);
-        Asked {
+        ServerCallResult {
             answered,
             context,
             recorded,
@@ -137,20 +141,20 @@ impl Through {
     }
 }
 
-impl Asker {
-    /// A [`Through`] for a message that counts as a call of its own.
-    pub fn through(&self, server: ServerName, conversation: Option<Arc<Conversation>>, opens: bool) -> Through {
-        Through {
-            asker: self.clone(),
-            names: Names::new(server, Origin::Answer),
-            conversation,
+impl CombinedCaller {
+    /// A [`ServerCall`] for a message that counts as a call of its own.
+    pub fn server_call(&self, server: ServerName, session: Option<Arc<CombinedSession>>, opens: bool) -> ServerCall {
+        ServerCall {
+            caller: self.clone(),
+            namespace: Namespace::new(server, StreamKind::Answer),
+            session,
             opens,
             is_counted: false,
         }
     }
 }
 
-impl Asked {
+impl ServerCallResult {
     /// The response to the client.
     pub fn response(self, gate: &Gate) -> Response<Body> {
         match (self.answered, self.recorded) {
@@ -161,7 +165,7 @@ impl Asked {
     }
 
     /// Turns the result into a refusal of the combined endpoint that quotes the server's audit record.
-    pub fn refused_here(self, context: &mut RequestContext, refusal: impl Into<Refusal>) -> Refusal {
+    pub fn into_combined_refusal(self, context: &mut RequestContext, refusal: impl Into<Refusal>) -> Refusal {
         context.request = self.context.request;
         context.audited = self.recorded.ok();
         match self.recorded {
@@ -171,7 +175,7 @@ impl Asked {
     }
 
     /// A legacy client reads 404 as the end of its own session, but only the server's session is gone: sends 200 instead.
-    pub fn keeping_the_session(mut self) -> Self {
+    pub fn mask_session_404(mut self) -> Self {
         if let (Ok(response), Era::Legacy) = (&mut self.answered, self.context.era)
             && response.status() == StatusCode::NOT_FOUND
         {
@@ -182,7 +186,7 @@ impl Asked {
 }
 
 /// The JSON-RPC answer to request `id` in a response, whether it is plain JSON or an event stream.
-pub async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
+pub async fn collect_answer(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
     let events = is_event_stream(&response);
     let mut body = response.into_body();
     if !events {
@@ -204,7 +208,7 @@ pub async fn whole(response: Response<Body>, id: &MessageId) -> Option<Bytes> {
 }
 
 /// Runs all futures concurrently and returns their results in order.
-pub async fn all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
+pub async fn join_all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
     let mut slots: Vec<_> = futures.into_iter().map(|future| (Some(future), None)).collect();
     poll_fn(|context| {
         for (future, result) in &mut slots {

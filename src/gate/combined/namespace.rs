@@ -11,18 +11,18 @@ use serde_json::Value;
 
 /// Rewrites the names of one server for the combined endpoint.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub struct Namespace {
     server: ServerName,
-    origin: Origin,
+    stream_kind: StreamKind,
     /// The request id on a stream that resumes its answer: the resuming GET has no request id of its own.
     resumed: Option<Value>,
 }
 
 /// A parsed event id of the combined endpoint.
 #[derive(Debug, PartialEq)]
-pub struct Spot<'a> {
+pub struct EventCursor<'a> {
     pub server: ServerName,
-    pub origin: Origin,
+    pub stream_kind: StreamKind,
     /// The id of the request whose answer the event belongs to.
     pub request: Option<Value>,
     /// The event id as the server wrote it.
@@ -31,7 +31,7 @@ pub struct Spot<'a> {
 
 /// The kind of stream an event was sent on. A client that resumes with `Last-Event-ID` means that stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum StreamKind {
     /// The stream that answers a request.
     Answer,
     /// The server's GET stream of a session.
@@ -42,13 +42,13 @@ pub enum Origin {
 const BETWEEN: &str = "__";
 /// Prefix for server names that begin with a digit, because a URI scheme must begin with a letter (RFC 3986 3.1). No other
 /// server name begins like this: `_` becomes `.`, and server names hold no `__`.
-const BEFORE_DIGITS: &str = "n..";
+const DIGIT_PREFIX: &str = "n..";
 
-impl Names {
-    pub fn new(server: ServerName, origin: Origin) -> Self {
+impl Namespace {
+    pub fn new(server: ServerName, stream_kind: StreamKind) -> Self {
         Self {
             server,
-            origin,
+            stream_kind,
             resumed: None,
         }
     }
@@ -57,7 +57,7 @@ impl Names {
     pub fn resuming(server: ServerName, request: Option<Value>) -> Self {
         Self {
             resumed: request,
-            ..Self::new(server, Origin::Answer)
+            ..Self::new(server, StreamKind::Answer)
         }
     }
 
@@ -73,9 +73,9 @@ impl Names {
         };
         let resumed = self.resumed.as_ref().map(Value::to_string);
         let request = request.map(MessageId::as_json).or(resumed.as_deref()).unwrap_or_default();
-        let before = match self.origin {
-            Origin::Answer => format!("a.{}.{}.", self.server, URL_SAFE_NO_PAD.encode(request)),
-            Origin::Own => format!("o.{}.", self.server),
+        let before = match self.stream_kind {
+            StreamKind::Answer => format!("a.{}.{}.", self.server, URL_SAFE_NO_PAD.encode(request)),
+            StreamKind::Own => format!("o.{}.", self.server),
         };
         let id: Bytes = [before.as_bytes(), &id].concat().into();
         frame.raw = with_id(&frame.raw, &id);
@@ -83,7 +83,7 @@ impl Names {
     }
 }
 
-impl Rename for Names {
+impl Rename for Namespace {
     fn name(&self, name: &str) -> String {
         format!("{}{BETWEEN}{name}", self.server)
     }
@@ -94,15 +94,15 @@ impl Rename for Names {
 }
 
 /// Splits `<server>__<name>`; `None` if there is no valid server prefix.
-pub fn split_name(name: &str) -> Option<(ServerName, &str)> {
+pub fn parse_name(name: &str) -> Option<(ServerName, &str)> {
     let (server, name) = name.split_once(BETWEEN)?;
     Some((ServerName::parse(server).ok()?, name))
 }
 
 /// Splits `<server>+<uri>`, also for resource templates.
-pub fn split_uri(uri: &str) -> Option<(ServerName, &str)> {
+pub fn parse_uri(uri: &str) -> Option<(ServerName, &str)> {
     let (written, uri) = uri.split_once('+')?;
-    let server = match written.strip_prefix(BEFORE_DIGITS) {
+    let server = match written.strip_prefix(DIGIT_PREFIX) {
         Some(rest) => ServerName::parse(&rest.replace('.', "_")),
         None => ServerName::parse(&written.replace('.', "_")),
     };
@@ -112,24 +112,24 @@ pub fn split_uri(uri: &str) -> Option<(ServerName, &str)> {
     Some((server, uri))
 }
 
-/// Parses an event id written by [`Names::event`].
-pub fn split_event(id: &str) -> Option<Spot<'_>> {
+/// Parses an event id written by [`Namespace::event`].
+pub fn parse_event_id(id: &str) -> Option<EventCursor<'_>> {
     let (origin, rest) = id.split_once('.')?;
     let (server, rest) = rest.split_once('.')?;
     let server = ServerName::parse(server).ok()?;
     match origin {
-        "o" => Some(Spot {
+        "o" => Some(EventCursor {
             server,
-            origin: Origin::Own,
+            stream_kind: StreamKind::Own,
             request: None,
             id: rest,
         }),
         "a" => {
             let (request, id) = rest.split_once('.')?;
             let request = URL_SAFE_NO_PAD.decode(request).ok()?;
-            Some(Spot {
+            Some(EventCursor {
                 server,
-                origin: Origin::Answer,
+                stream_kind: StreamKind::Answer,
                 request: serde_json::from_slice(&request).ok(),
                 id,
             })
@@ -142,7 +142,7 @@ pub fn split_event(id: &str) -> Option<Spot<'_>> {
 fn scheme(server: &ServerName) -> String {
     let written = server.as_str().replace('_', ".");
     if written.starts_with(|first: char| first.is_ascii_digit()) {
-        format!("{BEFORE_DIGITS}{written}")
+        format!("{DIGIT_PREFIX}{written}")
     } else {
         written
     }
@@ -181,8 +181,8 @@ mod tests {
     use crate::mcp::SseReader;
     use proptest::prelude::*;
 
-    fn names(server: &str) -> Names {
-        Names::new(ServerName::parse(server).unwrap(), Origin::Own)
+    fn names(server: &str) -> Namespace {
+        Namespace::new(ServerName::parse(server).unwrap(), StreamKind::Own)
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(names("2fa").uri("file:///a"), "n..2fa+file:///a");
         assert_eq!(names("my_files").uri("file:///a"), "my.files+file:///a");
         for unknown in ["echo", "_a__b", "A__b", "__b", ""] {
-            assert_eq!(split_name(unknown), None, "{unknown}");
+            assert_eq!(parse_name(unknown), None, "{unknown}");
         }
         for unknown in [
             "file:///a",
@@ -202,10 +202,10 @@ mod tests {
             "+x:y",
             "a..b+x:y",
         ] {
-            assert_eq!(split_uri(unknown), None, "{unknown}");
+            assert_eq!(parse_uri(unknown), None, "{unknown}");
         }
         for unknown in ["7", "o.files", "x.files.7", "o.Files.7", ""] {
-            assert_eq!(split_event(unknown), None, "{unknown}");
+            assert_eq!(parse_event_id(unknown), None, "{unknown}");
         }
     }
 
@@ -224,8 +224,11 @@ mod tests {
             assert_eq!(frame.raw, wanted);
             let id = frame.id.map(|id| String::from_utf8(id.to_vec()).unwrap());
             if let Some(id) = id {
-                let spot = split_event(&id).unwrap();
-                assert_eq!((spot.server.as_str(), spot.origin, spot.id), ("a", Origin::Own, "7"));
+                let cursor = parse_event_id(&id).unwrap();
+                assert_eq!(
+                    (cursor.server.as_str(), cursor.stream_kind, cursor.id),
+                    ("a", StreamKind::Own, "7")
+                );
             }
         }
     }
@@ -236,11 +239,14 @@ mod tests {
             let mut reader = SseReader::new(100);
             reader.push(Bytes::from_static(b"id: e.1\ndata: {}\n\n"));
             let mut frame = reader.frame().unwrap().unwrap();
-            let names = Names::new(ServerName::parse("a").unwrap(), Origin::Answer);
-            names.event(&mut frame, Some(&MessageId::from_json(Bytes::from(request))));
+            let namespace = Namespace::new(ServerName::parse("a").unwrap(), StreamKind::Answer);
+            namespace.event(&mut frame, Some(&MessageId::from_json(Bytes::from(request))));
             let id = String::from_utf8(frame.id.unwrap().to_vec()).unwrap();
-            let spot = split_event(&id).unwrap();
-            assert_eq!((spot.origin, spot.request, spot.id), (Origin::Answer, Some(wanted), "e.1"));
+            let cursor = parse_event_id(&id).unwrap();
+            assert_eq!(
+                (cursor.stream_kind, cursor.request, cursor.id),
+                (StreamKind::Answer, Some(wanted), "e.1")
+            );
         }
     }
 
@@ -249,12 +255,12 @@ mod tests {
         #[test]
         fn what_was_written_is_found_back(server in "[a-z0-9_-]{1,8}", name in "[A-Za-z0-9_.+-]{0,8}", uri in "[a-z0-9+.-]{0,6}:[a-z+/_.]{0,8}") {
             prop_assume!(ServerName::parse(&server).is_ok());
-            let names = names(&server);
-            let written = names.name(&name);
-            prop_assert_eq!(split_name(&written), Some((names.server.clone(), name.as_str())));
-            let written = names.uri(&uri);
-            prop_assert_eq!(split_uri(&written), Some((names.server.clone(), uri.as_str())));
-            let written = names.uri("x:y");
+            let namespace = names(&server);
+            let written = namespace.name(&name);
+            prop_assert_eq!(parse_name(&written), Some((namespace.server.clone(), name.as_str())));
+            let written = namespace.uri(&uri);
+            prop_assert_eq!(parse_uri(&written), Some((namespace.server.clone(), uri.as_str())));
+            let written = namespace.uri("x:y");
             prop_assert!(ResourceUri::parse(&written).is_ok(), "{}", written);
         }
     }
