@@ -2,7 +2,7 @@
 
 pub mod manifest;
 mod policy_files;
-pub mod rules;
+pub mod policy_loader;
 mod stability;
 
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
@@ -19,8 +19,8 @@ use crate::transport::{self, Connections, ServerTls, Shutdown, ShutdownHandle, W
 use crate::upstream::{SessionKeys, Upstreams};
 use anyhow::{Context, Result, bail};
 use policy_files::{PolicyFiles, UNSTABLE};
-use rules::Rules;
-use stability::Allowed;
+use policy_loader::PolicyLoader;
+use stability::AllowedChange;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,7 +98,7 @@ impl Running {
         let mut policies = PolicyFiles::open(&config.policies).await;
         let tls = ServerTls::load(&config.listen.tls)?;
         let store = open_store(&config).await?;
-        let pepper = Arc::new(Pepper::load_or_create(filled(&config.keys.pepper_file))?);
+        let pepper = Arc::new(Pepper::load_or_create(required_path(&config.keys.pepper_file))?);
         let identity = Arc::new(Identity::new(&config, pepper)?);
         identity.warm();
         let limits = Arc::new(Limits::new(&config.limits, &config.servers)?);
@@ -122,10 +122,10 @@ impl Running {
         let registry = grants.registry();
         let upstreams = Arc::new(upstreams(&config)?);
         let sources = policies.at_start().await.context("the policies cannot be used")?;
-        let snapshot = rules::compile(&sources, &[], &config, &store, &registry)
+        let snapshot = policy_loader::compile(&sources, &[], &config, &store, &registry)
             .await
             .context("the policies cannot be used")?;
-        let rules = Arc::new(Rules::new(
+        let policy_loader = Arc::new(PolicyLoader::new(
             config.clone(),
             store.clone(),
             journal.clone(),
@@ -134,7 +134,7 @@ impl Running {
             sources,
             snapshot,
         ));
-        rules.begin(&registry).await;
+        policy_loader.begin(&registry).await;
 
         let listener = bind(config.listen.address, "listen.address").await?;
         let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;
@@ -156,7 +156,7 @@ impl Running {
             limits: limits.clone(),
             journal: journal.clone(),
             upstreams: upstreams.clone(),
-            snapshot: rules.snapshot.clone(),
+            snapshot: policy_loader.snapshot.clone(),
             denials: config
                 .servers
                 .iter()
@@ -172,8 +172,8 @@ impl Running {
         }));
         let console = Arc::new(Console {
             look: Box::new({
-                let (journal, grants, rules) = (journal.clone(), grants.clone(), rules.clone());
-                move || health(&journal, &grants, &rules)
+                let (journal, grants, policy_loader) = (journal.clone(), grants.clone(), policy_loader.clone());
+                move || health(&journal, &grants, &policy_loader)
             }),
             metrics: Box::new({
                 let (metrics, journal, grants, connections) =
@@ -208,9 +208,9 @@ impl Running {
         listeners.spawn(serve_console(admin, &config, console, stopped.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(every_second(gate.clone(), limits, upstreams.clone()));
-        tasks.spawn(record_noise(gate.clone()));
-        tasks.spawn(follow_registry(grants.clone(), rules.clone()));
-        tasks.spawn(follow_policies(policies, grants.clone(), rules.clone()));
+        tasks.spawn(flush_refusals(gate.clone()));
+        tasks.spawn(follow_registry(grants.clone(), policy_loader.clone()));
+        tasks.spawn(follow_policies(policies, grants.clone(), policy_loader.clone()));
         if let Some(certificates) = certificates {
             tasks.spawn(follow_certificates(certificates, tls));
         }
@@ -219,7 +219,7 @@ impl Running {
                 server.name.clone(),
                 server.catalogue_refresh.0,
                 grants.clone(),
-                rules.clone(),
+                policy_loader.clone(),
             ));
         }
         tracing::info!(%address, metrics = %metrics_address, environment = %config.environment, "serving");
@@ -254,14 +254,14 @@ impl Running {
         self.shutdown.drain();
         let patience = self.drain + Duration::from_secs(5);
         tokio::select! {
-            () = all(&mut self.listeners) => {}
+            () = join_tasks(&mut self.listeners) => {}
             () = tokio::time::sleep(patience) => self.shutdown.abort(),
             () = hurry => {
                 tracing::warn!("stopping at once: running calls are cut");
                 self.shutdown.abort();
             }
         }
-        all(&mut self.listeners).await;
+        join_tasks(&mut self.listeners).await;
         self.tasks.shutdown().await;
         self.upstreams.stop().await;
         self.gate.flush_refusals().await;
@@ -300,7 +300,7 @@ async fn open_store(config: &Config) -> Result<Store> {
 pub fn store_open(config: &Config) -> Result<StoreOpen> {
     match config.store.kind {
         StoreKind::Sqlite => Ok(StoreOpen::Sqlite {
-            file: filled(&config.store.file).to_owned(),
+            file: required_path(&config.store.file).to_owned(),
             create: true,
         }),
         StoreKind::Postgres => {
@@ -321,11 +321,11 @@ pub fn store_open(config: &Config) -> Result<StoreOpen> {
 
 /// Where a server is stands in the configuration alone: the registry says only whether it may be called and for which scopes.
 fn upstreams(config: &Config) -> Result<Upstreams> {
-    let keys = SessionKeys::load_or_create(filled(&config.sessions.key_file))?;
+    let keys = SessionKeys::load_or_create(required_path(&config.sessions.key_file))?;
     Ok(Upstreams::new(&config.servers, keys)?)
 }
 
-pub fn filled(path: &Option<PathBuf>) -> &Path {
+pub fn required_path(path: &Option<PathBuf>) -> &Path {
     path.as_deref()
         .expect("loading a configuration fills in the paths that were left out")
 }
@@ -365,7 +365,7 @@ fn journal_settings(config: &Config) -> JournalSettings {
         ..
     } = config.journal;
     JournalSettings {
-        dir: filled(&config.journal.dir).to_owned(),
+        dir: required_path(&config.journal.dir).to_owned(),
         max_bytes,
         segment_bytes,
         sync_timeout: sync_timeout.0,
@@ -450,7 +450,7 @@ async fn every_second(gate: Arc<Gate>, limits: Arc<Limits>, upstreams: Arc<Upstr
 }
 
 /// By itself: records wait for the disk, and a flood makes many of them.
-async fn record_noise(gate: Arc<Gate>) {
+async fn flush_refusals(gate: Arc<Gate>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -460,26 +460,26 @@ async fn record_noise(gate: Arc<Gate>) {
 }
 
 /// Servers that were added, changed or switched off in the registry, and pins somebody approved.
-async fn follow_registry(grants: Arc<Grants>, rules: Arc<Rules>) {
+async fn follow_registry(grants: Arc<Grants>, policy_loader: Arc<PolicyLoader>) {
     let mut changes = grants.changes();
     while changes.changed().await.is_ok() {
-        rules.rebuild(&grants.registry()).await;
+        policy_loader.rebuild(&grants.registry()).await;
     }
 }
 
 /// Policies take effect when their files change, as soon as these are stable; broken ones never do.
-async fn follow_policies(mut files: PolicyFiles, grants: Arc<Grants>, rules: Arc<Rules>) {
+async fn follow_policies(mut files: PolicyFiles, grants: Arc<Grants>, policy_loader: Arc<PolicyLoader>) {
     loop {
         tokio::select! {
             () = files.stirred() => {}
-            () = rules.reconsider.notified() => files.again(),
+            () = policy_loader.reconsider.notified() => files.again(),
         }
         loop {
-            match files.look().await {
-                Allowed::Wait => {}
-                Allowed::Unstable => rules.refuse(UNSTABLE).await,
-                allowed @ (Allowed::Add | Allowed::Replace) => {
-                    if rules.take(files.found(), allowed, &grants.registry()).await {
+            match files.observe().await {
+                AllowedChange::Wait => {}
+                AllowedChange::Unstable => policy_loader.refuse(UNSTABLE).await,
+                allowed @ (AllowedChange::Add | AllowedChange::Replace) => {
+                    if policy_loader.take(files.found(), allowed, &grants.registry()).await {
                         files.done();
                     }
                 }
@@ -511,31 +511,43 @@ async fn follow_certificates(mut files: Watch, tls: Arc<ServerTls>) {
 }
 
 /// A server that told nothing is asked again after this, then after twice as long, up to its `catalogue_refresh`.
-const AGAIN: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Looks for changes of a server's tools; one of which no tool is known yet is looked at more often, and ever more rarely.
-async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, rules: Arc<Rules>) {
-    let mut pause = if rules.knows(&server) { every } else { AGAIN.min(every) };
-    let mut missed = AGAIN;
+async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, policy_loader: Arc<PolicyLoader>) {
+    let mut pause = if policy_loader.has_tools(&server) {
+        every
+    } else {
+        FIRST_RETRY.min(every)
+    };
+    let mut missed = FIRST_RETRY;
     loop {
         tokio::time::sleep(pause).await;
-        let seen = rules.look_at(&server).await;
+        let seen = policy_loader.refresh_tools(&server).await;
         if seen == Some(true) {
-            rules.rebuild(&grants.registry()).await;
+            policy_loader.rebuild(&grants.registry()).await;
         }
-        missed = if seen.is_some() { AGAIN } else { missed.saturating_mul(2) };
-        pause = if rules.knows(&server) { every } else { missed.min(every) };
+        missed = if seen.is_some() {
+            FIRST_RETRY
+        } else {
+            missed.saturating_mul(2)
+        };
+        pause = if policy_loader.has_tools(&server) {
+            every
+        } else {
+            missed.min(every)
+        };
     }
 }
 
-fn health(journal: &Journal, grants: &Grants, rules: &Rules) -> Health {
-    let snapshot = rules.snapshot.load();
+fn health(journal: &Journal, grants: &Grants, policy_loader: &PolicyLoader) -> Health {
+    let snapshot = policy_loader.snapshot.load();
     let state = journal.state();
     let sealed = match &state {
         JournalState::Sealed(why) => Some(format!("nothing can be recorded: {why}")),
         JournalState::Open | JournalState::Pressure => None,
     };
-    let failing = rules.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let failing = policy_loader.rejected.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Health {
         not_ready: sealed.into_iter().collect(),
         degraded: [
@@ -596,7 +608,7 @@ fn unreadable_rows(grants: &Grants) -> Option<String> {
     (!tables.is_empty()).then(told)
 }
 
-async fn all(tasks: &mut JoinSet<()>) {
+async fn join_tasks(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 

@@ -59,7 +59,7 @@ impl Manifest {
     }
 
     /// Whether the files are those that are meant, in one sentence for each that is not.
-    pub fn hold(&self, sources: &[PolicySource]) -> Result<()> {
+    pub fn check(&self, sources: &[PolicySource]) -> Result<()> {
         let found = Manifest::of(sources);
         let gone = self.0.iter().filter(|(name, _)| !found.0.contains_key(*name));
         let gone = gone.map(|(name, pinned)| format!("policy `{name}`, which is pinned with {}, is not there", counted(pinned)));
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn every_file_that_is_other_than_pinned_is_told_of() {
         let manifest = Manifest::of(&[source("a.cedar", FORBID), source("b.cedar", FORBID), source("c.cedar", "x")]);
-        let held = |sources: &[PolicySource]| manifest.hold(sources).map_err(|error| error.to_string());
+        let held = |sources: &[PolicySource]| manifest.check(sources).map_err(|error| error.to_string());
         assert_eq!(
             held(&[source("c.cedar", "x"), source("b.cedar", FORBID), source("a.cedar", FORBID)]),
             Ok(())

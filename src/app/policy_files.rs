@@ -2,8 +2,8 @@
 //! nor put them in force.
 
 use super::manifest::{self, Manifest};
-use super::rules::load_checked;
-use super::stability::{Allowed, Look, Stability};
+use super::policy_loader::load_checked;
+use super::stability::{AllowedChange, Observation, Stability};
 use crate::config::PoliciesConfig;
 use crate::decide::PolicySource;
 use crate::domain::{Digest, Sha256};
@@ -13,7 +13,7 @@ use std::path::Path;
 use tokio::time::Instant;
 
 /// What one reading gave, or why it gave nothing.
-pub type Found = Result<Vec<PolicySource>, String>;
+pub type ReadPolicies = Result<Vec<PolicySource>, String>;
 
 /// The policy files as they were when they were looked at last.
 pub struct PolicyFiles {
@@ -22,24 +22,24 @@ pub struct PolicyFiles {
     events: Option<FileEvents>,
     /// There was a manifest: no policies are used any more without one.
     pinned: bool,
-    found: Found,
+    found: ReadPolicies,
     stability: Stability,
 }
 
 impl PolicyFiles {
     /// Watches them and reads them once.
     pub async fn open(config: &PoliciesConfig) -> PolicyFiles {
-        Self::first_look(config, watch(config)).await
+        Self::first_observation(config, watch(config)).await
     }
 
-    async fn first_look(config: &PoliciesConfig, events: Option<FileEvents>) -> PolicyFiles {
-        let (look, found, pinned) = read(config, events.as_ref(), false).await;
+    async fn first_observation(config: &PoliciesConfig, events: Option<FileEvents>) -> PolicyFiles {
+        let (observation, found, pinned) = read_policy_files(config, events.as_ref(), false).await;
         PolicyFiles {
             config: config.clone(),
             events,
             pinned,
             found,
-            stability: Stability::new(look),
+            stability: Stability::new(observation),
         }
     }
 
@@ -47,20 +47,20 @@ impl PolicyFiles {
     pub async fn at_start(&mut self) -> Result<Vec<PolicySource>> {
         while !self.stability.allows_start() {
             self.pause().await;
-            anyhow::ensure!(self.look().await != Allowed::Unstable, UNSTABLE);
+            anyhow::ensure!(self.observe().await != AllowedChange::Unstable, UNSTABLE);
         }
         self.stability.done();
         self.found.clone().map_err(anyhow::Error::msg)
     }
 
-    pub async fn look(&mut self) -> Allowed {
-        let (look, found, pinned) = read(&self.config, self.events.as_ref(), self.pinned).await;
+    pub async fn observe(&mut self) -> AllowedChange {
+        let (observation, found, pinned) = read_policy_files(&self.config, self.events.as_ref(), self.pinned).await;
         self.pinned = pinned;
         self.found = found;
-        self.stability.look(look)
+        self.stability.observe(observation)
     }
 
-    pub fn found(&self) -> &Found {
+    pub fn found(&self) -> &ReadPolicies {
         &self.found
     }
 
@@ -102,14 +102,14 @@ fn watch(config: &PoliciesConfig) -> Option<FileEvents> {
         tracing::error!(%error, "the policy files are not watched: they are read every {} s", REREAD_INTERVAL.as_secs());
     };
     let dir = config.dir.clone();
-    transport::file_events(std::slice::from_ref(&config.dir), move |path| concerns(&dir, path))
+    transport::file_events(std::slice::from_ref(&config.dir), move |path| is_about(&dir, path))
         .inspect_err(unwatched)
         .ok()
 }
 
 /// Whether something that happens to `path`, in the policy folder `dir` or beside the one file that `dir` is, may change
 /// the policies. Other files of the folder may be written all day.
-fn concerns(dir: &Path, path: &Path) -> bool {
+fn is_about(dir: &Path, path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     path.extension().is_some_and(|extension| extension == "cedar")
         || name == manifest::NAME
@@ -119,14 +119,18 @@ fn concerns(dir: &Path, path: &Path) -> bool {
 }
 
 /// By a thread that may wait for a slow disk.
-async fn read(config: &PoliciesConfig, events: Option<&FileEvents>, pinned: bool) -> (Look, Found, bool) {
+async fn read_policy_files(
+    config: &PoliciesConfig,
+    events: Option<&FileEvents>,
+    pinned: bool,
+) -> (Observation, ReadPolicies, bool) {
     let count = || events.map_or(0, FileEvents::count);
     let (at, events_before) = (Instant::now(), count());
     let config = config.clone();
     let reading = tokio::task::spawn_blocking(move || match Manifest::read(&config.dir) {
         Ok(manifest) => {
             let pinned = pinned || manifest.is_some();
-            (checked(&config, manifest, pinned), pinned)
+            (load_pinned(&config, manifest, pinned), pinned)
         }
         Err(error) => (Err(error), pinned),
     });
@@ -134,17 +138,17 @@ async fn read(config: &PoliciesConfig, events: Option<&FileEvents>, pinned: bool
         Ok((found, pinned)) => (found.map_err(|error| format!("{error:#}")), pinned),
         Err(_) => (Err("the policy files cannot be read".to_owned()), pinned),
     };
-    let look = Look {
+    let observation = Observation {
         at,
-        content: digest(&found),
+        content: policies_digest(&found),
         events_before,
         events_after: count(),
     };
-    (look, found, pinned)
+    (observation, found, pinned)
 }
 
 /// The policies; once there was a manifest of them, none without one.
-fn checked(config: &PoliciesConfig, manifest: Option<Manifest>, pinned: bool) -> Result<Vec<PolicySource>> {
+fn load_pinned(config: &PoliciesConfig, manifest: Option<Manifest>, pinned: bool) -> Result<Vec<PolicySource>> {
     anyhow::ensure!(
         manifest.is_some() || !pinned,
         "the manifest of the policies is gone: put it back, or restart to go on without one"
@@ -152,7 +156,7 @@ fn checked(config: &PoliciesConfig, manifest: Option<Manifest>, pinned: bool) ->
     load_checked(config, manifest)
 }
 
-fn digest(found: &Found) -> Digest {
+fn policies_digest(found: &ReadPolicies) -> Digest {
     let part = |hash: Sha256, text: &str| hash.update(Digest::of(text.as_bytes()).as_bytes());
     let hash = match found {
         Ok(sources) => sources
@@ -172,14 +176,14 @@ mod tests {
     fn only_what_may_change_the_policies_concerns_them() {
         let folder = Path::new("etc/policies");
         for path in ["a.cedar", "manifest.txt", "..data", "..2026_11_30"].map(|name| folder.join(name)) {
-            assert!(concerns(folder, &path), "{path:?}");
+            assert!(is_about(folder, &path), "{path:?}");
         }
-        assert!(concerns(folder, Path::new("/etc/guardian/etc/policies")));
+        assert!(is_about(folder, Path::new("/etc/guardian/etc/policies")));
         for path in [".a.cedar.swp", "guardian.log", "a.cedar~"].map(|name| folder.join(name)) {
-            assert!(!concerns(folder, &path), "{path:?}");
+            assert!(!is_about(folder, &path), "{path:?}");
         }
         let file = Path::new("etc/rules.txt");
-        assert!(concerns(file, Path::new("/etc/guardian/etc/rules.txt")) && !concerns(file, Path::new("etc/others.txt")));
+        assert!(is_about(file, Path::new("/etc/guardian/etc/rules.txt")) && !is_about(file, Path::new("etc/others.txt")));
     }
 
     #[tokio::test(start_paused = true)]
@@ -193,31 +197,31 @@ mod tests {
             dir: dir.clone(),
             ..PoliciesConfig::default()
         };
-        let mut files = PolicyFiles::first_look(&config, None).await;
+        let mut files = PolicyFiles::first_observation(&config, None).await;
         assert_eq!(files.at_start().await.unwrap().len(), 1);
 
         std::fs::remove_file(&file).unwrap();
         files.stirred().await;
-        assert_eq!(files.look().await, Allowed::Wait);
+        assert_eq!(files.observe().await, AllowedChange::Wait);
         let gone = Instant::now();
-        assert_eq!(next(&mut files).await, Allowed::Add);
+        assert_eq!(next(&mut files).await, AllowedChange::Add);
         assert!(gone.elapsed().as_secs() < 1, "{:?}", gone.elapsed());
         std::fs::write(&file, FORBID).unwrap();
-        files.look().await;
+        files.observe().await;
         std::fs::remove_file(&file).unwrap();
-        files.look().await;
+        files.observe().await;
         let gone = Instant::now();
-        assert_eq!(next(&mut files).await, Allowed::Add);
-        assert_eq!(next(&mut files).await, Allowed::Replace);
+        assert_eq!(next(&mut files).await, AllowedChange::Add);
+        assert_eq!(next(&mut files).await, AllowedChange::Replace);
         assert!(gone.elapsed() >= STABLE_FOR_LESS, "{:?}", gone.elapsed());
         assert_eq!(files.found(), &Ok(Vec::new()));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
-    async fn next(files: &mut PolicyFiles) -> Allowed {
+    async fn next(files: &mut PolicyFiles) -> AllowedChange {
         while files.pause().await {
-            match files.look().await {
-                Allowed::Wait => {}
+            match files.observe().await {
+                AllowedChange::Wait => {}
                 allowed => return allowed,
             }
         }

@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// One reading of the files.
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct Observation {
     /// When it began.
     pub at: Instant,
     pub content: Digest,
@@ -43,7 +43,7 @@ pub struct Look {
 
 /// What a look newly allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Allowed {
+pub enum AllowedChange {
     /// Nothing that was not allowed before.
     Wait,
     /// Nothing; it is time to say that the files do not stop changing.
@@ -57,58 +57,58 @@ pub enum Allowed {
 /// How long the policy files have been the same.
 #[derive(Debug)]
 pub struct Stability {
-    last: Look,
+    last: Observation,
     same_for: Duration,
     /// How long they have been looked at since they were stable last.
     unstable_for: Duration,
-    allowed: Allowed,
+    allowed: AllowedChange,
     /// Looks since the last change.
-    looks: usize,
+    observations: usize,
 }
 
 impl Stability {
-    pub fn new(first: Look) -> Self {
+    pub fn new(first: Observation) -> Self {
         Self {
             last: first,
             same_for: Duration::ZERO,
             unstable_for: Duration::ZERO,
-            allowed: Allowed::Wait,
-            looks: 0,
+            allowed: AllowedChange::Wait,
+            observations: 0,
         }
     }
 
-    pub fn look(&mut self, look: Look) -> Allowed {
+    pub fn observe(&mut self, observation: Observation) -> AllowedChange {
         // Up to the end of this reading there must have been no event since the beginning of the first.
-        let pause = look.at.saturating_duration_since(self.last.at).min(LONGEST_PAUSE);
-        let same = look.content == self.last.content && look.events_after == self.last.events_before;
+        let pause = observation.at.saturating_duration_since(self.last.at).min(LONGEST_PAUSE);
+        let same = observation.content == self.last.content && observation.events_after == self.last.events_before;
         if same {
             self.same_for += pause;
-            self.looks += 1;
+            self.observations += 1;
         } else {
             self.change();
         }
         self.unstable_for += pause;
-        self.last = look;
+        self.last = observation;
         let allowed = match () {
-            () if self.same_for >= STABLE_FOR_LESS => Allowed::Replace,
-            () if self.same_for >= STABLE => Allowed::Add,
-            () if self.unstable_for >= PATIENCE => Allowed::Unstable,
-            () => Allowed::Wait,
+            () if self.same_for >= STABLE_FOR_LESS => AllowedChange::Replace,
+            () if self.same_for >= STABLE => AllowedChange::Add,
+            () if self.unstable_for >= PATIENCE => AllowedChange::Unstable,
+            () => AllowedChange::Wait,
         };
         if allowed <= self.allowed {
-            return Allowed::Wait;
+            return AllowedChange::Wait;
         }
         self.allowed = allowed;
         allowed
     }
 
     fn change(&mut self) {
-        if self.allowed >= Allowed::Add || self.same_for >= STABLE {
+        if self.allowed >= AllowedChange::Add || self.same_for >= STABLE {
             self.unstable_for = Duration::ZERO;
-            self.allowed = Allowed::Wait;
+            self.allowed = AllowedChange::Wait;
         }
         self.same_for = Duration::ZERO;
-        self.looks = 0;
+        self.observations = 0;
     }
 
     /// Whether the files may be used by a process that has no older set.
@@ -118,17 +118,17 @@ impl Stability {
 
     /// Nothing of this content is left to be taken.
     pub fn done(&mut self) {
-        self.allowed = Allowed::Replace;
+        self.allowed = AllowedChange::Replace;
     }
 
     /// This content was refused and may be right now.
     pub fn again(&mut self) {
-        self.allowed = Allowed::Wait;
+        self.allowed = AllowedChange::Wait;
     }
 
     /// How soon to look again; `None`: not before something happens.
     pub fn pause(&self) -> Option<Duration> {
-        (self.allowed < Allowed::Replace).then(|| PAUSES[self.looks % PAUSES.len()])
+        (self.allowed < AllowedChange::Replace).then(|| PAUSES[self.observations % PAUSES.len()])
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
     impl Files {
         fn new(content: &'static str) -> Files {
             let at = Instant::now();
-            let first = Look {
+            let first = Observation {
                 at,
                 content: Digest::of(content.as_bytes()),
                 events_before: 0,
@@ -161,8 +161,8 @@ mod tests {
             }
         }
 
-        fn look(&mut self) -> Allowed {
-            self.stability.look(Look {
+        fn look(&mut self) -> AllowedChange {
+            self.stability.observe(Observation {
                 at: self.at,
                 content: Digest::of(self.content.as_bytes()),
                 events_before: self.events,
@@ -171,12 +171,12 @@ mod tests {
         }
 
         /// Looks as often as it should until something is allowed, and how long that took.
-        fn until_allowed(&mut self) -> (Allowed, Duration) {
+        fn until_allowed(&mut self) -> (AllowedChange, Duration) {
             let begun = self.at;
             loop {
                 self.at += self.stability.pause().expect("a look is due");
                 match self.look() {
-                    Allowed::Wait => assert!(self.at - begun < Duration::from_secs(60)),
+                    AllowedChange::Wait => assert!(self.at - begun < Duration::from_secs(60)),
                     allowed => return (allowed, self.at - begun),
                 }
             }
@@ -192,14 +192,14 @@ mod tests {
     fn what_is_new_is_added_soon_and_what_is_gone_is_dropped_late() {
         let mut files = Files::new("a");
         let (allowed, soon) = files.until_allowed();
-        assert_eq!(allowed, Allowed::Add);
+        assert_eq!(allowed, AllowedChange::Add);
         assert!(soon >= STABLE && soon < STABLE + LONGEST_PAUSE, "{soon:?}");
         let (allowed, later) = files.until_allowed();
-        assert_eq!(allowed, Allowed::Replace);
+        assert_eq!(allowed, AllowedChange::Replace);
         let late = soon + later;
         assert!(late >= STABLE_FOR_LESS && late < STABLE_FOR_LESS + LONGEST_PAUSE, "{late:?}");
         assert_eq!(files.stability.pause(), None);
-        assert_eq!(files.look(), Allowed::Wait, "nothing twice");
+        assert_eq!(files.look(), AllowedChange::Wait, "nothing twice");
     }
 
     #[test]
@@ -208,12 +208,12 @@ mod tests {
         files.until_allowed();
         files.at += Duration::from_secs(4);
         files.change("b");
-        assert_eq!(files.look(), Allowed::Wait);
-        assert_eq!(files.until_allowed().0, Allowed::Add);
-        assert_eq!(files.until_allowed().0, Allowed::Replace);
+        assert_eq!(files.look(), AllowedChange::Wait);
+        assert_eq!(files.until_allowed().0, AllowedChange::Add);
+        assert_eq!(files.until_allowed().0, AllowedChange::Replace);
         files.change("c");
-        assert_eq!(files.look(), Allowed::Wait);
-        assert_eq!(files.until_allowed().0, Allowed::Add);
+        assert_eq!(files.look(), AllowedChange::Wait);
+        assert_eq!(files.until_allowed().0, AllowedChange::Add);
     }
 
     #[test]
@@ -227,12 +227,12 @@ mod tests {
             assert!(!files.stability.allows_start());
         }
         assert_eq!(
-            seen.iter().filter(|allowed| **allowed == Allowed::Unstable).count(),
+            seen.iter().filter(|allowed| **allowed == AllowedChange::Unstable).count(),
             1,
             "said once"
         );
-        assert_eq!(seen.iter().max(), Some(&Allowed::Unstable));
-        assert_eq!(files.until_allowed().0, Allowed::Add, "it is over");
+        assert_eq!(seen.iter().max(), Some(&AllowedChange::Unstable));
+        assert_eq!(files.until_allowed().0, AllowedChange::Add, "it is over");
     }
 
     #[test]
@@ -240,20 +240,20 @@ mod tests {
         let mut files = Files::new("a");
         files.until_allowed();
         files.at += Duration::from_millis(100);
-        let during = Look {
+        let during = Observation {
             at: files.at,
             content: Digest::of(b"b"),
             events_before: 1,
             events_after: 2,
         };
-        assert_eq!(files.stability.look(during), Allowed::Wait);
+        assert_eq!(files.stability.observe(during), AllowedChange::Wait);
         (files.content, files.events) = ("b", 2);
         files.at += LONGEST_PAUSE;
-        assert_eq!(files.look(), Allowed::Wait);
+        assert_eq!(files.look(), AllowedChange::Wait);
         files.at += LONGEST_PAUSE;
-        assert_eq!(files.look(), Allowed::Wait, "what was read first was half of each");
+        assert_eq!(files.look(), AllowedChange::Wait, "what was read first was half of each");
         files.at += LONGEST_PAUSE;
-        assert_eq!(files.look(), Allowed::Add);
+        assert_eq!(files.look(), AllowedChange::Add);
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
                 let phase = (files.at - begun).as_millis() % period.as_millis();
                 files.content = if phase * 2 < period.as_millis() { "away" } else { "there" };
                 let allowed = files.look();
-                assert!(allowed < Allowed::Replace, "away for {:?} of {period:?}", period / 2);
+                assert!(allowed < AllowedChange::Replace, "away for {:?} of {period:?}", period / 2);
             }
         }
     }
@@ -282,7 +282,7 @@ mod tests {
         files.change("b");
         files.look();
         files.at += Duration::from_secs(3_600);
-        assert_eq!(files.look(), Allowed::Wait);
+        assert_eq!(files.look(), AllowedChange::Wait);
         assert!(files.stability.allows_start());
     }
 
@@ -290,13 +290,13 @@ mod tests {
     fn what_is_done_is_not_looked_at_and_may_be_tried_again() {
         let mut files = Files::new("a");
         assert!(!files.stability.allows_start());
-        assert_eq!(files.until_allowed().0, Allowed::Add);
+        assert_eq!(files.until_allowed().0, AllowedChange::Add);
         files.stability.done();
         assert_eq!(files.stability.pause(), None);
         files.at += Duration::from_secs(30);
-        assert_eq!(files.look(), Allowed::Wait);
+        assert_eq!(files.look(), AllowedChange::Wait);
         files.stability.again();
-        assert_eq!(files.until_allowed().0, Allowed::Add);
-        assert_eq!(files.until_allowed().0, Allowed::Replace);
+        assert_eq!(files.until_allowed().0, AllowedChange::Add);
+        assert_eq!(files.until_allowed().0, AllowedChange::Replace);
     }
 }

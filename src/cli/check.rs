@@ -4,7 +4,7 @@ use super::catalogue;
 use super::context::{self, ConfigFile, Login, now, shown};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
-use crate::app::rules::{pinned_policies, settings};
+use crate::app::policy_loader::{pinned_policies, settings};
 use crate::config::{self, CheckedConfig, Config, IssuerConfig, ServerConfig, Severity, SourceLocation, StoreKind};
 use crate::decide::Snapshot;
 use crate::domain::Catalogue;

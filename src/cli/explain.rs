@@ -6,7 +6,7 @@ use super::context::{Admin, ConfigFile, now};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, line};
 use super::policy;
-use crate::app::rules::settings;
+use crate::app::policy_loader::settings;
 use crate::config::Config;
 use crate::decide::Snapshot;
 use crate::decide::{Basis, CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, Verdict, decide};

@@ -6,7 +6,7 @@ use super::explain::Explain;
 use super::failure::{self, Failure};
 use super::output::{Format, json, line, note};
 use crate::app::manifest::Manifest;
-use crate::app::rules::{read_policies, settings};
+use crate::app::policy_loader::{read_policies, settings};
 use crate::config::Config;
 use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot};
 use crate::domain::Catalogue;

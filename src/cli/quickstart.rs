@@ -215,7 +215,7 @@ impl Place {
     /// The API key of the last run, if the store still accepts it; else a new one.
     async fn demo_key(&self, store: &Store, config: &Config, user: &UserId, now: Timestamp) -> Result<String> {
         let file = self.dir.join("demo.key");
-        let pepper = Pepper::load_or_create(app::filled(&config.keys.pepper_file))?;
+        let pepper = Pepper::load_or_create(app::required_path(&config.keys.pepper_file))?;
         if let Ok(kept) = std::fs::read_to_string(&file)
             && let Ok(id) = ApiKeyText::read(kept.trim()).map(|key| key.id())
             && store

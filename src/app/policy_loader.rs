@@ -3,8 +3,8 @@
 
 use super::manifest::Manifest;
 use super::now;
-use super::policy_files::Found;
-use super::stability::{Allowed, STABLE_FOR_LESS};
+use super::policy_files::ReadPolicies;
+use super::stability::{AllowedChange, STABLE_FOR_LESS};
 use crate::config::{CheckedConfig, Config, PinMode, PoliciesConfig};
 use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot, forbid_names, missing_forbids};
 use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The policies and tools in force, and what they are made of.
-pub struct Rules {
+pub struct PolicyLoader {
     config: Arc<CheckedConfig>,
     store: Store,
     journal: Journal,
@@ -31,7 +31,7 @@ pub struct Rules {
     /// Digest of each server's tool list when it was last written down, so that an unchanged one costs no query.
     observed: Mutex<BTreeMap<ServerName, Digest>>,
     /// Why the newest set is not the one in force, if so.
-    pub failing: Mutex<Option<String>>,
+    pub rejected: Mutex<Option<String>>,
     /// Held while a snapshot is compiled: one at a time.
     in_force: tokio::sync::Mutex<InForce>,
     /// The catalogue is another, and policies that were refused may be right with it.
@@ -51,9 +51,9 @@ struct InForce {
 const MOST_BYTES: u64 = 1024 * 1024;
 const MOST_FILES: usize = 1_000;
 /// How long the start waits for tool lists before it goes on with the stored ones.
-const FIRST_LOOK: Duration = Duration::from_secs(2);
+const FIRST_FETCH_WAIT: Duration = Duration::from_secs(2);
 
-impl Rules {
+impl PolicyLoader {
     pub fn new(
         config: Arc<CheckedConfig>,
         store: Store,
@@ -71,7 +71,7 @@ impl Rules {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             upstreams,
             observed: Mutex::default(),
-            failing: Mutex::default(),
+            rejected: Mutex::default(),
             in_force: tokio::sync::Mutex::new(InForce {
                 sources,
                 kept: Vec::new(),
@@ -84,14 +84,14 @@ impl Rules {
     /// Takes up what the servers offer now, as far as they answer soon, and puts what is then in force on record.
     pub async fn begin(&self, registry: &[RegistryRow]) {
         let compiled = self.snapshot.load_full();
-        if self.look().await {
+        if self.fetch_all_tools().await {
             self.rebuild(registry).await;
         }
         let in_force = self.snapshot.load_full();
         if Arc::ptr_eq(&compiled, &in_force) {
             warn_of(&in_force);
         }
-        self.put_on_record(&in_force, None).await;
+        self.record_change(&in_force, None).await;
         self.metrics.policy_set(&in_force.policy_set());
     }
 
@@ -101,7 +101,7 @@ impl Rules {
         let in_force = self.in_force.lock().await;
         match self.compile(&in_force.sources, &in_force.kept, registry).await {
             Ok(snapshot) => self.swap(snapshot, in_force.refused).await,
-            Err(error) => self.keep(format!("{error:#}")).await,
+            Err(error) => self.reject_reload(format!("{error:#}")).await,
         }
         if in_force.refused {
             self.reconsider.notify_one();
@@ -110,13 +110,13 @@ impl Rules {
 
     /// Puts in force what was read of the files, as far as it is allowed: a forbid that is gone or changed holds on until
     /// the files may replace the set. True if nothing of them is left to be taken.
-    pub async fn take(&self, found: &Found, allowed: Allowed, registry: &[RegistryRow]) -> bool {
+    pub async fn take(&self, found: &ReadPolicies, allowed: AllowedChange, registry: &[RegistryRow]) -> bool {
         let mut in_force = self.in_force.lock().await;
         let sources = match found {
             Ok(sources) => sources,
             Err(why) => {
                 in_force.refused = true;
-                self.keep(why.clone()).await;
+                self.reject_reload(why.clone()).await;
                 return true;
             }
         };
@@ -144,7 +144,7 @@ impl Rules {
             }
             Err(error) => {
                 in_force.refused = true;
-                self.keep(format!("{error:#}")).await;
+                self.reject_reload(format!("{error:#}")).await;
                 true
             }
         }
@@ -153,7 +153,7 @@ impl Rules {
     /// The files cannot be taken as they are.
     pub async fn refuse(&self, why: &str) {
         self.in_force.lock().await.refused = true;
-        self.keep(why.to_owned()).await;
+        self.reject_reload(why.to_owned()).await;
     }
 
     async fn compile(&self, sources: &[PolicySource], kept: &[PolicySource], registry: &[RegistryRow]) -> Result<Snapshot> {
@@ -164,7 +164,7 @@ impl Rules {
     async fn swap(&self, snapshot: Snapshot, refused: bool) {
         let old = self.snapshot.load();
         if !refused {
-            *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.rejected.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         if old.policy_set() == snapshot.policy_set() && old.catalogue() == snapshot.catalogue() {
             return;
@@ -177,27 +177,27 @@ impl Rules {
             tracing::warn!(%forbid, "this forbid is there no more");
         }
         warn_of(&snapshot);
-        self.put_on_record(&snapshot, None).await;
+        self.record_change(&snapshot, None).await;
         self.metrics.policy_set(&snapshot.policy_set());
         tracing::info!(policy_set = %snapshot.policy_set().short(), catalogue = %snapshot.catalogue().short(), policies = snapshot.policies(), "policies and tools in force");
         self.snapshot.store(Arc::new(snapshot));
     }
 
-    async fn keep(&self, why: String) {
+    async fn reject_reload(&self, why: String) {
         self.metrics.policy_reload_failed();
         tracing::error!(%why, "the new policies are not used; the old set stays in force");
         let before = self
-            .failing
+            .rejected
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(why.clone());
         if before.as_ref() != Some(&why) {
             let in_force = self.snapshot.load_full();
-            self.put_on_record(&in_force, Some(why)).await;
+            self.record_change(&in_force, Some(why)).await;
         }
     }
 
-    async fn put_on_record(&self, snapshot: &Snapshot, rejected: Option<String>) {
+    async fn record_change(&self, snapshot: &Snapshot, rejected: Option<String>) {
         let change = PolicyChange {
             at: now(),
             environment: self.config.environment.clone(),
@@ -212,11 +212,11 @@ impl Rules {
     }
 
     /// Asks every server for its tools at once; true if anything was written down.
-    async fn look(&self) -> bool {
+    async fn fetch_all_tools(&self) -> bool {
         let looks = self.upstreams.iter().map(|(name, upstream)| {
             let name = name.clone();
             async move {
-                let tools = tokio::time::timeout(FIRST_LOOK, upstream.fetch_tools()).await;
+                let tools = tokio::time::timeout(FIRST_FETCH_WAIT, upstream.fetch_tools()).await;
                 (name, tools)
             }
         });
@@ -232,7 +232,7 @@ impl Rules {
     }
 
     /// Asks one server: whether its list differs from the one written down, or `None` if it told no list.
-    pub async fn look_at(&self, server: &ServerName) -> Option<bool> {
+    pub async fn refresh_tools(&self, server: &ServerName) -> Option<bool> {
         match self.upstreams.get(server)?.fetch_tools().await {
             Ok(offered) => Some(self.observe(server, &offered).await),
             Err(error) => {
@@ -243,7 +243,7 @@ impl Rules {
     }
 
     /// Whether any tool of the server is known, from this start or an earlier one.
-    pub fn knows(&self, server: &ServerName) -> bool {
+    pub fn has_tools(&self, server: &ServerName) -> bool {
         self.snapshot.load().tools(server).next().is_some()
     }
 
@@ -301,8 +301,8 @@ impl Rules {
 
 impl InForce {
     /// The forbids in force that `sources` does not have, unless these may replace them.
-    fn kept_beside(&self, sources: &[PolicySource], allowed: Allowed) -> Vec<PolicySource> {
-        if allowed == Allowed::Replace || self.kept.is_empty() && self.sources == sources {
+    fn kept_beside(&self, sources: &[PolicySource], allowed: AllowedChange) -> Vec<PolicySource> {
+        if allowed == AllowedChange::Replace || self.kept.is_empty() && self.sources == sources {
             return Vec::new();
         }
         let all = [self.sources.as_slice(), &self.kept].concat();
@@ -325,7 +325,7 @@ pub fn pinned_policies(config: &PoliciesConfig) -> Result<Vec<PolicySource>> {
 pub fn load_checked(config: &PoliciesConfig, manifest: Option<Manifest>) -> Result<Vec<PolicySource>> {
     let sources = read_policies(&config.dir)?;
     match manifest {
-        Some(manifest) => manifest.hold(&sources)?,
+        Some(manifest) => manifest.check(&sources)?,
         None => anyhow::ensure!(
             !config.require_manifest,
             "the policy folder `{}` has no manifest, which `policies.require_manifest` demands: `guardian policy pin` makes one",
