@@ -1,7 +1,7 @@
 //! `guardian audit`: who did what, when, what was decided and why, and how it ended. It reads the audit trail in the store,
 //! not the journal: records that are not shipped yet are missing.
 
-use super::context::{Admin, ConfigFile, moment_past};
+use super::context::{AdminContext, ConfigFile, moment_past};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
 use crate::config::HumanDuration;
@@ -19,14 +19,14 @@ const MOST: u32 = 10_000;
 
 /// Ask the audit trail.
 #[derive(Debug, clap::Subcommand)]
-pub enum Audit {
+pub enum AuditCommand {
     /// Find decisions, newest first.
     #[command(
         after_help = "Examples:\n  guardian audit query --user alice@example.com --since 24h\n  guardian audit query --decision deny --json | jq -r .reason | sort | uniq -c"
     )]
     Query {
         #[command(flatten)]
-        which: Which,
+        which: AuditSelector,
         /// Not before: a length of time ago (`24h`), or a moment (RFC 3339).
         #[arg(long, value_parser = moment_past, value_name = "WHEN")]
         since: Option<Timestamp>,
@@ -49,7 +49,7 @@ pub enum Audit {
     #[command(after_help = "Example:\n  guardian audit tail --decision deny")]
     Tail {
         #[command(flatten)]
-        which: Which,
+        which: AuditSelector,
         /// How often to look.
         #[arg(long, default_value = "1s", value_parser = span, value_name = "TIME")]
         every: Duration,
@@ -68,7 +68,7 @@ pub enum Audit {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Which {
+pub struct AuditSelector {
     /// By id, e-mail or subject.
     #[arg(long)]
     user: Option<String>,
@@ -86,23 +86,23 @@ pub struct Which {
     method: Option<String>,
     /// What was decided.
     #[arg(long, value_enum)]
-    decision: Option<Verdict>,
+    decision: Option<DecisionFilter>,
     /// A reason code such as `missing_scope`.
     #[arg(long, value_parser = reason, value_name = "CODE")]
     reason: Option<String>,
     /// What kind of record.
     #[arg(long, value_enum, default_value = "decision")]
-    kind: Kind,
+    kind: RecordKind,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Verdict {
+enum DecisionFilter {
     Allow,
     Deny,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Kind {
+enum RecordKind {
     /// With how each ended.
     Decision,
     /// A policy set or catalogue came into force, or was rejected.
@@ -119,12 +119,12 @@ enum Kind {
     Any,
 }
 
-impl Audit {
+impl AuditCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let env = &admin.config.environment;
         match self {
-            Audit::Query {
+            AuditCommand::Query {
                 which,
                 since,
                 until,
@@ -144,24 +144,24 @@ impl Audit {
                 drop(bar);
                 print(&rows, *json, rows.len() >= *limit as usize)
             }
-            Audit::Tail { which, every, json } => tail(&admin, which, *every, *json).await,
-            Audit::Show { request, format } => show(&admin, RequestId(*request), *format).await,
+            AuditCommand::Tail { which, every, json } => tail(&admin, which, *every, *json).await,
+            AuditCommand::Show { request, format } => show(&admin, RequestId(*request), *format).await,
         }
     }
 }
 
-impl Which {
+impl AuditSelector {
     fn filter(&self, env: &EnvironmentName) -> AuditFilter {
         AuditFilter {
             environment: env.clone(),
             kind: match self.kind {
-                Kind::Decision => AuditKind::Decision,
-                Kind::Policy => AuditKind::Policy,
-                Kind::Admin => AuditKind::Admin,
-                Kind::Suppressed => AuditKind::Suppressed,
-                Kind::Start => AuditKind::Start,
-                Kind::Stop => AuditKind::Stop,
-                Kind::Any => AuditKind::Any,
+                RecordKind::Decision => AuditKind::Decision,
+                RecordKind::Policy => AuditKind::Policy,
+                RecordKind::Admin => AuditKind::Admin,
+                RecordKind::Suppressed => AuditKind::Suppressed,
+                RecordKind::Start => AuditKind::Start,
+                RecordKind::Stop => AuditKind::Stop,
+                RecordKind::Any => AuditKind::Any,
             },
             user: self.user.clone(),
             server: self.server.as_ref().map(ToString::to_string),
@@ -169,8 +169,8 @@ impl Which {
             target: self.target.clone(),
             method: self.method.clone(),
             decision: self.decision.map(|verdict| match verdict {
-                Verdict::Allow => DecisionKind::Allow,
-                Verdict::Deny => DecisionKind::Deny,
+                DecisionFilter::Allow => DecisionKind::Allow,
+                DecisionFilter::Deny => DecisionKind::Deny,
             }),
             reason: self.reason.clone(),
             request: None,
@@ -197,7 +197,7 @@ fn print(rows: &[AuditRow], as_json: bool, more: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn tail(admin: &Admin, which: &Which, every: Duration, as_json: bool) -> Result<(), Failure> {
+async fn tail(admin: &AdminContext, which: &AuditSelector, every: Duration, as_json: bool) -> Result<(), Failure> {
     let mut shown: HashSet<(Incarnation, u64)> = HashSet::new();
     let newest = AuditFilter {
         limit: 10,
@@ -235,7 +235,7 @@ async fn tail(admin: &Admin, which: &Which, every: Duration, as_json: bool) -> R
     }
 }
 
-async fn show(admin: &Admin, request: RequestId, format: Format) -> Result<(), Failure> {
+async fn show(admin: &AdminContext, request: RequestId, format: Format) -> Result<(), Failure> {
     let filter = AuditFilter {
         environment: admin.config.environment.clone(),
         kind: AuditKind::Decision,
@@ -266,7 +266,7 @@ async fn show(admin: &Admin, request: RequestId, format: Format) -> Result<(), F
     rows.iter().try_for_each(|row| {
         let value = serde_json::to_value(row).map_err(Failure::failed)?;
         let mut lines = Vec::new();
-        fields("", &value, &mut lines);
+        flatten_fields("", &value, &mut lines);
         let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         lines
             .iter()
@@ -275,12 +275,12 @@ async fn show(admin: &Admin, request: RequestId, format: Format) -> Result<(), F
 }
 
 /// Flattens the members that have a value; the name of a nested one is its path, such as `outcome.status`.
-fn fields(prefix: &str, value: &serde_json::Value, lines: &mut Vec<(String, String)>) {
+fn flatten_fields(prefix: &str, value: &serde_json::Value, lines: &mut Vec<(String, String)>) {
     for (name, value) in value.as_object().into_iter().flatten() {
         let name = format!("{prefix}{name}");
         match value {
             serde_json::Value::Null => {}
-            serde_json::Value::Object(_) => fields(&format!("{name}."), value, lines),
+            serde_json::Value::Object(_) => flatten_fields(&format!("{name}."), value, lines),
             serde_json::Value::Array(items) if items.is_empty() => {}
             serde_json::Value::Array(items) => {
                 let texts = items
@@ -296,12 +296,12 @@ fn fields(prefix: &str, value: &serde_json::Value, lines: &mut Vec<(String, Stri
 
 /// Rows as a table, in the order given.
 pub fn as_table<'a>(rows: impl Iterator<Item = &'a AuditRow>) -> String {
-    table(&HEADS, rows.map(row))
+    table(&HEADS, rows.map(audit_row))
 }
 
 const HEADS: [&str; 8] = ["time", "decision", "reason", "user", "server", "what", "ended", "request"];
 
-fn row(row: &AuditRow) -> Vec<String> {
+fn audit_row(row: &AuditRow) -> Vec<String> {
     let who = row.email.clone().or_else(|| row.subject.as_ref().map(ToString::to_string));
     let what = row.tool.as_ref().or(row.target.as_ref()).or(row.method.as_ref());
     vec![
@@ -322,7 +322,7 @@ fn row(row: &AuditRow) -> Vec<String> {
 
 /// The cells of a row on one line: `tail` cannot know the widths of later rows.
 fn row_line(of: &AuditRow) -> String {
-    let cells = row(of);
+    let cells = audit_row(of);
     let cells: Vec<String> = cells.iter().map(|cell| clean(cell)).collect();
     cells.join("  ")
 }
@@ -387,7 +387,7 @@ mod tests {
             "a": null, "b": [], "c": ["x", 1], "d": { "e": "f", "g": null }, "h": 2
         });
         let mut lines = Vec::new();
-        fields("", &row, &mut lines);
+        flatten_fields("", &row, &mut lines);
         let shown: Vec<_> = lines.iter().map(|(name, text)| format!("{name}={text}")).collect();
         assert_eq!(shown, ["c=x,1", "d.e=f", "h=2"]);
     }

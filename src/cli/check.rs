@@ -1,7 +1,7 @@
 //! `guardian check`: everything that `serve` would refuse to start with, and what it would start with and not work, at once.
 
 use super::catalogue;
-use super::context::{self, ConfigFile, Login, now, shown};
+use super::context::{self, ConfigFile, Login, display_path, now};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
 use crate::app::policy_loader::{pinned_policies, settings};
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[command(
     after_help = "Example:\n  guardian check --config /etc/guardian/guardian.toml\n  guardian check --schema > config/guardian.schema.json"
 )]
-pub struct Check {
+pub struct CheckCommand {
     /// Print the JSON Schema of the configuration instead.
     #[arg(long)]
     schema: bool,
@@ -44,7 +44,7 @@ pub struct Check {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Weight {
+enum FindingSeverity {
     Warning,
     /// Does not work now; `serve` starts nevertheless.
     Trouble,
@@ -53,28 +53,28 @@ enum Weight {
 }
 
 /// What was looked at, and what was found there.
-struct Look {
+struct CheckItem {
     area: &'static str,
     at: String,
     found: Vec<Finding>,
 }
 
 struct Finding {
-    weight: Weight,
+    severity: FindingSeverity,
     message: String,
     location: Option<SourceLocation>,
 }
 
 #[derive(Default)]
-struct Findings(Vec<Look>);
+struct Findings(Vec<CheckItem>);
 
-impl Check {
+impl CheckCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
         if self.schema {
             return output::json(&config::schema());
         }
         let mut findings = Findings::default();
-        findings.look("configuration", shown(&file.path));
+        findings.begin("configuration", display_path(&file.path));
         match file.read() {
             Err(problems) => findings.configuration(&problems),
             Ok(loaded) => {
@@ -87,13 +87,13 @@ impl Check {
 
     async fn parts(&self, config: &CheckedConfig, findings: &mut Findings) {
         let bar = progress("checking");
-        findings.look("logging", config.log.level.clone());
+        findings.begin("logging", config.log.level.clone());
         findings.refuse(crate::telemetry::check_level(&config.log).err());
         let tls = &config.listen.tls;
-        findings.look("certificates", shown(&tls.certificate_file));
+        findings.begin("certificates", display_path(&tls.certificate_file));
         findings.refuse(transport::check_tls(tls, now()));
         findings.warn(transport::warnings(tls, now()));
-        findings.look("data folder", shown(&config.data_dir));
+        findings.begin("data folder", display_path(&config.data_dir));
         findings.refuse(unusable(&config.data_dir));
         if self.offline {
             return;
@@ -104,17 +104,17 @@ impl Check {
         }
         for server in &config.servers {
             bar.now(format_args!("calling {}", server.name));
-            findings.look("server", of_server(server));
+            findings.begin("server", of_server(server));
             match catalogue::fetch(server, PATIENCE).await {
                 Ok(offered) => findings.warn(offered.rejected.iter().map(|tool| left_out(server, tool))),
                 Err(message) => findings.trouble([message]),
             }
         }
-        findings.look("credentials", format_args!("{} issuers", config.issuers.len()));
+        findings.begin("credentials", format_args!("{} issuers", config.issuers.len()));
         findings.refuse(credentials(config).err());
         for issuer in config.issuers.iter().filter(|issuer| issuer.jwks_url.is_some()) {
             bar.now(format_args!("fetching the keys of {}", issuer.alias));
-            findings.look(
+            findings.begin(
                 "issuer",
                 format!("{} at {}", issuer.alias, issuer.jwks_url.as_deref().unwrap_or_default()),
             );
@@ -156,27 +156,27 @@ fn unusable(dir: &Path) -> Option<String> {
     match std::fs::metadata(dir) {
         Ok(meta) if meta.is_dir() => match std::fs::read_dir(dir) {
             Ok(_) => None,
-            Err(error) => Some(format!("cannot use the data folder `{}`: {error}", shown(dir))),
+            Err(error) => Some(format!("cannot use the data folder `{}`: {error}", display_path(dir))),
         },
-        Ok(_) => Some(format!("`data_dir` is `{}`, which is not a folder", shown(dir))),
+        Ok(_) => Some(format!("`data_dir` is `{}`, which is not a folder", display_path(dir))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => Some(format!("cannot use the data folder `{}`: {error}", shown(dir))),
+        Err(error) => Some(format!("cannot use the data folder `{}`: {error}", display_path(dir))),
     }
 }
 
 /// Whether the proxy could serve from it; what it knows of tools if so.
 async fn store(config: &Config, findings: &mut Findings) -> Option<Catalogue> {
-    findings.look("store", "");
+    findings.begin("store", "");
     if let (StoreKind::Sqlite, Some(file)) = (config.store.kind, config.store.file.as_deref())
         && !file.exists()
     {
-        let file = shown(file);
+        let file = display_path(file);
         findings.warn([format!(
             "the database `{file}` is not there yet: `serve` makes it, `guardian db migrate` does so now"
         )]);
         return None;
     }
-    let store = match context::open(&config.store, Login::Proxy).await {
+    let store = match context::open_store(&config.store, Login::Proxy).await {
         Ok(store) => store,
         Err(error) => {
             findings.store(error);
@@ -220,7 +220,7 @@ fn unreadable(rows: &[UnreadableRow], findings: &mut Findings) {
 }
 
 fn policies(config: &Config, catalogue: &Catalogue, findings: &mut Findings) {
-    findings.look("policies", shown(&config.policies.dir));
+    findings.begin("policies", display_path(&config.policies.dir));
     match pinned_policies(&config.policies) {
         Err(error) => findings.refuse(format!("{error:#}").lines()),
         Ok(sources) => match Snapshot::compile(&sources, catalogue, &settings(config)) {
@@ -268,8 +268,8 @@ async fn ask(client: Result<Client, ClientError>, request: Request<Full<Bytes>>)
 
 impl Findings {
     /// What is found from here on is found there.
-    fn look(&mut self, area: &'static str, at: impl ToString) {
-        self.0.push(Look {
+    fn begin(&mut self, area: &'static str, at: impl ToString) {
+        self.0.push(CheckItem {
             area,
             at: at.to_string(),
             found: Vec::new(),
@@ -286,8 +286,8 @@ impl Findings {
     fn configuration(&mut self, problems: &[config::ConfigProblem]) {
         for problem in problems {
             let weight = match problem.severity {
-                Severity::Error => Weight::Refused,
-                Severity::Warning => Weight::Warning,
+                Severity::Error => FindingSeverity::Refused,
+                Severity::Warning => FindingSeverity::Warning,
             };
             let message = problem.to_string();
             self.add(weight, message.replacen("warning: ", "", 1), Some(problem.location.clone()));
@@ -296,8 +296,8 @@ impl Findings {
 
     fn store(&mut self, error: StoreError) {
         let weight = match failure::is_unreachable(&error) {
-            true => Weight::StoreUnreachable,
-            false => Weight::Refused,
+            true => FindingSeverity::StoreUnreachable,
+            false => FindingSeverity::Refused,
         };
         self.add(weight, failure::advised(&error), None);
     }
@@ -305,52 +305,52 @@ impl Findings {
     fn refuse(&mut self, messages: impl IntoIterator<Item = impl ToString>) {
         messages
             .into_iter()
-            .for_each(|message| self.add(Weight::Refused, message.to_string(), None));
+            .for_each(|message| self.add(FindingSeverity::Refused, message.to_string(), None));
     }
 
     fn trouble(&mut self, messages: impl IntoIterator<Item = impl ToString>) {
         messages
             .into_iter()
-            .for_each(|message| self.add(Weight::Trouble, message.to_string(), None));
+            .for_each(|message| self.add(FindingSeverity::Trouble, message.to_string(), None));
     }
 
     fn warn(&mut self, messages: impl IntoIterator<Item = impl ToString>) {
         messages
             .into_iter()
-            .for_each(|message| self.add(Weight::Warning, message.to_string(), None));
+            .for_each(|message| self.add(FindingSeverity::Warning, message.to_string(), None));
     }
 
-    fn add(&mut self, weight: Weight, message: String, location: Option<SourceLocation>) {
+    fn add(&mut self, weight: FindingSeverity, message: String, location: Option<SourceLocation>) {
         let look = self.0.last_mut().expect("something is looked at before anything is found");
         look.found.push(Finding {
-            weight,
+            severity: weight,
             message,
             location,
         });
     }
 
     fn print(&self, format: Format) -> Result<(), Failure> {
-        let weights = || self.0.iter().flat_map(|look| &look.found).map(|finding| finding.weight);
-        let errors = weights().filter(|weight| *weight != Weight::Warning).count();
+        let weights = || self.0.iter().flat_map(|look| &look.found).map(|finding| finding.severity);
+        let errors = weights().filter(|weight| *weight != FindingSeverity::Warning).count();
         match format.json {
             true => output::json(&json!({ "ok": errors == 0, "findings": self.to_json() }))?,
             false => self.lines(errors)?,
         }
         match weights().max() {
-            None | Some(Weight::Warning) => Ok(()),
-            Some(Weight::Trouble) => Err(Failure::silent(failure::FINDING)),
-            Some(Weight::StoreUnreachable) => Err(Failure::silent(failure::UNREACHABLE)),
-            Some(Weight::Refused) => Err(Failure::silent(failure::USAGE)),
+            None | Some(FindingSeverity::Warning) => Ok(()),
+            Some(FindingSeverity::Trouble) => Err(Failure::silent(failure::FINDING)),
+            Some(FindingSeverity::StoreUnreachable) => Err(Failure::silent(failure::UNREACHABLE)),
+            Some(FindingSeverity::Refused) => Err(Failure::silent(failure::USAGE)),
         }
     }
 
     fn lines(&self, errors: usize) -> Result<(), Failure> {
-        for Look { area, at, found } in &self.0 {
+        for CheckItem { area, at, found } in &self.0 {
             if found.is_empty() {
                 line(format_args!("ok       {area}: {at}"))?;
             }
             for finding in found {
-                line(format_args!("{:<8} {area}: {}", finding.weight.word(), finding.message))?;
+                line(format_args!("{:<8} {area}: {}", finding.severity.word(), finding.message))?;
             }
         }
         match errors {
@@ -366,17 +366,17 @@ impl Findings {
             .iter()
             .flat_map(|look| look.found.iter().map(move |finding| (look, finding)));
         each.map(|(look, finding)| {
-            json!({ "area": look.area, "severity": finding.weight.word(), "message": finding.message, "place": finding.location })
+            json!({ "area": look.area, "severity": finding.severity.word(), "message": finding.message, "place": finding.location })
         })
         .collect()
     }
 }
 
-impl Weight {
+impl FindingSeverity {
     const fn word(self) -> &'static str {
         match self {
-            Weight::Warning => "warning",
-            Weight::Trouble | Weight::StoreUnreachable | Weight::Refused => "error",
+            FindingSeverity::Warning => "warning",
+            FindingSeverity::Trouble | FindingSeverity::StoreUnreachable | FindingSeverity::Refused => "error",
         }
     }
 }

@@ -48,16 +48,16 @@ fn variables() -> Variables {
 }
 
 /// What an administrative command needs: the configuration, and a store whose schema is current.
-pub struct Admin {
+pub struct AdminContext {
     pub config: CheckedConfig,
     pub store: Store,
 }
 
-impl Admin {
+impl AdminContext {
     /// Opens the store with the administrator's login; refuses a schema that is behind or ahead of this program.
     pub async fn open(file: &ConfigFile) -> Result<Self, Failure> {
         let config = file.load()?;
-        let store = open(&config.store, Login::Administrator).await?;
+        let store = open_store(&config.store, Login::Administrator).await?;
         store.require_current().await?;
         Ok(Self { config, store })
     }
@@ -137,7 +137,7 @@ pub enum Login {
 }
 
 /// Opens the store; a missing SQLite file is an error.
-pub async fn open(store: &StoreConfig, login: Login) -> Result<Store, StoreError> {
+pub async fn open_store(store: &StoreConfig, login: Login) -> Result<Store, StoreError> {
     Store::open(&address(store, login, false)?).await
 }
 
@@ -145,7 +145,7 @@ pub async fn open(store: &StoreConfig, login: Login) -> Result<Store, StoreError
 pub async fn open_or_create(store: &StoreConfig) -> Result<Store, Failure> {
     if let (StoreKind::Sqlite, Some(folder)) = (store.kind, store.file.as_deref().and_then(Path::parent)) {
         std::fs::create_dir_all(folder)
-            .map_err(|error| Failure::failed(format_args!("cannot make the folder `{}`: {error}", shown(folder))))?;
+            .map_err(|error| Failure::failed(format_args!("cannot make the folder `{}`: {error}", display_path(folder))))?;
     }
     Ok(Store::open(&address(store, Login::Administrator, true)?).await?)
 }
@@ -203,7 +203,7 @@ pub fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<
 }
 
 /// A path for messages, with control characters escaped.
-pub fn shown(path: &Path) -> String {
+pub fn display_path(path: &Path) -> String {
     clean(&path.display().to_string())
 }
 

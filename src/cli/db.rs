@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// Prepare the store.
 #[derive(Debug, clap::Subcommand)]
-pub enum Db {
+pub enum DbCommand {
     /// Bring the schema up to this program's version; makes the SQLite file if there is none.
     #[command(after_help = "Example:\n  guardian db migrate")]
     Migrate {
@@ -35,20 +35,20 @@ pub enum Db {
     },
 }
 
-impl Db {
+impl DbCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
         let config = file.load()?;
         match self {
-            Db::Migrate { format } => {
+            DbCommand::Migrate { format } => {
                 let store = context::open_or_create(&config.store).await?;
                 migrate(&store, *format).await
             }
-            Db::Bind {
+            DbCommand::Bind {
                 role,
                 environment,
                 format,
             } => {
-                let store = context::open(&config.store, Login::Administrator).await?;
+                let store = context::open_store(&config.store, Login::Administrator).await?;
                 let environment = environment.as_ref().unwrap_or(&config.environment);
                 store.bind_role(role, environment).await?;
                 format.done(
@@ -56,8 +56,8 @@ impl Db {
                     format_args!("`{}` sees the rows of `{environment}`", clean(role)),
                 )
             }
-            Db::Status { format } => {
-                let store = context::open(&config.store, Login::Administrator).await?;
+            DbCommand::Status { format } => {
+                let store = context::open_store(&config.store, Login::Administrator).await?;
                 status(&store, *format).await
             }
         }

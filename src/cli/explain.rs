@@ -2,7 +2,7 @@
 //! function; here the facts are made up: the caller counts as authenticated, and the grants, just read from the store, as
 //! fresh. Rate limits are not checked.
 
-use super::context::{Admin, ConfigFile, now};
+use super::context::{AdminContext, ConfigFile, now};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, line};
 use super::policy;
@@ -26,7 +26,7 @@ use uuid::Uuid;
 #[command(
     after_help = "Examples:\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --args '{\"path\":\"/etc/hosts\"}'\n  guardian policy explain --user alice@example.com --server demo --tool write_file \\\n    --policies drafts/\n  guardian policy explain --user alice@example.com --server demo --resource file:///notes.txt"
 )]
-pub struct Explain {
+pub struct ExplainCommand {
     /// Who would call, by id or e-mail.
     #[arg(long)]
     user: String,
@@ -34,7 +34,7 @@ pub struct Explain {
     #[arg(long)]
     server: ServerName,
     #[command(flatten)]
-    what: What,
+    what: ExplainTarget,
     /// The arguments of a tool or prompt, as JSON.
     #[arg(long, default_value = "{}", value_parser = arguments, value_name = "JSON")]
     args: Bytes,
@@ -54,7 +54,7 @@ pub struct Explain {
 /// What would be asked for.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-pub struct What {
+pub struct ExplainTarget {
     /// Which of its tools would be called.
     #[arg(long)]
     tool: Option<ToolName>,
@@ -66,9 +66,9 @@ pub struct What {
     prompt: Option<PromptName>,
 }
 
-impl Explain {
+impl ExplainCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let (config, store) = (&admin.config, &admin.store);
         let id = admin.user_id(&self.user).await?;
         admin.server(&self.server).await?;
@@ -81,7 +81,7 @@ impl Explain {
             Ok(snapshot) => snapshot,
             Err(problems) => return policy::refuse(&problems, &sources),
         };
-        let principal = principal(&member, self.client.clone(), config)?;
+        let principal = explained_principal(&member, self.client.clone(), config)?;
         let input = DecisionInput {
             now: now(),
             source_ip: self.ip,
@@ -162,7 +162,7 @@ impl Explain {
     }
 }
 
-impl What {
+impl ExplainTarget {
     fn target(&self) -> (Method, Target) {
         match (&self.tool, &self.resource, &self.prompt) {
             (Some(tool), _, _) => (Method::ToolsCall, Target::Tool(tool.clone())),
@@ -174,7 +174,7 @@ impl What {
 }
 
 /// The principal the user would be: their first identity of a configured issuer, else their API key.
-fn principal(member: &Member, client: Option<ClientId>, config: &Config) -> Result<Principal, Failure> {
+fn explained_principal(member: &Member, client: Option<ClientId>, config: &Config) -> Result<Principal, Failure> {
     let configured = |(issuer, subject): &(Issuer, SubjectName)| {
         let of = config.issuers.iter().find(|of| of.issuer == *issuer)?;
         Some((issuer.clone(), of.alias.clone(), subject.clone(), AuthMethod::Jwt))

@@ -1,6 +1,6 @@
 //! `guardian grant`: lists, adds and revokes grants: which user may use which server, with which scopes, until when.
 
-use super::context::{Admin, ConfigFile, moment_ahead};
+use super::context::{AdminContext, ConfigFile, moment_ahead};
 use super::failure::Failure;
 use super::output::{Format, at, clean, comma, json_array, or_dash};
 use crate::domain::{ClientId, GrantStatus, Scope, ServerName, Timestamp};
@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 /// Show, give and take away grants.
 #[derive(Debug, clap::Subcommand)]
-pub enum Grant {
+pub enum GrantCommand {
     /// Show grants.
     #[command(after_help = "Example:\n  guardian grant list --user alice@example.com")]
     List {
@@ -65,12 +65,12 @@ pub enum Grant {
     },
 }
 
-impl Grant {
+impl GrantCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let env = &admin.config.environment;
         match self {
-            Grant::List { user, server, format } => {
+            GrantCommand::List { user, server, format } => {
                 let user = admin.user_if_named(user.as_deref()).await?;
                 let mut grants = admin.store.list_grants(env, user.as_ref()).await?;
                 grants.retain(|row| server.as_ref().is_none_or(|server| row.grant.server == *server));
@@ -78,9 +78,9 @@ impl Grant {
                     return json_array(grants.iter().map(as_json));
                 }
                 let heads = ["user", "server", "client", "status", "scopes", "expires"];
-                format.list(&grants, &heads, "no grants; `guardian grant add` makes one", row)
+                format.list(&grants, &heads, "no grants; `guardian grant add` makes one", grant_row)
             }
-            Grant::Add {
+            GrantCommand::Add {
                 user,
                 server,
                 scopes,
@@ -107,7 +107,7 @@ impl Grant {
                     format_args!("{} {word} use {} on `{server}`{until}", clean(user), comma(scopes)),
                 )
             }
-            Grant::Revoke {
+            GrantCommand::Revoke {
                 user,
                 server,
                 client,
@@ -147,7 +147,7 @@ fn as_json(row: &GrantRow) -> Json {
     })
 }
 
-fn row(row: &GrantRow) -> Vec<String> {
+fn grant_row(row: &GrantRow) -> Vec<String> {
     let grant = &row.grant;
     let status = match grant.status {
         GrantStatus::Idle => "idle",

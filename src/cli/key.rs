@@ -1,6 +1,6 @@
 //! `guardian key`: makes, lists and revokes API keys. A key is printed once, when it is made; the store keeps only its HMAC.
 
-use super::context::{Admin, ConfigFile, moment_ahead, now};
+use super::context::{AdminContext, ConfigFile, moment_ahead, now};
 use super::failure::{Failure, with_causes};
 use super::output::{Format, at, clean, comma, json, line, note, or_dash};
 use crate::domain::{ApiKey, KeyId, Scope, Timestamp};
@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 
 /// Make, show and revoke API keys.
 #[derive(Debug, clap::Subcommand)]
-pub enum Key {
+pub enum KeyCommand {
     /// Make a key and print it, once.
     #[command(
         after_help = "Examples:\n  guardian key new --user alice@example.com --name laptop --expires 90d\n  export GUARDIAN_KEY=$(guardian key new --user ci --scopes read_file)"
@@ -50,12 +50,12 @@ pub enum Key {
     },
 }
 
-impl Key {
+impl KeyCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let env = &admin.config.environment;
         match self {
-            Key::New {
+            KeyCommand::New {
                 user,
                 name,
                 scopes,
@@ -90,14 +90,16 @@ impl Key {
                     clean(user)
                 ))
             }
-            Key::List { user, format } => {
+            KeyCommand::List { user, format } => {
                 let user = admin.user_if_named(user.as_deref()).await?;
                 let keys = admin.store.list_keys(env, user.as_ref()).await?;
                 let heads = ["key", "user", "name", "scopes", "state", "made", "expires"];
                 let now = now();
-                format.list(&keys, &heads, "no keys; `guardian key new` makes one", |key| row(key, now))
+                format.list(&keys, &heads, "no keys; `guardian key new` makes one", |key| {
+                    key_row(key, now)
+                })
             }
-            Key::Revoke { id, format } => {
+            KeyCommand::Revoke { id, format } => {
                 if !admin.store.revoke_key(env, id, now()).await? {
                     return Err(Failure::failed(format_args!(
                         "there is no key `{id}` to revoke; `guardian key list` shows all"
@@ -113,13 +115,13 @@ impl Key {
 }
 
 /// Loads the peppers, and creates the file if there is none.
-fn pepper(admin: &Admin) -> Result<Pepper, Failure> {
+fn pepper(admin: &AdminContext) -> Result<Pepper, Failure> {
     let file = admin.config.keys.pepper_file.clone();
     let file = file.unwrap_or_else(|| admin.config.data_dir.join("pepper"));
     Pepper::load_or_create(&file).map_err(|error| Failure::failed(with_causes(&error)))
 }
 
-fn row(key: &KeyRow, now: Timestamp) -> Vec<String> {
+fn key_row(key: &KeyRow, now: Timestamp) -> Vec<String> {
     let state = match (key.revoked_at, key.expires_at) {
         (Some(_), _) => "revoked",
         (None, Some(expires)) if expires <= now => "expired",

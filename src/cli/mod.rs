@@ -6,7 +6,6 @@ mod check;
 mod context;
 mod db;
 pub mod demo;
-mod embedded;
 mod explain;
 mod failure;
 mod grant;
@@ -16,6 +15,7 @@ mod policy;
 mod quickstart;
 mod serve;
 mod server;
+mod starter_policies;
 mod token;
 mod user;
 
@@ -37,25 +37,25 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Quickstart(quickstart::Quickstart),
-    Serve(serve::Serve),
-    Check(check::Check),
+    Quickstart(quickstart::QuickstartCommand),
+    Serve(serve::ServeCommand),
+    Check(check::CheckCommand),
     #[command(subcommand)]
-    Policy(policy::Policy),
+    Policy(policy::PolicyCommand),
     #[command(subcommand)]
-    Grant(grant::Grant),
+    Grant(grant::GrantCommand),
     #[command(subcommand)]
-    Key(key::Key),
+    Key(key::KeyCommand),
     #[command(subcommand)]
-    Token(token::Token),
+    Token(token::TokenCommand),
     #[command(subcommand)]
-    User(user::User),
+    User(user::UserCommand),
     #[command(subcommand)]
-    Server(server::Server),
+    Server(server::ServerCommand),
     #[command(subcommand)]
-    Audit(audit::Audit),
+    Audit(audit::AuditCommand),
     #[command(subcommand)]
-    Db(db::Db),
+    Db(db::DbCommand),
 }
 
 /// Runs the command that the arguments name. `EXIT_CODES` lists every exit code it returns.

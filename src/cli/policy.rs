@@ -1,8 +1,8 @@
 //! `guardian policy`: checks the policies against the tools in the store, prints the Cedar schema for that, and pins the
 //! policy files. A call is explained in `explain.rs`.
 
-use super::context::{self, ConfigFile, Login, shown};
-use super::explain::Explain;
+use super::context::{self, ConfigFile, Login, display_path};
+use super::explain::ExplainCommand;
 use super::failure::{self, Failure};
 use super::output::{Format, json, line, note};
 use crate::app::manifest::Manifest;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 /// Check policies before they judge anything.
 #[derive(Debug, clap::Subcommand)]
-pub enum Policy {
+pub enum PolicyCommand {
     /// Say everything that is wrong in the policies.
     ///
     /// They are checked strictly against the tools in the store: a misspelt tool or argument is an error here, not a policy
@@ -36,7 +36,7 @@ pub enum Policy {
     /// Prompts are not in the store: theirs are the arguments that the policies of the configuration name, each a text.
     #[command(after_help = "Example:\n  guardian policy schema > guardian.cedarschema")]
     Schema {},
-    Explain(Explain),
+    Explain(ExplainCommand),
     /// Approve the policies as they are: from then on no others are used.
     ///
     /// A manifest beside the policies has the digest of each file and how many forbids it has. A running Guardian, and the
@@ -48,10 +48,10 @@ pub enum Policy {
     },
 }
 
-impl Policy {
+impl PolicyCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
         match self {
-            Policy::Check { path, format } => {
+            PolicyCommand::Check { path, format } => {
                 let config = file.load()?;
                 let catalogue = catalogue(&config).await?;
                 let sources = sources(path.as_ref().unwrap_or(&config.policies.dir))?;
@@ -61,7 +61,7 @@ impl Policy {
                     *format,
                 )
             }
-            Policy::Schema {} => {
+            PolicyCommand::Schema {} => {
                 let config = file.load()?;
                 let catalogue = catalogue(&config).await?;
                 let settings = PolicySettings {
@@ -76,8 +76,8 @@ impl Policy {
                     Err(problems) => refuse(&problems, &[]),
                 }
             }
-            Policy::Explain(explain) => explain.run(file).await,
-            Policy::Pin { format } => {
+            PolicyCommand::Explain(explain) => explain.run(file).await,
+            PolicyCommand::Pin { format } => {
                 let config = file.load()?;
                 pin(&config, *format).await
             }
@@ -103,16 +103,16 @@ async fn pin(config: &Config, format: Format) -> Result<(), Failure> {
             "there are fewer forbids than were pinned before: {is} instead of {was}"
         ))?;
     }
-    let done = value!({ "manifest": shown(&file), "files": now.0.len(), "forbids": is, "forbids_before": was });
+    let done = value!({ "manifest": display_path(&file), "files": now.0.len(), "forbids": is, "forbids_before": was });
     format.done(
         &done,
-        format_args!("pinned {} files with {is} forbids in `{}`", now.0.len(), shown(&file)),
+        format_args!("pinned {} files with {is} forbids in `{}`", now.0.len(), display_path(&file)),
     )
 }
 
 /// The tools of all servers that the store knows; none before the first `serve` or `server catalog --refresh`.
 pub async fn catalogue(config: &Config) -> Result<Catalogue, Failure> {
-    let store = context::open(&config.store, Login::Administrator).await?;
+    let store = context::open_store(&config.store, Login::Administrator).await?;
     store.require_current().await?;
     catalogue_of(&store, config).await
 }

@@ -6,7 +6,7 @@
 use super::audit::as_table;
 use super::failure::Failure;
 use super::output::{line, table};
-use super::{demo, embedded};
+use super::{demo, starter_policies};
 use crate::app::{self, Running};
 use crate::config::{self, CheckedConfig, Config, Variables};
 use crate::domain::{
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// See three verdicts in seconds: a demo server behind the proxy, a user, a key, the audit trail.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  guardian quickstart\n  guardian quickstart --upstream http://127.0.0.1:3000/mcp")]
-pub struct Quickstart {
+pub struct QuickstartCommand {
     /// Put this MCP server (Streamable HTTP) behind the proxy instead of the built-in demo
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
@@ -53,7 +53,7 @@ const ROLE: &str = "developer";
 /// `write_file` is left out, so that its call is refused for a missing scope.
 const SCOPES: [&str; 5] = ["list_files", "read_file", "delete_file", "query", "count"];
 
-impl Quickstart {
+impl QuickstartCommand {
     pub fn run(&self) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -65,37 +65,37 @@ impl Quickstart {
     async fn show(&self) -> Result<(), Failure> {
         let began = Instant::now();
         transport::install_provider();
-        let place = Place::prepare(self)?;
+        let folder = QuickstartFolder::prepare(self)?;
         let demo = match &self.upstream {
-            None => Some(demo::start(&place.dir.join("scratch")).await.map_err(anyhow::Error::from)?),
+            None => Some(demo::start(&folder.dir.join("scratch")).await.map_err(anyhow::Error::from)?),
             Some(_) => None,
         };
-        let config = place.configure(self, demo.as_ref())?;
+        let config = folder.configure(self, demo.as_ref())?;
         telemetry::start(&config.log, std::io::stderr().is_terminal()).map_err(Failure::usage)?;
         let server = config
             .servers
             .first()
             .map(|server| server.name.clone())
             .context("a server was configured")?;
-        let key = place.admit_demo_user(&config, &server, self.upstream.is_some()).await?;
+        let key = folder.admit_demo_user(&config, &server, self.upstream.is_some()).await?;
         let environment = config.environment.clone();
         let running = Running::start(config).await?;
-        let guest = Guest {
-            place: &place,
+        let client = DemoClient {
+            folder: &folder,
             address: running.address,
             server: &server,
             key: &key,
         };
         line(format_args!(
             "Neural Guardian is serving on {} ({:.1} s after the start).\n",
-            guest.url(),
+            client.url(),
             began.elapsed().as_secs_f64()
         ))?;
         match &self.upstream {
-            None => guest.show_three_verdicts(&running.store, &environment).await?,
-            Some(_) => guest.show_tools().await?,
+            None => client.show_three_verdicts(&running.store, &environment).await?,
+            Some(_) => client.show_tools().await?,
         }
-        guest.print_snippets(&running, self.upstream.is_some())?;
+        client.print_snippets(&running, self.upstream.is_some())?;
         if self.once {
             running.stop(std::future::pending()).await?;
         } else {
@@ -110,15 +110,15 @@ impl Quickstart {
 }
 
 /// The folder with everything the quickstart makes, and the ports it serves on.
-struct Place {
+struct QuickstartFolder {
     dir: PathBuf,
     port: u16,
     metrics_port: u16,
 }
 
-impl Place {
+impl QuickstartFolder {
     /// Makes the folder and the development certificates, and picks the ports.
-    fn prepare(arguments: &Quickstart) -> Result<Self> {
+    fn prepare(arguments: &QuickstartCommand) -> Result<Self> {
         app::make_private_folder(&arguments.dir)?;
         let dir = arguments.dir.canonicalize()?;
         transport::dev_certificates(&dir.join("certs"), &[], app::now())?;
@@ -130,7 +130,7 @@ impl Place {
     }
 
     /// Writes `guardian.toml` and loads it as `serve` would.
-    fn configure(&self, arguments: &Quickstart, demo: Option<&demo::Demo>) -> Result<CheckedConfig> {
+    fn configure(&self, arguments: &QuickstartCommand, demo: Option<&demo::Demo>) -> Result<CheckedConfig> {
         let (name, url, credential) = match (demo, &arguments.upstream) {
             (Some(demo), _) => {
                 private_file(&self.dir.join("demo.credential"), demo.credential.expose_secret())?;
@@ -169,7 +169,7 @@ impl Place {
         let dir = self.dir.join("policies");
         if !dir.is_dir() {
             std::fs::create_dir(&dir)?;
-            for (name, text) in embedded::POLICIES {
+            for (name, text) in starter_policies::POLICIES {
                 std::fs::write(dir.join(name), text)?;
             }
         }
@@ -244,8 +244,8 @@ impl Place {
 }
 
 /// An MCP client with the demo user's API key, which makes the calls that the quickstart shows.
-struct Guest<'a> {
-    place: &'a Place,
+struct DemoClient<'a> {
+    folder: &'a QuickstartFolder,
     address: SocketAddr,
     server: &'a ServerName,
     key: &'a str,
@@ -262,7 +262,7 @@ const CALLS: [(&str, &str, &str); 3] = [
     ("delete_file", r#"{"path":"welcome.txt"}"#, "granted, but a policy forbids it"),
 ];
 
-impl Guest<'_> {
+impl DemoClient<'_> {
     fn url(&self) -> String {
         format!("https://localhost:{}/mcp/{}", self.address.port(), self.server)
     }
@@ -312,7 +312,7 @@ impl Guest<'_> {
     /// Sends one request through the proxy and returns the response; in an event stream that is the last event.
     async fn call(&self, method: &str, params: Value) -> Result<Value> {
         let client = Client::new(&ClientSettings {
-            ca_file: Some(self.place.dir.join("certs/ca.pem")),
+            ca_file: Some(self.folder.dir.join("certs/ca.pem")),
             allow_private: true,
             ..ClientSettings::default()
         })?;
@@ -360,14 +360,14 @@ impl Guest<'_> {
         format!(
             "{} audit query -c {}",
             program(),
-            shown(&self.place.dir.join("guardian.toml"))
+            display_path(&self.folder.dir.join("guardian.toml"))
         )
     }
 
     fn print_snippets(&self, running: &Running, upstream: bool) -> Result<(), Failure> {
         let (url, key, server) = (self.url(), self.key, self.server);
-        let ca = shown(&self.place.dir.join("certs/ca.pem"));
-        let full_ca = self.place.dir.join("certs/ca.pem").display().to_string();
+        let ca = display_path(&self.folder.dir.join("certs/ca.pem"));
+        let full_ca = self.folder.dir.join("certs/ca.pem").display().to_string();
         line(format_args!("\nClaude Code:\n  export NODE_EXTRA_CA_CERTS={full_ca}"))?;
         line(format_args!(
             "  claude mcp add --transport http {server} {url} --header \"Authorization: Bearer {key}\""
@@ -385,7 +385,10 @@ impl Guest<'_> {
         }
         line(format_args!("\nAudit:   {}", self.audit_command()))?;
         line(format_args!("Health:  curl http://{}/health", running.metrics_address))?;
-        line(format_args!("Config:  {}", shown(&self.place.dir.join("guardian.toml"))))
+        line(format_args!(
+            "Config:  {}",
+            display_path(&self.folder.dir.join("guardian.toml"))
+        ))
     }
 }
 
@@ -426,13 +429,13 @@ fn curl(ca: &str, key: &str, url: &str, tool: &str, arguments: &str) -> String {
 fn program() -> String {
     let own = std::env::current_exe().unwrap_or_default();
     match std::env::var_os("CARGO") {
-        Some(_) => shown(&own),
+        Some(_) => display_path(&own),
         None => std::env::args().next().unwrap_or_else(|| "guardian".to_owned()),
     }
 }
 
 /// A path relative to the current directory, if it is below that.
-fn shown(path: &Path) -> String {
+fn display_path(path: &Path) -> String {
     let here = std::env::current_dir()
         .and_then(|here| here.canonicalize())
         .unwrap_or_default();

@@ -11,9 +11,9 @@ use std::io::IsTerminal;
 /// SIGTERM and Ctrl-C let running calls finish; the second one ends them at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  guardian serve --config /etc/guardian/guardian.toml")]
-pub struct Serve {}
+pub struct ServeCommand {}
 
-impl Serve {
+impl ServeCommand {
     pub fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
         let loaded = file.read().map_err(|problems| Failure::configuration(&problems))?;
         for warning in &loaded.warnings {

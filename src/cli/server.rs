@@ -1,7 +1,7 @@
 //! `guardian server`: the registry of MCP servers, their tools, and which tool definitions are approved (pinned).
 
 use super::catalogue;
-use super::context::{self, Admin, ConfigFile, Login, shown};
+use super::context::{self, AdminContext, ConfigFile, Login, display_path};
 use super::failure::{self, Failure};
 use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
 use crate::config::PinMode;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Show servers and their tools, and approve definitions.
 #[derive(Debug, clap::Subcommand)]
-pub enum Server {
+pub enum ServerCommand {
     /// Show the servers of the configuration and of the registry.
     #[command(after_help = "Example:\n  guardian server list")]
     List {
@@ -103,7 +103,7 @@ pub enum Server {
 
 /// A row of `guardian server list`.
 #[derive(Serialize)]
-struct Listed {
+struct ServerSummary {
     name: ServerName,
     title: Option<String>,
     url: Option<String>,
@@ -115,9 +115,10 @@ struct Listed {
 
 /// A row of `guardian server catalog`.
 #[derive(Serialize)]
-struct Tool {
+struct ToolSummary {
     tool: ToolName,
-    standing: PinStatus,
+    #[serde(rename = "standing")]
+    pin_status: PinStatus,
     scopes: Vec<Scope>,
     read_only: bool,
     destructive: bool,
@@ -132,13 +133,13 @@ struct Tool {
     differs: Vec<String>,
 }
 
-impl Server {
+impl ServerCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let env = &admin.config.environment;
         match self {
-            Server::List { format } => list(&admin, *format).await,
-            Server::Add {
+            ServerCommand::List { format } => list(&admin, *format).await,
+            ServerCommand::Add {
                 name,
                 title,
                 url,
@@ -155,17 +156,17 @@ impl Server {
                 }
                 put(&admin, file, &row, *format).await
             }
-            Server::Disable { name, format } => {
+            ServerCommand::Disable { name, format } => {
                 admin.server(name).await?;
                 let row = registered(&admin, name).await?;
                 put(&admin, file, &RegistryRow { enabled: false, ..row }, *format).await
             }
-            Server::Enable { name, format } => {
+            ServerCommand::Enable { name, format } => {
                 admin.server(name).await?;
                 let row = registered(&admin, name).await?;
                 put(&admin, file, &RegistryRow { enabled: true, ..row }, *format).await
             }
-            Server::Catalog {
+            ServerCommand::Catalog {
                 name,
                 refresh,
                 changes,
@@ -177,7 +178,7 @@ impl Server {
                 }
                 catalog(&admin, name, *changes, *format).await
             }
-            Server::Pin {
+            ServerCommand::Pin {
                 name,
                 tool,
                 all: _,
@@ -198,7 +199,7 @@ impl Server {
     }
 }
 
-async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
+async fn list(admin: &AdminContext, format: Format) -> Result<(), Failure> {
     let env = &admin.config.environment;
     let (registry, stored) = (admin.store.list_servers(env).await?, admin.store.catalogue(env).await?);
     let configured = &admin.config.servers;
@@ -207,13 +208,13 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
         .map(|server| &server.name)
         .chain(registry.iter().map(|row| &row.server))
         .collect();
-    let listed: Vec<Listed> = names
+    let listed: Vec<ServerSummary> = names
         .into_iter()
         .map(|name| {
             let in_file = configured.iter().find(|server| server.name == *name);
             let row = registry.iter().find(|row| row.server == *name);
             let tools: Vec<PinStatus> = stored.iter().filter(|tool| tool.server == *name).map(pin_status).collect();
-            Listed {
+            ServerSummary {
                 name: name.clone(),
                 title: row.map(|row| row.name.clone()),
                 url: in_file
@@ -249,7 +250,7 @@ async fn list(admin: &Admin, format: Format) -> Result<(), Failure> {
 }
 
 /// Fetches the server's tools, as `serve` does, records them in the store and prints what changed.
-async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
+async fn ask(admin: &AdminContext, name: &ServerName) -> Result<(), Failure> {
     let configured = admin.config.servers.iter().find(|server| server.name == *name);
     let server = configured.ok_or_else(|| {
         Failure::failed(format_args!(
@@ -265,7 +266,7 @@ async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
         .collect();
     let pin_new = server.pin == PinMode::FirstUse;
     // what a server offers is no administrator's decision: it is recorded with the proxy's login, as `serve` records it
-    let proxy = context::open(&admin.config.store, Login::Proxy).await?;
+    let proxy = context::open_store(&admin.config.store, Login::Proxy).await?;
     let observed = proxy
         .observe_tools(&admin.config.environment, name, &offered, pin_new)
         .await?;
@@ -283,25 +284,30 @@ async fn ask(admin: &Admin, name: &ServerName) -> Result<(), Failure> {
         .try_for_each(|(word, tools)| note(format_args!("{word}: {}", comma(tools))))
 }
 
-async fn catalog(admin: &Admin, name: &ServerName, changes: bool, format: Format) -> Result<(), Failure> {
+async fn catalog(admin: &AdminContext, name: &ServerName, changes: bool, format: Format) -> Result<(), Failure> {
     let env = &admin.config.environment;
     let (registry, stored) = (admin.store.list_servers(env).await?, admin.store.catalogue(env).await?);
     let configured = &admin.config.servers;
-    let mut tools: Vec<Tool> = stored
+    let mut tools: Vec<ToolSummary> = stored
         .iter()
         .filter(|tool| tool.server == *name)
         .map(|tool| tool_of(tool, scopes_of(name, &tool.tool, configured, &registry)))
         .collect();
-    let waiting = tools.iter().any(|tool| waits(tool.standing));
+    let waiting = tools.iter().any(|tool| waits(tool.pin_status));
     if changes {
-        tools.retain(|tool| waits(tool.standing));
+        tools.retain(|tool| waits(tool.pin_status));
     }
     let none = "no tools are known yet; `--refresh` asks the server";
     let heads = ["tool", "standing", "scopes", "says it", "approved", "by"];
     if changes && !format.json && !tools.is_empty() {
         super::output::line(differences(&tools))?;
     } else {
-        format.list(&tools, &heads, if changes { "no tool waits for approval" } else { none }, row)?;
+        format.list(
+            &tools,
+            &heads,
+            if changes { "no tool waits for approval" } else { none },
+            tool_row,
+        )?;
     }
     for (tool, obstacle) in tools.iter().filter_map(|tool| Some(tool).zip(tool.obstacle.as_ref())) {
         note(format_args!("`{}`: {}", tool.tool, clean(obstacle)))?;
@@ -313,16 +319,16 @@ async fn catalog(admin: &Admin, name: &ServerName, changes: bool, format: Format
     }
 }
 
-fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> Tool {
+fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> ToolSummary {
     let read = |text: Option<&(Digest, String)>| -> Json {
         text.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default()
     };
     let (offered, pinned) = (read(tool.offered.as_ref()), read(tool.pinned.as_ref()));
     let hints = RawTool::read(if pinned.is_null() { &offered } else { &pinned })
         .map_or_else(|_| Annotations::default(), |tool| tool.annotations);
-    Tool {
+    ToolSummary {
         tool: tool.tool.clone(),
-        standing: pin_status(tool),
+        pin_status: pin_status(tool),
         scopes,
         read_only: hints.read_only,
         destructive: hints.destructive,
@@ -354,7 +360,7 @@ fn differing(pinned: &Json, offered: &Json) -> Vec<String> {
         .collect()
 }
 
-fn differences(tools: &[Tool]) -> String {
+fn differences(tools: &[ToolSummary]) -> String {
     let rows = tools.iter().flat_map(|tool| {
         tool.differs.iter().enumerate().map(|(index, differs)| {
             let name = if index == 0 { tool.tool.to_string() } else { String::new() };
@@ -364,7 +370,7 @@ fn differences(tools: &[Tool]) -> String {
     table(&["tool", "definition"], rows)
 }
 
-fn row(tool: &Tool) -> Vec<String> {
+fn tool_row(tool: &ToolSummary) -> Vec<String> {
     let says = match (tool.read_only, tool.destructive) {
         (true, _) => "only reads",
         (false, true) => "destroys",
@@ -372,7 +378,7 @@ fn row(tool: &Tool) -> Vec<String> {
     };
     vec![
         tool.tool.to_string(),
-        word(tool.standing).to_owned(),
+        word(tool.pin_status).to_owned(),
         comma(&tool.scopes),
         says.to_owned(),
         or_dash(tool.pinned_at.as_ref()),
@@ -394,7 +400,7 @@ const fn word(pin_status: PinStatus) -> &'static str {
 }
 
 /// The server's row of the registry, or a new row with the defaults.
-async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Failure> {
+async fn registered(admin: &AdminContext, name: &ServerName) -> Result<RegistryRow, Failure> {
     let known = admin.store.server(&admin.config.environment, name).await?;
     let new = || RegistryRow {
         server: name.clone(),
@@ -407,7 +413,7 @@ async fn registered(admin: &Admin, name: &ServerName) -> Result<RegistryRow, Fai
 }
 
 /// Writes the row to the registry and prints what that means for calls.
-async fn put(admin: &Admin, file: &ConfigFile, row: &RegistryRow, format: Format) -> Result<(), Failure> {
+async fn put(admin: &AdminContext, file: &ConfigFile, row: &RegistryRow, format: Format) -> Result<(), Failure> {
     admin.store.put_server(&admin.config.environment, row).await?;
     let state = if row.enabled {
         "may be called"
@@ -420,7 +426,7 @@ async fn put(admin: &Admin, file: &ConfigFile, row: &RegistryRow, format: Format
     } else {
         format!(
             "; it stands in no `[[servers]]` of {}, so nothing goes there yet",
-            shown(&file.path)
+            display_path(&file.path)
         )
     };
     format.done(&row_json(row), format_args!("`{}` {state}{hint}", row.server))

@@ -1,6 +1,6 @@
 //! `guardian token`: revokes tokens of issuers before they expire. API keys are the business of `guardian key`.
 
-use super::context::{Admin, ConfigFile, moment_ahead, moment_past, now};
+use super::context::{AdminContext, ConfigFile, moment_ahead, moment_past, now};
 use super::failure::Failure;
 use super::output::{Format, at, clean};
 use super::user::exact;
@@ -14,7 +14,7 @@ const LONG: HumanDuration = HumanDuration(Duration::from_secs(30 * 24 * 3_600));
 
 /// Refuse tokens before they expire.
 #[derive(Debug, clap::Subcommand)]
-pub enum Token {
+pub enum TokenCommand {
     /// Refuse every token issued up to now: of a user, or of what an issuer names in its tokens.
     ///
     /// Tokens issued later are taken again, so whoever is to stay out is disabled as well. Keys are revoked by `key revoke`.
@@ -23,7 +23,7 @@ pub enum Token {
     )]
     Revoke {
         #[command(flatten)]
-        of: Of,
+        of: TokenSelector,
         /// Those issued before this: a length of time ago, or a moment (RFC 3339); now, if nothing is said.
         #[arg(long, value_parser = moment_past, value_name = "WHEN")]
         before: Option<Timestamp>,
@@ -40,7 +40,7 @@ pub enum Token {
 
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
-pub struct Of {
+pub struct TokenSelector {
     /// By id or e-mail: every identity that is linked to them.
     #[arg(long, conflicts_with_all = ["issuer", "subject", "session", "client", "jti"])]
     user: Option<String>,
@@ -61,16 +61,16 @@ pub struct Of {
     jti: Option<String>,
 }
 
-impl Token {
+impl TokenCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let Token::Revoke {
+        let TokenCommand::Revoke {
             of,
             before,
             until,
             reason,
             format,
         } = self;
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let named = of.named(&admin).await?;
         let (before, until) = (before.unwrap_or_else(now), until.unwrap_or_else(|| now().plus(LONG.0)));
         for (issuer, kind, value) in &named {
@@ -106,9 +106,9 @@ impl Token {
     }
 }
 
-impl Of {
+impl TokenSelector {
     /// The issuers and values to revoke: all linked identities of `--user`, or the one value given with `--issuer`.
-    async fn named(&self, admin: &Admin) -> Result<Vec<(Issuer, RevocationKind, String)>, Failure> {
+    async fn named(&self, admin: &AdminContext) -> Result<Vec<(Issuer, RevocationKind, String)>, Failure> {
         if let Some(user) = &self.user {
             let row = admin.user(user).await?;
             if row.identities.is_empty() {

@@ -1,6 +1,6 @@
 //! `guardian user`: who is enrolled in this environment, with which roles, and which issuers' identities are linked to them.
 
-use super::context::{Admin, ConfigFile};
+use super::context::{AdminContext, ConfigFile};
 use super::failure::Failure;
 use super::output::{Format, at, clean, comma, json_array, or_dash};
 use crate::config::Config;
@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 /// Show, enrol, disable and link users and service accounts.
 #[derive(Debug, clap::Subcommand)]
-pub enum User {
+pub enum UserCommand {
     /// Show who is enrolled.
     #[command(after_help = "Example:\n  guardian user list --json | jq '.[].email'")]
     List {
@@ -80,7 +80,7 @@ pub enum User {
         /// By id or e-mail.
         user: String,
         #[command(flatten)]
-        identity: Identity,
+        identity: IdentityArgs,
         #[command(flatten)]
         format: Format,
     },
@@ -88,14 +88,14 @@ pub enum User {
     #[command(after_help = "Example:\n  guardian user unlink --issuer company --subject 6f9619ff-8b86-d011-b42d-00cf4fc964ff")]
     Unlink {
         #[command(flatten)]
-        identity: Identity,
+        identity: IdentityArgs,
         #[command(flatten)]
         format: Format,
     },
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Identity {
+pub struct IdentityArgs {
     /// The alias of a configured issuer, or an exact `iss`; `certificate` for client certificates.
     #[arg(long, value_name = "ALIAS|ISS")]
     issuer: Issuer,
@@ -104,20 +104,25 @@ pub struct Identity {
     subject: Subject,
 }
 
-impl User {
+impl UserCommand {
     pub async fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
-        let admin = Admin::open(file).await?;
+        let admin = AdminContext::open(file).await?;
         let (store, env) = (&admin.store, &admin.config.environment);
         match self {
-            User::List { format } => {
+            UserCommand::List { format } => {
                 let users = store.list_users(env).await?;
                 if format.json {
                     return json_array(users.iter().map(as_json));
                 }
                 let heads = ["e-mail", "id", "kind", "status", "roles", "identities"];
-                format.list(&users, &heads, "nobody is enrolled; `guardian user add` enrols somebody", row)
+                format.list(
+                    &users,
+                    &heads,
+                    "nobody is enrolled; `guardian user add` enrols somebody",
+                    user_row,
+                )
             }
-            User::Add {
+            UserCommand::Add {
                 email,
                 name,
                 roles,
@@ -159,9 +164,9 @@ impl User {
                     format_args!("enrolled as {id}; they need a grant next: `guardian grant add`"),
                 )
             }
-            User::Disable { user, format } => set(&admin, user, MemberStatus::Disabled, *format).await,
-            User::Enable { user, format } => set(&admin, user, MemberStatus::Active, *format).await,
-            User::Roles {
+            UserCommand::Disable { user, format } => set(&admin, user, MemberStatus::Disabled, *format).await,
+            UserCommand::Enable { user, format } => set(&admin, user, MemberStatus::Active, *format).await,
+            UserCommand::Roles {
                 user,
                 roles,
                 none: _,
@@ -179,14 +184,14 @@ impl User {
                     format_args!("`{}` now has {}", clean(user), clean(&now)),
                 )
             }
-            User::Link { user, identity, format } => {
+            UserCommand::Link { user, identity, format } => {
                 let id = admin.user_id(user).await?;
                 let issuer = exact(&admin.config, &identity.issuer);
                 store.link_identity(env, &id, &issuer, &identity.subject).await?;
                 let sentence = format!("`{}` of `{issuer}` is now `{}`", identity.subject, clean(user));
                 format.done(&json!({ "id": id, "issuer": issuer, "subject": identity.subject }), sentence)
             }
-            User::Unlink { identity, format } => {
+            UserCommand::Unlink { identity, format } => {
                 let issuer = exact(&admin.config, &identity.issuer);
                 if !store.unlink_identity(env, &issuer, &identity.subject).await? {
                     return Err(Failure::failed(format_args!(
@@ -203,7 +208,7 @@ impl User {
     }
 }
 
-async fn set(admin: &Admin, user: &str, to: MemberStatus, format: Format) -> Result<(), Failure> {
+async fn set(admin: &AdminContext, user: &str, to: MemberStatus, format: Format) -> Result<(), Failure> {
     let id = admin.user_id(user).await?;
     admin.store.set_user_status(&admin.config.environment, &id, to).await?;
     let word = match to {
@@ -247,7 +252,7 @@ fn as_json(user: &UserRow) -> Json {
     })
 }
 
-fn row(user: &UserRow) -> Vec<String> {
+fn user_row(user: &UserRow) -> Vec<String> {
     let kind = match user.kind {
         PrincipalKind::User => "user",
         PrincipalKind::Service => "service",

@@ -52,10 +52,10 @@ impl Scratch {
     pub(super) fn list(&self, path: &str) -> Result<String, String> {
         let folder = self.find(path)?;
         let mut lines = Vec::new();
-        for entry in fs::read_dir(folder).map_err(|error| said(path, &error))? {
-            let entry = entry.map_err(|error| said(path, &error))?;
+        for entry in fs::read_dir(folder).map_err(|error| io_message(path, &error))? {
+            let entry = entry.map_err(|error| io_message(path, &error))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let about = entry.metadata().map_err(|error| said(path, &error))?;
+            let about = entry.metadata().map_err(|error| io_message(path, &error))?;
             match about.file_type() {
                 kind if kind.is_dir() => lines.push(format!("{name}/")),
                 kind if kind.is_file() => lines.push(format!("{name}  {} bytes", about.len())),
@@ -75,7 +75,7 @@ impl Scratch {
         let mut bytes = Vec::new();
         fs::File::open(file)
             .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| said(path, &error))?;
+            .map_err(|error| io_message(path, &error))?;
         if bytes.len() > MAX_FILE_BYTES {
             return Err(format!("`{path}` is larger than {MAX_FILE_BYTES} bytes"));
         }
@@ -92,22 +92,22 @@ impl Scratch {
             Ok(about) if about.is_file() => {
                 let mut kept = file.clone().into_os_string();
                 kept.push("~");
-                fs::rename(&file, kept).map_err(|error| said(path, &error))?;
+                fs::rename(&file, kept).map_err(|error| io_message(path, &error))?;
             }
             Ok(_) => return Err(format!("`{path}` is not a file")),
             Err(error) if error.kind() == ErrorKind::NotFound => self.make_room()?,
-            Err(error) => return Err(said(path, &error)),
+            Err(error) => return Err(io_message(path, &error)),
         }
         if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder).map_err(|error| said(path, &error))?;
+            fs::create_dir_all(folder).map_err(|error| io_message(path, &error))?;
         }
-        fs::write(&file, content).map_err(|error| said(path, &error))?;
+        fs::write(&file, content).map_err(|error| io_message(path, &error))?;
         Ok(format!("Wrote {} bytes to `{path}`.", content.len()))
     }
 
     pub(super) fn delete(&self, path: &str) -> Result<String, String> {
         let file = self.find_file(path)?;
-        fs::remove_file(file).map_err(|error| said(path, &error))?;
+        fs::remove_file(file).map_err(|error| io_message(path, &error))?;
         Ok(format!("Deleted `{path}`."))
     }
 
@@ -116,7 +116,7 @@ impl Scratch {
         match fs::symlink_metadata(&found) {
             Ok(about) if about.is_file() => Ok(found),
             Ok(_) => Err(format!("`{path}` is not a file")),
-            Err(error) => Err(said(path, &error)),
+            Err(error) => Err(io_message(path, &error)),
         }
     }
 
@@ -148,7 +148,7 @@ impl Scratch {
         match entries(&self.root, MAX_ENTRIES) {
             Ok(count) if count < MAX_ENTRIES => Ok(()),
             Ok(_) => Err(format!("the scratch folder holds {MAX_ENTRIES} files already")),
-            Err(error) => Err(said(".", &error)),
+            Err(error) => Err(io_message(".", &error)),
         }
     }
 }
@@ -170,7 +170,7 @@ fn entries(folder: &Path, most: usize) -> io::Result<usize> {
 }
 
 /// A sentence for an I/O error, without the real path on this machine.
-fn said(path: &str, error: &io::Error) -> String {
+fn io_message(path: &str, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => format!("there is no `{path}`"),
         ErrorKind::NotADirectory => format!("`{path}` is not a folder"),

@@ -1,7 +1,7 @@
 //! HTTP of the demo server: checks path, credential, method, media types and body, then hands the message to its era.
 
-use super::reply::{self, Reply};
-use super::{Server, legacy, modern};
+use super::reply::{self, HttpReply};
+use super::{DemoServer, legacy, modern};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 /// A JSON-RPC request or notification of a client.
-pub(super) struct Message {
+pub(super) struct DemoMessage {
     pub(super) id: Option<Value>,
     pub(super) method: String,
     pub(super) params: Map<String, Value>,
@@ -24,11 +24,11 @@ pub(super) const VERSION_HEADER: &str = "mcp-protocol-version";
 const MAX_BODY_BYTES: usize = 1024 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> Result<Reply, Infallible> {
+pub(super) async fn handle_request(server: Arc<DemoServer>, request: Request<Incoming>) -> Result<HttpReply, Infallible> {
     Ok(route(&server, request).await)
 }
 
-async fn route(server: &Arc<Server>, request: Request<Incoming>) -> Reply {
+async fn route(server: &Arc<DemoServer>, request: Request<Incoming>) -> HttpReply {
     if request.uri().path() != "/mcp" {
         return reply::plain(StatusCode::NOT_FOUND, "the MCP endpoint is /mcp\n");
     }
@@ -51,7 +51,7 @@ async fn route(server: &Arc<Server>, request: Request<Incoming>) -> Reply {
     }
 }
 
-async fn post(server: &Arc<Server>, headers: &HeaderMap, body: Incoming) -> Reply {
+async fn post(server: &Arc<DemoServer>, headers: &HeaderMap, body: Incoming) -> HttpReply {
     if !is_json(headers) {
         return reply::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be application/json\n");
     }
@@ -67,7 +67,7 @@ async fn post(server: &Arc<Server>, headers: &HeaderMap, body: Incoming) -> Repl
         Ok(Err(_)) => return reply::plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or broke off\n"),
         Err(_) => return reply::plain(StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
     };
-    let message = match read(&body) {
+    let message = match parse_message(&body) {
         Ok(message) => message,
         Err(refusal) => return *refusal,
     };
@@ -78,7 +78,7 @@ async fn post(server: &Arc<Server>, headers: &HeaderMap, body: Incoming) -> Repl
     }
 }
 
-fn read(body: &Bytes) -> Result<Message, Box<Reply>> {
+fn parse_message(body: &Bytes) -> Result<DemoMessage, Box<HttpReply>> {
     let refuse = |id: &Value, code, text: &str| Err(Box::new(reply::error(StatusCode::BAD_REQUEST, id, code, text)));
     let value = match serde_json::from_slice(body) {
         Ok(Value::Object(value)) => value,
@@ -104,7 +104,7 @@ fn read(body: &Bytes) -> Result<Message, Box<Reply>> {
         Some(Value::Object(params)) => params,
         Some(_) => return refuse(known_id, reply::INVALID_PARAMS, "`params` must be an object"),
     };
-    Ok(Message { id, method, params })
+    Ok(DemoMessage { id, method, params })
 }
 
 /// Whether exactly one `Authorization` header is there and holds the credential; compared in constant time.

@@ -1,9 +1,9 @@
 //! The legacy era, 2024-11-05 to 2025-11-25: `initialize`, sessions, the GET stream and DELETE.
 
-use super::http::{Message, VERSION_HEADER, accepts, single};
-use super::reply::{self, Reply};
-use super::tools::{self, Outcome};
-use super::{Server, random_hex};
+use super::http::{DemoMessage, VERSION_HEADER, accepts, single};
+use super::reply::{self, HttpReply};
+use super::tools::{self, CallOutcome};
+use super::{DemoServer, random_hex};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
@@ -22,22 +22,22 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The open sessions. Past `MAX_SESSIONS` the oldest is ended for a new one.
 #[derive(Default)]
-pub(super) struct Sessions(Mutex<Table>);
+pub(super) struct DemoSessions(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    open: HashMap<String, Session>,
+    open: HashMap<String, DemoSession>,
     order: VecDeque<String>,
 }
 
 #[derive(Clone)]
-struct Session {
+struct DemoSession {
     version: &'static str,
     /// Cancelled at the end of the session, which ends its streams.
     end: CancellationToken,
 }
 
-impl Sessions {
+impl DemoSessions {
     fn start(&self, version: &'static str, end: CancellationToken) -> Option<String> {
         let id = random_hex()?;
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,11 +48,11 @@ impl Sessions {
             }
         }
         table.order.push_back(id.clone());
-        table.open.insert(id.clone(), Session { version, end });
+        table.open.insert(id.clone(), DemoSession { version, end });
         Some(id)
     }
 
-    fn find(&self, id: &str) -> Option<Session> {
+    fn find(&self, id: &str) -> Option<DemoSession> {
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.open.get(id).cloned()
     }
@@ -66,7 +66,7 @@ impl Sessions {
     }
 }
 
-pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message) -> Reply {
+pub(super) fn answer(server: &Arc<DemoServer>, headers: &HeaderMap, message: DemoMessage) -> HttpReply {
     if message.method == "initialize" {
         return initialize(server, &message);
     }
@@ -74,7 +74,7 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
     let session = if headers.contains_key(SESSION_HEADER) || message.id.is_none() {
         session(server, headers, message.id.as_ref())
     } else {
-        Ok(Session {
+        Ok(DemoSession {
             version: VERSIONS[VERSIONS.len() - 1],
             end: server.stop.child_token(),
         })
@@ -93,8 +93,8 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
         }
         "tools/list" => reply::result(id, &json!({ "tools": tools::definitions() })),
         "tools/call" => match tools::call(server, &message.params) {
-            Ok(Outcome::Done(result)) => reply::result(id, &result),
-            Ok(Outcome::Count(count)) => count.stream(server, id.clone(), session.end, |result| result),
+            Ok(CallOutcome::Done(result)) => reply::result(id, &result),
+            Ok(CallOutcome::Count(count)) => count.stream(server, id.clone(), session.end, |result| result),
             Err(text) => reply::error(StatusCode::OK, id, reply::INVALID_PARAMS, &text),
         },
         other => {
@@ -105,7 +105,7 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
 }
 
 /// GET: an event stream with keep-alive comments only, since this server sends no message of its own.
-pub(super) fn open_stream(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
+pub(super) fn open_stream(server: &Arc<DemoServer>, headers: &HeaderMap) -> HttpReply {
     if !accepts(headers, "text/event-stream") {
         return reply::plain(StatusCode::NOT_ACCEPTABLE, "accept text/event-stream\n");
     }
@@ -127,7 +127,7 @@ pub(super) fn open_stream(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
 }
 
 /// DELETE: ends the session.
-pub(super) fn end_session(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
+pub(super) fn end_session(server: &Arc<DemoServer>, headers: &HeaderMap) -> HttpReply {
     if let Err(refusal) = session(server, headers, None) {
         return *refusal;
     }
@@ -137,7 +137,7 @@ pub(super) fn end_session(server: &Arc<Server>, headers: &HeaderMap) -> Reply {
     reply::empty(StatusCode::NO_CONTENT)
 }
 
-fn initialize(server: &Arc<Server>, message: &Message) -> Reply {
+fn initialize(server: &Arc<DemoServer>, message: &DemoMessage) -> HttpReply {
     let Some(id) = &message.id else {
         let text = "`initialize` is a request";
         return reply::error(StatusCode::BAD_REQUEST, &Value::Null, reply::INVALID_REQUEST, text);
@@ -165,8 +165,8 @@ fn initialize(server: &Arc<Server>, message: &Message) -> Reply {
     answer
 }
 
-/// The session that `Mcp-Session-Id` names, or the response that refuses the request.
-fn session(server: &Server, headers: &HeaderMap, id: Option<&Value>) -> Result<Session, Box<Reply>> {
+/// The session that `Mcp-DemoSession-Id` names, or the response that refuses the request.
+fn session(server: &DemoServer, headers: &HeaderMap, id: Option<&Value>) -> Result<DemoSession, Box<HttpReply>> {
     let refuse = |status, code, text: &str| Err(Box::new(reply::error(status, id.unwrap_or(&Value::Null), code, text)));
     let Some(name) = single(headers, SESSION_HEADER) else {
         let text = "`Mcp-Session-Id` is missing; begin with `initialize`";

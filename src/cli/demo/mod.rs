@@ -15,7 +15,7 @@ use files::Scratch;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use legacy::Sessions;
+use legacy::DemoSessions;
 use secrecy::SecretString;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,10 +50,10 @@ pub enum DemoError {
 }
 
 /// What all requests share.
-struct Server {
+struct DemoServer {
     credential: String,
     scratch: Scratch,
-    sessions: Sessions,
+    sessions: DemoSessions,
     stop: CancellationToken,
     streams: TaskTracker,
 }
@@ -68,10 +68,10 @@ pub async fn start(scratch: &Path) -> Result<Demo, DemoError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(DemoError::Listen)?;
     let address = listener.local_addr().map_err(DemoError::Listen)?;
     let stop = CancellationToken::new();
-    let server = Arc::new(Server {
+    let server = Arc::new(DemoServer {
         credential: credential.clone(),
         scratch: prepared,
-        sessions: Sessions::default(),
+        sessions: DemoSessions::default(),
         stop: stop.clone(),
         streams: TaskTracker::new(),
     });
@@ -96,7 +96,7 @@ impl Demo {
     }
 }
 
-async fn serve(listener: TcpListener, server: Arc<Server>) {
+async fn serve(listener: TcpListener, server: Arc<DemoServer>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     loop {
@@ -113,7 +113,7 @@ async fn serve(listener: TcpListener, server: Arc<Server>) {
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(
                     TokioIo::new(socket),
-                    service_fn(move |request| http::answer(server.clone(), request)),
+                    service_fn(move |request| http::handle_request(server.clone(), request)),
                 );
             tokio::select! {
                 () = stop.cancelled() => {}

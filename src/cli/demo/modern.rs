@@ -1,11 +1,11 @@
 //! The modern era, 2026-07-28: every request carries its version and capabilities, its headers repeat parts of the body,
 //! and there are no sessions.
 
-use super::Server;
-use super::http::{Message, VERSION_HEADER, single};
+use super::DemoServer;
+use super::http::{DemoMessage, VERSION_HEADER, single};
 use super::legacy::VERSIONS;
-use super::reply::{self, Reply};
-use super::tools::{self, Outcome};
+use super::reply::{self, HttpReply};
+use super::tools::{self, CallOutcome};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, StatusCode};
@@ -21,17 +21,17 @@ const TTL_MS: u64 = 60_000;
 
 /// A message is modern if its `_meta` has a version, or if its version header is not a legacy one: then the error can say
 /// what `_meta` lacks.
-pub(super) fn is_modern(message: &Message, headers: &HeaderMap) -> bool {
+pub(super) fn is_modern(message: &DemoMessage, headers: &HeaderMap) -> bool {
     meta(message, VERSION_KEY).is_some()
         || headers.contains_key(VERSION_HEADER)
             && single(headers, VERSION_HEADER).is_none_or(|version| !VERSIONS.contains(&version))
 }
 
-pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message) -> Reply {
+pub(super) fn answer(server: &Arc<DemoServer>, headers: &HeaderMap, message: DemoMessage) -> HttpReply {
     let Some(id) = &message.id else {
         return reply::empty(StatusCode::ACCEPTED);
     };
-    if let Err(refusal) = check(headers, &message, id) {
+    if let Err(refusal) = check_request(headers, &message, id) {
         return *refusal;
     }
     match message.method.as_str() {
@@ -41,8 +41,8 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
         }
         "tools/list" => reply::result(id, &listed(json!({ "tools": tools::definitions() }))),
         "tools/call" => match tools::call(server, &message.params) {
-            Ok(Outcome::Done(result)) => reply::result(id, &complete(result)),
-            Ok(Outcome::Count(count)) => count.stream(server, id.clone(), server.stop.clone(), complete),
+            Ok(CallOutcome::Done(result)) => reply::result(id, &complete(result)),
+            Ok(CallOutcome::Count(count)) => count.stream(server, id.clone(), server.stop.clone(), complete),
             Err(text) => reply::error(StatusCode::OK, id, reply::INVALID_PARAMS, &text),
         },
         other => {
@@ -54,7 +54,7 @@ pub(super) fn answer(server: &Arc<Server>, headers: &HeaderMap, message: Message
 
 /// Checks in the order of the specification: the required `_meta` members, the version header, the version, the other
 /// headers.
-fn check(headers: &HeaderMap, message: &Message, id: &Value) -> Result<(), Box<Reply>> {
+fn check_request(headers: &HeaderMap, message: &DemoMessage, id: &Value) -> Result<(), Box<HttpReply>> {
     let refuse = |code, text: &str, data| Err(Box::new(reply::error_with(StatusCode::BAD_REQUEST, id, code, text, data)));
     let Some(version) = meta(message, VERSION_KEY).and_then(Value::as_str) else {
         return refuse(reply::INVALID_PARAMS, &format!("`_meta` has no `{VERSION_KEY}`"), None);
@@ -109,7 +109,7 @@ fn supported() -> Vec<&'static str> {
     std::iter::once(VERSION).chain(VERSIONS.into_iter().rev()).collect()
 }
 
-fn meta<'a>(message: &'a Message, key: &str) -> Option<&'a Value> {
+fn meta<'a>(message: &'a DemoMessage, key: &str) -> Option<&'a Value> {
     message.params.get("_meta")?.get(key)
 }
 

@@ -1,8 +1,8 @@
 //! The demo tools: their definitions, how their arguments are read, and what each does. An unknown argument is an error.
 
-use super::Server;
+use super::DemoServer;
 use super::query;
-use super::reply::{self, Reply};
+use super::reply::{self, HttpReply};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ pub(super) const INSTRUCTIONS: &str =
     "A demo server: files in a scratch folder, a small table of cities to query, and a slow counter.";
 
 /// What a tool gives: its result, or a count that is streamed.
-pub(super) enum Outcome {
+pub(super) enum CallOutcome {
     Done(Value),
     Count(Count),
 }
@@ -106,33 +106,33 @@ pub(super) fn definitions() -> Value {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Folder {
+struct FolderArgs {
     #[serde(default = "here")]
     path: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct FileArgs {
     path: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+struct WriteArgs {
     path: String,
     content: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Statement {
+struct QueryArgs {
     sql: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Numbers {
+struct CountArgs {
     to: u64,
     #[serde(default = "default_delay")]
     delay_ms: u64,
@@ -141,34 +141,34 @@ struct Numbers {
 const DEFAULT_DELAY_MS: u64 = 200;
 
 /// Runs a tool. `Err` becomes a JSON-RPC error; a tool that fails returns a result with `isError`.
-pub(super) fn call(server: &Server, params: &Map<String, Value>) -> Result<Outcome, String> {
+pub(super) fn call(server: &DemoServer, params: &Map<String, Value>) -> Result<CallOutcome, String> {
     let name = params.get("name").and_then(Value::as_str).ok_or("`name` is missing")?;
     let arguments = params.get("arguments").cloned().unwrap_or_else(|| json!({}));
     let scratch = &server.scratch;
     let said = match name {
-        "list_files" => read(arguments).and_then(|Folder { path }| scratch.list(&path)),
-        "read_file" => read(arguments).and_then(|File { path }| scratch.read(&path)),
-        "write_file" => read(arguments).and_then(|Text { path, content }| scratch.write(&path, &content)),
-        "delete_file" => read(arguments).and_then(|File { path }| scratch.delete(&path)),
-        "query" => read(arguments).and_then(|Statement { sql }| query::run(&sql)),
-        "count" => match read(arguments).and_then(Count::new) {
+        "list_files" => parse_arguments(arguments).and_then(|FolderArgs { path }| scratch.list(&path)),
+        "read_file" => parse_arguments(arguments).and_then(|FileArgs { path }| scratch.read(&path)),
+        "write_file" => parse_arguments(arguments).and_then(|WriteArgs { path, content }| scratch.write(&path, &content)),
+        "delete_file" => parse_arguments(arguments).and_then(|FileArgs { path }| scratch.delete(&path)),
+        "query" => parse_arguments(arguments).and_then(|QueryArgs { sql }| query::run(&sql)),
+        "count" => match parse_arguments(arguments).and_then(Count::new) {
             Ok(count) => {
                 let token = params.get("_meta").and_then(|meta| meta.get("progressToken")).cloned();
-                return Ok(Outcome::Count(Count { token, ..count }));
+                return Ok(CallOutcome::Count(Count { token, ..count }));
             }
             Err(text) => Err(text),
         },
         other => return Err(format!("there is no tool `{other}`")),
     };
-    Ok(Outcome::Done(match said {
+    Ok(CallOutcome::Done(match said {
         Ok(text) => json!({ "content": [{ "type": "text", "text": text }], "isError": false }),
         Err(text) => json!({ "content": [{ "type": "text", "text": text }], "isError": true }),
     }))
 }
 
 impl Count {
-    fn new(numbers: Numbers) -> Result<Self, String> {
-        let Numbers { to, delay_ms } = numbers;
+    fn new(numbers: CountArgs) -> Result<Self, String> {
+        let CountArgs { to, delay_ms } = numbers;
         if !(1..=100).contains(&to) {
             return Err("`to` must be from 1 to 100".to_owned());
         }
@@ -184,7 +184,13 @@ impl Count {
 
     /// Counts in a task of its own, which ends when the client disconnects or `end` is cancelled (the session or the server
     /// ends). `dress` adds what the era requires of a result.
-    pub(super) fn stream(self, server: &Arc<Server>, id: Value, end: CancellationToken, dress: fn(Value) -> Value) -> Reply {
+    pub(super) fn stream(
+        self,
+        server: &Arc<DemoServer>,
+        id: Value,
+        end: CancellationToken,
+        dress: fn(Value) -> Value,
+    ) -> HttpReply {
         let (sender, receiver) = mpsc::channel(1);
         server.streams.spawn(async move {
             for reached in 1..=self.to {
@@ -204,7 +210,7 @@ impl Count {
                         "message": format!("{reached} of {}", self.to),
                     },
                 });
-                if sender.send(reply::event(&progress)).await.is_err() {
+                if sender.send(reply::sse_event(&progress)).await.is_err() {
                     return;
                 }
             }
@@ -212,13 +218,13 @@ impl Count {
             let result = dress(json!({ "content": [{ "type": "text", "text": text }], "isError": false }));
             let last = json!({ "jsonrpc": "2.0", "id": id, "result": result });
             // an error means that the client has disconnected
-            let _gone = sender.send(reply::event(&last)).await;
+            let _gone = sender.send(reply::sse_event(&last)).await;
         });
         reply::events(receiver)
     }
 }
 
-fn read<T: DeserializeOwned>(arguments: Value) -> Result<T, String> {
+fn parse_arguments<T: DeserializeOwned>(arguments: Value) -> Result<T, String> {
     serde_json::from_value(arguments).map_err(|error| format!("the arguments do not fit: {error}"))
 }
 
