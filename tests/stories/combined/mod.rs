@@ -7,7 +7,7 @@ mod lists;
 mod sessions;
 mod streams;
 
-use crate::protocol::resources_and_prompts::WARES;
+use crate::protocol::resources_and_prompts::RESOURCES_AND_PROMPTS;
 use crate::support::client::{Answer, Client};
 use crate::support::issuer::Issuer;
 use crate::support::on_both_stores;
@@ -22,7 +22,7 @@ pub async fn two_servers(world: &mut World, scopes: [&str; 2], more: &str) -> (U
     let (files, notes) = (Upstream::start().await, Upstream::start().await);
     world.server("files", &files.url, more);
     world.server("notes", &notes.url, more);
-    world.policies(&format!("{POLICIES}{WARES}{OTHERS}"));
+    world.policies(&format!("{POLICIES}{RESOURCES_AND_PROMPTS}{OTHERS}"));
     world.person("ana", &["reader"]).await;
     world.grant("ana", "files", scopes[0]);
     world.grant("ana", "notes", scopes[1]);
@@ -30,7 +30,7 @@ pub async fn two_servers(world: &mut World, scopes: [&str; 2], more: &str) -> (U
     (files, notes, key)
 }
 
-/// Permits readers the prompt `greet` of `notes`, as `WARES` permits that of `files`.
+/// Permits readers the prompt `greet` of `notes`, as `RESOURCES_AND_PROMPTS` permits that of `files`.
 const OTHERS: &str = r#"
 @id("notes-greet")
 permit (principal in Guardian::Role::"reader", action == Guardian::Action::"get_prompt", resource == Guardian::Prompt::"notes/greet");

@@ -1,6 +1,6 @@
 //! The access matrix: every kind of caller and every kind of request, with the real binary's answers, in a readable file.
 
-use crate::protocol::resources_and_prompts::WARES;
+use crate::protocol::resources_and_prompts::RESOURCES_AND_PROMPTS;
 use crate::support::certificates::Authority;
 use crate::support::client::{Answer, Client};
 use crate::support::golden::golden;
@@ -172,7 +172,7 @@ impl Scene {
         world.server("silent", &self.silent.url, "first_byte_timeout = '1s'");
         let errs = "@id(\"overflows\") forbid (principal, action == Guardian::Action::\"files/add\", resource)\n\
                     when { context.input.a + 9223372036854775807 > 0 };";
-        world.policies(&format!("{POLICIES}\n{WARES}\n{errs}"));
+        world.policies(&format!("{POLICIES}\n{RESOURCES_AND_PROMPTS}\n{errs}"));
         self.broken.fault("echo", Fault::Status(500));
         self.silent.fault("echo", Fault::Hang);
     }

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 /// Readers may read notes that are not secret and get the prompt `greet`; writers may get `deploy`, not for production.
-pub const WARES: &str = r#"
+pub const RESOURCES_AND_PROMPTS: &str = r#"
 @id("readers-read-notes")
 permit (principal in Guardian::Role::"reader", action == Guardian::Action::"read_resource", resource)
 when { resource.uri like "notes://*" };
@@ -377,7 +377,7 @@ on_both_stores! {
         for (name, denials) in [("files", "tool_result"), ("hidden", "unknown_tool")] {
             world.server(name, &files.url, &format!("denials = '{denials}'"));
         }
-        world.policies(&format!("{POLICIES}{WARES}"));
+        world.policies(&format!("{POLICIES}{RESOURCES_AND_PROMPTS}"));
         world.person("ana", &["reader"]).await;
         world.grant("ana", "files", "*");
         world.grant("ana", "hidden", "*");
@@ -581,7 +581,7 @@ fn some_list(method: &str) -> Option<(&'static str, Value)> {
 async fn ana(world: &mut World, scopes: &str) -> (Upstream, String) {
     let files = Upstream::start().await;
     world.server("files", &files.url, "");
-    world.policies(&format!("{POLICIES}{WARES}"));
+    world.policies(&format!("{POLICIES}{RESOURCES_AND_PROMPTS}"));
     world.person("ana", &["reader"]).await;
     world.grant("ana", "files", scopes);
     let key = world.key("ana");
