@@ -259,7 +259,7 @@ async fn ask(admin: &AdminContext, name: &ServerName) -> Result<(), Failure> {
     })?;
     let bar = progress(format_args!("asking {name} for its tools"));
     let offered = catalogue::fetch(server, PATIENCE).await.map_err(Failure::failed)?;
-    let offered: Vec<_> = offered
+    let definitions: Vec<_> = offered
         .tools
         .iter()
         .map(|tool| (tool.name.clone(), tool.digest, tool.definition.to_string()))
@@ -268,7 +268,7 @@ async fn ask(admin: &AdminContext, name: &ServerName) -> Result<(), Failure> {
     // what a server offers is no administrator's decision: it is recorded with the proxy's login, as `serve` records it
     let proxy = context::open_store(&admin.config.store, Login::Proxy).await?;
     let observed = proxy
-        .observe_tools(&admin.config.environment, name, &offered, pin_new)
+        .observe_tools(&admin.config.environment, name, &definitions, pin_new)
         .await?;
     drop(bar);
     for tool in &offered.rejected {

@@ -238,7 +238,7 @@ impl Gate {
         &self,
         request: AuthenticatedRequest<'_>,
         server: ServerName,
-        call: Option<&ServerCall>,
+        server_call: Option<&ServerCall>,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Refusal> {
         let AuthenticatedRequest {
@@ -267,8 +267,8 @@ impl Gate {
             HttpVerb::Get => bodyless_call(Method::OpenStream, &mcp_headers, session?, &server, context)?,
             HttpVerb::Delete => bodyless_call(Method::EndSession, &mcp_headers, session?, &server, context)?,
         };
-        context.session = match call {
-            Some(call) => call.label(),
+        context.session = match server_call {
+            Some(server_call) => server_call.label(),
             None => session.as_ref().map(Session::label),
         };
         let mut authz = self.load_authz(authenticated, context).await?;
@@ -295,7 +295,7 @@ impl Gate {
         } = authz;
         let params = param_headers::checked_headers(permit.call(), headers, &snapshot)
             .inspect_err(|_| context.basis = Some(permit.basis().clone()))?;
-        let admission = if call.is_some_and(|call| call.is_counted) {
+        let admission = if server_call.is_some_and(|server_call| server_call.is_counted) {
             None
         } else {
             self.admit(&permit, &caller.principal, counted)
@@ -303,7 +303,12 @@ impl Gate {
         };
         let outbound_handles = OutboundHandles::of(translator, permit.call(), tasks);
         let filter = ResponseFilter::of(permit.call(), self.filter_context(&caller, context));
-        let mut screen = Screen::of(permit.call(), outbound_handles, filter, call.map(ServerCall::namespace));
+        let mut screen = Screen::of(
+            permit.call(),
+            outbound_handles,
+            filter,
+            server_call.map(ServerCall::namespace),
+        );
         let arguments = self.parts.redaction.apply(context.arguments.as_deref());
         let decision = context.permitted(&self.parts.environment, arguments);
         let ticket = grant_snapshot(generation, &caller, permit.basis());
@@ -315,8 +320,8 @@ impl Gate {
             }
         };
         let mut version = None;
-        if let Some(call) = call.filter(|call| call.opens(cleared.call())) {
-            match call.session().await {
+        if let Some(server_call) = server_call.filter(|server_call| server_call.opens(cleared.call())) {
+            match server_call.session().await {
                 Ok(server_session) => (session, version) = (server_session.session, Some(server_session.version)),
                 Err(refusal) => {
                     cleared.abort("no session could be opened");

@@ -268,8 +268,8 @@ pub fn refusal_response(refusal: &Refusal, to: &RefusalContext<'_>) -> Response<
         && !to.targets_resource_or_prompt()
         && let Some(id) = to.id
     {
-        let text = format!("Refused: {}.", sentence(&text, refusal).trim_end_matches('.'));
-        let result = json!({ "content": [{ "type": "text", "text": text }], "isError": true, "resultType": "complete",
+        let shown = format!("Refused: {}.", sentence(&text, refusal).trim_end_matches('.'));
+        let result = json!({ "content": [{ "type": "text", "text": shown }], "isError": true, "resultType": "complete",
             "_meta": { "guardian/refusal": data(&text, refusal, to) } });
         return json_response(StatusCode::OK, mcp::result(id, result));
     }

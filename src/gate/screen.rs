@@ -136,7 +136,7 @@ impl Screen {
             kind,
             server_message,
         } = match event {
-            Err(error) => return Some(event(&self.refusal_event(&error.into()))),
+            Err(error) => return Some(sse_event(&self.refusal_event(&error.into()))),
             Ok(event) => event,
         };
         if let Some(namespace) = &self.namespace {

@@ -95,11 +95,11 @@ impl Program {
             .process_group(0)
             .kill_on_drop(true)
             .spawn();
-        let mut child = spawned.map_err(|error| {
+        let mut child = spawned.map_err(|cause| {
             let error = ForwardError::after_sending(Reason::UpstreamUnreachable, "its program cannot be started");
             ForwardError {
                 may_have_run: false,
-                ..error.with_cause(&error)
+                ..error.with_cause(&cause)
             }
         })?;
         let (lines, queue) = mpsc::channel(QUEUE);

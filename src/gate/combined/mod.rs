@@ -187,7 +187,7 @@ impl CombinedCaller {
                 if sessionless && !matches!(method, Method::Initialize | Method::Ping) {
                     return Err(no_session());
                 }
-                let request = CombinedRequest {
+                let combined_request = CombinedRequest {
                     caller: self,
                     headers,
                     session,
@@ -196,7 +196,7 @@ impl CombinedCaller {
                     method,
                     params: request.params.unwrap_or_default(),
                 };
-                self.request(request, &request.id, version, context).await
+                self.request(combined_request, &request.id, version, context).await
             }
             Message::Notification(notification) => {
                 resolve_notification(&notification, mcp_headers, negotiated, context)?;

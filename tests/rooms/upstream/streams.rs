@@ -122,14 +122,14 @@ async fn the_bytes_of_a_stream_are_kept_whatever_its_line_ends() {
 
 #[tokio::test]
 async fn an_error_in_the_stream_is_an_answer() {
-    let error = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32602,\"message\":\"no\"}}\n\n";
-    let (text, error, outcome) = streamed(modern_call(), error).await;
-    assert_eq!((text.as_str(), error, outcome.tool_error), (error, None, Some(true)));
-    let nobody = error.replace("\"id\":7", "\"id\":null");
+    let answer = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32602,\"message\":\"no\"}}\n\n";
+    let (text, error, outcome) = streamed(modern_call(), answer).await;
+    assert_eq!((text.as_str(), error, outcome.tool_error), (answer, None, Some(true)));
+    let nobody = answer.replace("\"id\":7", "\"id\":null");
     let (text, error, _) = streamed(tool_call(), &nobody).await;
     assert_eq!(
         (text, error),
-        (format!("event: message\n{error}"), None),
+        (format!("event: message\n{answer}"), None),
         "addressed to the pending request"
     );
 }
