@@ -269,7 +269,7 @@ impl Store {
     /// These users as they are now, whatever the feed says of them.
     pub async fn members(&self, env: &EnvironmentName, users: &[UserId], at: &Anchor) -> Result<Delta, StoreError> {
         let changed = ChangedParts {
-            users: users.iter().map(|user| one_spelling(user.as_str())).collect(),
+            users: users.iter().filter_map(|user| uuid_in(user.as_str())).collect(),
             ..ChangedParts::default()
         };
         let mut tx = self.read().await?;
@@ -318,9 +318,11 @@ impl ChangedParts {
             }
             match (relation.as_str(), row.get::<Option<String>>("user_ref")?) {
                 _ if op == "T" => return Ok(None),
-                ("grant" | "key" | "user" | "identity", Some(user)) => {
-                    changed.users.insert(one_spelling(&user));
-                }
+                ("grant" | "key" | "user" | "identity", Some(user)) => match uuid_in(&user) {
+                    Some(user) => drop(changed.users.insert(user)),
+                    // a mapped view may translate it, from an e-mail address say
+                    None => return Ok(None),
+                },
                 ("revocation", _) => changed.revocations = true,
                 ("registry", _) => changed.registry = true,
                 ("catalogue", _) => changed.catalogue = true,
@@ -372,9 +374,10 @@ fn first_of(rows: &[Row]) -> Result<&Row, StoreError> {
     })
 }
 
-/// A UUID of a mapped table may be written otherwise there than here. Where it is none, nothing is said of its spelling.
-fn one_spelling(user: &str) -> String {
-    Uuid::try_parse(user).map_or_else(|_| user.to_owned(), |uuid| uuid.to_string())
+/// The UUID in a feed row, in the one spelling that rows are found by. Postgres accepts braces and leaves hyphens out at will.
+fn uuid_in(text: &str) -> Option<String> {
+    let digits: String = text.chars().filter(|c| !matches!(c, '-' | '{' | '}')).collect();
+    Uuid::try_parse(&digits).ok().map(|uuid| uuid.to_string())
 }
 
 async fn read_members(

@@ -1,7 +1,7 @@
 //! The two engines behind one handle: transactions, arguments and rows without a driver's types in them. Knows no table.
 
 use super::StoreError;
-use super::sqlite::{FileId, SqliteFile};
+use super::sqlite::{Files, SqliteFile};
 use super::unreadable::ColumnError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgPool, PgRow, Postgres};
@@ -250,7 +250,7 @@ struct SqliteTransaction {
     connection: PoolConnection<Sqlite>,
     ended: bool,
     /// For a write: the file that it goes to, which must still be the store's when it is committed.
-    writes_to: Option<(Arc<SqliteFile>, FileId)>,
+    writes_to: Option<(Arc<SqliteFile>, Files)>,
 }
 
 impl SqliteTransaction {
@@ -327,7 +327,7 @@ impl SqliteEngine {
         let mut begun = with_timeout(&self.location, begun).await?;
         begun.writes_to = match access {
             Access::Read => None,
-            Access::Write => Some((self.file.clone(), open.file())),
+            Access::Write => Some((self.file.clone(), open.files())),
         };
         Ok(Tx {
             on: TxBackend::Sqlite(begun),

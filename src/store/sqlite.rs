@@ -4,11 +4,12 @@ use super::check::check_file;
 use super::engine::{SqliteEngine, StoreLocation};
 use super::{Store, StoreError};
 use arc_swap::ArcSwap;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -24,17 +25,26 @@ pub(super) struct SqliteFile {
     reopening: Mutex<()>,
 }
 
-/// Connections to one file, whatever happens to its name.
+/// SqlitePools to one file and its write-ahead log, whatever happens to their names.
 pub(super) struct SqlitePools {
     /// One connection: SQLite has one writer, and waiting in this queue is fairer than in SQLite's.
     pub(super) writer: SqlitePool,
     pub(super) readers: SqlitePool,
-    file: FileId,
+    /// Open as long as the pools: without it, closing the last connection of a pool would delete the log.
+    keeps_log: StdMutex<Option<SqliteConnection>>,
+    files: Files,
 }
 
-/// Device and inode: what a file is, whatever its name.
+/// What the database file and its log are, whatever their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileId {
+pub(super) struct Files {
+    database: FileId,
+    log: Option<FileId>,
+}
+
+/// Device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
     device: u64,
     inode: u64,
 }
@@ -56,20 +66,26 @@ pub(super) async fn open_sqlite(file: &Path, create: bool) -> Result<SqliteEngin
 }
 
 impl SqliteFile {
-    /// Connections to the file that the path names now.
+    /// SqlitePools to the file that the path names now.
     pub(super) async fn current(&self) -> Result<Arc<SqlitePools>, StoreError> {
         let open = self.open.load_full();
-        if file_id(&self.path, &self.location)? == open.file {
+        let now = Files::of(&self.path, &self.location)?;
+        if now == open.files {
             return Ok(open);
+        }
+        if now.database == open.files.database {
+            // SQLite keeps one index of the log for each database file of a process: a second log cannot be opened beside
+            // the one that is in use.
+            return Err(self.unusable("its `-wal` file was removed or replaced while in use: restart Guardian"));
         }
         // Boxed: to check the new file is to use a store, which comes by here.
         Box::pin(self.reopen()).await
     }
 
-    /// Whether `written` is still the file that the path names. Asked after a commit: what was written to a file that has
+    /// Whether `written` are still the files that the path names. Asked after a commit: what was written to a file that has
     /// lost its name is lost with it.
-    pub(super) fn require_same(&self, written: FileId) -> Result<(), StoreError> {
-        if file_id(&self.path, &self.location)? == written {
+    pub(super) fn require_same(&self, written: Files) -> Result<(), StoreError> {
+        if Files::of(&self.path, &self.location)? == written {
             return Ok(());
         }
         Err(StoreError::Busy {
@@ -86,17 +102,21 @@ impl SqliteFile {
     async fn reopen(&self) -> Result<Arc<SqlitePools>, StoreError> {
         let _one_at_a_time = self.reopening.lock().await;
         let before = self.open.load_full();
-        if file_id(&self.path, &self.location)? == before.file {
+        let now = Files::of(&self.path, &self.location)?;
+        if now == before.files {
             return Ok(before);
+        }
+        // SQLite would replay it over the new file.
+        if now.log.is_some() && now.log == before.files.log {
+            return Err(
+                self.unusable("the `-wal` file of the database that was here lies beside it: remove the `-wal` and `-shm` files")
+            );
         }
         let found = Store::Sqlite(open_sqlite(&self.path, false).await?);
         found.require_current().await?;
         let problems = check_file(&found, &self.location).await?;
         if !problems.is_empty() {
-            return Err(StoreError::Unusable {
-                place: self.location.to_string(),
-                what: problems.join("; "),
-            });
+            return Err(self.unusable(problems.join("; ")));
         }
         let Store::Sqlite(engine) = &found else {
             unreachable!("a file is opened as SQLite")
@@ -108,25 +128,53 @@ impl SqliteFile {
         tokio::spawn(async move { before.close().await });
         Ok(now)
     }
+
+    fn unusable(&self, what: impl Into<String>) -> StoreError {
+        StoreError::Unusable {
+            place: self.location.to_string(),
+            what: what.into(),
+        }
+    }
 }
 
 impl SqlitePools {
-    pub(super) fn file(&self) -> FileId {
-        self.file
+    pub(super) fn files(&self) -> Files {
+        self.files
     }
 
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+        let keeps_log = self.keeps_log.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(connection) = keeps_log {
+            // What cannot be folded into the file stays in its log.
+            let _closed = connection.close().await;
+        }
+    }
+}
+
+impl Files {
+    fn of(path: &Path, location: &StoreLocation) -> Result<Self, StoreError> {
+        let log = PathBuf::from(format!("{}-wal", path.display()));
+        Ok(Self {
+            database: file_id(path, location)?,
+            log: fs::metadata(log).ok().map(|meta| FileId::of(&meta)),
+        })
+    }
+}
+
+impl FileId {
+    fn of(meta: &fs::Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
     }
 }
 
 fn file_id(path: &Path, location: &StoreLocation) -> Result<FileId, StoreError> {
     match fs::metadata(path) {
-        Ok(meta) => Ok(FileId {
-            device: meta.dev(),
-            inode: meta.ino(),
-        }),
+        Ok(meta) => Ok(FileId::of(&meta)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(location.to_string())),
         Err(error) => Err(StoreError::Unreachable {
             place: location.to_string(),
@@ -149,19 +197,25 @@ async fn connect(file: &Path, location: &Arc<StoreLocation>) -> Result<SqlitePoo
     // Each new connection proves that the name still leads to the file that these connections are for: without that, one
     // that is opened after a replacement would silently read another file than its siblings.
     let expected = file_id(file, location)?;
-    let writer = lasting(1, file, expected).connect_with(writer).await;
-    let writer = writer.map_err(|error| StoreError::of(error, location))?;
+    let failed = |error| StoreError::of(error, location);
+    let writer = lasting(1, file, expected).connect_with(writer).await.map_err(failed)?;
+    let mut keeps_log = reader.connect().await.map_err(failed)?;
+    // The first read opens the log, and makes it where there is none.
+    let read = sqlx::raw_sql("SELECT count(*) FROM sqlite_schema").execute(&mut keeps_log);
+    read.await.map_err(failed)?;
+    let files = Files::of(file, location)?;
     let readers: SqlitePool = lasting(READERS, file, expected).connect_lazy_with(reader);
     Ok(SqlitePools {
         writer,
         readers,
-        file: expected,
+        keeps_log: StdMutex::new(Some(keeps_log)),
+        files,
     })
 }
 
 fn lasting(connections: u32, file: &Path, expected: FileId) -> SqlitePoolOptions {
     let file = file.to_owned();
-    let same = move || fs::metadata(&file).is_ok_and(|meta| (meta.dev(), meta.ino()) == (expected.device, expected.inode));
+    let same = move || fs::metadata(&file).is_ok_and(|meta| FileId::of(&meta) == expected);
     SqlitePoolOptions::new()
         .after_connect(move |_, _| {
             let replaced = (!same()).then(|| sqlx::Error::Protocol("the database file was replaced meanwhile".to_owned()));

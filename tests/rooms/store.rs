@@ -2,6 +2,7 @@
 
 mod audit;
 mod errors;
+mod feed;
 mod opening;
 mod roles;
 mod tools;

@@ -9,60 +9,79 @@ SET LOCAL ROLE guardian_owner;
 -- `guardian.grants` may read any tables through any views: they are found by what their rules depend on. By name and not
 -- by regclass literal, which would keep the view from being dropped and made anew.
 CREATE VIEW guardian.feed_state AS
-WITH RECURSIVE reads (oid) AS (
-    SELECT to_regclass('guardian.grants')::oid
+WITH RECURSIVE wanted (name) AS (
+  SELECT unnest(ARRAY['grants', 'api_keys', 'users', 'user_identities', 'mcp_registry', 'revocations', 'server_tools'])
+), reads (oid) AS (
+    SELECT to_regclass('guardian.' || name)::oid FROM wanted
   UNION
     SELECT next.oid FROM reads r CROSS JOIN LATERAL (
+        -- what a view selects from; rules of tables that do something else are no reading
         SELECT d.refobjid FROM pg_catalog.pg_rewrite w
           JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = w.oid
             AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid <> r.oid
-         WHERE w.ev_class = r.oid
+         WHERE w.ev_class = r.oid AND w.ev_type = '1'
       UNION ALL
-        -- rows of inheriting tables are read with their parent's; partitions have their parent's triggers
-        SELECT i.inhrelid FROM pg_catalog.pg_inherits i
-          JOIN pg_catalog.pg_class c ON c.oid = i.inhparent AND c.relkind = 'r'
-         WHERE i.inhparent = r.oid
+        -- rows of partitions and of inheriting tables are read with their parent's
+        SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = r.oid
     ) AS next (oid)
 ), relations AS (
-  SELECT c.oid, c.relkind, c.oid::regclass::text AS name
-    FROM reads JOIN pg_catalog.pg_class c USING (oid)
-  UNION
-  SELECT c.oid, c.relkind, c.oid::regclass::text
-    FROM unnest(ARRAY['api_keys', 'users', 'user_identities', 'mcp_registry', 'revocations', 'server_tools']) AS t(name)
-    JOIN pg_catalog.pg_class c ON c.oid = to_regclass('guardian.' || t.name)
+  SELECT c.oid, c.xmin, c.relkind, c.relispartition, c.oid::regclass::text AS name
+    FROM reads JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind NOT IN ('i', 'I', 'S')
 ), triggers AS (
-  SELECT t.tgrelid, t.oid, t.xmin, t.tgname, t.tgqual IS NULL AND t.tgattr = ''::int2vector AS always,
-         t.tgenabled IN ('O', 'A') AS enabled,
+  SELECT t.tgrelid, t.oid, t.xmin, string_to_array(encode(t.tgargs, 'escape'), '\000') AS args,
+         t.tgqual IS NULL AND t.tgattr = ''::int2vector AS always,
+         -- changes that logical replication brings fire only triggers that are enabled ALWAYS
+         t.tgenabled = 'A' OR t.tgenabled = 'O' AND NOT EXISTS
+           (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = t.tgrelid) AS enabled,
          -- bits of pg_trigger.tgtype: 1 for each row, 4 insert, 8 delete, 16 update, 32 truncate
          t.tgtype & 29 = 29 AND t.tginitdeferred AS tells_rows,
          t.tgtype & 33 = 32 AS tells_truncate
     FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid
    WHERE t.tgfoid = to_regproc('guardian.emit_change')
 ), gaps AS (
-  SELECT 'the view `guardian.grants` is missing' AS gap WHERE to_regclass('guardian.grants') IS NULL
-  UNION ALL
-  SELECT 'table `guardian.' || t.name || '` is missing'
-    FROM unnest(ARRAY['api_keys', 'users', 'user_identities', 'mcp_registry', 'revocations', 'server_tools']) AS t(name)
-   WHERE to_regclass('guardian.' || t.name) IS NULL
+  SELECT '`guardian.' || name || '` is missing' AS gap FROM wanted WHERE to_regclass('guardian.' || name) IS NULL
   UNION ALL
   SELECT '`guardian.grants` reads no table' WHERE to_regclass('guardian.grants') IS NOT NULL
-     AND NOT EXISTS (SELECT FROM relations r WHERE r.relkind IN ('r', 'p', 'f', 'm') AND r.oid IN (SELECT oid FROM reads))
+     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
+                      WHERE d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+                        AND w.ev_class = to_regclass('guardian.grants') AND d.refobjid <> w.ev_class)
   UNION ALL
-  SELECT CASE r.relkind WHEN 'm' THEN '`' || r.name || '` is a materialized view, whose changes nothing tells of'
-                        ELSE '`' || r.name || '` is a foreign table, whose changes nothing tells of' END
-    FROM relations r WHERE r.relkind IN ('m', 'f')
+  SELECT '`' || r.name || '` is a ' || k.kind || ', whose changes nothing tells of' FROM relations r
+    JOIN (VALUES ('m', 'materialized view'), ('f', 'foreign table')) AS k(relkind, kind) ON k.relkind = r.relkind::text
+  UNION ALL
+  SELECT 'the view `' || r.name || '` reads through the function `' || p.oid::regproc
+         || '`, whose tables nothing tells of: declare it IMMUTABLE if it reads none'
+    FROM relations r JOIN pg_catalog.pg_rewrite w ON w.ev_class = r.oid AND w.ev_type = '1'
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = w.oid
+     AND d.refclassid = 'pg_catalog.pg_proc'::regclass
+    JOIN pg_catalog.pg_proc p ON p.oid = d.refobjid AND p.provolatile <> 'i'
+   WHERE r.relkind = 'v'
   UNION ALL
   SELECT 'change feed is missing or disabled on `' || r.name || '`' FROM relations r
    WHERE r.relkind IN ('r', 'p')
      AND NOT (EXISTS (SELECT FROM triggers t WHERE t.tgrelid = r.oid AND t.enabled AND t.always AND t.tells_rows)
-          AND EXISTS (SELECT FROM triggers t WHERE t.tgrelid = r.oid AND t.enabled AND t.always AND t.tells_truncate))
+          -- a partition has no trigger of its own for TRUNCATE; its fingerprint changes
+          AND (r.relispartition
+               OR EXISTS (SELECT FROM triggers t WHERE t.tgrelid = r.oid AND t.enabled AND t.always AND t.tells_truncate)))
+  UNION ALL
+  -- the second and third argument of `attach_change_feed` after the relation: the columns of environment and user
+  SELECT 'the change feed of `' || r.name || '` names a column `' || a.col || '` that is not there'
+    FROM relations r JOIN triggers t ON t.tgrelid = r.oid
+    CROSS JOIN LATERAL (VALUES (t.args[2]), (t.args[3])) AS a(col)
+   WHERE a.col <> '' AND a.col NOT LIKE '=%' AND NOT EXISTS
+     (SELECT FROM pg_catalog.pg_attribute c WHERE c.attrelid = r.oid AND c.attname = a.col AND NOT c.attisdropped)
 )
-SELECT (SELECT string_agg(gap, '; ' ORDER BY gap) FROM gaps) AS gaps,
+SELECT (SELECT string_agg(DISTINCT gap, '; ' ORDER BY gap) FROM gaps) AS gaps,
        md5(concat_ws(',',
-         (SELECT string_agg(r.oid::text, ' ' ORDER BY r.oid) FROM relations r),
+         (SELECT string_agg(r.oid || ':' || r.xmin, ' ' ORDER BY r.oid) FROM relations r),
          (SELECT string_agg(w.oid || ':' || w.xmin, ' ' ORDER BY w.oid) FROM pg_catalog.pg_rewrite w
            WHERE w.ev_class IN (SELECT oid FROM reads)),
-         (SELECT string_agg(t.oid || ':' || t.xmin, ' ' ORDER BY t.oid) FROM triggers t))) AS fingerprint;
+         (SELECT string_agg(t.oid || ':' || t.xmin, ' ' ORDER BY t.oid) FROM triggers t),
+         (SELECT p.xmin FROM pg_catalog.pg_proc p WHERE p.oid = to_regproc('guardian.emit_change')))) AS fingerprint;
+
+COMMENT ON VIEW guardian.feed_state IS
+  'Not seen: row security policies that read other tables, and a view that asks the clock. Where a mapped view translates '
+  'users, attach its tables with an empty user column: each change is then followed by a whole reading.';
 
 GRANT SELECT ON guardian.feed_state TO guardian_proxy, guardian_admin, guardian_auditor;
 

@@ -274,10 +274,21 @@ async fn a_mapped_user_who_has_no_uuid_keeps_nobody_from_being_followed() {
         ))
         .await;
     let anchor = directory(world).await.anchor;
-    world.by_hand("UPDATE schema.theirs SET status = 'revoked'").await;
+    world
+        .by_hand(&format!(
+            "UPDATE schema.theirs SET status = 'revoked' WHERE user_id = '{written}'"
+        ))
+        .await;
     let delta = since(world, &anchor).await;
     let ann_now = delta.members.iter().find(|(id, _)| *id == ann).unwrap().1.as_ref();
     assert_eq!(ann_now.unwrap().grants[0].status, GrantStatus::Revoked);
+
+    // The view may translate what is no UUID, so that only a whole reading is sure to see the change.
+    world
+        .by_hand("UPDATE schema.theirs SET status = 'revoked' WHERE user_id = 'user_2ab'")
+        .await;
+    let after = world.proxy.catch_up(&env(), &delta.anchor).await.unwrap();
+    assert_eq!(after, CatchUp::Reload);
 }
 
 fn of(row: &UnreadableRow) -> (&'static str, &'static str, Option<&str>) {

@@ -61,7 +61,17 @@ async fn a_database_file_that_is_replaced_is_taken_up() {
     call_often(&client, 5).await;
     world.shipped().await;
 
-    replace_by_backup(&world).await;
+    // As an operator restores a backup. The log of the old database would be replayed over it, so it has to go too.
+    let (file, backup) = (world.file("data/guardian.db"), world.file("data/backup.db"));
+    execute_in_file(&file, &format!("VACUUM INTO '{}'", backup.display())).await;
+    fs::rename(&backup, &file).unwrap();
+    eventually("calls to be refused while the old log lies beside the file", async || {
+        let answer = client.call("echo", json!({ "text": "hi" })).await;
+        (answer.verdict() == "200 stale_authorization").then_some(())
+    })
+    .await;
+    says_degraded(&world, "remove the `-wal` and `-shm` files").await.unwrap();
+    remove_log(&world);
     world.revoke("ana", "files");
     eventually("the revocation in the new file to bind", async || {
         let answer = client.call("echo", json!({ "text": "hi" })).await;
@@ -80,6 +90,43 @@ async fn a_database_file_that_is_replaced_is_taken_up() {
     );
     assert_eq!(world.audit("--tool echo --decision allow").len(), reached);
     assert!(world.log().contains("the database file was replaced while serving"));
+}
+
+/// What other processes commit goes to a new log then, which the open connections would never read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_whose_log_was_removed_is_not_trusted() {
+    let mut world = World::new(Engine::Sqlite).await;
+    let (files, key) = ana_reads_files(&mut world).await;
+    world
+        .set("grants.max_staleness", "'1s'")
+        .set("grants.confirm_after", "'500ms'");
+    world.start().await;
+    let client = world.connected("files", &key).await;
+    call_often(&client, 5).await;
+    world.shipped().await;
+
+    remove_log(&world);
+    world.revoke("ana", "files");
+    eventually("calls to be refused", async || {
+        let answer = client.call("echo", json!({ "text": "hi" })).await;
+        (answer.verdict() == "200 stale_authorization").then_some(())
+    })
+    .await;
+    says_degraded(&world, "was removed or replaced while in use: restart Guardian")
+        .await
+        .unwrap();
+    let reached = files.calls().len();
+
+    world.kill();
+    world.start().await;
+    let client = world.connected("files", &key).await;
+    assert_eq!(
+        client.call("echo", json!({ "text": "hi" })).await.verdict(),
+        "200 grant_revoked"
+    );
+    assert_eq!(files.calls().len(), reached);
+    world.shipped().await;
+    assert_eq!(world.audit("--tool echo --decision allow").len(), reached);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,11 +249,7 @@ async fn says_degraded(world: &World, what: &str) -> Option<()> {
     (health["status"] == "degraded" && health["degraded"].to_string().contains(what)).then_some(())
 }
 
-/// As an operator restores one: the copy takes the name of the database, and the files beside the old one go.
-async fn replace_by_backup(world: &World) {
-    let (file, backup) = (world.file("data/guardian.db"), world.file("data/backup.db"));
-    execute_in_file(&file, &format!("VACUUM INTO '{}'", backup.display())).await;
-    fs::rename(&backup, &file).unwrap();
+fn remove_log(world: &World) {
     for beside in ["data/guardian.db-wal", "data/guardian.db-shm"] {
         fs::remove_file(world.file(beside)).unwrap();
     }
