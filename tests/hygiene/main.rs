@@ -7,7 +7,9 @@
 mod dependencies;
 mod floors;
 mod habits;
+mod names;
 mod source;
+mod structure;
 mod technologies;
 
 use source::{Finding, Source};
