@@ -471,7 +471,11 @@ async fn follow_registry(grants: Arc<Grants>, policy_loader: Arc<PolicyLoader>) 
 async fn follow_policies(mut files: PolicyFiles, grants: Arc<Grants>, policy_loader: Arc<PolicyLoader>) {
     loop {
         tokio::select! {
-            () = files.stirred() => {}
+            () = files.stirred() => {
+                if policy_loader.is_refused().await {
+                    files.again();
+                }
+            }
             () = policy_loader.reconsider.notified() => files.again(),
         }
         loop {

@@ -150,6 +150,11 @@ impl PolicyLoader {
         }
     }
 
+    /// Whether the newest files are not the set in force. They may be right all the same: the store may not have answered.
+    pub async fn is_refused(&self) -> bool {
+        self.in_force.lock().await.refused
+    }
+
     /// The files cannot be taken as they are.
     pub async fn refuse(&self, why: &str) {
         self.in_force.lock().await.refused = true;

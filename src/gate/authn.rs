@@ -4,7 +4,7 @@
 use crate::decide::CedarPrincipal;
 use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
 use crate::grants::Grants;
-use crate::identity::{Credential, Identity};
+use crate::identity::{ApiKeyText, Credential, Identity};
 use crate::store::Store;
 use crate::transport::Peer;
 use http::HeaderMap;
@@ -87,14 +87,22 @@ impl Authenticator {
             Credential::Key(key) => self.grants.find_by_key(&key.id()).await,
             Credential::Token { .. } | Credential::Certificate(_) => None,
         };
-        if let (Credential::Key(key), None) = (&credential, &owner)
-            && self.grants.leaves_out_key(&key.id())
-        {
-            return Err(Reason::TooManyMembers);
-        }
-        let principal = self.identity.verify(&credential, owner.clone(), audience, now).await?;
+        let principal = match (
+            self.identity.verify(&credential, owner.clone(), audience, now).await,
+            &credential,
+        ) {
+            // Only who holds the key learns that its owner is enrolled and not loaded.
+            (Err(Reason::BadKey), Credential::Key(key)) if self.is_unloaded(key) => return Err(Reason::TooManyMembers),
+            (verified, _) => verified?,
+        };
         let owner = owner.map(|member| (member, generation));
         Ok(Authenticated { principal, owner })
+    }
+
+    fn is_unloaded(&self, key: &ApiKeyText<'_>) -> bool {
+        self.grants
+            .unloaded_key(&key.id())
+            .is_some_and(|stored| self.identity.holds(key, &stored))
     }
 
     /// Loads the member behind an authenticated principal and builds their Cedar entity. `generation` is that of the grants

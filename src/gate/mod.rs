@@ -293,6 +293,10 @@ impl Gate {
             snapshot,
             ..
         } = authz;
+        if self.parts.grants.has_disabled(&server) {
+            context.basis = Some(permit.basis().clone());
+            return Err(Reason::ServerDisabled.into());
+        }
         let params = param_headers::checked_headers(permit.call(), headers, &snapshot)
             .inspect_err(|_| context.basis = Some(permit.basis().clone()))?;
         let admission = if server_call.is_some_and(|server_call| server_call.is_counted) {

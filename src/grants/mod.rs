@@ -22,7 +22,8 @@ pub use unreadable::UnreadableRows;
 
 use crate::config::GrantsConfig;
 use crate::domain::{
-    EnvironmentName, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, Principal, Reason, Subject, Timestamp, UserId,
+    ApiKey, EnvironmentName, GrantId, GrantStatus, Issuer, KeyId, Member, MemberStatus, Principal, Reason, ServerName, Subject,
+    Timestamp, UserId,
 };
 use crate::store::{RegistryRow, Store, StoreError};
 use arc_swap::ArcSwap;
@@ -212,8 +213,15 @@ impl Grants {
         self.shared.cache.left_out().has_identity(issuer, subject)
     }
 
-    pub fn leaves_out_key(&self, key: &KeyId) -> bool {
-        self.shared.cache.left_out().has_key(key)
+    /// The key of a member who is enrolled and not loaded; it opens nothing.
+    pub fn unloaded_key(&self, key: &KeyId) -> Option<ApiKey> {
+        self.shared.cache.left_out().key(key).cloned()
+    }
+
+    /// Whether the registry has this server switched off now, whatever the snapshot in force was compiled from.
+    pub fn has_disabled(&self, server: &ServerName) -> bool {
+        let registry = self.shared.cache.registry();
+        registry.iter().any(|row| row.server == *server && !row.enabled)
     }
 
     /// Before somebody is refused for what they are granted: whether anything has changed since the view of `generation`,

@@ -1,7 +1,7 @@
 //! Who is enrolled and not loaded, because `grants.max_members` is reached. Kept to tell them so, and to load them once there
-//! is room. It holds nothing by which anybody could be let in: an id of each, and hashes of their names.
+//! is room. Nobody is let in by it: it holds an id of each, hashes of their identities, and their keys as the store has them.
 
-use crate::domain::{Issuer, KeyId, Member, Subject, UserId};
+use crate::domain::{ApiKey, Issuer, KeyId, Member, Subject, UserId};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
@@ -10,6 +10,8 @@ pub(super) struct UnloadedMembers {
     users: HashMap<UserId, UnloadedMember>,
     /// Under this process's own key; two names that share a hash share a refusal.
     names: HashSet<u64>,
+    /// What tells whether a caller holds a key, so that nobody else learns that its owner is enrolled.
+    keys: HashMap<KeyId, ApiKey>,
     hasher: RandomState,
     come: u64,
 }
@@ -19,6 +21,7 @@ struct UnloadedMember {
     /// Their place among those who wait.
     place: u64,
     names: Vec<u64>,
+    keys: Vec<KeyId>,
 }
 
 impl UnloadedMembers {
@@ -29,9 +32,11 @@ impl UnloadedMembers {
             .identities
             .iter()
             .map(|(issuer, subject)| self.identity(issuer, subject));
-        let names: Vec<u64> = identities.chain(member.keys.iter().map(|key| self.key(&key.id))).collect();
+        let names: Vec<u64> = identities.collect();
+        let keys = member.keys.iter().map(|key| key.id.clone()).collect();
         self.names.extend(&names);
-        self.users.insert(member.id.clone(), UnloadedMember { place, names });
+        self.keys.extend(member.keys.iter().map(|key| (key.id.clone(), key.clone())));
+        self.users.insert(member.id.clone(), UnloadedMember { place, names, keys });
     }
 
     pub(super) fn forget(&mut self, user: &UserId) {
@@ -41,6 +46,7 @@ impl UnloadedMembers {
     pub(super) fn clear(&mut self) {
         self.users.clear();
         self.names.clear();
+        self.keys.clear();
     }
 
     pub(super) fn len(&self) -> usize {
@@ -51,8 +57,8 @@ impl UnloadedMembers {
         self.names.contains(&self.identity(issuer, subject))
     }
 
-    pub(super) fn has_key(&self, key: &KeyId) -> bool {
-        self.names.contains(&self.key(key))
+    pub(super) fn key(&self, key: &KeyId) -> Option<&ApiKey> {
+        self.keys.get(key)
     }
 
     /// Those who have waited longest.
@@ -67,14 +73,13 @@ impl UnloadedMembers {
         for name in &person.names {
             self.names.remove(name);
         }
+        for key in &person.keys {
+            self.keys.remove(key);
+        }
         Some(person)
     }
 
     fn identity(&self, issuer: &Issuer, subject: &Subject) -> u64 {
         self.hasher.hash_one((issuer, subject))
-    }
-
-    fn key(&self, key: &KeyId) -> u64 {
-        self.hasher.hash_one(key)
     }
 }

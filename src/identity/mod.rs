@@ -20,7 +20,7 @@ pub use jwks::BadKeySet;
 pub use key::{ApiKeyText, NewKey, Pepper, PepperError};
 
 use crate::config::{CheckedConfig, IssuerKind};
-use crate::domain::{Digest, IssuerAlias, Member, Principal, Reason, Timestamp};
+use crate::domain::{ApiKey, Digest, IssuerAlias, Member, Principal, Reason, Timestamp};
 use crate::transport::PeerCertificate;
 use credential::CredentialRules;
 use http::HeaderMap;
@@ -149,6 +149,11 @@ impl Identity {
     pub fn forget_all(&self) {
         self.shared.generation.fetch_add(1, Relaxed);
         self.cache.invalidate_all();
+    }
+
+    /// Whether this is the key of a stored row.
+    pub fn holds(&self, key: &ApiKeyText<'_>, stored: &ApiKey) -> bool {
+        self.pepper.matches(key, Some(stored))
     }
 
     /// Starts to fetch the keys of all issuers, so that the first callers need not wait.
