@@ -155,9 +155,9 @@ mod tests {
             .collect();
         assert_eq!(shown.len(), 3);
         for wanted in [
-            "mcp-param-region region Text",
-            "mcp-param-max-rows filter.limit Whole",
-            "mcp-param-dry dry Flag",
+            "mcp-param-region region String",
+            "mcp-param-max-rows filter.limit Integer",
+            "mcp-param-dry dry Boolean",
         ] {
             assert!(shown.iter().any(|shown| shown == wanted), "{shown:?}");
         }
