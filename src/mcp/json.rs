@@ -233,7 +233,7 @@ impl<'a> Scanner<'a> {
     /// Reads an array; `each` reads an element.
     pub fn array(&mut self, depth: usize, each: &mut impl FnMut(&mut Self, usize) -> Result<(), Fault>) -> Result<(), Fault> {
         self.begin_container(depth, b'[')?;
-        if self.take(b']') {
+        if self.take_exact(b']') {
             return Ok(());
         }
         loop {
@@ -257,7 +257,7 @@ impl<'a> Scanner<'a> {
         each: &mut impl FnMut(&mut Self, MemberName, usize) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         self.begin_container(depth, b'{')?;
-        if self.take(b'}') {
+        if self.take_exact(b'}') {
             return Ok(());
         }
         let frame = self.names.begin_object();

@@ -90,7 +90,7 @@ mod tests {
     fn pages_are_put_together_as_they_were_written() {
         let first = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ {"uri":"x:1" , "n":1.50},{"uri":"x:2"} ],"nextCursor":"p\u0032","ttlMs":900}}"#;
         let second = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[{"uri":"y:1"}],"ttlMs":30}}"#;
-        let empty = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ ],"ttlMs":50}}"#;
+        let empty = br#"{"jsonrpc":"2.0","id":1,"result":{"resources":[ ] ,"ttlMs":50}}"#;
         let page = |text: &[u8]| Page::read(text, ListKind::Resources).unwrap();
         assert_eq!(page(first).next_cursor.as_deref(), Some("p2"));
         let id = MessageId::from_json(Bytes::from_static(b"\"a\""));
