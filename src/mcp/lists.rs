@@ -83,7 +83,7 @@ pub fn filter_if_list(answer: &[u8], keep: VisibilityFn<'_>, era: Era) -> Result
 pub fn mark_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
     let lists = Lists::read(answer)?;
     match lists.result.filter(|result| result.kind == JsonKind::Object) {
-        Some(result) => Ok(spliced(answer, lists.private(result, era).into_iter().collect())),
+        Some(result) => Ok(spliced(answer, lists.private(answer, result, era).into_iter().collect())),
         None => Ok(Bytes::copy_from_slice(answer)),
     }
 }
@@ -143,16 +143,18 @@ impl Lists {
             .iter()
             .map(|list| Ok((list.span.range(), list.visible_items(answer, keep)?)));
         let mut edits = lists.collect::<Result<Vec<_>, Fault>>()?;
-        edits.extend(self.private(result, era));
+        edits.extend(self.private(answer, result, era));
         Ok(spliced(answer, edits))
     }
 
-    fn private(&self, result: Span, era: Era) -> Option<(Range<usize>, String)> {
+    fn private(&self, answer: &[u8], result: Span, era: Era) -> Option<(Range<usize>, String)> {
         let inside = result.range().start + 1;
+        let is_empty = answer[inside..].trim_ascii_start().starts_with(b"}");
         match self.cache_scope {
             Some(span) => Some((span.range(), r#""private""#.to_owned())),
-            None if era == Era::Modern => Some((inside..inside, r#""cacheScope":"private","#.to_owned())),
-            None => None,
+            None if era == Era::Legacy => None,
+            None if is_empty => Some((inside..inside, r#""cacheScope":"private""#.to_owned())),
+            None => Some((inside..inside, r#""cacheScope":"private","#.to_owned())),
         }
     }
 }
@@ -229,6 +231,8 @@ mod tests {
             Era::Legacy,
         );
         assert_eq!(emptied, r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[]}}"#);
+        let empty = "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"tools\":[]\n}}";
+        assert_eq!(filtered(empty, Era::Legacy), empty);
     }
 
     #[test]
@@ -272,6 +276,9 @@ mod tests {
         let bare = r#"{"jsonrpc":"2.0","id":1,"result":{"contents":[]}}"#;
         assert_eq!(private(bare, Era::Legacy), bare);
         assert!(private(bare, Era::Modern).starts_with(br#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope":"private","#));
+        let empty = r#"{"jsonrpc":"2.0","id":1,"result":{ }}"#;
+        let kept = r#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope":"private" }}"#;
+        assert_eq!(private(empty, Era::Modern), kept);
         let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
         assert_eq!(private(error, Era::Modern), error);
     }
