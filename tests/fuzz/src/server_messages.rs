@@ -1,0 +1,327 @@
+//! Fuzz target: what Guardian reads in a server's message, and what it writes instead, is what a plain reading by serde_json
+//! has. Every function is compared with a model of it, byte for byte; a rewrite of one must agree with its model.
+//!
+//! A message that a lenient parser could read otherwise may be refused. One that is plain must not be.
+
+#![no_main]
+
+#[path = "server_messages/model.rs"]
+mod model;
+
+use bytes::Bytes;
+use model::{Model, object};
+use neural_guardian::domain::{ClientRequest, ClientRequests, Era, MessageId};
+use neural_guardian::mcp::{
+    AnswerKind, Bounds, Keep, Listed, Malformed, Message, Notice, Page, Place, Rename, Said, Shown, WireKind, answer_kind, check,
+    filter_list, filter_listed, heard, list, made_private, negotiated, notice, prune, read, readdress, redefined, renamed, wire,
+    without,
+};
+
+const LISTS: [Listed; 4] = [Listed::Tools, Listed::Resources, Listed::Templates, Listed::Prompts];
+/// As Guardian bounds a server's message.
+const BOUNDS: Bounds = Bounds {
+    depth: 100,
+    members: 1_000_000,
+    number_digits: 300,
+};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let valid = check(bytes, &BOUNDS).is_ok();
+    let message = Bytes::copy_from_slice(bytes);
+    let model = valid
+        .then(|| std::str::from_utf8(bytes).expect("valid JSON is UTF-8"))
+        .and_then(Model::new);
+    match &model {
+        Some(model) => {
+            kinds(&message, model);
+            routes(&message, model);
+            rewrites(&message, model);
+            pages(&message, model);
+        }
+        None => refused(&message, valid),
+    }
+    capabilities(bytes);
+});
+
+/// No function takes what is no object, or no JSON at all.
+fn refused(message: &Bytes, valid: bool) {
+    let seven = id("7");
+    assert!(matches!(answer_kind(message, &seven), AnswerKind::Malformed(_)));
+    assert!(matches!(heard(message, &seven), (AnswerKind::Malformed(_), said) if said == Said::default()));
+    assert!(wire(message).is_err() && notice(message).is_none() && readdress(message, &seven).is_err());
+    assert!(valid || renamed(message, &Prefix).is_err());
+    let filtered = filter_listed(message, &mut shown, Era::Modern);
+    assert!(!matches!(filtered, Ok(Some(_))));
+    assert!(LISTS.iter().all(|of| Page::read(message, *of).is_none()));
+}
+
+fn kinds(message: &Bytes, model: &Model) {
+    for sent in ["7", r#""a\/b""#] {
+        let id = id(sent);
+        let (wanted, kind) = (model.kind(sent), bare(answer_kind(message, &id)));
+        assert!(kind == wanted || (refuses(&kind) && !model.plain), "{kind:?}, not {wanted:?}");
+        let (heard_kind, said) = heard(message, &id);
+        let heard_kind = bare(heard_kind);
+        assert!(heard_kind == kind || refuses(&heard_kind), "{heard_kind:?}, but {kind:?}");
+        match model.said() {
+            Some(told) if model.plain || said != Said::default() => {
+                assert_eq!(heard_kind, wanted);
+                assert_eq!(tell(&said), told);
+            }
+            Some(_) => {}
+            None => assert!(refuses(&heard_kind) && said == Said::default(), "{heard_kind:?} {said:?}"),
+        }
+    }
+    let readdressed = readdress(message, &id("\"n\"")).ok();
+    same(readdressed.as_deref(), model.readdressed("\"n\"").as_deref(), model.plain);
+    if model.plain {
+        assert_eq!(negotiated(message), model.negotiated());
+    }
+}
+
+fn routes(message: &Bytes, model: &Model) {
+    let found = wire(message).ok().map(|wire| {
+        let (kind, method) = match wire.kind {
+            WireKind::Request(method) => ("request", method),
+            WireKind::Notification(method) => ("notification", method),
+            WireKind::Answer => ("answer", String::new()),
+        };
+        (
+            kind,
+            method,
+            [wire.id, wire.progress, wire.cancels].map(|place| place.map(Place::range)),
+        )
+    });
+    same(found.as_ref(), model.wire().as_ref(), model.plain);
+    let noticed = notice(message).map(|notice| match notice {
+        Notice::Updated(uri) => Some(uri),
+        Notice::Other => None,
+    });
+    same(noticed.as_ref(), model.notice().as_ref(), model.plain);
+}
+
+fn rewrites(message: &Bytes, model: &Model) {
+    for era in [Era::Legacy, Era::Modern] {
+        for of in LISTS {
+            let filtered = filter_list(message, of, &mut shown, era);
+            same(text(&filtered), model.filtered(Some(of), era).as_deref(), model.plain);
+            if let Ok(filtered) = &filtered {
+                nothing_hidden(filtered);
+            }
+        }
+        let filtered = filter_listed(message, &mut shown, era).and_then(|found| found.ok_or_else(nothing));
+        same(text(&filtered), model.filtered(None, era).as_deref(), model.plain);
+        same(text(&made_private(message, era)), model.private(era).as_deref(), model.plain);
+    }
+    same(text(&renamed(message, &Prefix)), Some(&model.renamed()), model.plain);
+    let definition = std::str::from_utf8(message).expect("a model is made of text");
+    same(
+        redefined(definition, "p\"q").ok().as_ref(),
+        Some(&model.redefined("p\"q")),
+        model.plain,
+    );
+    if let (
+        _,
+        Said {
+            tasks_offered: Some(place),
+            ..
+        },
+    ) = heard(message, &id("7"))
+    {
+        let kept = without(message, place, "list").unwrap_or_default();
+        assert!(kept.is_none_or(|kept| object(&kept).is_some_and(|kept| !kept.contains_key("list"))));
+    }
+}
+
+/// As at `/mcp`: what was filtered is renamed and merged.
+fn pages(message: &Bytes, model: &Model) {
+    for of in LISTS {
+        let page = Page::read(message, of);
+        same(
+            page.as_ref().map(|page| (&page.next_cursor, page.ttl_ms)),
+            model.page(of).as_ref().map(|(cursor, ttl)| (cursor, *ttl)),
+            model.plain,
+        );
+        let Ok(filtered) = filter_list(message, of, &mut shown, Era::Legacy) else {
+            continue;
+        };
+        let Ok(renamed) = renamed(&filtered, &Prefix) else {
+            assert!(!model.plain, "what can be filtered can be renamed");
+            continue;
+        };
+        let Some(page) = Page::read(&renamed, of) else { continue };
+        let merged = list(
+            &id("7"),
+            of,
+            &[page.clone(), Page::default(), page],
+            Some("\"c\""),
+            Era::Modern,
+        );
+        let merged = Model::new(std::str::from_utf8(&merged).expect("UTF-8")).expect("a merged list is valid");
+        let once = Model::new(std::str::from_utf8(&renamed).expect("UTF-8"))
+            .expect("a renamed list is valid")
+            .items(of);
+        assert_eq!(merged.items(of), [once.clone(), once].concat());
+        for name in merged.names(of) {
+            assert!(name.starts_with(PREFIX) && !hidden(&name[PREFIX.len()..]), "{name}");
+        }
+    }
+}
+
+/// What a client offers, with what its server may not ask for taken out.
+fn capabilities(bytes: &[u8]) {
+    let Ok(offered) = std::str::from_utf8(bytes) else { return };
+    let body = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"2025-06-18","capabilities":{offered}}}}}"#
+    );
+    let Ok(Message::Request(request)) = read(body.into(), &Bounds::default()) else {
+        return;
+    };
+    let Some(place) = request.params.and_then(|params| params.capabilities) else {
+        return;
+    };
+    let written = object(place.text(&request.body)).expect("capabilities are an object");
+    for allowed in [
+        &[][..],
+        &[ClientRequest::Sampling, ClientRequest::Elicitation],
+        &[ClientRequest::ElicitationUrl],
+    ] {
+        let requests: ClientRequests = allowed.iter().copied().collect();
+        let Ok(pruned) = prune(&request.body, place, requests) else {
+            continue;
+        };
+        let pruned = pruned.unwrap_or_else(|| place.text(&request.body).to_owned());
+        let kept = object(&pruned).expect("pruned capabilities are an object");
+        for (name, value) in &written {
+            let here = kept.get(name).map(|value| value.get());
+            match name.to_lowercase().replace('ſ', "s").as_str() {
+                "elicitation" => {
+                    let forms = allowed.contains(&ClientRequest::Elicitation);
+                    let urls = allowed.contains(&ClientRequest::ElicitationUrl);
+                    assert!(here.is_none() || forms || urls);
+                    let inside = here.and_then(object).unwrap_or_default();
+                    let offers = |what: &str| inside.keys().any(|name| name.eq_ignore_ascii_case(what));
+                    assert!((forms || !offers("form")) && (urls || !offers("url")), "{pruned}");
+                    assert!(
+                        forms || here.is_none() || offers("url"),
+                        "without either it means forms: {pruned}"
+                    );
+                }
+                "sampling" => assert_eq!(here.is_some(), requests.allow(ClientRequest::Sampling)),
+                "roots" => assert_eq!(here.is_some(), requests.allow(ClientRequest::Roots)),
+                "tasks" => assert_eq!(here, None),
+                _ => assert_eq!(here, Some(value.get())),
+            }
+        }
+        assert!(kept.keys().all(|name| written.contains_key(name)));
+    }
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(found: Option<T>, wanted: Option<T>, plain: bool) {
+    assert!(found == wanted || (found.is_none() && !plain), "{found:#?}, not {wanted:#?}");
+}
+
+/// Lenient parsers find no hidden name either.
+fn nothing_hidden(answer: &Bytes) {
+    let top: serde_json::Value = match serde_json::from_slice(answer) {
+        Ok(top) => top,
+        // A number that no `f64` holds.
+        Err(error) => return assert!(error.to_string().contains("out of range"), "{error}"),
+    };
+    let result = top.as_object().and_then(|top| top.get("result")?.as_object());
+    for (name, list) in result.into_iter().flatten() {
+        let Some(of) = LISTS.iter().find(|of| model::member(**of).eq_ignore_ascii_case(name)) else {
+            continue;
+        };
+        for item in list.as_array().into_iter().flatten() {
+            let members = item.as_object().expect("only objects are listed");
+            let mut names = members
+                .iter()
+                .filter(|(name, _)| name.eq_ignore_ascii_case(model::named_by(*of)));
+            let (_, name) = names.next().expect("only named items are listed");
+            assert!(
+                names.next().is_none() && !hidden(name.as_str().expect("a name is a string")),
+                "{item}"
+            );
+        }
+    }
+}
+
+const PREFIX: &str = "f__";
+
+struct Prefix;
+
+impl Rename for Prefix {
+    fn name(&self, name: &str) -> String {
+        format!("{PREFIX}{name}")
+    }
+
+    fn uri(&self, uri: &str) -> String {
+        format!("{PREFIX}{uri}")
+    }
+}
+
+fn hidden(name: &str) -> bool {
+    name.starts_with('h')
+}
+
+fn shown(_: Listed, name: &str) -> Shown {
+    match name.chars().next() {
+        Some('h') => Shown::Hidden,
+        Some('p') => Shown::As(pinned(name).into()),
+        _ => Shown::AsItIs,
+    }
+}
+
+fn pinned(name: &str) -> String {
+    serde_json::json!({"name": name, "uri": name, "uriTemplate": name}).to_string()
+}
+
+fn id(json: &str) -> MessageId {
+    MessageId::from_json(Bytes::copy_from_slice(json.as_bytes()))
+}
+
+fn refuses(kind: &AnswerKind) -> bool {
+    matches!(kind, AnswerKind::Malformed(_))
+}
+
+/// Without why a message is malformed.
+fn bare(kind: AnswerKind) -> AnswerKind {
+    match kind {
+        AnswerKind::Malformed(_) => AnswerKind::Malformed(String::new()),
+        kind => kind,
+    }
+}
+
+fn nothing() -> Malformed {
+    filter_list(b"{\"result\":{}}", Listed::Tools, &mut shown as Keep<'_>, Era::Legacy).expect_err("there is no list")
+}
+
+fn text(written: &Result<Bytes, Malformed>) -> Option<&str> {
+    let text = std::str::from_utf8(written.as_ref().ok()?).expect("UTF-8");
+    assert!(serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok(), "{text}");
+    Some(text)
+}
+
+/// What was heard, one line a thing, in the words of the model.
+fn tell(said: &Said) -> Vec<String> {
+    let at = |what: &str, place: Option<Place>| place.map(|place| format!("{what} {:?}", place.range()));
+    let mut told: Vec<String> = [
+        said.method.as_ref().map(|method| format!("method {method}")),
+        said.lists.map(|method| format!("lists {method}")),
+        said.wants_url.then(|| "wants a URL".to_owned()),
+        at("id", said.id),
+        at("requestState", said.request_state),
+        at("nextCursor", said.next_cursor),
+        at("cancels", said.cancels),
+        at("offers tasks", said.tasks_offered),
+        Some(format!("{:?}", said.result_type)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    told.extend(said.tasks.iter().filter_map(|task| at("taskId", Some(*task))));
+    told.extend(said.asks.iter().map(|ask| format!("asks {} {:?}", ask.method, ask.wish)));
+    told.sort();
+    told
+}
