@@ -6,9 +6,14 @@
 use neural_guardian::app::manifest::{Manifest, NAME};
 use neural_guardian::app::rules::{load_checked, read_policies};
 use neural_guardian::config::PoliciesConfig;
-use neural_guardian::decide::{PolicySource, Problem, Settings, Snapshot, forbid_names, forbids, missing_forbids};
+use neural_guardian::decide::{
+    Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide, forbid_names, forbids,
+    missing_forbids,
+};
 use neural_guardian::domain::{
-    Annotations, Catalogue, Digest, EnvironmentName, PolicyId, Scope, ServerEntry, ServerName, Standing, ToolEntry, ToolName,
+    Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
+    IssuerAlias, Member, Method, PolicyId, Principal, PrincipalKind, RequestId, RoleName, Scope, ServerEntry, ServerName,
+    Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -69,6 +74,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         }
     }
     let Ok(before) = compile(&old, &[]) else { return };
+    if old.iter().all(|source| source.text.trim().is_empty()) {
+        let all = compile(&[permit_all()], &[]).expect("a permit");
+        assert!(refused(&all).is_empty(), "only a forbid refuses");
+    }
     let kept = missing_forbids(&old, &new);
     let gone: BTreeSet<PolicyId> = forbid_names(&kept).into_iter().collect();
     assert!(
@@ -76,13 +85,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         "only what was there can be kept"
     );
     if let Ok(after) = compile(&new, &kept) {
+        let all = |sources: &[PolicySource]| [sources, &[permit_all()]].concat();
+        if let (Ok(before), Ok(after)) = (compile(&all(&old), &[]), compile(&all(&new), &kept)) {
+            let (before, after) = (refused(&before), refused(&after));
+            assert!(before.is_subset(&after), "{before:?} were forbidden, but only {after:?} are");
+        }
         assert!(after.forbids().len() >= gone.len(), "what is kept is in force");
         assert!(missing_forbids(&old, &[new, kept].concat()).is_empty(), "no forbid is lost");
     }
 });
 
 fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, Vec<Problem>> {
-    let environment = EnvironmentName::parse("default").expect("a name");
     Snapshot::compile_keeping(
         sources,
         kept,
@@ -90,9 +103,81 @@ fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, 
         &Settings {
             deny_all: true,
             utc_offset_minutes: 0,
-            environment,
+            environment: environment(),
         },
     )
+}
+
+fn permit_all() -> PolicySource {
+    PolicySource {
+        file: "all.cedar".to_owned(),
+        text: "@id(\"permit-all\") permit (principal, action, resource);".to_owned(),
+    }
+}
+
+/// Which of some calls are refused, by their numbers.
+fn refused(snapshot: &Snapshot) -> BTreeSet<usize> {
+    let principal = Principal::new(
+        PrincipalKind::User,
+        Issuer::parse("https://idp.example.com").expect("an issuer"),
+        IssuerAlias::parse("idp").expect("an alias"),
+        SubjectName::parse("alice").expect("a subject"),
+        AuthMethod::Jwt,
+        Fingerprint::of(&Digest::ZERO),
+    );
+    let scopes = ["read_text", "delete"].map(|scope| Scope::parse(scope).expect("a scope"));
+    let server = ServerName::parse("files").expect("a name");
+    let member = Member {
+        roles: vec![RoleName::parse("dev").expect("a role")],
+        grants: vec![Grant {
+            id: GrantId::parse("g1").expect("an id"),
+            server: server.clone(),
+            client: None,
+            status: GrantStatus::Verified,
+            scopes: scopes.into_iter().collect(),
+            expires_at: None,
+            version: 1,
+        }],
+        ..Member::new(UserId::parse("u1").expect("an id"), PrincipalKind::User)
+    };
+    let subject = Subject::new(&principal, Some(&member), &environment());
+    let facts = Facts {
+        now: Timestamp::from_secs(1_795_000_000),
+        source_ip: [10, 0, 0, 1].into(),
+        principal: &principal,
+        subject: &subject,
+        enrolment: Enrolment::Active(&member),
+        view: View {
+            seq: 1,
+            age_ms: 1,
+            stale: None,
+        },
+        snapshot,
+        session: None,
+    };
+    let arguments = [r#"{"path":"notes/a"}"#, r#"{"path":"../etc","n":7,"tags":["x"]}"#];
+    let calls = ["read_text", "delete"]
+        .into_iter()
+        .flat_map(|tool| arguments.map(|arguments| (tool, arguments)));
+    let calls = calls.map(|(tool, arguments)| Call {
+        request: RequestId(uuid::Uuid::nil()),
+        server: server.clone(),
+        era: Era::Modern,
+        version: None,
+        method: Method::ToolsCall,
+        target: Target::Tool(ToolName::parse(tool).expect("a name")),
+        id: None,
+        body: Default::default(),
+        arguments: Some(arguments.into()),
+    });
+    let refused = calls
+        .enumerate()
+        .filter(|(_, call)| matches!(decide(call.clone(), &facts), Verdict::Refuse(_)));
+    refused.map(|(number, _)| number).collect()
+}
+
+fn environment() -> EnvironmentName {
+    EnvironmentName::parse("default").expect("a name")
 }
 
 /// Two files of a folder: the text is cut at the first empty line.
