@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use neural_guardian::config::{Loaded, Place, Problem, Severity, Variables, parse};
+use neural_guardian::config::{ConfigProblem, Loaded, Severity, SourceLocation, Variables, parse};
 use std::path::Path;
 
 const FILE: &str = "/nowhere/guardian.toml";
@@ -54,16 +54,16 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     assert!(!said.contains(SECRET), "{said}");
 });
 
-fn has_its_place(problem: &Problem, text: &str, variables: &Variables) {
-    match &problem.place {
-        Place::File { file, line, column } => {
+fn has_its_place(problem: &ConfigProblem, text: &str, variables: &Variables) {
+    match &problem.location {
+        SourceLocation::File { file, line, column } => {
             let written = text.split('\n').nth(line - 1).expect("a line of the file");
             assert!(
                 file == Path::new(FILE) && (1..=written.chars().count() + 1).contains(column),
                 "{problem:?}"
             );
         }
-        Place::Variable(name) => assert!(variables.contains_key(name), "{problem:?}"),
-        Place::Nowhere => panic!("{problem:?}"),
+        SourceLocation::Variable(name) => assert!(variables.contains_key(name), "{problem:?}"),
+        SourceLocation::Nowhere => panic!("{problem:?}"),
     }
 }

@@ -9,7 +9,7 @@ use neural_guardian::domain::{
     AuthMethod, ClientId, Digest, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, ProtocolVersion, ServerName,
     Subject, Timestamp,
 };
-use neural_guardian::upstream::{Handed, Holder, Session, SessionKeys, UpstreamSessionId, said_server};
+use neural_guardian::upstream::{HandleKind, HandleOwner, Session, SessionKeys, UpstreamSessionId, claimed_server};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -23,7 +23,7 @@ const BEFORE: Timestamp = Timestamp::from_secs(999);
 const UNTIL: Timestamp = Timestamp::from_secs(1_000);
 
 /// What a handle is for, and whose it is.
-type Use<'a> = (Handed<'a>, [&'a str; 4]);
+type Use<'a> = (HandleKind<'a>, [&'a str; 4]);
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
@@ -35,23 +35,25 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         return;
     };
 
-    let handle = KEYS.hand(mine.0, note, token, &holder.0).expect("a short token");
-    let back = KEYS.take_back(mine.0, &handle, &holder.0).expect("it is taken back");
+    let handle = KEYS.issue(mine.0, note, token, &holder.0).expect("a short token");
+    let back = KEYS.verify(mine.0, &handle, &holder.0).expect("it is taken back");
     assert_eq!((&*back.text, &*back.note), (token, note));
-    assert_eq!(said_server(&handle), Some(holder.2.clone()));
+    assert_eq!(claimed_server(&handle), Some(holder.2.clone()));
     assert_eq!(
-        KEYS.hand(mine.0, note, token, &holder.0).as_ref(),
+        KEYS.issue(mine.0, note, token, &holder.0).as_ref(),
         Some(&handle),
         "another time it is the same"
     );
-    let another = KEYS.hand(theirs.0, other_note, other_token, &other.0).expect("a short token");
+    let another = KEYS
+        .issue(theirs.0, other_note, other_token, &other.0)
+        .expect("a short token");
     let same_use = mine.0 == theirs.0 && holder.0 == other.0;
-    assert_eq!(KEYS.take_back(theirs.0, &handle, &other.0).is_some(), same_use);
-    assert_eq!(KEYS.take_back(mine.0, &another, &holder.0).is_some(), same_use);
+    assert_eq!(KEYS.verify(theirs.0, &handle, &other.0).is_some(), same_use);
+    assert_eq!(KEYS.verify(mine.0, &another, &holder.0).is_some(), same_use);
     assert_eq!(handle == another, same_use && (token, note) == (other_token, other_note));
-    if let Some(until) = KEYS.hand_until(UNTIL, mine.0, token, &holder.0) {
-        assert!(KEYS.take_back_before(BEFORE, mine.0, &until, &holder.0).is_some());
-        assert!(KEYS.take_back_before(UNTIL, mine.0, &until, &holder.0).is_none());
+    if let Some(until) = KEYS.issue_until(UNTIL, mine.0, token, &holder.0) {
+        assert!(KEYS.verify_before(BEFORE, mine.0, &until, &holder.0).is_some());
+        assert!(KEYS.verify_before(UNTIL, mine.0, &until, &holder.0).is_none());
     }
 
     if let Some(id) = UpstreamSessionId::parse(token) {
@@ -87,9 +89,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         format!("gh1.{other_inside}.{mark}"),
         changed(&handle, bytes),
     ] {
-        let _ = said_server(&forged);
+        let _ = claimed_server(&forged);
         assert!(
-            forged == handle || forged == another || KEYS.take_back(mine.0, &forged, &holder.0).is_none(),
+            forged == handle || forged == another || KEYS.verify(mine.0, &forged, &holder.0).is_none(),
             "{forged}"
         );
     }
@@ -104,9 +106,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
 
     match loaded(&text) {
         Ok(keys) => {
-            let handle = keys.hand(mine.0, note, token, &holder.0).expect("a short token");
-            assert!(keys.take_back(mine.0, &handle, &holder.0).is_some());
-            assert!(KEYS.take_back(mine.0, &handle, &holder.0).is_none(), "the key of another");
+            let handle = keys.issue(mine.0, note, token, &holder.0).expect("a short token");
+            assert!(keys.verify(mine.0, &handle, &holder.0).is_some());
+            assert!(KEYS.verify(mine.0, &handle, &holder.0).is_none(), "the key of another");
         }
         Err(said) => {
             let secrets = text.lines().filter_map(|line| Some(line.split_once(':')?.1.trim()));
@@ -130,16 +132,16 @@ fn loaded(text: &str) -> Result<SessionKeys, String> {
 fn used<'a>(part: &mut impl FnMut() -> &'a str) -> Use<'a> {
     let (kind, method, target) = (part(), part(), part());
     let handed = match kind {
-        "c" => Handed::Cursor { method },
-        "s" => Handed::State { method, target },
-        "r" => Handed::Request { session: method },
-        _ => Handed::Task,
+        "c" => HandleKind::Cursor { method },
+        "s" => HandleKind::State { method, target },
+        "r" => HandleKind::Request { session: method },
+        _ => HandleKind::Task,
     };
     (handed, [part(), part(), part(), part()])
 }
 
 /// Of issuer, subject, client and server.
-fn holder([issuer, subject, client, server]: [&str; 4]) -> Option<(Holder, Principal, ServerName)> {
+fn holder([issuer, subject, client, server]: [&str; 4]) -> Option<(HandleOwner, Principal, ServerName)> {
     let principal = Principal {
         client: ClientId::parse(client).ok(),
         ..Principal::new(
@@ -152,7 +154,7 @@ fn holder([issuer, subject, client, server]: [&str; 4]) -> Option<(Holder, Princ
         )
     };
     let server = ServerName::parse(server).ok()?;
-    Some((Holder::new(&principal, &server), principal, server))
+    Some((HandleOwner::new(&principal, &server), principal, server))
 }
 
 /// One character of it is another, or it is cut there.

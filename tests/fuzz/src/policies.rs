@@ -4,16 +4,16 @@
 #![no_main]
 
 use neural_guardian::app::manifest::{Manifest, NAME};
-use neural_guardian::app::rules::{load_checked, read_policies};
+use neural_guardian::app::policy_loader::{load_checked, read_policies};
 use neural_guardian::config::PoliciesConfig;
 use neural_guardian::decide::{
-    Enrolment, Facts, PolicySource, Problem, Settings, Snapshot, Subject, Verdict, View, decide, forbid_names, forbids,
-    missing_forbids,
+    CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicyProblem, PolicySettings, PolicySource, Snapshot, Verdict,
+    decide, forbid_names, forbids, missing_forbids,
 };
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, Method, PolicyId, Principal, PrincipalKind, RequestId, RoleName, Scope, ServerEntry, ServerName,
-    Standing, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    IssuerAlias, Member, Method, PinStatus, PolicyId, Principal, PrincipalKind, RequestId, RoleName, Scope, ServerEntry,
+    ServerName, Subject, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
     let tool = |(name, read_only): (&str, bool)| ToolEntry {
         name: ToolName::parse(name).expect("a name"),
-        standing: Standing::Pinned,
+        pin_status: PinStatus::Pinned,
         digest: Digest::ZERO,
         definition: "{}".into(),
         input_schema: serde_json::json!({
@@ -95,12 +95,12 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, Vec<Problem>> {
+fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, Vec<PolicyProblem>> {
     Snapshot::compile_keeping(
         sources,
         kept,
         &CATALOGUE,
-        &Settings {
+        &PolicySettings {
             deny_all: true,
             utc_offset_minutes: 0,
             environment: environment(),
@@ -121,7 +121,7 @@ fn refused(snapshot: &Snapshot) -> BTreeSet<usize> {
         PrincipalKind::User,
         Issuer::parse("https://idp.example.com").expect("an issuer"),
         IssuerAlias::parse("idp").expect("an alias"),
-        SubjectName::parse("alice").expect("a subject"),
+        Subject::parse("alice").expect("a subject"),
         AuthMethod::Jwt,
         Fingerprint::of(&Digest::ZERO),
     );
@@ -140,14 +140,14 @@ fn refused(snapshot: &Snapshot) -> BTreeSet<usize> {
         }],
         ..Member::new(UserId::parse("u1").expect("an id"), PrincipalKind::User)
     };
-    let subject = Subject::new(&principal, Some(&member), &environment());
-    let facts = Facts {
+    let subject = CedarPrincipal::new(&principal, Some(&member), &environment());
+    let facts = DecisionInput {
         now: Timestamp::from_secs(1_795_000_000),
         source_ip: [10, 0, 0, 1].into(),
         principal: &principal,
-        subject: &subject,
+        cedar_principal: &subject,
         enrolment: Enrolment::Active(&member),
-        view: View {
+        grant_freshness: GrantFreshness {
             seq: 1,
             age_ms: 1,
             stale: None,
@@ -195,7 +195,7 @@ fn sources(text: &str) -> Vec<PolicySource> {
 }
 
 /// A line and a column are of the file.
-fn is_told(problem: &Problem) -> bool {
+fn is_told(problem: &PolicyProblem) -> bool {
     !problem.message.is_empty() && (problem.line, problem.column) != (Some(0), Some(0)) && !problem.to_string().is_empty()
 }
 
@@ -233,5 +233,7 @@ fn folder(sources: &[PolicySource]) {
     );
     let mut changed = read;
     changed[0].text.push('\n');
-    assert!(pinned.hold(&changed).is_err() && pinned.hold(&changed[1..]).is_err() && Manifest::default().hold(&changed).is_err());
+    assert!(
+        pinned.check(&changed).is_err() && pinned.check(&changed[1..]).is_err() && Manifest::default().check(&changed).is_err()
+    );
 }

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use model::{Model, object};
 use neural_guardian::domain::{ClientRequest, ClientRequests, Era, MessageId};
 use neural_guardian::mcp::{
-    AnswerKind, Bounds, Keep, Listed, Malformed, Message, Notice, Page, Place, Rename, Said, Shown, WireKind, answer_kind, check,
-    filter_list, filter_listed, heard, list, made_private, negotiated, notice, prune, read, readdress, redefined, renamed, wire,
-    without,
+    Bounds, JsonRpcKind, JsonSpan, ListKind, ListVisibility, Malformed, Message, MessageKind, Page, Rename, ServerMessage,
+    ServerNotification, VisibilityFn, check, filter_if_list, filter_list, mark_private, merge_pages, message_kind,
+    negotiated_version, parse_message, parse_server_message, parse_server_notification, prune_capabilities, read_routing,
+    readdress, rename_tool, renamed, without_member,
 };
 
-const LISTS: [Listed; 4] = [Listed::Tools, Listed::Resources, Listed::Templates, Listed::Prompts];
+const LISTS: [ListKind; 4] = [ListKind::Tools, ListKind::Resources, ListKind::Templates, ListKind::Prompts];
 /// As Guardian bounds a server's message.
 const BOUNDS: Bounds = Bounds {
     depth: 100,
@@ -46,11 +47,15 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
 /// No function takes what is no object, or no JSON at all.
 fn refused(message: &Bytes, valid: bool) {
     let seven = id("7");
-    assert!(matches!(answer_kind(message, &seven), AnswerKind::Malformed(_)));
-    assert!(matches!(heard(message, &seven), (AnswerKind::Malformed(_), said) if said == Said::default()));
-    assert!(wire(message).is_err() && notice(message).is_none() && readdress(message, &seven).is_err());
+    assert!(matches!(message_kind(message, &seven), MessageKind::Malformed(_)));
+    assert!(
+        matches!(parse_server_message(message, &seven), (MessageKind::Malformed(_), said) if said == ServerMessage::default())
+    );
+    assert!(
+        read_routing(message).is_err() && parse_server_notification(message).is_none() && readdress(message, &seven).is_err()
+    );
     assert!(valid || renamed(message, &Prefix).is_err());
-    let filtered = filter_listed(message, &mut shown, Era::Modern);
+    let filtered = filter_if_list(message, &mut shown, Era::Modern);
     assert!(!matches!(filtered, Ok(Some(_))));
     assert!(LISTS.iter().all(|of| Page::read(message, *of).is_none()));
 }
@@ -58,44 +63,47 @@ fn refused(message: &Bytes, valid: bool) {
 fn kinds(message: &Bytes, model: &Model) {
     for sent in ["7", r#""a\/b""#] {
         let id = id(sent);
-        let (wanted, kind) = (model.kind(sent), bare(answer_kind(message, &id)));
+        let (wanted, kind) = (model.kind(sent), bare(message_kind(message, &id)));
         assert!(kind == wanted || (refuses(&kind) && !model.plain), "{kind:?}, not {wanted:?}");
-        let (heard_kind, said) = heard(message, &id);
+        let (heard_kind, said) = parse_server_message(message, &id);
         let heard_kind = bare(heard_kind);
         assert!(heard_kind == kind || refuses(&heard_kind), "{heard_kind:?}, but {kind:?}");
         match model.said() {
-            Some(told) if model.plain || said != Said::default() => {
+            Some(told) if model.plain || said != ServerMessage::default() => {
                 assert_eq!(heard_kind, wanted);
                 assert_eq!(tell(&said), told);
             }
             Some(_) => {}
-            None => assert!(refuses(&heard_kind) && said == Said::default(), "{heard_kind:?} {said:?}"),
+            None => assert!(
+                refuses(&heard_kind) && said == ServerMessage::default(),
+                "{heard_kind:?} {said:?}"
+            ),
         }
     }
     let readdressed = readdress(message, &id("\"n\"")).ok();
     same(readdressed.as_deref(), model.readdressed("\"n\"").as_deref(), model.plain);
     if model.plain {
-        assert_eq!(negotiated(message), model.negotiated());
+        assert_eq!(negotiated_version(message), model.negotiated());
     }
 }
 
 fn routes(message: &Bytes, model: &Model) {
-    let found = wire(message).ok().map(|wire| {
+    let found = read_routing(message).ok().map(|wire| {
         let (kind, method) = match wire.kind {
-            WireKind::Request(method) => ("request", method),
-            WireKind::Notification(method) => ("notification", method),
-            WireKind::Answer => ("answer", String::new()),
+            JsonRpcKind::Request(method) => ("request", method),
+            JsonRpcKind::Notification(method) => ("notification", method),
+            JsonRpcKind::Response => ("answer", String::new()),
         };
         (
             kind,
             method,
-            [wire.id, wire.progress, wire.cancels].map(|place| place.map(Place::range)),
+            [wire.id, wire.progress_token, wire.cancelled_request].map(|place| place.map(JsonSpan::range)),
         )
     });
     same(found.as_ref(), model.wire().as_ref(), model.plain);
-    let noticed = notice(message).map(|notice| match notice {
-        Notice::Updated(uri) => Some(uri),
-        Notice::Other => None,
+    let noticed = parse_server_notification(message).map(|notice| match notice {
+        ServerNotification::ResourceUpdated(uri) => Some(uri),
+        ServerNotification::Other => None,
     });
     same(noticed.as_ref(), model.notice().as_ref(), model.plain);
 }
@@ -109,26 +117,26 @@ fn rewrites(message: &Bytes, model: &Model) {
                 nothing_hidden(filtered);
             }
         }
-        let filtered = filter_listed(message, &mut shown, era).and_then(|found| found.ok_or_else(nothing));
+        let filtered = filter_if_list(message, &mut shown, era).and_then(|found| found.ok_or_else(nothing));
         same(text(&filtered), model.filtered(None, era).as_deref(), model.plain);
-        same(text(&made_private(message, era)), model.private(era).as_deref(), model.plain);
+        same(text(&mark_private(message, era)), model.private(era).as_deref(), model.plain);
     }
     same(text(&renamed(message, &Prefix)), Some(&model.renamed()), model.plain);
     let definition = std::str::from_utf8(message).expect("a model is made of text");
     same(
-        redefined(definition, "p\"q").ok().as_ref(),
+        rename_tool(definition, "p\"q").ok().as_ref(),
         Some(&model.redefined("p\"q")),
         model.plain,
     );
     if let (
         _,
-        Said {
-            tasks_offered: Some(place),
+        ServerMessage {
+            tasks_capability: Some(place),
             ..
         },
-    ) = heard(message, &id("7"))
+    ) = parse_server_message(message, &id("7"))
     {
-        let kept = without(message, place, "list").unwrap_or_default();
+        let kept = without_member(message, place, "list").unwrap_or_default();
         assert!(kept.is_none_or(|kept| object(&kept).is_some_and(|kept| !kept.contains_key("list"))));
     }
 }
@@ -149,8 +157,10 @@ fn pages(message: &Bytes, model: &Model) {
             assert!(!model.plain, "what can be filtered can be renamed");
             continue;
         };
-        let Some(page) = Page::read(&renamed, of) else { continue };
-        let merged = list(
+        let Some(page) = Page::read(&renamed, of) else {
+            continue;
+        };
+        let merged = merge_pages(
             &id("7"),
             of,
             &[page.clone(), Page::default(), page],
@@ -174,7 +184,7 @@ fn capabilities(bytes: &[u8]) {
     let body = format!(
         r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"2025-06-18","capabilities":{offered}}}}}"#
     );
-    let Ok(Message::Request(request)) = read(body.into(), &Bounds::default()) else {
+    let Ok(Message::Request(request)) = parse_message(body.into(), &Bounds::default()) else {
         return;
     };
     let Some(place) = request.params.and_then(|params| params.capabilities) else {
@@ -187,7 +197,7 @@ fn capabilities(bytes: &[u8]) {
         &[ClientRequest::ElicitationUrl],
     ] {
         let requests: ClientRequests = allowed.iter().copied().collect();
-        let Ok(pruned) = prune(&request.body, place, requests) else {
+        let Ok(pruned) = prune_capabilities(&request.body, place, requests) else {
             continue;
         };
         let pruned = pruned.unwrap_or_else(|| place.text(&request.body).to_owned());
@@ -265,11 +275,11 @@ fn hidden(name: &str) -> bool {
     name.starts_with('h')
 }
 
-fn shown(_: Listed, name: &str) -> Shown {
+fn shown(_: ListKind, name: &str) -> ListVisibility {
     match name.chars().next() {
-        Some('h') => Shown::Hidden,
-        Some('p') => Shown::As(pinned(name).into()),
-        _ => Shown::AsItIs,
+        Some('h') => ListVisibility::Hidden,
+        Some('p') => ListVisibility::Replaced(pinned(name).into()),
+        _ => ListVisibility::Unchanged,
     }
 }
 
@@ -281,20 +291,26 @@ fn id(json: &str) -> MessageId {
     MessageId::from_json(Bytes::copy_from_slice(json.as_bytes()))
 }
 
-fn refuses(kind: &AnswerKind) -> bool {
-    matches!(kind, AnswerKind::Malformed(_))
+fn refuses(kind: &MessageKind) -> bool {
+    matches!(kind, MessageKind::Malformed(_))
 }
 
 /// Without why a message is malformed.
-fn bare(kind: AnswerKind) -> AnswerKind {
+fn bare(kind: MessageKind) -> MessageKind {
     match kind {
-        AnswerKind::Malformed(_) => AnswerKind::Malformed(String::new()),
+        MessageKind::Malformed(_) => MessageKind::Malformed(String::new()),
         kind => kind,
     }
 }
 
 fn nothing() -> Malformed {
-    filter_list(b"{\"result\":{}}", Listed::Tools, &mut shown as Keep<'_>, Era::Legacy).expect_err("there is no list")
+    filter_list(
+        b"{\"result\":{}}",
+        ListKind::Tools,
+        &mut shown as VisibilityFn<'_>,
+        Era::Legacy,
+    )
+    .expect_err("there is no list")
 }
 
 fn text(written: &Result<Bytes, Malformed>) -> Option<&str> {
@@ -304,24 +320,28 @@ fn text(written: &Result<Bytes, Malformed>) -> Option<&str> {
 }
 
 /// What was heard, one line a thing, in the words of the model.
-fn tell(said: &Said) -> Vec<String> {
-    let at = |what: &str, place: Option<Place>| place.map(|place| format!("{what} {:?}", place.range()));
+fn tell(said: &ServerMessage) -> Vec<String> {
+    let at = |what: &str, place: Option<JsonSpan>| place.map(|place| format!("{what} {:?}", place.range()));
     let mut told: Vec<String> = [
         said.method.as_ref().map(|method| format!("method {method}")),
-        said.lists.map(|method| format!("lists {method}")),
-        said.wants_url.then(|| "wants a URL".to_owned()),
+        said.list_method.map(|method| format!("lists {method}")),
+        said.needs_url_elicitation.then(|| "wants a URL".to_owned()),
         at("id", said.id),
         at("requestState", said.request_state),
         at("nextCursor", said.next_cursor),
-        at("cancels", said.cancels),
-        at("offers tasks", said.tasks_offered),
+        at("cancels", said.cancelled_request),
+        at("offers tasks", said.tasks_capability),
         Some(format!("{:?}", said.result_type)),
     ]
     .into_iter()
     .flatten()
     .collect();
     told.extend(said.tasks.iter().filter_map(|task| at("taskId", Some(*task))));
-    told.extend(said.asks.iter().map(|ask| format!("asks {} {:?}", ask.method, ask.wish)));
+    told.extend(
+        said.client_requests
+            .iter()
+            .map(|ask| format!("asks {} {:?}", ask.method, ask.capability)),
+    );
     told.sort();
     told
 }

@@ -3,7 +3,7 @@
 
 use super::{hidden, pinned};
 use neural_guardian::domain::{ClientRequest, Era};
-use neural_guardian::mcp::{AnswerKind, Listed, ResultType, Wish};
+use neural_guardian::mcp::{ListKind, MessageKind, RequestedCapability, ResultType};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -54,11 +54,11 @@ fn raw_text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-pub fn member(of: Listed) -> &'static str {
+pub fn member(of: ListKind) -> &'static str {
     ["tools", "resources", "resourceTemplates", "prompts"][of as usize]
 }
 
-pub fn named_by(of: Listed) -> &'static str {
+pub fn named_by(of: ListKind) -> &'static str {
     ["name", "uri", "uriTemplate", "name"][of as usize]
 }
 
@@ -129,7 +129,7 @@ impl<'a> Model<'a> {
     }
 
     /// Seen from the request with the id `sent`.
-    pub fn kind(&self, sent: &str) -> AnswerKind {
+    pub fn kind(&self, sent: &str) -> MessageKind {
         let has = |name: &str| self.top.contains_key(name);
         let error = self.top.get("error");
         let ours = |raw: &&RawValue| {
@@ -137,24 +137,24 @@ impl<'a> Model<'a> {
             raw.get() == sent || same_text || raw.get().parse::<f64>().is_ok_and(|id| sent.parse() == Ok(id))
         };
         match (has("method"), has("result"), error, self.id()) {
-            _ if !self.is_jsonrpc() => AnswerKind::Malformed(String::new()),
-            (true, false, None, Some(_)) => AnswerKind::ServerRequest,
-            (true, false, None, None) => AnswerKind::ServerNotification,
-            (false, true, None, Some(id)) | (false, false, Some(_), Some(id)) if !ours(id) => AnswerKind::NotOurs,
+            _ if !self.is_jsonrpc() => MessageKind::Malformed(String::new()),
+            (true, false, None, Some(_)) => MessageKind::ServerRequest,
+            (true, false, None, None) => MessageKind::ServerNotification,
+            (false, true, None, Some(id)) | (false, false, Some(_), Some(id)) if !ours(id) => MessageKind::OtherResponse,
             (false, true, None, Some(_)) => {
                 let is_error = self.result.as_ref().and_then(|result| result.get("isError"));
-                AnswerKind::Result {
+                MessageKind::Result {
                     is_error: is_error.is_some_and(|raw| raw.get() == "true"),
                 }
             }
             (false, false, Some(error), id) if error.get().starts_with('{') => {
                 let code = inside(&self.top, "error").and_then(|error| error.get("code")?.get().parse().ok());
-                AnswerKind::Error {
+                MessageKind::Error {
                     code: code.unwrap_or_default(),
                     addressed: id.is_some(),
                 }
             }
-            _ => AnswerKind::Malformed(String::new()),
+            _ => MessageKind::Malformed(String::new()),
         }
     }
 
@@ -178,7 +178,7 @@ impl<'a> Model<'a> {
                     let request = object(request.get())?;
                     let method = raw_text(request.get("method")?)?;
                     let wish = match wish(&method, inside(&request, "params").as_ref())? {
-                        Wish::Ping => Wish::Other,
+                        RequestedCapability::Ping => RequestedCapability::Other,
                         wish => wish,
                     };
                     asks.push((method, wish));
@@ -296,7 +296,7 @@ impl<'a> Model<'a> {
     }
 
     /// `None`: the list is not there, or no list at all.
-    pub fn filtered(&self, of: Option<Listed>, era: Era) -> Option<String> {
+    pub fn filtered(&self, of: Option<ListKind>, era: Era) -> Option<String> {
         if !self.top.contains_key("result") {
             return of.map(|_| self.message.to_owned());
         }
@@ -363,7 +363,7 @@ impl<'a> Model<'a> {
     }
 
     /// Cursor and lifetime of a page.
-    pub fn page(&self, of: Listed) -> Option<(Option<String>, Option<u64>)> {
+    pub fn page(&self, of: ListKind) -> Option<(Option<String>, Option<u64>)> {
         let result = self.result.as_ref()?;
         array(result.get(member(of))?.get())?;
         let cursor = result.get("nextCursor").and_then(|raw| raw_text(raw));
@@ -371,12 +371,12 @@ impl<'a> Model<'a> {
     }
 
     /// The items of a list, as they are written.
-    pub fn items(&self, of: Listed) -> Vec<&'a str> {
+    pub fn items(&self, of: ListKind) -> Vec<&'a str> {
         let list = self.result.as_ref().and_then(|result| array(result.get(member(of))?.get()));
         list.into_iter().flatten().map(|raw| raw.get()).collect()
     }
 
-    pub fn names(&self, of: Listed) -> Vec<String> {
+    pub fn names(&self, of: ListKind) -> Vec<String> {
         let name = |item: &str| raw_text(object(item).expect("an object").get(named_by(of)).expect("a name")).expect("a string");
         self.items(of).into_iter().map(name).collect()
     }
@@ -386,7 +386,7 @@ fn prefixed(text: &str) -> String {
     serde_json::Value::from(format!("{}{text}", super::PREFIX)).to_string()
 }
 
-fn shown(of: Listed, items: &[&RawValue]) -> String {
+fn shown(of: ListKind, items: &[&RawValue]) -> String {
     let mut seen = BTreeSet::new();
     let mut shown = vec![];
     for item in items {
@@ -403,20 +403,20 @@ fn shown(of: Listed, items: &[&RawValue]) -> String {
     format!("[{}]", shown.join(","))
 }
 
-fn wish(method: &str, params: Option<&Members>) -> Option<Wish> {
+fn wish(method: &str, params: Option<&Members>) -> Option<RequestedCapability> {
     let mode = params
         .and_then(|params| params.get("mode"))
         .map(|raw| raw_text(raw).ok_or(()))
         .transpose()
         .ok()?;
     Some(match (method, mode.as_deref()) {
-        ("ping", _) => Wish::Ping,
-        _ if params.is_some_and(|params| params.contains_key("task")) => Wish::Other,
-        ("sampling/createMessage", _) => Wish::Client(ClientRequest::Sampling),
-        ("roots/list", _) => Wish::Client(ClientRequest::Roots),
-        ("elicitation/create", None | Some("form")) => Wish::Client(ClientRequest::Elicitation),
-        ("elicitation/create", Some("url")) => Wish::Client(ClientRequest::ElicitationUrl),
-        _ => Wish::Other,
+        ("ping", _) => RequestedCapability::Ping,
+        _ if params.is_some_and(|params| params.contains_key("task")) => RequestedCapability::Other,
+        ("sampling/createMessage", _) => RequestedCapability::Client(ClientRequest::Sampling),
+        ("roots/list", _) => RequestedCapability::Client(ClientRequest::Roots),
+        ("elicitation/create", None | Some("form")) => RequestedCapability::Client(ClientRequest::Elicitation),
+        ("elicitation/create", Some("url")) => RequestedCapability::Client(ClientRequest::ElicitationUrl),
+        _ => RequestedCapability::Other,
     })
 }
 
