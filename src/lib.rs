@@ -1,4 +1,4 @@
-//! Neural Guardian: a reverse proxy that proves, judges, limits and records every MCP tool call before it is sent.
+//! Neural Guardian: a reverse proxy that authenticates, authorises, limits and records every MCP tool call before it is sent.
 //!
 //! This is the map. A room uses rooms of lower floors only, and each technology is named in one room; `tests/hygiene` holds
 //! both. A call travels upwards from `transport` to [`gate`], which puts the rooms in order: read `gate/mod.rs` first.
@@ -7,9 +7,9 @@
 //! |---|---|---|
 //! | 7 | [`cli`] | one file a command; the quickstart and its demo server |
 //! | 6 | [`app`] | wires the rooms from one configuration: start, watch, drain, stop; the clock |
-//! | 5 | [`gate`] | the request path: caller, facts, decision, record, forward, reply; all servers as one at `/mcp` |
+//! | 5 | [`gate`] | the request path: authenticate, parse, authorise, record, forward, respond; all servers as one at `/mcp` |
 //! | 5 | [`console`] | what operators look at: health and metrics |
-//! | 4 | [`upstream`] | the MCP servers: pools, processes, sessions, tool lists, `forward(Cleared)` |
+//! | 4 | [`upstream`] | the MCP servers over HTTP, stdio and legacy SSE: channels, sessions, tool lists, `forward(Cleared)` |
 //! | 3 | [`identity`] | token, API key or certificate → `Principal` |
 //! | 3 | [`grants`] | who may do what, in memory and never older than a bound |
 //! | 3 | [`limits`] | rates and concurrency; a refused call consumes nothing |
@@ -17,13 +17,73 @@
 //! | 2 | [`store`] | the only SQL: Postgres and SQLite behind one set of functions |
 //! | 2 | [`transport`] | the only TLS and sockets |
 //! | 2 | [`telemetry`] | logs and metrics |
-//! | 1 | [`decide`] | the only Cedar: call and facts → permit or refusal; pure |
+//! | 1 | [`decide`] | the only Cedar: call and input → permit or refusal; pure |
 //! | 1 | [`mcp`] | the grammar of MCP over bytes; pure |
 //! | 1 | [`config`] | one TOML file, checked whole |
 //! | 0 | [`domain`] | the words |
 //!
-//! A call is a value that each step consumes: `Call` → [`decide::decide`] → `Permit` → [`journal::Journal::open`] →
-//! `Cleared` → [`upstream::Upstream::forward`] → `Answer` → reply. Fields are private, so that no step can be skipped.
+//! # One `tools/call`
+//!
+//! 1. `transport/serve.rs` accepts the connection, `transport/framing.rs` refuses what two parsers could read differently.
+//! 2. `gate/routing.rs` checks Host and Origin and finds the server; `gate/mod.rs` puts the stages in order.
+//! 3. `gate/authn.rs` authenticates the caller with `identity` and loads the enrolled member from `grants`.
+//! 4. `gate/message.rs` parses the body once with `mcp`, and `gate/handles.rs` turns handles back into the server's tokens.
+//! 5. `gate/authz.rs` gathers the grants, their age and the policies; [`decide::decide`] gives a `Permit` or a refusal.
+//! 6. `limits` counts the call; `gate/param_headers.rs` checks the `Mcp-Param-*` headers.
+//! 7. [`journal::Journal::open`] writes the decision and waits for the disk: `Permit` → `Cleared`.
+//! 8. `grants` is asked once more, then [`upstream::Upstream::forward`] sends it: `Cleared` → `Answer`.
+//! 9. `gate/screen.rs` filters lists, seals session ids and encodes handles on the way back.
+//! 10. `gate/reply.rs` phrases refusals; the outcome is recorded when the answer ends.
+//!
+//! A call is a value that each stage consumes. Fields are private, so that no stage can be skipped.
+//!
+//! # Words
+//!
+//! | word | what it means here |
+//! |---|---|
+//! | answer | what a server sends back for a call: JSON, a stream of events, or nothing |
+//! | authz context | caller, grants, their age and policies for one message, as loaded at one moment |
+//! | basis | what a decision rested on: policies, grant, digests; it goes into the record |
+//! | capability | what a client or server announces in `initialize` that it can do |
+//! | catalogue | the tools of all servers as they are pinned |
+//! | channel | a persistent connection to a server: a process's pipes or an event stream |
+//! | cleared | a permitted call whose record is on disk; only the journal makes one |
+//! | combined endpoint | `/mcp`: all servers of a caller behind one URL, names with the server as a prefix |
+//! | confirmation | asking the store whether anything changed since the last time |
+//! | credential | token, API key or client certificate that a request carries |
+//! | decision input | all that `decide` may look at: caller, grants, time, address, policies |
+//! | denial | a refusal as it is told to a client; its shape is configured for each server |
+//! | era | which of the two incompatible MCP generations a message belongs to: legacy (sessions) or modern (stateless) |
+//! | evaluation cache | what of a decision depends only on caller and tool, kept for the next call |
+//! | feed | the table of committed changes that grants are followed by |
+//! | generation | counts changes that took effect here; tells whether a look-up still holds |
+//! | grant | a user's permission for a server: status, scopes, expiry |
+//! | handle | an opaque token of a server (cursor, task id, request id), bound to the caller by HMAC |
+//! | incarnation | one run of an instance; records are numbered within it |
+//! | lease | how long knowledge of grants may be used before it must be confirmed |
+//! | left out | enrolled, but not loaded because `grants.max_members` is reached |
+//! | list visibility | whether one caller sees an entry of a list, and in which form |
+//! | member | a user or service that is enrolled in this environment, with identities, keys and grants |
+//! | outcome | how a permitted call ended |
+//! | permit | the proof that a call may be made; only `decide` makes one |
+//! | pin | the approved definition of a tool; another one is refused |
+//! | primitive | MCP's word for tools, resources and prompts |
+//! | principal | who an authenticated credential stands for: issuer and subject |
+//! | reason | the stable code of a refusal |
+//! | refusal | why a message is not forwarded: reason, sentence, remedy |
+//! | scope | a named right of a grant; a tool needs the scope of its own name unless the registry says otherwise |
+//! | screen | what rewrites an answer for one caller |
+//! | seal | to encrypt a server's session id so that only its caller can use it |
+//! | segment | one file of the journal |
+//! | server | an MCP server behind Guardian; upstream in HTTP's terms |
+//! | session | MCP's legacy session with one server |
+//! | shadow | a policy that is evaluated and told of, but does not decide |
+//! | slice | the policies that can apply to one caller and tool |
+//! | snapshot | policies and catalogue compiled together; replaced as a whole |
+//! | spool | records on disk that are not in the database yet |
+//! | staleness | how long ago grants were confirmed; bounded by `grants.max_staleness` |
+//! | unlisted primitive | a resource or prompt: no pinned catalogue lists it |
+//! | watermark | up to where the journal was shipped |
 
 pub mod app;
 pub mod cli;

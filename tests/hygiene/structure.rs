@@ -68,7 +68,7 @@ fn functions_of_the_path_fit_a_screen() {
     let mut findings = Vec::new();
     for source in sources().iter().filter(|source| PATH.contains(&source.room())) {
         for (name, line, length) in functions(source) {
-            let is_longer = LONGER.iter().any(|table| *table == (source.file.as_str(), name.as_str()));
+            let is_longer = LONGER.contains(&(source.file.as_str(), name.as_str()));
             if length > LONGEST_FUNCTION && !is_longer {
                 findings.push(source.finding(line, format!("`{name}` has {length} lines, at most {LONGEST_FUNCTION}")));
             }

@@ -1,11 +1,12 @@
 //! What happens to the store while Guardian serves: a disk that fills up, a file that is replaced, a feed that loses a trigger.
 
-use crate::ana_reads_files;
 use crate::support::client::Client;
 use crate::support::issuer::Issuer;
 use crate::support::stores::{Engine, execute_in_file};
+use crate::support::upstream::Upstream;
 use crate::support::wait::eventually;
 use crate::support::world::World;
+use crate::{ana, ana_reads_files};
 use serde_json::json;
 use std::fs;
 
@@ -15,7 +16,9 @@ const ISS: &str = "https://id.example.test";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_the_store_only_while_it_lasts() {
     let mut world = World::new(Engine::Sqlite).await;
-    let (files, key) = ana_reads_files(&mut world).await;
+    let files = Upstream::start().await;
+    world.server("files", &files.url, "catalogue_refresh = '1s'");
+    let key = ana(&mut world).await;
     let issuer = Issuer::es256(ISS);
     world.folder.write("jwks.json", &issuer.key_set().to_string());
     world.issuer("id", ISS, "kind = 'oidc'\njwks_file = 'jwks.json'");
@@ -46,6 +49,12 @@ async fn a_full_disk_stops_the_store_only_while_it_lasts() {
         "403 no_grant"
     );
     assert!(world.guardian("user list --json").ok().stdout.contains("newcomer"));
+    files.redescribe("echo", "Says it back, and more.");
+    eventually("the changed definition to be written down", async || {
+        let listed = world.guardian("server catalog files --json").ok().stdout;
+        listed.contains("changed").then_some(())
+    })
+    .await;
 }
 
 /// A backup that is put in place of the database is what counts from then on, and what is recorded goes there.
