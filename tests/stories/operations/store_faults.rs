@@ -51,7 +51,8 @@ async fn a_full_disk_stops_the_store_only_while_it_lasts() {
     assert!(world.guardian("user list --json").ok().stdout.contains("newcomer"));
     files.redescribe("echo", "Says it back, and more.");
     eventually("the changed definition to be written down", async || {
-        let listed = world.guardian("server catalog files --json").ok().stdout;
+        // Its exit code tells that a tool waits to be pinned.
+        let listed = world.guardian("server catalog files --json").stdout;
         listed.contains("changed").then_some(())
     })
     .await;
@@ -114,6 +115,8 @@ async fn a_database_whose_log_was_removed_is_not_trusted() {
     call_often(&client, 5).await;
     world.shipped().await;
 
+    // Nothing is in the log alone, so that removing it loses nothing that the story needs.
+    execute_in_file(&world.file("data/guardian.db"), "PRAGMA wal_checkpoint(TRUNCATE)").await;
     remove_log(&world);
     world.revoke("ana", "files");
     eventually("calls to be refused", async || {
@@ -128,14 +131,9 @@ async fn a_database_whose_log_was_removed_is_not_trusted() {
 
     world.kill();
     world.start().await;
-    let client = world.connected("files", &key).await;
-    assert_eq!(
-        client.call("echo", json!({ "text": "hi" })).await.verdict(),
-        "200 grant_revoked"
-    );
+    let refused = world.client("files").bearer(&key).handshake().await;
+    assert_eq!(refused.verdict(), "200 grant_revoked");
     assert_eq!(files.calls().len(), reached);
-    world.shipped().await;
-    assert_eq!(world.audit("--tool echo --decision allow").len(), reached);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
