@@ -91,17 +91,17 @@ on_both_stores! {
         let (_files, key) = ana_is_forbidden_a_tool(&mut world).await;
         let client = world.client("files").modern().bearer(&key);
         let read = async |path: &str| client.call("read_file", json!({ "path": path })).await.verdict();
-        assert_eq!(read("/root/a").await, "allowed");
+        assert_eq!(read("/opt/a").await, "allowed");
 
         let old = std::fs::read_to_string(forbids(&world)).unwrap();
         let changed = Instant::now();
-        std::fs::write(forbids(&world), old.replace("/etc/*", "/root/*")).unwrap();
-        eventually("the forbid as it is", async || (read("/root/a").await == "200 forbidden_by_policy").then_some(())).await;
+        std::fs::write(forbids(&world), old.replace("/etc/*", "/opt/*")).unwrap();
+        eventually("the forbid as it is", async || (read("/opt/a").await == "200 forbidden_by_policy").then_some(())).await;
         assert_eq!(shadow(&client).await, "200 forbidden_by_policy");
 
         eventually("the forbid as it was to be dropped", async || (shadow(&client).await == "allowed").then_some(())).await;
         assert!(changed.elapsed() > DROPPED_AFTER && changed.elapsed() < DROPPED_AFTER * 3, "{:?}", changed.elapsed());
-        assert_eq!(read("/root/a").await, "200 forbidden_by_policy");
+        assert_eq!(read("/opt/a").await, "200 forbidden_by_policy");
     }
 
     async fn a_new_list_of_tools_drops_no_forbid_whose_file_is_away(world: World) {
