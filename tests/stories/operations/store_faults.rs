@@ -62,14 +62,7 @@ async fn a_full_disk_stops_the_store_only_while_it_lasts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_file_that_is_replaced_is_taken_up() {
     let mut world = World::new(Engine::Sqlite).await;
-    let (files, key) = ana_reads_files(&mut world).await;
-    world
-        .set("grants.max_staleness", "'2s'")
-        .set("grants.confirm_after", "'500ms'");
-    world.start().await;
-    let client = world.connected("files", &key).await;
-    call_often(&client, 5).await;
-    world.shipped().await;
+    let (files, _key, client) = serving(&mut world, "'2s'").await;
 
     // As an operator restores a backup. The log of the old database would be replayed over it, so it has to go too.
     let (file, backup) = (world.file("data/guardian.db"), world.file("data/backup.db"));
@@ -106,14 +99,7 @@ async fn a_database_file_that_is_replaced_is_taken_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_whose_log_was_removed_is_not_trusted() {
     let mut world = World::new(Engine::Sqlite).await;
-    let (files, key) = ana_reads_files(&mut world).await;
-    world
-        .set("grants.max_staleness", "'1s'")
-        .set("grants.confirm_after", "'500ms'");
-    world.start().await;
-    let client = world.connected("files", &key).await;
-    call_often(&client, 5).await;
-    world.shipped().await;
+    let (files, key, client) = serving(&mut world, "'1s'").await;
 
     // Nothing is in the log alone, so that removing it loses nothing that the story needs.
     execute_in_file(&world.file("data/guardian.db"), "PRAGMA wal_checkpoint(TRUNCATE)").await;
@@ -139,14 +125,7 @@ async fn a_database_whose_log_was_removed_is_not_trusted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_its_database_file_gone_nothing_is_permitted_and_nothing_lost() {
     let mut world = World::new(Engine::Sqlite).await;
-    let (files, key) = ana_reads_files(&mut world).await;
-    world
-        .set("grants.max_staleness", "'1s'")
-        .set("grants.confirm_after", "'500ms'");
-    world.start().await;
-    let client = world.connected("files", &key).await;
-    call_often(&client, 5).await;
-    world.shipped().await;
+    let (files, _key, client) = serving(&mut world, "'1s'").await;
 
     let (file, aside) = (world.file("data/guardian.db"), world.file("data/aside.db"));
     fs::rename(&file, &aside).unwrap();
@@ -243,6 +222,19 @@ async fn map_grants(world: &World) {
                       id AS grant_ref, row_version FROM public.granted",
         )
         .await;
+}
+
+/// Guardian serves Ana, who has called five times, and every record of it is in the database.
+async fn serving(world: &mut World, max_staleness: &str) -> (Upstream, String, Client) {
+    let (files, key) = ana_reads_files(world).await;
+    world
+        .set("grants.max_staleness", max_staleness)
+        .set("grants.confirm_after", "'500ms'");
+    world.start().await;
+    let client = world.connected("files", &key).await;
+    call_often(&client, 5).await;
+    world.shipped().await;
+    (files, key, client)
 }
 
 async fn call_often(client: &Client, times: usize) {
