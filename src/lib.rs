@@ -12,6 +12,7 @@
 //! | 4 | [`upstream`] | the MCP servers over HTTP, stdio and legacy SSE: channels, sessions, tool lists, `forward(Cleared)` |
 //! | 3 | [`identity`] | token, API key or certificate → `Principal` |
 //! | 3 | [`grants`] | who may do what, in memory and never older than a bound |
+//! | 3 | [`sessions`] | sealed session ids and handles: what a client holds instead of the servers' tokens |
 //! | 3 | [`limits`] | rates and concurrency; a refused call consumes nothing |
 //! | 3 | [`journal`] | the durable, chained spool of records, and its way to the database |
 //! | 2 | [`store`] | the only SQL: Postgres and SQLite behind one set of functions |
@@ -97,6 +98,7 @@ pub mod identity;
 pub mod journal;
 pub mod limits;
 pub mod mcp;
+pub mod sessions;
 pub mod store;
 pub mod telemetry;
 pub mod transport;

@@ -4,7 +4,7 @@
 
 use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp, ToolName};
 use crate::mcp::{self, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
-use crate::upstream::{HandleKind, HandleOwner, SessionKeys};
+use crate::sessions::{DecodedHandle, HandleKind, HandleOwner, SessionKeys};
 use bytes::Bytes;
 use moka::sync::Cache;
 use std::hash::Hash;
@@ -243,7 +243,7 @@ impl HandleTranslator {
         handle_kind: HandleKind<'_>,
         token: &OpaqueToken,
         otherwise: Reason,
-    ) -> Result<crate::upstream::DecodedHandle, Refusal> {
+    ) -> Result<DecodedHandle, Refusal> {
         self.cache
             .keys
             .verify(handle_kind, &token.text, &self.owner())

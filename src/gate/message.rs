@@ -7,7 +7,8 @@ use super::routing::HttpVerb;
 use super::target;
 use crate::domain::{Call, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName, Target, Timestamp};
 use crate::mcp::{self, McpHeaders, Message};
-use crate::upstream::{Session, Upstreams};
+use crate::sessions::Session;
+use crate::upstream::Upstreams;
 use bytes::Bytes;
 
 /// Opens the sealed session id of a legacy client. Another caller's or server's session is unknown.

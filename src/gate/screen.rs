@@ -12,8 +12,9 @@ use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, Se
 use crate::grants::GrantSnapshot;
 use crate::limits::Admission;
 use crate::mcp::{self, MessageKind, ServerMessage, SseFrame};
+use crate::sessions::{Session, SessionKeys};
 use crate::transport::{self, Body};
-use crate::upstream::{Answer, EventStream, ForwardError, OpenedSession, Session, SessionKeys, StreamEvent};
+use crate::upstream::{Answer, EventStream, ForwardError, OpenedSession, StreamEvent};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use std::sync::Arc;

@@ -4,14 +4,13 @@
 use super::client_requests::{self, DenialSender, ELICITATION_METHOD, check_result, demands_forbidden_url};
 use super::exchange::{Media, media};
 use super::forward_error::ForwardError;
-use super::handles::HandleOwner;
 use super::outcome::OutcomeGuard;
 use super::server::{TransportKind, Upstream};
-use super::session_keys::UpstreamSessionId;
 use super::stream::{EventStream, StreamRules};
 use crate::domain::{Call, Era, MessageId, Method, ProtocolVersion};
 use crate::journal::Cleared;
 use crate::mcp::{self, MessageKind, ServerMessage, parse_server_message, readdress};
+use crate::sessions::{HandleOwner, UpstreamSessionId};
 use crate::transport::ResponseBody;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};

@@ -9,7 +9,6 @@ mod control;
 mod exchange;
 mod forward;
 mod forward_error;
-mod handles;
 mod legacy_sse;
 mod line_reader;
 mod mux;
@@ -18,22 +17,20 @@ mod pins;
 mod queue;
 mod server;
 mod server_info;
-mod session_keys;
 mod stdio;
 mod stream;
 
 pub use catalogue::{FetchFailed, OfferedTools, RawTool, RejectedTool};
 pub use forward::{Answer, ForwardHeaders, OpenedSession};
 pub use forward_error::ForwardError;
-pub use handles::{DecodedHandle, HandleKind, HandleOwner, claimed_server};
 pub use pins::{build_catalogue, pin_status, scopes_of};
 pub use server::{Eras, Upstream, UpstreamError};
 pub use server_info::ServerInfo;
-pub use session_keys::{Session, SessionKeys, SessionKeysError, UpstreamSessionId};
 pub use stream::{EventStream, StreamEvent};
 
 use crate::config::ServerConfig;
 use crate::domain::ServerName;
+use crate::sessions::SessionKeys;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

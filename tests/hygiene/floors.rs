@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["domain"],
     &["decide", "mcp", "config"],
     &["store", "transport", "telemetry"],
-    &["identity", "grants", "limits", "journal"],
+    &["identity", "grants", "sessions", "limits", "journal"],
     &["upstream"],
     &["gate", "console"],
     &["app"],

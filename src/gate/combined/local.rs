@@ -12,8 +12,9 @@ use crate::gate::combined::namespace::Namespace;
 use crate::gate::context::RequestContext;
 use crate::limits::{Admission, PrincipalKey};
 use crate::mcp::{self, ListKind, Page, Rename};
+use crate::sessions::Session;
 use crate::transport::Body;
-use crate::upstream::{ServerInfo, Session, Upstream};
+use crate::upstream::{ServerInfo, Upstream};
 use http::{HeaderValue, Response};
 use serde_json::{Value, json};
 

@@ -9,7 +9,7 @@ use super::server_call::{ServerCall, collect_answer, join_all};
 use crate::domain::{Digest, MessageId, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::gate::routing::HttpVerb;
 use crate::mcp;
-use crate::upstream::{Session, UpstreamSessionId};
+use crate::sessions::{Session, UpstreamSessionId};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;

@@ -9,7 +9,7 @@ use neural_guardian::domain::{
     AuthMethod, ClientId, Digest, Fingerprint, Issuer, IssuerAlias, Principal, PrincipalKind, ProtocolVersion, ServerName,
     Subject, Timestamp,
 };
-use neural_guardian::upstream::{HandleKind, HandleOwner, Session, SessionKeys, UpstreamSessionId, claimed_server};
+use neural_guardian::sessions::{HandleKind, HandleOwner, Session, SessionKeys, UpstreamSessionId, claimed_server};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 

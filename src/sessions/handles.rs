@@ -2,7 +2,7 @@
 //! an HMAC that binds it to its owner and use. The text is not hidden. There is no table, so any replica with the
 //! session keys verifies a handle; equal text gives an equal handle, so that a later message can name it.
 
-use super::session_keys::SessionKeys;
+use super::keys::SessionKeys;
 use crate::domain::{Principal, ServerName, Timestamp};
 use aws_lc_rs::{constant_time, hmac};
 use base64::Engine;
@@ -148,7 +148,7 @@ fn pull_length_prefixed(bytes: &[u8]) -> Option<(&str, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::session_keys::tests::principal;
+    use crate::sessions::keys::tests::principal;
     use base64::engine::general_purpose::STANDARD;
     use std::path::Path;
 
