@@ -121,7 +121,9 @@ impl Running {
             move |committed| metrics.revocation_applied(now().since(committed))
         });
         let registry = grants.registry();
-        let upstreams = Arc::new(upstreams(&config)?);
+        let session_keys = Arc::new(SessionKeys::load_or_create(required_path(&config.sessions.key_file))?);
+        // Where a server is stands in the configuration alone: the registry says whether it may be called and for which scopes.
+        let upstreams = Arc::new(Upstreams::new(&config.servers)?);
         let sources = policies.at_start().await.context("the policies cannot be used")?;
         let snapshot = policy_loader::compile(&sources, &[], &config, &store, &registry)
             .await
@@ -156,6 +158,7 @@ impl Running {
             grants: grants.clone(),
             limits: limits.clone(),
             journal: journal.clone(),
+            session_keys,
             upstreams: upstreams.clone(),
             snapshot: policy_loader.snapshot.clone(),
             denials: config
@@ -318,12 +321,6 @@ pub fn store_open(config: &Config) -> Result<StoreOpen> {
             })
         }
     }
-}
-
-/// Where a server is stands in the configuration alone: the registry says only whether it may be called and for which scopes.
-fn upstreams(config: &Config) -> Result<Upstreams> {
-    let keys = SessionKeys::load_or_create(required_path(&config.sessions.key_file))?;
-    Ok(Upstreams::new(&config.servers, keys)?)
 }
 
 pub fn required_path(path: &Option<PathBuf>) -> &Path {

@@ -7,22 +7,19 @@ use super::routing::HttpVerb;
 use super::target;
 use crate::domain::{Call, Era, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, ServerName, Target, Timestamp};
 use crate::mcp::{self, McpHeaders, Message};
-use crate::sessions::Session;
-use crate::upstream::Upstreams;
+use crate::sessions::{Session, SessionKeys};
 use bytes::Bytes;
 
 /// Opens the sealed session id of a legacy client. Another caller's or server's session is unknown.
 pub(super) fn named_session(
     mcp_headers: &McpHeaders<'_>,
-    upstreams: &Upstreams,
+    keys: &SessionKeys,
     caller: &Principal,
     server: &ServerName,
     now: Timestamp,
 ) -> Result<Option<Session>, Refusal> {
     let open = |sealed| {
-        upstreams
-            .sessions()
-            .open(sealed, caller, Some(server), now)
+        keys.open(sealed, caller, Some(server), now)
             .ok_or(Refusal::new(Reason::UnknownSession))
     };
     mcp_headers.session.map(open).transpose()

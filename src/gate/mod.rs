@@ -37,7 +37,7 @@ use crate::grants::{GrantSnapshot, Grants};
 use crate::journal::{Cleared, Journal, JournalState};
 use crate::limits::{Admission, Limits, PrincipalKey};
 use crate::mcp;
-use crate::sessions::{HandleOwner, Session};
+use crate::sessions::{HandleOwner, Session, SessionKeys};
 use crate::telemetry::Metrics;
 use crate::transport::{Body, BodyProblem, Peer};
 use crate::upstream::{Eras, ForwardError, ForwardHeaders, Upstream, Upstreams};
@@ -79,6 +79,7 @@ pub struct GateParts {
     pub grants: Arc<Grants>,
     pub limits: Arc<Limits>,
     pub journal: Journal,
+    pub session_keys: Arc<SessionKeys>,
     pub upstreams: Arc<Upstreams>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub denials: BTreeMap<ServerName, Denials>,
@@ -119,7 +120,7 @@ impl Gate {
     pub fn new(parts: GateParts) -> Self {
         Self {
             body_budget: BodyBudget::new(parts.endpoints.max_body),
-            handle_cache: HandleCache::new(parts.upstreams.sessions().clone(), parts.session_lifetime, parts.clock.now),
+            handle_cache: HandleCache::new(parts.session_keys.clone(), parts.session_lifetime, parts.clock.now),
             combined: Combined::new(parts.session_lifetime),
             parts,
             refusals: RefusalAggregator::default(),
@@ -252,7 +253,13 @@ impl Gate {
         let upstreams = &*self.parts.upstreams;
         routing::media_types(headers, verb)?;
         let mcp_headers = mcp::read_mcp_headers(headers).map_err(|malformed| reject_malformed(malformed, context))?;
-        let session = named_session(&mcp_headers, upstreams, &authenticated.principal, &server, context.at);
+        let session = named_session(
+            &mcp_headers,
+            &self.parts.session_keys,
+            &authenticated.principal,
+            &server,
+            context.at,
+        );
         let label = session.as_ref().ok().and_then(Option::as_ref).map(Session::label);
         let allowed_requests = upstreams.get(&server).map(Upstream::allowed_requests).unwrap_or_default();
         let translator = HandleTranslator::new(&self.handle_cache, &authenticated.principal, &server, label, allowed_requests);
@@ -357,7 +364,7 @@ impl Gate {
         })?;
         context.answered = answer.status();
         let sealer = SessionSealer {
-            keys: upstreams.sessions(),
+            keys: &self.parts.session_keys,
             principal: &caller.principal,
             server: &server,
             now: context.at,

@@ -30,30 +30,24 @@ pub use stream::{EventStream, StreamEvent};
 
 use crate::config::ServerConfig;
 use crate::domain::ServerName;
-use crate::sessions::SessionKeys;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Time limit for all server processes and channels to end at shutdown. Processes are killed before it passes.
 const ENDING: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Every configured server, and the keys that seal session ids.
+/// Every configured server.
 pub struct Upstreams {
     servers: BTreeMap<ServerName, Upstream>,
-    sessions: Arc<SessionKeys>,
 }
 
 impl Upstreams {
     /// Builds every configured server. Nothing is connected or started yet.
-    pub fn new(configs: &[ServerConfig], sessions: SessionKeys) -> Result<Self, UpstreamError> {
+    pub fn new(configs: &[ServerConfig]) -> Result<Self, UpstreamError> {
         let mut servers = BTreeMap::new();
         for config in configs {
             servers.insert(config.name.clone(), Upstream::new(config)?);
         }
-        Ok(Self {
-            servers,
-            sessions: Arc::new(sessions),
-        })
+        Ok(Self { servers })
     }
 
     /// Ends sessions that nobody uses. The app calls it once a second.
@@ -80,10 +74,5 @@ impl Upstreams {
 
     pub fn iter(&self) -> impl Iterator<Item = (&ServerName, &Upstream)> {
         self.servers.iter()
-    }
-
-    /// The keys that seal session ids and sign handles.
-    pub fn sessions(&self) -> &Arc<SessionKeys> {
-        &self.sessions
     }
 }

@@ -60,7 +60,7 @@ impl CombinedCaller {
             version,
             expires_at: context.at.plus(gate.parts.session_lifetime),
         };
-        let sealed = gate.parts.upstreams.sessions().seal(&session, &self.principal, None);
+        let sealed = gate.parts.session_keys.seal(&session, &self.principal, None);
         let result = json!({
             "protocolVersion": version.as_str(),
             "capabilities": said.capabilities,

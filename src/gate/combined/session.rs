@@ -294,7 +294,7 @@ impl ServerCall {
         let version = version.ok_or_else(refused)?;
         let gate = &self.caller.gate;
         let opened = |sealed: &HeaderValue| {
-            let keys = gate.parts.upstreams.sessions();
+            let keys = &gate.parts.session_keys;
             let now = (gate.parts.clock.now)();
             keys.open(sealed.to_str().ok()?, &self.caller.principal, Some(server), now)
         };
@@ -344,7 +344,7 @@ impl CombinedCaller {
     /// Opens the sealed session id; `None` unless it is this caller's own combined session.
     pub fn session(&self, sealed: &str) -> Option<Arc<CombinedSession>> {
         let gate = &self.gate;
-        let keys = gate.parts.upstreams.sessions();
+        let keys = &gate.parts.session_keys;
         let session = keys.open(sealed, &self.principal, None, (gate.parts.clock.now)())?;
         gate.combined.session(&self.principal, &session)
     }
