@@ -5,6 +5,7 @@ mod policy_files;
 pub mod policy_loader;
 mod stability;
 
+use crate::combined::{Combined, CombinedParts};
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
 use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
@@ -145,6 +146,10 @@ impl Running {
         let stop_shipping = CancellationToken::new();
         let shipper = ship(&journal, store.clone(), stop_shipping.clone())?;
         let connections = Connections::new();
+        let clock = Clock {
+            now,
+            request: request_id,
+        };
         let gate = Arc::new(Gate::new(GateParts {
             environment: config.environment.clone(),
             endpoints: Endpoints::new(&config),
@@ -158,7 +163,7 @@ impl Running {
             grants: grants.clone(),
             limits: limits.clone(),
             journal: journal.clone(),
-            session_keys,
+            session_keys: session_keys.clone(),
             upstreams: upstreams.clone(),
             snapshot: policy_loader.snapshot.clone(),
             denials: config
@@ -169,10 +174,17 @@ impl Running {
             session_lifetime: config.sessions.lifetime.0,
             redaction: Redaction::new(&config.journal),
             metrics: metrics.clone(),
-            clock: Clock {
-                now,
-                request: request_id,
-            },
+            clock,
+        }));
+        let combined = Arc::new(Combined::new(CombinedParts {
+            gate: gate.clone(),
+            upstreams: upstreams.clone(),
+            grants: grants.clone(),
+            limits: limits.clone(),
+            session_keys,
+            session_lifetime: config.sessions.lifetime.0,
+            keep_alive: config.listen.limits.keep_alive.0,
+            clock,
         }));
         let console = Arc::new(Console {
             look: Box::new({
@@ -205,7 +217,7 @@ impl Running {
             listener,
             tls.clone(),
             &config,
-            gate.clone(),
+            combined,
             stopped.clone(),
             connections,
         ));
@@ -405,14 +417,14 @@ fn serve_data(
     listener: TcpListener,
     tls: Arc<ServerTls>,
     config: &Config,
-    gate: Arc<Gate>,
+    combined: Arc<Combined>,
     stopped: Shutdown,
     connections: Arc<Connections>,
 ) -> impl Future<Output = ()> + use<> {
     let handler = move |request, peer| {
-        let gate = gate.clone();
+        let combined = combined.clone();
         // In one place from the first step: it is large, and would be moved through every layer of the connection.
-        Box::pin(async move { gate.handle(request, peer).await })
+        Box::pin(async move { combined.handle(request, peer).await })
     };
     transport::serve_counted(
         listener,

@@ -5,15 +5,16 @@
 //!
 //! | floor | room | what it is |
 //! |---|---|---|
-//! | 7 | [`cli`] | one file a command; the quickstart and its demo server |
-//! | 6 | [`app`] | wires the rooms from one configuration: start, watch, drain, stop; the clock |
-//! | 5 | [`gate`] | the request path: authenticate, parse, authorise, record, forward, respond; all servers as one at `/mcp` |
+//! | 8 | [`cli`] | one file a command; the quickstart and its demo server |
+//! | 7 | [`app`] | wires the rooms from one configuration: start, watch, drain, stop; the clock |
+//! | 6 | [`combined`] | `/mcp`: all servers of a caller as one, on top of the gate |
+//! | 5 | [`gate`] | the request path: authenticate, parse, authorise, record, forward, respond |
 //! | 5 | [`console`] | what operators look at: health and metrics |
-//! | 4 | [`upstream`] | the MCP servers over HTTP, stdio and legacy SSE: channels, sessions, tool lists, `forward(Cleared)` |
+//! | 4 | [`upstream`] | the MCP servers over HTTP, stdio and legacy SSE: channels, tool lists, `forward(Cleared)` |
 //! | 3 | [`identity`] | token, API key or certificate → `Principal` |
 //! | 3 | [`grants`] | who may do what, in memory and never older than a bound |
-//! | 3 | [`sessions`] | sealed session ids and handles: what a client holds instead of the servers' tokens |
 //! | 3 | [`limits`] | rates and concurrency; a refused call consumes nothing |
+//! | 3 | [`sessions`] | sealed session ids and signed handles, bound to their caller |
 //! | 3 | [`journal`] | the durable, chained spool of records, and its way to the database |
 //! | 2 | [`store`] | the only SQL: Postgres and SQLite behind one set of functions |
 //! | 2 | [`transport`] | the only TLS and sockets |
@@ -25,18 +26,22 @@
 //!
 //! # One `tools/call`
 //!
-//! 1. `transport/serve.rs` accepts the connection, `transport/framing.rs` refuses what two parsers could read differently.
-//! 2. `gate/routing.rs` checks Host and Origin and finds the server; `gate/mod.rs` puts the stages in order.
-//! 3. `gate/authn.rs` authenticates the caller with `identity` and loads the enrolled member from `grants`.
-//! 4. `gate/message.rs` parses the body once with `mcp`, and `gate/handles.rs` turns handles back into the server's tokens.
-//! 5. `gate/authz.rs` gathers the grants, their age and the policies; [`decide::decide`] gives a `Permit` or a refusal.
-//! 6. `limits` counts the call; `gate/param_headers.rs` checks the `Mcp-Param-*` headers.
-//! 7. [`journal::Journal::open`] writes the decision and waits for the disk: `Permit` → `Cleared`.
-//! 8. `grants` is asked once more, then [`upstream::Upstream::forward`] sends it: `Cleared` → `Answer`.
-//! 9. `gate/screen.rs` filters lists, seals session ids and encodes handles on the way back.
-//! 10. `gate/reply.rs` phrases refusals; the outcome is recorded when the answer ends.
+//! `gate/mod.rs` puts the stages in order. Each consumes the value of the one before and carries what the next needs.
 //!
-//! A call is a value that each stage consumes. Fields are private, so that no stage can be skipped.
+//! | # | stage | files | value |
+//! |---|---|---|---|
+//! | 1 | accept the connection, refuse what two parsers could read differently | `transport/{serve,framing}.rs` | `Request` |
+//! | 2 | check Host and Origin, find the server | `gate/{receive,routing}.rs` | `Route` |
+//! | 3 | authenticate the caller, read the body | `gate/{receive,authn,body_budget}.rs`, `identity` | `AuthenticatedRequest` |
+//! | 4 | parse the body once; era, version, method | `gate/message.rs`, `mcp` | `NegotiatedMessage` |
+//! | 5 | turn handles into the server's tokens, resolve the target | `gate/{call,handles}.rs`, `sessions` | `ParsedCall` |
+//! | 6 | load grants and policies, decide, check `Mcp-Param-*`, count | `gate/{authz,param_headers,admission}.rs`, [`decide::decide`], `limits` | `AuthorizedCall` with the `Permit` |
+//! | 7 | write the decision and wait for the disk | `gate/record.rs`, [`journal::Journal::open`] | `RecordedCall` with `Cleared` |
+//! | 8 | ask the grants once more, send the call | `gate/forward.rs`, [`upstream::Upstream::forward`] | `ForwardedCall` with the `Answer` |
+//! | 9 | filter lists, encode handles, seal session ids | `gate/{screen,visibility,handles}.rs` | `Answered` |
+//! | 10 | word and record refusals; the outcome is recorded when the answer ends | `gate/{reply,record}.rs`, `journal` | `Response` |
+//!
+//! Only `decide` makes a `Permit` and only the journal makes a `Cleared` call of it, so that no stage can be skipped.
 //!
 //! # Words
 //!
@@ -88,6 +93,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod combined;
 pub mod config;
 pub mod console;
 pub mod decide;

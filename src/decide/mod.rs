@@ -45,16 +45,17 @@ pub use verdict::{Basis, Permit, Refused, Verdict};
 use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
 use preconditions::ActiveGrant;
 use primitive_kind::PrimitiveKind;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 /// Decides a call. Checks the preconditions (enrolment, server, grant), the pin status, the scopes, the arguments and the
 /// policies in this order; the first refusal wins.
 pub fn decide(call: Call, input: &DecisionInput<'_>) -> Verdict {
-    let mut basis = Basis::new(input.snapshot);
-    match check_call(&call, input, &mut basis) {
-        Ok(()) => Verdict::Permit(Permit::new(call, basis)),
+    let (mut basis, mut arguments) = (Basis::new(input.snapshot), None);
+    match check_call(&call, input, &mut basis, &mut arguments) {
+        Ok(()) => Verdict::Permit(Permit::new(call, arguments, basis)),
         Err(refusal) => Verdict::Refuse(Box::new(Refused {
             call,
+            arguments,
             refusal: *refusal,
             basis,
         })),
@@ -107,10 +108,16 @@ fn check_task(
     }
 }
 
-fn check_call(call: &Call, input: &DecisionInput<'_>, basis: &mut Basis) -> Result<(), Box<Refusal>> {
+/// Checks a call; leaves what the verdict rests on in `basis` and the parsed arguments in `parsed`.
+fn check_call(
+    call: &Call,
+    input: &DecisionInput<'_>,
+    basis: &mut Basis,
+    parsed: &mut Option<Map<String, Value>>,
+) -> Result<(), Box<Refusal>> {
     let active_grant = preconditions::active_grant(&call.server, input)?;
     basis.set_grant(&active_grant, input);
-    let mut one = |kind, name: &str| decide_unlisted(call, kind, name, &active_grant, input, basis);
+    let mut one = |kind, name: &str| decide_unlisted(call, kind, name, &active_grant, input, basis, parsed);
     match (call.method, &call.target) {
         (Method::ToolsCall, target) => {
             let Target::Tool(name) = target else {
@@ -118,8 +125,8 @@ fn check_call(call: &Call, input: &DecisionInput<'_>, basis: &mut Basis) -> Resu
             };
             let tool = input.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
             preconditions::check_tool(tool, &active_grant)?;
-            let arguments = tool.read_arguments(call.arguments.as_deref())?;
-            evaluate::evaluate(tool, &arguments, &active_grant, input, basis)
+            let arguments = parsed.insert(tool.read_arguments(call.arguments.as_deref())?);
+            evaluate::evaluate(tool, arguments, &active_grant, input, basis)
         }
         (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => {
             one(PrimitiveKind::Resource, uri.as_str())
@@ -156,12 +163,14 @@ fn decide_unlisted(
     active_grant: &ActiveGrant<'_>,
     input: &DecisionInput<'_>,
     basis: &mut Basis,
+    parsed: &mut Option<Map<String, Value>>,
 ) -> Result<(), Box<Refusal>> {
     let unlisted = input.snapshot.unlisted(&call.server, kind).ok_or(Reason::UnknownServer)?;
     preconditions::check_scopes(unlisted.needs(), active_grant)?;
+    let none = Map::new();
     let arguments = match kind {
-        PrimitiveKind::Prompt => unlisted.read_arguments(call.arguments.as_deref())?,
-        PrimitiveKind::Tool | PrimitiveKind::Resource => Map::new(),
+        PrimitiveKind::Prompt => parsed.insert(unlisted.read_arguments(call.arguments.as_deref())?),
+        PrimitiveKind::Tool | PrimitiveKind::Resource => &none,
     };
-    evaluate::evaluate_unlisted(unlisted, name, &arguments, active_grant, input, basis)
+    evaluate::evaluate_unlisted(unlisted, name, arguments, active_grant, input, basis)
 }

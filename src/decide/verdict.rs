@@ -3,6 +3,7 @@
 use super::preconditions::ActiveGrant;
 use super::{DecisionInput, Snapshot};
 use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
+use serde_json::{Map, Value};
 
 /// The verdict on one call.
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Permit {
     call: Call,
+    arguments: Option<Map<String, Value>>,
     basis: Basis,
 }
 
@@ -22,6 +24,7 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct Refused {
     pub call: Call,
+    pub arguments: Option<Map<String, Value>>,
     pub refusal: Refusal,
     pub basis: Basis,
 }
@@ -43,13 +46,18 @@ pub struct Basis {
 }
 
 impl Permit {
-    pub(super) fn new(call: Call, basis: Basis) -> Self {
-        Self { call, basis }
+    pub(super) fn new(call: Call, arguments: Option<Map<String, Value>>, basis: Basis) -> Self {
+        Self { call, arguments, basis }
     }
 
     /// The permitted call.
     pub fn call(&self) -> &Call {
         &self.call
+    }
+
+    /// The arguments of a tool or prompt as they were parsed and judged.
+    pub fn arguments(&self) -> Option<&Map<String, Value>> {
+        self.arguments.as_ref()
     }
 
     /// What the permit rests on.

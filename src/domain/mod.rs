@@ -29,7 +29,7 @@ pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN
 pub use reason::{Reason, Refusal};
 pub use record::{
     AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
-    RecordedPrincipal, SealedRecord, Start, Stop, Suppressed,
+    RecordedPrincipal, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
 };
 pub use time::Timestamp;
 pub use uri::{BadUri, ResourceUri};

@@ -129,6 +129,21 @@ pub struct GrantUsed {
     pub age_ms: u64,
 }
 
+/// What a decision record says of the request itself. Call and verdict give the rest.
+#[derive(Debug, Clone)]
+pub struct RecordedRequest {
+    pub at: Timestamp,
+    pub environment: EnvironmentName,
+    pub principal: Option<RecordedPrincipal>,
+    pub target: Option<String>,
+    /// The redacted arguments, if the configuration keeps them.
+    pub args: Option<String>,
+    pub source_ip: String,
+    pub session: Option<String>,
+    pub trace: Option<String>,
+    pub took_us: u64,
+}
+
 /// A message was permitted or refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {

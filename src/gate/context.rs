@@ -1,29 +1,38 @@
-//! The request context: what is known of a message so far. At any point of the path it holds enough to record and answer a
-//! refusal.
+//! What is known of a request. [`RequestContext`] travels with a message from stage to stage; at any point of the path it
+//! holds enough to record and answer a refusal.
 
-use super::handles::AnswerClaim;
 use crate::decide::Basis;
-use crate::domain::{
-    Decision, DecisionKind, Digest, EnvironmentName, Era, Member, MessageId, Method, Principal, RecordedPrincipal, Refusal,
-    RequestId, ServerName, Timestamp,
-};
+use crate::domain::{Era, Member, MessageId, Method, Principal, Refusal, RequestId, ServerName, Timestamp};
+use crate::transport::Body;
 use bytes::Bytes;
-use http::StatusCode;
-use std::borrow::Cow;
-use std::fmt::{Display, Write};
+use http::{Response, StatusCode};
+use serde_json::{Map, Value};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The context of one request. Each step fills in more; the audit record and the reply are made from it.
+/// One message on its way through the stages. The receiving stage makes it and the parser fills in `message`; no later
+/// stage changes it.
+#[derive(Clone)]
 pub struct RequestContext {
     pub request: RequestId,
+    /// The time that the decision uses: when the body had arrived.
     pub at: Timestamp,
     pub started: Instant,
     pub source: IpAddr,
+    /// The request came over HTTP/2, where a badly framed request does not endanger the next one.
+    pub is_http2: bool,
     pub server: Option<ServerName>,
+    /// `None` until the caller is authenticated.
     pub principal: Option<Arc<Principal>>,
-    pub member: Option<Arc<Member>>,
+    /// The message is the part of one server in a message to all of them.
+    pub is_part: bool,
+    pub message: MessageSummary,
+}
+
+/// What the message says, as far as it was read: for records, replies and metrics.
+#[derive(Clone)]
+pub struct MessageSummary {
     pub id: Option<MessageId>,
     pub era: Era,
     pub method: Option<Method>,
@@ -35,35 +44,113 @@ pub struct RequestContext {
     /// The target other than a tool: a URI, a prompt, or the subjects of a subscription.
     pub target: Option<String>,
     pub arguments: Option<Bytes>,
+    /// The label of the session, for records.
     pub session: Option<String>,
     pub trace: Option<String>,
+}
+
+/// A response for the client, and what is counted of it.
+pub struct Answered {
+    pub response: Response<Body>,
+    pub context: RequestContext,
+    /// The HTTP status of the server's answer; `None` for a stream, and if no server was asked.
+    pub server_status: Option<StatusCode>,
+    /// The parts of the message, one for each server, are counted instead of the whole.
+    pub is_split: bool,
+}
+
+/// A refused message, with everything that its record and its response are made of.
+pub struct RefusedRequest {
+    pub refusal: Refusal,
+    pub context: RequestContext,
+    pub member: Option<Arc<Member>>,
     pub basis: Option<Basis>,
-    /// The claim on answering a server request; taken when the answer is forwarded.
-    pub answer_claim: Option<AnswerClaim>,
+    /// The arguments, if they were parsed before the refusal.
+    pub arguments: Option<Map<String, Value>>,
     /// The called tool exists, but this caller's `tools/list` hides it.
     pub hidden_from_caller: bool,
-    /// The message comes from the combined endpoint.
-    pub via_combined: bool,
-    /// The combined endpoint forwarded the message; each server's part has a context and records of its own.
-    pub delegated: bool,
-    /// The HTTP status of the server's answer; `None` for a stream.
-    pub answered: Option<StatusCode>,
-    /// The permit is in the journal already, so a later failure is an outcome and not a second decision.
-    pub recorded: bool,
-    /// Set if the refusal was recorded by a sub-call: `true` if in full, `false` if only counted.
-    pub audited: Option<bool>,
+    pub audit: RefusalAudit,
+}
+
+/// What the journal says of a refused message already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalAudit {
+    /// Nothing yet.
+    Pending,
+    /// The call was permitted and recorded, so a later failure is its outcome and not a second decision.
+    PermitRecorded,
+    /// The part of one server was recorded (`true`) or only counted (`false`), and this refusal quotes its record.
+    PartRecorded(bool),
 }
 
 impl RequestContext {
-    pub fn new(request: RequestId, at: Timestamp, source: IpAddr) -> Self {
+    pub fn new(request: RequestId, at: Timestamp, source: IpAddr, is_http2: bool) -> Self {
         Self {
             request,
             at,
             started: Instant::now(),
             source,
+            is_http2,
             server: None,
             principal: None,
+            is_part: false,
+            message: MessageSummary::default(),
+        }
+    }
+
+    /// The same request as the part of one server.
+    pub fn for_server(self, server: ServerName) -> Self {
+        Self {
+            server: Some(server),
+            is_part: true,
+            ..self
+        }
+    }
+
+    /// The same message with a record of its own.
+    pub fn again(&self, request: RequestId) -> Self {
+        Self {
+            request,
+            started: Instant::now(),
+            ..self.clone()
+        }
+    }
+
+    /// Refuses the message with what is known of it.
+    pub fn refuse(self, refusal: impl Into<Refusal>) -> Box<RefusedRequest> {
+        Box::new(RefusedRequest {
+            refusal: refusal.into(),
+            context: self,
             member: None,
+            basis: None,
+            arguments: None,
+            hidden_from_caller: false,
+            audit: RefusalAudit::Pending,
+        })
+    }
+
+    /// Refuses a call whose permit is recorded: the refusal is its outcome.
+    pub fn refuse_permitted(self, refusal: Refusal) -> Box<RefusedRequest> {
+        let mut refused = self.refuse(refusal);
+        refused.audit = RefusalAudit::PermitRecorded;
+        refused
+    }
+
+    /// A response that no server took part in.
+    pub fn answered(self, response: Response<Body>) -> Answered {
+        Answered {
+            response,
+            context: self,
+            server_status: None,
+            is_split: false,
+        }
+    }
+}
+
+impl Default for MessageSummary {
+    /// A message is of the legacy era until it says otherwise.
+    fn default() -> Self {
+        Self {
             id: None,
             era: Era::Legacy,
             method: None,
@@ -74,104 +161,17 @@ impl RequestContext {
             arguments: None,
             session: None,
             trace: None,
-            basis: None,
-            answer_claim: None,
-            hidden_from_caller: false,
-            via_combined: false,
-            delegated: false,
-            answered: None,
-            recorded: false,
-            audited: None,
-        }
-    }
-
-    /// The method's name for logs and records.
-    pub fn method(&self) -> &str {
-        match (&self.method, &self.raw_method) {
-            (Some(method), _) => method.as_str(),
-            (None, Some(said)) => said,
-            (None, None) => "unreadable",
-        }
-    }
-
-    fn recorded_method(&self) -> Cow<'static, str> {
-        match self.method {
-            Some(method) => method.as_str().into(),
-            None => self.method().to_owned().into(),
-        }
-    }
-
-    /// The record of a permit. `Journal::open` fills in the policies, scopes, grant and digests from the `Permit`.
-    pub fn permitted(&self, environment: &EnvironmentName, arguments: Option<String>) -> Box<Decision> {
-        self.decision(environment, DecisionKind::Allow, "permitted", arguments)
-    }
-
-    /// The record of a refusal.
-    pub fn refused(&self, environment: &EnvironmentName, refusal: &Refusal, arguments: Option<String>) -> Box<Decision> {
-        let mut decision = self.decision(environment, DecisionKind::Deny, refusal.reason.code(), arguments);
-        decision.detail = refusal.detail.clone();
-        decision.errors = refusal.errors.clone();
-        decision.scopes = refusal.scopes.clone();
-        decision.policies = refusal.policies.clone();
-        if let Some(basis) = &self.basis {
-            decision.policy_set = basis.policy_set;
-            decision.catalogue = basis.catalogue;
-            decision.grant = basis.grant.clone();
-        }
-        decision
-    }
-
-    fn decision(
-        &self,
-        environment: &EnvironmentName,
-        decision: DecisionKind,
-        reason: &'static str,
-        args: Option<String>,
-    ) -> Box<Decision> {
-        Box::new(Decision {
-            at: self.at,
-            environment: environment.clone(),
-            request: self.request,
-            principal: self.principal.as_deref().map(|principal| self.recorded_principal(principal)),
-            server: self.server.clone(),
-            method: self.recorded_method(),
-            tool: self.tool.clone(),
-            target: self.target.clone(),
-            decision,
-            reason: reason.into(),
-            detail: None,
-            policies: Vec::new(),
-            errors: Vec::new(),
-            scopes: Vec::new(),
-            args_digest: self.arguments.as_deref().map(Digest::of),
-            args,
-            policy_set: Digest::ZERO,
-            catalogue: Digest::ZERO,
-            grant: None,
-            source_ip: to_string_once(&self.source),
-            session: self.session.clone(),
-            trace: self.trace.clone(),
-            era: self.method.map(|_| self.era),
-            took_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-        })
-    }
-
-    fn recorded_principal(&self, principal: &Principal) -> RecordedPrincipal {
-        RecordedPrincipal {
-            issuer: principal.issuer.clone(),
-            subject: principal.subject.clone(),
-            user: self.member.as_ref().map(|member| member.id.clone()),
-            method: principal.method,
-            fingerprint: to_string_once(&principal.fingerprint),
-            client: principal.client.clone(),
-            key: principal.key.clone(),
         }
     }
 }
 
-/// Formats into one allocation, because this runs for every call.
-fn to_string_once(value: &impl Display) -> String {
-    let mut text = String::with_capacity(40);
-    _ = write!(text, "{value}");
-    text
+impl MessageSummary {
+    /// The method's name for logs and records.
+    pub fn method_name(&self) -> &str {
+        match (&self.method, &self.raw_method) {
+            (Some(method), _) => method.as_str(),
+            (None, Some(raw)) => raw,
+            (None, None) => "unreadable",
+        }
+    }
 }

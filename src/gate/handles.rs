@@ -102,14 +102,14 @@ where
 impl HandleTranslator {
     pub fn new(
         handle_cache: &Arc<HandleCache>,
-        principal: &Arc<Principal>,
+        principal: Arc<Principal>,
         server: &ServerName,
         session: Option<String>,
         allowed_requests: ClientRequests,
     ) -> Self {
         Self {
             cache: handle_cache.clone(),
-            principal: principal.clone(),
+            principal,
             server: server.clone(),
             session: session.unwrap_or_default(),
             allowed_requests,
@@ -122,13 +122,21 @@ impl HandleTranslator {
     }
 
     /// Restores the server's own tokens in a request or notification, and removes capabilities that the server may not use.
-    pub fn decode_inbound(&self, body: &Bytes, params: Option<&Params>, method: Method, era: Era) -> Result<Decoded, Refusal> {
-        let none = |body: &Bytes| Decoded {
-            body: body.clone(),
-            tasks: Vec::new(),
+    /// `edits` are the replacements that are to be made besides.
+    pub fn decode_inbound(
+        &self,
+        body: &Bytes,
+        params: Option<&Params>,
+        method: Method,
+        era: Era,
+        mut edits: Vec<(JsonSpan, String)>,
+    ) -> Result<Decoded, Refusal> {
+        let Some(params) = params else {
+            return Ok(Decoded {
+                body: splice(body, edits),
+                tasks: Vec::new(),
+            });
         };
-        let Some(params) = params else { return Ok(none(body)) };
-        let mut edits = Vec::new();
         if let Some(cursor) = params.cursor.as_ref().filter(|_| is_list(method)) {
             let handle_kind = HandleKind::Cursor { method: method.as_str() };
             edits.push((

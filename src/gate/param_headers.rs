@@ -2,37 +2,30 @@
 //! equal its argument, and is written again from the argument; undeclared ones are forwarded unchanged.
 //! No header takes part in the policy decision.
 
-use crate::decide::{ParamHeader, ParamHeaderKind, Snapshot};
+use crate::decide::{ParamHeader, ParamHeaderKind, Permit, Snapshot};
 use crate::domain::{Call, Era, Method, Reason, Refusal};
 use crate::mcp::{decode_header_value, encode_header_value};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-type HeaderField = (HeaderName, HeaderValue);
+pub type HeaderField = (HeaderName, HeaderValue);
 
 const PREFIX: &str = "mcp-param-";
 /// The largest integer that every JSON parser keeps exactly (RFC 8259, section 6).
 const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
 
 /// The `Mcp-Param-*` headers to forward with a permitted call.
-pub(super) fn checked_headers(call: &Call, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Vec<HeaderField>, Refusal> {
-    if call.era == Era::Legacy {
+pub(super) fn checked_headers(permit: &Permit, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Vec<HeaderField>, Refusal> {
+    if permit.call().era == Era::Legacy {
         return Ok(Vec::new());
     }
-    let declared = declared_headers(call, snapshot)?;
+    let declared = declared_headers(permit.call(), snapshot)?;
     let is_declared = |name: &HeaderName| declared.iter().any(|param_header| param_header.field == name.as_str());
     let undeclared = |(name, _): &(&HeaderName, &HeaderValue)| name.as_str().starts_with(PREFIX) && !is_declared(name);
     let passed = headers.iter().filter(undeclared);
     let mut fields: Vec<HeaderField> = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
-    if declared.is_empty() {
-        return Ok(fields);
-    }
-    let arguments: Value = match &call.arguments {
-        None => Value::Null,
-        Some(text) => serde_json::from_slice(text).map_err(|_| Refusal::new(Reason::InvalidArguments))?,
-    };
     for param_header in declared {
-        fields.extend(checked_header(param_header, &arguments, headers)?);
+        fields.extend(checked_header(param_header, permit.arguments(), headers)?);
     }
     Ok(fields)
 }
@@ -54,10 +47,13 @@ fn declared_headers<'a>(call: &Call, snapshot: &'a Snapshot) -> Result<&'a [Para
 }
 
 /// Checks one declared header against its argument and writes it again.
-fn checked_header(param_header: &ParamHeader, arguments: &Value, headers: &HeaderMap) -> Result<Option<HeaderField>, Refusal> {
+fn checked_header(
+    param_header: &ParamHeader,
+    arguments: Option<&Map<String, Value>>,
+    headers: &HeaderMap,
+) -> Result<Option<HeaderField>, Refusal> {
     let mismatch = |what: &str| Refusal::with_detail(Reason::HeaderMismatch, format!("{} {what}", param_header.field));
-    let argument = param_header.path.iter().try_fold(arguments, |value, name| value.get(name));
-    let argument = argument.filter(|value| !value.is_null());
+    let argument = arguments.and_then(|arguments| argument_at(&param_header.path, arguments));
     let mut values = headers.get_all(param_header.field.as_str()).iter();
     let (argument, field) = match (argument, values.next(), values.next()) {
         (_, _, Some(_)) => return Err(mismatch("is there more than once")),
@@ -84,6 +80,13 @@ fn checked_header(param_header: &ParamHeader, arguments: &Value, headers: &Heade
         (Ok(name), Ok(value)) => Ok(Some((name, value))),
         _ => Err(mismatch("cannot be written")),
     }
+}
+
+/// The argument at a path; `None` if it is absent or null.
+fn argument_at<'a>(path: &[String], arguments: &'a Map<String, Value>) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let argument = rest.iter().try_fold(arguments.get(first)?, |value, name| value.get(name))?;
+    Some(argument).filter(|argument| !argument.is_null())
 }
 
 fn matches(said: &str, argument: &Value, kind: ParamHeaderKind) -> bool {
@@ -127,7 +130,7 @@ mod tests {
         for value in values {
             headers.append("mcp-param-x", HeaderValue::from_str(value).unwrap());
         }
-        match checked_header(&mirrored(kind), &json!({ "a": { "b": argument } }), &headers) {
+        match checked_header(&mirrored(kind), json!({ "a": { "b": argument } }).as_object(), &headers) {
             Ok(field) => Ok(field.map(|(_, value)| value.to_str().unwrap().to_owned())),
             Err(refusal) => Err(refusal.reason),
         }

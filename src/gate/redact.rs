@@ -2,7 +2,7 @@
 //! record holds only the digest of the arguments.
 
 use crate::config::{JournalConfig, RecordArguments};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// Which arguments audit records hold, and which of them are hidden.
@@ -19,13 +19,17 @@ impl Redaction {
         }
     }
 
-    /// The redacted arguments; `None` if records hold only the digest. The strict parse has accepted the arguments before,
-    /// so they do parse here.
-    pub fn apply(&self, arguments: Option<&[u8]>) -> Option<String> {
+    /// The redacted arguments; `None` if records hold only the digest. The bytes are read if the arguments were not parsed:
+    /// the message was refused before, or is none with arguments of its own. The strict parse has accepted them, so they do
+    /// parse here.
+    pub fn apply(&self, arguments: Option<&Map<String, Value>>, bytes: Option<&[u8]>) -> Option<String> {
         if !self.keep {
             return None;
         }
-        let mut value = serde_json::from_slice(arguments?).ok()?;
+        let mut value = match arguments {
+            Some(arguments) => Value::Object(arguments.clone()),
+            None => serde_json::from_slice(bytes?).ok()?,
+        };
         self.redact(&mut value);
         Some(value.to_string())
     }
@@ -58,14 +62,19 @@ mod tests {
             redact: vec!["password".to_owned()],
             ..JournalConfig::default()
         };
-        let kept = Redaction::new(&config)
-            .apply(Some(br#"{"a":[{"Password":{"x":"s3cret"}}],"b":1}"#))
-            .unwrap();
-        assert_eq!(kept, r#"{"a":[{"Password":"[redacted]"}],"b":1}"#);
+        let text = r#"{"a":[{"Password":{"x":"s3cret"}}],"b":1}"#;
+        let parsed: Map<String, Value> = serde_json::from_str(text).unwrap();
+        let redaction = Redaction::new(&config);
+        for kept in [
+            redaction.apply(None, Some(text.as_bytes())),
+            redaction.apply(Some(&parsed), None),
+        ] {
+            assert_eq!(kept.unwrap(), r#"{"a":[{"Password":"[redacted]"}],"b":1}"#);
+        }
     }
 
     #[test]
     fn by_default_nothing_but_the_digest_is_kept() {
-        assert_eq!(Redaction::new(&JournalConfig::default()).apply(Some(b"{}")), None);
+        assert_eq!(Redaction::new(&JournalConfig::default()).apply(None, Some(b"{}")), None);
     }
 }

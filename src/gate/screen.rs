@@ -2,23 +2,24 @@
 //! event.
 //! Cookies, challenges and redirects of a server never reach this point: `upstream` drops them.
 
-use super::combined::Namespace;
+use super::Gate;
+use super::authz::{AuthzContext, AuthzSources};
+use super::context::{Answered, RefusedRequest, RequestContext};
+use super::forward::ForwardedCall;
 use super::handles::OutboundHandles;
 use super::keep_alive::KeepAliveBody;
 use super::reply;
-use super::stream_registry::{GuardedBody, StreamRegistry};
 use super::visibility::ResponseFilter;
-use crate::domain::{Call, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
+use crate::domain::{Call, Era, MessageId, Method, Reason, Refusal};
 use crate::grants::GrantSnapshot;
 use crate::limits::Admission;
-use crate::mcp::{self, MessageKind, ServerMessage, SseFrame};
-use crate::sessions::{Session, SessionKeys};
-use crate::transport::{self, Body};
+use crate::mcp::{self, MessageKind, Namespace, ServerMessage, SseFrame};
+use crate::sessions::Session;
+use crate::transport::{self, Body, GuardedBody};
 use crate::upstream::{Answer, EventStream, ForwardError, OpenedSession, StreamEvent};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// How to rewrite the answer to one call; made before the call is sent.
 pub struct Screen {
@@ -31,36 +32,95 @@ pub struct Screen {
     namespace: Option<Namespace>,
 }
 
-/// The inputs for sealing a new session id.
-pub struct SessionSealer<'a> {
-    pub keys: &'a SessionKeys,
-    pub principal: &'a Principal,
-    pub server: &'a ServerName,
-    pub now: Timestamp,
-    pub lifetime: Duration,
-}
-
-/// What an open stream needs: its registration, so that it can be cut, and its keep-alive interval.
-pub struct StreamGuards {
-    pub streams: Arc<StreamRegistry>,
-    pub ticket: GrantSnapshot,
-    /// The longest silence before a keep-alive comment is sent.
-    pub keep_alive: Duration,
-}
-
 const EVENTS: &str = "text/event-stream";
 /// Larger bodies may not fit into the connection's send buffers. They keep the call's concurrency slot until they are sent.
 const INLINE_BODY_LIMIT: usize = 64 * 1024;
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+impl Gate {
+    /// Builds the response. A stream holds its concurrency slot until its last byte is sent; so does a large body.
+    pub(super) fn respond(&self, forwarded: ForwardedCall) -> Result<Answered, Box<RefusedRequest>> {
+        let ForwardedCall {
+            context,
+            answer,
+            screen,
+            grant_snapshot,
+            admission,
+        } = forwarded;
+        let server_status = answer.status();
+        let response = match answer {
+            Answer::Empty { status } => Ok(screen.empty(status)),
+            Answer::Json {
+                status,
+                body,
+                server_message,
+                opened,
+                ..
+            } => screen.result(body, &server_message).map(|body| {
+                let waits = body.len() > INLINE_BODY_LIMIT;
+                let mut response = reply::json_response(client_status(status, screen.era), body);
+                if waits && let Some(admission) = admission {
+                    response = response.map(|body| GuardedBody::new(body, admission).boxed());
+                }
+                if let Some(sealed) = opened.and_then(|opened| self.seal(opened, &context)) {
+                    response.headers_mut().insert(mcp::SESSION_ID, sealed);
+                }
+                response
+            }),
+            Answer::Stream(stream) => Ok(self.stream(stream, screen, grant_snapshot, admission)),
+        };
+        match response {
+            Ok(response) => Ok(Answered {
+                server_status,
+                ..context.answered(response)
+            }),
+            Err(refusal) => Err(context.refuse_permitted(refusal)),
+        }
+    }
+
+    fn stream(
+        &self,
+        mut stream: EventStream,
+        screen: Screen,
+        grant_snapshot: GrantSnapshot,
+        admission: Option<Admission>,
+    ) -> Response<Body> {
+        let (registration, cut) = self.stream_registry.register(grant_snapshot);
+        stream.cancel_on(cut);
+        // Streams without a pending request (GET, `subscriptions/listen`) stay open for hours; the slot only covers opening
+        // them.
+        let admission = admission.filter(|_| !screen.method.is_stream());
+        let body = stream.into_body(move |event| screen.screen_event(event));
+        let body = KeepAliveBody::new(body, self.parts.endpoints.keep_alive).boxed();
+        event_stream(GuardedBody::new(body, (admission, registration)).boxed())
+    }
+
+    /// Seals the id of a session that the server opened for this caller.
+    fn seal(&self, opened: OpenedSession, context: &RequestContext) -> Option<HeaderValue> {
+        let session = Session {
+            id: opened.session?,
+            version: opened.version,
+            expires_at: context.at.plus(self.parts.session_lifetime),
+        };
+        let (principal, server) = (context.principal.as_deref()?, context.server.as_ref());
+        HeaderValue::try_from(self.parts.session_keys.seal(&session, principal, server)).ok()
+    }
+}
+
 impl Screen {
-    pub fn of(call: &Call, outbound_handles: OutboundHandles, filter: ResponseFilter, namespace: Option<Namespace>) -> Self {
+    pub(super) fn new(
+        call: &Call,
+        outbound_handles: OutboundHandles,
+        authz: AuthzContext,
+        sources: Arc<AuthzSources>,
+        namespace: Option<Namespace>,
+    ) -> Self {
         Self {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
             outbound_handles,
-            filter,
+            filter: ResponseFilter::of(call, authz, sources),
             namespace,
         }
     }
@@ -68,39 +128,6 @@ impl Screen {
     /// Binds later handles to the session, if it was opened only after the call was permitted.
     pub fn bind_session(&mut self, session: Option<&Session>) {
         self.outbound_handles.bind_session(session.map(Session::label));
-    }
-
-    /// Builds the response. A stream holds `admission`, the concurrency slot, until its last byte is sent; so does a large
-    /// body.
-    pub fn reply(
-        self,
-        answer: Answer,
-        sealer: &SessionSealer<'_>,
-        admission: Option<Admission>,
-        guards: StreamGuards,
-    ) -> Result<Response<Body>, Refusal> {
-        match answer {
-            Answer::Empty { status } => Ok(self.empty(status)),
-            Answer::Json {
-                status,
-                body,
-                server_message,
-                opened,
-                ..
-            } => {
-                let body = self.result(body, &server_message)?;
-                let waits = body.len() > INLINE_BODY_LIMIT;
-                let mut response = reply::json_response(client_status(status, self.era), body);
-                if waits && let Some(admission) = admission {
-                    response = response.map(|body| GuardedBody::new(body, admission).boxed());
-                }
-                if let Some(sealed) = opened.and_then(|opened| seal(opened, sealer)) {
-                    response.headers_mut().insert(mcp::SESSION_ID, sealed);
-                }
-                Ok(response)
-            }
-            Answer::Stream(stream) => Ok(self.stream(stream, admission, guards)),
-        }
     }
 
     /// The answer as this caller may see it: handles encoded, lists filtered, names prefixed.
@@ -118,17 +145,6 @@ impl Screen {
             None => Ok(body),
             Some(namespace) => mcp::renamed(&body, namespace).map_err(unreadable),
         }
-    }
-
-    fn stream(self, mut stream: EventStream, admission: Option<Admission>, guards: StreamGuards) -> Response<Body> {
-        let (registration, cut) = guards.streams.register(guards.ticket);
-        stream.cancel_on(cut);
-        // Streams without a pending request (GET, `subscriptions/listen`) stay open for hours; the slot only covers opening
-        // them.
-        let admission = admission.filter(|_| !self.method.is_stream());
-        let body = stream.into_body(move |event| self.screen_event(event));
-        let body = KeepAliveBody::new(body, guards.keep_alive).boxed();
-        event_stream(GuardedBody::new(body, (admission, registration)).boxed())
     }
 
     fn screen_event(&self, event: Result<StreamEvent, ForwardError>) -> Option<Bytes> {
@@ -211,15 +227,6 @@ impl Screen {
         }
         response
     }
-}
-
-fn seal(opened: OpenedSession, sealer: &SessionSealer<'_>) -> Option<HeaderValue> {
-    let session = Session {
-        id: opened.session?,
-        version: opened.version,
-        expires_at: sealer.now.plus(sealer.lifetime),
-    };
-    HeaderValue::try_from(sealer.keys.seal(&session, sealer.principal, Some(sealer.server))).ok()
 }
 
 /// Wraps an SSE body in a response that no cache or proxy may store or buffer.

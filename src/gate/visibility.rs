@@ -2,44 +2,27 @@
 //! the server answers, because a list may come late and a stream stays open for hours.
 //! This is presentation only: whether a call may be made is decided when it is made.
 
-use crate::decide::{CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, Listing, Snapshot, could_permit};
-use crate::domain::{
-    Call, EnvironmentName, Era, Member, MemberStatus, Method, Principal, PromptName, Reason, Refusal, ResourceUri, ServerName,
-    Timestamp,
-};
-use crate::grants::Grants;
+use super::authz::{AuthzContext, AuthzSources};
+use crate::decide::{DecisionInput, Listing, could_permit};
+use crate::domain::{Call, Era, Method, PromptName, Reason, Refusal, ResourceUri, ServerName};
 use crate::mcp::{self, ListKind, ListVisibility, ServerNotification, VisibilityFn};
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The caller, and the sources of the current policies and grants.
-#[derive(Clone)]
-pub struct FilterContext {
-    pub environment: EnvironmentName,
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
-    pub grants: Arc<Grants>,
-    pub now: fn() -> Timestamp,
-    pub principal: Arc<Principal>,
-    pub member: Option<Arc<Member>>,
-    pub cedar_principal: CedarPrincipal,
-    pub source_ip: IpAddr,
-    pub session: Option<String>,
-}
-
 /// Filters everything that answers one call.
-pub struct ResponseFilter {
-    context: FilterContext,
+pub(super) struct ResponseFilter {
+    authz: AuthzContext,
+    sources: Arc<AuthzSources>,
     server: ServerName,
     era: Era,
     method: Method,
 }
 
 impl ResponseFilter {
-    pub fn of(call: &Call, context: FilterContext) -> Self {
+    pub fn of(call: &Call, authz: AuthzContext, sources: Arc<AuthzSources>) -> Self {
         Self {
-            context,
+            authz,
+            sources,
             server: call.server.clone(),
             era: call.era,
             method: call.method,
@@ -105,36 +88,9 @@ impl ResponseFilter {
         }
     }
 
-    /// Calls `look` with facts as of now, built from the current member and policies.
+    /// Calls `look` with what holds now.
     fn with_current_input<T>(&self, look: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
-        let context = &self.context;
-        let snapshot = context.snapshot.load_full();
-        let member = context.member.as_ref().and_then(|member| context.grants.by_id(&member.id));
-        let cedar_principal = match (&member, &context.member) {
-            (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => {
-                CedarPrincipal::new(&context.principal, Some(now), &context.environment)
-            }
-            _ => context.cedar_principal.clone(),
-        };
-        look(&DecisionInput {
-            now: (context.now)(),
-            source_ip: context.source_ip,
-            principal: &context.principal,
-            cedar_principal: &cedar_principal,
-            enrolment: match &member {
-                None => Enrolment::Absent,
-                Some(member) if member.status == MemberStatus::Disabled => Enrolment::Disabled,
-                Some(member) => Enrolment::Active(member),
-            },
-            // Assumed fresh: a stream whose grants cannot be confirmed is cut by `Gate::recheck_streams` within a second.
-            grant_freshness: GrantFreshness {
-                seq: 0,
-                age_ms: 0,
-                stale: None,
-            },
-            snapshot: &snapshot,
-            session: context.session.as_deref(),
-        })
+        look(&self.authz.refreshed(&self.sources).decision_input())
     }
 }
 

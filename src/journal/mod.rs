@@ -34,9 +34,10 @@ pub use reader::read_dir;
 pub use shipper::Shipper;
 pub use thread_priority::lower_priority;
 
-use crate::decide::Permit;
+use crate::decide::{Basis, Permit};
 use crate::domain::{
-    Call, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, Start, Timestamp, ToolName,
+    Call, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, RecordedRequest, Start,
+    Timestamp,
 };
 use chain::Chain;
 use cleared::PendingPermit;
@@ -123,25 +124,11 @@ impl Journal {
         Ok(seq)
     }
 
-    /// Records a permit, reserves room for its outcome, and returns the call as `Cleared`, which can be sent. Every field
-    /// of `decision` that the permit determines is overwritten from it, so the record cannot contradict what was
-    /// permitted.
-    pub async fn open(&self, permit: Permit, decision: impl Into<Box<Decision>>) -> Result<Cleared, (Call, Sealed)> {
-        let (mut decision, (call, basis)) = (decision.into(), permit.into_parts());
-        decision.request = call.request;
-        decision.decision = DecisionKind::Allow;
-        decision.server = Some(call.server.clone());
-        if decision.method != call.method.as_str() {
-            decision.method = call.method.as_str().into();
-        }
-        if decision.tool.as_deref() != call.tool().map(ToolName::as_str) {
-            decision.tool = call.tool().map(ToString::to_string);
-        }
-        decision.policies = basis.policies;
-        decision.scopes = basis.scopes;
-        decision.grant = basis.grant;
-        decision.policy_set = basis.policy_set;
-        decision.catalogue = basis.catalogue;
+    /// Records a permit, reserves room for its outcome, and returns the call as `Cleared`, which can be sent. All that the
+    /// permit determines is taken from it, so the record cannot contradict what was permitted.
+    pub async fn open(&self, permit: Permit, request: RecordedRequest) -> Result<Cleared, (Call, Sealed)> {
+        let (call, basis) = permit.into_parts();
+        let decision = allowed(&call, basis, request);
         self.clear(call, decision).await
     }
 
@@ -331,6 +318,36 @@ impl Drop for JournalHandle {
             _ = thread.join();
         }
     }
+}
+
+/// The record of a permit.
+fn allowed(call: &Call, basis: Basis, request: RecordedRequest) -> Box<Decision> {
+    Box::new(Decision {
+        at: request.at,
+        environment: request.environment,
+        request: call.request,
+        principal: request.principal,
+        server: Some(call.server.clone()),
+        method: call.method.as_str().into(),
+        tool: call.tool().map(ToString::to_string),
+        target: request.target,
+        decision: DecisionKind::Allow,
+        reason: "permitted".into(),
+        detail: None,
+        policies: basis.policies,
+        errors: Vec::new(),
+        scopes: basis.scopes,
+        args_digest: call.arguments.as_deref().map(Digest::of),
+        args: request.args,
+        policy_set: basis.policy_set,
+        catalogue: basis.catalogue,
+        grant: basis.grant,
+        source_ip: request.source_ip,
+        session: request.session,
+        trace: request.trace,
+        era: Some(call.era),
+        took_us: request.took_us,
+    })
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, JournalError> {

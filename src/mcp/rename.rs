@@ -3,24 +3,17 @@
 
 use super::json::{DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode};
 use super::message_kind::SERVER_MESSAGE_BOUNDS;
+use super::namespace::Namespace;
 use super::splice::spliced;
 use bytes::Bytes;
 use std::ops::Range;
 
-/// The renaming of one server's names and URIs.
-pub trait Rename {
-    /// The new name of a tool or prompt.
-    fn name(&self, name: &str) -> String;
-    /// The new form of a resource URI or URI template.
-    fn uri(&self, uri: &str) -> String;
-}
-
 /// Renames what the message contains: items of lists, updated resources, contents, links and embedded resources. Returns
 /// the same bytes if there is nothing to rename.
-pub fn renamed(message: &Bytes, rename: &dyn Rename) -> Result<Bytes, Malformed> {
+pub fn renamed(message: &Bytes, namespace: &Namespace) -> Result<Bytes, Malformed> {
     let mut found = FoundNames::default();
     found.message(message)?;
-    let edits = found.edits(message, rename)?;
+    let edits = found.edits(message, namespace)?;
     Ok(if edits.is_empty() {
         message.clone()
     } else {
@@ -47,10 +40,10 @@ struct FoundNames {
 }
 
 impl FoundNames {
-    fn edits(&self, message: &[u8], rename: &dyn Rename) -> Result<Vec<(Range<usize>, String)>, Fault> {
+    fn edits(&self, message: &[u8], namespace: &Namespace) -> Result<Vec<(Range<usize>, String)>, Fault> {
         let written = |span: &Span, new: &dyn Fn(&str) -> String| Ok((span.range(), json_string(&new(&decode(message, *span)?))));
-        let names = self.names.iter().map(|span| written(span, &|name| rename.name(name)));
-        let uris = self.uris.iter().map(|span| written(span, &|uri| rename.uri(uri)));
+        let names = self.names.iter().map(|span| written(span, &|name| namespace.name(name)));
+        let uris = self.uris.iter().map(|span| written(span, &|uri| namespace.uri(uri)));
         names.chain(uris).collect()
     }
 
@@ -206,21 +199,15 @@ fn json_string(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ServerName;
+    use crate::mcp::StreamKind;
 
-    struct PrefixRename(&'static str);
-
-    impl Rename for PrefixRename {
-        fn name(&self, name: &str) -> String {
-            format!("{}__{name}", self.0)
-        }
-
-        fn uri(&self, uri: &str) -> String {
-            format!("{}+{uri}", self.0)
-        }
+    fn namespace(server: &str) -> Namespace {
+        Namespace::new(ServerName::parse(server).unwrap(), StreamKind::Answer)
     }
 
     fn given(message: &str) -> String {
-        let given = renamed(&Bytes::copy_from_slice(message.as_bytes()), &PrefixRename("f")).unwrap();
+        let given = renamed(&Bytes::copy_from_slice(message.as_bytes()), &namespace("f")).unwrap();
         String::from_utf8(given.to_vec()).unwrap()
     }
 
@@ -263,11 +250,11 @@ mod tests {
     #[test]
     fn what_names_nothing_is_the_same_bytes() {
         let message = Bytes::from_static(br#"{"method":"elicitation/create","id":1,"params":{"uri":"x:1","name":"n"}}"#);
-        assert_eq!(renamed(&message, &PrefixRename("f")).unwrap().as_ptr(), message.as_ptr());
+        assert_eq!(renamed(&message, &namespace("f")).unwrap().as_ptr(), message.as_ptr());
         assert!(
             renamed(
                 &Bytes::from_static(br#"{"result":{"contents":[{"uri":"x:1","URI":"x:2"}]}}"#),
-                &PrefixRename("f")
+                &namespace("f")
             )
             .is_err()
         );

@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["identity", "grants", "sessions", "limits", "journal"],
     &["upstream"],
     &["gate", "console"],
+    &["combined"],
     &["app"],
     &["cli"],
     &["main"],

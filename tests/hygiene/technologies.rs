@@ -14,7 +14,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     ),
     (&["governor"], &["limits"]),
     (&["jsonwebtoken"], &["identity"]),
-    (&["moka"], &["identity", "grants", "gate"]),
+    (&["moka"], &["identity", "grants", "gate", "combined"]),
     (&["rustix"], &["upstream", "journal", "transport"]),
     (&["thread_priority"], &["journal"]),
     (&["mimalloc"], &["main"]),

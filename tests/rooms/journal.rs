@@ -5,7 +5,8 @@ use crate::decide::world;
 use neural_guardian::decide::{Permit, Snapshot, Verdict};
 use neural_guardian::domain::{
     AuthMethod, Call, ClientId, Decision, DecisionKind, Digest, Era, Event, Fingerprint, GrantId, GrantUsed, Incarnation, Issuer,
-    KeyId, OutcomeKind, PolicyId, Record, RecordedPrincipal, RequestId, Scope, SealedRecord, Sha256, Subject, Timestamp, UserId,
+    KeyId, OutcomeKind, PolicyId, Record, RecordedPrincipal, RecordedRequest, RequestId, Scope, SealedRecord, Sha256, Subject,
+    Timestamp, UserId,
 };
 use neural_guardian::journal::{
     Journal, JournalError, JournalSettings, JournalState, OutcomeData, Recovered, Sealed, StartFacts, read_dir,
@@ -128,6 +129,22 @@ fn full(number: u128) -> Decision {
     }
 }
 
+/// What the gate says of the request of `full`.
+fn full_request() -> RecordedRequest {
+    let full = full(0);
+    RecordedRequest {
+        at: full.at,
+        environment: full.environment,
+        principal: full.principal,
+        target: full.target,
+        args: full.args,
+        source_ip: full.source_ip,
+        session: full.session,
+        trace: full.trace,
+        took_us: full.took_us,
+    }
+}
+
 fn parsed(record: &SealedRecord) -> Record {
     serde_json::from_slice(&record.bytes).unwrap()
 }
@@ -168,7 +185,7 @@ async fn a_permit_becomes_a_cleared_call_whose_record_says_what_was_permitted() 
     let (journal, _) = folder.open();
     let policies = policies();
     let cleared = journal
-        .open(permit(&policies, call()), full(99))
+        .open(permit(&policies, call()), full_request())
         .await
         .map_err(|(_, sealed)| sealed)
         .unwrap();
@@ -191,7 +208,7 @@ async fn a_permit_becomes_a_cleared_call_whose_record_says_what_was_permitted() 
     ticket.close(OutcomeData::of(OutcomeKind::Done));
     journal.stop().await;
     assert_eq!(journal.state(), JournalState::Sealed(Sealed::Stopped));
-    let (refused, sealed) = journal.open(permit(&policies, call()), full(99)).await.err().unwrap();
+    let (refused, sealed) = journal.open(permit(&policies, call()), full_request()).await.err().unwrap();
     assert_eq!((refused.request, sealed), (request(7), Sealed::Stopped));
 }
 
@@ -331,7 +348,7 @@ fn write_until_killed(dir: &Path) {
                 let mut call = call();
                 call.request = RequestId(Uuid::new_v4());
                 let cleared = journal
-                    .open(permit(&policies, call), full(0))
+                    .open(permit(&policies, call), full_request())
                     .await
                     .map_err(|(_, sealed)| sealed)
                     .unwrap();

@@ -10,10 +10,10 @@ mod model;
 
 use bytes::Bytes;
 use model::{Model, object};
-use neural_guardian::domain::{ClientRequest, ClientRequests, Era, MessageId};
+use neural_guardian::domain::{ClientRequest, ClientRequests, Era, MessageId, ServerName};
 use neural_guardian::mcp::{
-    Bounds, JsonRpcKind, JsonSpan, ListKind, ListVisibility, Malformed, Message, MessageKind, Page, Rename, ServerMessage,
-    ServerNotification, VisibilityFn, check, filter_if_list, filter_list, mark_private, merge_pages, message_kind,
+    Bounds, JsonRpcKind, JsonSpan, ListKind, ListVisibility, Malformed, Message, MessageKind, Namespace, Page, ServerMessage,
+    ServerNotification, StreamKind, VisibilityFn, check, filter_if_list, filter_list, mark_private, merge_pages, message_kind,
     negotiated_version, parse_message, parse_server_message, parse_server_notification, prune_capabilities, read_routing,
     readdress, rename_tool, renamed, without_member,
 };
@@ -54,7 +54,7 @@ fn refused(message: &Bytes, valid: bool) {
     assert!(
         read_routing(message).is_err() && parse_server_notification(message).is_none() && readdress(message, &seven).is_err()
     );
-    assert!(valid || renamed(message, &Prefix).is_err());
+    assert!(valid || renamed(message, &namespace()).is_err());
     let filtered = filter_if_list(message, &mut shown, Era::Modern);
     assert!(!matches!(filtered, Ok(Some(_))));
     assert!(LISTS.iter().all(|of| Page::read(message, *of).is_none()));
@@ -121,7 +121,7 @@ fn rewrites(message: &Bytes, model: &Model) {
         same(text(&filtered), model.filtered(None, era).as_deref(), model.plain);
         same(text(&mark_private(message, era)), model.private(era).as_deref(), model.plain);
     }
-    same(text(&renamed(message, &Prefix)), Some(&model.renamed()), model.plain);
+    same(text(&renamed(message, &namespace())), Some(&model.renamed()), model.plain);
     let definition = std::str::from_utf8(message).expect("a model is made of text");
     same(
         rename_tool(definition, "p\"q").ok().as_ref(),
@@ -153,7 +153,7 @@ fn pages(message: &Bytes, model: &Model) {
         let Ok(filtered) = filter_list(message, of, &mut shown, Era::Legacy) else {
             continue;
         };
-        let Ok(renamed) = renamed(&filtered, &Prefix) else {
+        let Ok(renamed) = renamed(&filtered, &namespace()) else {
             assert!(!model.plain, "what can be filtered can be renamed");
             continue;
         };
@@ -173,7 +173,11 @@ fn pages(message: &Bytes, model: &Model) {
             .items(of);
         assert_eq!(merged.items(of), [once.clone(), once].concat());
         for name in merged.names(of) {
-            assert!(name.starts_with(PREFIX) && !hidden(&name[PREFIX.len()..]), "{name}");
+            let prefix = match of {
+                ListKind::Tools | ListKind::Prompts => PREFIX,
+                ListKind::Resources | ListKind::Templates => URI_PREFIX,
+            };
+            assert!(name.strip_prefix(prefix).is_some_and(|name| !hidden(name)), "{name}");
         }
     }
 }
@@ -258,17 +262,10 @@ fn nothing_hidden(answer: &Bytes) {
 }
 
 const PREFIX: &str = "f__";
+const URI_PREFIX: &str = "f+";
 
-struct Prefix;
-
-impl Rename for Prefix {
-    fn name(&self, name: &str) -> String {
-        format!("{PREFIX}{name}")
-    }
-
-    fn uri(&self, uri: &str) -> String {
-        format!("{PREFIX}{uri}")
-    }
+fn namespace() -> Namespace {
+    Namespace::new(ServerName::parse("f").expect("a name"), StreamKind::Answer)
 }
 
 fn hidden(name: &str) -> bool {

@@ -99,11 +99,10 @@ impl Fixture {
             snapshot: &self.snapshot,
             session: None,
         };
-        let decision = self.decision(&call);
         match decide(call, &input) {
             Verdict::Permit(permit) => self
                 .journal
-                .open(permit, decision)
+                .open(permit, self.request())
                 .await
                 .map_err(|(_, sealed)| sealed)
                 .unwrap(),
@@ -138,31 +137,16 @@ impl Fixture {
         }
     }
 
-    fn decision(&self, call: &Call) -> Decision {
-        Decision {
+    fn request(&self) -> RecordedRequest {
+        RecordedRequest {
             at: NOW,
             environment: self.environment.clone(),
-            request: call.request,
             principal: None,
-            server: Some(call.server.clone()),
-            method: call.method.as_str().into(),
-            tool: call.tool().map(ToString::to_string),
             target: None,
-            decision: DecisionKind::Allow,
-            reason: "permitted".into(),
-            detail: None,
-            policies: Vec::new(),
-            errors: Vec::new(),
-            scopes: Vec::new(),
-            args_digest: None,
             args: None,
-            policy_set: Digest::ZERO,
-            catalogue: Digest::ZERO,
-            grant: None,
             source_ip: "127.0.0.1".to_owned(),
             session: None,
             trace: None,
-            era: Some(call.era),
             took_us: 0,
         }
     }

@@ -344,22 +344,23 @@ impl<'a> Model<'a> {
     }
 
     pub fn renamed(&self) -> String {
-        let mut found = vec![];
+        let mut found = Found::default();
         if let Some(result) = &self.result {
             rename_result(result, &mut found);
         }
         if let Some(params) = &self.params {
             if self.top.get("method").and_then(|raw| raw_text(raw)).as_deref() == Some("notifications/resources/updated") {
-                found.extend(params.get("uri"));
+                found.uris.extend(params.get("uri"));
             }
             let filter = inside(params, "notifications").and_then(|filter| array(filter.get("resourceSubscriptions")?.get()));
-            found.extend(filter.into_iter().flatten());
+            found.uris.extend(filter.into_iter().flatten());
             if let Some(result) = inside(params, "result") {
                 rename_result(&result, &mut found);
             }
         }
-        let new = |raw: &&RawValue| Some((self.at(raw.get()), prefixed(&raw_text(raw)?)));
-        self.edited(found.iter().filter_map(new).collect())
+        let new = |prefix| move |raw: &&RawValue| Some((self.at(raw.get()), prefixed(prefix, &raw_text(raw)?)));
+        let names = found.names.iter().filter_map(new(super::PREFIX));
+        self.edited(names.chain(found.uris.iter().filter_map(new(super::URI_PREFIX))).collect())
     }
 
     /// Cursor and lifetime of a page.
@@ -382,8 +383,15 @@ impl<'a> Model<'a> {
     }
 }
 
-fn prefixed(text: &str) -> String {
-    serde_json::Value::from(format!("{}{text}", super::PREFIX)).to_string()
+/// What a message names, apart by what is put before it.
+#[derive(Default)]
+struct Found<'a> {
+    names: Vec<&'a RawValue>,
+    uris: Vec<&'a RawValue>,
+}
+
+fn prefixed(prefix: &str, text: &str) -> String {
+    serde_json::Value::from(format!("{prefix}{text}")).to_string()
 }
 
 fn shown(of: ListKind, items: &[&RawValue]) -> String {
@@ -421,7 +429,7 @@ fn wish(method: &str, params: Option<&Members>) -> Option<RequestedCapability> {
 }
 
 /// The names and URIs of a result that are renamed.
-fn rename_result<'a>(result: &Members<'a>, found: &mut Vec<&'a RawValue>) {
+fn rename_result<'a>(result: &Members<'a>, found: &mut Found<'a>) {
     let each = |name: &str| result.get(name).and_then(|raw| array(raw.get())).into_iter().flatten();
     let objects = |name: &str| each(name).filter_map(|raw| object(raw.get()));
     for (list, name) in [
@@ -431,7 +439,8 @@ fn rename_result<'a>(result: &Members<'a>, found: &mut Vec<&'a RawValue>) {
         ("contents", "uri"),
         ("resourceTemplates", "uriTemplate"),
     ] {
-        found.extend(objects(list).filter_map(|item| item.get(name).copied()));
+        let into = if name == "name" { &mut found.names } else { &mut found.uris };
+        into.extend(objects(list).filter_map(|item| item.get(name).copied()));
     }
     let mut blocks: Vec<Members> = objects("content").collect();
     for message in objects("messages") {
@@ -441,8 +450,10 @@ fn rename_result<'a>(result: &Members<'a>, found: &mut Vec<&'a RawValue>) {
         blocks.extend(several.filter_map(|raw| object(raw.get())));
     }
     for block in blocks {
-        found.extend(block.get("uri"));
-        found.extend(inside(&block, "resource").and_then(|resource| resource.get("uri").copied()));
+        found.uris.extend(block.get("uri"));
+        found
+            .uris
+            .extend(inside(&block, "resource").and_then(|resource| resource.get("uri").copied()));
     }
     if let Some(result) = inside(result, "result") {
         rename_result(&result, found);

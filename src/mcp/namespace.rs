@@ -2,8 +2,8 @@
 //! `<server>__<name>`, resources `<server>+<uri>`, and SSE event ids get the server and the stream as a prefix.
 //! A server name holds no `__` and does not end with `_`, so the first `__` always separates the two parts.
 
+use super::sse::SseFrame;
 use crate::domain::{MessageId, ServerName};
-use crate::mcp::{Rename, SseFrame};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -83,12 +83,14 @@ impl Namespace {
     }
 }
 
-impl Rename for Namespace {
-    fn name(&self, name: &str) -> String {
+impl Namespace {
+    /// The name of a tool or prompt with its server.
+    pub fn name(&self, name: &str) -> String {
         format!("{}{BETWEEN}{name}", self.server)
     }
 
-    fn uri(&self, uri: &str) -> String {
+    /// A resource URI or URI template with its server.
+    pub fn uri(&self, uri: &str) -> String {
         format!("{}+{uri}", scheme(&self.server))
     }
 }

@@ -2,23 +2,18 @@
 //! is reopened with backoff for as long as the client listens. A server without a stream does not end the others.
 //! Guardian sends `notifications/tools/list_changed` itself, when the list that it would give this caller has changed.
 
-use super::CombinedCaller;
-use super::namespace::{EventCursor, Namespace, StreamKind, parse_event_id};
-use super::server_call::{ServerCall, ServerCallResult};
+use super::server_call::{ServerCall, ServerCallResult, stream_request};
 use super::session::{CombinedSession, ServerSession};
-use crate::decide::Snapshot;
-use crate::domain::{Digest, MessageId, Reason, Refusal, ServerName};
-use crate::gate::authz::AuthzContext;
-use crate::gate::context::RequestContext;
-use crate::gate::keep_alive::KeepAliveBody;
-use crate::gate::routing::HttpVerb;
-use crate::gate::screen::{event_stream, is_event_stream, sse_event};
-use crate::gate::stream_registry;
-use crate::grants::GrantSnapshot;
-use crate::mcp::{self, JsonRpcKind, SseFrame, SseReader};
-use crate::transport::{Body, BodyError};
+use super::{CombinedCaller, CombinedRequest, CombinedResult};
+use crate::decide::{self, Snapshot};
+use crate::domain::{Digest, Era, MessageId, Reason, Refusal, ServerName};
+use crate::gate::{
+    AuthzContext, KeepAliveBody, RefusedRequest, Registration, RequestContext, event_stream, is_event_stream, sse_event,
+};
+use crate::mcp::{self, EventCursor, JsonRpcKind, Namespace, SseFrame, SseReader, StreamKind, parse_event_id};
+use crate::transport::{Body, BodyError, GuardedBody};
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -29,7 +24,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -43,24 +38,19 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_EVENT: usize = 16 * 1024 * 1024;
 pub(super) const TOOLS_CHANGED: &str = "notifications/tools/list_changed";
 
-impl CombinedCaller {
+impl CombinedRequest {
     /// Answers GET with the merged GET streams of all server sessions; sessions opened later join. If `Last-Event-ID` names
     /// an event of an answer, resumes that answer instead.
-    pub(super) async fn own_stream(
-        &self,
-        session: Arc<CombinedSession>,
-        last: Option<&str>,
-        context: &mut RequestContext,
-    ) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn own_stream(&mut self, session: Arc<CombinedSession>, last: Option<&str>) -> CombinedResult {
         let last = match last.and_then(parse_event_id) {
-            Some(cursor) if cursor.stream_kind == StreamKind::Answer => return self.resume(&session, cursor, context).await,
+            Some(cursor) if cursor.stream_kind == StreamKind::Answer => return self.resume(&session, cursor).await,
             Some(cursor) => Some((cursor.server, cursor.id.to_owned())),
             None => None,
         };
-        let (builder, watcher) = MergedStreamBuilder::begin(self, context).await?;
+        let (builder, watcher) = MergedStreamBuilder::begin(self).await?;
         let (out, frames) = mpsc::channel(1);
         let following = StreamFollower {
-            caller: self.clone(),
+            caller: self.caller.clone(),
             session,
             out: out.clone(),
         };
@@ -73,62 +63,56 @@ impl CombinedCaller {
                 () = cut.cancelled() => (),
             }
         });
-        Ok(builder.response(frames, task))
+        Ok(self.respond(builder.response(frames, task), false))
     }
 
     /// Resumes a broken answer stream at the server that was sending it.
-    async fn resume(
-        &self,
-        session: &Arc<CombinedSession>,
-        cursor: EventCursor<'_>,
-        context: &mut RequestContext,
-    ) -> Result<Response<Body>, Refusal> {
+    async fn resume(&self, session: &Arc<CombinedSession>, cursor: EventCursor<'_>) -> CombinedResult {
         let EventCursor {
             server,
             request,
             id: last,
             ..
         } = cursor;
-        let gone = || Refusal::with_detail(Reason::InvalidRequest, "what came before this event is not known any more");
-        let server_session = session.server_session(&server).ok_or_else(gone)?;
-        context.delegated = true;
+        let Some(server_session) = session.server_session(&server) else {
+            let gone = "what came before this event is not known any more";
+            return Err(self.refuse(Refusal::with_detail(Reason::InvalidRequest, gone)));
+        };
         let call = ServerCall {
             namespace: Namespace::resuming(server.clone(), request.clone()),
-            ..self.server_call(server, Some(session.clone()), false)
+            ..self.caller.server_call(server, Some(session.clone()), false)
         };
-        let result = call
-            .ask(HttpVerb::Get, &stream_headers(&server_session, Some(last)), Bytes::new())
-            .await;
-        let response = result.mask_session_404().response(&self.gate);
+        let part = stream_request(self.part_context(call.server()), &server_session, Some(last.to_owned()));
+        let result = call.ask(part).await;
+        let parts = &self.caller.combined.parts;
+        let response = result.mask_session_404().response(&parts.gate);
         if !is_event_stream(&response) {
-            return Ok(response);
+            return Ok(self.respond(response, true));
         }
         let (head, body) = response.into_parts();
         let (out, frames) = mpsc::channel(1);
-        let task = tokio::spawn(async move {
-            let mut reading = EventReader::new(body);
-            while let Some(frame) = reading.next().await {
-                // This stream resumes one answer only. Another id may be that of a request to another server, whose answer a
-                // server must not be able to forge.
-                let foreign = response_id(&frame).is_some_and(|id| Some(id) != request);
-                if !foreign && out.send(frame.raw).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let merged = ChannelBody {
-            frames,
-            _task: AbortOnDropHandle::new(task),
-        };
-        let body = KeepAliveBody::new(UnsyncBoxBody::new(merged), self.gate.parts.endpoints.keep_alive).boxed();
-        Ok(Response::from_parts(head, UnsyncBoxBody::new(body)))
+        let task = tokio::spawn(pass_resumed(body, request, out));
+        let response = Response::from_parts(head, merged_body(frames, task, parts.keep_alive));
+        Ok(self.respond(response, true))
+    }
+}
+
+/// Passes on the events of one resumed answer. Another id may be that of a request to another server, whose answer a server
+/// must not be able to forge.
+async fn pass_resumed(body: Body, request: Option<Value>, out: mpsc::Sender<Bytes>) {
+    let mut reading = EventReader::new(body);
+    while let Some(frame) = reading.next().await {
+        let foreign = response_id(&frame).is_some_and(|id| Some(id) != request);
+        if !foreign && out.send(frame.raw).await.is_err() {
+            return;
+        }
     }
 }
 
 /// A combined stream that is registered but has no body yet.
 pub(super) struct MergedStreamBuilder {
     keep_alive: Duration,
-    registration: stream_registry::Registration,
+    registration: Registration,
     pub cut: CancellationToken,
 }
 
@@ -136,6 +120,7 @@ pub(super) struct MergedStreamBuilder {
 pub(super) struct ToolListWatcher {
     caller: CombinedCaller,
     context: RequestContext,
+    era: Era,
     snapshot: Arc<Snapshot>,
     generation: u64,
     visible_tools: Digest,
@@ -144,29 +129,26 @@ pub(super) struct ToolListWatcher {
 impl MergedStreamBuilder {
     /// Registers the stream. It depends on the caller's membership and credential alone; the grants are checked on the
     /// stream of each server.
-    pub async fn begin(caller: &CombinedCaller, context: &mut RequestContext) -> Result<(Self, ToolListWatcher), Refusal> {
-        let gate = &caller.gate;
-        let authz = caller.load_authz(context).await?;
-        drop(caller.admit()?);
-        gate.check_stream_limit(&caller.principal)?;
-        let member = authz.caller.member.as_ref().ok_or(Reason::NotEnrolled)?;
-        let (registration, cut) = gate.stream_registry.register(GrantSnapshot {
-            generation: authz.generation,
-            member: member.id.clone(),
-            grant: None,
-            principal: caller.principal.clone(),
-        });
-        let mut of_stream = RequestContext::new(context.request, context.at, context.source);
-        (of_stream.era, of_stream.session) = (context.era, context.session.clone());
+    pub async fn begin(request: &mut CombinedRequest) -> Result<(Self, ToolListWatcher), Box<RefusedRequest>> {
+        let authz = request.load_authz().await?;
+        drop(request.admit()?);
+        let (caller, era) = (&request.caller, request.message.era);
+        let parts = &caller.combined.parts;
+        let grant_snapshot = authz
+            .grant_snapshot(None)
+            .ok_or_else(|| request.refuse(Reason::NotEnrolled))?;
+        let opened = parts.gate.open_stream(grant_snapshot);
+        let (registration, cut) = opened.map_err(|refusal| request.refuse(refusal))?;
         let watcher = ToolListWatcher {
+            visible_tools: visible_tools_digest(&authz, caller, era),
             caller: caller.clone(),
-            visible_tools: visible_tools_digest(&authz, caller, context),
-            context: of_stream,
+            context: request.context.clone(),
+            era,
             snapshot: authz.snapshot,
             generation: authz.generation,
         };
         let builder = Self {
-            keep_alive: gate.parts.endpoints.keep_alive,
+            keep_alive: parts.keep_alive,
             registration,
             cut,
         };
@@ -174,14 +156,19 @@ impl MergedStreamBuilder {
     }
 
     /// The response. Dropping its body aborts the task, and the end of the task ends the body.
-    pub fn response(self, frames: mpsc::Receiver<Bytes>, task: tokio::task::JoinHandle<()>) -> Response<Body> {
-        let merged = ChannelBody {
-            frames,
-            _task: AbortOnDropHandle::new(task),
-        };
-        let body = KeepAliveBody::new(UnsyncBoxBody::new(merged), self.keep_alive).boxed();
-        event_stream(stream_registry::GuardedBody::new(body, self.registration).boxed())
+    pub fn response(self, frames: mpsc::Receiver<Bytes>, task: JoinHandle<()>) -> Response<Body> {
+        let body = merged_body(frames, task, self.keep_alive);
+        event_stream(GuardedBody::new(body, self.registration).boxed())
     }
+}
+
+/// A body of the frames that `task` sends.
+fn merged_body(frames: mpsc::Receiver<Bytes>, task: JoinHandle<()>, keep_alive: Duration) -> Body {
+    let merged = ChannelBody {
+        frames,
+        _task: AbortOnDropHandle::new(task),
+    };
+    KeepAliveBody::new(UnsyncBoxBody::new(merged), keep_alive).boxed()
 }
 
 impl ToolListWatcher {
@@ -205,28 +192,26 @@ impl ToolListWatcher {
 
     /// Whether the caller's tool list has changed. It is computed only if the policies, the pinned tools or the grants have.
     async fn tools_changed(&mut self) -> bool {
-        let parts = &self.caller.gate.parts;
-        if Arc::ptr_eq(&self.snapshot, &parts.snapshot.load()) && self.generation == parts.grants.generation() {
+        let parts = &self.caller.combined.parts;
+        if parts.gate.has_snapshot(&self.snapshot) && self.generation == parts.grants.generation() {
             return false;
         }
         self.context.at = (parts.clock.now)();
-        let Ok(authz) = self.caller.load_authz(&mut self.context).await else {
+        let authenticated = self.caller.principal.clone().into();
+        let Ok(authz) = parts.gate.load_authz(authenticated, &self.context).await else {
             return false;
         };
-        let shown = visible_tools_digest(&authz, &self.caller, &self.context);
+        if decide::is_admitted(&authz.decision_input()).is_err() {
+            return false;
+        }
+        let shown = visible_tools_digest(&authz, &self.caller, self.era);
         (self.snapshot, self.generation) = (authz.snapshot, authz.generation);
         std::mem::replace(&mut self.visible_tools, shown) != shown
     }
 }
 
-fn visible_tools_digest(authz: &AuthzContext, caller: &CombinedCaller, context: &RequestContext) -> Digest {
-    Digest::of(
-        caller
-            .gate
-            .tool_definitions(authz, context.era, context)
-            .join("\n")
-            .as_bytes(),
-    )
+fn visible_tools_digest(authz: &AuthzContext, caller: &CombinedCaller, era: Era) -> Digest {
+    Digest::of(caller.combined.tool_definitions(authz, era).join("\n").as_bytes())
 }
 
 /// Follows the GET streams of all sessions of one combined session.
@@ -245,7 +230,7 @@ impl StreamFollower {
         let mut joined = self.session.session_opened();
         loop {
             joined.borrow_and_update();
-            if self.caller.gate.combined.is_ended(&self.session) {
+            if self.caller.combined.is_ended(&self.session) {
                 return;
             }
             for (server, _) in self.session.open_sessions() {
@@ -278,9 +263,8 @@ impl StreamFollower {
                 namespace: Namespace::new(server.clone(), StreamKind::Own),
                 ..self.caller.server_call(server.clone(), Some(self.session.clone()), false)
             };
-            let result = call
-                .ask(HttpVerb::Get, &stream_headers(&server_session, last.as_deref()), Bytes::new())
-                .await;
+            let context = self.caller.part_context(&self.session, &server);
+            let result = call.ask(stream_request(context, &server_session, last.clone())).await;
             match open_result(result) {
                 OpenResult::Stream(response) => {
                     (wait, heard) = (FIRST_WAIT, true);
@@ -289,14 +273,15 @@ impl StreamFollower {
                     }
                 }
                 OpenResult::Pending => (),
-                OpenResult::Unavailable(status) => {
+                OpenResult::Unavailable(result) => {
                     last = None;
+                    let status = result.answered.ok().map(|answered| answered.response.status());
                     // The session had a stream before, so 404 means that the server has lost it: open another at once,
                     // because the server sends its notifications there. A server that never had a stream also answers 404.
                     if status == Some(StatusCode::NOT_FOUND) && std::mem::take(&mut heard) {
                         self.session.invalidate(&server, &server_session);
                         let opened = self.caller.server_call(server.clone(), Some(self.session.clone()), true);
-                        if opened.session().await.is_ok() {
+                        if opened.open_session().await.is_ok() {
                             continue;
                         }
                     }
@@ -354,27 +339,31 @@ pub(super) enum OpenResult {
     Stream(Response<Body>),
     /// Not now: a temporary failure, worth another attempt.
     Pending,
-    /// The server has no stream or refuses it; with the HTTP status, if it answered.
-    Unavailable(Option<StatusCode>),
+    /// The server has no stream or refuses it.
+    Unavailable(ServerCallResult),
 }
 
 /// Classifies the response to the request that opens a stream.
 pub(super) fn open_result(result: ServerCallResult) -> OpenResult {
     match result.answered {
-        Ok(response) if is_event_stream(&response) => OpenResult::Stream(response),
-        Ok(response) => OpenResult::Unavailable(Some(response.status())),
-        Err(refusal) => match refusal.reason {
-            Reason::UpstreamUnreachable
+        Ok(answered) if is_event_stream(&answered.response) => OpenResult::Stream(answered.response),
+        Err(ref refused) if is_temporary(refused.refusal.reason) => OpenResult::Pending,
+        _ => OpenResult::Unavailable(result),
+    }
+}
+
+const fn is_temporary(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::UpstreamUnreachable
             | Reason::UpstreamTimeout
             | Reason::UpstreamBroken
             | Reason::StaleAuthorization
             | Reason::FeedMissing
             | Reason::AuditUnavailable
             | Reason::RateLimited
-            | Reason::TooManyInFlight => OpenResult::Pending,
-            _ => OpenResult::Unavailable(None),
-        },
-    }
+            | Reason::TooManyInFlight
+    )
 }
 
 /// Reads the SSE frames of a response that Guardian wrote, skipping keep-alive comments.
@@ -419,14 +408,6 @@ fn response_id(frame: &SseFrame) -> Option<Value> {
         .filter(|_| event_kind(frame) == Some(JsonRpcKind::Response))?;
     let mut message: Value = serde_json::from_slice(data).ok()?;
     Some(message["id"].take())
-}
-
-fn stream_headers(server_session: &ServerSession, last: Option<&str>) -> http::HeaderMap {
-    let mut fields = server_session.headers();
-    if let Some(Ok(last)) = last.map(HeaderValue::from_str) {
-        fields.insert(mcp::LAST_EVENT_ID, last);
-    }
-    fields
 }
 
 /// A body fed by a channel. The channel holds one frame, so a slow client slows the servers down.

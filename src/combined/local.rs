@@ -3,19 +3,15 @@
 //! hides no tools, not even its own.
 
 use super::session::ClientInfo;
-use super::{CombinedCaller, CombinedRequest, local_response};
+use super::{Combined, CombinedRequest, CombinedResult};
 use crate::decide;
-use crate::domain::{Era, MessageId, ProtocolVersion, Reason, Refusal, ServerName};
-use crate::gate::Gate;
-use crate::gate::authz::AuthzContext;
-use crate::gate::combined::namespace::Namespace;
-use crate::gate::context::RequestContext;
-use crate::limits::{Admission, PrincipalKey};
-use crate::mcp::{self, ListKind, Page, Rename};
+use crate::domain::{Era, ProtocolVersion, Reason, ServerName};
+use crate::gate::{AuthzContext, RefusedRequest};
+use crate::limits::Admission;
+use crate::mcp::{self, ListKind, Namespace, Page, StreamKind};
 use crate::sessions::Session;
-use crate::transport::Body;
 use crate::upstream::{ServerInfo, Upstream};
-use http::{HeaderValue, Response};
+use http::HeaderValue;
 use serde_json::{Value, json};
 
 /// Cache lifetime for modern clients. A client that needs changes sooner uses `subscriptions/listen`.
@@ -24,72 +20,80 @@ const TTL_MS: u64 = 60_000;
 const LONGEST_INSTRUCTIONS: usize = 4_000;
 const ALL_INSTRUCTIONS: usize = 32_000;
 
-impl CombinedCaller {
-    /// Loads the authorisation context and refuses callers who are not enrolled, not active or not confirmed recently. A
-    /// message answered locally needs an admitted caller too.
-    pub(super) async fn load_authz(&self, context: &mut RequestContext) -> Result<AuthzContext, Refusal> {
-        let authz = self.gate.load_authz(self.principal.clone().into(), context).await?;
-        decide::is_admitted(&authz.decision_input(context))?;
-        Ok(authz)
+impl CombinedRequest {
+    /// Loads what the caller may do, once for the message, and refuses callers who are not enrolled, not active or not
+    /// confirmed recently. A message answered locally needs an admitted caller too.
+    pub(super) async fn load_authz(&mut self) -> Result<AuthzContext, Box<RefusedRequest>> {
+        let gate = &self.caller.combined.parts.gate;
+        let authenticated = self.caller.principal.clone().into();
+        match gate.load_authz(authenticated, &self.context).await {
+            Ok(authz) => self.authz = Some(authz.clone()),
+            Err(refusal) => return Err(self.refuse(refusal)),
+        }
+        let authz = self.authz.clone().ok_or_else(|| self.refuse(Reason::Internal))?;
+        match decide::is_admitted(&authz.decision_input()) {
+            Ok(()) => Ok(authz),
+            Err(refusal) => Err(self.refuse(refusal)),
+        }
     }
 
     /// Counts the message against the caller's own limits only, because no server is asked.
-    pub(super) fn admit(&self) -> Result<Admission, Refusal> {
-        let who = self.counted.unwrap_or_else(|| PrincipalKey::of(&self.principal));
-        self.gate.parts.limits.admit_caller(who).map_err(|refusal| *refusal)
+    pub(super) fn admit(&self) -> Result<Admission, Box<RefusedRequest>> {
+        let limits = &self.caller.combined.parts.limits;
+        limits
+            .admit_caller(self.caller.limits_key)
+            .map_err(|refusal| self.refuse(*refusal))
     }
 
     /// Opens a combined session. The client's parameters are sealed into the session id; servers are initialised later, when
     /// first called.
-    pub(super) async fn initialize(
-        &self,
-        request: &CombinedRequest<'_>,
-        id: &MessageId,
-        version: Option<ProtocolVersion>,
-        context: &mut RequestContext,
-    ) -> Result<Response<Body>, Refusal> {
-        let authz = self.load_authz(context).await?;
+    pub(super) async fn initialize(&mut self) -> CombinedResult {
+        let authz = self.load_authz().await?;
         let _admission = self.admit()?;
-        let gate = &self.gate;
-        let version = version.unwrap_or(ProtocolVersion::V20251125);
-        let said = gate.merged_capabilities(&authz, Era::Legacy, context);
+        let combined = &self.caller.combined;
+        let version = self.message.version.unwrap_or(ProtocolVersion::V20251125);
+        let said = combined.merged_capabilities(&authz, Era::Legacy);
+        let body = self.message.message.as_ref().map(mcp::Message::body);
+        let client_info = ClientInfo::read(body.map_or(b"", |body| &body[..]));
         let session = Session {
-            id: ClientInfo::read(&request.body)
-                .session_id(context.request)
-                .ok_or(Reason::Internal)?,
+            id: client_info
+                .session_id(self.context.request)
+                .ok_or_else(|| self.refuse(Reason::Internal))?,
             version,
-            expires_at: context.at.plus(gate.parts.session_lifetime),
+            expires_at: self.context.at.plus(combined.parts.session_lifetime),
         };
-        let sealed = gate.parts.session_keys.seal(&session, &self.principal, None);
-        let result = json!({
-            "protocolVersion": version.as_str(),
-            "capabilities": said.capabilities,
-            "serverInfo": server_info(),
-            "instructions": said.instructions,
-        });
-        let mut response = local_response(mcp::result(id, result));
-        let sealed = HeaderValue::try_from(sealed).map_err(|_| Refusal::new(Reason::Internal))?;
-        response.headers_mut().insert(mcp::SESSION_ID, sealed);
-        Ok(response)
+        let sealed = combined.parts.session_keys.seal(&session, &self.caller.principal, None);
+        let sealed = HeaderValue::try_from(sealed).map_err(|_| self.refuse(Reason::Internal))?;
+        let mut answered = self.local(mcp::result(
+            &self.id(),
+            json!({
+                "protocolVersion": version.as_str(),
+                "capabilities": said.capabilities,
+                "serverInfo": server_info(),
+                "instructions": said.instructions,
+            }),
+        ));
+        answered.response.headers_mut().insert(mcp::SESSION_ID, sealed);
+        Ok(answered)
     }
 
     /// Answers `ping` locally. It is free, as on the endpoint of a single server.
-    pub(super) async fn ping(&self, id: &MessageId, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
-        self.load_authz(context).await?;
-        Ok(local_response(mcp::result(id, json!({}))))
+    pub(super) async fn ping(&mut self) -> CombinedResult {
+        self.load_authz().await?;
+        Ok(self.local(mcp::result(&self.id(), json!({}))))
     }
 
     /// Answers `server/discover`. A dual-era client should use the era in which it reaches more servers, as it cannot see
     /// the others. If that is the legacy era, `server/discover` fails with "method not found", and the client falls back to
     /// `initialize`.
-    pub(super) async fn discover(&self, id: &MessageId, context: &mut RequestContext) -> Result<Response<Body>, Refusal> {
-        let authz = self.load_authz(context).await?;
-        let gate = &self.gate;
-        let reached = |era| gate.servers(&authz, era, context).count();
+    pub(super) async fn discover(&mut self) -> CombinedResult {
+        let authz = self.load_authz().await?;
+        let combined = &self.caller.combined;
+        let reached = |era| combined.servers(&authz, era).count();
         if reached(Era::Modern) < reached(Era::Legacy) {
-            return Err(Reason::UnknownMethod.into());
+            return Err(self.refuse(Reason::UnknownMethod));
         }
-        let said = gate.merged_capabilities(&authz, Era::Modern, context);
+        let said = combined.merged_capabilities(&authz, Era::Modern);
         let result = json!({
             "resultType": "complete",
             "supportedVersions": [ProtocolVersion::V20260728.as_str()],
@@ -99,42 +103,31 @@ impl CombinedCaller {
             "cacheScope": "private",
             "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
         });
-        Ok(local_response(mcp::result(id, result)))
+        Ok(self.local(mcp::result(&self.id(), result)))
     }
 
     /// Lists all tools on one page, ordered by server and name. No cursor is ever issued.
-    pub(super) async fn tools(
-        &self,
-        request: &CombinedRequest<'_>,
-        id: &MessageId,
-        context: &mut RequestContext,
-    ) -> Result<Response<Body>, Refusal> {
-        let authz = self.load_authz(context).await?;
+    pub(super) async fn tools(&mut self) -> CombinedResult {
+        let authz = self.load_authz().await?;
         let _admission = self.admit()?;
-        if request.params.cursor.is_some() {
-            return Err(Reason::UnknownCursor.into());
+        if self.params().is_some_and(|params| params.cursor.is_some()) {
+            return Err(self.refuse(Reason::UnknownCursor));
         }
-        let page = Page::of(&self.gate.tool_definitions(&authz, request.era, context), TTL_MS);
-        Ok(local_response(mcp::merge_pages(
-            id,
-            ListKind::Tools,
-            &[page],
-            None,
-            request.era,
-        )))
+        let era = self.message.era;
+        let page = Page::of(&self.caller.combined.tool_definitions(&authz, era), TTL_MS);
+        Ok(self.local(mcp::merge_pages(&self.id(), ListKind::Tools, &[page], None, era)))
     }
 }
 
-impl Gate {
+impl Combined {
     /// The servers, ordered by name, that this caller has a usable grant for and that are not known to lack the era.
     pub(super) fn servers<'a>(
         &'a self,
         authz: &'a AuthzContext,
         era: Era,
-        context: &'a RequestContext,
     ) -> impl Iterator<Item = (&'a ServerName, &'a Upstream)> {
         let speaks = move |server: &Upstream| !server.eras().cannot_speak(era);
-        let admitted = move |name: &ServerName| decide::admits(name, &authz.decision_input(context));
+        let admitted = move |name: &ServerName| decide::admits(name, &authz.decision_input());
         self.parts
             .upstreams
             .iter()
@@ -142,10 +135,10 @@ impl Gate {
     }
 
     /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names.
-    pub(super) fn tool_definitions(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> Vec<String> {
-        let input = authz.decision_input(context);
+    pub(super) fn tool_definitions(&self, authz: &AuthzContext, era: Era) -> Vec<String> {
+        let input = authz.decision_input();
         let of_server = |name: &ServerName| {
-            let namespace = Namespace::new(name.clone(), super::StreamKind::Answer);
+            let namespace = Namespace::new(name.clone(), StreamKind::Answer);
             let mut tools: Vec<_> = authz.snapshot.tools(name).collect();
             tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
             tools.retain(|tool| era == Era::Legacy || tool.param_headers().is_ok());
@@ -156,17 +149,15 @@ impl Gate {
             };
             tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
         };
-        self.servers(authz, era, context)
-            .flat_map(|(name, _)| of_server(name))
-            .collect()
+        self.servers(authz, era).flat_map(|(name, _)| of_server(name)).collect()
     }
 
     /// Merges the capabilities and instructions of this caller's servers.
-    fn merged_capabilities(&self, authz: &AuthzContext, era: Era, context: &RequestContext) -> ServerInfo {
+    fn merged_capabilities(&self, authz: &AuthzContext, era: Era) -> ServerInfo {
         let mut capabilities = ServerInfo::default();
         let mut instructions =
             "Tools and prompts of several servers: `<server>__<name>`. Resources: `<server>+<uri>`.".to_owned();
-        for (name, server) in self.servers(authz, era, context) {
+        for (name, server) in self.servers(authz, era) {
             let server_info = server.server_info();
             if let Some(text) = &server_info.instructions {
                 let text: String = text.chars().take(LONGEST_INSTRUCTIONS).collect();

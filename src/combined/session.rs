@@ -4,16 +4,16 @@
 //! opened again if the server loses it.
 
 use super::CombinedCaller;
-use super::namespace::{Namespace, StreamKind};
-use super::server_call::{ServerCall, collect_answer, join_all};
-use crate::domain::{Digest, MessageId, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
-use crate::gate::routing::HttpVerb;
-use crate::mcp;
+use super::server_call::{ServerCall, ServerCallResult, ServerPart, collect_answer};
+use crate::domain::{Digest, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
+use crate::gate::NegotiatedMessage;
+use crate::mcp::{self, Namespace, StreamKind};
 use crate::sessions::{Session, UpstreamSessionId};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use futures_util::future::join_all;
+use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,8 +87,6 @@ impl LogLevel {
 pub struct ServerSession {
     pub session: Option<Session>,
     pub version: ProtocolVersion,
-    /// The sealed session id, as clients of the server's own endpoint send it.
-    sealed: Option<HeaderValue>,
 }
 
 /// Largest JSON of the client's parameters, in bytes: it must fit into a session id.
@@ -233,16 +231,6 @@ impl CombinedSession {
 }
 
 impl ServerSession {
-    /// The request headers for a message in this session.
-    pub fn headers(&self) -> HeaderMap {
-        let mut fields = plain_headers();
-        fields.insert(mcp::PROTOCOL_VERSION, HeaderValue::from_static(self.version.as_str()));
-        if let Some(sealed) = &self.sealed {
-            fields.insert(mcp::SESSION_ID, sealed.clone());
-        }
-        fields
-    }
-
     pub fn is_same(&self, other: &ServerSession) -> bool {
         self.session == other.session
     }
@@ -254,10 +242,10 @@ impl ServerSession {
 
 impl ServerCall {
     /// The session for a call, opened if there is none. Of concurrent calls one opens it and the others wait.
-    pub fn session(&self) -> Pin<Box<dyn Future<Output = Result<ServerSession, Refusal>> + Send + '_>> {
+    pub fn open_session(&self) -> Pin<Box<dyn Future<Output = Result<ServerSession, Refusal>> + Send + '_>> {
         Box::pin(async move {
             let session = self.session.as_ref().ok_or(Reason::Internal)?;
-            let now = (self.caller.gate.parts.clock.now)();
+            let now = self.caller.combined.now();
             if let Some(server_session) = session
                 .server_session(self.server())
                 .filter(|server_session| server_session.is_over(now))
@@ -273,48 +261,56 @@ impl ServerCall {
     /// Sends the client's `initialize` to the server as a call of its own, authorised and recorded, followed by
     /// `notifications/initialized` and the replay of session state.
     async fn initialize_server(&self, session: &Arc<CombinedSession>) -> Result<ServerSession, Refusal> {
-        let server = self.server();
         let ClientInfo { capabilities, info } = &session.client_info;
         let params = json!({ "protocolVersion": session.version.as_str(), "capabilities": capabilities, "clientInfo": info });
         let body = format!(r#"{{"jsonrpc":"2.0","id":{OPENING},"method":"initialize","params":{params}}}"#);
         let plainly = ServerCall {
             caller: self.caller.clone(),
-            namespace: Namespace::new(server.clone(), StreamKind::Answer),
+            namespace: Namespace::new(self.server().clone(), StreamKind::Answer),
             session: Some(session.clone()),
             opens: false,
             is_counted: true,
         };
-        let result = plainly.ask(HttpVerb::Post, &plain_headers(), body.into()).await;
-        let response = result.answered?;
+        let (context, message) = plainly.compose(body.into(), None)?;
+        let response = match plainly.ask(ServerPart::new(context, message)).await.answered {
+            Ok(answered) => answered.response,
+            Err(refused) => return Err(refused.refusal),
+        };
         let refused = || Refusal::with_detail(Reason::UpstreamBroken, "it opened no session");
         let sealed = response.headers().get(mcp::SESSION_ID).cloned();
         let id = MessageId::from_json(Bytes::from_static(OPENING.as_bytes()));
         let answer = collect_answer(response, &id).await.ok_or_else(refused)?;
         let version = mcp::negotiated_version(&answer).and_then(|version| ProtocolVersion::parse(&version));
-        let version = version.ok_or_else(refused)?;
-        let gate = &self.caller.gate;
-        let opened = |sealed: &HeaderValue| {
-            let keys = &gate.parts.session_keys;
-            let now = (gate.parts.clock.now)();
-            keys.open(sealed.to_str().ok()?, &self.caller.principal, Some(server), now)
-        };
         let server_session = ServerSession {
-            session: sealed.as_ref().and_then(opened),
-            version,
-            sealed,
+            session: sealed.and_then(|sealed| self.unsealed(&sealed)),
+            version: version.ok_or_else(refused)?,
         };
         let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        plainly
-            .ask(HttpVerb::Post, &server_session.headers(), initialized)
-            .await
-            .answered?;
+        let told = plainly.ask_in(&server_session, initialized).await?;
+        if let Err(refused) = told.answered {
+            return Err(refused.refusal);
+        }
         let _ = timeout(PATIENCE, self.replay_state(session, &plainly, &server_session)).await;
-        if gate.combined.is_ended(session) {
-            drop(plainly.ask(HttpVerb::Delete, &server_session.headers(), Bytes::new()).await);
+        if self.caller.combined.is_ended(session) {
+            let end = NegotiatedMessage::bodyless(Method::EndSession, None);
+            let mut end = ServerPart::in_session(self.caller.part_context(session, self.server()), end, &server_session);
+            end.context.message.method = Some(Method::EndSession);
+            drop(plainly.ask(end).await);
             return Err(Reason::UnknownSession.into());
         }
         session.session_opened.send_modify(|count| *count += 1);
         Ok(server_session)
+    }
+
+    fn unsealed(&self, sealed: &HeaderValue) -> Option<Session> {
+        let combined = &self.caller.combined;
+        let keys = &combined.parts.session_keys;
+        keys.open(
+            sealed.to_str().ok()?,
+            &self.caller.principal,
+            Some(self.server()),
+            combined.now(),
+        )
     }
 
     /// Replays the log level and subscriptions that the client set before this server had a session. The server's answers
@@ -332,21 +328,23 @@ impl ServerCall {
             format!(r#"{{"jsonrpc":"2.0","id":"guardian/subscribe/{number}","method":"resources/subscribe","params":{params}}}"#)
         });
         let level = level.filter(|_| !self.lacks("logging")).map(LogLevel::message);
-        let wishes = level.into_iter().chain(subscriptions.map(Bytes::from)).map(|body| {
-            let asking = async move { drop(plainly.ask(HttpVerb::Post, &server_session.headers(), body).await) };
-            Box::pin(asking) as Pin<Box<dyn Future<Output = ()> + Send>>
-        });
-        join_all(wishes.collect()).await;
+        let wishes = level.into_iter().chain(subscriptions.map(Bytes::from));
+        join_all(wishes.map(|body| plainly.ask_in(server_session, body))).await;
+    }
+
+    /// Sends a message that Guardian wrote in a session of the server.
+    async fn ask_in(&self, server_session: &ServerSession, body: Bytes) -> Result<ServerCallResult, Refusal> {
+        let (context, message) = self.compose(body, Some(server_session.version))?;
+        Ok(self.ask(ServerPart::in_session(context, message, server_session)).await)
     }
 }
 
 impl CombinedCaller {
     /// Opens the sealed session id; `None` unless it is this caller's own combined session.
     pub fn session(&self, sealed: &str) -> Option<Arc<CombinedSession>> {
-        let gate = &self.gate;
-        let keys = &gate.parts.session_keys;
-        let session = keys.open(sealed, &self.principal, None, (gate.parts.clock.now)())?;
-        gate.combined.session(&self.principal, &session)
+        let keys = &self.combined.parts.session_keys;
+        let session = keys.open(sealed, &self.principal, None, self.combined.now())?;
+        self.combined.session(&self.principal, &session)
     }
 }
 
@@ -355,17 +353,6 @@ pub fn key_of(principal: &Principal, session: &Session) -> Digest {
     let (issuer, subject) = (principal.issuer.as_str(), principal.subject.as_str());
     let client = principal.client.as_ref().map(ToString::to_string);
     Digest::of(json!([issuer, subject, client, session.id.as_str()]).to_string().as_bytes())
-}
-
-/// The content headers of every POST.
-pub fn plain_headers() -> HeaderMap {
-    let mut fields = HeaderMap::new();
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    fields.insert(
-        header::ACCEPT,
-        HeaderValue::from_static("application/json, text/event-stream"),
-    );
-    fields
 }
 
 #[cfg(test)]
