@@ -19,6 +19,7 @@
 //! | 2 | [`store`] | the only SQL: Postgres and SQLite behind one set of functions |
 //! | 2 | [`transport`] | the only TLS and sockets |
 //! | 2 | [`telemetry`] | logs and metrics |
+//! | 2 | [`key_ring`] | versioned secret keys in a file: peppers and session keys |
 //! | 1 | [`decide`] | the only Cedar: call and input → permit or refusal; pure |
 //! | 1 | [`mcp`] | the grammar of MCP over bytes; pure |
 //! | 1 | [`config`] | one TOML file, checked whole |
@@ -102,6 +103,7 @@ pub mod gate;
 pub mod grants;
 pub mod identity;
 pub mod journal;
+pub mod key_ring;
 pub mod limits;
 pub mod mcp;
 pub mod sessions;

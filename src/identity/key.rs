@@ -5,13 +5,10 @@ use crate::domain::{
     ApiKey, AuthMethod, Digest, Fingerprint, Issuer, IssuerAlias, KEY_ISSUER, KeyId, Member, Principal, Reason, Subject,
     Timestamp,
 };
+use crate::key_ring::{KEY_BYTES, KeyRing, KeyRingError};
 use aws_lc_rs::hmac;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
-use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use zeroize::Zeroizing;
@@ -26,9 +23,7 @@ const SECRET_CHARS: usize = 52;
 const CHECK_CHARS: usize = 8;
 
 /// The HMAC keys that stored hashes depend on, by version; the highest one makes new API keys.
-pub struct Pepper {
-    versions: BTreeMap<i32, hmac::Key>,
-}
+pub struct Pepper(KeyRing<i32, hmac::Key>);
 
 #[derive(Debug, thiserror::Error)]
 /// Why the peppers cannot be used.
@@ -62,16 +57,13 @@ pub struct ApiKeyText<'a> {
 }
 
 impl Pepper {
-    /// Reads the pepper file, or creates it with one random pepper if it does not exist.
+    /// Reads the pepper file, or creates it (and its folder) with one random pepper if it does not exist.
     pub fn load_or_create(file: &Path) -> Result<Self, PepperError> {
-        match std::fs::read_to_string(file) {
-            Ok(text) => Self::parse(file, &Zeroizing::new(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(file),
-            Err(source) => Err(PepperError::Unreadable {
-                file: file.to_owned(),
-                source,
-            }),
+        let failed = |error| PepperError::of(file, error);
+        if let Some(folder) = file.parent().filter(|_| !file.exists()) {
+            std::fs::create_dir_all(folder).map_err(|error| failed(KeyRingError::Write(error)))?;
         }
+        KeyRing::load_or_create(file, pepper).map(Self).map_err(failed)
     }
 
     /// Makes an API key under the newest pepper.
@@ -82,79 +74,39 @@ impl Pepper {
         fill(&mut *secret)?;
         let (id, secret) = (base32(&id), Zeroizing::new(base32(&*secret)));
         let body = Zeroizing::new(format!("ng_{id}_{}", *secret));
-        let (version, pepper) = self.versions.last_key_value().expect("a pepper has a version");
+        let (version, pepper) = self.0.newest();
         Ok(NewKey {
             shown: format!("{}_{:08x}", *body, crc32c::crc32c(body.as_bytes())).into(),
             id: KeyId::parse(&id).expect("base32 in lower case fits a key id"),
             hash: mac(pepper, &secret),
-            pepper_version: *version,
+            pepper_version: version,
         })
     }
 
     /// Whether `key` is the stored one, compared in constant time. Without a stored key it takes as long, so that timing
     /// does not tell which ids exist.
     pub(super) fn matches(&self, key: &ApiKeyText<'_>, stored: Option<&ApiKey>) -> bool {
-        let newest = self.versions.last_key_value().expect("a pepper has a version").1;
-        let pepper = stored.and_then(|stored| self.versions.get(&stored.pepper_version));
+        let (_, newest) = self.0.newest();
+        let pepper = stored.and_then(|stored| self.0.get(stored.pepper_version));
         let hash = stored.map_or([0; 32], |stored| stored.hash);
         let equal = hmac::verify(pepper.unwrap_or(newest), key.secret.as_bytes(), &hash).is_ok();
         equal && pepper.is_some()
     }
+}
 
-    fn parse(file: &Path, text: &str) -> Result<Self, PepperError> {
-        let mut versions = BTreeMap::new();
-        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let bad = || PepperError::BadLine {
-                file: file.to_owned(),
-                line: at + 1,
-            };
-            let (version, pepper) = line.trim().split_once(':').ok_or_else(bad)?;
-            let version: i32 = version.parse().map_err(|_| bad())?;
-            let pepper = Zeroizing::new(STANDARD.decode(pepper).map_err(|_| bad())?);
-            if pepper.len() != 32 || versions.insert(version, hmac::Key::new(hmac::HMAC_SHA256, &pepper)).is_some() {
-                return Err(bad());
-            }
-        }
-        if versions.is_empty() {
-            Err(PepperError::Empty { file: file.to_owned() })
-        } else {
-            Ok(Self { versions })
-        }
-    }
+fn pepper(bytes: &[u8; KEY_BYTES]) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, bytes)
+}
 
-    /// Links the finished file into place, which fails if the name exists: of two processes the second reads the file of
-    /// the first, and no pepper is ever overwritten.
-    fn create(file: &Path) -> Result<Self, PepperError> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let unwritable = |source| PepperError::Unwritable {
-            file: file.to_owned(),
-            source,
-        };
-        let mut pepper = Zeroizing::new([0; 32]);
-        fill(&mut *pepper)?;
-        let text = Zeroizing::new(format!("1:{}\n", STANDARD.encode(*pepper)));
-        if let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder).map_err(unwritable)?;
-        }
-        let mut suffix = [0; 8];
-        fill(&mut suffix)?;
-        let beside = file.with_extension(format!("new-{:016x}", u64::from_be_bytes(suffix)));
-        let mut options = std::fs::OpenOptions::new();
-        let mut out = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&beside)
-            .map_err(unwritable)?;
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.sync_all())
-            .map_err(unwritable)?;
-        let linked = std::fs::hard_link(&beside, file);
-        let _ = std::fs::remove_file(&beside);
-        match linked {
-            Ok(()) => Self::parse(file, &text),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Self::load_or_create(file),
-            Err(source) => Err(unwritable(source)),
+impl PepperError {
+    fn of(file: &Path, error: KeyRingError) -> Self {
+        let file = file.to_owned();
+        match error {
+            KeyRingError::Read(source) => Self::Unreadable { file, source },
+            KeyRingError::Write(source) => Self::Unwritable { file, source },
+            KeyRingError::Line(line) | KeyRingError::Twice { line, .. } => Self::BadLine { file, line },
+            KeyRingError::Empty => Self::Empty { file },
+            KeyRingError::NoRandomness => Self::NoRandomness,
         }
     }
 }
@@ -265,14 +217,18 @@ fn base32(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::domain::Scopes;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
     use secrecy::ExposeSecret;
 
-    fn pepper(text: &str) -> Result<Pepper, PepperError> {
-        Pepper::parse(Path::new("pepper"), text)
+    fn peppers(text: &str) -> Result<Pepper, PepperError> {
+        KeyRing::parse(text, pepper)
+            .map(Pepper)
+            .map_err(|error| PepperError::of(Path::new("pepper"), error))
     }
 
     fn two() -> Pepper {
-        pepper(&format!("1:{}\n2:{}\n", STANDARD.encode([1; 32]), STANDARD.encode([2; 32]))).unwrap()
+        peppers(&format!("1:{}\n2:{}\n", STANDARD.encode([1; 32]), STANDARD.encode([2; 32]))).unwrap()
     }
 
     fn stored(new: &NewKey) -> ApiKey {
@@ -329,7 +285,7 @@ mod tests {
 
     #[test]
     fn an_older_pepper_still_verifies() {
-        let old = pepper(&format!("1:{}", STANDARD.encode([1; 32]))).unwrap();
+        let old = peppers(&format!("1:{}", STANDARD.encode([1; 32]))).unwrap();
         let new = old.new_key().unwrap();
         let key = ApiKeyText::read(new.shown.expose_secret()).unwrap();
         assert!(two().matches(&key, Some(&stored(&new))));
@@ -374,7 +330,7 @@ mod tests {
             format!("x:{good}"),
             format!("1:{good}\n1:{good}"),
         ] {
-            assert!(pepper(&bad).is_err(), "{bad}");
+            assert!(peppers(&bad).is_err(), "{bad}");
         }
     }
 

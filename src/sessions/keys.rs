@@ -2,13 +2,12 @@
 //! replica with the keys can use it and no other principal can. There is no session table.
 
 use crate::domain::{Digest, Principal, ProtocolVersion, ServerName, Timestamp};
+use crate::key_ring::{KEY_BYTES, KeyRing, KeyRingError};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hmac;
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use std::collections::BTreeMap;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The session id that a server assigned. It is a bearer secret, so `Debug` hides it.
@@ -59,16 +58,16 @@ pub enum SessionKeysError {
     #[error("session keys `{}`, line {line}: not `version:base64` of 32 bytes", .file.display())]
     Line { file: PathBuf, line: usize },
     #[error("session keys `{}`, line {line}: version {version} is there twice", .file.display())]
-    Twice { file: PathBuf, line: usize, version: u32 },
+    Twice { file: PathBuf, line: usize, version: String },
     #[error("session keys `{}` hold no key", .file.display())]
     Empty { file: PathBuf },
     #[error("no randomness for a session key")]
     Random,
 }
 
-/// Keys by version. The highest version seals and every version opens, so that keys rotate by adding one and removing
-/// the old one later.
-pub struct SessionKeys(BTreeMap<u32, DerivedKeys>);
+/// The newest key seals and every key opens.
+#[derive(Debug)]
+pub struct SessionKeys(KeyRing<u32, DerivedKeys>);
 
 /// The keys derived from one line of the file: one seals session ids, the other signs the handles of `handles.rs`.
 struct DerivedKeys {
@@ -81,40 +80,28 @@ const PREFIX: &str = "gs1.";
 const VERSION_LEN: usize = 4;
 
 impl SessionKeys {
-    /// Reads `version:base64`, one key a line. Empty lines and lines that start with `#` are ignored.
-    pub fn load(file: &Path) -> Result<Self, SessionKeysError> {
-        let text = std::fs::read_to_string(file).map_err(|source| SessionKeysError::Read {
-            file: file.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, file)
-    }
-
-    /// Reads the file, or creates it with one random key. If several processes start at once, one of them creates it.
+    /// Reads the file, or creates it with one random key. Its folder has to be there.
     pub fn load_or_create(file: &Path) -> Result<Self, SessionKeysError> {
-        match create(file) {
-            Ok(()) => Self::load(file),
-            Err(SessionKeysError::Write { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Self::load(file),
-            Err(error) => Err(error),
-        }
+        KeyRing::load_or_create(file, DerivedKeys::of)
+            .map(Self)
+            .map_err(|error| SessionKeysError::of(file, error))
     }
 
     /// A random key that only this process has.
     pub fn random() -> Result<Self, SessionKeysError> {
-        Ok(Self(BTreeMap::from([(
-            1,
-            DerivedKeys::of(&random_key()?).ok_or(SessionKeysError::Random)?,
-        )])))
+        KeyRing::random(DerivedKeys::of)
+            .map(Self)
+            .map_err(|error| SessionKeysError::of(Path::new(""), error))
     }
 
     /// The session id that the client gets instead of the upstream's. Without `server` it is a session of the combined
     /// endpoint.
     pub fn seal(&self, session: &Session, principal: &Principal, server: Option<&ServerName>) -> String {
-        let (version, key) = self.0.last_key_value().expect("there is a key");
+        let (version, key) = self.0.newest();
         let mut text = session.expires_at.micros().to_be_bytes().to_vec();
         text.extend_from_slice(session.version.as_str().as_bytes());
         text.extend_from_slice(session.id.as_str().as_bytes());
-        let bound = Aad::from(associated_data(*version, principal, server));
+        let bound = Aad::from(associated_data(version, principal, server));
         let nonce = key
             .sealing_key
             .seal_in_place_append_tag(bound, &mut text)
@@ -131,49 +118,41 @@ impl SessionKeys {
         let version = u32::from_be_bytes(version.try_into().ok()?);
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let bound = Aad::from(associated_data(version, principal, server));
-        let text = self.0.get(&version)?.sealing_key.open_in_place(nonce, bound, text).ok()?;
+        let text = self.0.get(version)?.sealing_key.open_in_place(nonce, bound, text).ok()?;
         let session = Session::read(text)?;
         (now < session.expires_at).then_some(session)
     }
 
     /// The newest key, which signs handles, with its version.
     pub(super) fn issuing_key(&self) -> (u32, &hmac::Key) {
-        let (version, keys) = self.0.last_key_value().expect("there is a key");
-        (*version, &keys.handle_key)
+        let (version, keys) = self.0.newest();
+        (version, &keys.handle_key)
     }
 
     /// The key that verifies handles of this version.
     pub(super) fn verifying_key(&self, version: u32) -> Option<&hmac::Key> {
-        self.0.get(&version).map(|keys| &keys.handle_key)
+        self.0.get(version).map(|keys| &keys.handle_key)
     }
 
+    #[cfg(test)]
     pub(super) fn parse(text: &str, file: &Path) -> Result<Self, SessionKeysError> {
-        let mut keys = BTreeMap::new();
-        for (line, written) in (1..).zip(text.lines()) {
-            let written = written.trim();
-            if written.is_empty() || written.starts_with('#') {
-                continue;
-            }
-            let Some((version, key)) = key_line(written) else {
-                let file = file.to_owned();
-                return Err(SessionKeysError::Line { file, line });
-            };
-            if keys.insert(version, key).is_some() {
-                let file = file.to_owned();
-                return Err(SessionKeysError::Twice { file, line, version });
-            }
-        }
-        if keys.is_empty() {
-            Err(SessionKeysError::Empty { file: file.to_owned() })
-        } else {
-            Ok(Self(keys))
-        }
+        KeyRing::parse(text, DerivedKeys::of)
+            .map(Self)
+            .map_err(|error| SessionKeysError::of(file, error))
     }
 }
 
-impl fmt::Debug for SessionKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
+impl SessionKeysError {
+    fn of(file: &Path, error: KeyRingError) -> Self {
+        let file = file.to_owned();
+        match error {
+            KeyRingError::Read(source) => Self::Read { file, source },
+            KeyRingError::Write(source) => Self::Write { file, source },
+            KeyRingError::Line(line) => Self::Line { file, line },
+            KeyRingError::Twice { line, version } => Self::Twice { file, line, version },
+            KeyRingError::Empty => Self::Empty { file },
+            KeyRingError::NoRandomness => Self::Random,
+        }
     }
 }
 
@@ -211,58 +190,22 @@ fn associated_data(version: u32, principal: &Principal, server: Option<&ServerNa
     bytes
 }
 
-fn key_line(written: &str) -> Option<(u32, DerivedKeys)> {
-    let (version, key) = written.split_once(':')?;
-    let key: [u8; 32] = STANDARD.decode(key.trim()).ok()?.try_into().ok()?;
-    Some((version.trim().parse().ok()?, DerivedKeys::of(&key)?))
-}
-
 impl DerivedKeys {
     /// Handles are signed with a key of their own, derived from the sealing key, so that no handle can pass for a seal.
-    fn of(key: &[u8; 32]) -> Option<Self> {
+    fn of(key: &[u8; KEY_BYTES]) -> Self {
         let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"guardian handles");
-        Some(Self {
-            sealing_key: RandomizedNonceKey::new(&AES_256_GCM, key).ok()?,
+        Self {
+            sealing_key: RandomizedNonceKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes"),
             handle_key: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
-        })
+        }
     }
-}
-
-fn random_key() -> Result<[u8; 32], SessionKeysError> {
-    let mut key = [0; 32];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| SessionKeysError::Random)?;
-    Ok(key)
-}
-
-/// Writes a temporary file and hard-links it into place: no reader sees a partial file, and an existing one is never
-/// replaced.
-fn create(file: &Path) -> Result<(), SessionKeysError> {
-    let failed = |source| SessionKeysError::Write {
-        file: file.to_owned(),
-        source,
-    };
-    if file.exists() {
-        return Err(failed(std::io::ErrorKind::AlreadyExists.into()));
-    }
-    let text = format!("1:{}\n", STANDARD.encode(random_key()?));
-    let beside = file.with_extension(format!("{}.new", std::process::id()));
-    let written = write_private(&beside, &text).and_then(|()| std::fs::hard_link(&beside, file));
-    let removed = std::fs::remove_file(&beside);
-    written.and(removed).map_err(failed)
-}
-
-fn write_private(file: &Path, text: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::domain::{AuthMethod, ClientId, Fingerprint, Issuer, IssuerAlias, PrincipalKind, Subject};
+    use base64::engine::general_purpose::STANDARD;
 
     pub fn principal(issuer: &str, subject: &str, client: Option<&str>) -> Principal {
         Principal {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 const FLOORS: &[&[&str]] = &[
     &["domain"],
     &["decide", "mcp", "config"],
-    &["store", "transport", "telemetry"],
+    &["store", "transport", "telemetry", "key_ring"],
     &["identity", "grants", "sessions", "limits", "journal"],
     &["upstream"],
     &["gate", "console"],

@@ -124,7 +124,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
 
 fn loaded(text: &str) -> Result<SessionKeys, String> {
     std::fs::write(&*FILE, text).expect("a file of its own");
-    let keys = SessionKeys::load(&FILE).map_err(|error| error.to_string());
+    let keys = SessionKeys::load_or_create(&FILE).map_err(|error| error.to_string());
     let _ = std::fs::remove_file(&*FILE);
     keys
 }
