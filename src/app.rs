@@ -8,7 +8,7 @@ mod stability;
 use crate::combined::{Combined, CombinedParts};
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
-use crate::domain::{EnvironmentName, Reason, RequestId, ServerName, Timestamp};
+use crate::domain::{Backoff, EnvironmentName, Reason, RequestId, ServerName, Timestamp};
 use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, JitEnrolment, Metadata, Redaction};
 use crate::grants::{Grants, RefreshCounts};
 use crate::identity::{Identity, Pepper};
@@ -529,27 +529,25 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Looks for changes of a server's tools; one of which no tool is known yet is looked at more often, and ever more rarely.
 async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, policy_loader: Arc<PolicyLoader>) {
+    let mut retry = Backoff::new(FIRST_RETRY, every);
     let mut pause = if policy_loader.has_tools(&server) {
         every
     } else {
-        FIRST_RETRY.min(every)
+        retry.failed()
     };
-    let mut missed = FIRST_RETRY;
     loop {
         tokio::time::sleep(pause).await;
         let seen = policy_loader.refresh_tools(&server).await;
         if seen == Some(true) {
             policy_loader.rebuild(&grants.registry()).await;
         }
-        missed = if seen.is_some() {
-            FIRST_RETRY
-        } else {
-            missed.saturating_mul(2)
-        };
+        if seen.is_some() {
+            retry.reset();
+        }
         pause = if policy_loader.has_tools(&server) {
             every
         } else {
-            missed.min(every)
+            retry.failed()
         };
     }
 }

@@ -10,7 +10,7 @@ use super::streams::{
     open_result,
 };
 use super::{CombinedRequest, CombinedResult};
-use crate::domain::{Era, MessageId, Reason, Refusal, ServerName};
+use crate::domain::{Backoff, Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::{NegotiatedMessage, RefusedRequest, RequestContext, parse_body, sse_event};
 use crate::mcp::{self, JsonRpcKind, Message, SseFrame, parse_uri, splice};
 use crate::sessions::claimed_server;
@@ -259,11 +259,11 @@ impl MergedSubscriptions {
 impl ServerSubscription {
     /// Listens to the server and reconnects with backoff, until the server refuses or the client is gone.
     async fn follow(mut self) {
-        let mut wait = FIRST_WAIT;
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             match open_result(self.call.ask(self.part()).await) {
                 OpenResult::Stream(response) => {
-                    wait = FIRST_WAIT;
+                    backoff.reset();
                     if self.forward_events(response.into_body()).await.is_err() {
                         return;
                     }
@@ -275,8 +275,7 @@ impl ServerSubscription {
                 }
             }
             self.report(SubscriptionStatus::Left).await;
-            sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
+            sleep(backoff.failed()).await;
             let parts = &self.call.caller.combined.parts;
             self.context = self.context.again((parts.clock.request)());
             self.context.at = (parts.clock.now)();

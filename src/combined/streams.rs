@@ -6,7 +6,7 @@ use super::server_call::{ServerCall, ServerCallResult, stream_request};
 use super::session::{CombinedSession, ServerSession};
 use super::{CombinedCaller, CombinedRequest, CombinedResult};
 use crate::decide::{self, Snapshot};
-use crate::domain::{Digest, Era, MessageId, Reason, Refusal, ServerName};
+use crate::domain::{Backoff, Digest, Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::{
     AuthzContext, KeepAliveBody, RefusedRequest, Registration, RequestContext, event_stream, is_event_stream, sse_event,
 };
@@ -249,7 +249,7 @@ impl StreamFollower {
     /// Keeps the stream of one server open: reopens it with backoff.
     async fn one(self, server: ServerName, mut last: Option<String>) {
         let mut joined = self.session.session_opened();
-        let mut wait = FIRST_WAIT;
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut heard = false;
         loop {
             joined.borrow_and_update();
@@ -267,7 +267,8 @@ impl StreamFollower {
             let result = call.ask(stream_request(context, &server_session, last.clone())).await;
             match open_result(result) {
                 OpenResult::Stream(response) => {
-                    (wait, heard) = (FIRST_WAIT, true);
+                    backoff.reset();
+                    heard = true;
                     if self.forward_events(response.into_body(), &mut last).await.is_err() {
                         return;
                     }
@@ -290,8 +291,7 @@ impl StreamFollower {
                     }
                 }
             }
-            sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
+            sleep(backoff.failed()).await;
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Values only: nothing here reads a clock, a file or a socket, and an invalid value cannot be built.
 
+mod backoff;
 mod call;
 mod catalogue;
 mod client_request;
@@ -15,6 +16,7 @@ mod record;
 mod time;
 mod uri;
 
+pub use backoff::Backoff;
 pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Annotations, Catalogue, PinStatus, ServerEntry, ToolEntry};
 pub use client_request::{ClientRequest, ClientRequests};

@@ -5,7 +5,7 @@ use super::directory_source::DirectorySource;
 use super::lease::RefreshFailure;
 use super::unreadable::Unreadable;
 use super::{Changes, GrantsState};
-use crate::domain::Reason;
+use crate::domain::{Backoff, Reason};
 use crate::store::{Anchor, CatchUp, Delta, Directory, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ pub(super) struct Refresher {
     anchor: Anchor,
     loaded_at: Instant,
     asked_at: Instant,
-    failures: u32,
+    backoff: Backoff,
     unreadable: Unreadable,
 }
 
@@ -68,7 +68,7 @@ impl Refresher {
             anchor: directory.anchor.clone(),
             loaded_at: sent,
             asked_at: sent,
-            failures: 0,
+            backoff: Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF),
             unreadable: Unreadable::default(),
         };
         refresher.apply_directory(directory, sent);
@@ -115,10 +115,10 @@ impl Refresher {
         };
         match done {
             Ok(()) => {
-                if self.failures > 0 {
-                    tracing::info!(failures = self.failures, "authorisations are confirmed again");
+                if self.backoff.failures() > 0 {
+                    tracing::info!(failures = self.backoff.failures(), "authorisations are confirmed again");
                 }
-                self.failures = 0;
+                self.backoff.reset();
                 self.shared.lease.confirmed(sent);
                 self.fill_the_room().await;
             }
@@ -147,15 +147,14 @@ impl Refresher {
     }
 
     fn fail(&mut self, error: &RefreshError) {
-        let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(LONGEST_BACKOFF);
-        self.failures = self.failures.saturating_add(1);
+        let delay = self.backoff.failed();
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(error = %error, failures = self.failures, "authorisations could not be confirmed");
+        tracing::warn!(error = %error, failures = self.backoff.failures(), "authorisations could not be confirmed");
         let failure = RefreshFailure {
             why: error.to_string().into(),
             reason: error.reason(),
         };
-        self.shared.lease.failed_until(Instant::now() + backoff, failure);
+        self.shared.lease.failed_until(Instant::now() + delay, failure);
     }
 
     /// Loads some of those who were left out, where others are gone. After everybody is told that the copy is fresh: nobody

@@ -11,7 +11,7 @@ use super::scan::in_file;
 use super::shared::JournalShared;
 use super::spool::{SpoolReader, cost};
 use super::watermark::{self, Watermark};
-use crate::domain::SealedRecord;
+use crate::domain::{Backoff, SealedRecord};
 use crate::store::Store;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,13 +67,13 @@ impl Shipper {
         F: FnMut(Arc<[SealedRecord]>) -> S,
         S: Future<Output = Result<(), String>>,
     {
-        let mut pause = BACKOFF[0];
+        let mut backoff = Backoff::new(BACKOFF[0], BACKOFF[1]);
         loop {
             // Read first: the attempt after the stop must include everything recorded before it.
             let last = stop.is_cancelled();
             match self.ship_all(&mut ship, &stop).await {
                 Ok(()) => {
-                    pause = BACKOFF[0];
+                    backoff.reset();
                     *locked(&self.shared.ship_error) = None;
                     if last {
                         return;
@@ -90,10 +90,9 @@ impl Shipper {
                         return;
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
+                        () = tokio::time::sleep(backoff.failed()) => {}
                         () = stop.cancelled() => {}
                     }
-                    pause = (pause * 2).min(BACKOFF[1]);
                 }
             }
         }

@@ -12,7 +12,7 @@ use super::queue::{Batch, PermitEffect, QueuedEvent, WakeResult, locked};
 use super::segment::ActiveSegment;
 use super::shared::{JournalShared, OUTCOME_ROOM};
 use super::truncate;
-use crate::domain::{AdminAction, Event, RequestId, Stop};
+use crate::domain::{AdminAction, Backoff, Event, RequestId, Stop};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -259,10 +259,9 @@ impl Writer {
 
     /// Retries until a record of the unsealing is on disk, then unseals; false if the journal closes before that.
     fn probe(&mut self) -> bool {
-        let mut pause = PROBE[0];
+        let mut backoff = Backoff::new(PROBE[0], PROBE[1]);
         loop {
-            let last = self.shared.queue.wait_out(pause);
-            pause = (pause * 2).min(PROBE[1]);
+            let last = self.shared.queue.wait_out(backoff.failed());
             let refused = self.shared.refused.load(Ordering::Relaxed);
             let admin = Event::Admin(AdminAction {
                 at: (self.shared.clock)(),

@@ -14,7 +14,7 @@ use super::server::{Endpoint, Timeouts, Upstream};
 use super::stdio::Program;
 use super::stream::{EventStream, StreamRules};
 use crate::config::ServerConfig;
-use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion, Reason, ServerName};
+use crate::domain::{Backoff, Call, ClientRequests, Era, Method, ProtocolVersion, Reason, ServerName};
 use crate::mcp::{self, MessageKind};
 use crate::sessions::{HandleOwner, UpstreamSessionId};
 use bytes::Bytes;
@@ -59,7 +59,7 @@ pub(super) struct Supervisor {
     stop: CancellationToken,
     /// Limits the open channels.
     slots: Arc<Semaphore>,
-    backoff: Arc<Mutex<Backoff>>,
+    restart_delay: Arc<Mutex<RestartDelay>>,
 }
 
 /// A channel on which Guardian itself has sent `initialize`.
@@ -86,10 +86,9 @@ struct SessionEntry {
     used: Mutex<Instant>,
 }
 
-/// Exponential delay before a failed server is started again.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
+/// Until when a failed server is not started again.
+struct RestartDelay {
+    backoff: Backoff,
     until: Option<Instant>,
 }
 
@@ -114,7 +113,7 @@ impl Channels {
                 slots: Arc::new(Semaphore::new(
                     config.max_sessions.saturating_add(1).min(Semaphore::MAX_PERMITS),
                 )),
-                backoff: Arc::default(),
+                restart_delay: Arc::default(),
             },
             shared: !config.per_session,
             most: config.max_sessions,
@@ -623,7 +622,7 @@ impl ChannelLease {
     /// must not be delayed.
     pub fn note_failure(&self, channel: &MuxChannel) {
         if self.since.elapsed() >= STABLE_AFTER {
-            *self.supervisor.backoff() = Backoff::default();
+            *self.supervisor.restart_delay() = RestartDelay::default();
         }
         if !(channel.is_private() && channel.has_answered()) {
             self.supervisor.failed();
@@ -633,24 +632,30 @@ impl ChannelLease {
 
 impl Supervisor {
     fn wait(&self) -> Duration {
-        self.backoff().wait(Instant::now())
+        self.restart_delay().wait(Instant::now())
     }
 
     fn failed(&self) {
-        self.backoff().failed(Instant::now());
+        self.restart_delay().failed(Instant::now());
     }
 
-    fn backoff(&self) -> MutexGuard<'_, Backoff> {
-        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    fn restart_delay(&self) -> MutexGuard<'_, RestartDelay> {
+        self.restart_delay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Backoff {
-    /// Doubles the delay with each failure in a row, up to `LONGEST_WAIT`.
+impl Default for RestartDelay {
+    fn default() -> Self {
+        Self {
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            until: None,
+        }
+    }
+}
+
+impl RestartDelay {
     fn failed(&mut self, now: Instant) {
-        let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
-        self.failures += 1;
-        self.until = Some(now + wait);
+        self.until = Some(now + self.backoff.failed());
     }
 
     fn wait(&self, now: Instant) -> Duration {
@@ -665,16 +670,16 @@ mod tests {
 
     #[test]
     fn each_failure_doubles_the_wait_up_to_a_bound() {
-        let (now, mut backoff) = (Instant::now(), Backoff::default());
-        assert_eq!(backoff.wait(now), Duration::ZERO);
+        let (now, mut restart_delay) = (Instant::now(), RestartDelay::default());
+        assert_eq!(restart_delay.wait(now), Duration::ZERO);
         let mut waits = Vec::new();
         for _ in 0..40 {
-            backoff.failed(now);
-            waits.push(backoff.wait(now).as_millis());
+            restart_delay.failed(now);
+            waits.push(restart_delay.wait(now).as_millis());
         }
         assert_eq!(waits[..4], [100, 200, 400, 800]);
         assert_eq!(waits[39], LONGEST_WAIT.as_millis());
         assert!(waits.is_sorted());
-        assert_eq!(backoff.wait(now + LONGEST_WAIT), Duration::ZERO);
+        assert_eq!(restart_delay.wait(now + LONGEST_WAIT), Duration::ZERO);
     }
 }
