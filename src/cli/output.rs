@@ -2,7 +2,7 @@
 //! characters in its cells; any other text that users or servers wrote goes through `clean` before it is printed.
 
 use super::failure::Failure;
-use crate::domain::Timestamp;
+use crate::domain::{SafeText, Timestamp};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -88,17 +88,9 @@ pub fn note(text: impl Display) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Escapes control characters, so that no stored text can move the cursor or forge a row.
+/// No stored text can move the cursor or forge a row.
 pub fn clean(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect::<Vec<_>>()
-            } else {
-                vec![c]
-            }
-        })
-        .collect()
+    SafeText::uncut(text).to_string()
 }
 
 pub fn or_dash<T: Display>(value: Option<T>) -> String {

@@ -1,5 +1,6 @@
 //! A problem of the configuration: where it is, what it is, and what to do. It never holds the value of a secret.
 
+use crate::domain::SafeText;
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -88,23 +89,9 @@ impl fmt::Display for ConfigProblem {
 
 impl std::error::Error for ConfigProblem {}
 
-/// Foreign text in backticks: control characters escaped, truncated to 80 characters.
+/// Foreign text in backticks.
 pub(super) fn quoted(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(80)
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_debug().collect::<Vec<_>>()
-            } else {
-                vec![c]
-            }
-        })
-        .collect();
-    if text.chars().nth(80).is_some() {
-        shown.push('…');
-    }
-    format!("`{shown}`")
+    format!("`{}`", SafeText::new(text, 80))
 }
 
 /// ``did you mean `address`?`` with the known word nearest to `word`, if one is near.

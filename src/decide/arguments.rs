@@ -5,7 +5,7 @@
 
 use super::arg_types::{ArgField, ArgSchema, ArgType};
 use super::{arg_types, schema_cost};
-use crate::domain::{Reason, Refusal};
+use crate::domain::{Reason, Refusal, SafeText};
 use cedar_policy::RestrictedExpression;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{PatternOptions, ValidationError, Validator};
@@ -202,33 +202,9 @@ fn invalid(detail: &str) -> Box<Refusal> {
     Refusal::with_detail(Reason::InvalidArguments, cut(detail)).into()
 }
 
-/// Makes foreign text safe for a message: escapes control and invisible characters, and truncates to `MAX_DETAIL` bytes.
+/// Foreign text as a refusal may hold it.
 pub(super) fn cut(text: &str) -> String {
-    let mut shown = String::new();
-    for char in text.chars() {
-        if char.is_control() || is_invisible(char) {
-            shown.extend(char.escape_unicode());
-        } else {
-            shown.push(char);
-        }
-        if shown.len() > MAX_DETAIL {
-            shown.truncate(
-                shown
-                    .char_indices()
-                    .map(|(at, _)| at)
-                    .take_while(|at| *at <= MAX_DETAIL - 3)
-                    .last()
-                    .unwrap_or(0),
-            );
-            return shown + "…";
-        }
-    }
-    shown
-}
-
-/// Zero-width and bidirectional control characters, which change how the text around them is displayed.
-fn is_invisible(char: char) -> bool {
-    matches!(char, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    SafeText::new(text, MAX_DETAIL - "…".len()).to_string()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! JSON reader allows. Breadth is not counted, because the size limit of a message bounds it.
 
 use super::arg_types::resolve;
+use crate::domain::SafeText;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
@@ -151,7 +152,7 @@ impl<'a> CostModel<'a> {
 }
 
 fn outside(reference: &str) -> String {
-    let shown: String = reference.chars().take(100).flat_map(char::escape_debug).collect();
+    let shown = SafeText::new(reference, 100);
     format!(
         "its input schema refers to `{shown}`, which is not part of it and is never fetched; \
          the server has to put it under the schema's own `$defs`"

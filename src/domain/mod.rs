@@ -13,6 +13,7 @@ mod name;
 mod principal;
 mod reason;
 mod record;
+mod safe_text;
 mod time;
 mod uri;
 
@@ -33,5 +34,6 @@ pub use record::{
     AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
     RecordedPrincipal, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
 };
+pub use safe_text::SafeText;
 pub use time::Timestamp;
 pub use uri::{BadUri, ResourceUri};

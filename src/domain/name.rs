@@ -1,5 +1,6 @@
 //! Names that only a successful parse can build. They are compared byte by byte, without case folding or trimming.
 
+use super::safe_text::SafeText;
 use std::fmt;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ macro_rules! names {
                 if check(text) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(BadName { text: safe_text(text), kind: $kind, rule: $rule })
+                    Err(BadName { text: SafeText::new(text, 80).to_string(), kind: $kind, rule: $rule })
                 }
             }
 
@@ -127,15 +128,6 @@ names! {
     /// The `@id` of a Cedar policy.
     PolicyId, "a policy id", "1 to 200 characters without control characters",
         |t| matches!(t.len(), 1..=200) && !t.chars().any(char::is_control);
-}
-
-/// Foreign text made safe for a message: control characters escaped, truncated to 80 characters.
-fn safe_text(text: &str) -> String {
-    let mut shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    if text.chars().count() > 80 {
-        shown.push('…');
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::context::MessageSummary;
 use super::routing::HttpVerb;
-use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal};
+use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal, SafeText};
 use crate::mcp::{self, JsonSpan, McpHeaders, Message, Params};
 use bytes::Bytes;
 
@@ -151,7 +151,7 @@ pub fn peek_id(verb: HttpVerb, body: Bytes) -> Option<MessageId> {
     }
 }
 
-/// Longest raw text that is kept for a record, in characters.
+/// Longest raw text that is kept for a record.
 const MAX_SAFE_TEXT: usize = 64;
 
 /// Makes a caller's text safe for a record: truncated, and without control characters.

@@ -3,7 +3,7 @@
 //! know JSON-RPC.
 
 use super::member_names::{MemberName, MemberNames};
-use crate::domain::{MessageId, Reason};
+use crate::domain::{MessageId, Reason, SafeText};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -462,11 +462,9 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Makes foreign text safe for a message: in backticks, control characters escaped, cut at 80 characters.
+/// Foreign text in backticks.
 pub(super) fn quoted(text: &str) -> String {
-    let shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    let more = if text.chars().nth(80).is_some() { "…" } else { "" };
-    format!("`{shown}{more}`")
+    format!("`{}`", SafeText::new(text, 80))
 }
 
 /// The value of a string that the tokenizer accepted.

@@ -2,7 +2,7 @@
 //! can put it right. Whatever of a row may be wrong by itself is read through here and never by `Row::get`.
 
 use super::engine::Row;
-use crate::domain::Timestamp;
+use crate::domain::{SafeText, Timestamp};
 use std::fmt;
 use std::str::FromStr;
 
@@ -65,7 +65,7 @@ impl ColumnError {
     pub(super) fn in_row(self, row: &Row, table: &'static str, keys: &[&'static str], user: Option<&str>) -> UnreadableRow {
         let named = keys.iter().filter_map(|key| {
             let text = row.cell::<String>(key).ok()?;
-            Some(format!("{key} {}", printable(&text)))
+            Some(format!("{key} {}", SafeText::new(&text, 80)))
         });
         let named: Vec<String> = named.collect();
         UnreadableRow {
@@ -117,14 +117,4 @@ pub(super) fn time_or_null(row: &Row, column: &'static str) -> Result<Option<Tim
 
 fn parsed<T: FromStr<Err: fmt::Display>>(text: &str, column: &'static str) -> Result<T, ColumnError> {
     T::from_str(text).map_err(|error| ColumnError::new(column, format_args!("holds no name: {error}")))
-}
-
-/// Foreign text on one line, cut where it gets long.
-fn printable(text: &str) -> String {
-    const MOST: usize = 80;
-    let mut shown: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if text.chars().count() > MOST {
-        shown.push('…');
-    }
-    shown
 }

@@ -5,7 +5,7 @@
 use super::forward_error::ForwardError;
 use super::mux::MuxChannel;
 use super::server::Upstream;
-use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason};
+use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason, SafeText};
 use crate::mcp::{self, ClientRequestRef, RequestedCapability, ResultType, ServerMessage};
 use bytes::Bytes;
 use http::HeaderMap;
@@ -76,9 +76,9 @@ pub(super) fn denied(method: &str) -> ForwardError {
     ForwardError::after_sending(Reason::ClientRequestRefused, format!("`{}`", safe_text(method)))
 }
 
-/// Text from a server, truncated and escaped for a record or a message.
+/// Text from a server, as a record or a message may hold it.
 pub(super) fn safe_text(word: &str) -> String {
-    word.chars().take(64).flat_map(char::escape_debug).collect()
+    SafeText::new(word, 64).to_string()
 }
 
 /// Sends the server an error for each of its requests that was refused. The stream that carries those requests polls it

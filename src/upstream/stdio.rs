@@ -8,7 +8,7 @@ use super::line_reader::LineReader;
 use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
 use super::server::UpstreamError;
 use crate::config::{Secret, ServerConfig};
-use crate::domain::{ClientRequests, Reason, ServerName};
+use crate::domain::{ClientRequests, Reason, SafeText, ServerName};
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::ExposeSecret;
@@ -287,15 +287,7 @@ fn redact(secrets: &[String], line: &[u8]) -> String {
             line = line.replace(secret.as_str(), "[secret]");
         }
     }
-    line.chars()
-        .flat_map(|char| {
-            if char.is_control() {
-                char.escape_default().collect()
-            } else {
-                vec![char]
-            }
-        })
-        .collect()
+    SafeText::uncut(&line).to_string()
 }
 
 /// The configured values to hide. All count as secrets; the longest comes first, so that no part of it is left over
