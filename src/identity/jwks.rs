@@ -1,7 +1,7 @@
 //! A JSON Web Key Set (RFC 7517) as an issuer publishes it: which of its keys are used, and when the set must be fetched
 //! again. Fetches nothing itself.
 
-use super::strict_json;
+use super::jwt::strict_object;
 use crate::domain::{Digest, Reason};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -40,7 +40,7 @@ pub enum BadKeySet {
 impl KeySet {
     /// Parses a key set. Keys that cannot be used are left out: one odd key does not disable the others.
     pub fn read(bytes: &[u8], allowed: &[Algorithm]) -> Result<Self, BadKeySet> {
-        let mut set = strict_json::object(bytes).ok_or(BadKeySet::NotAKeySet)?;
+        let mut set = strict_object(bytes).ok_or(BadKeySet::NotAKeySet)?;
         let Some(serde_json::Value::Array(found)) = set.remove("keys") else {
             return Err(BadKeySet::NotAKeySet);
         };

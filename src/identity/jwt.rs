@@ -1,8 +1,8 @@
 //! Takes a JSON Web Token apart: header, claims and signature, refusing duplicate members. Verifies nothing, and never
 //! follows what a token points at (`jku`, `x5u`, `jwk`, `x5c`).
 
-use super::strict_json;
 use crate::domain::{Reason, Timestamp};
+use crate::mcp;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
@@ -113,7 +113,14 @@ impl Claims {
 }
 
 fn part(text: &str) -> Result<Map<String, Value>, Reason> {
-    strict_json::object(&decode(text)?).ok_or(Reason::MalformedCredential)
+    strict_object(&decode(text)?).ok_or(Reason::MalformedCredential)
+}
+
+/// Parses a JSON object under the rules for messages, so that no two parsers read a token or a key set differently: no member
+/// twice at any depth, no byte order mark, bounded in depth. `None` if it is no such object.
+pub(super) fn strict_object(bytes: &[u8]) -> Option<Map<String, Value>> {
+    mcp::check(bytes, &mcp::Bounds::default()).ok()?;
+    serde_json::from_slice(bytes).ok()
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, Reason> {
@@ -208,5 +215,22 @@ mod tests {
         for wrong in ["mixed", "number", "null", "meta"] {
             assert_eq!(claims.texts(wrong), Err(malformed), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_member_named_twice_is_refused_however_it_is_spelt() {
+        assert!(strict_object(br#"{"a":1,"b":{"a":2},"c":[{"a":3}]}"#).is_some());
+        for twice in [
+            r#"{"a":1,"a":1}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"b":{"a":1,"a":2}}"#,
+            r#"{"b":[{"a":1,"a":2}]}"#,
+        ] {
+            assert!(strict_object(twice.as_bytes()).is_none(), "{twice}");
+        }
+        for other in ["[]", "1", "null", "", "{} {}", "{\"a\":1", "\u{feff}{}", r#"{"a":1e999}"#] {
+            assert!(strict_object(other.as_bytes()).is_none(), "{other}");
+        }
+        assert!(strict_object("[".repeat(5_000).as_bytes()).is_none());
     }
 }

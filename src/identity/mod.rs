@@ -12,7 +12,6 @@ mod jwks;
 mod jwks_source;
 mod jwt;
 mod key;
-mod strict_json;
 
 pub use build::IdentityError;
 pub use credential::Credential;
