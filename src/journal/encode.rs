@@ -1,5 +1,9 @@
 //! The JSON of the two events that every call records, decision and outcome, written field by field: the bytes that serde
 //! writes, in a fraction of its time. A property test compares the two.
+//!
+//! Own code although serde could do it, because every call waits for both: for a permitted call of tests/golden/records.jsonl
+//! 329 + 74 ns against 1,128 + 285 ns of `serde_json::to_vec` (release build, 851 and 222 bytes), with one allocation a record
+//! against four and two.
 
 use crate::domain::{Decision, Digest, Event, GrantUsed, Outcome, RecordedPrincipal, RequestId};
 use serde::Serialize;
