@@ -14,6 +14,7 @@ use crate::telemetry::Metrics;
 use crate::upstream::{OfferedTools, RawTool, Upstreams, build_catalogue};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -429,28 +430,6 @@ fn warn_of(snapshot: &Snapshot) {
 fn warn_unseen(server: &ServerName, why: &str) -> bool {
     tracing::warn!(%server, %why, "the tools of the server cannot be listed; the pinned ones stay");
     false
-}
-
-/// Polls all at once; there are a handful.
-async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut pending: Vec<_> = futures.map(Box::pin).collect();
-    let mut done: Vec<Option<F::Output>> = pending.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, slot) in pending.iter_mut().zip(&mut done) {
-            if slot.is_none()
-                && let std::task::Poll::Ready(output) = future.as_mut().poll(context)
-            {
-                *slot = Some(output);
-            }
-        }
-        if done.iter().all(Option::is_some) {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
-    .await;
-    done.into_iter().flatten().collect()
 }
 
 #[cfg(test)]

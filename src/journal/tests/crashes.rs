@@ -4,6 +4,7 @@ use super::super::{Journal, JournalState, OutcomeData, OutcomeTicket};
 use super::simulated::{Fate, Simulated};
 use super::{Dice, allow, call, event, note, open, open_with, outcomes, read, records, settings, until};
 use crate::domain::{OutcomeKind, SealedRecord};
+use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ async fn busy(journal: &Journal) -> Vec<OutcomeTicket> {
         }
         let at_once = (0..6).map(|number| journal.clear(call(round * 100 + number), allow(round * 100 + number)));
         let mut cleared = Vec::new();
-        for opened in join_all(at_once.collect()).await {
+        for opened in join_all(at_once).await {
             let Ok(opened) = opened else { return open };
             cleared.push(opened.into_sending().1);
         }
@@ -31,27 +32,6 @@ async fn busy(journal: &Journal) -> Vec<OutcomeTicket> {
         open.append(&mut cleared);
     }
     open
-}
-
-async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
-    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, output) in futures.iter_mut().zip(&mut outputs) {
-            if output.is_none()
-                && let std::task::Poll::Ready(ready) = future.as_mut().poll(context)
-            {
-                *output = Some(ready);
-            }
-        }
-        if outputs.iter().all(Option::is_some) {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
-    .await;
-    outputs.into_iter().flatten().collect()
 }
 
 /// Every operation after the first `operations` fails. Returns the count of operations.
