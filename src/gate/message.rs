@@ -154,13 +154,7 @@ pub fn peek_id(verb: HttpVerb, body: Bytes) -> Option<MessageId> {
 /// Longest raw text that is kept for a record.
 const MAX_SAFE_TEXT: usize = 64;
 
-/// Makes a caller's text safe for a record: truncated, and without control characters.
-pub fn safe_text(said: &str) -> String {
-    if said.len() <= MAX_SAFE_TEXT && !said.chars().any(char::is_control) {
-        return said.to_owned();
-    }
-    said.chars()
-        .take(MAX_SAFE_TEXT)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+/// A caller's text as a record may hold it.
+pub fn safe_text(raw: &str) -> String {
+    SafeText::new(raw, MAX_SAFE_TEXT).to_string()
 }
