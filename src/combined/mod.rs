@@ -13,10 +13,10 @@ mod server_call;
 mod session;
 mod streams;
 
-use crate::domain::{Digest, Era, MessageId, Method, Principal, Reason, Refusal, ServerName, Timestamp};
+use crate::domain::{Digest, Era, HttpVerb, MessageId, Method, Principal, Reason, Refusal, ServerName, TargetKind, Timestamp};
 use crate::gate::{
-    Answered, AuthenticatedRequest, AuthzContext, Clock, Gate, Handled, HttpVerb, NegotiatedMessage, RefusedRequest,
-    RequestContext, bodyless_message, json_response, media_types, negotiate, parse_body, reject_malformed,
+    Answered, AuthenticatedRequest, AuthzContext, Clock, Gate, Handled, NegotiatedMessage, RefusedRequest, RequestContext,
+    bodyless_message, json_response, media_types, negotiate, parse_body, reject_malformed,
 };
 use crate::grants::Grants;
 use crate::limits::{Limits, PrincipalKey};
@@ -256,20 +256,9 @@ impl CombinedRequest {
             Method::ResourcesList | Method::TemplatesList | Method::PromptsList => self.list().await,
             Method::SetLevel => self.set_level().await,
             Method::Listen => self.listen().await,
-            Method::ToolsCall
-            | Method::GetPrompt
-            | Method::ReadResource
-            | Method::Subscribe
-            | Method::Unsubscribe
-            | Method::Complete
-            | Method::TasksGet
-            | Method::TasksResult
-            | Method::TasksUpdate
-            | Method::TasksCancel => self.route().await,
-            // These need a session, which `read` has asked for.
-            Method::Notification | Method::Answer | Method::OpenStream | Method::EndSession => {
-                Err(self.refuse(Reason::UnknownMethod))
-            }
+            method if method.target_kind() != TargetKind::Server => self.route().await,
+            // The others need a session, which `read` has asked for.
+            _ => Err(self.refuse(Reason::UnknownMethod)),
         }
     }
 

@@ -4,7 +4,7 @@
 use super::server_call::{ServerCallResult, ServerPart};
 use super::{CombinedRequest, CombinedResult};
 use crate::decide;
-use crate::domain::{MessageId, Method, Reason, Refusal, ServerName};
+use crate::domain::{MessageId, Method, Reason, Refusal, ServerName, TargetKind};
 use crate::gate::{AuthzContext, NegotiatedMessage, RefusedRequest, RequestContext, safe_text};
 use crate::mcp::{self, Reference, parse_name, parse_uri};
 use crate::sessions::claimed_server;
@@ -24,10 +24,10 @@ impl CombinedRequest {
     /// Sends the message to the server that its target belongs to.
     pub(super) async fn route(&mut self) -> CombinedResult {
         let params = self.params();
-        let named = match self.message.method {
-            Method::Complete => return self.complete().await,
-            Method::ToolsCall | Method::GetPrompt => params.and_then(|params| params.name.as_deref()),
-            Method::ReadResource | Method::Subscribe | Method::Unsubscribe => params.and_then(|params| params.uri.as_deref()),
+        let named = match self.message.method.target_kind() {
+            TargetKind::Reference => return self.complete().await,
+            TargetKind::Tool | TargetKind::Prompt => params.and_then(|params| params.name.as_deref()),
+            TargetKind::Resource => params.and_then(|params| params.uri.as_deref()),
             _ => params
                 .and_then(|params| params.task_id.as_ref())
                 .map(|task| task.text.as_str()),
@@ -43,13 +43,13 @@ impl CombinedRequest {
     fn routed(&self, named: &str) -> Option<RoutedMessage> {
         let mut message = self.message.clone();
         let params = message.params_mut()?;
-        let (server, name, at) = match self.message.method {
-            Method::ToolsCall | Method::GetPrompt => {
+        let (server, name, at) = match self.message.method.target_kind() {
+            TargetKind::Tool | TargetKind::Prompt => {
                 let (server, name) = parse_name(named)?;
                 params.name = Some(name.to_owned());
                 (server, name, params.name_at?)
             }
-            Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
+            TargetKind::Resource => {
                 let (server, uri) = parse_uri(named)?;
                 params.uri = Some(uri.to_owned());
                 (server, uri, params.uri_at?)
@@ -199,9 +199,9 @@ impl CombinedRequest {
 
 /// The refusal for a target that does not exist, by method.
 const fn unknown_reason(method: Method) -> Reason {
-    match method {
-        Method::ToolsCall => Reason::UnknownTool,
-        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => Reason::UnknownTask,
+    match method.target_kind() {
+        TargetKind::Tool => Reason::UnknownTool,
+        TargetKind::Task => Reason::UnknownTask,
         _ => Reason::UnknownTarget,
     }
 }

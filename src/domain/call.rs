@@ -1,6 +1,6 @@
 //! One message as the value that travels the request path. What was decided on is what is sent.
 
-use super::{PromptName, ResourceUri, ServerName, ToolName};
+use super::{Method, PromptName, ResourceUri, ServerName, ToolName};
 use bytes::Bytes;
 use std::fmt;
 use uuid::Uuid;
@@ -86,96 +86,6 @@ impl MessageId {
 impl fmt::Debug for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_json())
-    }
-}
-
-/// The method of a message. Every method that carries authority has a variant; any other is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Method {
-    Initialize,
-    Ping,
-    Discover,
-    ToolsList,
-    ToolsCall,
-    ResourcesList,
-    TemplatesList,
-    ReadResource,
-    Subscribe,
-    Unsubscribe,
-    PromptsList,
-    GetPrompt,
-    Complete,
-    SetLevel,
-    /// `subscriptions/listen`: opens the modern stream of change notifications.
-    Listen,
-    /// `notifications/…` a client may send: initialized, cancelled, progress, roots/list_changed.
-    Notification,
-    /// GET: opens the server's stream of a legacy session.
-    OpenStream,
-    /// DELETE: ends a legacy session.
-    EndSession,
-    /// The client's response to a request of the server, in a legacy session.
-    Answer,
-    TasksGet,
-    TasksResult,
-    TasksUpdate,
-    TasksCancel,
-}
-
-impl Method {
-    /// The word in logs and records: the JSON-RPC method, or `notifications`, `answer` or the HTTP verb.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Method::Initialize => "initialize",
-            Method::Ping => "ping",
-            Method::Discover => "server/discover",
-            Method::ToolsList => "tools/list",
-            Method::ToolsCall => "tools/call",
-            Method::ResourcesList => "resources/list",
-            Method::TemplatesList => "resources/templates/list",
-            Method::ReadResource => "resources/read",
-            Method::Subscribe => "resources/subscribe",
-            Method::Unsubscribe => "resources/unsubscribe",
-            Method::PromptsList => "prompts/list",
-            Method::GetPrompt => "prompts/get",
-            Method::Complete => "completion/complete",
-            Method::SetLevel => "logging/setLevel",
-            Method::Listen => "subscriptions/listen",
-            Method::Notification => "notifications",
-            Method::OpenStream => "GET",
-            Method::EndSession => "DELETE",
-            Method::Answer => "answer",
-            Method::TasksGet => "tasks/get",
-            Method::TasksResult => "tasks/result",
-            Method::TasksUpdate => "tasks/update",
-            Method::TasksCancel => "tasks/cancel",
-        }
-    }
-
-    /// Whether the method acts upon resources or prompts, lists excepted.
-    pub const fn targets_resource_or_prompt(self) -> bool {
-        use Method as M;
-        matches!(
-            self,
-            M::ReadResource | M::Subscribe | M::Unsubscribe | M::GetPrompt | M::Complete | M::Listen
-        )
-    }
-
-    /// Whether its result may ask the client for input, which the client sends by repeating the request (modern era
-    /// only).
-    pub const fn takes_input(self) -> bool {
-        matches!(self, Method::ToolsCall | Method::GetPrompt | Method::ReadResource)
-    }
-
-    /// Whether the message names one task.
-    pub const fn targets_task(self) -> bool {
-        use Method as M;
-        matches!(self, M::TasksGet | M::TasksResult | M::TasksUpdate | M::TasksCancel)
-    }
-
-    /// Whether the answer is a stream that stays open without a pending request.
-    pub const fn is_stream(self) -> bool {
-        matches!(self, Method::OpenStream | Method::Listen)
     }
 }
 

@@ -9,6 +9,7 @@ mod client_request;
 mod digest;
 mod header;
 mod member;
+mod method;
 mod name;
 mod principal;
 mod reason;
@@ -18,12 +19,13 @@ mod time;
 mod uri;
 
 pub use backoff::Backoff;
-pub use call::{Call, Era, MessageId, Method, ProtocolVersion, RequestId, Target};
+pub use call::{Call, Era, MessageId, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Annotations, Catalogue, PinStatus, ServerEntry, ToolEntry};
 pub use client_request::{ClientRequest, ClientRequests};
 pub use digest::{Digest, Sha256};
 pub use header::is_reserved_header;
 pub use member::{ApiKey, Grant, GrantStatus, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes};
+pub use method::{HttpVerb, LimitClass, Method, TargetKind};
 pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,
     Subject, ToolName, UserId,

@@ -3,7 +3,7 @@
 use super::Gate;
 use super::stream_registry::Registration;
 use crate::decide::Permit;
-use crate::domain::{Method, Principal, Reason, Refusal};
+use crate::domain::{LimitClass, Principal, Reason, Refusal};
 use crate::grants::GrantSnapshot;
 use crate::limits::{Admission, PrincipalKey};
 use std::time::Duration;
@@ -22,27 +22,14 @@ impl Gate {
     ) -> Result<Option<Admission>, Refusal> {
         let Some(limits_key) = limits_key else { return Ok(None) };
         let call = permit.call();
-        let tool = match call.method {
-            // These methods are not limited, because refusing them would only confuse the client.
-            Method::Discover | Method::Ping | Method::Notification | Method::EndSession | Method::Answer => return Ok(None),
-            Method::OpenStream | Method::Listen => {
+        let tool = match call.method.limit_class() {
+            LimitClass::Free => return Ok(None),
+            LimitClass::Stream => {
                 self.check_stream_limit(principal)?;
                 None
             }
-            // Clients poll their tasks, so polling does not count as a call of the tool.
-            Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => None,
-            Method::Initialize
-            | Method::ToolsList
-            | Method::ToolsCall
-            | Method::ResourcesList
-            | Method::TemplatesList
-            | Method::ReadResource
-            | Method::Subscribe
-            | Method::Unsubscribe
-            | Method::PromptsList
-            | Method::GetPrompt
-            | Method::Complete
-            | Method::SetLevel => call.tool(),
+            LimitClass::Message => None,
+            LimitClass::Call => call.tool(),
         };
         let admission = self.parts.limits.admit(limits_key, &call.server, tool);
         admission.map(Some).map_err(|refusal| *refusal)

@@ -5,7 +5,9 @@ use super::Gate;
 use super::context::{MessageSummary, RefusedRequest, RequestContext};
 use super::handles::{AnswerClaim, HandleTranslator, OutboundHandles, TaskRef};
 use super::message::{NegotiatedMessage, reject_malformed, safe_text};
-use crate::domain::{BadUri, Call, Method, PromptName, Reason, Refusal, RequestId, ResourceUri, ServerName, Target, ToolName};
+use crate::domain::{
+    BadUri, Call, Method, PromptName, Reason, Refusal, RequestId, ResourceUri, ServerName, Target, TargetKind, ToolName,
+};
 use crate::mcp::{self, Message, Params, Reference};
 use crate::sessions::Session;
 use crate::upstream::Upstream;
@@ -117,35 +119,24 @@ fn target(
     summary: &mut MessageSummary,
 ) -> Result<(Target, Option<Bytes>), Refusal> {
     let named = params.name.as_deref().or(params.uri.as_deref());
-    match method {
-        Method::ToolsCall => {
+    match method.target_kind() {
+        TargetKind::Server => Ok((Target::Server, None)),
+        TargetKind::Tool => {
             let name = ToolName::parse(named.ok_or_else(missing)?).map_err(|_| Refusal::new(Reason::UnknownTool))?;
             Ok((Target::Tool(name), params.arguments))
         }
-        Method::ReadResource | Method::Subscribe | Method::Unsubscribe => {
+        TargetKind::Resource => {
             summary.target = named.map(safe_text);
             Ok((Target::Resource(uri(named.ok_or_else(missing)?)?), None))
         }
-        Method::GetPrompt => Ok((Target::Prompt(prompt(named.ok_or_else(missing)?)?), params.arguments)),
-        Method::Complete => completion_target(&params, summary),
-        Method::Listen => subscription_target(params, tasks, summary),
-        Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel => {
+        TargetKind::Prompt => Ok((Target::Prompt(prompt(named.ok_or_else(missing)?)?), params.arguments)),
+        TargetKind::Reference => completion_target(&params, summary),
+        TargetKind::Subscription => subscription_target(params, tasks, summary),
+        TargetKind::Task => {
             let task = tasks.first().ok_or_else(missing)?;
             summary.tool = Some(task.tool.to_string());
             Ok((Target::Task(task.tool.clone(), task.id.clone()), None))
         }
-        Method::Initialize
-        | Method::Ping
-        | Method::Discover
-        | Method::ToolsList
-        | Method::ResourcesList
-        | Method::TemplatesList
-        | Method::PromptsList
-        | Method::SetLevel
-        | Method::Notification
-        | Method::Answer
-        | Method::OpenStream
-        | Method::EndSession => Ok((Target::Server, None)),
     }
 }
 

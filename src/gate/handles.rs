@@ -2,7 +2,9 @@
 //! caller, and back. Refuses tokens that are not valid handles of this caller.
 //! Replaces only the tokens: all other bytes of a message stay.
 
-use crate::domain::{Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, Timestamp, ToolName};
+use crate::domain::{
+    Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, TargetKind, Timestamp, ToolName,
+};
 use crate::mcp::{self, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
 use crate::sessions::{DecodedHandle, HandleKind, HandleOwner, SessionKeys};
 use bytes::Bytes;
@@ -146,7 +148,7 @@ impl HandleTranslator {
         }
         self.decode_input(params, method, era, &mut edits)?;
         let meta = params.meta.as_ref();
-        let named = params.task_id.as_ref().filter(|_| method.targets_task());
+        let named = params.task_id.as_ref().filter(|_| method.target_kind() == TargetKind::Task);
         let listened = params.subscribed_tasks.iter().filter(|_| method == Method::Listen);
         let tasks: Vec<&OpaqueToken> = named.into_iter().chain(listened).collect();
         if era == Era::Modern && !tasks.is_empty() && !meta.is_some_and(|meta| meta.supports_tasks) {

@@ -2,8 +2,7 @@
 //! look at what the message acts on.
 
 use super::context::MessageSummary;
-use super::routing::HttpVerb;
-use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal, SafeText};
+use crate::domain::{Era, HttpVerb, MessageId, Method, ProtocolVersion, Reason, Refusal, SafeText};
 use crate::mcp::{self, JsonSpan, McpHeaders, Message, Params};
 use bytes::Bytes;
 

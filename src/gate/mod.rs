@@ -37,13 +37,13 @@ pub use metadata::Metadata;
 pub use receive::AuthenticatedRequest;
 pub use redact::Redaction;
 pub use reply::json_response;
-pub use routing::{Endpoints, HttpVerb, media_types};
+pub use routing::{Endpoints, media_types};
 pub use screen::{event_stream, is_event_stream, sse_event};
 pub use stream_registry::Registration;
 
 use crate::config::Denials;
 use crate::decide::Snapshot;
-use crate::domain::{AuthMethod, EnvironmentName, Method, Reason, Refusal, RequestId, ServerName, Timestamp};
+use crate::domain::{AuthMethod, EnvironmentName, HttpVerb, Method, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::grants::Grants;
 use crate::journal::Journal;
 use crate::limits::Limits;

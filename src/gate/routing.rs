@@ -1,7 +1,7 @@
 //! Checks of the request head: exact paths, configured host names and origins, media types. Does not read credentials.
 
 use crate::config::{Config, Listen};
-use crate::domain::{Reason, Refusal, ServerName};
+use crate::domain::{HttpVerb, Reason, Refusal, ServerName};
 use crate::transport;
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, header, request};
 use std::borrow::Cow;
@@ -31,14 +31,6 @@ pub enum Route {
     Combined,
     /// The protected resource metadata of a server, or of the combined endpoint.
     Metadata(Option<ServerName>),
-}
-
-/// The HTTP methods of MCP's Streamable HTTP transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HttpVerb {
-    Post,
-    Get,
-    Delete,
 }
 
 const METADATA: &str = "/.well-known/oauth-protected-resource";

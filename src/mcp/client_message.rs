@@ -2,9 +2,8 @@
 //! refused. The bytes are kept, so what is decided about is what is forwarded.
 
 use super::json::{Bounds, DuplicateNames, Fault, JsonKind, KnownMembers, Malformed, Scanner, Span, decode, fault, quoted};
-use super::params;
 use super::splice::JsonSpan;
-use crate::domain::{MessageId, Reason};
+use crate::domain::{Era, MessageId, Method, Reason};
 use bytes::Bytes;
 
 /// One message of a caller.
@@ -377,7 +376,7 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], raw: Option<RawParams>, relat
         return Err(invalid(format!("{} needs an id", quoted(&method))));
     }
     let params = match (params, raw) {
-        (None, _) => match params::required(&method).first() {
+        (None, _) => match required_params(&method).first() {
             Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
             None => None,
         },
@@ -447,7 +446,9 @@ impl Params {
         object("_meta", meta)?;
         let meta = raw.meta.map(|meta| Meta::read(body, &meta)).transpose()?;
         let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
-        if !(modern && params::removed_in_modern(method)) {
+        // A method that the modern era does not have is refused as unknown later, whatever its parameters.
+        let unknown = modern && Method::of_request(method).is_some_and(|method| !method.is_in(Era::Modern));
+        if !unknown {
             only_known(method, &spans, raw.unknown_member)?;
         }
         string_param(body, "level", level)?;
@@ -509,20 +510,24 @@ fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>
             .filter(|(_, span)| span.is_some())
             .map(|(name, _)| *name)
     };
-    if let Some(allowed) = params::allowed(method) {
+    if let Some(allowed) = Method::of_request(method).and_then(Method::allowed_params) {
         let unasked = given().find(|name| !allowed.contains(name)).map(str::to_owned);
         if let Some(name) = stranger.or(unasked) {
             let detail = format!("{} does not belong into the parameters of `{method}`", quoted(&name));
             return Err(bad_params(detail));
         }
     }
-    match params::required(method)
+    match required_params(method)
         .iter()
         .find(|needed| !given().any(|name| name == **needed))
     {
         Some(missing) => Err(bad_params(format!("`{missing}` is missing"))),
         None => Ok(()),
     }
+}
+
+fn required_params(method: &str) -> &'static [&'static str] {
+    Method::of_request(method).map_or(&[], Method::required_params)
 }
 
 fn string_param(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<String>, Fault> {

@@ -4,7 +4,7 @@
 use super::client_message::{Notification, Params, Request};
 use super::header_encoding::{decode_header_value, encode_header_value};
 use super::json::{Malformed, quoted};
-use crate::domain::{Era, Method, ProtocolVersion, Reason};
+use crate::domain::{Era, Method, ProtocolVersion, Reason, TargetKind};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -84,28 +84,7 @@ pub fn negotiate_bodyless(
 
 /// The method, if it exists in this era and Guardian supports it.
 pub fn method(request: &Request, era: Era) -> Option<Method> {
-    Some(match (era, request.method.as_str()) {
-        (Era::Legacy, "initialize") => Method::Initialize,
-        (Era::Legacy, "ping") => Method::Ping,
-        (Era::Modern, "server/discover") => Method::Discover,
-        (_, "tools/list") => Method::ToolsList,
-        (_, "tools/call") => Method::ToolsCall,
-        (_, "resources/list") => Method::ResourcesList,
-        (_, "resources/templates/list") => Method::TemplatesList,
-        (_, "resources/read") => Method::ReadResource,
-        (Era::Legacy, "resources/subscribe") => Method::Subscribe,
-        (Era::Legacy, "resources/unsubscribe") => Method::Unsubscribe,
-        (_, "prompts/list") => Method::PromptsList,
-        (_, "prompts/get") => Method::GetPrompt,
-        (_, "completion/complete") => Method::Complete,
-        (Era::Legacy, "logging/setLevel") => Method::SetLevel,
-        (Era::Modern, "subscriptions/listen") => Method::Listen,
-        (_, "tasks/get") => Method::TasksGet,
-        (_, "tasks/cancel") => Method::TasksCancel,
-        (Era::Legacy, "tasks/result") => Method::TasksResult,
-        (Era::Modern, "tasks/update") => Method::TasksUpdate,
-        _ => return None,
-    })
+    Method::of_request(&request.method).filter(|method| method.is_in(era))
 }
 
 /// `Method::Notification`, if clients of this era may send this notification.
@@ -201,7 +180,8 @@ fn modern(
     if request && mcp_headers.method.is_none() {
         return Err(mismatch("Mcp-Method is missing"));
     }
-    let left = matches!(method, "resources/subscribe" | "resources/unsubscribe"); // unknown methods in this era, refused as such later
+    // A method that this era does not have is refused as unknown later.
+    let left = Method::of_request(method).is_some_and(|method| !method.is_in(Era::Modern));
     if request && !left && mirrored_name(method, params).is_some() && mcp_headers.name.is_none() {
         return Err(mismatch("Mcp-Name is missing"));
     }
@@ -228,11 +208,11 @@ fn legacy(
 /// The value that `Mcp-Name` mirrors for this method.
 fn mirrored_name<'p>(method: &str, params: Option<&'p Params>) -> Option<&'p str> {
     let params = params?;
-    match method {
-        "tools/call" | "prompts/get" => params.name.as_deref(),
-        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => params.uri.as_deref(),
-        "tasks/get" | "tasks/update" | "tasks/cancel" => params.task_id.as_ref().map(|task| task.text.as_str()),
-        _ => None,
+    match Method::of_request(method)?.target_kind() {
+        TargetKind::Tool | TargetKind::Prompt => params.name.as_deref(),
+        TargetKind::Resource => params.uri.as_deref(),
+        TargetKind::Task => params.task_id.as_ref().map(|task| task.text.as_str()),
+        TargetKind::Server | TargetKind::Reference | TargetKind::Subscription => None,
     }
 }
 

@@ -23,45 +23,6 @@ pub struct Completion {
     pub arguments: BTreeMap<String, String>,
 }
 
-/// The allowed members of `params`. `None`: any, because nothing in them carries authority.
-pub(super) fn allowed(method: &str) -> Option<&'static [&'static str]> {
-    Some(match method {
-        "tools/call" => &["name", "arguments", "_meta", "inputResponses", "requestState", "task"],
-        "prompts/get" => &["name", "arguments", "_meta", "inputResponses", "requestState"],
-        "resources/read" => &["uri", "_meta", "inputResponses", "requestState"],
-        "resources/subscribe" | "resources/unsubscribe" => &["uri", "_meta"],
-        "completion/complete" => &["ref", "argument", "context", "_meta"],
-        "logging/setLevel" => &["level", "_meta"],
-        "subscriptions/listen" => &["notifications", "_meta"],
-        "tasks/get" | "tasks/result" | "tasks/cancel" => &["taskId", "_meta"],
-        "tasks/update" => &["taskId", "inputResponses", "_meta"],
-        "tools/list" | "resources/list" | "resources/templates/list" | "prompts/list" => &["cursor", "_meta"],
-        _ => return None,
-    })
-}
-
-/// Whether the modern era removed this method. There it is an unknown method, and its parameters are not checked.
-pub(super) fn removed_in_modern(method: &str) -> bool {
-    matches!(
-        method,
-        "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" | "tasks/result"
-    )
-}
-
-/// The required members of `params`.
-pub(super) fn required(method: &str) -> &'static [&'static str] {
-    match method {
-        "tools/call" | "prompts/get" => &["name"],
-        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => &["uri"],
-        "completion/complete" => &["ref", "argument"],
-        "logging/setLevel" => &["level"],
-        "subscriptions/listen" => &["notifications"],
-        "tasks/get" | "tasks/result" | "tasks/cancel" => &["taskId"],
-        "tasks/update" => &["taskId", "inputResponses"],
-        _ => &[],
-    }
-}
-
 /// Parses the parameters of `completion/complete`.
 pub fn completion(params: &Params) -> Result<Completion, Malformed> {
     let of = reference(params.reference.as_ref().ok_or_else(|| missing("ref"))?)?;
