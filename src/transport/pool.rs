@@ -4,8 +4,15 @@
 //! An HTTP/1.1 connection carries one request at a time, and the task that waits for the answer polls the connection
 //! itself: no other task, no channel in between. The response body owns the connection and returns it to the pool if
 //! the whole answer has arrived when the body is dropped; otherwise the connection closes. HTTP/2 connections are
-//! shared and have a task of their own. A connection leaves the pool after `life` without use. Callers choose `life`
+//! shared and have a task of their own. A connection leaves the pool after `idle_timeout` without use. Callers choose it
 //! shorter than the idle time-out of servers, so that no request meets a connection that the server is closing.
+//!
+//! Own code although hyper-util has a pool, because of `take`: it reuses no connection on which anything came unasked. Otherwise
+//! a server could lay an answer in advance, which the next caller would get (response desynchronisation); hyper-util knows only
+//! what a connection's own task was told so far. CPU is no reason. Measured against hyper-util 0.1.21 (release build, loopback,
+//! bodies of 300 bytes, best of five): 9.3 to 10.2 us a call against 9.0 to 10.3 with 16 and 64 calls at once, of which the look
+//! at the socket takes 0.3 to 0.8; with one call at a time on two workers 15 against 10 us, in 25 to 34 against 31 to 33 us of
+//! time.
 
 use super::probed_stream::Probe;
 use bytes::Bytes;
@@ -126,7 +133,7 @@ impl HttpOrigin {
 }
 
 impl<S: PoolStream> Pool<S> {
-    /// An empty pool. Connections are idle for at most `life`, and at most `most` of them for one origin.
+    /// An empty pool. Connections are idle for at most `idle_timeout`, and at most `most` of them for one origin.
     pub fn new(idle_timeout: Duration, most: usize) -> Arc<Self> {
         Arc::new(Self {
             host_pools: Mutex::new(HostPools {
@@ -156,7 +163,7 @@ impl<S: PoolStream> Pool<S> {
         }
     }
 
-    /// Makes a connection from a stream to `place`. If another task has set up a shared HTTP/2 connection meanwhile,
+    /// Makes a connection from a stream to `origin`. If another task has set up a shared HTTP/2 connection meanwhile,
     /// that one is returned.
     pub async fn handshake(
         self: &Arc<Self>,
@@ -279,7 +286,7 @@ impl<S: PoolStream> HostPool<S> {
     }
 }
 
-/// Closes connections that were idle for `life`; ends when the pool is empty.
+/// Closes connections that were idle for `idle_timeout`; ends when the pool is empty.
 async fn sweep<S: PoolStream>(pool: Weak<Pool<S>>, idle_timeout: Duration) {
     loop {
         tokio::time::sleep(idle_timeout.max(Duration::from_millis(10))).await;
@@ -395,15 +402,15 @@ impl<S: PoolStream> Drop for PooledBody<S> {
 
 impl<S: PoolStream> std::fmt::Debug for Pool<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lines")
-            .field("life", &self.idle_timeout)
+        f.debug_struct("Pool")
+            .field("idle_timeout", &self.idle_timeout)
             .finish_non_exhaustive()
     }
 }
 
 impl<S: PoolStream> std::fmt::Debug for PooledBody<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Received")
+        f.debug_struct("PooledBody")
             .field("incoming", &self.incoming)
             .finish_non_exhaustive()
     }
