@@ -43,6 +43,7 @@ use chain::Chain;
 use cleared::PendingPermit;
 use disk::{Disk, DiskFolder};
 use queue::locked;
+use recover::RecoveredState;
 use shared::{JournalShared, OUTCOME_ROOM};
 use spool::Spool;
 use std::path::PathBuf;
@@ -233,28 +234,7 @@ impl Journal {
             .segments
             .last()
             .map_or(1, |segment| segment.header.number + 1);
-        let mut events = vec![Event::Start(Start {
-            at: clock(),
-            environment: facts.environment.clone(),
-            version: facts.version,
-            instance: facts.instance,
-            after: recovered_state.last,
-            cut: recovered_state.cut,
-        })];
-        events.extend(recovered_state.open.iter().map(|request| {
-            Event::Outcome(Outcome {
-                at: clock(),
-                environment: facts.environment.clone(),
-                request: *request,
-                kind: OutcomeKind::Unknown,
-                detail: Some("no outcome was recorded before the instance ended".to_owned()),
-                status: None,
-                tool_error: None,
-                latency_us: 0,
-                bytes: 0,
-                recovered: true,
-            })
-        }));
+        let events = first_events(&facts, &recovered_state, &*clock);
         let unknown = recovered_state.open.len();
         let spool = Arc::new(Spool::new(
             disk.clone(),
@@ -286,18 +266,8 @@ impl Journal {
             unknown,
             unshipped: spool.records.load(Ordering::Relaxed),
         };
-        let watch = thread("journal-watch", {
-            let shared = shared.clone();
-            move || shared.watch()
-        })?;
-        let last_words = WriterExitGuard(shared.clone());
-        let write = thread("journal", move || {
-            thread_priority::lower_priority();
-            let _last_words = last_words;
-            writer.run();
-        })?;
         let handle = JournalHandle {
-            threads: Mutex::new(vec![watch, write]),
+            threads: Mutex::new(start_threads(&shared, writer)?),
             shared,
             disk,
             incarnation,
@@ -348,6 +318,48 @@ fn allowed(call: &Call, basis: Basis, request: RecordedRequest) -> Box<Decision>
         era: Some(call.era),
         took_us: request.took_us,
     })
+}
+
+/// The START record, and an outcome for each permit that has none.
+fn first_events(facts: &StartFacts, recovered_state: &RecoveredState, clock: &dyn Fn() -> Timestamp) -> Vec<Event> {
+    let start = Event::Start(Start {
+        at: clock(),
+        environment: facts.environment.clone(),
+        version: facts.version.clone(),
+        instance: facts.instance.clone(),
+        after: recovered_state.last,
+        cut: recovered_state.cut,
+    });
+    let unknown = recovered_state.open.iter().map(|request| {
+        Event::Outcome(Outcome {
+            at: clock(),
+            environment: facts.environment.clone(),
+            request: *request,
+            kind: OutcomeKind::Unknown,
+            detail: Some("no outcome was recorded before the instance ended".to_owned()),
+            status: None,
+            tool_error: None,
+            latency_us: 0,
+            bytes: 0,
+            recovered: true,
+        })
+    });
+    std::iter::once(start).chain(unknown).collect()
+}
+
+/// Starts the watchdog and the writer.
+fn start_threads(shared: &Arc<JournalShared>, writer: Writer) -> Result<Vec<JoinHandle<()>>, JournalError> {
+    let watch = thread("journal-watch", {
+        let shared = shared.clone();
+        move || shared.watch()
+    })?;
+    let last_words = WriterExitGuard(shared.clone());
+    let write = thread("journal", move || {
+        thread_priority::lower_priority();
+        let _last_words = last_words;
+        writer.run();
+    })?;
+    Ok(vec![watch, write])
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, JournalError> {

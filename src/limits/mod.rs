@@ -5,7 +5,7 @@
 mod counter_table;
 mod rate;
 
-use crate::config::{LimitsConfig, ServerConfig};
+use crate::config::{LimitsConfig, Rate, ServerConfig};
 use crate::domain::{Principal, Reason, Refusal, ServerName, Sha256, ToolName};
 use counter_table::{CounterTable, Counters, TableFull, ToolKey};
 use governor::clock::{Clock, MonotonicClock, Reference};
@@ -93,55 +93,20 @@ impl Limits {
 impl<C: Clock + Clone> Limits<C> {
     /// The same, on a clock that tests can hold still.
     pub fn with_clock(config: &LimitsConfig, servers: &[ServerConfig], clock: C) -> Result<Self, BadLimits> {
-        let mut problems = Vec::new();
-        let mut limit = |rate, name: String, whose: &str| match Limit::new(rate, whose, &clock) {
-            Ok(limit) => Some(limit),
-            Err(problem) => {
-                problems.push(format!("`limits.{name}`: {problem}"));
-                None
-            }
+        let mut builder = LimitBuilder {
+            clock: &clock,
+            problems: Vec::new(),
         };
         let per_principal = config
             .per_principal
-            .and_then(|rate| limit(rate, "per_principal".to_owned(), "each caller"));
+            .and_then(|rate| builder.limit(rate, "per_principal", "each caller"));
         let per_tool = config
             .per_tool
-            .and_then(|rate| limit(rate, "per_tool".to_owned(), "each caller of a tool"));
-        let mut table = HashMap::new();
-        for server in servers {
-            let (rate, name) = match config.servers.get(&server.name) {
-                Some(own) => (Some(*own), format!("servers.{}", server.name)),
-                None => (config.per_server, "per_server".to_owned()),
-            };
-            let own = ServerLimits {
-                limit: rate.and_then(|rate| limit(rate, name, &format!("server `{}`", server.name))),
-                tools: HashMap::new(),
-                max_concurrency: server.max_concurrency,
-                counters: Arc::default(),
-            };
-            table.insert(server.name.clone(), own);
-        }
-        let mut unknown_keys = Vec::new();
-        for (name, rate) in &config.tools {
-            let parsed = name
-                .split_once('/')
-                .and_then(|(server, tool)| Some((table.get_mut(server)?, ToolName::parse(tool).ok()?)));
-            match parsed {
-                Some((server, tool)) => {
-                    let whose = format!("each caller of `{name}`");
-                    if let Some(limit) = limit(*rate, format!("tools.\"{name}\""), &whose) {
-                        server.tools.insert(tool, limit);
-                    }
-                }
-                None => unknown_keys.push(format!(
-                    "`limits.tools.\"{name}\"`: not `<server>/<tool>` of a configured server"
-                )),
-            }
-        }
-        for name in config.servers.keys().filter(|name| !table.contains_key(*name)) {
-            unknown_keys.push(format!("`limits.servers.{name}`: no server of this name is configured"));
-        }
-        problems.append(&mut unknown_keys);
+            .and_then(|rate| builder.limit(rate, "per_tool", "each caller of a tool"));
+        let mut table = builder.servers(config, servers);
+        let unknown_keys = builder.add_tools(config, &mut table);
+        let mut problems = builder.problems;
+        problems.extend(unknown_keys);
         if !problems.is_empty() {
             problems.dedup();
             return Err(BadLimits(problems));
@@ -163,6 +128,64 @@ impl<C: Clock + Clone> Limits<C> {
             max_concurrency_per_principal: config.max_concurrency_per_principal,
             swept: AtomicU64::new(0),
         })
+    }
+}
+
+/// Builds limits and collects what is wrong with them.
+struct LimitBuilder<'a, C> {
+    clock: &'a C,
+    problems: Vec<String>,
+}
+
+impl<C: Clock + Clone> LimitBuilder<'_, C> {
+    fn limit(&mut self, rate: Rate, name: &str, whose: &str) -> Option<Limit<C>> {
+        let limit = Limit::new(rate, whose, self.clock);
+        limit
+            .map_err(|problem| self.problems.push(format!("`limits.{name}`: {problem}")))
+            .ok()
+    }
+
+    fn servers(&mut self, config: &LimitsConfig, servers: &[ServerConfig]) -> HashMap<ServerName, ServerLimits<C>> {
+        let mut table = HashMap::new();
+        for server in servers {
+            let (rate, name) = match config.servers.get(&server.name) {
+                Some(own) => (Some(*own), format!("servers.{}", server.name)),
+                None => (config.per_server, "per_server".to_owned()),
+            };
+            let own = ServerLimits {
+                limit: rate.and_then(|rate| self.limit(rate, &name, &format!("server `{}`", server.name))),
+                tools: HashMap::new(),
+                max_concurrency: server.max_concurrency,
+                counters: Arc::default(),
+            };
+            table.insert(server.name.clone(), own);
+        }
+        table
+    }
+
+    /// Adds the limits of single tools. Returns what is said of keys that name nothing configured.
+    fn add_tools(&mut self, config: &LimitsConfig, table: &mut HashMap<ServerName, ServerLimits<C>>) -> Vec<String> {
+        let mut unknown_keys = Vec::new();
+        for (name, rate) in &config.tools {
+            let parsed = name
+                .split_once('/')
+                .and_then(|(server, tool)| Some((table.get_mut(server)?, ToolName::parse(tool).ok()?)));
+            match parsed {
+                Some((server, tool)) => {
+                    let whose = format!("each caller of `{name}`");
+                    if let Some(limit) = self.limit(*rate, &format!("tools.\"{name}\""), &whose) {
+                        server.tools.insert(tool, limit);
+                    }
+                }
+                None => unknown_keys.push(format!(
+                    "`limits.tools.\"{name}\"`: not `<server>/<tool>` of a configured server"
+                )),
+            }
+        }
+        for name in config.servers.keys().filter(|name| !table.contains_key(*name)) {
+            unknown_keys.push(format!("`limits.servers.{name}`: no server of this name is configured"));
+        }
+        unknown_keys
     }
 }
 
