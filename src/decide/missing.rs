@@ -2,6 +2,7 @@
 //! does not know which of two conditions is the narrower: a forbid that says anything else counts as missing.
 
 use super::PolicySource;
+use super::deep_stack::on_deep_stack;
 use super::rule::{self, Rule};
 use super::snapshot::is_forbid;
 use crate::domain::PolicyId;
@@ -10,6 +11,10 @@ use std::collections::{BTreeMap, HashSet};
 
 /// The forbids of `old` that `new` does not have with the same scope and conditions, each as a source of its own.
 pub fn missing_forbids(old: &[PolicySource], new: &[PolicySource]) -> Vec<PolicySource> {
+    on_deep_stack(|| compare(old, new))
+}
+
+fn compare(old: &[PolicySource], new: &[PolicySource]) -> Vec<PolicySource> {
     let (old, new) = (forbids(old), forbids(new));
     let texts: HashSet<String> = new.iter().map(text).collect();
     let mut changed = old.iter().filter(|rule| !texts.contains(&text(rule))).peekable();
@@ -28,7 +33,7 @@ pub fn missing_forbids(old: &[PolicySource], new: &[PolicySource]) -> Vec<Policy
 
 /// What the forbids of these sources are called.
 pub fn forbid_names(sources: &[PolicySource]) -> Vec<PolicyId> {
-    forbids(sources).into_iter().map(|rule| rule.id).collect()
+    on_deep_stack(|| forbids(sources).into_iter().map(|rule| rule.id).collect())
 }
 
 /// Each source is read by itself: an earlier form of a forbid has the name of the later one.

@@ -7,6 +7,8 @@ mod arg_types;
 mod arguments;
 mod cedar_principal;
 mod check;
+mod deep_stack;
+mod depth;
 mod entity_names;
 mod eval_cache;
 mod evaluate;

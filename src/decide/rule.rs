@@ -3,7 +3,7 @@
 
 use super::primitive_kind::PrimitiveKind;
 use super::usage::{self, ContextField, PolicyUsage};
-use super::{PolicyProblem, PolicySource, source_spans};
+use super::{PolicyProblem, PolicySource, depth, source_spans};
 use crate::domain::{PolicyId, PrincipalKind};
 use cedar_policy::{
     ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, pst,
@@ -177,6 +177,10 @@ struct PolicyReader {
 
 impl PolicyReader {
     fn file(&mut self, source: Arc<PolicySource>) {
+        if let Some((at, bound)) = depth::too_deep(&source.text) {
+            let problem = PolicyProblem::at(&source.file, &source.text, at, bound.to_string());
+            return self.problems.push(problem.help("write it as several policies"));
+        }
         let set: PolicySet = match source.text.parse() {
             Ok(set) => set,
             Err(errors) => return self.unreadable(&source, &errors),

@@ -13,6 +13,9 @@ use std::collections::HashMap;
 const DEPTH: usize = 64;
 /// How many schemas may be applied along one path.
 const MAX_COST: u64 = 20_000;
+/// How many schemas may be applied inside each other along one path, ten for each level of a value: validation recurses over
+/// them on the stack of a serving thread.
+const MAX_NESTED: usize = 640;
 /// How many times a schema is visited before the estimate gives up.
 const MAX_STEPS: usize = 200_000;
 
@@ -22,6 +25,8 @@ pub(super) fn check_cost(schema: &Value) -> Result<(), String> {
         root: schema,
         known: HashMap::new(),
         steps: 0,
+        nested: 0,
+        deepest: 0,
     };
     match estimate.value(schema, DEPTH)? {
         effort if effort <= MAX_COST => Ok(()),
@@ -33,8 +38,18 @@ struct CostModel<'a> {
     root: &'a Value,
     /// The cost per (schema, depth). `None` while it is being computed: a schema that applies itself in place counts
     /// once.
-    known: HashMap<(*const Value, usize), Option<u64>>,
+    known: HashMap<(*const Value, usize), Option<ValueCost>>,
     steps: usize,
+    /// How many schemas are being applied inside each other, and the most that were.
+    nested: usize,
+    deepest: usize,
+}
+
+#[derive(Clone, Copy)]
+struct ValueCost {
+    cost: u64,
+    /// How many schemas are applied inside each other.
+    nested: usize,
 }
 
 /// The cost of a schema at one place in a value, and of the schemas for the values below.
@@ -52,17 +67,30 @@ impl<'a> CostModel<'a> {
     /// The cost for a value that may nest `depth` levels deeper.
     fn value(&mut self, schema: &'a Value, depth: usize) -> Result<u64, String> {
         let key = (std::ptr::from_ref(schema), depth);
-        if let Some(known) = self.known.get(&key) {
-            return Ok(known.unwrap_or(1));
+        if let Some(known) = self.known.get(&key).copied() {
+            let known = known.unwrap_or(ValueCost { cost: 1, nested: 1 });
+            self.reach(self.nested + known.nested)?;
+            return Ok(known.cost);
         }
         self.known.insert(key, None);
         let mut cost = Cost::default();
+        let before = std::mem::replace(&mut self.deepest, self.nested);
         self.apply(schema, depth, &mut cost, &mut Vec::new())?;
+        let nested = self.deepest - self.nested;
+        self.deepest = self.deepest.max(before);
         let named = cost.named.values().copied().max().unwrap_or(0);
         let below = cost.members.saturating_add(named).max(cost.elements);
         let effort = cost.here.saturating_add(below);
-        self.known.insert(key, Some(effort));
+        self.known.insert(key, Some(ValueCost { cost: effort, nested }));
         Ok(effort)
+    }
+
+    fn reach(&mut self, nested: usize) -> Result<(), String> {
+        self.deepest = self.deepest.max(nested);
+        if nested > MAX_NESTED {
+            return Err("the input schema applies too many schemas inside each other".to_owned());
+        }
+        Ok(())
     }
 
     /// Adds the cost of `schema` and of everything it applies to the same value.
@@ -78,13 +106,16 @@ impl<'a> CostModel<'a> {
         if open.contains(&std::ptr::from_ref(schema)) {
             return Ok(());
         }
+        self.nested += 1;
+        self.reach(self.nested)?;
         open.push(schema);
         self.in_place(keywords, depth, cost, open)?;
         open.pop();
-        match depth {
-            0 => Ok(()),
-            _ => self.below(keywords, depth - 1, cost),
+        if depth > 0 {
+            self.below(keywords, depth - 1, cost)?;
         }
+        self.nested -= 1;
+        Ok(())
     }
 
     fn in_place(
@@ -178,6 +209,45 @@ mod tests {
         ] {
             assert_eq!(check_cost(&schema), Ok(()), "{schema}");
         }
+    }
+
+    /// A chain of references, some of them to the schema of a member.
+    fn chain(length: usize, is_member: impl Fn(usize) -> bool) -> Value {
+        let link = |number: usize| {
+            let next = json!({ "$ref": format!("#/$defs/{}", number + 1) });
+            let schema = if is_member(number) {
+                json!({ "properties": { "a": next } })
+            } else {
+                next
+            };
+            (number.to_string(), schema)
+        };
+        let links = (0..length)
+            .map(link)
+            .chain([(length.to_string(), json!({ "type": "string" }))]);
+        json!({ "$ref": "#/$defs/0", "$defs": links.collect::<Map<_, _>>() })
+    }
+
+    #[test]
+    fn schemas_inside_each_other_are_bounded() {
+        assert_eq!(check_cost(&chain(600, |_| false)), Ok(()));
+        assert_eq!(check_cost(&chain(5_000, |_| true)), Ok(()), "a value is not so deep");
+        for schema in [
+            chain(700, |_| false),
+            chain(5_000, |_| false),
+            chain(5_000, |number| number % 20 == 0),
+        ] {
+            assert!(
+                check_cost(&schema).is_err_and(|why| why.contains("inside each other")),
+                "{schema}"
+            );
+        }
+        // The second half of the chain is known from a shorter path when the whole is followed.
+        let mut schema = chain(1_000, |number| number == 500);
+        schema["$defs"]["root"] =
+            json!({ "properties": { "a": { "properties": { "a": { "$ref": "#/$defs/501" } } }, "b": { "$ref": "#/$defs/0" } } });
+        schema["$ref"] = json!("#/$defs/root");
+        assert!(check_cost(&schema).is_err_and(|why| why.contains("inside each other")));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::arguments::Arguments;
 use super::check::UnlistedApplicability;
+use super::deep_stack::on_deep_stack;
 use super::entity_names::EntityNames;
 use super::primitive_kind::PrimitiveKind;
 use super::rule::{self, Rule};
@@ -71,6 +72,15 @@ impl Snapshot {
 
     /// The same, with forbids of an earlier set beside it; see [`missing_forbids`](super::missing_forbids).
     pub fn compile_keeping(
+        sources: &[PolicySource],
+        kept: &[PolicySource],
+        catalogue: &Catalogue,
+        settings: &PolicySettings,
+    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+        on_deep_stack(|| Self::compile_here(sources, kept, catalogue, settings))
+    }
+
+    fn compile_here(
         sources: &[PolicySource],
         kept: &[PolicySource],
         catalogue: &Catalogue,
@@ -191,10 +201,12 @@ impl fmt::Debug for Snapshot {
 
 /// The number of enforced forbid policies in a file; `None` if the file cannot be read.
 pub fn forbids(source: &PolicySource) -> Option<usize> {
-    let (rules, problems) = rule::read_policies(std::slice::from_ref(source));
-    problems
-        .is_empty()
-        .then(|| rules.iter().filter(|rule| is_forbid(rule)).count())
+    on_deep_stack(|| {
+        let (rules, problems) = rule::read_policies(std::slice::from_ref(source));
+        problems
+            .is_empty()
+            .then(|| rules.iter().filter(|rule| is_forbid(rule)).count())
+    })
 }
 
 pub(super) fn is_forbid(rule: &Rule) -> bool {

@@ -1,5 +1,5 @@
-//! Locates statements and words in a policy file, for error positions. It does not interpret policies: Cedar has parsed
-//! the file before.
+//! Splits a policy file into tokens as Cedar does, and locates statements and words in it for error positions. It does
+//! not interpret policies.
 
 use std::ops::Range;
 
@@ -59,7 +59,7 @@ fn unquoted(word: &str) -> Option<&str> {
 
 /// Splits text into tokens: identifiers and numbers, strings with their quotes, and single other characters. White space
 /// and comments are skipped.
-fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         at = skip_blank(text, at);
@@ -67,6 +67,7 @@ fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
         let first = rest.chars().next()?;
         let length = match first {
             '"' => string(rest),
+            _ if first.is_ascii_digit() => rest.find(|char: char| !char.is_ascii_digit()).unwrap_or(rest.len()),
             _ if is_word(first) => rest.find(|char| !is_word(char)).unwrap_or(rest.len()),
             _ => first.len_utf8(),
         };
@@ -76,7 +77,7 @@ fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-fn is_word(char: char) -> bool {
+pub(super) fn is_word(char: char) -> bool {
     char.is_ascii_alphanumeric() || char == '_'
 }
 

@@ -1,6 +1,7 @@
 //! `decide`: what compiles, what is reported of policies that do not, and decisions, compared with a model.
 
 mod compile;
+mod depth;
 mod model;
 mod order;
 mod random;

@@ -59,6 +59,20 @@ async fn a_broken_policy_set_is_said_to_be_one_and_never_starts() {
             "nothing that permits anything",
             "@id(\"no\") forbid (principal, action, resource);".into(),
         ),
+        (
+            "a condition in more brackets than Cedar can read",
+            POLICIES.replace(
+                "context.input.path like",
+                &format!("{}true{} && context.input.path like", "(".repeat(100), ")".repeat(100)),
+            ),
+        ),
+        (
+            "a condition of more operators than Cedar can read",
+            POLICIES.replace(
+                "context.input.path like",
+                &format!("{}context.input.path like", "true && ".repeat(300)),
+            ),
+        ),
         ("an empty file", String::new()),
     ] {
         world.policies(&policies);

@@ -104,6 +104,28 @@ on_both_stores! {
         assert_eq!(read("/opt/a").await, "200 forbidden_by_policy");
     }
 
+    async fn a_policy_file_that_would_exhaust_the_stack_is_refused_and_the_policies_in_force_stay(world: World) {
+        let (_files, key) = ana_is_forbidden_a_tool(&mut world).await;
+        let client = world.client("files").modern().bearer(&key);
+        assert_eq!(shadow(&client).await, "200 forbidden_by_policy");
+        let deep = [
+            ("(".repeat(2_500) + "true" + &")".repeat(2_500), "more than 64 brackets are open inside each other"),
+            ("true".to_owned() + &" && true".repeat(20_000), "the condition is more than 256 operators, attributes and brackets deep"),
+            ("if true then true else ".repeat(20_000) + "true", "the condition is more than 256 operators, attributes and brackets deep"),
+        ];
+        for (condition, told) in deep {
+            let policy = format!("@id(\"deep\") forbid (principal, action, resource)\nwhen {{ {condition} }};\n");
+            world.folder.write("policies/deep.cedar", &policy);
+            eventually("the file to be refused", async || world.log().contains(told).then_some(())).await;
+            assert!(world.log().contains("policies/deep.cedar:2:"), "{}", world.log());
+            assert_eq!((echo(&client).await, shadow(&client).await), ("allowed".to_owned(), "200 forbidden_by_policy".to_owned()));
+            std::fs::remove_file(world.file("policies/deep.cedar")).unwrap();
+        }
+
+        world.folder.write("policies/closed.cedar", CLOSED);
+        eventually("the next set", async || (echo(&client).await == "200 forbidden_by_policy").then_some(())).await;
+    }
+
     async fn a_new_list_of_tools_drops_no_forbid_whose_file_is_away(world: World) {
         let (files, key) = ana_is_forbidden_a_tool(&mut world).await;
         let client = world.client("files").modern().bearer(&key);
