@@ -1,10 +1,11 @@
 //! Fetches a server's tools, in whichever era the server speaks. Definitions are read and digested here; which of them
 //! are pinned, and what a caller may see, is decided elsewhere.
 
-use super::control::{ControlReply, ControlResponse};
-use super::forward::set_session_headers;
+use super::channel::MuxChannel;
+use super::control::ControlResponse;
+use super::control_reply::ControlReply;
 use super::forward_error::ForwardError;
-use super::mux::MuxChannel;
+use super::http::set_session_headers;
 use super::server::{Eras, TransportKind, Upstream};
 use super::server_info::ServerInfo;
 use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};

@@ -1,17 +1,9 @@
 //! Which requests a server may make of its client (sampling, elicitation, roots), set per server. In the legacy era a
-//! forbidden request is withheld and answered here with an error, in the server's own session; in the modern era it
-//! makes the call fail.
+//! forbidden request is withheld and refused; in the modern era it makes the call fail.
 
 use super::forward_error::ForwardError;
-use super::mux::MuxChannel;
-use super::server::Upstream;
 use crate::domain::{ClientRequest, ClientRequests, Era, Method, Reason, SafeText};
-use crate::mcp::{self, ClientRequestRef, RequestedCapability, ResultType, ServerMessage};
-use bytes::Bytes;
-use http::HeaderMap;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use crate::mcp::{ClientRequestRef, RequestedCapability, ResultType, ServerMessage};
 
 /// The longest request id of a server that is passed on: a longer one does not fit into the handle that the client gets
 /// for it.
@@ -79,61 +71,4 @@ pub(super) fn denied(method: &str) -> ForwardError {
 /// Text from a server, as a record or a message may hold it.
 pub(super) fn safe_text(word: &str) -> String {
     SafeText::new(word, 64).to_string()
-}
-
-/// Sends the server an error for each of its requests that was refused. The stream that carries those requests polls it
-/// and owns it, so unsent errors are dropped with the stream.
-pub(super) struct DenialSender {
-    to: DenialTarget,
-    sending: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-/// Where a refused request came from.
-enum DenialTarget {
-    /// An HTTP server; the headers carry the session and version of the stream.
-    Server(Upstream, HeaderMap),
-    Channel(Arc<MuxChannel>),
-}
-
-/// The most unsent errors per stream. A server that asks faster than it accepts errors gets no more of them.
-const MOST_AT_ONCE: usize = 16;
-
-impl DenialSender {
-    /// For requests from an HTTP server.
-    pub fn new(upstream: Upstream, fields: HeaderMap) -> Self {
-        Self {
-            to: DenialTarget::Server(upstream, fields),
-            sending: Vec::new(),
-        }
-    }
-
-    /// For requests that came over a channel.
-    pub fn over_channel(channel: Arc<MuxChannel>) -> Self {
-        Self {
-            to: DenialTarget::Channel(channel),
-            sending: Vec::new(),
-        }
-    }
-
-    /// Refuses one request. `id` is the JSON text that the server wrote.
-    pub fn send(&mut self, id: &str) {
-        let (upstream, fields) = match &self.to {
-            DenialTarget::Channel(channel) => return channel.refuse(id),
-            DenialTarget::Server(..) if self.sending.len() >= MOST_AT_ONCE => return,
-            DenialTarget::Server(upstream, fields) => (upstream.clone(), fields.clone()),
-        };
-        let id = crate::domain::MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
-        let body = mcp::error(Some(&id), -32601, "the client does not offer this", None);
-        self.sending.push(Box::pin(async move {
-            if let Err(error) = upstream.notify(&http::Method::POST, &fields, &body).await {
-                tracing::debug!(server = %upstream.name(), %error, "the server did not take a refusal");
-            }
-        }));
-    }
-
-    /// Makes progress on sending.
-    pub fn poll(&mut self, context: &mut Context<'_>) {
-        self.sending
-            .retain_mut(|sending| matches!(sending.as_mut().poll(context), Poll::Pending));
-    }
 }

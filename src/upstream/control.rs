@@ -1,14 +1,14 @@
 //! Guardian's own requests to a server over HTTP, with the answer as JSON or from an event stream. No caller is
 //! involved.
 
-use super::exchange::{Media, media};
-use super::forward::{SessionField, session_of};
+use super::control_reply::{ControlReply, parse_control_reply};
 use super::forward_error::ForwardError;
+use super::http::{Endpoint, Media, SessionField, media, read_answer_body, session_of};
 use super::outcome::OutcomeGuard;
-use super::server::{Endpoint, TransportKind, Upstream};
+use super::server::{TransportKind, Upstream};
 use super::stream::{EventStream, StreamRules};
 use crate::domain::{self, ClientRequests, Era, MessageId};
-use crate::mcp::{MessageKind, message_kind};
+use crate::mcp::MessageKind;
 use crate::sessions::UpstreamSessionId;
 use crate::transport::ResponseBody;
 use bytes::Bytes;
@@ -20,17 +20,6 @@ pub(super) struct ControlResponse {
     pub status: StatusCode,
     pub reply: ControlReply,
     pub session: Option<UpstreamSessionId>,
-}
-
-/// What that response says.
-pub(super) enum ControlReply {
-    Result(Value),
-    Error {
-        code: i64,
-        message: String,
-    },
-    /// No JSON-RPC answer, only an HTTP status.
-    Nothing,
 }
 
 impl Upstream {
@@ -55,7 +44,7 @@ impl Upstream {
             SessionField::None | SessionField::Broken => None,
         };
         let body = match media(response.headers()) {
-            Media::Json => Some(self.collect(response.into_body()).await?),
+            Media::Json => Some(read_answer_body(response.into_body(), &self.timeouts).await?),
             Media::Events => Some(self.answer_in(response, era, id.clone()).await?),
             Media::Other => None,
         };
@@ -99,28 +88,4 @@ impl Upstream {
         }
         Err(ForwardError::bad_response("the server ended its stream before it answered"))
     }
-}
-
-/// Reads the answer to request `id` as a result or an error.
-pub(super) fn parse_control_reply(body: &[u8], id: &MessageId, status: StatusCode) -> Result<ControlReply, ForwardError> {
-    let unreadable = |what: String| ForwardError::bad_response(format!("the server's answer cannot be read: {what}"));
-    let kind = message_kind(body, id);
-    match kind {
-        MessageKind::Result { .. } | MessageKind::Error { .. } => (),
-        _ if !status.is_success() => return Ok(ControlReply::Nothing),
-        MessageKind::Malformed(what) => return Err(unreadable(what)),
-        MessageKind::OtherResponse => return Err(ForwardError::bad_response("the server answered another request")),
-        MessageKind::ServerRequest | MessageKind::ServerNotification => {
-            return Err(ForwardError::bad_response("the server sent no answer"));
-        }
-    }
-    // `message_kind` has refused bodies that two parsers could read differently, so serde_json reads the same message.
-    let mut message: Value = serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
-    Ok(match kind {
-        MessageKind::Error { code, .. } => ControlReply::Error {
-            code,
-            message: message["error"]["message"].as_str().unwrap_or_default().to_owned(),
-        },
-        _ => ControlReply::Result(message["result"].take()),
-    })
 }

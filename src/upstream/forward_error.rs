@@ -44,6 +44,14 @@ impl ForwardError {
         }
     }
 
+    /// A failure before anything was sent.
+    pub(super) fn before_sending(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            may_have_run: false,
+            ..Self::after_sending(reason, detail)
+        }
+    }
+
     pub(super) fn of_client(error: &ClientError) -> Self {
         let (reason, detail) = match error {
             ClientError::Closed { .. } => (Reason::UpstreamBroken, "the server closed the connection before it answered"),

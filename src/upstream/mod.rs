@@ -2,31 +2,34 @@
 //! server's own credential and nothing of the caller's. Who may call, and what the caller is told, is decided
 //! elsewhere.
 
+mod answer;
 mod catalogue;
-mod channels;
+mod channel;
 mod client_requests;
 mod control;
-mod exchange;
+mod control_reply;
+mod denial_sender;
 mod forward;
 mod forward_error;
-mod legacy_sse;
+mod http;
 mod line_reader;
-mod mux;
 mod outcome;
 mod pins;
-mod queue;
 mod server;
 mod server_info;
-mod stdio;
 mod stream;
+mod timeouts;
+mod upstream_error;
 
+pub use answer::{Answer, OpenedSession};
 pub use catalogue::{FetchFailed, OfferedTools, RawTool, RejectedTool};
-pub use forward::{Answer, ForwardHeaders, OpenedSession};
 pub use forward_error::ForwardError;
+pub use http::ForwardHeaders;
 pub use pins::{build_catalogue, pin_status, scopes_of};
-pub use server::{Eras, Upstream, UpstreamError};
+pub use server::{Eras, Upstream};
 pub use server_info::ServerInfo;
 pub use stream::{EventStream, StreamEvent};
+pub use upstream_error::UpstreamError;
 
 use crate::config::ServerConfig;
 use crate::domain::ServerName;

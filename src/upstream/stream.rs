@@ -1,12 +1,11 @@
 //! Relays a server's event stream frame by frame, without buffering the whole. Each message is classified and checked;
 //! the answer closes the outcome, and a stream that ends before its answer gets a final error.
 
-use super::client_requests::{
-    DenialSender, ELICITATION_METHOD, LONGEST_ID, check_result, demands_forbidden_url, denied, is_allowed,
-};
+use super::channel::QueueReceiver;
+use super::client_requests::{ELICITATION_METHOD, LONGEST_ID, check_result, demands_forbidden_url, denied, is_allowed};
+use super::denial_sender::DenialSender;
 use super::forward_error::ForwardError;
 use super::outcome::OutcomeGuard;
-use super::queue::QueueReceiver;
 use crate::domain::{ClientRequests, Era, MessageId, Method, OutcomeKind, Reason};
 use crate::mcp::{MessageKind, ServerMessage, SseFault, SseFrame, SseReader, parse_server_message, readdress};
 use crate::transport::{Body, BodyError, ResponseBody};

@@ -1,7 +1,7 @@
 //! Bounded queues between a channel to a server and the receivers of its messages. A queue holds one message of any
 //! size or many small ones; the sender waits for room, or is told that there is none.
 
-use super::forward_error::ForwardError;
+use crate::upstream::forward_error::ForwardError;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ const MAX_BUFFERED_BYTES: usize = 256 * 1024;
 type QueueItem = (Result<Bytes, ForwardError>, Option<OwnedSemaphorePermit>);
 
 /// The receiving end.
-pub(super) struct QueueReceiver {
+pub struct QueueReceiver {
     items: mpsc::UnboundedReceiver<QueueItem>,
     /// A message that was received and put back.
     first: Option<Bytes>,
@@ -29,13 +29,13 @@ pub(super) struct QueueReceiver {
 
 /// The sending end.
 #[derive(Clone)]
-pub(super) struct QueueSender {
+pub struct QueueSender {
     items: mpsc::UnboundedSender<QueueItem>,
     room: Arc<Semaphore>,
 }
 
 /// A new queue.
-pub(super) fn queue() -> (QueueSender, QueueReceiver) {
+pub fn queue() -> (QueueSender, QueueReceiver) {
     let (items, received) = mpsc::unbounded_channel();
     let sender = QueueSender {
         items,
@@ -116,7 +116,7 @@ fn size(message: &Bytes) -> u32 {
 
 /// The messages for a session's own GET stream: those that belong to no call.
 #[derive(Default)]
-pub(super) struct PushBuffer(Mutex<PushState>);
+pub struct PushBuffer(Mutex<PushState>);
 
 #[derive(Default)]
 struct PushState {

@@ -2,14 +2,13 @@
 //! so requests of different callers never collide. A message from the server goes to the request or session it belongs
 //! to, with the caller's original id and token restored, or to nobody.
 
-use super::channels::SessionTable;
-use super::client_requests::is_allowed;
-use super::control::{ControlReply, parse_control_reply};
-use super::forward_error::ForwardError;
-use super::legacy_sse::PostEndpoint;
+use super::post_endpoint::PostEndpoint;
 use super::queue::{PushBuffer, QueueReceiver, QueueSender, queue};
 use crate::domain::{ClientRequests, MessageId, Method};
 use crate::mcp::{self, JsonRpcKind, JsonSpan, MessageKind, splice};
+use crate::upstream::client_requests::is_allowed;
+use crate::upstream::control_reply::{ControlReply, parse_control_reply};
+use crate::upstream::forward_error::ForwardError;
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -22,7 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// One open channel.
-pub(super) struct MuxChannel {
+pub struct MuxChannel {
     sink: Sink,
     routing: UnsolicitedRouting,
     allowed_requests: ClientRequests,
@@ -34,7 +33,7 @@ pub(super) struct MuxChannel {
 }
 
 /// The write side.
-pub(super) enum Sink {
+pub enum Sink {
     /// The standard input of a process, one message a line.
     Lines(mpsc::Sender<Bytes>),
     /// The POST endpoint of the legacy HTTP+SSE transport.
@@ -42,15 +41,18 @@ pub(super) enum Sink {
 }
 
 /// Who gets messages that belong to no request.
-pub(super) enum UnsolicitedRouting {
+pub enum UnsolicitedRouting {
     /// The one session that owns the channel.
     Session(Arc<PushBuffer>),
     /// All sessions get list and resource change notifications. Nobody gets the rest, because it may be about one
     /// caller.
-    AllSessions(Arc<SessionTable>),
+    AllSessions(Broadcast),
     /// Nobody: the channel is Guardian's own.
     Drop,
 }
+
+/// Sends a message to all sessions.
+type Broadcast = Box<dyn Fn(&Bytes) + Send + Sync>;
 
 #[derive(Default)]
 struct MuxState {
@@ -114,7 +116,10 @@ impl MuxChannel {
         });
         match &self.sink {
             Sink::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone())?,
-            Sink::LegacySse(post_endpoint) => post_endpoint.post_for(self, number, body),
+            Sink::LegacySse(post_endpoint) => {
+                let channel = self.clone();
+                post_endpoint.post_request(body, move |error| channel.fail(number, error));
+            }
         }
         Ok(receiver)
     }
@@ -195,7 +200,7 @@ impl MuxChannel {
                 }
             }
             (JsonRpcKind::Notification(method), _) => match &self.routing {
-                UnsolicitedRouting::AllSessions(sessions) if BROADCAST.contains(&method.as_str()) => sessions.tell_all(&message),
+                UnsolicitedRouting::AllSessions(broadcast) if BROADCAST.contains(&method.as_str()) => broadcast(&message),
                 UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop => (),
                 UnsolicitedRouting::Session(_) => drop(self.route(&message, false).await),
             },
@@ -510,7 +515,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_may_answer_is_refused_and_what_nobody_owns_is_dropped() {
-        let (channel, mut sent) = link(UnsolicitedRouting::AllSessions(Arc::default()));
+        let (channel, mut sent) = link(UnsolicitedRouting::AllSessions(Box::new(|_| ())));
         let mut ana = begin(&channel, "ana", &call("1", "1")).await;
         sent.recv().await.unwrap();
         channel

@@ -1,38 +1,22 @@
 //! The HTTP+SSE transport of MCP 2024-11-05: one event stream brings all server messages, and its first event names the
 //! URL for POST. That URL must have the same origin as the configured one; otherwise the server is not used.
 
-use super::channels::ChannelLease;
-use super::exchange::{Media, media};
-use super::forward_error::ForwardError;
 use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
-use super::server::Endpoint;
-use crate::domain::{ClientRequests, Reason};
+use super::post_endpoint::PostEndpoint;
+use super::supervisor::ChannelLease;
+use crate::domain::ClientRequests;
 use crate::mcp::{SseFrame, SseReader};
 use crate::transport::ResponseBody;
+use crate::upstream::forward_error::ForwardError;
+use crate::upstream::http::{Endpoint, Media, media};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use http_body_util::BodyExt;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-/// The POST side of one channel.
-pub(super) struct PostEndpoint {
-    endpoint: Arc<Endpoint>,
-    to: Uri,
-    tasks: TaskTracker,
-    end: CancellationToken,
-    /// Limits the replies that are being posted at once.
-    room: Arc<Semaphore>,
-}
-
-/// The most replies in flight at once.
-const MOST_REPLIES: usize = 16;
 
 /// Opens the event stream and waits for the `endpoint` event.
-pub(super) async fn open_channel(
+pub async fn open_channel(
     endpoint: &Arc<Endpoint>,
     routing: UnsolicitedRouting,
     allowed_requests: ClientRequests,
@@ -64,13 +48,7 @@ pub(super) async fn open_channel(
     let late = |_| Err(ForwardError::timeout("the server does not say where messages are posted"));
     let (stream, to) = timeout(endpoint.first_byte, opening).await.unwrap_or_else(late)?;
     let end = lease.end();
-    let post_endpoint = PostEndpoint {
-        endpoint: endpoint.clone(),
-        to,
-        tasks: lease.supervisor.tasks.clone(),
-        end: end.clone(),
-        room: Arc::new(Semaphore::new(MOST_REPLIES)),
-    };
+    let post_endpoint = PostEndpoint::new(endpoint.clone(), to, lease.supervisor.tasks.clone(), end.clone());
     let channel = MuxChannel::new(Sink::LegacySse(post_endpoint), routing, allowed_requests, end);
     let tasks = lease.supervisor.tasks.clone();
     tasks.spawn(follow(channel.clone(), stream, lease));
@@ -135,58 +113,6 @@ impl LegacySseStream {
                 None => return Err("it ended its stream"),
             }
         }
-    }
-}
-
-impl PostEndpoint {
-    /// Posts a message and waits until the server has accepted it.
-    pub async fn post(&self, body: Bytes) -> Result<(), ForwardError> {
-        post(&self.endpoint, &self.to, &body).await
-    }
-
-    /// Posts a request. Its answer comes on the event stream, possibly before the POST is acknowledged.
-    pub fn post_for(&self, channel: &Arc<MuxChannel>, number: u64, body: Bytes) {
-        let (endpoint, to, channel) = (self.endpoint.clone(), self.to.clone(), channel.clone());
-        self.tasks.spawn(async move {
-            let posted = tokio::select! {
-                posted = post(&endpoint, &to, &body) => posted,
-                () = channel.end.cancelled() => return,
-            };
-            match posted {
-                // Some servers acknowledge the POST only after they have answered on the stream, so a time-out here is
-                // no failure.
-                Ok(()) => (),
-                Err(error) if error.reason == Reason::UpstreamTimeout => (),
-                Err(error) => channel.fail(number, error),
-            }
-        });
-    }
-
-    /// Posts a reply in the background, or drops it if `MOST_REPLIES` are in flight: the caller reads the stream and
-    /// must not wait.
-    pub fn post_if_there_is_room(&self, body: Bytes) {
-        let Ok(place) = self.room.clone().try_acquire_owned() else {
-            return;
-        };
-        let (endpoint, to, end) = (self.endpoint.clone(), self.to.clone(), self.end.clone());
-        self.tasks.spawn(async move {
-            let posted = end.run_until_cancelled(post(&endpoint, &to, &body)).await;
-            if let Some(Err(error)) = posted {
-                tracing::debug!(%error, "the server did not take a reply");
-            }
-            drop(place);
-        });
-    }
-}
-
-async fn post(endpoint: &Endpoint, to: &Uri, body: &Bytes) -> Result<(), ForwardError> {
-    let none = HeaderMap::new();
-    let response = endpoint.exchange_at(to, &endpoint.client, &Method::POST, &none, body).await?;
-    match response.status() {
-        status if status.is_success() => Ok(()),
-        status => Err(
-            ForwardError::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status),
-        ),
     }
 }
 

@@ -2,13 +2,13 @@
 //! variables, is spoken to line by line, and is ended together with every process it started. No other file starts
 //! processes.
 
-use super::channels::ChannelLease;
-use super::forward_error::ForwardError;
-use super::line_reader::LineReader;
 use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
-use super::server::UpstreamError;
+use super::supervisor::ChannelLease;
 use crate::config::{Secret, ServerConfig};
 use crate::domain::{ClientRequests, Reason, SafeText, ServerName};
+use crate::upstream::forward_error::ForwardError;
+use crate::upstream::line_reader::LineReader;
+use crate::upstream::upstream_error::UpstreamError;
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::ExposeSecret;
@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 /// A configured program.
-pub(super) struct Program {
+pub struct Program {
     server: ServerName,
     program: PathBuf,
     arguments: Vec<String>,

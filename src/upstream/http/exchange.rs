@@ -1,12 +1,13 @@
 //! One HTTP exchange with a server: builds the request from nothing but what must be sent, and checks the response
 //! head. A request is repeated only if no byte of it can have reached the server.
 
-use super::forward_error::ForwardError;
-use super::server::{Endpoint, Upstream};
+use super::endpoint::Endpoint;
 use crate::transport::{Client, ClientError, ResponseBody};
+use crate::upstream::forward_error::ForwardError;
+use crate::upstream::timeouts::Timeouts;
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame};
 use std::future::poll_fn;
@@ -23,36 +24,10 @@ const SLOWEST: u32 = 10;
 
 /// The media type of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Media {
+pub enum Media {
     Json,
     Events,
     Other,
-}
-
-impl Upstream {
-    /// Reads a response body that is not a stream.
-    pub(super) async fn collect(&self, mut body: ResponseBody) -> Result<Bytes, ForwardError> {
-        let (max, idle) = (self.timeouts.max_answer, self.timeouts.idle);
-        if body.size_hint().lower() > max as u64 {
-            return Err(too_large(max));
-        }
-        let first = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context))).await;
-        // Most bodies arrive together with the head: they need no timer and no copy.
-        if let Poll::Ready(Some(Ok(frame))) = &first
-            && let Some(data) = frame.data_ref()
-            && body.is_end_stream()
-        {
-            return if data.len() > max {
-                Err(too_large(max))
-            } else {
-                Ok(data.clone())
-            };
-        }
-        let rest = pin!(collect(body, first, max, idle));
-        timeout(idle.saturating_mul(SLOWEST), rest)
-            .await
-            .unwrap_or_else(|_| Err(ForwardError::timeout("the server's answer took too long to arrive")))
-    }
 }
 
 impl Endpoint {
@@ -122,29 +97,8 @@ impl Endpoint {
     }
 }
 
-/// Headers that every request to one server carries. The headers of a message never repeat one of them.
-pub(super) struct BaseHeaders {
-    post: HeaderMap,
-    other: HeaderMap,
-}
-
-impl BaseHeaders {
-    pub fn new(credential: Option<(HeaderName, HeaderValue)>) -> Self {
-        let agent = HeaderValue::from_static(concat!("guardian/", env!("CARGO_PKG_VERSION")));
-        let mut other = HeaderMap::from_iter([
-            (USER_AGENT, agent),
-            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            (ACCEPT, HeaderValue::from_static("application/json, text/event-stream")),
-        ]);
-        other.extend(credential);
-        let mut post = other.clone();
-        post.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Self { post, other }
-    }
-}
-
 /// The media type, ignoring case and parameters (RFC 9110 section 8.3).
-pub(super) fn media(headers: &HeaderMap) -> Media {
+pub fn media(headers: &HeaderMap) -> Media {
     let text = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -173,6 +127,30 @@ fn check_head<B>(answer: &Response<B>) -> Result<(), ForwardError> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Reads a response body that is not a stream.
+pub async fn read_answer_body(mut body: ResponseBody, timeouts: &Timeouts) -> Result<Bytes, ForwardError> {
+    let (max, idle) = (timeouts.max_answer, timeouts.idle);
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_large(max));
+    }
+    let first = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context))).await;
+    // Most bodies arrive together with the head: they need no timer and no copy.
+    if let Poll::Ready(Some(Ok(frame))) = &first
+        && let Some(data) = frame.data_ref()
+        && body.is_end_stream()
+    {
+        return if data.len() > max {
+            Err(too_large(max))
+        } else {
+            Ok(data.clone())
+        };
+    }
+    let rest = pin!(collect(body, first, max, idle));
+    timeout(idle.saturating_mul(SLOWEST), rest)
+        .await
+        .unwrap_or_else(|_| Err(ForwardError::timeout("the server's answer took too long to arrive")))
 }
 
 /// Reads a body whose first frame was already polled.

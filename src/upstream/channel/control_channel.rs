@@ -1,0 +1,80 @@
+//! Guardian's own channel to a server, on which it has sent `initialize`. A shared process has only this one.
+
+use super::mux::MuxChannel;
+use crate::domain::{Era, ProtocolVersion};
+use crate::upstream::control_reply::ControlReply;
+use crate::upstream::forward_error::ForwardError;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::OnceCell;
+
+/// A channel on which Guardian itself has sent `initialize`.
+#[derive(Clone)]
+pub struct ControlChannel {
+    pub channel: Arc<MuxChannel>,
+    pub version: ProtocolVersion,
+    /// The server's `initialize` result.
+    pub server_info: Value,
+}
+
+/// The place of that channel; it is opened when needed, and again after it has ended.
+#[derive(Default)]
+pub struct ControlChannelCell(Mutex<Arc<OnceCell<ControlChannel>>>);
+
+impl ControlChannelCell {
+    /// The channel; concurrent callers share one attempt to open it.
+    pub async fn get_or_open(
+        &self,
+        open: impl Future<Output = Result<ControlChannel, ForwardError>>,
+    ) -> Result<ControlChannel, ForwardError> {
+        let cell = {
+            let mut control = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if control.get().is_some_and(|control| control.channel.is_gone()) {
+                *control = Arc::default();
+            }
+            control.clone()
+        };
+        cell.get_or_try_init(|| open).await.cloned()
+    }
+
+    /// The channel if it is open.
+    pub fn get(&self) -> Option<Arc<MuxChannel>> {
+        let cell = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cell.get().map(|control| control.channel.clone())
+    }
+}
+
+impl ControlChannel {
+    /// Sends `initialize` and `notifications/initialized`. If that fails, the channel is ended.
+    pub async fn initialize(channel: Arc<MuxChannel>, patience: Duration) -> Result<Self, ForwardError> {
+        let guard = channel.end.clone().drop_guard();
+        let params = json!({
+            "protocolVersion": ProtocolVersion::V20251125.as_str(),
+            "capabilities": {},
+            "clientInfo": { "name": "neural-guardian", "version": env!("CARGO_PKG_VERSION") },
+        });
+        let server_info = match channel.request_for_guardian("initialize", &params, patience).await? {
+            ControlReply::Result(result) => result,
+            ControlReply::Error { code, .. } => {
+                return Err(ForwardError::bad_response(format!(
+                    "the server refuses `initialize` ({code})"
+                )));
+            }
+            ControlReply::Nothing => return Err(ForwardError::bad_response("the server does not answer `initialize`")),
+        };
+        let version = server_info["protocolVersion"].as_str().and_then(ProtocolVersion::parse);
+        let version = version
+            .filter(|version| version.era() == Era::Legacy)
+            .ok_or_else(|| ForwardError::bad_response("the server chose a protocol version that is not spoken here"))?;
+        let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        channel.notify(initialized).await?;
+        guard.disarm();
+        Ok(Self {
+            channel,
+            version,
+            server_info,
+        })
+    }
+}

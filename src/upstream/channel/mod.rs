@@ -1,0 +1,19 @@
+//! Servers reached over persistent channels: a stdio process or an event stream for each session, or one process that
+//! all sessions share.
+
+mod channels;
+mod connector;
+mod control_channel;
+mod legacy_sse;
+mod mux;
+mod post_endpoint;
+mod queue;
+mod sessions;
+mod stdio;
+mod supervisor;
+
+pub use channels::Channels;
+pub use connector::ChannelConnector;
+pub use mux::MuxChannel;
+pub use queue::QueueReceiver;
+pub use stdio::Program;
