@@ -111,3 +111,6 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod upstream;
+
+/// The version of this build, as Guardian tells it to clients and servers.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -5,6 +5,7 @@
 mod canonical;
 mod capabilities;
 mod client_message;
+mod handshake;
 mod header_encoding;
 mod headers;
 mod json;
@@ -24,6 +25,7 @@ mod sse;
 pub use canonical::canonical;
 pub use capabilities::{prune_capabilities, without_member};
 pub use client_message::{Message, Meta, Notification, OpaqueToken, Params, Request, Response, TASKS, parse_message};
+pub use handshake::{guardian_client_info, guardian_initialize, initialize_params, initialized};
 pub use header_encoding::{decode_header_value, encode_header_value};
 pub use headers::{
     LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, method, mirror_headers, negotiate, negotiate_bodyless,

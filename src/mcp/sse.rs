@@ -118,6 +118,23 @@ impl SseReader {
 }
 
 impl SseFrame {
+    /// An event that holds one message. Each line of the message gets its own `data` field.
+    pub fn message(data: Bytes) -> Self {
+        let mut raw = BytesMut::with_capacity(data.len() + 32);
+        raw.extend_from_slice(b"event: message");
+        for line in data.split(|byte| *byte == b'\n') {
+            raw.extend_from_slice(b"\ndata: ");
+            raw.extend_from_slice(line);
+        }
+        raw.extend_from_slice(b"\n\n");
+        Self {
+            raw: raw.freeze(),
+            event: Some(Bytes::from_static(b"message")),
+            data: Some(data),
+            id: None,
+        }
+    }
+
     fn read(raw: Bytes, first: bool) -> Self {
         let mut frame = Self {
             raw: raw.clone(),

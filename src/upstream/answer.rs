@@ -1,15 +1,20 @@
-//! What a server answered, checked. Its outcome is recorded here.
+//! The one place that makes an answer of what a transport delivered, and records the outcome.
 
-use super::client_requests::{self, ELICITATION_METHOD, check_result, demands_forbidden_url};
+use super::answer_rules::AnswerRules;
+use super::delivery::{DeliveredBody, Delivery};
+use super::denial_sender::DenialSender;
+use super::event_source::EventSource;
 use super::forward_error::ForwardError;
-use super::http::SessionField;
+use super::http::{SessionField, read_answer_body};
 use super::outcome::OutcomeGuard;
-use super::stream::EventStream;
-use crate::domain::{Call, ClientRequests, Era, MessageId, Method, ProtocolVersion};
-use crate::mcp::{self, MessageKind, ServerMessage, readdress};
+use super::stream::{EventStream, StreamRules};
+use super::timeouts::Timeouts;
+use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion};
+use crate::mcp::{self, MessageKind, ServerMessage, parse_server_message};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
 use http::StatusCode;
+use tokio::time::timeout;
 
 /// What a server answered. Its outcome is recorded already, except for a stream, which carries it along.
 pub enum Answer {
@@ -47,65 +52,164 @@ pub struct OpenedSession {
     pub session: Option<UpstreamSessionId>,
 }
 
-/// Checks an answer that arrived as one message. `opening` is the session id that came with the answer to an
-/// `initialize`.
-pub(super) fn json_answer(
-    status: StatusCode,
-    body: Bytes,
-    (kind, server_message): (MessageKind, ServerMessage),
-    call: &Call,
-    allowed_requests: ClientRequests,
-    opening: Option<SessionField>,
-    outcome: &mut OutcomeGuard,
-) -> Result<Answer, ForwardError> {
-    let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-    let id = call.id.as_ref().unwrap_or(&nobody);
-    let (body, is_error) = addressed(body, &kind, id).map_err(|error| error.with_status(status))?;
-    if matches!(kind, MessageKind::Result { .. }) {
-        check_result(&server_message, call.era, call.method, allowed_requests).map_err(|error| error.with_status(status))?;
-    }
-    if demands_forbidden_url(&server_message, allowed_requests) {
-        return Err(client_requests::denied(ELICITATION_METHOD).with_status(status));
-    }
-    let opened = match opening {
-        Some(session) if !is_error => Some(opened(&body, session)?),
-        _ => None,
-    };
-    outcome.done(Some(is_error));
-    Ok(Answer::Json {
-        status,
-        body,
-        kind,
-        server_message: Box::new(server_message),
-        opened,
-    })
+/// A call that was sent and waits for its answer.
+pub(super) struct PendingAnswer {
+    rules: AnswerRules,
+    timeouts: Timeouts,
+    pub outcome: OutcomeGuard,
 }
 
-/// The result for a message without an answer (notification, GET, DELETE): only the status counts.
-pub(super) fn accepted_answer(status: StatusCode, method: Method, outcome: &mut OutcomeGuard) -> Result<Answer, ForwardError> {
-    if status.is_server_error() {
-        return Err(failed_with(status));
-    }
-    if status.is_success() && method == Method::OpenStream {
-        return Err(ForwardError::bad_response("the server opened no event stream").with_status(status));
-    }
-    outcome.done(None);
-    let status = if status.is_success() && matches!(method, Method::Notification | Method::Answer) {
-        StatusCode::ACCEPTED
-    } else {
-        status
-    };
-    Ok(Answer::Empty { status })
-}
-
-/// A request that the server refused without a JSON-RPC error. Statuses that a client can act on are passed on.
-pub(super) fn refused_answer(status: StatusCode, outcome: &mut OutcomeGuard) -> Result<Answer, ForwardError> {
-    match status {
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
-            outcome.done(Some(true));
-            Ok(Answer::Empty { status })
+impl PendingAnswer {
+    pub fn new(call: &Call, allowed_requests: ClientRequests, timeouts: Timeouts, outcome: OutcomeGuard) -> Self {
+        let rules = AnswerRules {
+            id: call.id.clone(),
+            era: call.era,
+            method: call.method,
+            allowed_requests,
+        };
+        Self {
+            rules,
+            timeouts,
+            outcome,
         }
-        status => Err(failed_with(status)),
+    }
+
+    /// Makes the answer of what was delivered: a stream, one message, or nothing but a status.
+    pub async fn answer(mut self, delivered: Result<Delivery, ForwardError>) -> Result<Answer, ForwardError> {
+        let Delivery {
+            status,
+            session,
+            pending_session,
+            body,
+        } = delivered.inspect_err(|error| self.outcome.failed(error))?;
+        let id = self.rules.id.clone();
+        let read = match (body, id, self.rules.method) {
+            (DeliveredBody::Events(source, denials), Some(_), Method::Initialize) => {
+                self.opened_by_stream(status, session, source, denials).await
+            }
+            (DeliveredBody::Events(source, denials), Some(_), _)
+            | (DeliveredBody::Events(source, denials), None, Method::OpenStream) => return Ok(self.stream(source, denials)),
+            (_, None, method) => self.accepted(status, method),
+            (_, Some(_), _) if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) => {
+                Err(ForwardError::bad_response("the server took the request without answering it").with_status(status))
+            }
+            (DeliveredBody::Messages(first, mut rest, denials), Some(id), _) => match parse_server_message(&first, &id) {
+                parsed @ (MessageKind::Result { .. } | MessageKind::Error { .. }, _) => {
+                    self.whole(status, session, first, parsed)
+                }
+                _ => {
+                    rest.unread(first);
+                    return Ok(self.stream(EventSource::Channel(rest), Some(denials)));
+                }
+            },
+            (DeliveredBody::Message(body), Some(id), _) => {
+                let parsed = parse_server_message(&body, &id);
+                self.whole(status, session, body, parsed)
+            }
+            (DeliveredBody::Json(body), Some(id), _) => match read_answer_body(body, &self.timeouts).await {
+                Ok(body) => {
+                    let parsed = parse_server_message(&body, &id);
+                    self.whole(status, session, body, parsed)
+                }
+                Err(error) => Err(error.with_status(status)),
+            },
+            (DeliveredBody::Nothing, Some(_), _) => self.refused(status),
+        };
+        if let (Ok(Answer::Json { opened: Some(_), .. }), Some(pending)) = (&read, pending_session) {
+            pending.stay();
+        }
+        read.inspect_err(|error| self.outcome.failed(error))
+    }
+
+    fn stream(self, source: EventSource, denials: Option<Box<DenialSender>>) -> Answer {
+        let idle = (!self.rules.method.is_stream()).then_some(self.timeouts.idle);
+        let rules = StreamRules {
+            answer: self.rules,
+            denials,
+            idle,
+        };
+        Answer::Stream(EventStream::new(source, rules, self.outcome))
+    }
+
+    /// `initialize` is never streamed to the client: its answer is taken out of the stream, because the session id can
+    /// only be sealed together with the negotiated version.
+    async fn opened_by_stream(
+        &mut self,
+        status: StatusCode,
+        session: SessionField,
+        source: EventSource,
+        denials: Option<Box<DenialSender>>,
+    ) -> Result<Answer, ForwardError> {
+        let rules = StreamRules {
+            answer: self.rules.clone(),
+            denials,
+            idle: Some(self.timeouts.idle),
+        };
+        let stream = EventStream::new(source, rules, OutcomeGuard::new(None));
+        let late = |_| Err(ForwardError::timeout("the server took too long to open a session"));
+        let answer = timeout(self.timeouts.first_byte, stream.into_answer()).await;
+        let (body, kind, message) = answer.unwrap_or_else(late)?;
+        self.whole(status, session, body, (kind, message))
+    }
+
+    /// An answer that is one message.
+    fn whole(
+        &mut self,
+        status: StatusCode,
+        session: SessionField,
+        body: Bytes,
+        (kind, server_message): (MessageKind, ServerMessage),
+    ) -> Result<Answer, ForwardError> {
+        self.outcome.bytes = body.len() as u64;
+        if !status.is_success() && !matches!(kind, MessageKind::Error { .. }) {
+            return self.refused(status);
+        }
+        let checked = self.rules.check(body, &kind, &server_message);
+        let (body, is_error) = checked.map_err(|error| error.with_status(status))?;
+        let opened = if self.rules.method == Method::Initialize && !is_error {
+            Some(opened(mcp::negotiated_version(&body), session)?)
+        } else {
+            None
+        };
+        self.outcome.done(Some(is_error));
+        Ok(Answer::Json {
+            status,
+            body,
+            kind,
+            server_message: Box::new(server_message),
+            opened,
+        })
+    }
+
+    /// A message without an answer (notification, GET, DELETE): only the status counts.
+    fn accepted(&mut self, status: StatusCode, method: Method) -> Result<Answer, ForwardError> {
+        if status.is_server_error() {
+            return Err(failed_with(status));
+        }
+        if status.is_success() && method == Method::OpenStream {
+            return Err(ForwardError::bad_response("the server opened no event stream").with_status(status));
+        }
+        self.outcome.done(None);
+        let status = if status.is_success() && matches!(method, Method::Notification | Method::Answer) {
+            StatusCode::ACCEPTED
+        } else {
+            status
+        };
+        Ok(Answer::Empty { status })
+    }
+
+    /// A request that was not answered with a message. Statuses that a client can act on are passed on.
+    fn refused(&mut self, status: StatusCode) -> Result<Answer, ForwardError> {
+        match status {
+            status if status.is_success() => {
+                Err(ForwardError::bad_response("the server's answer is neither JSON nor an event stream").with_status(status))
+            }
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
+                self.outcome.done(Some(true));
+                Ok(Answer::Empty { status })
+            }
+            status => Err(failed_with(status)),
+        }
     }
 }
 
@@ -113,28 +217,9 @@ fn failed_with(status: StatusCode) -> ForwardError {
     ForwardError::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
 }
 
-/// The answer to this request and whether it is an error. An error without an id is taken as the error of this request
-/// and gets its id.
-fn addressed(body: Bytes, kind: &MessageKind, id: &MessageId) -> Result<(Bytes, bool), ForwardError> {
-    match kind {
-        MessageKind::Result { is_error } => Ok((body, *is_error)),
-        MessageKind::Error { addressed: true, .. } => Ok((body, true)),
-        MessageKind::Error { addressed: false, .. } => match readdress(&body, id) {
-            Ok(body) => Ok((body, true)),
-            Err(fault) => Err(ForwardError::bad_response(fault.detail)),
-        },
-        MessageKind::OtherResponse => Err(ForwardError::bad_response("the server answered another request")),
-        MessageKind::ServerRequest | MessageKind::ServerNotification => {
-            Err(ForwardError::bad_response("the server sent no answer"))
-        }
-        MessageKind::Malformed(what) => Err(ForwardError::bad_response(format!(
-            "the server's answer cannot be read: {what}"
-        ))),
-    }
-}
-
-fn opened(body: &Bytes, session: SessionField) -> Result<OpenedSession, ForwardError> {
-    let version = mcp::negotiated_version(body).and_then(|version| ProtocolVersion::parse(&version));
+/// What the result of `initialize` negotiated.
+fn opened(version: Option<String>, session: SessionField) -> Result<OpenedSession, ForwardError> {
+    let version = version.and_then(|version| ProtocolVersion::parse(&version));
     let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
         return Err(ForwardError::bad_response(
             "the server chose a protocol version that is not spoken here",

@@ -9,7 +9,7 @@ use super::http::set_session_headers;
 use super::server::{Eras, TransportKind, Upstream};
 use super::server_info::ServerInfo;
 use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};
-use crate::mcp::{canonical, mirror_headers};
+use crate::mcp::{canonical, guardian_client_info, guardian_initialize, initialized, mirror_headers};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -111,13 +111,9 @@ impl Upstream {
 
     /// Opens a legacy session; `None` if the server does not speak that era.
     async fn handshake(&self) -> Result<Option<(ControlSession, ServerInfo)>, FetchFailed> {
-        let params = json!({
-            "protocolVersion": ProtocolVersion::V20251125.as_str(),
-            "capabilities": {},
-            "clientInfo": client_info(),
-        });
-        let ControlResponse { status, reply, session } =
-            self.ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params).await?;
+        let ControlResponse { status, reply, session } = self
+            .ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &guardian_initialize())
+            .await?;
         let result = match reply {
             ControlReply::Result(result) => result,
             ControlReply::Error {
@@ -142,8 +138,7 @@ impl Upstream {
             }
         };
         let legacy = ControlSession::Legacy { version, session };
-        let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        self.notify(&http::Method::POST, &legacy.fields(Method::Notification), &initialized)
+        self.notify(&http::Method::POST, &legacy.fields(Method::Notification), &initialized())
             .await?;
         Ok(Some((legacy, ServerInfo::read(&result))))
     }
@@ -268,7 +263,7 @@ impl ControlSession {
             params["_meta"] = json!({
                 "io.modelcontextprotocol/protocolVersion": ProtocolVersion::V20260728.as_str(),
                 "io.modelcontextprotocol/clientCapabilities": {},
-                "io.modelcontextprotocol/clientInfo": client_info(),
+                "io.modelcontextprotocol/clientInfo": guardian_client_info(),
             });
         }
         params
@@ -341,8 +336,4 @@ fn refusal(method: &'static str, status: u16, said: ControlReply) -> FetchFailed
         },
         ControlReply::Nothing | ControlReply::Result(_) => FetchFailed::Status { method, status },
     }
-}
-
-fn client_info() -> Value {
-    json!({ "name": "neural-guardian", "version": env!("CARGO_PKG_VERSION") })
 }

@@ -1,18 +1,17 @@
 //! Guardian's own requests to a server over HTTP, with the answer as JSON or from an event stream. No caller is
 //! involved.
 
+use super::answer_rules::AnswerRules;
 use super::control_reply::{ControlReply, parse_control_reply};
+use super::event_source::EventSource;
 use super::forward_error::ForwardError;
 use super::http::{Endpoint, Media, SessionField, media, read_answer_body, session_of};
 use super::outcome::OutcomeGuard;
 use super::server::{TransportKind, Upstream};
 use super::stream::{EventStream, StreamRules};
 use crate::domain::{self, ClientRequests, Era, MessageId};
-use crate::mcp::MessageKind;
-use crate::sessions::UpstreamSessionId;
-use crate::transport::ResponseBody;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
 
 /// The response to a request of Guardian's own.
@@ -45,7 +44,22 @@ impl Upstream {
         };
         let body = match media(response.headers()) {
             Media::Json => Some(read_answer_body(response.into_body(), &self.timeouts).await?),
-            Media::Events => Some(self.answer_in(response, era, id.clone()).await?),
+            Media::Events => {
+                let rules = StreamRules {
+                    answer: AnswerRules {
+                        id: Some(id.clone()),
+                        era,
+                        method: domain::Method::Ping,
+                        // The server may request nothing here.
+                        allowed_requests: ClientRequests::default(),
+                    },
+                    denials: None,
+                    idle: Some(self.timeouts.idle),
+                };
+                let source = EventSource::of_body(response.into_body(), self.timeouts.max_event);
+                let stream = EventStream::new(source, rules, OutcomeGuard::new(None));
+                Some(stream.into_answer().await?.0)
+            }
             Media::Other => None,
         };
         let reply = match body {
@@ -66,26 +80,5 @@ impl Upstream {
             TransportKind::Http(endpoint) => Ok(endpoint),
             TransportKind::Channels(_) => Err(ForwardError::bad_response("this server is spoken to over a link")),
         }
-    }
-
-    /// Takes the answer out of an event stream. The server may request nothing here: `asks` is empty.
-    async fn answer_in(&self, response: Response<ResponseBody>, era: Era, id: MessageId) -> Result<Bytes, ForwardError> {
-        let rules = StreamRules {
-            id: Some(id),
-            era,
-            method: domain::Method::Ping,
-            allowed_requests: ClientRequests::default(),
-            denials: None,
-            max_event: self.timeouts.max_event,
-            idle: Some(self.timeouts.idle),
-        };
-        let mut stream = EventStream::new(response.into_body(), rules, OutcomeGuard::new(None));
-        while let Some(event) = stream.next().await {
-            let event = event?;
-            if let (Some(MessageKind::Result { .. } | MessageKind::Error { .. }), Some(data)) = (event.kind, event.frame.data) {
-                return Ok(data);
-            }
-        }
-        Err(ForwardError::bad_response("the server ended its stream before it answered"))
     }
 }

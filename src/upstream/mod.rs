@@ -3,12 +3,15 @@
 //! elsewhere.
 
 mod answer;
+mod answer_rules;
 mod catalogue;
 mod channel;
 mod client_requests;
 mod control;
 mod control_reply;
+mod delivery;
 mod denial_sender;
+mod event_source;
 mod forward;
 mod forward_error;
 mod http;

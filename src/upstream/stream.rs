@@ -1,16 +1,17 @@
 //! Relays a server's event stream frame by frame, without buffering the whole. Each message is classified and checked;
 //! the answer closes the outcome, and a stream that ends before its answer gets a final error.
 
-use super::channel::QueueReceiver;
-use super::client_requests::{ELICITATION_METHOD, LONGEST_ID, check_result, demands_forbidden_url, denied, is_allowed};
+use super::answer_rules::AnswerRules;
+use super::client_requests::{ELICITATION_METHOD, LONGEST_ID};
 use super::denial_sender::DenialSender;
+use super::event_source::{EventSource, SourceEvent};
 use super::forward_error::ForwardError;
 use super::outcome::OutcomeGuard;
-use crate::domain::{ClientRequests, Era, MessageId, Method, OutcomeKind, Reason};
-use crate::mcp::{MessageKind, ServerMessage, SseFault, SseFrame, SseReader, parse_server_message, readdress};
-use crate::transport::{Body, BodyError, ResponseBody};
+use crate::domain::{Era, MessageId, Method, OutcomeKind, Reason};
+use crate::mcp::{MessageKind, ServerMessage, SseFrame, parse_server_message};
+use crate::transport::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -62,15 +63,10 @@ impl StreamEvent {
 
 /// The rules for one stream.
 pub(super) struct StreamRules {
-    /// The request that the stream answers; `None` for the GET stream of a legacy session.
-    pub id: Option<MessageId>,
-    pub era: Era,
-    pub method: Method,
-    /// The requests that the server may make of its client.
-    pub allowed_requests: ClientRequests,
-    /// Sends the server an error for every other request; legacy only.
+    /// The request that the stream answers.
+    pub answer: AnswerRules,
+    /// Sends the server an error for every forbidden request; legacy only.
     pub denials: Option<Box<DenialSender>>,
-    pub max_event: usize,
     /// The longest pause between two frames; `None` for a stream that answers no request.
     pub idle: Option<Duration>,
 }
@@ -92,87 +88,11 @@ pub struct EventStream {
     outcome: OutcomeGuard,
 }
 
-/// Where the frames come from.
-enum EventSource {
-    Body(ResponseBody, SseReader),
-    /// Messages from a channel; each becomes one frame.
-    Channel(QueueReceiver),
-}
-
-/// What the source delivers next.
-enum SourceEvent {
-    Frame(SseFrame),
-    End,
-    /// The stream cannot continue.
-    Failed(ForwardError),
-    /// The connection was cut, so a legacy client may be able to resume the stream.
-    Broken(ForwardError),
-}
-
-impl EventSource {
-    /// Polls for the next frame and adds the received bytes to `bytes`.
-    fn poll(&mut self, context: &mut Context<'_>, bytes: &mut u64) -> Poll<SourceEvent> {
-        let (body, reader) = match self {
-            EventSource::Channel(receiver) => {
-                return receiver.poll(context).map(|item| match item {
-                    Some(Ok(message)) => {
-                        *bytes += message.len() as u64;
-                        SourceEvent::Frame(sse_frame(message))
-                    }
-                    Some(Err(error)) => SourceEvent::Failed(error),
-                    None => SourceEvent::End,
-                });
-            }
-            EventSource::Body(body, reader) => (body, reader),
-        };
-        loop {
-            match reader.frame() {
-                Ok(Some(frame)) => return Poll::Ready(SourceEvent::Frame(frame)),
-                Ok(None) => (),
-                Err(fault) => {
-                    let error = ForwardError::bad_response("the server's stream cannot be followed").with_cause(&fault);
-                    return Poll::Ready(SourceEvent::Failed(error));
-                }
-            }
-            match std::task::ready!(Pin::new(&mut *body).poll_frame(context)) {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        *bytes += data.len() as u64;
-                        reader.push(data);
-                    }
-                }
-                Some(Err(error)) => {
-                    let error = ForwardError::bad_response("the server broke off its stream").with_cause(&error);
-                    return Poll::Ready(SourceEvent::Broken(error));
-                }
-                None => {
-                    let reader = std::mem::replace(reader, SseReader::new(0));
-                    return Poll::Ready(match reader.finish() {
-                        Ok(()) => SourceEvent::End,
-                        Err(SseFault::Cut | SseFault::TooLarge(_)) => {
-                            SourceEvent::Broken(ForwardError::bad_response("the server broke off its stream"))
-                        }
-                    });
-                }
-            }
-        }
-    }
-}
-
 impl EventStream {
-    pub(super) fn new(body: ResponseBody, rules: StreamRules, outcome: OutcomeGuard) -> Self {
-        let reader = SseReader::new(rules.max_event);
-        Self::of(EventSource::Body(body, reader), rules, outcome)
-    }
-
-    pub(super) fn over_channel(receiver: QueueReceiver, rules: StreamRules, outcome: OutcomeGuard) -> Self {
-        Self::of(EventSource::Channel(receiver), rules, outcome)
-    }
-
-    fn of(source: EventSource, rules: StreamRules, outcome: OutcomeGuard) -> Self {
+    pub(super) fn new(source: EventSource, rules: StreamRules, outcome: OutcomeGuard) -> Self {
         Self {
             source,
-            acknowledged: rules.method != Method::Listen,
+            acknowledged: rules.answer.method != Method::Listen,
             rules,
             answered: false,
             resumable: false,
@@ -192,6 +112,19 @@ impl EventStream {
     /// The next frame. A failure is always the last item.
     pub async fn next(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
         poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The answer, taken out of the stream. What comes before it is dropped.
+    pub(super) async fn into_answer(mut self) -> Result<(Bytes, MessageKind, ServerMessage), ForwardError> {
+        while let Some(event) = self.next().await {
+            let event = event?;
+            if let (Some(kind @ (MessageKind::Result { .. } | MessageKind::Error { .. })), Some(body)) =
+                (event.kind, event.frame.data)
+            {
+                return Ok((body, kind, event.server_message));
+            }
+        }
+        Err(ForwardError::bad_response("the server ended its stream before it answered"))
     }
 
     /// Turns the stream into a response body. `screen` returns the bytes to send for a frame or for the final failure;
@@ -228,9 +161,7 @@ impl EventStream {
             Poll::Ready(SourceEvent::Broken(error)) => Poll::Ready(self.end(error)),
             Poll::Ready(SourceEvent::End) => Poll::Ready(self.end_of_stream()),
             Poll::Pending if self.out_of_time(context) => {
-                if let EventSource::Channel(receiver) = &mut self.source {
-                    receiver.give_up();
-                }
+                self.source.give_up();
                 Poll::Ready(self.fail(ForwardError::timeout("the server stopped in the middle of its stream")))
             }
             Poll::Pending => Poll::Pending,
@@ -260,11 +191,11 @@ impl EventStream {
         {
             return Some(Ok(StreamEvent::placeholder()));
         }
-        let Some(id) = self.rules.id.clone() else {
+        let Some(id) = self.rules.answer.id.clone() else {
             return self.screen_unsolicited(frame, &data);
         };
         let (kind, server_message) = parse_server_message(&data, &id);
-        match &kind {
+        match kind {
             MessageKind::ServerNotification if !self.acknowledged && server_message.method.as_deref() != Some(ACKNOWLEDGED) => {
                 self.fail(ForwardError::bad_response(
                     "the server's subscription does not begin with its acknowledgement",
@@ -274,7 +205,7 @@ impl EventStream {
                 self.acknowledged = true;
                 Some(Ok(self.pass_notification(frame, server_message)))
             }
-            MessageKind::ServerRequest if self.rules.era == Era::Legacy && !self.answered => {
+            MessageKind::ServerRequest if self.rules.answer.era == Era::Legacy && !self.answered => {
                 Some(Ok(self.client_request(frame, &data, server_message)))
             }
             // After the answer only notifications are relayed. Any other message ends the stream without an error.
@@ -282,34 +213,28 @@ impl EventStream {
                 self.ended = true;
                 None
             }
-            MessageKind::Result { is_error } => {
-                let is_error = *is_error;
-                match check_result(
-                    &server_message,
-                    self.rules.era,
-                    self.rules.method,
-                    self.rules.allowed_requests,
-                ) {
-                    Ok(()) => self.answer(StreamEvent::message(frame, kind, server_message), is_error),
-                    Err(error) => self.fail(error),
+            kind => match self.check_answer(&data, &kind, &server_message) {
+                Ok((body, is_error)) => {
+                    self.answered = true;
+                    self.outcome.done(Some(is_error));
+                    let frame = if body == data { frame } else { SseFrame::message(body) };
+                    Some(Ok(StreamEvent::message(frame, kind, server_message)))
                 }
-            }
-            MessageKind::Error { .. } if demands_forbidden_url(&server_message, self.rules.allowed_requests) => {
-                self.fail(denied(ELICITATION_METHOD))
-            }
-            MessageKind::Error { addressed: true, .. } => self.answer(StreamEvent::message(frame, kind, server_message), true),
-            MessageKind::Error { addressed: false, .. } => match readdress(&data, &id) {
-                Ok(data) => self.answer(StreamEvent::message(sse_frame(data), kind, server_message), true),
-                Err(fault) => self.fail(ForwardError::bad_response(fault.detail)),
+                Err(error) => self.fail(error),
             },
-            MessageKind::ServerRequest => self.fail(ForwardError::bad_response(
+        }
+    }
+
+    /// Checks a message that can only be the answer.
+    fn check_answer(&self, data: &Bytes, kind: &MessageKind, message: &ServerMessage) -> Result<(Bytes, bool), ForwardError> {
+        match kind {
+            MessageKind::ServerRequest => Err(ForwardError::bad_response(
                 "the server asks the client something, which this protocol version has not",
             )),
-            MessageKind::OtherResponse => self.fail(ForwardError::bad_response("the server answered another request")),
-            MessageKind::Malformed(what) => {
-                let error = ForwardError::bad_response(format!("the server sent a message that cannot be read: {what}"));
-                self.fail(error)
-            }
+            MessageKind::Malformed(what) => Err(ForwardError::bad_response(format!(
+                "the server sent a message that cannot be read: {what}"
+            ))),
+            kind => self.rules.answer.check(data.clone(), kind, message),
         }
     }
 
@@ -322,7 +247,7 @@ impl EventStream {
             MessageKind::Malformed(_) => self.fail(ForwardError::bad_response("the server sent a message that cannot be read")),
             MessageKind::ServerRequest => Some(Ok(self.client_request(frame, data, server_message))),
             MessageKind::ServerNotification => Some(Ok(self.pass_notification(frame, server_message))),
-            _ if demands_forbidden_url(&server_message, self.rules.allowed_requests) => {
+            _ if self.rules.answer.demands_forbidden_url(&server_message) => {
                 self.outcome.asked(ELICITATION_METHOD, false);
                 Some(Ok(StreamEvent::placeholder()))
             }
@@ -333,11 +258,7 @@ impl EventStream {
     /// Relays a server's request if it is allowed; otherwise withholds it and sends the server an error.
     fn client_request(&mut self, frame: SseFrame, data: &[u8], server_message: ServerMessage) -> StreamEvent {
         let short = server_message.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
-        let may = short
-            && server_message
-                .client_requests
-                .iter()
-                .all(|client_request| is_allowed(client_request, self.rules.allowed_requests));
+        let may = short && self.rules.answer.allows_requests_in(&server_message);
         server_message
             .client_requests
             .iter()
@@ -353,10 +274,7 @@ impl EventStream {
 
     /// Relays a notification, unless a request in it (a task's status can hold some) is not allowed.
     fn pass_notification(&mut self, frame: SseFrame, server_message: ServerMessage) -> StreamEvent {
-        let may = server_message
-            .client_requests
-            .iter()
-            .all(|client_request| is_allowed(client_request, self.rules.allowed_requests));
+        let may = self.rules.answer.allows_requests_in(&server_message);
         server_message
             .client_requests
             .iter()
@@ -368,16 +286,9 @@ impl EventStream {
         }
     }
 
-    /// Relays the answer and closes the outcome.
-    fn answer(&mut self, event: StreamEvent, is_error: bool) -> Option<Result<StreamEvent, ForwardError>> {
-        self.answered = true;
-        self.outcome.done(Some(is_error));
-        Some(Ok(event))
-    }
-
     /// The server ended its stream.
     fn end_of_stream(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
-        if self.answered || self.rules.id.is_none() {
+        if self.answered || self.rules.answer.id.is_none() {
             self.ended = true;
             self.outcome.done(None);
             return None;
@@ -388,8 +299,8 @@ impl EventStream {
     /// The connection to the server was lost. If a legacy client can resume the stream, it gets no error, because an
     /// error would end a request that can still be answered.
     fn end(&mut self, error: ForwardError) -> Option<Result<StreamEvent, ForwardError>> {
-        let resumable = self.resumable && self.rules.era == Era::Legacy;
-        if self.answered || !resumable || self.rules.id.is_none() {
+        let resumable = self.resumable && self.rules.answer.era == Era::Legacy;
+        if self.answered || !resumable || self.rules.answer.id.is_none() {
             return self.fail(error);
         }
         self.ended = true;
@@ -406,7 +317,7 @@ impl EventStream {
             ..error
         };
         self.outcome.failed(&error);
-        (!self.answered && self.rules.id.is_some()).then_some(Err(error))
+        (!self.answered && self.rules.answer.id.is_some()).then_some(Err(error))
     }
 
     /// Ends the stream because the caller's authorisation was revoked.
@@ -418,23 +329,7 @@ impl EventStream {
         let detail = "the authorisation for this stream is gone";
         self.outcome.close(OutcomeKind::Revoked, Some(detail.to_owned()), None);
         let error = ForwardError::after_sending(Reason::GrantRevoked, detail);
-        (!self.answered && self.rules.id.is_some()).then_some(Err(error))
-    }
-}
-
-/// An SSE frame that holds one message.
-pub(super) fn sse_frame(data: Bytes) -> SseFrame {
-    let mut raw = b"event: message".to_vec();
-    for line in data.split(|byte| *byte == b'\n') {
-        raw.extend_from_slice(b"\ndata: ");
-        raw.extend_from_slice(line);
-    }
-    raw.extend_from_slice(b"\n\n");
-    SseFrame {
-        raw: raw.into(),
-        event: Some(Bytes::from_static(b"message")),
-        data: Some(data),
-        id: None,
+        (!self.answered && self.rules.answer.id.is_some()).then_some(Err(error))
     }
 }
 

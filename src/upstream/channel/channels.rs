@@ -3,18 +3,18 @@
 use super::connector::ChannelConnector;
 use super::control_channel::{ControlChannel, ControlChannelCell};
 use super::mux::{MuxChannel, UnsolicitedRouting};
+use super::queue::QueueReceiver;
 use super::sessions::{SessionEntry, SessionTable};
 use super::supervisor::Supervisor;
 use crate::config::ServerConfig;
-use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion};
-use crate::mcp::{self, MessageKind};
+use crate::domain::{Call, ClientRequests, Method, ProtocolVersion};
+use crate::mcp;
 use crate::sessions::UpstreamSessionId;
-use crate::upstream::answer::{Answer, json_answer};
+use crate::upstream::delivery::{DeliveredBody, Delivery};
 use crate::upstream::denial_sender::DenialSender;
+use crate::upstream::event_source::EventSource;
 use crate::upstream::forward_error::ForwardError;
 use crate::upstream::http::{ForwardHeaders, SessionField};
-use crate::upstream::outcome::OutcomeGuard;
-use crate::upstream::stream::{EventStream, StreamRules};
 use crate::upstream::timeouts::Timeouts;
 use bytes::Bytes;
 use http::StatusCode;
@@ -55,70 +55,47 @@ impl Channels {
         }
     }
 
-    /// Sends a cleared call and returns the server's answer, or why there is none.
-    pub async fn forward(
-        &self,
-        call: &Call,
-        headers: &ForwardHeaders,
-        mut outcome: OutcomeGuard,
-    ) -> Result<Answer, ForwardError> {
+    /// Sends a call in its session and returns what the server sent.
+    pub async fn exchange(&self, call: &Call, headers: &ForwardHeaders) -> Result<Delivery, ForwardError> {
         if call.method == Method::Initialize {
-            let opened = self.initialize(call, headers, &mut outcome).await;
-            return opened.inspect_err(|error| outcome.failed(error));
+            return self.initialize(call, headers).await;
         }
-        let entry = match &headers.session {
-            None => Err(StatusCode::BAD_REQUEST),
-            Some(id) => self.sessions.find(id.as_str()).ok_or(StatusCode::NOT_FOUND),
+        let status = |status| Ok(Delivery::local(status, DeliveredBody::Nothing));
+        let Some(id) = &headers.session else {
+            return status(StatusCode::BAD_REQUEST);
         };
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(status) => {
-                outcome.done(call.id.is_some().then_some(true));
-                return Ok(Answer::Empty { status });
-            }
+        let Some(entry) = self.sessions.find(id.as_str()) else {
+            return status(StatusCode::NOT_FOUND);
         };
         entry.touch();
         if call.method == Method::EndSession {
             self.sessions.end(&entry.name);
-            outcome.done(None);
-            return Ok(Answer::Empty { status: StatusCode::OK });
+            return status(StatusCode::OK);
         }
         if self.shared
             && let (Method::Unsubscribe | Method::SetLevel, Some(id)) = (call.method, &call.id)
         {
             // Answered locally, because the process would apply it to all sessions: others keep their resource
             // subscriptions, and log messages reach no session of a shared process.
-            let taken = mcp::result(id, json!({}));
-            let heard = mcp::parse_server_message(&taken, id);
-            return json_answer(StatusCode::OK, taken, heard, call, self.allowed_requests, None, &mut outcome);
+            let taken = DeliveredBody::Message(mcp::result(id, json!({})));
+            return Ok(Delivery::local(StatusCode::OK, taken));
         }
-        let channel = match self.channel_of(&entry).await {
-            Ok(channel) => channel,
-            Err(error) => {
-                outcome.failed(&error);
-                return Err(error);
-            }
-        };
+        let channel = self.channel_of(&entry).await?;
+        let denials = Box::new(DenialSender::over_channel(channel.clone()));
         match (&call.id, call.method) {
-            (Some(_), _) => self.request(call, &entry, &channel, outcome).await,
+            (Some(_), _) => {
+                let (first, rest) = self.request(call, &entry, &channel).await?;
+                let messages = DeliveredBody::Messages(first, rest, denials);
+                Ok(Delivery::local(StatusCode::OK, messages))
+            }
             (None, Method::OpenStream) => {
-                let receiver = entry.push_buffer.open();
-                Ok(Answer::Stream(EventStream::over_channel(
-                    receiver,
-                    self.stream_rules(call, &channel),
-                    outcome,
-                )))
+                let events = EventSource::Channel(entry.push_buffer.open());
+                Ok(Delivery::local(StatusCode::OK, DeliveredBody::Events(events, Some(denials))))
             }
             (None, _) => {
                 let told = timeout(self.timeouts.first_byte, self.notify(call, &entry, &channel)).await;
-                let late = |_| Err(ForwardError::timeout("the server did not take the message in time"));
-                if let Err(error) = told.unwrap_or_else(late) {
-                    outcome.failed(&error);
-                    return Err(error);
-                }
-                outcome.done(None);
-                let status = StatusCode::ACCEPTED;
-                Ok(Answer::Empty { status })
+                told.unwrap_or_else(|_| Err(ForwardError::timeout("the server did not take the message in time")))?;
+                status(StatusCode::ACCEPTED)
             }
         }
     }
@@ -148,14 +125,13 @@ impl Channels {
         self.supervisor.tasks.wait().await;
     }
 
-    /// Sends a request. The answer is a single message, or a stream if another message comes first.
+    /// Sends a request and waits for the first message that belongs to it.
     async fn request(
         &self,
         call: &Call,
         entry: &SessionEntry,
         channel: &Arc<MuxChannel>,
-        mut outcome: OutcomeGuard,
-    ) -> Result<Answer, ForwardError> {
+    ) -> Result<(Bytes, QueueReceiver), ForwardError> {
         let first = async {
             let mut receiver = channel.request(&entry.name, call.method, &call.body).await?;
             let first = timeout(self.timeouts.first_byte, receiver.next()).await;
@@ -164,25 +140,11 @@ impl Channels {
                 return Err(ForwardError::timeout("the server did not answer in time"));
             };
             let first = first.unwrap_or_else(|| Err(ForwardError::bad_response("the server is gone")))?;
-            Ok((receiver, first))
+            Ok((first, receiver))
         };
         let sent = timeout(self.timeouts.first_byte.saturating_mul(2), first).await;
         let late = |_| Err(ForwardError::timeout("the server did not take the request in time"));
-        let read = match sent.unwrap_or_else(late) {
-            Ok((mut receiver, first)) => match self.as_answer(call, &first, &mut outcome) {
-                Some(answer) => answer,
-                None => {
-                    receiver.unread(first);
-                    return Ok(Answer::Stream(EventStream::over_channel(
-                        receiver,
-                        self.stream_rules(call, channel),
-                        outcome,
-                    )));
-                }
-            },
-            Err(error) => Err(error),
-        };
-        read.inspect_err(|error| outcome.failed(error))
+        sent.unwrap_or_else(late)
     }
 
     /// Sends a message that has no answer.
@@ -196,49 +158,8 @@ impl Channels {
         }
     }
 
-    /// Reads `message` as the answer to `call`; `None` if it is another message, which then begins a stream.
-    fn as_answer(&self, call: &Call, message: &Bytes, outcome: &mut OutcomeGuard) -> Option<Result<Answer, ForwardError>> {
-        let heard = mcp::parse_server_message(message, call.id.as_ref()?);
-        match heard.0 {
-            MessageKind::Result { .. } | MessageKind::Error { .. } => {
-                outcome.bytes = message.len() as u64;
-                Some(json_answer(
-                    StatusCode::OK,
-                    message.clone(),
-                    heard,
-                    call,
-                    self.allowed_requests,
-                    None,
-                    outcome,
-                ))
-            }
-            MessageKind::OtherResponse
-            | MessageKind::ServerRequest
-            | MessageKind::ServerNotification
-            | MessageKind::Malformed(_) => None,
-        }
-    }
-
-    /// The rules for the stream that answers this call.
-    fn stream_rules(&self, call: &Call, channel: &Arc<MuxChannel>) -> StreamRules {
-        StreamRules {
-            id: call.id.clone(),
-            era: Era::Legacy,
-            method: call.method,
-            allowed_requests: self.allowed_requests,
-            denials: Some(Box::new(DenialSender::over_channel(channel.clone()))),
-            max_event: self.timeouts.max_event,
-            idle: (!call.method.is_stream()).then_some(self.timeouts.idle),
-        }
-    }
-
-    /// Opens a session. Whatever fails, the session and its channel are ended again.
-    async fn initialize(
-        &self,
-        call: &Call,
-        headers: &ForwardHeaders,
-        outcome: &mut OutcomeGuard,
-    ) -> Result<Answer, ForwardError> {
+    /// Opens a session. If its answer does not open it, the session and its channel are ended again.
+    async fn initialize(&self, call: &Call, headers: &ForwardHeaders) -> Result<Delivery, ForwardError> {
         let owner = headers
             .owner
             .clone()
@@ -250,36 +171,20 @@ impl Channels {
         } else {
             let channel = self.open(UnsolicitedRouting::Session(entry.push_buffer.clone())).await?;
             let channel = entry.channel.get_or_init(|| channel);
-            let late = |_| Err(ForwardError::timeout("the server took too long to open a session"));
             let answer = async {
                 let mut receiver = channel.request(&entry.name, call.method, &call.body).await?;
-                receiver
-                    .next()
-                    .await
-                    .unwrap_or_else(|| Err(ForwardError::bad_response("the server is gone")))
+                let first = receiver.next().await;
+                first.unwrap_or_else(|| Err(ForwardError::bad_response("the server is gone")))
             };
+            let late = |_| Err(ForwardError::timeout("the server took too long to open a session"));
             timeout(self.timeouts.first_byte, answer).await.unwrap_or_else(late)?
         };
-        let id = call
-            .id
-            .as_ref()
-            .ok_or_else(|| ForwardError::bad_response("a request without an id"))?;
-        let heard = mcp::parse_server_message(&body, id);
         let name = UpstreamSessionId::parse(&entry.name).ok_or_else(|| ForwardError::bad_response("a session has a name"))?;
-        outcome.bytes = body.len() as u64;
-        let answer = json_answer(
-            StatusCode::OK,
-            body,
-            heard,
-            call,
-            self.allowed_requests,
-            Some(SessionField::Id(name)),
-            outcome,
-        )?;
-        if matches!(&answer, Answer::Json { opened: Some(_), .. }) {
-            pending.stay();
-        }
-        Ok(answer)
+        Ok(Delivery {
+            session: SessionField::Id(name),
+            pending_session: Some(pending),
+            ..Delivery::local(StatusCode::OK, DeliveredBody::Message(body))
+        })
     }
 
     /// Answers `initialize` for a shared process: with the server's own result, in the older of its version and the

@@ -2,10 +2,10 @@
 
 use super::mux::MuxChannel;
 use crate::domain::{Era, ProtocolVersion};
+use crate::mcp::{guardian_initialize, initialized};
 use crate::upstream::control_reply::ControlReply;
 use crate::upstream::forward_error::ForwardError;
-use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -50,12 +50,10 @@ impl ControlChannel {
     /// Sends `initialize` and `notifications/initialized`. If that fails, the channel is ended.
     pub async fn initialize(channel: Arc<MuxChannel>, patience: Duration) -> Result<Self, ForwardError> {
         let guard = channel.end.clone().drop_guard();
-        let params = json!({
-            "protocolVersion": ProtocolVersion::V20251125.as_str(),
-            "capabilities": {},
-            "clientInfo": { "name": "neural-guardian", "version": env!("CARGO_PKG_VERSION") },
-        });
-        let server_info = match channel.request_for_guardian("initialize", &params, patience).await? {
+        let server_info = match channel
+            .request_for_guardian("initialize", &guardian_initialize(), patience)
+            .await?
+        {
             ControlReply::Result(result) => result,
             ControlReply::Error { code, .. } => {
                 return Err(ForwardError::bad_response(format!(
@@ -68,8 +66,7 @@ impl ControlChannel {
         let version = version
             .filter(|version| version.era() == Era::Legacy)
             .ok_or_else(|| ForwardError::bad_response("the server chose a protocol version that is not spoken here"))?;
-        let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        channel.notify(initialized).await?;
+        channel.notify(initialized()).await?;
         guard.disarm();
         Ok(Self {
             channel,

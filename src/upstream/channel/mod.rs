@@ -16,4 +16,5 @@ pub use channels::Channels;
 pub use connector::ChannelConnector;
 pub use mux::MuxChannel;
 pub use queue::QueueReceiver;
+pub use sessions::PendingSession;
 pub use stdio::Program;

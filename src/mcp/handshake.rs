@@ -1,0 +1,25 @@
+//! What Guardian itself sends to open a session with a server, and how it names itself.
+
+use crate::domain::ProtocolVersion;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+/// Guardian as a client (`clientInfo`).
+pub fn guardian_client_info() -> Value {
+    json!({ "name": "neural-guardian", "version": crate::VERSION })
+}
+
+/// The parameters of an `initialize` that Guardian sends for itself. It offers no capabilities.
+pub fn guardian_initialize() -> Value {
+    initialize_params(ProtocolVersion::V20251125, &json!({}), &guardian_client_info())
+}
+
+/// The parameters of an `initialize`.
+pub fn initialize_params(version: ProtocolVersion, capabilities: &Value, client_info: &Value) -> Value {
+    json!({ "protocolVersion": version.as_str(), "capabilities": capabilities, "clientInfo": client_info })
+}
+
+/// The notification that follows the answer to `initialize`.
+pub fn initialized() -> Bytes {
+    Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#)
+}
