@@ -10,6 +10,7 @@ use super::outcome::OutcomeGuard;
 use super::server::{TransportKind, Upstream};
 use super::stream::{EventStream, StreamRules};
 use crate::domain::{self, ClientRequests, Era, MessageId};
+use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
