@@ -72,12 +72,13 @@ impl Manifest {
             Some(_) => None,
         });
         let differences: Vec<String> = gone.chain(others).collect();
-        match differences.is_empty() {
-            true => Ok(()),
-            false => bail!(
+        if differences.is_empty() {
+            Ok(())
+        } else {
+            bail!(
                 "{}\n`guardian policy pin` approves the policies as they are",
                 differences.join("\n")
-            ),
+            )
         }
     }
 

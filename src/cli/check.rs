@@ -295,9 +295,10 @@ impl Findings {
     }
 
     fn store(&mut self, error: StoreError) {
-        let weight = match failure::is_unreachable(&error) {
-            true => FindingSeverity::StoreUnreachable,
-            false => FindingSeverity::Refused,
+        let weight = if failure::is_unreachable(&error) {
+            FindingSeverity::StoreUnreachable
+        } else {
+            FindingSeverity::Refused
         };
         self.add(weight, failure::advised(&error), None);
     }
@@ -332,9 +333,10 @@ impl Findings {
     fn print(&self, format: Format) -> Result<(), Failure> {
         let weights = || self.0.iter().flat_map(|look| &look.found).map(|finding| finding.severity);
         let errors = weights().filter(|weight| *weight != FindingSeverity::Warning).count();
-        match format.json {
-            true => output::json(&json!({ "ok": errors == 0, "findings": self.to_json() }))?,
-            false => self.lines(errors)?,
+        if format.json {
+            output::json(&json!({ "ok": errors == 0, "findings": self.to_json() }))?
+        } else {
+            self.lines(errors)?
         }
         match weights().max() {
             None | Some(FindingSeverity::Warning) => Ok(()),

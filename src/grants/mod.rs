@@ -278,9 +278,10 @@ impl Grants {
 
     /// Whether what was decided upon still stands. One atomic load if nothing changed since.
     pub fn recheck(&self, grant_snapshot: &GrantSnapshot, now: Timestamp) -> Result<(), Reason> {
-        match grant_snapshot.generation == self.generation() {
-            true => Ok(()),
-            false => self.revalidate(grant_snapshot, now),
+        if grant_snapshot.generation == self.generation() {
+            Ok(())
+        } else {
+            self.revalidate(grant_snapshot, now)
         }
     }
 
@@ -310,9 +311,10 @@ impl Grants {
             Some(id) => self.revalidate_key(&member, id, now)?,
             None => self.revalidate_identity(&member, &grant_snapshot.principal)?,
         }
-        match self.revoked(&grant_snapshot.principal, now) {
-            true => Err(Reason::CredentialRevoked),
-            false => Ok(()),
+        if self.revoked(&grant_snapshot.principal, now) {
+            Err(Reason::CredentialRevoked)
+        } else {
+            Ok(())
         }
     }
 
@@ -353,17 +355,19 @@ impl Grants {
         if key.revoked_at.is_some() {
             return Err(Reason::KeyRevoked);
         }
-        match key.expires_at.is_some_and(|end| end <= now) {
-            true => Err(Reason::KeyExpired),
-            false => Ok(()),
+        if key.expires_at.is_some_and(|end| end <= now) {
+            Err(Reason::KeyExpired)
+        } else {
+            Ok(())
         }
     }
 
     fn revalidate_identity(&self, member: &Member, principal: &Principal) -> Result<(), Reason> {
         let linked = |(issuer, subject): &(Issuer, Subject)| *issuer == principal.issuer && *subject == principal.subject;
-        match member.identities.iter().any(linked) {
-            true => Ok(()),
-            false => Err(Reason::NotEnrolled),
+        if member.identities.iter().any(linked) {
+            Ok(())
+        } else {
+            Err(Reason::NotEnrolled)
         }
     }
 }
