@@ -9,7 +9,7 @@ use crate::gate::{
     Answered, AuthzContext, CallerAuthz, Delivery, Gate, NegotiatedMessage, RefusalAudit, RefusedRequest, RequestContext,
     SessionOpening, is_event_stream, negotiate, parse_body,
 };
-use crate::mcp::{self, McpHeaders, MessageKind, Namespace, SseReader, StreamKind};
+use crate::mcp::{McpHeaders, MessageKind, Namespace, ServerMessage, SseReader, StreamKind};
 use crate::transport::{self, Body};
 use crate::upstream::Upstream;
 use bytes::Bytes;
@@ -256,7 +256,7 @@ pub async fn collect_answer(response: Response<Body>, id: &MessageId) -> Option<
             let Some(data) = frame.data.filter(|data| !data.is_empty()) else {
                 continue;
             };
-            if let MessageKind::Result { .. } | MessageKind::Error { .. } = mcp::message_kind(&data, id) {
+            if let MessageKind::Result { .. } | MessageKind::Error { .. } = ServerMessage::classify(&data, id).0 {
                 return Some(data);
             }
         }

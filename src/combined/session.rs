@@ -280,13 +280,14 @@ impl ServerCall {
         let sealed = response.headers().get(mcp::SESSION_ID).cloned();
         let id = MessageId::from_json(Bytes::from_static(OPENING.as_bytes()));
         let answer = collect_answer(response, &id).await.ok_or_else(refused)?;
-        let version = mcp::negotiated_version(&answer).and_then(|version| ProtocolVersion::parse(&version));
+        let parsed = mcp::ServerMessage::parse(&answer).ok();
+        let version = parsed.and_then(|parsed| parsed.negotiated_version(&answer));
+        let version = version.and_then(|version| ProtocolVersion::parse(&version));
         let server_session = ServerSession {
             session: sealed.and_then(|sealed| self.unsealed(&sealed)),
             version: version.ok_or_else(refused)?,
         };
-        let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        let told = plainly.ask_in(&server_session, initialized).await?;
+        let told = plainly.ask_in(&server_session, mcp::initialized()).await?;
         if let Err(refused) = told.answered {
             return Err(refused.refusal);
         }

@@ -397,7 +397,7 @@ impl EventReader {
 /// The kind of message in a frame; `None` if the frame holds no message.
 pub(super) fn event_kind(frame: &SseFrame) -> Option<JsonRpcKind> {
     let data = frame.data.as_ref().filter(|data| !data.is_empty())?;
-    Some(mcp::read_routing(data).ok()?.kind)
+    mcp::ServerMessage::parse(data).ok()?.route().ok()
 }
 
 /// The id of the request that the frame answers; `None` if it is no answer.

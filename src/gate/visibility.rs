@@ -5,7 +5,7 @@
 use super::authz::{AuthzContext, AuthzSources};
 use crate::decide::{DecisionInput, Listing, could_permit};
 use crate::domain::{Call, Era, Method, PromptName, Reason, Refusal, ResourceUri, ServerName};
-use crate::mcp::{self, ListKind, ListVisibility, ServerNotification, VisibilityFn};
+use crate::mcp::{self, ListKind, ListVisibility, ServerMessage, ServerNotification, VisibilityFn};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -49,7 +49,8 @@ impl ResponseFilter {
     /// Whether the caller may receive this notification. `notifications/resources/updated` requires that the caller may read
     /// the resource now.
     pub fn may_receive(&self, notification: &[u8]) -> bool {
-        match mcp::parse_server_notification(notification) {
+        let parsed = ServerMessage::parse(notification).ok();
+        match parsed.and_then(|parsed| parsed.notification(notification)) {
             Some(ServerNotification::Other) => true,
             Some(ServerNotification::ResourceUpdated(uri)) => {
                 self.with_current_input(|input| is_readable(&Listing::new(&self.server, input), &uri))

@@ -103,6 +103,8 @@ pub(super) struct KnownMembers<const N: usize> {
     pub spans: [Option<Span>; N],
     /// The first member with another name.
     pub unknown_member: Option<MemberName>,
+    /// Members whose names equal a known one after case folding, by its index. Kept only on request.
+    pub twins: Vec<(usize, Fault)>,
 }
 
 /// Checks that `text` is one strict JSON value without duplicate members.
@@ -208,11 +210,24 @@ impl<'a> Scanner<'a> {
         &mut self,
         depth: usize,
         known: &[&'static str; N],
+        inner: impl FnMut(&mut Self, usize, usize) -> Result<Span, Fault>,
+    ) -> Result<KnownMembers<N>, Fault> {
+        self.known_members_or_twins(depth, known, false, inner)
+    }
+
+    /// The same. If `keep_twins`, a name that equals a known one after case folding is kept for the caller to judge, its
+    /// value unread.
+    pub fn known_members_or_twins<const N: usize>(
+        &mut self,
+        depth: usize,
+        known: &[&'static str; N],
+        keep_twins: bool,
         mut inner: impl FnMut(&mut Self, usize, usize) -> Result<Span, Fault>,
     ) -> Result<KnownMembers<N>, Fault> {
         let mut fields = KnownMembers {
             spans: [None; N],
             unknown_member: None,
+            twins: Vec::new(),
         };
         self.object(depth, &mut |scanner, name, depth| {
             let text = scanner.names.text(&name);
@@ -220,9 +235,14 @@ impl<'a> Scanner<'a> {
                 fields.spans[index] = Some(inner(scanner, index, depth)?);
                 return Ok(());
             }
-            if let Some(known) = known.iter().find(|known| super::member_names::fold_equal(known, text)) {
-                let detail = format!("member {} is `{known}` in another spelling", quoted(text));
-                return Err(fault(Reason::AmbiguousJson, detail));
+            if let Some(index) = known.iter().position(|known| super::member_names::fold_equal(known, text)) {
+                let detail = format!("member {} is `{}` in another spelling", quoted(text), known[index]);
+                let fault = fault(Reason::AmbiguousJson, detail);
+                if !keep_twins {
+                    return Err(fault);
+                }
+                fields.twins.push((index, fault));
+                return scanner.value(depth).map(drop);
             }
             fields.unknown_member.get_or_insert(name);
             scanner.value(depth).map(drop)

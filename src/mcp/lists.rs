@@ -1,23 +1,15 @@
 //! Filters the lists in answers for one caller. Hidden items are removed, visible tools get their pinned definition, and
 //! everything else stays byte for byte. Filtering is a courtesy; access is decided when an item is used.
 
-use super::json::{DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode};
-use super::message_kind::SERVER_MESSAGE_BOUNDS;
-use super::splice::spliced;
+use super::json::{JsonKind, Malformed, decode};
+use super::namespace::Namespace;
+use super::rename::rename_tool;
+use super::server_message::{ListItem, ListKind, ListSpans, ServerMessage};
+use super::splice::Edits;
 use crate::domain::{Era, Reason};
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
-
-/// The kind of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListKind {
-    Tools,
-    Resources,
-    Templates,
-    Prompts,
-}
 
 /// What the caller is shown of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,178 +25,124 @@ pub enum ListVisibility {
 /// Decides by the name or URI of an item what the caller is shown of it.
 pub type VisibilityFn<'a> = &'a mut dyn FnMut(ListKind, &str) -> ListVisibility;
 
-impl ListKind {
-    const ALL: [ListKind; 4] = [ListKind::Tools, ListKind::Resources, ListKind::Templates, ListKind::Prompts];
-    const MEMBERS: [&'static str; 5] = ["tools", "resources", "resourceTemplates", "prompts", "cacheScope"];
-
-    /// The member of the result that holds the list.
-    pub(super) const fn member(self) -> &'static str {
-        Self::MEMBERS[self as usize]
+impl ServerMessage {
+    /// Filters the answer to a request for the list `of`, and renames what stays. An error answer is left alone; a result
+    /// without the list is refused. Returns whether there were lists.
+    pub fn filter_lists(
+        &self,
+        message: &[u8],
+        of: Option<ListKind>,
+        keep: VisibilityFn<'_>,
+        namespace: Option<&Namespace>,
+        era: Era,
+        edits: &mut Edits,
+    ) -> Result<bool, Malformed> {
+        if let Some(fault) = &self.unclear_lists {
+            return Err((**fault).clone());
+        }
+        if self.envelope.result.is_none() {
+            return Ok(false);
+        }
+        if let Some(of) = of.filter(|of| self.lists.iter().all(|list| list.of != *of)) {
+            let detail = format!("the answer has no list `{}`", of.member());
+            return Err(Malformed::new(Reason::UpstreamBroken, detail));
+        }
+        if self.lists.is_empty() {
+            return Ok(false);
+        }
+        for list in &self.lists {
+            edits.replace(list.span, list.visible_items(message, keep, namespace)?);
+        }
+        self.mark_private(message, era, edits)?;
+        Ok(true)
     }
 
-    /// The member that identifies an item.
-    const fn named_by(self) -> &'static [&'static str; 1] {
-        match self {
-            ListKind::Tools | ListKind::Prompts => &["name"],
-            ListKind::Resources => &["uri"],
-            ListKind::Templates => &["uriTemplate"],
+    /// Marks an answer as private (`cacheScope`), because other callers may not be allowed to have it. An error answer is
+    /// left alone.
+    pub fn mark_private(&self, message: &[u8], era: Era, edits: &mut Edits) -> Result<(), Malformed> {
+        if let Some(fault) = &self.unclear_lists {
+            return Err((**fault).clone());
         }
+        let result = self.envelope.result.filter(|result| result.kind == JsonKind::Object);
+        let Some(inside) = result.map(|result| result.range().start + 1) else {
+            return Ok(());
+        };
+        let is_empty = message[inside..].trim_ascii_start().starts_with(b"}");
+        match self.cache_scope {
+            Some(span) => edits.replace(span, r#""private""#.to_owned()),
+            None if era == Era::Legacy => (),
+            None if is_empty => edits.insert(inside, r#""cacheScope":"private""#.to_owned()),
+            None => edits.insert(inside, r#""cacheScope":"private","#.to_owned()),
+        }
+        Ok(())
+    }
+}
+
+impl ListSpans {
+    fn visible_items(&self, message: &[u8], keep: VisibilityFn<'_>, namespace: Option<&Namespace>) -> Result<String, Malformed> {
+        let mut text = String::from("[");
+        let mut seen = BTreeSet::new();
+        for item in &self.items {
+            let Some(span) = item.name else { continue };
+            let name = decode(message, span)?;
+            let shown = match keep(self.of, &name) {
+                ListVisibility::Hidden => continue,
+                ListVisibility::Replaced(_) if seen.contains(&*name) => continue,
+                ListVisibility::Replaced(definition) => {
+                    let shown = match namespace {
+                        Some(namespace) => rename_tool(&definition, &namespace.name(&name))?,
+                        None => definition.to_string(),
+                    };
+                    seen.insert(name);
+                    shown
+                }
+                ListVisibility::Unchanged => self.item_text(message, item, namespace)?,
+            };
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&shown);
+        }
+        text.push(']');
+        Ok(text)
+    }
+
+    /// An item as it was written, but for its name.
+    fn item_text(&self, message: &[u8], item: &ListItem, namespace: Option<&Namespace>) -> Result<String, Malformed> {
+        let item_range = item.span.range();
+        let mut text = String::from_utf8_lossy(&message[item_range.clone()]).into_owned();
+        if let (Some(namespace), Some(name)) = (namespace, item.name) {
+            let renamed = self.of.name_span(name).renamed(message, namespace)?;
+            let range = name.range();
+            text.replace_range(range.start - item_range.start..range.end - item_range.start, &renamed);
+        }
+        Ok(text)
     }
 }
 
 /// Filters the answer to a request for the list `of`. An error answer is returned unchanged; a result without the list is
 /// refused.
 pub fn filter_list(answer: &[u8], of: ListKind, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Malformed> {
-    let lists = Lists::read(answer)?;
-    match lists.result {
-        None => Ok(Bytes::copy_from_slice(answer)),
-        Some(_) if lists.lists.iter().all(|list| list.of != of) => {
-            let member = of.member();
-            Err(Malformed::new(
-                Reason::UpstreamBroken,
-                format!("the answer has no list `{member}`"),
-            ))
-        }
-        Some(result) => Ok(lists.rewritten(answer, result, keep, era)?),
-    }
+    let mut edits = Edits::default();
+    ServerMessage::parse(answer)?.filter_lists(answer, Some(of), keep, None, era, &mut edits)?;
+    edits.apply(&Bytes::copy_from_slice(answer))
 }
 
 /// The same for an answer whose request is not known; `None` if it contains no list.
 pub fn filter_if_list(answer: &[u8], keep: VisibilityFn<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
-    let lists = Lists::read(answer)?;
-    match lists.result {
-        Some(result) if !lists.lists.is_empty() => Ok(Some(lists.rewritten(answer, result, keep, era)?)),
-        _ => Ok(None),
+    let mut edits = Edits::default();
+    let parsed = ServerMessage::parse(answer)?;
+    match parsed.filter_lists(answer, None, keep, None, era, &mut edits)? {
+        true => Ok(Some(edits.apply(&Bytes::copy_from_slice(answer))?)),
+        false => Ok(None),
     }
 }
 
-/// Marks an answer as private (`cacheScope`), because other callers may not be allowed to have it. An error answer is
-/// returned unchanged.
+/// Marks an answer as private.
 pub fn mark_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
-    let lists = Lists::read(answer)?;
-    match lists.result.filter(|result| result.kind == JsonKind::Object) {
-        Some(result) => Ok(spliced(answer, lists.private(answer, result, era).into_iter().collect())),
-        None => Ok(Bytes::copy_from_slice(answer)),
-    }
-}
-
-/// The lists in an answer, and the other members that filtering needs.
-struct Lists {
-    result: Option<Span>,
-    cache_scope: Option<Span>,
-    lists: Vec<List>,
-}
-
-struct List {
-    of: ListKind,
-    span: Span,
-    items: Vec<ListItem>,
-}
-
-struct ListItem {
-    span: Span,
-    name: Option<Span>,
-}
-
-impl Lists {
-    fn read(answer: &[u8]) -> Result<Self, Fault> {
-        let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
-        let mut lists = Vec::new();
-        let mut cache_scope = None;
-        let fields = scanner.known_members(0, &["jsonrpc", "id", "result", "error"], |scanner, index, depth| {
-            if index != 2 || scanner.peek() != Some(b'{') {
-                return scanner.value(depth);
-            }
-            let start = scanner.here();
-            let fields = scanner.known_members(depth, &ListKind::MEMBERS, |scanner, index, depth| {
-                match ListKind::ALL.get(index) {
-                    Some(of) if scanner.peek() == Some(b'[') => {
-                        let (span, items) = items(scanner, *of, depth)?;
-                        lists.push(List { of: *of, span, items });
-                        Ok(span)
-                    }
-                    _ => scanner.value(depth),
-                }
-            })?;
-            cache_scope = fields.spans[ListKind::ALL.len()];
-            Ok(scanner.since(start, JsonKind::Object))
-        })?;
-        scanner.close()?;
-        Ok(Self {
-            result: fields.spans[2],
-            cache_scope,
-            lists,
-        })
-    }
-
-    fn rewritten(&self, answer: &[u8], result: Span, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Fault> {
-        let lists = self
-            .lists
-            .iter()
-            .map(|list| Ok((list.span.range(), list.visible_items(answer, keep)?)));
-        let mut edits = lists.collect::<Result<Vec<_>, Fault>>()?;
-        edits.extend(self.private(answer, result, era));
-        Ok(spliced(answer, edits))
-    }
-
-    fn private(&self, answer: &[u8], result: Span, era: Era) -> Option<(Range<usize>, String)> {
-        let inside = result.range().start + 1;
-        let is_empty = answer[inside..].trim_ascii_start().starts_with(b"}");
-        match self.cache_scope {
-            Some(span) => Some((span.range(), r#""private""#.to_owned())),
-            None if era == Era::Legacy => None,
-            None if is_empty => Some((inside..inside, r#""cacheScope":"private""#.to_owned())),
-            None => Some((inside..inside, r#""cacheScope":"private","#.to_owned())),
-        }
-    }
-}
-
-fn items(scanner: &mut Scanner<'_>, of: ListKind, depth: usize) -> Result<(Span, Vec<ListItem>), Fault> {
-    let start = scanner.here();
-    let mut items = Vec::new();
-    scanner.array(depth, &mut |scanner, depth| {
-        let start = scanner.here();
-        let (span, name) = match scanner.peek() {
-            Some(b'{') => {
-                let fields = scanner.known_members(depth, of.named_by(), |scanner, _, depth| scanner.value(depth))?;
-                (scanner.since(start, JsonKind::Object), fields.spans[0])
-            }
-            _ => (scanner.value(depth)?, None),
-        };
-        items.push(ListItem {
-            span,
-            name: name.filter(|span| matches!(span.kind, JsonKind::Text(_))),
-        });
-        Ok(())
-    })?;
-    Ok((scanner.since(start, JsonKind::Array), items))
-}
-
-impl List {
-    fn visible_items(&self, answer: &[u8], keep: VisibilityFn<'_>) -> Result<String, Fault> {
-        let mut text = String::from("[");
-        let mut seen = BTreeSet::new();
-        for ListItem { span, name } in &self.items {
-            let Some(name) = name.map(|name| decode(answer, name)).transpose()? else {
-                continue;
-            };
-            let shown = keep(self.of, &name);
-            let definition = match &shown {
-                ListVisibility::Hidden => continue,
-                ListVisibility::Replaced(_) if !seen.insert(name) => continue,
-                ListVisibility::Replaced(definition) => definition,
-                ListVisibility::Unchanged => {
-                    std::str::from_utf8(&answer[span.range()]).expect("the reader has seen that it is UTF-8")
-                }
-            };
-            if text.len() > 1 {
-                text.push(',');
-            }
-            text.push_str(definition);
-        }
-        text.push(']');
-        Ok(text)
-    }
+    let mut edits = Edits::default();
+    ServerMessage::parse(answer)?.mark_private(answer, era, &mut edits)?;
+    edits.apply(&Bytes::copy_from_slice(answer))
 }
 
 #[cfg(test)]

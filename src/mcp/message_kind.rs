@@ -1,7 +1,7 @@
-//! JSON-RPC answers: written for callers, and recognised when servers send them. What a result means is not judged here.
+//! What a JSON-RPC message is, seen from a request; and answers that Guardian writes. What a result means is not judged here.
 
-use super::json::{Bounds, DuplicateNames, Fault, JsonKind, Malformed, Scanner, Span, decode, fault};
-use crate::domain::{MessageId, Reason};
+use super::json::{JsonKind, Span, decode};
+use crate::domain::MessageId;
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -26,13 +26,6 @@ pub enum MessageKind {
     Malformed(String),
 }
 
-/// Bounds for messages of servers. Their length in bytes is bounded where they are received.
-pub(super) const SERVER_MESSAGE_BOUNDS: Bounds = Bounds {
-    depth: 100,
-    members: 1_000_000,
-    number_digits: 300,
-};
-
 /// Writes a JSON-RPC error; without an id it carries `null`.
 pub fn error(id: Option<&MessageId>, code: i64, message: &str, data: Option<Value>) -> Bytes {
     let id = id.map_or("null", MessageId::as_json);
@@ -49,126 +42,8 @@ pub fn result(id: &MessageId, result: Value) -> Bytes {
     format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into()
 }
 
-/// Classifies a server's message as seen from the request `id`.
-pub fn message_kind(answer: &[u8], id: &MessageId) -> MessageKind {
-    match recognise(answer, id) {
-        Ok(kind) => kind,
-        Err(fault) => MessageKind::Malformed(fault.detail),
-    }
-}
-
-/// Copies a JSON-RPC error and gives it the id `id`.
-pub fn readdress(answer: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
-    let envelope = JsonRpcEnvelope::read(answer)?;
-    let Some(error) = envelope.error else {
-        return Err(Malformed::new(Reason::UpstreamBroken, "the answer is no error"));
-    };
-    let mut text = format!(r#"{{"jsonrpc":"2.0","id":{},"error":"#, id.as_json()).into_bytes();
-    text.extend_from_slice(&answer[error.range()]);
-    text.push(b'}');
-    Ok(text.into())
-}
-
-/// The protocol version in the result of an `initialize`.
-pub fn negotiated_version(answer: &[u8]) -> Option<String> {
-    let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact).ok()?;
-    let mut version = None;
-    scanner
-        .known_members(0, &["result"], |scanner, _, depth| {
-            let start = scanner.here();
-            let fields = scanner.known_members(depth, &["protocolVersion"], |scanner, _, depth| scanner.value(depth))?;
-            version = fields.spans[0].filter(|span| matches!(span.kind, JsonKind::Text(_)));
-            Ok(scanner.since(start, JsonKind::Object))
-        })
-        .ok()?;
-    decode(answer, version?).ok().map(std::borrow::Cow::into_owned)
-}
-
-/// The members that make a message a result, an error, a request or a notification.
-pub(super) struct JsonRpcEnvelope {
-    pub id: Option<Span>,
-    pub method: Option<Span>,
-    pub result: Option<Span>,
-    pub error: Option<Span>,
-    pub is_error: bool,
-    pub code: Option<i64>,
-}
-
-impl JsonRpcEnvelope {
-    fn read(answer: &[u8]) -> Result<Self, Fault> {
-        let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
-        let mut is_error = None;
-        let mut code = None;
-        let fields = scanner.known_members(0, &["jsonrpc", "id", "method", "result", "error"], |scanner, index, depth| {
-            let start = scanner.here();
-            match (index, scanner.peek()) {
-                (3, Some(b'{')) => {
-                    is_error = scanner
-                        .known_members(depth, &["isError"], |scanner, _, depth| scanner.value(depth))?
-                        .spans[0]
-                }
-                (4, Some(b'{')) => {
-                    code = scanner
-                        .known_members(depth, &["code"], |scanner, _, depth| scanner.value(depth))?
-                        .spans[0]
-                }
-                _ => return scanner.value(depth),
-            }
-            Ok(scanner.since(start, JsonKind::Object))
-        })?;
-        scanner.close()?;
-        let [jsonrpc, id, method, result, error] = fields.spans;
-        Self::of(answer, [jsonrpc, id, method, result, error], is_error, code)
-    }
-
-    /// `spans` are `jsonrpc`, `id`, `method`, `result` and `error`. `is_error` is a member of the result, `code` one of
-    /// the error.
-    pub fn of(answer: &[u8], spans: [Option<Span>; 5], is_error: Option<Span>, code: Option<Span>) -> Result<Self, Fault> {
-        let [jsonrpc, id, method, result, error] = spans;
-        if jsonrpc.is_none_or(|span| &answer[span.range()] != b"\"2.0\"") {
-            return Err(fault(Reason::UpstreamBroken, "`jsonrpc` is not \"2.0\""));
-        }
-        let code = code.and_then(|span| std::str::from_utf8(&answer[span.range()]).ok()?.parse().ok());
-        Ok(Self {
-            id,
-            method,
-            result,
-            error,
-            is_error: is_error.is_some_and(|span| span.kind == JsonKind::Bool(true)),
-            code,
-        })
-    }
-}
-
-fn recognise(answer: &[u8], id: &MessageId) -> Result<MessageKind, Fault> {
-    Ok(JsonRpcEnvelope::read(answer)?.kind(answer, id))
-}
-
-impl JsonRpcEnvelope {
-    /// Classifies the message as seen from the request `id`.
-    pub fn kind(&self, answer: &[u8], id: &MessageId) -> MessageKind {
-        let envelope = self;
-        let addressed = envelope.id.filter(|span| span.kind != JsonKind::Null);
-        match (envelope.method, envelope.result, envelope.error, addressed) {
-            (Some(_), None, None, Some(_)) => MessageKind::ServerRequest,
-            (Some(_), None, None, None) => MessageKind::ServerNotification,
-            (None, Some(_), None, Some(span)) | (None, None, Some(_), Some(span)) if !same_id(answer, span, id) => {
-                MessageKind::OtherResponse
-            }
-            (None, Some(_), None, Some(_)) => MessageKind::Result {
-                is_error: envelope.is_error,
-            },
-            (None, None, Some(error), addressed) if error.kind == JsonKind::Object => MessageKind::Error {
-                code: envelope.code.unwrap_or_default(),
-                addressed: addressed.is_some(),
-            },
-            _ => MessageKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
-        }
-    }
-}
-
 /// Compares ids by value: a server may escape a string differently, or write `7` as `7.0`.
-fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
+pub(super) fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
     let written = &answer[span.range()];
     let sent = id.as_json();
     if written == sent.as_bytes() {
@@ -190,6 +65,11 @@ fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mcp::ServerMessage;
+
+    fn message_kind(answer: &[u8], id: &MessageId) -> MessageKind {
+        ServerMessage::classify(answer, id).0
+    }
 
     fn id(text: &str) -> MessageId {
         MessageId::from_json(Bytes::copy_from_slice(text.as_bytes()))
@@ -297,6 +177,12 @@ mod tests {
             MessageKind::Result { is_error: false }
         );
         let nobody = error(None, 4001, "no", None);
-        assert_eq!(message_kind(&readdress(&nobody, &seven).unwrap(), &seven), wanted);
+        assert_eq!(
+            message_kind(
+                &ServerMessage::parse(&nobody).unwrap().readdressed(&nobody, &seven).unwrap(),
+                &seven
+            ),
+            wanted
+        );
     }
 }

@@ -12,13 +12,12 @@ mod json;
 mod lists;
 mod member_names;
 mod message_kind;
-mod message_routing;
 mod namespace;
 mod page_merge;
 mod params;
 mod rename;
 mod server_message;
-mod server_notification;
+mod server_message_reader;
 mod splice;
 mod sse;
 
@@ -32,14 +31,14 @@ pub use headers::{
     negotiate_notification, notification, read_mcp_headers,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::{ListKind, ListVisibility, VisibilityFn, filter_if_list, filter_list, mark_private};
-pub use message_kind::{MessageKind, error, message_kind, negotiated_version, readdress, result};
-pub use message_routing::{JsonRpcKind, MessageRouting, read_routing};
+pub use lists::{ListVisibility, VisibilityFn, filter_if_list, filter_list, mark_private};
+pub use message_kind::{MessageKind, error, result};
 pub use namespace::{EventCursor, Namespace, StreamKind, parse_event_id, parse_name, parse_uri};
 pub use page_merge::{Page, merge_pages};
 pub use params::{Completion, Reference, completion, subscribed_uris};
 pub use rename::{rename_tool, renamed};
-pub use server_message::{ClientRequestRef, RequestedCapability, ResultType, ServerMessage, parse_server_message};
-pub use server_notification::{ServerNotification, parse_server_notification};
-pub use splice::{JsonSpan, splice};
+pub use server_message::{
+    ClientRequestRef, JsonRpcKind, ListKind, RequestedCapability, ResultType, ServerMessage, ServerNotification,
+};
+pub use splice::{Edits, JsonSpan, splice};
 pub use sse::{SseFault, SseFrame, SseReader};

@@ -1,9 +1,8 @@
 //! Merges the pages of a list from several answers into one answer. The items keep their bytes, in the order of the
 //! pages.
 
-use super::json::{DuplicateNames, JsonKind, Scanner, decode};
-use super::lists::ListKind;
-use super::message_kind::SERVER_MESSAGE_BOUNDS;
+use super::server_message::{ListKind, ServerMessage};
+use super::splice::JsonSpan;
 use crate::domain::{Era, MessageId};
 use bytes::Bytes;
 
@@ -29,30 +28,18 @@ impl Page {
 
     /// The page in an answer; `None` if it does not contain the list `of`.
     pub fn read(answer: &[u8], of: ListKind) -> Option<Self> {
-        const MEMBERS: [&str; 6] = ["tools", "resources", "resourceTemplates", "prompts", "nextCursor", "ttlMs"];
-        let mut scanner = Scanner::open(answer, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact).ok()?;
-        let mut spans = [None; MEMBERS.len()];
-        let read = scanner.known_members(0, &["result"], |scanner, _, depth| {
-            if scanner.peek() != Some(b'{') {
-                return scanner.value(depth);
-            }
-            let start = scanner.here();
-            spans = scanner
-                .known_members(depth, &MEMBERS, |scanner, _, depth| scanner.value(depth))?
-                .spans;
-            Ok(scanner.since(start, JsonKind::Object))
-        });
-        read.ok()?;
-        scanner.close().ok()?;
-        let list = spans[of as usize].filter(|span| span.kind == JsonKind::Array)?.range();
+        let parsed = ServerMessage::parse(answer).ok()?;
+        let list = parsed
+            .lists
+            .iter()
+            .find(|list| list.of == of && parsed.unclear_lists.is_none())?;
+        let list = list.span.range();
         let items = std::str::from_utf8(answer.get(list.start + 1..list.end - 1)?).ok()?;
-        let cursor = spans[4].filter(|span| matches!(span.kind, JsonKind::Text(_)));
-        let ttl = spans[5].map(|span| std::str::from_utf8(&answer[span.range()]).unwrap_or_default());
+        let cursor = parsed.next_cursor.map(|span| span.text(answer));
+        let ttl = parsed.ttl_ms.map(|span| JsonSpan::from(span).text(answer));
         Some(Self {
             items: items.trim().to_owned(),
-            next_cursor: cursor
-                .and_then(|span| decode(answer, span).ok())
-                .map(std::borrow::Cow::into_owned),
+            next_cursor: cursor.and_then(|text| serde_json::from_str(text).ok()),
             ttl_ms: ttl.and_then(|ttl| ttl.parse().ok()),
         })
     }

@@ -1,14 +1,22 @@
-//! Parses a server's message once. It finds the requests to the client, and the opaque tokens that only this client may
-//! bring back. It does not know which requests are allowed.
+//! A server's message, parsed once: what it is, where it goes, the opaque tokens that only this client may bring back, the
+//! requests to the client, and the names that Guardian may change. It does not know what is allowed.
 
-use super::json::{DuplicateNames, Fault, JsonKind, Scanner, Span, decode, fault};
-use super::message_kind::{JsonRpcEnvelope, MessageKind, SERVER_MESSAGE_BOUNDS};
+use super::json::{Fault, JsonKind, Malformed, Span, decode, fault};
+use super::message_kind::{MessageKind, same_id};
+use super::server_message_reader::read_server_message;
 use super::splice::JsonSpan;
 use crate::domain::{ClientRequest, MessageId, Reason};
+use bytes::Bytes;
 
-/// The parts of a server's message that Guardian acts on.
+/// The parts of a server's message that Guardian acts on. The spans lead into the bytes that were parsed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerMessage {
+    pub(super) envelope: JsonRpcEnvelope,
+    /// Why a client cannot read the message.
+    pub(super) unreadable: Option<Fault>,
+    /// Why its names cannot be changed, and why its lists cannot be filtered.
+    pub(super) unclear_names: Option<Fault>,
+    pub(super) unclear_lists: Option<Fault>,
     /// Of a request or a notification.
     pub method: Option<String>,
     /// Of a request.
@@ -20,6 +28,8 @@ pub struct ServerMessage {
     pub list_method: Option<&'static str>,
     /// All task ids: of the result, of related tasks, of a subscription.
     pub tasks: Vec<JsonSpan>,
+    /// The progress token: `params._meta.progressToken` of a request, `params.progressToken` of a notification.
+    pub progress_token: Option<JsonSpan>,
     /// The request that a `notifications/cancelled` cancels.
     pub cancelled_request: Option<JsonSpan>,
     /// The requests to the client: the message itself, or those in `inputRequests`.
@@ -28,6 +38,83 @@ pub struct ServerMessage {
     pub needs_url_elicitation: bool,
     /// The `tasks` capability in the result of `initialize`.
     pub tasks_capability: Option<JsonSpan>,
+    /// The version in the result of `initialize`.
+    pub(super) protocol_version: Option<Span>,
+    /// The resource of a `notifications/resources/updated`.
+    pub(super) updated_resource: Option<Span>,
+    pub(super) lists: Vec<ListSpans>,
+    pub(super) cache_scope: Option<Span>,
+    pub(super) ttl_ms: Option<Span>,
+    /// The names and URIs outside these lists.
+    pub(super) names: Vec<NameSpan>,
+}
+
+/// The members that make a message a result, an error, a request or a notification.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct JsonRpcEnvelope {
+    pub is_version_2: bool,
+    pub id: Option<Span>,
+    pub has_method: bool,
+    pub result: Option<Span>,
+    pub error: Option<Span>,
+    pub is_error: bool,
+    pub code: Option<i64>,
+}
+
+/// A list in a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListSpans {
+    pub of: ListKind,
+    pub span: Span,
+    pub items: Vec<ListItem>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListItem {
+    pub span: Span,
+    /// The member that identifies the item, if it is a string.
+    pub name: Option<Span>,
+}
+
+/// A name that another server could use too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NameSpan {
+    /// Of a tool or prompt.
+    Name(Span),
+    /// Of a resource, or of a resource template.
+    Uri(Span),
+}
+
+/// The kind of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListKind {
+    Tools,
+    Resources,
+    Templates,
+    Prompts,
+}
+
+impl ListKind {
+    /// The member of the result that holds the list.
+    pub(super) const fn member(self) -> &'static str {
+        ["tools", "resources", "resourceTemplates", "prompts"][self as usize]
+    }
+
+    /// The member that identifies an item.
+    pub(super) const fn named_by(self) -> &'static [&'static str; 1] {
+        match self {
+            ListKind::Tools | ListKind::Prompts => &["name"],
+            ListKind::Resources => &["uri"],
+            ListKind::Templates => &["uriTemplate"],
+        }
+    }
+
+    pub(super) const fn name_span(self, span: Span) -> NameSpan {
+        match self {
+            ListKind::Tools | ListKind::Prompts => NameSpan::Name(span),
+            ListKind::Resources | ListKind::Templates => NameSpan::Uri(span),
+        }
+    }
 }
 
 /// One request to the client.
@@ -56,289 +143,128 @@ pub enum ResultType {
     Unknown,
 }
 
-/// Classifies a server's message as `message_kind` does, and parses it in the same pass.
-pub fn parse_server_message(message: &[u8], id: &MessageId) -> (MessageKind, ServerMessage) {
-    match parse_with_envelope(message) {
-        Ok((envelope, server_message)) => (envelope.kind(message, id), server_message),
-        Err(fault) => (MessageKind::Malformed(fault.detail), ServerMessage::default()),
+/// The kind of a message; requests and notifications carry their method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JsonRpcKind {
+    Request(String),
+    Notification(String),
+    Response,
+}
+
+/// The subject of a server's notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerNotification {
+    /// The resource with this URI has changed.
+    ResourceUpdated(String),
+    /// Any other notification: its content does not restrict who may receive it.
+    Other,
+}
+
+impl ServerMessage {
+    /// Parses a message, whichever side sent it, in one pass. It fails if the text is no JSON object, or if readers could
+    /// find different members of the message itself in it. Other faults keep only those from using the message whom they
+    /// concern.
+    pub fn parse(message: &[u8]) -> Result<Self, Malformed> {
+        Ok(read_server_message(message)?)
     }
-}
 
-fn parse_with_envelope(message: &[u8]) -> Result<(JsonRpcEnvelope, ServerMessage), Fault> {
-    let reader = ServerMessageReader {
-        text: message,
-        server_message: ServerMessage::default(),
-        is_error: None,
-        code: None,
-    };
-    reader.parse()
-}
-
-const LISTS: [(&str, &str); 4] = [
-    ("tools", "tools/list"),
-    ("prompts", "prompts/list"),
-    ("resources", "resources/list"),
-    ("resourceTemplates", "resources/templates/list"),
-];
-/// The legacy error that asks for a URL elicitation without sending a request.
-const URL_ELICITATION_REQUIRED: &str = "-32042";
-/// The member of `_meta` that names the task a message belongs to.
-const RELATED: &str = "io.modelcontextprotocol/related-task";
-
-struct ServerMessageReader<'a> {
-    text: &'a [u8],
-    server_message: ServerMessage,
-    is_error: Option<Span>,
-    code: Option<Span>,
-}
-
-/// The parameters that change what a request to the client asks for.
-#[derive(Default)]
-struct RequestMode {
-    mode: Option<Span>,
-    /// The client would have to run the request as a task, which Guardian does not support.
-    as_task: bool,
-}
-
-impl ServerMessageReader<'_> {
-    fn parse(mut self) -> Result<(JsonRpcEnvelope, ServerMessage), Fault> {
-        let mut scanner = Scanner::open(self.text, &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
-        let mut request_mode = RequestMode::default();
-        let fields = scanner.known_members(
-            0,
-            &["jsonrpc", "id", "method", "params", "result", "error"],
-            |scanner, index, depth| match (index, scanner.peek()) {
-                (3, Some(b'{')) => self.params(scanner, depth, &mut request_mode),
-                (4, Some(b'{')) => self.result(scanner, depth),
-                (5, Some(b'{')) => self.error(scanner, depth),
-                _ => scanner.value(depth),
-            },
-        )?;
-        scanner.close()?;
-        let [jsonrpc, id, method, _, result, error] = fields.spans;
-        let envelope = JsonRpcEnvelope::of(self.text, [jsonrpc, id, method, result, error], self.is_error, self.code)?;
-        let Some(method) = method else {
-            self.server_message.cancelled_request = None;
-            return Ok((envelope, self.server_message));
-        };
-        let method = decode_text(self.text, "method", method)?;
-        let id = id.filter(|id| id.kind != JsonKind::Null);
-        if id.is_some() {
-            let capability = self.requested_capability(&method, &request_mode)?;
-            self.server_message.client_requests.push(ClientRequestRef {
-                method: method.clone(),
-                capability,
-            });
+    /// Parses and classifies a message, as seen from the request `id`. A message that no client could read has no parts.
+    pub fn classify(message: &[u8], id: &MessageId) -> (MessageKind, Self) {
+        match Self::parse(message) {
+            Ok(parsed) if parsed.unreadable.is_none() && parsed.envelope.is_version_2 => (parsed.kind(message, id), parsed),
+            Ok(parsed) => (parsed.kind(message, id), Self::default()),
+            Err(malformed) => (MessageKind::Malformed(malformed.detail), Self::default()),
         }
-        self.server_message.cancelled_request = self
-            .server_message
-            .cancelled_request
-            .filter(|_| method == "notifications/cancelled");
-        self.server_message.id = id.map(JsonSpan::from);
-        self.server_message.method = Some(method);
-        Ok((envelope, self.server_message))
     }
 
-    fn result(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        const MEMBERS: [&str; 13] = [
-            "isError",
-            "capabilities",
-            "resultType",
-            "requestState",
-            "nextCursor",
-            "taskId",
-            "task",
-            "_meta",
-            "inputRequests",
-            LISTS[0].0,
-            LISTS[1].0,
-            LISTS[2].0,
-            LISTS[3].0,
-        ];
-        let start = scanner.here();
-        let fields = scanner.known_members(depth, &MEMBERS, |scanner, index, depth| {
-            match (MEMBERS[index], scanner.peek()) {
-                ("task", Some(b'{')) => self.task(scanner, depth),
-                ("_meta", Some(b'{')) => self.meta(scanner, depth),
-                ("inputRequests", Some(b'{')) => self.requests(scanner, depth),
-                ("capabilities", Some(b'{')) => self.offers(scanner, depth),
-                _ => scanner.value(depth),
-            }
-        })?;
-        let [is_error, _, kind, state, cursor, task, _, _, asked, lists @ ..] = fields.spans;
-        self.is_error = is_error;
-        self.server_message.result_type = match kind {
-            None => ResultType::Complete,
-            Some(span) => match decode_text(self.text, "resultType", span)?.as_str() {
-                "complete" => ResultType::Complete,
-                "input_required" => ResultType::InputRequired,
-                "task" => ResultType::Task,
-                _ => ResultType::Unknown,
-            },
-        };
-        self.server_message.request_state = opaque_span("requestState", state)?;
-        self.server_message.next_cursor = opaque_span("nextCursor", cursor)?;
-        self.server_message.tasks.extend(opaque_span("taskId", task)?);
-        if asked.is_some_and(|span| !matches!(span.kind, JsonKind::Object | JsonKind::Null)) {
-            return Err(broken("`inputRequests` is not an object"));
+    /// What the message is, seen from the request `id`.
+    pub fn kind(&self, message: &[u8], id: &MessageId) -> MessageKind {
+        match &self.unreadable {
+            Some(fault) => MessageKind::Malformed(fault.detail.clone()),
+            None => self.envelope_kind(message, id),
         }
-        let listed = LISTS.iter().zip(lists).find(|(_, span)| span.is_some());
-        self.server_message.list_method = listed.map(|((_, method), _)| *method);
-        Ok(scanner.since(start, JsonKind::Object))
     }
 
-    fn params(&mut self, scanner: &mut Scanner<'_>, depth: usize, request_mode: &mut RequestMode) -> Result<Span, Fault> {
-        const MEMBERS: [&str; 7] = [
-            "requestId",
-            "taskId",
-            "mode",
-            "task",
-            "_meta",
-            "notifications",
-            "inputRequests",
-        ];
-        let start = scanner.here();
-        let fields = scanner.known_members(depth, &MEMBERS, |scanner, index, depth| {
-            match (MEMBERS[index], scanner.peek()) {
-                ("_meta", Some(b'{')) => self.meta(scanner, depth),
-                ("notifications", Some(b'{')) => self.granted_tasks(scanner, depth),
-                ("inputRequests", Some(b'{')) => self.requests(scanner, depth),
-                _ => scanner.value(depth),
+    /// The same, by the members of the message itself: what is wrong inside of them is not looked at.
+    pub fn envelope_kind(&self, message: &[u8], id: &MessageId) -> MessageKind {
+        let envelope = &self.envelope;
+        let addressed = envelope.id.filter(|span| span.kind != JsonKind::Null);
+        if !envelope.is_version_2 {
+            return MessageKind::Malformed(NO_VERSION.to_owned());
+        }
+        match (envelope.has_method, envelope.result, envelope.error, addressed) {
+            (true, None, None, Some(_)) => MessageKind::ServerRequest,
+            (true, None, None, None) => MessageKind::ServerNotification,
+            (false, Some(_), None, Some(span)) | (false, None, Some(_), Some(span)) if !same_id(message, span, id) => {
+                MessageKind::OtherResponse
             }
-        })?;
-        let [cancels, task, mode, as_task, ..] = fields.spans;
-        self.server_message.cancelled_request = cancels
-            .filter(|span| matches!(span.kind, JsonKind::Text(_) | JsonKind::Number(_)))
-            .map(JsonSpan::from);
-        self.server_message.tasks.extend(opaque_span("taskId", task)?);
-        *request_mode = RequestMode {
-            mode,
-            as_task: as_task.is_some(),
+            (false, Some(_), None, Some(_)) => MessageKind::Result {
+                is_error: envelope.is_error,
+            },
+            (false, None, Some(error), addressed) if error.kind == JsonKind::Object => MessageKind::Error {
+                code: envelope.code.unwrap_or_default(),
+                addressed: addressed.is_some(),
+            },
+            _ => MessageKind::Malformed("neither a result, an error, a request nor a notification".to_owned()),
+        }
+    }
+
+    /// What decides where the message goes on a connection that many requests share.
+    pub fn route(&self) -> Result<JsonRpcKind, Malformed> {
+        let broken = |detail| Err(Malformed::new(Reason::UpstreamBroken, detail));
+        let JsonRpcEnvelope { id, result, error, .. } = &self.envelope;
+        if !self.envelope.is_version_2 {
+            return broken(NO_VERSION);
+        }
+        if id.is_some_and(|id| !matches!(id.kind, JsonKind::Text(_) | JsonKind::Number(_) | JsonKind::Null)) {
+            return broken("`id` is neither a text nor a number");
+        }
+        match (&self.method, result.or(*error)) {
+            (Some(method), None) if self.id.is_some() => Ok(JsonRpcKind::Request(method.clone())),
+            (Some(method), None) => Ok(JsonRpcKind::Notification(method.clone())),
+            (None, Some(_)) if !self.envelope.has_method => Ok(JsonRpcKind::Response),
+            _ => broken("neither a request, a notification nor an answer"),
+        }
+    }
+
+    /// The id of an answer; `None` if it is `null` or absent.
+    pub fn response_id(&self) -> Option<JsonSpan> {
+        let id = self.envelope.id.filter(|span| span.kind != JsonKind::Null);
+        id.filter(|_| !self.envelope.has_method).map(JsonSpan::from)
+    }
+
+    /// Copies a JSON-RPC error and gives it the id `id`.
+    pub fn readdressed(&self, message: &[u8], id: &MessageId) -> Result<Bytes, Malformed> {
+        let error = self.envelope.error.filter(|_| self.envelope.is_version_2);
+        let Some(error) = error else {
+            return Err(Malformed::new(Reason::UpstreamBroken, "the answer is no error"));
         };
-        Ok(scanner.since(start, JsonKind::Object))
+        let mut text = format!(r#"{{"jsonrpc":"2.0","id":{},"error":"#, id.as_json()).into_bytes();
+        text.extend_from_slice(&message[error.range()]);
+        text.push(b'}');
+        Ok(text.into())
     }
 
-    fn error(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scanner.here();
-        let fields = scanner.known_members(depth, &["code"], |scanner, _, depth| scanner.value(depth))?;
-        self.code = fields.spans[0];
-        let code = self.code.map(|span| &self.text[span.range()]);
-        self.server_message.needs_url_elicitation = code == Some(URL_ELICITATION_REQUIRED.as_bytes());
-        Ok(scanner.since(start, JsonKind::Object))
+    /// The protocol version in the result of an `initialize`.
+    pub fn negotiated_version(&self, message: &[u8]) -> Option<String> {
+        let version = decode(message, self.protocol_version?).ok()?;
+        Some(version.into_owned())
     }
 
-    /// Reads `capabilities`: `{"tasks": {…}}`.
-    fn offers(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scanner.here();
-        let fields = scanner.known_members(depth, &["tasks"], |scanner, _, depth| scanner.value(depth))?;
-        let tasks = fields.spans[0].filter(|span| span.kind == JsonKind::Object);
-        self.server_message.tasks_capability = tasks.map(JsonSpan::from);
-        Ok(scanner.since(start, JsonKind::Object))
-    }
-
-    /// Reads `{"taskId": …}`.
-    fn task(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scanner.here();
-        let fields = scanner.known_members(depth, &["taskId"], |scanner, _, depth| scanner.value(depth))?;
-        self.server_message.tasks.extend(opaque_span("taskId", fields.spans[0])?);
-        Ok(scanner.since(start, JsonKind::Object))
-    }
-
-    fn meta(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scanner.here();
-        scanner.known_members(depth, &[RELATED], |scanner, _, depth| match scanner.peek() {
-            Some(b'{') => self.task(scanner, depth),
-            _ => scanner.value(depth),
-        })?;
-        Ok(scanner.since(start, JsonKind::Object))
-    }
-
-    /// Reads the granted filter of a subscription: `{"taskIds": […]}`.
-    fn granted_tasks(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scanner.here();
-        scanner.known_members(depth, &["taskIds"], |scanner, _, depth| {
-            if scanner.peek() != Some(b'[') {
-                return scanner.value(depth);
-            }
-            let start = scanner.here();
-            scanner.array(depth, &mut |scanner, depth| {
-                let id = scanner.value(depth)?;
-                self.server_message.tasks.extend(opaque_span("taskIds", Some(id))?);
-                Ok(())
-            })?;
-            Ok(scanner.since(start, JsonKind::Array))
-        })?;
-        Ok(scanner.since(start, JsonKind::Object))
-    }
-
-    /// Reads `inputRequests`: `{"<key>": {"method": …, "params": {…}}, …}`.
-    fn requests(&mut self, scanner: &mut Scanner<'_>, depth: usize) -> Result<Span, Fault> {
-        let start = scanner.here();
-        scanner.object(depth, &mut |scanner, _, depth| {
-            let mut request_mode = RequestMode::default();
-            let fields = scanner.known_members(depth, &["method", "params"], |scanner, index, depth| {
-                if index == 0 || scanner.peek() != Some(b'{') {
-                    return scanner.value(depth);
-                }
-                let start = scanner.here();
-                let fields = scanner.known_members(depth, &["mode", "task"], |scanner, _, depth| scanner.value(depth))?;
-                request_mode = RequestMode {
-                    mode: fields.spans[0],
-                    as_task: fields.spans[1].is_some(),
-                };
-                Ok(scanner.since(start, JsonKind::Object))
-            })?;
-            let method = fields.spans[0].ok_or_else(|| broken("a request to the client has no method"))?;
-            let method = decode_text(self.text, "method", method)?;
-            let capability = match self.requested_capability(&method, &request_mode)? {
-                RequestedCapability::Ping => RequestedCapability::Other,
-                capability => capability,
-            };
-            self.server_message
-                .client_requests
-                .push(ClientRequestRef { method, capability });
-            Ok(())
-        })?;
-        Ok(scanner.since(start, JsonKind::Object))
-    }
-
-    fn requested_capability(&self, method: &str, request_mode: &RequestMode) -> Result<RequestedCapability, Fault> {
-        let mode = request_mode
-            .mode
-            .map(|mode| decode_text(self.text, "mode", mode))
-            .transpose()?;
-        Ok(match (method, mode.as_deref()) {
-            ("ping", _) => RequestedCapability::Ping,
-            _ if request_mode.as_task => RequestedCapability::Other,
-            ("sampling/createMessage", _) => RequestedCapability::Client(ClientRequest::Sampling),
-            ("roots/list", _) => RequestedCapability::Client(ClientRequest::Roots),
-            ("elicitation/create", None | Some("form")) => RequestedCapability::Client(ClientRequest::Elicitation),
-            ("elicitation/create", Some("url")) => RequestedCapability::Client(ClientRequest::ElicitationUrl),
-            _ => RequestedCapability::Other,
-        })
+    /// What decides who may receive the notification; `None` if a resource update has no readable URI.
+    pub fn notification(&self, message: &[u8]) -> Option<ServerNotification> {
+        if self.method.as_deref()? != RESOURCE_UPDATED {
+            return Some(ServerNotification::Other);
+        }
+        let uri = self.updated_resource.filter(|_| self.unclear_names.is_none())?;
+        Some(ServerNotification::ResourceUpdated(decode(message, uri).ok()?.into_owned()))
     }
 }
 
-/// An opaque string, which only the server understands. `null` counts as absent.
-fn opaque_span(name: &str, span: Option<Span>) -> Result<Option<JsonSpan>, Fault> {
-    match span {
-        None => Ok(None),
-        Some(span) => match span.kind {
-            JsonKind::Text(_) => Ok(Some(span.into())),
-            JsonKind::Null => Ok(None),
-            _ => Err(broken(format!("`{name}` is not a string"))),
-        },
-    }
-}
+pub(super) const RESOURCE_UPDATED: &str = "notifications/resources/updated";
+const NO_VERSION: &str = "`jsonrpc` is not \"2.0\"";
 
-fn decode_text(message: &[u8], name: &str, span: Span) -> Result<String, Fault> {
-    match span.kind {
-        JsonKind::Text(_) => Ok(decode(message, span)?.into_owned()),
-        _ => Err(broken(format!("`{name}` is not a string"))),
-    }
-}
-
-fn broken(detail: impl Into<String>) -> Fault {
+pub(super) fn broken(detail: impl Into<String>) -> Fault {
     fault(Reason::UpstreamBroken, detail)
 }
 
@@ -347,9 +273,9 @@ mod tests {
     use super::*;
 
     fn read(message: &str) -> ServerMessage {
-        super::parse_with_envelope(message.as_bytes())
-            .unwrap_or_else(|fault| panic!("{message}: {fault}"))
-            .1
+        let parsed = ServerMessage::parse(message.as_bytes()).unwrap();
+        assert_eq!(parsed.unreadable, None, "{message}");
+        parsed
     }
 
     fn at(message: &str, span: Option<JsonSpan>) -> &str {
@@ -429,7 +355,7 @@ mod tests {
         let message = r#"{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"notifications":{"taskIds":["a","b"]}}}"#;
         assert_eq!(read(message).tasks.len(), 2);
         let none = read(r#"{"jsonrpc":"2.0","id":1,"result":{"nextCursor":null,"requestState":null}}"#);
-        assert_eq!(none, ServerMessage::default());
+        assert_eq!((none.next_cursor, none.request_state), (None, None));
     }
 
     #[test]
@@ -444,9 +370,8 @@ mod tests {
     fn a_result_has_one_of_three_types() {
         let kind = |written: &str| {
             let message = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":{written}}}}}"#);
-            super::parse_with_envelope(message.as_bytes())
-                .map(|(_, server_message)| server_message.result_type)
-                .ok()
+            let parsed = ServerMessage::parse(message.as_bytes()).unwrap();
+            parsed.unreadable.is_none().then_some(parsed.result_type)
         };
         assert_eq!(kind(r#""complete""#), Some(ResultType::Complete));
         assert_eq!(kind(r#""input\u005frequired""#), Some(ResultType::InputRequired));
@@ -480,29 +405,94 @@ mod tests {
             r#"{"inputRequests":{"a":{"method":"roots/list","Method":"ping"}}}"#,
         ] {
             let message = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#);
-            assert!(super::parse_with_envelope(message.as_bytes()).is_err(), "{message}");
+            let id = MessageId::from_json(Bytes::from_static(b"1"));
+            let (kind, parsed) = ServerMessage::classify(message.as_bytes(), &id);
+            assert!(
+                matches!(kind, MessageKind::Malformed(_)) && parsed == ServerMessage::default(),
+                "{message}"
+            );
+        }
+    }
+
+    fn routing_of(text: &str) -> (JsonRpcKind, [Option<&str>; 3]) {
+        let parsed = ServerMessage::parse(text.as_bytes()).unwrap();
+        let at = |span: Option<JsonSpan>| span.map(|span| &text[span.range()]);
+        let id = parsed.id.or(parsed.response_id());
+        (
+            parsed.route().unwrap(),
+            [at(id), at(parsed.progress_token), at(parsed.cancelled_request)],
+        )
+    }
+
+    #[test]
+    fn ids_and_tokens_are_found_where_the_kind_of_a_message_has_them() {
+        let request = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"_meta":{"progressToken":"p"},"progressToken":1,"requestId":2}}"#;
+        assert_eq!(
+            routing_of(request),
+            (JsonRpcKind::Request("tools/call".into()), [Some("7"), Some("\"p\""), None])
+        );
+        let progress =
+            r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":3,"_meta":{"progressToken":4}}}"#;
+        assert_eq!(
+            routing_of(progress),
+            (
+                JsonRpcKind::Notification("notifications/progress".into()),
+                [None, Some("3"), None]
+            )
+        );
+        let cancelled = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"a"}}"#;
+        assert_eq!(
+            routing_of(cancelled),
+            (
+                JsonRpcKind::Notification("notifications/cancelled".into()),
+                [None, None, Some("\"a\"")]
+            )
+        );
+        // Members inside a result route nothing.
+        let answer = r#"{"jsonrpc":"2.0","id":"1","result":{"id":2,"method":"x","params":{"progressToken":3}}}"#;
+        assert_eq!(routing_of(answer), (JsonRpcKind::Response, [Some("\"1\""), None, None]));
+        let nobody = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}"#;
+        assert_eq!(routing_of(nobody), (JsonRpcKind::Response, [None, None, None]));
+    }
+
+    #[test]
+    fn what_is_no_message_or_could_be_two_is_refused() {
+        for text in [
+            "Server listening",
+            "{}",
+            r#"{"level":30,"msg":"ready"}"#,
+            r#"{"jsonrpc":"2.0","id":1}"#,
+            r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"id":2,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"Id":2,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"a","result":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"a","params":{"progressToken":1,"progressToken":2}}"#,
+            r#"[{"jsonrpc":"2.0","id":1,"result":{}}]"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{}} {}"#,
+        ] {
+            let route = ServerMessage::parse(text.as_bytes()).and_then(|parsed| parsed.route());
+            assert!(route.is_err(), "{text}");
         }
     }
 
     #[test]
-    fn a_message_is_recognised_as_without_reading_it() {
-        let id = MessageId::from_json(bytes::Bytes::from_static(b"7"));
-        for message in [
-            r#"{"jsonrpc":"2.0","id":7,"result":{"isError":true,"taskId":"a"}}"#,
-            r#"{"jsonrpc":"2.0","id":7.0,"result":{}}"#,
-            r#"{"jsonrpc":"2.0","id":7,"result":null}"#,
-            r#"{"jsonrpc":"2.0","id":8,"result":{}}"#,
-            r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no"}}"#,
-            r#"{"jsonrpc":"2.0","error":{"message":"no"}}"#,
-            r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#,
-            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#,
-            r#"{"jsonrpc":"2.0","id":7,"result":{},"method":"x"}"#,
-            r#"{"jsonrpc":"2.0","id":7,"result":{"a":1,"a":2}}"#,
-            r#"{"id":7,"result":{}}"#,
-            "[]",
+    fn an_update_names_its_resource() {
+        let of = |text: &str| ServerMessage::parse(text.as_bytes()).ok()?.notification(text.as_bytes());
+        let updated =
+            r#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"_meta":{},"uri":"file:\/\/\/a"}}"#;
+        assert_eq!(of(updated), Some(ServerNotification::ResourceUpdated("file:///a".to_owned())));
+        let escaped = r#"{"jsonrpc":"2.0","method":"notifications/resources/upd\u0061ted","params":{"uri":"x:y"}}"#;
+        assert_eq!(of(escaped), Some(ServerNotification::ResourceUpdated("x:y".to_owned())));
+        for illegible in [
+            r#"{"jsonrpc":"2.0","method":"notifications/resources/updated"}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":7}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"x:y","uri":"x:z"}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"x:y","URI":"x:z"}}"#,
+            r#"{"jsonrpc":"2.0","method":7}"#,
         ] {
-            let kind = super::super::message_kind(message.as_bytes(), &id);
-            assert_eq!(parse_server_message(message.as_bytes(), &id).0, kind, "{message}");
+            assert_eq!(of(illegible), None, "{illegible}");
         }
+        let changed = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
+        assert_eq!(of(changed), Some(ServerNotification::Other));
     }
 }

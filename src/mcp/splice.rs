@@ -1,7 +1,8 @@
 //! Replaces values in a message and keeps everything around them byte for byte. The positions come from a strict parse of
 //! the same bytes; nothing is searched here.
 
-use super::json::Span;
+use super::json::{Malformed, Span};
+use crate::domain::Reason;
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -43,26 +44,54 @@ impl From<Span> for JsonSpan {
     }
 }
 
-/// Replaces the values at these positions, which do not overlap. Without edits it returns the same bytes, not a copy.
-pub fn splice(message: &Bytes, edits: Vec<(JsonSpan, String)>) -> Bytes {
-    if edits.is_empty() {
-        message.clone()
-    } else {
-        spliced(message, edits.into_iter().map(|(span, new)| (span.range(), new)).collect())
+/// Edits of one message. They are applied together, in one splice.
+#[derive(Debug, Default)]
+pub struct Edits(Vec<(Range<usize>, String)>);
+
+impl Edits {
+    /// Replaces a value by JSON text.
+    pub fn replace(&mut self, span: impl Into<JsonSpan>, text: String) {
+        self.0.push((span.into().range(), text));
+    }
+
+    /// Inserts text at a position.
+    pub(super) fn insert(&mut self, at: usize, text: String) {
+        self.0.push((at..at, text));
+    }
+
+    /// The message with all edits. Without edits it is the same bytes, not a copy. Edits that overlap are refused: they come
+    /// from different parses, or mean two things.
+    pub fn apply(mut self, message: &Bytes) -> Result<Bytes, Malformed> {
+        if self.0.is_empty() {
+            return Ok(message.clone());
+        }
+        self.0.sort_by_key(|(range, _)| range.start);
+        let added: usize = self.0.iter().map(|(_, text)| text.len()).sum();
+        let mut spliced = Vec::with_capacity(message.len() + added);
+        let mut at = 0;
+        for (range, text) in self.0 {
+            let Some(kept) = message.get(at..range.start) else {
+                return Err(Malformed::new(Reason::Internal, "two edits of one message overlap"));
+            };
+            spliced.extend_from_slice(kept);
+            spliced.extend_from_slice(text.as_bytes());
+            at = range.end;
+        }
+        let Some(rest) = message.get(at..) else {
+            return Err(Malformed::new(Reason::Internal, "an edit lies outside of its message"));
+        };
+        spliced.extend_from_slice(rest);
+        Ok(spliced.into())
     }
 }
 
-pub(super) fn spliced(text: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Bytes {
-    edits.sort_by_key(|(range, _)| range.start);
-    let mut spliced = Vec::with_capacity(text.len() + edits.iter().map(|(_, new)| new.len()).sum::<usize>());
-    let mut at = 0;
-    for (range, new) in edits {
-        spliced.extend_from_slice(&text[at..range.start]);
-        spliced.extend_from_slice(new.as_bytes());
-        at = range.end;
+/// Replaces the values at these positions, which do not overlap. Without edits it returns the same bytes, not a copy.
+pub fn splice(message: &Bytes, edits: Vec<(JsonSpan, String)>) -> Bytes {
+    let mut all = Edits::default();
+    for (span, text) in edits {
+        all.replace(span, text);
     }
-    spliced.extend_from_slice(&text[at..]);
-    spliced.into()
+    all.apply(message).expect("the spans of one parse do not overlap")
 }
 
 #[cfg(test)]
@@ -84,6 +113,25 @@ mod tests {
         assert_eq!(changed, r#"{ "id" : 7, "x":null }"#);
         let same = splice(&message, Vec::new());
         assert_eq!(same.as_ptr(), message.as_ptr(), "nothing is copied");
+    }
+
+    #[test]
+    fn edits_that_overlap_are_refused() {
+        let message = Bytes::from_static(b"{\"a\":[1,2]}");
+        let applied = |spans: &[(usize, usize)]| {
+            let mut edits = Edits::default();
+            spans
+                .iter()
+                .for_each(|(start, end)| edits.replace(place(*start, *end), "0".into()));
+            edits
+                .apply(&message)
+                .map(|text| String::from_utf8(text.to_vec()).unwrap())
+                .ok()
+        };
+        assert_eq!(applied(&[(8, 9), (6, 7)]).as_deref(), Some("{\"a\":[0,0]}"));
+        assert_eq!(applied(&[(5, 10), (6, 7)]), None);
+        assert_eq!(applied(&[(6, 7), (6, 7)]), None);
+        assert_eq!(applied(&[(6, 20)]), None);
     }
 
     proptest! {

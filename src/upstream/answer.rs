@@ -10,7 +10,7 @@ use super::outcome::OutcomeGuard;
 use super::stream::{EventStream, StreamRules};
 use super::timeouts::Timeouts;
 use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion};
-use crate::mcp::{self, MessageKind, ServerMessage, parse_server_message};
+use crate::mcp::{MessageKind, ServerMessage};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
 use http::StatusCode;
@@ -93,7 +93,7 @@ impl PendingAnswer {
             (_, Some(_), _) if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) => {
                 Err(ForwardError::bad_response("the server took the request without answering it").with_status(status))
             }
-            (DeliveredBody::Messages(first, mut rest, denials), Some(id), _) => match parse_server_message(&first, &id) {
+            (DeliveredBody::Messages(first, mut rest, denials), Some(id), _) => match ServerMessage::classify(&first, &id) {
                 parsed @ (MessageKind::Result { .. } | MessageKind::Error { .. }, _) => {
                     self.whole(status, session, first, parsed)
                 }
@@ -103,12 +103,12 @@ impl PendingAnswer {
                 }
             },
             (DeliveredBody::Message(body), Some(id), _) => {
-                let parsed = parse_server_message(&body, &id);
+                let parsed = ServerMessage::classify(&body, &id);
                 self.whole(status, session, body, parsed)
             }
             (DeliveredBody::Json(body), Some(id), _) => match read_answer_body(body, &self.timeouts).await {
                 Ok(body) => {
-                    let parsed = parse_server_message(&body, &id);
+                    let parsed = ServerMessage::classify(&body, &id);
                     self.whole(status, session, body, parsed)
                 }
                 Err(error) => Err(error.with_status(status)),
@@ -164,10 +164,10 @@ impl PendingAnswer {
         if !status.is_success() && !matches!(kind, MessageKind::Error { .. }) {
             return self.refused(status);
         }
-        let checked = self.rules.check(body, &kind, &server_message);
-        let (body, is_error) = checked.map_err(|error| error.with_status(status))?;
+        let checked = self.rules.check(body, &kind, server_message);
+        let (body, server_message, is_error) = checked.map_err(|error| error.with_status(status))?;
         let opened = if self.rules.method == Method::Initialize && !is_error {
-            Some(opened(mcp::negotiated_version(&body), session)?)
+            Some(opened(server_message.negotiated_version(&body), session)?)
         } else {
             None
         };

@@ -3,7 +3,7 @@
 use super::client_requests::{ELICITATION_METHOD, denied, is_allowed};
 use super::forward_error::ForwardError;
 use crate::domain::{ClientRequest, ClientRequests, Era, MessageId, Method};
-use crate::mcp::{MessageKind, ResultType, ServerMessage, readdress};
+use crate::mcp::{MessageKind, ResultType, ServerMessage};
 use bytes::Bytes;
 
 /// The request that waits for an answer, and what its server may ask of the client.
@@ -17,21 +17,26 @@ pub(super) struct AnswerRules {
 }
 
 impl AnswerRules {
-    /// Checks a message that must be the answer. Returns its bytes, and whether it is an error. An error without an id is
-    /// taken as the error of this request and gets its id.
-    pub fn check(&self, body: Bytes, kind: &MessageKind, message: &ServerMessage) -> Result<(Bytes, bool), ForwardError> {
+    /// Checks a message that must be the answer. Returns it, and whether it is an error. An error without an id is taken as
+    /// the error of this request and gets its id.
+    pub fn check(
+        &self,
+        body: Bytes,
+        kind: &MessageKind,
+        message: ServerMessage,
+    ) -> Result<(Bytes, ServerMessage, bool), ForwardError> {
         let unreadable = |what: &str| ForwardError::bad_response(format!("the server's answer cannot be read: {what}"));
         match (kind, &self.id) {
             (MessageKind::Result { is_error }, _) => {
-                self.check_result(message)?;
-                Ok((body, *is_error))
+                self.check_result(&message)?;
+                Ok((body, message, *is_error))
             }
-            (MessageKind::Error { .. }, _) if self.demands_forbidden_url(message) => Err(denied(ELICITATION_METHOD)),
-            (MessageKind::Error { addressed: false, .. }, Some(id)) => match readdress(&body, id) {
-                Ok(body) => Ok((body, true)),
+            (MessageKind::Error { .. }, _) if self.demands_forbidden_url(&message) => Err(denied(ELICITATION_METHOD)),
+            (MessageKind::Error { addressed: false, .. }, Some(id)) => match message.readdressed(&body, id) {
+                Ok(body) => Ok((body, ServerMessage::default(), true)),
                 Err(fault) => Err(ForwardError::bad_response(fault.detail)),
             },
-            (MessageKind::Error { .. }, _) => Ok((body, true)),
+            (MessageKind::Error { .. }, _) => Ok((body, message, true)),
             (MessageKind::OtherResponse, _) => Err(ForwardError::bad_response("the server answered another request")),
             (MessageKind::ServerRequest | MessageKind::ServerNotification, _) => {
                 Err(ForwardError::bad_response("the server sent no answer"))

@@ -2,7 +2,7 @@
 
 use super::forward_error::ForwardError;
 use crate::domain::MessageId;
-use crate::mcp::{MessageKind, message_kind};
+use crate::mcp::{MessageKind, ServerMessage};
 use http::StatusCode;
 use serde_json::Value;
 
@@ -20,7 +20,11 @@ pub(super) enum ControlReply {
 /// Reads the answer to request `id` as a result or an error.
 pub(super) fn parse_control_reply(body: &[u8], id: &MessageId, status: StatusCode) -> Result<ControlReply, ForwardError> {
     let unreadable = |what: String| ForwardError::bad_response(format!("the server's answer cannot be read: {what}"));
-    let kind = message_kind(body, id);
+    let kind = match ServerMessage::parse(body) {
+        // Only Guardian reads what is inside.
+        Ok(parsed) => parsed.envelope_kind(body, id),
+        Err(malformed) => MessageKind::Malformed(malformed.detail),
+    };
     match kind {
         MessageKind::Result { .. } | MessageKind::Error { .. } => (),
         _ if !status.is_success() => return Ok(ControlReply::Nothing),
@@ -30,7 +34,7 @@ pub(super) fn parse_control_reply(body: &[u8], id: &MessageId, status: StatusCod
             return Err(ForwardError::bad_response("the server sent no answer"));
         }
     }
-    // `message_kind` has refused bodies that two parsers could read differently, so serde_json reads the same message.
+    // The parser has refused bodies that two parsers could read differently, so serde_json reads the same message.
     let mut message: Value = serde_json::from_slice(body).map_err(|error| unreadable(error.to_string()))?;
     Ok(match kind {
         MessageKind::Error { code, .. } => ControlReply::Error {

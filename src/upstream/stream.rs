@@ -8,7 +8,7 @@ use super::event_source::{EventSource, SourceEvent};
 use super::forward_error::ForwardError;
 use super::outcome::OutcomeGuard;
 use crate::domain::{Era, MessageId, Method, OutcomeKind, Reason};
-use crate::mcp::{MessageKind, ServerMessage, SseFrame, parse_server_message};
+use crate::mcp::{MessageKind, ServerMessage, SseFrame};
 use crate::transport::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
@@ -194,7 +194,7 @@ impl EventStream {
         let Some(id) = self.rules.answer.id.clone() else {
             return self.screen_unsolicited(frame, &data);
         };
-        let (kind, server_message) = parse_server_message(&data, &id);
+        let (kind, server_message) = ServerMessage::classify(&data, &id);
         match kind {
             MessageKind::ServerNotification if !self.acknowledged && server_message.method.as_deref() != Some(ACKNOWLEDGED) => {
                 self.fail(ForwardError::bad_response(
@@ -213,8 +213,8 @@ impl EventStream {
                 self.ended = true;
                 None
             }
-            kind => match self.check_answer(&data, &kind, &server_message) {
-                Ok((body, is_error)) => {
+            kind => match self.check_answer(&data, &kind, server_message) {
+                Ok((body, server_message, is_error)) => {
                     self.answered = true;
                     self.outcome.done(Some(is_error));
                     let frame = if body == data { frame } else { SseFrame::message(body) };
@@ -226,7 +226,12 @@ impl EventStream {
     }
 
     /// Checks a message that can only be the answer.
-    fn check_answer(&self, data: &Bytes, kind: &MessageKind, message: &ServerMessage) -> Result<(Bytes, bool), ForwardError> {
+    fn check_answer(
+        &self,
+        data: &Bytes,
+        kind: &MessageKind,
+        message: ServerMessage,
+    ) -> Result<(Bytes, ServerMessage, bool), ForwardError> {
         match kind {
             MessageKind::ServerRequest => Err(ForwardError::bad_response(
                 "the server asks the client something, which this protocol version has not",
@@ -242,7 +247,7 @@ impl EventStream {
     /// request.
     fn screen_unsolicited(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<StreamEvent, ForwardError>> {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-        let (kind, server_message) = parse_server_message(data, &nobody);
+        let (kind, server_message) = ServerMessage::classify(data, &nobody);
         match kind {
             MessageKind::Malformed(_) => self.fail(ForwardError::bad_response("the server sent a message that cannot be read")),
             MessageKind::ServerRequest => Some(Ok(self.client_request(frame, data, server_message))),

@@ -8,7 +8,7 @@ use super::sessions::{SessionEntry, SessionTable};
 use super::supervisor::Supervisor;
 use crate::config::ServerConfig;
 use crate::domain::{Call, ClientRequests, Method, ProtocolVersion};
-use crate::mcp;
+use crate::mcp::{self, ServerMessage};
 use crate::sessions::UpstreamSessionId;
 use crate::upstream::delivery::{DeliveredBody, Delivery};
 use crate::upstream::denial_sender::DenialSender;
@@ -149,11 +149,11 @@ impl Channels {
 
     /// Sends a message that has no answer.
     async fn notify(&self, call: &Call, entry: &SessionEntry, channel: &Arc<MuxChannel>) -> Result<(), ForwardError> {
-        let wire = mcp::read_routing(&call.body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
-        match &wire.kind {
-            _ if wire.cancelled_request.is_some() => channel.cancel(&entry.name, &call.body).await,
+        let parsed = ServerMessage::parse(&call.body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
+        match parsed.method.as_deref() {
+            Some("notifications/cancelled") => channel.cancel(&entry.name, &call.body, &parsed).await,
             // Guardian has already sent it to the shared process.
-            mcp::JsonRpcKind::Notification(method) if self.shared && method == "notifications/initialized" => Ok(()),
+            Some("notifications/initialized") if self.shared => Ok(()),
             _ => channel.notify(call.body.clone()).await,
         }
     }

@@ -5,7 +5,7 @@
 use super::post_endpoint::PostEndpoint;
 use super::queue::{PushBuffer, QueueReceiver, QueueSender, queue};
 use crate::domain::{ClientRequests, MessageId, Method};
-use crate::mcp::{self, JsonRpcKind, JsonSpan, MessageKind, splice};
+use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, splice};
 use crate::upstream::client_requests::is_allowed;
 use crate::upstream::control_reply::{ControlReply, parse_control_reply};
 use crate::upstream::forward_error::ForwardError;
@@ -133,9 +133,10 @@ impl MuxChannel {
     }
 
     /// Sends a `notifications/cancelled`, if it names a pending request of this session.
-    pub async fn cancel(&self, session: &str, body: &Bytes) -> Result<(), ForwardError> {
-        let wire = mcp::read_routing(body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
-        let Some(span) = wire.cancelled_request else { return Ok(()) };
+    pub async fn cancel(&self, session: &str, body: &Bytes, parsed: &ServerMessage) -> Result<(), ForwardError> {
+        let Some(span) = parsed.cancelled_request else {
+            return self.notify(body.clone()).await;
+        };
         let named = body.slice(span.range());
         let number = {
             let state = self.state();
@@ -172,8 +173,9 @@ impl MuxChannel {
 
     /// Hands a message from the server to its receiver. Only a channel with a single session waits for a slow receiver.
     pub async fn received(&self, message: Bytes) {
-        let wire = match mcp::read_routing(&message) {
-            Ok(wire) => wire,
+        let routed = ServerMessage::parse(&message).and_then(|parsed| Ok((parsed.route()?, parsed)));
+        let (kind, parsed) = match routed {
+            Ok(routed) => routed,
             // Many programs print other text on standard output; it is counted and dropped.
             Err(malformed) => {
                 let count = self.non_message_lines.fetch_add(1, Ordering::Relaxed) + 1;
@@ -183,26 +185,26 @@ impl MuxChannel {
                 return;
             }
         };
-        match (&wire.kind, wire.id) {
-            (JsonRpcKind::Response, id) => self.answer(message, id).await,
+        match (&kind, parsed.id) {
+            (JsonRpcKind::Response, _) => self.answer(message, parsed.response_id()).await,
             (JsonRpcKind::Request(method), Some(id)) if method == "ping" => {
                 let id = MessageId::from_json(id.of(&message));
                 self.reply(mcp::result(&id, json!({})));
             }
             (JsonRpcKind::Request(_), Some(id)) => {
-                if !self.route(&message, true).await {
+                if !self.route(&message, Some(&parsed)).await {
                     self.refuse(id.text(&message));
                 }
             }
             (JsonRpcKind::Notification(method), _) if method == "notifications/progress" => {
-                if let Some(token) = wire.progress_token {
+                if let Some(token) = parsed.progress_token {
                     self.progress(message, token).await;
                 }
             }
             (JsonRpcKind::Notification(method), _) => match &self.routing {
                 UnsolicitedRouting::AllSessions(broadcast) if BROADCAST.contains(&method.as_str()) => broadcast(&message),
                 UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop => (),
-                UnsolicitedRouting::Session(_) => drop(self.route(&message, false).await),
+                UnsolicitedRouting::Session(_) => drop(self.route(&message, None).await),
             },
             (JsonRpcKind::Request(_), None) => (),
         }
@@ -261,8 +263,10 @@ impl MuxChannel {
 
     /// Registers a request and replaces its id and progress token with the channel's number.
     fn register(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, QueueReceiver, Bytes), ForwardError> {
-        let wire = mcp::read_routing(body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
-        let id = wire.id.ok_or_else(|| ForwardError::bad_response("a request without an id"))?;
+        let parsed = ServerMessage::parse(body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
+        let id = parsed
+            .id
+            .ok_or_else(|| ForwardError::bad_response("a request without an id"))?;
         let (sender, receiver) = queue();
         let mut state = self.state();
         if let Some(gone) = &state.gone {
@@ -284,13 +288,18 @@ impl MuxChannel {
             Pending {
                 session: session.clone(),
                 id: id.of(body),
-                token: wire.progress_token.map(|token| token.of(body)),
+                token: parsed.progress_token.map(|token| token.of(body)),
                 accepts_server_messages: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
                 to: sender,
             },
         );
-        let edits = [Some(id), wire.progress_token].into_iter().flatten();
-        let body = splice(body, edits.map(|span| (span, number.to_string())).collect());
+        let mut edits = Edits::default();
+        for span in [Some(id), parsed.progress_token].into_iter().flatten() {
+            edits.replace(span, number.to_string());
+        }
+        let body = edits
+            .apply(body)
+            .map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
         Ok((number, receiver, body))
     }
 
@@ -336,7 +345,7 @@ impl MuxChannel {
 
     /// Sends a message along with the newest pending request that carries others, else to the open GET stream, else to
     /// the buffer for the next GET stream. Returns whether a receiver took it.
-    async fn route(&self, message: &Bytes, is_request: bool) -> bool {
+    async fn route(&self, message: &Bytes, request: Option<&ServerMessage>) -> bool {
         let UnsolicitedRouting::Session(push_buffer) = &self.routing else {
             return false;
         };
@@ -356,20 +365,16 @@ impl MuxChannel {
         if push_buffer.is_open() {
             return push_buffer.put(message.clone());
         }
-        (!is_request || self.may_ask(message)) && push_buffer.buffer(message.clone())
+        request.is_none_or(|request| self.may_ask(message, request)) && push_buffer.buffer(message.clone())
     }
 
     /// Whether the server may make this request. Checked before buffering, because nobody would see a refusal in the
     /// stream.
-    fn may_ask(&self, message: &[u8]) -> bool {
+    fn may_ask(&self, message: &[u8], request: &ServerMessage) -> bool {
         let nobody = MessageId::from_json(Bytes::from_static(b"null"));
-        match mcp::parse_server_message(message, &nobody) {
-            (MessageKind::ServerRequest, server_message) => server_message
-                .client_requests
-                .iter()
-                .all(|client_request| is_allowed(client_request, self.allowed_requests)),
-            _ => false,
-        }
+        let mut requests = request.client_requests.iter();
+        request.kind(message, &nobody) == MessageKind::ServerRequest
+            && requests.all(|request| is_allowed(request, self.allowed_requests))
     }
 
     /// Queues a message for its receiver. A slow receiver slows down the server if the channel is private; on a shared
@@ -501,9 +506,13 @@ mod tests {
                 r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
             ))
         };
-        channel.cancel("bob", &cancel("7")).await.unwrap();
-        channel.cancel("eve", &cancel("7")).await.unwrap();
-        channel.cancel("ana", &cancel("1")).await.unwrap();
+        let take_back = async |session: &str, body: Bytes| {
+            let parsed = ServerMessage::parse(&body).unwrap();
+            channel.cancel(session, &body, &parsed).await
+        };
+        take_back("bob", cancel("7")).await.unwrap();
+        take_back("eve", cancel("7")).await.unwrap();
+        take_back("ana", cancel("1")).await.unwrap();
         bob.give_up();
         for _ in 0..2 {
             sent.recv().await.unwrap();

@@ -12,10 +12,9 @@ use bytes::Bytes;
 use model::{Model, object};
 use neural_guardian::domain::{ClientRequest, ClientRequests, Era, MessageId, ServerName};
 use neural_guardian::mcp::{
-    Bounds, JsonRpcKind, JsonSpan, ListKind, ListVisibility, Malformed, Message, MessageKind, Namespace, Page, ServerMessage,
-    ServerNotification, StreamKind, VisibilityFn, check, filter_if_list, filter_list, mark_private, merge_pages, message_kind,
-    negotiated_version, parse_message, parse_server_message, parse_server_notification, prune_capabilities, read_routing,
-    readdress, rename_tool, renamed, without_member,
+    Bounds, Edits, JsonRpcKind, JsonSpan, ListKind, ListVisibility, Malformed, Message, MessageKind, Namespace, Page,
+    ServerMessage, ServerNotification, StreamKind, VisibilityFn, check, filter_if_list, filter_list, mark_private, merge_pages,
+    parse_message, prune_capabilities, rename_tool, renamed, without_member,
 };
 
 const LISTS: [ListKind; 4] = [ListKind::Tools, ListKind::Resources, ListKind::Templates, ListKind::Prompts];
@@ -47,14 +46,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
 /// No function takes what is no object, or no JSON at all.
 fn refused(message: &Bytes, valid: bool) {
     let seven = id("7");
-    assert!(matches!(message_kind(message, &seven), MessageKind::Malformed(_)));
     assert!(
-        matches!(parse_server_message(message, &seven), (MessageKind::Malformed(_), said) if said == ServerMessage::default())
+        matches!(ServerMessage::classify(message, &seven), (MessageKind::Malformed(_), said) if said == ServerMessage::default())
     );
-    assert!(
-        read_routing(message).is_err() && parse_server_notification(message).is_none() && readdress(message, &seven).is_err()
-    );
-    assert!(valid || renamed(message, &namespace()).is_err());
+    assert!(ServerMessage::parse(message).is_err());
+    assert!(renamed(message, &namespace()).is_err());
     let filtered = filter_if_list(message, &mut shown, Era::Modern);
     assert!(!matches!(filtered, Ok(Some(_))));
     assert!(LISTS.iter().all(|of| Page::read(message, *of).is_none()));
@@ -63,9 +59,13 @@ fn refused(message: &Bytes, valid: bool) {
 fn kinds(message: &Bytes, model: &Model) {
     for sent in ["7", r#""a\/b""#] {
         let id = id(sent);
-        let (wanted, kind) = (model.kind(sent), bare(message_kind(message, &id)));
+        let kind = match ServerMessage::parse(message) {
+            Ok(parsed) => parsed.envelope_kind(message, &id),
+            Err(malformed) => MessageKind::Malformed(malformed.detail),
+        };
+        let (wanted, kind) = (model.kind(sent), bare(kind));
         assert!(kind == wanted || (refuses(&kind) && !model.plain), "{kind:?}, not {wanted:?}");
-        let (heard_kind, said) = parse_server_message(message, &id);
+        let (heard_kind, said) = ServerMessage::classify(message, &id);
         let heard_kind = bare(heard_kind);
         assert!(heard_kind == kind || refuses(&heard_kind), "{heard_kind:?}, but {kind:?}");
         match model.said() {
@@ -80,31 +80,37 @@ fn kinds(message: &Bytes, model: &Model) {
             ),
         }
     }
-    let readdressed = readdress(message, &id("\"n\"")).ok();
+    let parsed = ServerMessage::parse(message).ok();
+    let readdressed = parsed
+        .as_ref()
+        .and_then(|parsed| parsed.readdressed(message, &id("\"n\"")).ok());
     same(readdressed.as_deref(), model.readdressed("\"n\"").as_deref(), model.plain);
     if model.plain {
-        assert_eq!(negotiated_version(message), model.negotiated());
+        let version = parsed.and_then(|parsed| parsed.negotiated_version(message));
+        assert_eq!(version, model.negotiated());
     }
 }
 
 fn routes(message: &Bytes, model: &Model) {
-    let found = read_routing(message).ok().map(|wire| {
-        let (kind, method) = match wire.kind {
+    let parsed = ServerMessage::parse(message).ok();
+    let found = parsed.as_ref().and_then(|parsed| {
+        let (kind, method) = match parsed.route().ok()? {
             JsonRpcKind::Request(method) => ("request", method),
             JsonRpcKind::Notification(method) => ("notification", method),
             JsonRpcKind::Response => ("answer", String::new()),
         };
-        (
-            kind,
-            method,
-            [wire.id, wire.progress_token, wire.cancelled_request].map(|place| place.map(JsonSpan::range)),
-        )
+        let cancelled = parsed.cancelled_request.filter(|_| kind == "notification");
+        let id = parsed.id.or(parsed.response_id());
+        let places = [id, parsed.progress_token, cancelled].map(|place| place.map(JsonSpan::range));
+        Some((kind, method, places))
     });
     same(found.as_ref(), model.wire().as_ref(), model.plain);
-    let noticed = parse_server_notification(message).map(|notice| match notice {
-        ServerNotification::ResourceUpdated(uri) => Some(uri),
-        ServerNotification::Other => None,
-    });
+    let noticed = parsed
+        .and_then(|parsed| parsed.notification(message))
+        .map(|notice| match notice {
+            ServerNotification::ResourceUpdated(uri) => Some(uri),
+            ServerNotification::Other => None,
+        });
     same(noticed.as_ref(), model.notice().as_ref(), model.plain);
 }
 
@@ -134,7 +140,7 @@ fn rewrites(message: &Bytes, model: &Model) {
             tasks_capability: Some(place),
             ..
         },
-    ) = parse_server_message(message, &id("7"))
+    ) = ServerMessage::classify(message, &id("7"))
     {
         let kept = without_member(message, place, "list").unwrap_or_default();
         assert!(kept.is_none_or(|kept| object(&kept).is_some_and(|kept| !kept.contains_key("list"))));
@@ -157,6 +163,14 @@ fn pages(message: &Bytes, model: &Model) {
             assert!(!model.plain, "what can be filtered can be renamed");
             continue;
         };
+        // One splice does the same as one after the other.
+        let mut edits = Edits::default();
+        if let Ok(parsed) = ServerMessage::parse(message)
+            && let Ok(lists) = parsed.filter_lists(message, Some(of), &mut shown, Some(&namespace()), Era::Legacy, &mut edits)
+            && parsed.rename(message, &namespace(), lists, &mut edits).is_ok()
+        {
+            assert_eq!(edits.apply(message), Ok(renamed.clone()));
+        }
         let Some(page) = Page::read(&renamed, of) else {
             continue;
         };
