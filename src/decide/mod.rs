@@ -2,52 +2,35 @@
 //!
 //! It reads no clock, file or socket and logs nothing. It returns a [`Permit`], which only [`decide`] can make, or a
 //! refusal with its reasons. The slow work (parsing and validating policies) is done once, in [`Snapshot::compile`].
+//!
+//! | folder | what it holds | to begin with |
+//! |---|---|---|
+//! | `tool` | a tool's definition as policies see it: argument types and validation, Cedar entities, the Cedar schema | `arg_types`, `target` |
+//! | `policy` | policy files: bounded, read into rules, checked against the catalogue | `rule`, `check` |
+//! | `engine` | both compiled into a snapshot; the policies of one call selected and evaluated | `snapshot`, `evaluate` |
+//!
+//! A folder uses only those above it in this table; `tests/hygiene/structure.rs` holds that.
 
-mod arg_types;
-mod arguments;
-mod cedar_principal;
-mod check;
-mod deep_stack;
-mod depth;
-mod entity_names;
-mod eval_cache;
-mod evaluate;
-mod inferred_args;
-mod input;
-mod listing;
-mod missing;
-mod param_headers;
-mod preconditions;
-mod primitive_kind;
-mod problem;
-mod rule;
-mod schema;
-mod schema_cost;
-mod slice;
-mod snapshot;
-mod source_spans;
-mod time_fields;
+mod engine;
+mod policy;
 mod tool;
-mod unlisted;
-mod usage;
-mod validator;
-mod verdict;
-mod visibility;
 
-pub use cedar_principal::CedarPrincipal;
-pub use input::{DecisionInput, Enrolment, GrantFreshness};
-pub use listing::Listing;
-pub use missing::{forbid_names, missing_forbids};
-pub use param_headers::{ParamHeader, ParamHeaderKind};
-pub use problem::PolicyProblem;
-pub use snapshot::{PolicySettings, PolicySource, Snapshot, forbids, why_unusable};
-pub use tool::CompiledTool;
-pub use verdict::{Basis, Permit, Refused, Verdict};
+pub use engine::cedar_principal::CedarPrincipal;
+pub use engine::compiled_tool::CompiledTool;
+pub use engine::input::{DecisionInput, Enrolment, GrantFreshness};
+pub use engine::listing::Listing;
+pub use engine::snapshot::{PolicySettings, Snapshot, why_unusable};
+pub use engine::verdict::{Basis, Permit, Refused, Verdict};
+pub use policy::missing::{forbid_names, missing_forbids};
+pub use policy::problem::PolicyProblem;
+pub use policy::rule::{PolicySource, forbids};
+pub use tool::param_headers::{ParamHeader, ParamHeaderKind};
 
 use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
-use preconditions::ActiveGrant;
-use primitive_kind::PrimitiveKind;
+use engine::evaluate;
+use engine::preconditions::{self, ActiveGrant};
 use serde_json::{Map, Value};
+use tool::primitive_kind::PrimitiveKind;
 
 /// Decides a call. Checks the preconditions (enrolment, server, grant), the pin status, the scopes, the arguments and the
 /// policies in this order; the first refusal wins.

@@ -1,0 +1,38 @@
+//! Everything a decision may depend on. The gate gathers it beforehand; nothing is fetched from here.
+
+use super::cedar_principal::CedarPrincipal;
+use super::snapshot::Snapshot;
+use crate::domain::{Member, Principal, Reason, Timestamp};
+use std::net::IpAddr;
+
+/// The state of the world at the moment of the call.
+#[derive(Debug, Clone, Copy)]
+pub struct DecisionInput<'a> {
+    pub now: Timestamp,
+    pub source_ip: IpAddr,
+    pub principal: &'a Principal,
+    /// `principal` and its member as a Cedar entity.
+    pub cedar_principal: &'a CedarPrincipal,
+    pub enrolment: Enrolment<'a>,
+    pub grant_freshness: GrantFreshness,
+    pub snapshot: &'a Snapshot,
+    pub session: Option<&'a str>,
+}
+
+/// Whether the caller is a member of this environment.
+#[derive(Debug, Clone, Copy)]
+pub enum Enrolment<'a> {
+    Absent,
+    Disabled,
+    Active(&'a Member),
+}
+
+/// How current the cached grants are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantFreshness {
+    /// Position in the change feed.
+    pub seq: i64,
+    pub age_ms: u64,
+    /// The reason to refuse with, if the feed was not confirmed within `max_staleness`.
+    pub stale: Option<Reason>,
+}

@@ -1,0 +1,283 @@
+//! Policies and catalogue compiled together into one immutable value. A reload replaces it whole, so no decision sees
+//! half of a change.
+
+use super::compiled_tool::CompiledTool;
+use super::slice::{CompiledPolicies, PolicyIndex};
+use super::unlisted::UnlistedPrimitives;
+use crate::decide::policy::applicability::UnlistedApplicability;
+use crate::decide::policy::check;
+use crate::decide::policy::deep_stack::on_deep_stack;
+use crate::decide::policy::entity_names::EntityNames;
+use crate::decide::policy::problem::PolicyProblem;
+use crate::decide::policy::rule::{self, PolicySource, Rule};
+use crate::decide::tool::arguments::Arguments;
+use crate::decide::tool::primitive_kind::PrimitiveKind;
+use crate::decide::tool::target::{CedarTarget, UncompiledTool};
+use crate::decide::tool::{arg_types, param_headers, schema};
+use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, ServerEntry, ServerName, Sha256, ToolName};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+/// Settings that change what policies mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicySettings {
+    /// Accept a policy set that permits nothing.
+    pub deny_all: bool,
+    /// The offset from UTC for `context.hour` and `context.weekday`.
+    pub utc_offset_minutes: i32,
+    pub environment: EnvironmentName,
+}
+
+/// The compiled policies and catalogue that calls are decided by.
+pub struct Snapshot {
+    policy_set: Digest,
+    catalogue: Digest,
+    settings: PolicySettings,
+    schema: String,
+    warnings: Vec<PolicyProblem>,
+    compiled: CompiledPolicies,
+    servers: HashMap<ServerName, CompiledServer>,
+}
+
+struct CompiledServer {
+    enabled: bool,
+    tools: HashMap<ToolName, CompiledTool>,
+    /// In the order of `PrimitiveKind::WARES`.
+    unlisted: Vec<UnlistedPrimitives>,
+}
+
+impl Snapshot {
+    /// Compiles a snapshot, or returns all problems of all files together.
+    pub fn compile(
+        sources: &[PolicySource],
+        catalogue: &Catalogue,
+        settings: &PolicySettings,
+    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+        Self::compile_keeping(sources, &[], catalogue, settings)
+    }
+
+    /// The same, with forbids of an earlier set beside it; see [`missing_forbids`](super::missing_forbids).
+    pub fn compile_keeping(
+        sources: &[PolicySource],
+        kept: &[PolicySource],
+        catalogue: &Catalogue,
+        settings: &PolicySettings,
+    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+        on_deep_stack(|| Self::compile_here(sources, kept, catalogue, settings))
+    }
+
+    fn compile_here(
+        sources: &[PolicySource],
+        kept: &[PolicySource],
+        catalogue: &Catalogue,
+        settings: &PolicySettings,
+    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+        let (rules, mut problems) = rule::read_with(sources, kept);
+        problems.extend(reserved_names(catalogue));
+        let uncompiled = uncompiled_tools(catalogue);
+        let entity_names = EntityNames::new(catalogue, &uncompiled);
+        let checked = check::check_policies(&rules, &entity_names);
+        problems.extend(checked.problems);
+        if problems.is_empty() && !settings.deny_all && !rules.iter().any(Rule::is_enforced_permit) {
+            let problem = PolicyProblem::new("no policy permits anything");
+            problems.push(problem.help("add a permit, or set `policies.deny_all = true`"));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut warnings = checked.warnings;
+        warnings.extend(uncompiled.iter().flat_map(invisible_arguments));
+        let schema = schema(catalogue, &uncompiled, &checked.unlisted);
+        let compiled = CompiledPolicies::new(rules);
+        let server = |server| empty_server(&compiled, server, &checked.unlisted);
+        let mut servers: HashMap<ServerName, CompiledServer> = catalogue.servers.iter().map(server).collect();
+        for (uncompiled, applicability) in uncompiled.into_iter().zip(checked.applicability) {
+            let index = PolicyIndex::new(&compiled, applicability, Arc::new(uncompiled.arguments.arg_schema().clone()));
+            let server = servers
+                .get_mut(&uncompiled.target.server)
+                .expect("drafts are made of the catalogue");
+            let name = uncompiled.entry.name.clone();
+            server.tools.insert(
+                name,
+                CompiledTool::new(uncompiled.entry, uncompiled.arguments, uncompiled.target, index),
+            );
+        }
+        Ok(Self {
+            policy_set: digest(sources.iter().chain(kept), settings),
+            catalogue: catalogue.digest(),
+            settings: settings.clone(),
+            schema,
+            warnings,
+            compiled,
+            servers,
+        })
+    }
+
+    /// The hash of the policy files and of the settings that change what they mean.
+    pub fn policy_set(&self) -> Digest {
+        self.policy_set
+    }
+
+    /// The hash of the catalogue.
+    pub fn catalogue(&self) -> Digest {
+        self.catalogue
+    }
+
+    /// The number of policies, shadow policies included.
+    pub fn policies(&self) -> usize {
+        self.compiled.rules().len()
+    }
+
+    /// The ids of the enforced forbid policies; shadow policies are not among them.
+    pub fn forbids(&self) -> BTreeSet<&PolicyId> {
+        let forbids = self.compiled.rules().iter().filter(|rule| rule.is_enforced_forbid());
+        forbids.map(|rule| &rule.id).collect()
+    }
+
+    /// The schema that policies are validated against, in Cedar's schema syntax.
+    pub fn cedar_schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// One tool of a server; `None` if it is not in the catalogue.
+    pub fn tool(&self, server: &ServerName, tool: &str) -> Option<&CompiledTool> {
+        self.servers.get(server)?.tools.get(tool)
+    }
+
+    /// Every tool of a server, in no particular order.
+    pub fn tools(&self, server: &ServerName) -> impl Iterator<Item = &CompiledTool> {
+        self.servers.get(server).into_iter().flat_map(|server| server.tools.values())
+    }
+
+    /// Findings that do not reject this policy set, but that its author should know.
+    pub fn warnings(&self) -> &[PolicyProblem] {
+        &self.warnings
+    }
+
+    pub(in crate::decide) fn unlisted(&self, server: &ServerName, kind: PrimitiveKind) -> Option<&UnlistedPrimitives> {
+        self.servers
+            .get(server)?
+            .unlisted
+            .iter()
+            .find(|unlisted| unlisted.kind() == kind)
+    }
+
+    pub(super) fn server_enabled(&self, server: &ServerName) -> Option<bool> {
+        self.servers.get(server).map(|server| server.enabled)
+    }
+
+    pub(super) fn compiled_policies(&self) -> &CompiledPolicies {
+        &self.compiled
+    }
+
+    pub(super) fn utc_offset_minutes(&self) -> i32 {
+        self.settings.utc_offset_minutes
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("policy_set", &self.policy_set)
+            .field("catalogue", &self.catalogue)
+            .field("policies", &self.policies())
+            .finish_non_exhaustive()
+    }
+}
+
+fn uncompiled_tools(catalogue: &Catalogue) -> Vec<UncompiledTool> {
+    let tools = catalogue
+        .servers
+        .iter()
+        .flat_map(|(server, entry)| entry.tools.values().map(move |tool| (server, tool)));
+    tools
+        .map(|(server, entry)| UncompiledTool {
+            arguments: Arguments::compile(&entry.input_schema),
+            target: Arc::new(CedarTarget::new(server, entry)),
+            entry: entry.clone(),
+        })
+        .collect()
+}
+
+fn empty_server(
+    compiled: &CompiledPolicies,
+    (name, entry): (&ServerName, &ServerEntry),
+    unlisted: &[UnlistedApplicability],
+) -> (ServerName, CompiledServer) {
+    let server = CompiledServer {
+        enabled: entry.enabled,
+        tools: HashMap::new(),
+        unlisted: unlisted
+            .iter()
+            .map(|fit| UnlistedPrimitives::new(compiled, name, fit))
+            .collect(),
+    };
+    (name.clone(), server)
+}
+
+fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = PolicyProblem> {
+    let taken = catalogue
+        .servers
+        .keys()
+        .filter(|name| schema::RESERVED.contains(&name.as_str()));
+    taken.map(|name| {
+        PolicyProblem::new(format!("server `{name}` has the name of an action that policies know"))
+            .help("give the server another name in the configuration")
+    })
+}
+
+/// Why callers cannot use a tool with this input schema, whatever they are granted: a sentence for the operator.
+pub fn why_unusable(input_schema: &Value) -> Option<String> {
+    why_arguments_unusable(&Arguments::compile(input_schema), input_schema)
+}
+
+fn why_arguments_unusable(arguments: &Arguments, input_schema: &Value) -> Option<String> {
+    if let Some(why) = arguments.why_unusable() {
+        return Some(format!("it is listed to nobody and every call of it is refused: {why}"));
+    }
+    let why = param_headers::param_headers(input_schema).err()?;
+    Some(format!(
+        "clients of 2026-07-28 are not shown it, since they must not use it: {why}; the server has to mark its arguments otherwise"
+    ))
+}
+
+/// Warnings about a tool that cannot be used and about arguments that policies cannot read.
+fn invisible_arguments(uncompiled: &UncompiledTool) -> Vec<PolicyProblem> {
+    let tool = &uncompiled.target.id;
+    let obstacle = why_arguments_unusable(&uncompiled.arguments, &uncompiled.entry.input_schema);
+    let obstacle = obstacle.map(|obstacle| PolicyProblem::new(format!("tool `{tool}`: {obstacle}")));
+    if uncompiled.arguments.why_unusable().is_some() {
+        return obstacle.into_iter().collect();
+    }
+    let holes = arg_types::untyped_arguments(uncompiled.arguments.arg_schema()).into_iter();
+    let holes = holes
+        .map(|(argument, why)| PolicyProblem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
+    obstacle.into_iter().chain(holes).collect()
+}
+
+fn schema(catalogue: &Catalogue, uncompiled: &[UncompiledTool], unlisted: &[UnlistedApplicability]) -> String {
+    let groups = schema::GROUPS
+        .into_iter()
+        .chain(catalogue.servers.keys().map(ServerName::as_str));
+    let actions: Vec<schema::Action<'_>> = unlisted
+        .iter()
+        .map(UnlistedApplicability::action)
+        .chain(uncompiled.iter().map(UncompiledTool::action))
+        .collect();
+    schema::schema_text(groups, &actions)
+}
+
+/// The files are hashed in the order of their names, so that the order of reading does not matter.
+fn digest<'a>(sources: impl Iterator<Item = &'a PolicySource>, settings: &PolicySettings) -> Digest {
+    let offset = settings.utc_offset_minutes.to_string();
+    let by_name: BTreeMap<(&str, &str), ()> = sources.map(|source| ((&*source.file, &*source.text), ())).collect();
+    by_name
+        .keys()
+        .fold(Sha256::new().update(offset.as_bytes()), |hash, (file, text)| {
+            hash.update(Digest::of(file.as_bytes()).as_bytes())
+                .update(Digest::of(text.as_bytes()).as_bytes())
+        })
+        .finish()
+}

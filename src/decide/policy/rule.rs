@@ -1,0 +1,484 @@
+//! Reads policy files into [`Rule`]s, one per policy: its id, annotations, scope, and what its conditions read. Whether
+//! the entities it names exist is checked in `check.rs`.
+
+use super::deep_stack::on_deep_stack;
+use super::problem::{PolicyProblem, nearest};
+use super::usage::{self, ContextField, PolicyUsage};
+use super::{depth, source_spans};
+use crate::decide::tool::primitive_kind::PrimitiveKind;
+use crate::domain::{PolicyId, PrincipalKind};
+use cedar_policy::{
+    ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, pst,
+};
+use miette::Diagnostic;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One policy file as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicySource {
+    pub file: String,
+    pub text: String,
+}
+
+/// Position of a policy in the list of all policies.
+pub(in crate::decide) type RuleIndex = u32;
+
+/// One policy. Its position in the list is its id inside Cedar; `id` is its `@id` for people.
+pub(in crate::decide) struct Rule {
+    pub id: PolicyId,
+    pub policy: Policy,
+    /// The policy without its scope. Slices use it, because their policies' scopes are known to match.
+    pub conditions: Policy,
+    pub effect: Effect,
+    /// `@mode("shadow")`: evaluated and reported, but not enforced.
+    pub shadow: bool,
+    pub message: Option<String>,
+    pub remedy: Option<String>,
+    pub principal: PrincipalScope,
+    pub action: ActionScope,
+    pub resource: ResourceScope,
+    pub usage: PolicyUsage,
+    pub source: Arc<PolicySource>,
+    pub span: Range<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::decide) enum PrincipalScope {
+    Any,
+    Kind(PrincipalKind),
+    Role(Option<PrincipalKind>, String),
+    One(EntityUid),
+    /// An entity type that no caller has: it never matches.
+    Nobody,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::decide) enum ActionScope {
+    Any,
+    /// `==`: exactly this action.
+    Is(String),
+    /// `in`: these actions and the members of these groups.
+    In(Vec<String>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::decide) enum ResourceScope {
+    Any,
+    Kind(PrimitiveKind),
+    /// `<server>/<tool name, URI or prompt name>`
+    One(PrimitiveKind, String),
+    Server(Option<PrimitiveKind>, String),
+    /// An entity type that no resource of a call has: it never matches.
+    Nothing,
+}
+
+impl Rule {
+    pub fn is_enforced_forbid(&self) -> bool {
+        self.effect == Effect::Forbid && !self.shadow
+    }
+
+    pub fn is_enforced_permit(&self) -> bool {
+        self.effect == Effect::Permit && !self.shadow
+    }
+
+    /// A problem located at the beginning of this policy.
+    pub fn problem(&self, message: impl AsRef<str>) -> PolicyProblem {
+        self.problem_at(self.span.start, message)
+    }
+
+    pub fn problem_at(&self, offset: usize, message: impl AsRef<str>) -> PolicyProblem {
+        let message = format!("policy `{}`: {}", self.id, message.as_ref());
+        PolicyProblem::at(&self.source.file, &self.source.text, offset, message)
+    }
+
+    /// A problem located at the first attribute called `name`.
+    pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> PolicyProblem {
+        let at = source_spans::attribute(&self.source.text, &self.span, name);
+        self.problem_at(at.unwrap_or(self.span.start), message)
+    }
+
+    /// A problem located at the first entity with this `id`.
+    pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> PolicyProblem {
+        let at = source_spans::entity(&self.source.text, &self.span, id);
+        self.problem_at(at.unwrap_or(self.span.start), message)
+    }
+
+    pub fn reads_input(&self) -> bool {
+        self.usage.context.reads(ContextField::Input)
+    }
+
+    /// Whether the scope names `tool` (`<server>/<tool>`) itself, not only a group or server it is in.
+    pub fn names_tool(&self, tool: &str) -> bool {
+        let by_action = match &self.action {
+            ActionScope::Any => false,
+            ActionScope::Is(id) => id == tool,
+            ActionScope::In(ids) => ids.iter().any(|id| id == tool),
+        };
+        by_action || matches!(&self.resource, ResourceScope::One(PrimitiveKind::Tool, id) if id == tool)
+    }
+
+    /// Whether the scope can match only tools that it names one by one.
+    pub fn names_tools_only(&self) -> bool {
+        let is_tool = |id: &String| id.contains('/');
+        let by_action = match &self.action {
+            ActionScope::Any => false,
+            ActionScope::Is(id) => is_tool(id),
+            ActionScope::In(ids) => ids.iter().all(is_tool),
+        };
+        by_action || matches!(self.resource, ResourceScope::One(PrimitiveKind::Tool, _))
+    }
+
+    /// Whether the scope can match a primitive of this kind.
+    pub fn can_match(&self, kind: PrimitiveKind) -> bool {
+        let is_its = |id: &String| match kind.action() {
+            Some(action) => id == action,
+            None => !PrimitiveKind::is_action(id),
+        };
+        let by_action = match &self.action {
+            ActionScope::Any => true,
+            ActionScope::Is(id) => is_its(id),
+            ActionScope::In(ids) => ids.iter().any(is_its),
+        };
+        by_action
+            && match &self.resource {
+                ResourceScope::Any | ResourceScope::Server(None, _) => true,
+                ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
+                ResourceScope::Nothing => false,
+            }
+    }
+
+    /// Whether the scope names this kind, instead of matching it only because it matches everything.
+    pub fn names_kind(&self, kind: PrimitiveKind) -> bool {
+        let by_action = match (&self.action, kind.action()) {
+            (ActionScope::Is(id), Some(action)) => id == action,
+            (ActionScope::In(ids), Some(action)) => ids.iter().any(|id| id == action),
+            _ => false,
+        };
+        let by_resource = match &self.resource {
+            ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
+            ResourceScope::Any | ResourceScope::Server(None, _) | ResourceScope::Nothing => false,
+        };
+        by_action || by_resource
+    }
+
+    /// Whether the policy can treat two primitives of one server differently, by its scope or its conditions.
+    pub fn depends_on_resource(&self) -> bool {
+        self.usage.reads_resource || matches!(self.resource, ResourceScope::One(..))
+    }
+}
+
+/// The number of enforced forbid policies in a file; `None` if the file cannot be read.
+pub fn forbids(source: &PolicySource) -> Option<usize> {
+    on_deep_stack(|| {
+        let (rules, problems) = read_policies(std::slice::from_ref(source));
+        problems
+            .is_empty()
+            .then(|| rules.iter().filter(|rule| rule.is_enforced_forbid()).count())
+    })
+}
+
+/// Reads all policies of all files, in order, and every problem found.
+pub(super) fn read_policies(sources: &[PolicySource]) -> (Vec<Rule>, Vec<PolicyProblem>) {
+    read_with(sources, &[])
+}
+
+/// The rules of `kept` come last. Each may have the name of another: it is an earlier form of it.
+pub(in crate::decide) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec<Rule>, Vec<PolicyProblem>) {
+    let mut reader = PolicyReader::default();
+    for source in sources {
+        reader.file(Arc::new(source.clone()));
+    }
+    for source in kept {
+        reader.names.clear();
+        reader.file(Arc::new(source.clone()));
+    }
+    (reader.rules, reader.problems)
+}
+
+#[derive(Default)]
+struct PolicyReader {
+    rules: Vec<Rule>,
+    problems: Vec<PolicyProblem>,
+    /// Where each id was first used.
+    names: HashMap<PolicyId, (Arc<PolicySource>, usize)>,
+}
+
+impl PolicyReader {
+    fn file(&mut self, source: Arc<PolicySource>) {
+        if let Some((at, bound)) = depth::too_deep(&source.text) {
+            let problem = PolicyProblem::at(&source.file, &source.text, at, bound.to_string());
+            return self.problems.push(problem.help("write it as several policies"));
+        }
+        let set: PolicySet = match source.text.parse() {
+            Ok(set) => set,
+            Err(errors) => return self.unreadable(&source, &errors),
+        };
+        let spans = source_spans::statements(&source.text);
+        for template in set.templates() {
+            let at = span_of(template.id(), &spans).start;
+            let problem = PolicyProblem::at(&source.file, &source.text, at, "policy templates are not supported");
+            self.problems
+                .push(problem.help("write the entity instead of `?principal` or `?resource`"));
+        }
+        let mut policies: Vec<(Range<usize>, &Policy)> =
+            set.policies().map(|policy| (span_of(policy.id(), &spans), policy)).collect();
+        policies.sort_by_key(|(span, _)| span.start);
+        for (span, policy) in policies {
+            match self.rule(&source, span, policy) {
+                Ok(rule) => self.rules.push(rule),
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+    }
+
+    fn unreadable(&mut self, source: &PolicySource, errors: &cedar_policy::ParseErrors) {
+        for error in errors.iter() {
+            let label = error.labels().and_then(|mut labels| labels.next());
+            let offset = label.as_ref().map_or(0, |label| label.offset());
+            let mut message = error.to_string();
+            if let Some(detail) = label.as_ref().and_then(|label| label.label()) {
+                message = format!("{message}: {detail}");
+            }
+            let mut problem = PolicyProblem::at(&source.file, &source.text, offset, message);
+            problem.help = error.help().map(|help| help.to_string());
+            self.problems.push(problem);
+        }
+    }
+
+    fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, PolicyProblem> {
+        let at = |offset: usize, message: String| PolicyProblem::at(&source.file, &source.text, offset, message);
+        let notes: HashMap<&str, &str> = policy.annotations().collect();
+        let note = |name: &str| notes.get(name).copied().filter(|text| !text.is_empty());
+        let place = |name: &str| source_spans::annotation(&source.text, &span, name).unwrap_or(span.start);
+
+        let id = note("id").ok_or_else(|| {
+            at(span.start, "policy has no name".to_owned()).help("write `@id(\"…\")` before it; records and refusals quote it")
+        })?;
+        let id = PolicyId::parse(id).map_err(|error| at(place("id"), error.to_string()))?;
+        if let Some((file, first)) = self.names.get(&id) {
+            let first = PolicyProblem::at(&file.file, &file.text, *first, "the first is there").to_string();
+            return Err(at(place("id"), format!("policy `{id}` is defined twice")).help(first));
+        }
+        self.names.insert(id.clone(), (source.clone(), place("id")));
+        for name in notes.keys().copied() {
+            if let Some(known) = misspelt_annotation(name) {
+                let message = format!("policy `{id}`: unknown annotation `@{name}`");
+                return Err(at(place(name), message).help(format!("did you mean `@{known}`?")));
+            }
+        }
+        let shadow = match notes.get("mode").copied() {
+            None | Some("enforce") => false,
+            Some("shadow") => true,
+            Some(other) => {
+                let message = format!("policy `{id}`: `{}` is not a mode", other.escape_debug());
+                return Err(at(place("mode"), message).help("write `@mode(\"shadow\")` or leave it out"));
+            }
+        };
+
+        let named = policy.new_id(cedar_policy::PolicyId::new(self.rules.len().to_string()));
+        let (usage, conditions) = match named
+            .to_pst()
+            .and_then(|tree| Ok((usage::policy_usage(tree.body()), conditions(tree.body())?)))
+        {
+            Ok(read) => read,
+            Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
+        };
+        Ok(Rule {
+            policy: named,
+            conditions,
+            effect: policy.effect(),
+            shadow,
+            message: note("reason").map(str::to_owned),
+            remedy: note("remedy").map(str::to_owned),
+            principal: principal_scope(policy.principal_constraint()),
+            action: action_scope(policy.action_constraint()),
+            resource: resource_scope(policy.resource_constraint()),
+            usage,
+            source: source.clone(),
+            span,
+            id,
+        })
+    }
+}
+
+fn conditions(policy: &pst::Template) -> Result<Policy, pst::PstConstructionError> {
+    let unscoped = pst::Template::new(
+        policy.id.clone(),
+        policy.effect,
+        pst::PrincipalConstraint::Any,
+        pst::ActionConstraint::Any,
+        pst::ResourceConstraint::Any,
+    );
+    let unscoped = unscoped.try_with_clauses(policy.clauses().iter().cloned())?;
+    Policy::from_pst(pst::Policy::Static(unscoped.try_into()?))
+}
+
+/// The span of a policy. Cedar ids the policies of a text `policy0`, `policy1`, … in their order.
+fn span_of(id: &cedar_policy::PolicyId, spans: &[Range<usize>]) -> Range<usize> {
+    let name: &str = id.as_ref();
+    let index: Option<usize> = name.strip_prefix("policy").and_then(|number| number.parse().ok());
+    index.and_then(|index| spans.get(index)).cloned().unwrap_or(0..0)
+}
+
+const ANNOTATIONS: [&str; 5] = ["id", "reason", "remedy", "mode", "description"];
+
+/// The known annotation that `name` is probably a misspelling of. Cedar allows any annotation, so other names are left
+/// alone.
+fn misspelt_annotation(name: &str) -> Option<&'static str> {
+    if ANNOTATIONS.contains(&name) {
+        return None;
+    }
+    nearest(name, ANNOTATIONS)
+}
+
+fn kind(name: &EntityTypeName) -> Option<PrincipalKind> {
+    match name.to_string().as_str() {
+        "Guardian::User" => Some(PrincipalKind::User),
+        "Guardian::Service" => Some(PrincipalKind::Service),
+        _ => None,
+    }
+}
+
+fn is(name: &EntityTypeName, known: &str) -> bool {
+    name.to_string() == known
+}
+
+fn id(uid: &EntityUid) -> String {
+    uid.id().unescaped().to_owned()
+}
+
+fn principal_scope(constraint: PrincipalConstraint) -> PrincipalScope {
+    match constraint {
+        PrincipalConstraint::Any => PrincipalScope::Any,
+        PrincipalConstraint::Eq(uid) => match kind(uid.type_name()) {
+            Some(_) => PrincipalScope::One(uid),
+            None => PrincipalScope::Nobody,
+        },
+        PrincipalConstraint::Is(name) => kind(&name).map_or(PrincipalScope::Nobody, PrincipalScope::Kind),
+        PrincipalConstraint::In(uid) => role_or_principal(None, uid),
+        PrincipalConstraint::IsIn(name, uid) => match kind(&name) {
+            Some(kind) => role_or_principal(Some(kind), uid),
+            None => PrincipalScope::Nobody,
+        },
+    }
+}
+
+/// `principal in uid`: matches the members of a role; an entity is also `in` itself (Cedar).
+fn role_or_principal(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
+    match kind(uid.type_name()) {
+        None if is(uid.type_name(), "Guardian::Role") => PrincipalScope::Role(wanted, id(&uid)),
+        Some(kind) if wanted.is_none_or(|wanted| wanted == kind) => PrincipalScope::One(uid),
+        _ => PrincipalScope::Nobody,
+    }
+}
+
+fn action_scope(constraint: ActionConstraint) -> ActionScope {
+    match constraint {
+        ActionConstraint::Any => ActionScope::Any,
+        ActionConstraint::Eq(uid) => ActionScope::Is(id(&uid)),
+        ActionConstraint::In(uids) => ActionScope::In(uids.iter().map(id).collect()),
+    }
+}
+
+fn resource_scope(constraint: ResourceConstraint) -> ResourceScope {
+    let kind = |name: &EntityTypeName| {
+        if name.namespace() == "Guardian" {
+            PrimitiveKind::of_entity(name.basename())
+        } else {
+            None
+        }
+    };
+    let among = |wanted: Option<PrimitiveKind>, uid: EntityUid| match kind(uid.type_name()) {
+        Some(of) if wanted.is_none_or(|wanted| wanted == of) => ResourceScope::One(of, id(&uid)),
+        None if is(uid.type_name(), "Guardian::Server") => ResourceScope::Server(wanted, id(&uid)),
+        _ => ResourceScope::Nothing,
+    };
+    match constraint {
+        ResourceConstraint::Any => ResourceScope::Any,
+        ResourceConstraint::Eq(uid) => match kind(uid.type_name()) {
+            Some(of) => ResourceScope::One(of, id(&uid)),
+            None => ResourceScope::Nothing,
+        },
+        ResourceConstraint::Is(name) => kind(&name).map_or(ResourceScope::Nothing, ResourceScope::Kind),
+        ResourceConstraint::In(uid) => among(None, uid),
+        ResourceConstraint::IsIn(name, uid) => match kind(&name) {
+            Some(of) => among(Some(of), uid),
+            None => ResourceScope::Nothing,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(texts: &[&str]) -> (Vec<Rule>, Vec<String>) {
+        let sources: Vec<PolicySource> = (0..)
+            .zip(texts)
+            .map(|(index, text)| PolicySource {
+                file: format!("{index}.cedar"),
+                text: (*text).to_owned(),
+            })
+            .collect();
+        let (rules, problems) = super::read_policies(&sources);
+        (rules, problems.iter().map(PolicyProblem::to_string).collect())
+    }
+
+    #[test]
+    fn every_policy_has_a_name_of_its_own() {
+        let (rules, problems) = read_text(&[
+            "@id(\"a\") permit(principal, action, resource);\npermit(principal, action, resource);\n",
+            "// a comment; with a semicolon\n@reason(\"x\")\n@id(\"a\") forbid(principal, action, resource);\n@id(\"b\") forbid(principal, action, resource);",
+        ]);
+        assert_eq!(rules.iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            problems,
+            [
+                "0.cedar:2:1: policy has no name (write `@id(\"…\")` before it; records and refusals quote it)",
+                "1.cedar:3:1: policy `a` is defined twice (0.cedar:1:1: the first is there)",
+            ]
+        );
+    }
+
+    #[test]
+    fn all_files_are_read_even_if_one_is_broken() {
+        let (rules, problems) = read_text(&[
+            "@id(\"a\")\npermit(principal, action, resource) when { context. };\n",
+            "@id(\"b\") permit(principal == ?principal, action, resource);\n@id(\"c\") @mode(\"shdow\") permit(principal, action, resource);",
+            "@id(\"d\") @resaon(\"x\") permit(principal, action, resource);\n@id(\"e\") @owner(\"me\") permit(principal, action, resource);",
+        ]);
+        assert_eq!(rules.iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["e"]);
+        assert_eq!(problems.len(), 4, "{problems:#?}");
+        assert!(problems[0].starts_with("0.cedar:2:53: "), "{problems:#?}");
+        assert_eq!(
+            problems[1..],
+            [
+                "1.cedar:1:1: policy templates are not supported (write the entity instead of `?principal` or `?resource`)",
+                "1.cedar:2:10: policy `c`: `shdow` is not a mode (write `@mode(\"shadow\")` or leave it out)",
+                "2.cedar:1:10: policy `d`: unknown annotation `@resaon` (did you mean `@reason`?)",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_scope_is_read() {
+        let (rules, problems) = read_text(&[r#"
+            @id("1") permit(principal in Guardian::Role::"r", action == Guardian::Action::"s/t", resource in Guardian::Server::"s");
+            @id("2") permit(principal is Guardian::User in Guardian::Role::"r", action in [Guardian::Action::"s/t", Guardian::Action::"g"], resource is Guardian::Tool);
+            @id("3") permit(principal is Guardian::User in Guardian::Service::"x|y", action, resource == Guardian::Server::"s");
+        "#]);
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(rules[0].principal, PrincipalScope::Role(None, "r".to_owned()));
+        assert_eq!(rules[0].action, ActionScope::Is("s/t".to_owned()));
+        assert_eq!(rules[0].resource, ResourceScope::Server(None, "s".to_owned()));
+        assert_eq!(
+            rules[1].principal,
+            PrincipalScope::Role(Some(PrincipalKind::User), "r".to_owned())
+        );
+        assert!(rules[1].names_tool("s/t") && !rules[1].names_tools_only());
+        assert_eq!(rules[2].principal, PrincipalScope::Nobody);
+        assert_eq!(rules[2].resource, ResourceScope::Nothing);
+    }
+}

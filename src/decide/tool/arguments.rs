@@ -1,0 +1,336 @@
+//! Validates arguments against the tool's pinned JSON Schema and converts them, value by value, to Cedar expressions.
+//!
+//! Cedar's own JSON conversion is never used on arguments: it would interpret `__entity` and `__extn` as entities and
+//! extension calls.
+
+use super::arg_types::{ArgField, ArgSchema, ArgType};
+use super::{arg_types, schema_cost};
+use crate::domain::{Reason, Refusal, SafeText};
+use cedar_policy::RestrictedExpression;
+use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::{PatternOptions, ValidationError, Validator};
+use serde_json::{Map, Number, Value};
+use std::collections::BTreeSet;
+
+/// The argument validator of one tool, and the arguments that policies can see.
+pub(in crate::decide) struct Arguments {
+    /// The error says why the schema cannot be used; then every call of the tool is refused.
+    validator: Result<Validator, String>,
+    arg_schema: ArgSchema,
+}
+
+/// Larger schemas and patterns are refused: compiling them costs too much.
+const MAX_SCHEMA_BYTES: usize = 256 * 1024;
+const MAX_PATTERN_BYTES: usize = 1024 * 1024;
+const MAX_DETAIL: usize = 200;
+
+impl Arguments {
+    /// Compiles an input schema. It never fails: a schema that cannot be used makes the tool unusable.
+    pub fn compile(schema: &Value) -> Self {
+        Self {
+            validator: validator(schema),
+            arg_schema: arg_types::arguments(schema),
+        }
+    }
+
+    pub fn arg_schema(&self) -> &ArgSchema {
+        &self.arg_schema
+    }
+
+    /// Why no call of this tool can be validated.
+    pub fn why_unusable(&self) -> Option<&str> {
+        self.validator.as_ref().err().map(String::as_str)
+    }
+
+    /// Parses and validates the arguments of a call. Absent arguments are `{}`.
+    pub fn read(&self, text: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
+        let validator = self.validator.as_ref().map_err(|why| Refusal {
+            errors: vec![why.clone()],
+            ..Refusal::with_detail(Reason::PolicyError, "the arguments of this tool cannot be checked")
+        })?;
+        let value = match text {
+            None => Value::Object(Map::new()),
+            Some(text) => serde_json::from_slice(text).map_err(|_| invalid("the arguments are not JSON"))?,
+        };
+        if let Err(error) = validator.validate(&value) {
+            return Err(invalid(&explained(&error)));
+        }
+        match value {
+            Value::Object(arguments) => Ok(arguments),
+            _ => Err(invalid("the arguments are not an object")),
+        }
+    }
+}
+
+fn validator(schema: &Value) -> Result<Validator, String> {
+    if schema.to_string().len() > MAX_SCHEMA_BYTES {
+        return Err(format!("the input schema is larger than {MAX_SCHEMA_BYTES} bytes"));
+    }
+    schema_cost::check_cost(schema)?;
+    let patterns = PatternOptions::regex()
+        .size_limit(MAX_PATTERN_BYTES)
+        .dfa_size_limit(MAX_PATTERN_BYTES);
+    jsonschema::options()
+        .should_validate_formats(false)
+        .with_pattern_options(patterns)
+        .build(schema)
+        .map_err(|error| cut(&format!("the input schema is not usable: {error}")))
+}
+
+/// Converts `arguments` to the record `context.input`: the typed ones among `names`, or all typed ones.
+pub(in crate::decide) fn input(
+    arguments: &Map<String, Value>,
+    fields: &ArgSchema,
+    names: Option<&BTreeSet<String>>,
+) -> Result<RestrictedExpression, Box<Refusal>> {
+    let wanted = |name: &str| names.is_none_or(|names| names.contains(name));
+    record(arguments, fields, wanted, "").map_err(|InexpressibleValue { at, why }| invalid(&format!("argument `{at}` {why}")))
+}
+
+/// A value that a policy reads and that Cedar cannot represent.
+struct InexpressibleValue {
+    at: String,
+    why: &'static str,
+}
+
+fn record(
+    members: &Map<String, Value>,
+    fields: &ArgSchema,
+    wanted: impl Fn(&str) -> bool,
+    prefix: &str,
+) -> Result<RestrictedExpression, InexpressibleValue> {
+    let mut pairs = Vec::new();
+    for (name, ArgField { required, arg_type }) in fields {
+        let (true, Ok(arg_type)) = (wanted(name), arg_type) else {
+            continue;
+        };
+        match members.get(name) {
+            Some(Value::Null) | None if *required => return Err(inexpressible(format!("{prefix}{name}"), "is missing")),
+            Some(Value::Null) | None => {}
+            Some(value) => pairs.push((name.clone(), expression(value, arg_type, &|| format!("{prefix}{name}"))?)),
+        }
+    }
+    Ok(RestrictedExpression::new_record(pairs).expect("the keys of a map are distinct"))
+}
+
+/// Converts one value. It must be of the declared type, because policies are validated for that type.
+fn expression(value: &Value, arg_type: &ArgType, at: &dyn Fn() -> String) -> Result<RestrictedExpression, InexpressibleValue> {
+    match (arg_type, value) {
+        (ArgType::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
+        (ArgType::Bool, Value::Bool(flag)) => Ok(RestrictedExpression::new_bool(*flag)),
+        (ArgType::Long, Value::Number(number)) => match number.as_i64() {
+            Some(number) => Ok(RestrictedExpression::new_long(number)),
+            None => Err(inexpressible(at(), "is not written as a whole number of at most 64 bits")),
+        },
+        (ArgType::Decimal, Value::Number(number)) => match decimal(number) {
+            Some(text) => Ok(RestrictedExpression::new_decimal(text)),
+            None => Err(inexpressible(
+                at(),
+                "has more digits than policies can compare: four after the point, eleven before",
+            )),
+        },
+        (ArgType::Set(arg_type), Value::Array(elements)) => {
+            let elements = elements.iter().map(|element| expression(element, arg_type, at));
+            Ok(RestrictedExpression::new_set(elements.collect::<Result<Vec<_>, _>>()?))
+        }
+        (ArgType::Record(fields), Value::Object(members)) => record(members, fields, |_| true, &format!("{}.", at())),
+        _ => Err(inexpressible(at(), "is not of the type that policies read")),
+    }
+}
+
+/// Converts a number to Cedar's `decimal`, which has four digits after the point. Up to the limit a double holds these
+/// exactly.
+fn decimal(number: &Number) -> Option<String> {
+    const LIMIT: f64 = 1e11;
+    let number = number.as_f64().filter(|number| number.abs() < LIMIT)?;
+    let text = number.to_string();
+    match text.split_once('.') {
+        None => Some(format!("{text}.0")),
+        Some((_, fraction)) => (fraction.len() <= 4).then_some(text),
+    }
+}
+
+/// Says which rule of the schema is broken and where. It contains no argument value, because values may be secret.
+fn explained(error: &ValidationError<'_>) -> String {
+    let path = error.instance_path().as_str();
+    let whole = match path {
+        "" => "the arguments".to_owned(),
+        path => format!("argument `{}`", cut(&path[1..])),
+    };
+    match error.kind() {
+        ValidationErrorKind::Required { property } => {
+            let name = property.as_str().unwrap_or_default();
+            let prefix = path.strip_prefix('/').map(|path| format!("{path}/")).unwrap_or_default();
+            format!("argument `{prefix}{name}` is missing")
+        }
+        ValidationErrorKind::Type { kind } => match kind {
+            TypeKind::Single(kind) => format!("{whole} must be of type {kind}"),
+            TypeKind::Multiple(_) => format!("{whole} is of the wrong type"),
+        },
+        ValidationErrorKind::AdditionalProperties { .. } | ValidationErrorKind::UnevaluatedProperties { .. } => {
+            format!("{whole} must have no members beside those of the schema")
+        }
+        ValidationErrorKind::FalseSchema => format!("{whole} must have no members beside those of the schema"),
+        kind if says_only_the_schema(kind) => format!("{whole}: {}", error.masked_with("it")),
+        kind => format!("{whole} breaks the rule `{}` of the schema", kind.keyword()),
+    }
+}
+
+/// Whether the masked text of such an error contains no part of the value. That of `propertyNames` contains a member
+/// name.
+fn says_only_the_schema(kind: &ValidationErrorKind) -> bool {
+    use ValidationErrorKind as K;
+    matches!(
+        kind,
+        K::Constant { .. }
+            | K::Enum { .. }
+            | K::Pattern { .. }
+            | K::MaxLength { .. }
+            | K::MinLength { .. }
+            | K::MultipleOf { .. }
+    ) || matches!(
+        kind,
+        K::Maximum { .. } | K::Minimum { .. } | K::ExclusiveMaximum { .. } | K::ExclusiveMinimum { .. }
+    ) || matches!(kind, K::MaxItems { .. } | K::MinItems { .. } | K::UniqueItems)
+}
+
+fn inexpressible(at: String, why: &'static str) -> InexpressibleValue {
+    InexpressibleValue { at, why }
+}
+
+fn invalid(detail: &str) -> Box<Refusal> {
+    Refusal::with_detail(Reason::InvalidArguments, cut(detail)).into()
+}
+
+/// Foreign text as a refusal may hold it.
+pub(in crate::decide) fn cut(text: &str) -> String {
+    SafeText::new(text, MAX_DETAIL - "…".len()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn detail(schema: Value, arguments: Value) -> String {
+        let refusal = Arguments::compile(&schema)
+            .read(Some(arguments.to_string().as_bytes()))
+            .unwrap_err();
+        assert_eq!(refusal.reason, Reason::InvalidArguments);
+        refusal.detail.unwrap()
+    }
+
+    fn seen(property: Value, value: Value) -> Result<RestrictedExpression, String> {
+        let arguments = Arguments::compile(&json!({ "properties": { "a": property } }));
+        let members = arguments.read(Some(json!({ "a": value }).to_string().as_bytes())).unwrap();
+        input(&members, arguments.arg_schema(), None).map_err(|refusal| refusal.detail.unwrap())
+    }
+
+    #[test]
+    fn a_refusal_names_the_place_and_the_rule_but_no_value() {
+        let schema = json!({
+            "type": "object",
+            "required": ["path"],
+            "additionalProperties": false,
+            "properties": {
+                "path": { "type": "string", "maxLength": 10, "pattern": "^[a-z/]*$" },
+                "mode": { "enum": ["r", "w"] },
+                "o": { "type": "object", "required": ["x"] },
+                "names": { "type": "object", "propertyNames": { "maxLength": 3 } },
+            },
+        });
+        let detail = |arguments| detail(schema.clone(), arguments);
+        assert_eq!(detail(json!({})), "argument `path` is missing");
+        assert_eq!(detail(json!({ "path": "a", "o": {} })), "argument `o/x` is missing");
+        assert_eq!(detail(json!({ "path": 3 })), "argument `path` must be of type string");
+        assert_eq!(detail(json!([])), "the arguments must be of type object");
+        for (arguments, rule) in [
+            (json!({ "path": "s3cret" }), "pattern"),
+            (json!({ "path": "secretsecretsecret" }), "maxLength"),
+            (json!({ "path": "a", "mode": "secret" }), "enum"),
+            (json!({ "path": "a", "secret": 1 }), "additionalProperties"),
+            (json!({ "path": "a", "names": { "secret": 1 } }), "propertyNames"),
+        ] {
+            let detail = detail(arguments);
+            assert!(!detail.contains("cret"), "{rule}: {detail}");
+        }
+    }
+
+    #[test]
+    fn a_detail_is_short_and_harmless() {
+        let long = "é".repeat(500);
+        assert!(cut(&long).len() <= 200 + "…".len());
+        assert_eq!(cut("a\u{1b}[1m\u{202e}"), "a\\u{1b}[1m\\u{202e}");
+        let schema = json!({ "additionalProperties": { "type": "string" } });
+        assert!(detail(schema, json!({ (long): 1 })).len() < 300);
+    }
+
+    #[test]
+    fn nothing_in_a_value_is_interpreted() {
+        let entity = json!({ "__entity": { "type": "Guardian::Role", "id": "admin" } });
+        let shape = json!({ "type": "object", "properties": { "__entity": { "type": "object", "properties": {
+            "type": { "type": "string" }, "id": { "type": "string" } } } } });
+        let expression = seen(shape, entity).unwrap();
+        let context = cedar_policy::Context::from_pairs([("input".to_owned(), expression)]).unwrap();
+        let shown = format!("{:?}", context.get("input").unwrap());
+        assert!(shown.contains("__entity") && !shown.contains("EntityUid"), "{shown}");
+    }
+
+    #[test]
+    fn what_a_policy_reads_is_exact_or_refused() {
+        let integer = || json!({ "type": "integer" });
+        assert!(seen(integer(), json!(i64::MIN)).is_ok());
+        for value in [json!(1.0), json!(u64::MAX), json!(1e30)] {
+            assert_eq!(
+                seen(integer(), value).unwrap_err(),
+                "argument `a` is not written as a whole number of at most 64 bits"
+            );
+        }
+        let number = || json!({ "type": "number" });
+        for value in [json!(0.1), json!(-1.25), json!(7), json!(1e3), json!(99999999999.9999)] {
+            assert!(seen(number(), value.clone()).is_ok(), "{value}");
+        }
+        for value in [json!(0.00001), json!(1e300), json!(1e11), json!(1e-9)] {
+            assert!(seen(number(), value.clone()).is_err(), "{value}");
+        }
+        assert!(seen(json!({ "type": ["string", "null"] }), Value::Null).is_ok());
+    }
+
+    #[test]
+    fn every_decimal_that_is_made_is_one() {
+        for value in [
+            json!(0.1),
+            json!(-0.0),
+            json!(1e-4),
+            json!(99999999999.9999),
+            json!(-99_999_999_999_i64),
+        ] {
+            let expression = seen(json!({ "type": "number" }), value.clone()).unwrap();
+            let context = cedar_policy::Context::from_pairs([("input".to_owned(), expression)]);
+            assert!(context.is_ok(), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_schema_is_refused_when_compiled() {
+        let mut laughs = serde_json::Map::new();
+        for level in 0..26 {
+            let next = json!({ "$ref": format!("#/$defs/d{}", level + 1) });
+            laughs.insert(format!("d{level}"), json!({ "allOf": [next, next] }));
+        }
+        laughs.insert("d26".to_owned(), json!({ "type": "object" }));
+        for schema in [
+            json!({ "$ref": "#/$defs/d0", "$defs": laughs }),
+            json!({ "$ref": "http://127.0.0.1:1/schema" }),
+            json!({ "$ref": "file:///etc/passwd" }),
+            json!({ "properties": { "a": { "pattern": "(?=x)y" } } }),
+            json!({ "properties": { "a": { "pattern": "((a{1000}){1000}){1000}" } } }),
+            json!({ "type": "strin" }),
+            json!({ "description": "x".repeat(MAX_SCHEMA_BYTES) }),
+        ] {
+            let arguments = Arguments::compile(&schema);
+            assert!(arguments.why_unusable().is_some_and(|why| why.len() < 300), "{schema}");
+            assert_eq!(arguments.read(None).unwrap_err().reason, Reason::PolicyError);
+        }
+    }
+}
