@@ -2,8 +2,8 @@
 //! `jsonschema` finds all mismatches at once, where serde would stop at the first; this file puts each in a sentence.
 
 use super::document::{Document, Node, Value, ValueSource, join};
-use super::problem::{ConfigProblem, did_you_mean, nearest, quoted};
-use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName};
+use super::problem::{ConfigProblem, quoted};
+use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName, did_you_mean, nearest};
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
 use schemars::transform::{RecursiveTransform, Transform};
@@ -177,7 +177,7 @@ impl KeySchema {
     /// An unknown key, with the known one that was probably meant.
     fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a ValueSource, ConfigProblem) {
         let message = format!("unknown key {} in {}", quoted(name), section_name(&section.key));
-        let help = did_you_mean(name, known(section.schema)).unwrap_or_else(|| {
+        let help = nearest(name, known(section.schema)).map(did_you_mean).unwrap_or_else(|| {
             let mut homes = Vec::new();
             self.sections_with(name, "", &self.schema, &mut homes);
             match &homes[..] {
@@ -358,7 +358,7 @@ fn help_for_word(text: &str, words: &[&str]) -> Option<String> {
     if text.starts_with("HS") && words.contains(&"ES256") {
         Some("whoever can verify a shared secret can also forge with it: let the issuer sign with ES256".to_owned())
     } else {
-        did_you_mean(text, words.iter().copied())
+        nearest(text, words.iter().copied()).map(did_you_mean)
     }
 }
 

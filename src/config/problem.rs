@@ -93,20 +93,3 @@ impl std::error::Error for ConfigProblem {}
 pub(super) fn quoted(text: &str) -> String {
     format!("`{}`", SafeText::new(text, 80))
 }
-
-/// ``did you mean `address`?`` with the known word nearest to `word`, if one is near.
-pub(super) fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    nearest(word, known).map(|candidate| format!("did you mean `{candidate}`?"))
-}
-
-/// The known word nearest to `word`, if it takes few edits; case and `-` for `_` do not count.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = |text: &str| text.to_lowercase().replace('-', "_");
-    let word = plain(word);
-    let near = 1 + word.chars().count() / 4;
-    known
-        .map(|candidate| (strsim::osa_distance(&word, &plain(candidate)), candidate))
-        .filter(|(distance, _)| *distance <= near)
-        .min()
-        .map(|(_, candidate)| candidate)
-}

@@ -11,6 +11,7 @@ mod header;
 mod member;
 mod method;
 mod name;
+mod nearest;
 mod principal;
 mod reason;
 mod record;
@@ -30,6 +31,7 @@ pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,
     Subject, ToolName, UserId,
 };
+pub use nearest::{did_you_mean, nearest};
 pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
 pub use reason::{Reason, Refusal};
 pub use record::{

@@ -9,9 +9,9 @@ mod servers_and_issuers;
 
 use super::document::join;
 use super::model::*;
-use super::problem::{ConfigProblem, did_you_mean, quoted};
+use super::problem::{ConfigProblem, quoted};
 use super::server::ServerConfig;
-use crate::domain::ToolName;
+use crate::domain::{ToolName, did_you_mean, nearest};
 use secrecy::ExposeSecret;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -227,7 +227,7 @@ fn grants(grants: &GrantsConfig, found: &mut Vec<ConfigProblem>) {
 
 fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) {
     let known = |name: &str| servers.iter().any(|server| server.name.as_str() == name);
-    let nearest = |name: &str| did_you_mean(name, servers.iter().map(|server| server.name.as_str()));
+    let near = |name: &str| nearest(name, servers.iter().map(|server| server.name.as_str())).map(did_you_mean);
     let overall = [
         ("limits.per_principal", &limits.per_principal),
         ("limits.per_tool", &limits.per_tool),
@@ -250,7 +250,7 @@ fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<Confi
                         quoted(server)
                     );
                     found.push(ConfigProblem {
-                        help: nearest(server),
+                        help: near(server),
                         ..ConfigProblem::error(&key, message)
                     });
                 }
@@ -267,7 +267,7 @@ fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<Confi
         if !known(server.as_str()) {
             let message = format!("`limits.servers` names `{server}`, but there is no such server");
             found.push(ConfigProblem {
-                help: nearest(server.as_str()),
+                help: near(server.as_str()),
                 ..ConfigProblem::error(&key, message)
             });
         }

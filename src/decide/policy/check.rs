@@ -20,7 +20,7 @@ use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
 use crate::decide::tool::target::UncompiledTool;
-use crate::domain::PinStatus;
+use crate::domain::{PinStatus, did_you_mean};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -117,7 +117,7 @@ impl CatalogueCheck<'_> {
                         id
                     };
                     let mut problem = rule.problem_at_entity(id, format!("there is no {kind} `{}`", arguments::cut(named)));
-                    problem.help = near.map(|near| format!("did you mean `{near}`?"));
+                    problem.help = near.as_deref().map(did_you_mean);
                     self.found.problems.push(problem);
                     self.unsound.insert(index);
                 }
@@ -125,7 +125,7 @@ impl CatalogueCheck<'_> {
         }
         for unknown in &rule.usage.unknown_attributes {
             let mut problem = rule.problem_at_attribute(&unknown.name, format!("`{}` has no `{}`", unknown.of, unknown.name));
-            problem.help = unknown.near.map(|near| format!("did you mean `{near}`?"));
+            problem.help = unknown.near.map(did_you_mean);
             self.found.problems.push(problem);
             self.unsound.insert(index);
         }
@@ -426,7 +426,7 @@ fn not_evaluable_warning(
 /// an existing one: other names may be meant for tools added later.
 fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingArgument>) -> Option<PolicyProblem> {
     let near = missing.iter().find_map(|missing| Some((missing, missing.near.as_ref()?)));
-    let is_slip = |(missing, near): &(&MissingArgument, &String)| strsim::damerau_levenshtein(near, &missing.name) == 1;
+    let is_slip = |(missing, near): &(&MissingArgument, &String)| strsim::osa_distance(near, &missing.name) == 1;
     let near = near
         .filter(|found| rule.names_tools_only() || is_slip(found))
         .map(|(_, near)| near.clone());
@@ -442,7 +442,7 @@ fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingA
         (None, _) => format!("none of its tools has an argument `{path}`"),
     };
     let mut problem = rule.problem_at_attribute(&first.name, message);
-    problem.help = near.map(|near| format!("did you mean `{near}`?"));
+    problem.help = near.as_deref().map(did_you_mean);
     Some(problem)
 }
 

@@ -1,10 +1,9 @@
 //! The servers, tools, actions and groups that exist, so that policies may name them.
 
-use super::problem::nearest;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema;
 use crate::decide::tool::target::UncompiledTool;
-use crate::domain::{Catalogue, PromptName, ResourceUri, ServerName};
+use crate::domain::{Catalogue, PromptName, ResourceUri, ServerName, nearest};
 use std::collections::{BTreeMap, HashMap};
 
 /// The names that policies may use.

@@ -1,9 +1,9 @@
 //! Infers argument types from the way policies use the arguments, and compares them with the arguments that a tool
 //! declares.
 
-use super::problem::nearest;
 use super::usage::ArgumentRef;
 use crate::decide::tool::arg_types::{ArgField, ArgSchema, ArgType};
+use crate::domain::nearest;
 
 /// An argument that a tool does not declare, or declares without a type that policies can read.
 pub(in crate::decide) struct MissingArgument {

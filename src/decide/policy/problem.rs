@@ -64,17 +64,6 @@ impl fmt::Display for PolicyProblem {
     }
 }
 
-/// The known name that `given` is probably a misspelling of: at most a third of its characters differ.
-pub(super) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = given.chars().count().div_ceil(3);
-    known
-        .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(given, name), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,11 +73,5 @@ mod tests {
         let problem = PolicyProblem::at("a.cedar", "één\ntwö x", 11, "wrong").help("right");
         assert_eq!(problem.to_string(), "a.cedar:2:5: wrong (right)");
         assert_eq!(PolicyProblem::new("wrong").to_string(), "wrong");
-    }
-
-    #[test]
-    fn the_nearest_name_is_near() {
-        assert_eq!(nearest("pth", ["path", "content"]), Some("path"));
-        assert_eq!(nearest("sql", ["path", "content"]), None);
     }
 }

@@ -2,11 +2,11 @@
 //! the entities it names exist is checked in `check.rs`.
 
 use super::deep_stack::on_deep_stack;
-use super::problem::{PolicyProblem, nearest};
+use super::problem::PolicyProblem;
 use super::usage::{self, ContextField, PolicyUsage};
 use super::{depth, source_spans};
 use crate::decide::tool::primitive_kind::PrimitiveKind;
-use crate::domain::{PolicyId, PrincipalKind};
+use crate::domain::{PolicyId, PrincipalKind, did_you_mean, nearest};
 use cedar_policy::{
     ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, pst,
 };
@@ -265,7 +265,7 @@ impl PolicyReader {
         for name in notes.keys().copied() {
             if let Some(known) = misspelt_annotation(name) {
                 let message = format!("policy `{id}`: unknown annotation `@{name}`");
-                return Err(at(place(name), message).help(format!("did you mean `@{known}`?")));
+                return Err(at(place(name), message).help(did_you_mean(&format!("@{known}"))));
             }
         }
         let shadow = match notes.get("mode").copied() {

@@ -1,9 +1,9 @@
 //! What a policy references: facts of the context, and arguments by name. If an expression is not understood, the answer
 //! is everything, so nothing is missed.
 
-use super::problem::nearest;
 use crate::decide::tool::arg_types::ArgType;
 use crate::decide::tool::schema::{PRINCIPAL, RESOURCE};
+use crate::domain::nearest;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, Template, UnaryOp, Var};
 use std::collections::BTreeSet;
 

@@ -1,0 +1,34 @@
+//! The known name that a misspelt one probably means, for errors that suggest it.
+
+/// The known name nearest to `word`, if it takes few edits; case and `-` for `_` do not count.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    let near = 1 + word.chars().count() / 4;
+    known
+        .into_iter()
+        .map(|candidate| (strsim::osa_distance(&word, &plain(candidate)), candidate))
+        .filter(|(distance, _)| *distance <= near)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// The sentence that suggests `name`.
+pub fn did_you_mean(name: &str) -> String {
+    format!("did you mean `{name}`?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        let found = |word| nearest(word, ["path", "content", "utc_offset"]);
+        assert_eq!(found("pth"), Some("path"));
+        assert_eq!(found("apth"), Some("path"));
+        assert_eq!(found("UTC-offset"), Some("utc_offset"));
+        assert_eq!(found("sql"), None);
+        assert_eq!(found(""), None);
+    }
+}
