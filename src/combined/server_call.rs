@@ -6,7 +6,7 @@ use super::CombinedCaller;
 use super::session::{CombinedSession, ServerSession};
 use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal, ServerName};
 use crate::gate::{
-    Answered, AuthzContext, CallerAuthz, Delivery, Gate, NegotiatedMessage, RefusalAudit, RefusedRequest, RequestContext,
+    Answered, AuthzContext, CallerAuthz, DispatchOptions, Gate, NegotiatedMessage, RefusalAudit, RefusedRequest, RequestContext,
     SessionOpening, is_event_stream, negotiate, parse_body,
 };
 use crate::mcp::{McpHeaders, MessageKind, Namespace, ServerMessage, SseReader, StreamKind};
@@ -146,7 +146,7 @@ impl ServerCall {
             })
         };
         let no_headers = HeaderMap::new();
-        let delivery = Delivery {
+        let options = DispatchOptions {
             headers: part.headers.unwrap_or(&no_headers),
             session: part.session.and_then(|session| session.session.clone()),
             last_event_id: part.last_event_id,
@@ -158,7 +158,7 @@ impl ServerCall {
             Some(authz) => CallerAuthz::Loaded(authz),
             None => CallerAuthz::Authenticated(self.caller.principal.clone().into()),
         };
-        let answered = gate.dispatch(part.context, part.message, caller, delivery).await;
+        let answered = gate.dispatch(part.context, part.message, caller, options).await;
         let recorded = match &answered {
             Ok(answered) => {
                 gate.count(&answered.context, "");

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use std::pin::Pin;
 
 /// How a message reaches its server, and how the answer comes back.
-pub struct Delivery<'a> {
+pub struct DispatchOptions<'a> {
     /// The client's headers; only `Mcp-Param-*` are used.
     pub headers: &'a HeaderMap,
     /// The server's session that the message belongs to.
@@ -47,7 +47,7 @@ impl Gate {
     pub(super) async fn forward(
         &self,
         mut recorded: RecordedCall,
-        mut to: Delivery<'_>,
+        mut to: DispatchOptions<'_>,
     ) -> Result<ForwardedCall, Box<RefusedRequest>> {
         let mut version = None;
         if let Some(opening) = to.opening.take() {

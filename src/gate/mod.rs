@@ -30,7 +30,7 @@ mod visibility;
 pub use authn::{Authenticator, JitEnrolment};
 pub use authz::{AuthzContext, CallerAuthz};
 pub use context::{Answered, MessageSummary, RefusalAudit, RefusedRequest, RequestContext};
-pub use forward::{Delivery, SessionOpening};
+pub use forward::{DispatchOptions, SessionOpening};
 pub use keep_alive::KeepAliveBody;
 pub use message::{NegotiatedMessage, bodyless_message, negotiate, parse_body, reject_malformed, safe_text};
 pub use metadata::Metadata;
@@ -170,7 +170,7 @@ impl Gate {
             Err(refusal) => return Err(context.refuse(refusal)),
         };
         context.message.session = session.as_ref().map(Session::label);
-        let delivery = Delivery {
+        let options = DispatchOptions {
             headers: &headers,
             session,
             last_event_id,
@@ -178,7 +178,7 @@ impl Gate {
             limits_key: Some(limits_key),
             namespace: None,
         };
-        self.dispatch(context, message, CallerAuthz::Authenticated(authenticated), delivery)
+        self.dispatch(context, message, CallerAuthz::Authenticated(authenticated), options)
             .await
     }
 
@@ -188,12 +188,12 @@ impl Gate {
         context: RequestContext,
         message: NegotiatedMessage,
         caller: CallerAuthz,
-        mut delivery: Delivery<'_>,
+        mut options: DispatchOptions<'_>,
     ) -> Result<Answered, Box<RefusedRequest>> {
-        let parsed = self.parse_call(context, message, delivery.session.as_ref())?;
-        let authorized = self.authorize(parsed, caller, delivery.headers, delivery.limits_key).await?;
-        let recorded = self.record(authorized, delivery.namespace.take()).await?;
-        let forwarded = self.forward(recorded, delivery).await?;
+        let parsed = self.parse_call(context, message, options.session.as_ref())?;
+        let authorized = self.authorize(parsed, caller, options.headers, options.limits_key).await?;
+        let recorded = self.record(authorized, options.namespace.take()).await?;
+        let forwarded = self.forward(recorded, options).await?;
         self.respond(forwarded)
     }
 

@@ -421,7 +421,6 @@ fn response(
 
 impl Params {
     fn read(body: &Bytes, method: &str, raw: RawParams) -> Result<Self, Fault> {
-        let spans = raw.fields.spans;
         let [
             name,
             arguments,
@@ -440,29 +439,22 @@ impl Params {
             level,
             notifications,
             capabilities,
-        ] = spans;
+        ] = raw.fields.spans;
         let name_at = name.map(JsonSpan::from);
         let name = string_param(body, "name", name)?;
         object("_meta", meta)?;
-        let meta = raw.meta.map(|meta| Meta::read(body, &meta)).transpose()?;
-        let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
-        // A method that the modern era does not have is refused as unknown later, whatever its parameters.
-        let unknown = modern && Method::of_request(method).is_some_and(|method| !method.is_in(Era::Modern));
-        if !unknown {
-            only_known(method, &spans, raw.unknown_member)?;
+        let meta = raw.meta.as_ref().map(|meta| Meta::read(body, meta)).transpose()?;
+        if !is_unknown(method, meta.as_ref()) {
+            only_known(method, &raw.fields.spans, raw.unknown_member)?;
         }
         string_param(body, "level", level)?;
+        object("task", task)?;
+        let capabilities = capabilities.filter(|_| method == "initialize");
         let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
-        let capabilities = match method {
-            "initialize" => object("capabilities", capabilities)?.map(JsonSpan::from),
-            _ => None,
-        };
-        let listened = raw
+        let subscribed_tasks = raw
             .subscribed_tasks
             .into_iter()
             .map(|span| token(body, "taskIds", Some(span)));
-        let subscribed_tasks = listened.filter_map(Result::transpose).collect::<Result<_, Fault>>()?;
-        object("task", task)?;
         Ok(Self {
             name,
             name_at,
@@ -480,8 +472,8 @@ impl Params {
             task_id: token(body, "taskId", task_id)?,
             request_state: token(body, "requestState", state)?,
             input_responses: object("inputResponses", responses)?.is_some(),
-            capabilities,
-            subscribed_tasks,
+            capabilities: object("capabilities", capabilities)?.map(JsonSpan::from),
+            subscribed_tasks: subscribed_tasks.filter_map(Result::transpose).collect::<Result<_, Fault>>()?,
             request_id: request_id.map(|span| message_id(body, span)).transpose()?,
             meta,
         })
@@ -499,6 +491,13 @@ impl Meta {
             traceparent: string_param(body, META[2], traceparent)?,
         })
     }
+}
+
+/// Whether the message is of the modern era, which does not have this method: it is refused as unknown later, whatever its
+/// parameters.
+fn is_unknown(method: &str, meta: Option<&Meta>) -> bool {
+    let modern = meta.is_some_and(|meta| meta.protocol_version.is_some());
+    modern && Method::of_request(method).is_some_and(|method| !method.is_in(Era::Modern))
 }
 
 /// Checks that the parameters are those the method allows, and that the required ones are there.

@@ -27,10 +27,9 @@ const PATH: &[&str] = &[
     "transport",
 ];
 const LONGEST_FUNCTION: usize = 60;
-/// Longer functions: flat tables, and those still to be cut. The list may only shrink.
+/// Longer functions: flat tables alone.
 const LONGER: &[(&str, &str)] = &[
     ("src/gate/reply.rs", "refusal_text"), // one row a reason
-    ("src/mcp/client_message.rs", "read"),
 ];
 
 /// The most lines of code in `src`, without comments, blank lines and tests. Shortening the request path is to bring it below
