@@ -11,7 +11,7 @@ use super::streams::{
 };
 use super::{CombinedRequest, CombinedResult};
 use crate::domain::{Backoff, Era, MessageId, Reason, Refusal, ServerName};
-use crate::gate::{NegotiatedMessage, RefusedRequest, RequestContext, parse_body, sse_event};
+use crate::gate::{NegotiatedMessage, RefusedRequest, RequestContext, parse_body};
 use crate::mcp::{self, JsonRpcKind, Message, SseFrame, parse_uri, splice};
 use crate::sessions::claimed_server;
 use crate::transport::Body;
@@ -159,7 +159,7 @@ impl CombinedRequest {
             "_meta": { "io.modelcontextprotocol/subscriptionId": id },
             "notifications": granted,
         } });
-        sse_event(acknowledged.to_string().as_bytes())
+        mcp::sse_event(acknowledged.to_string().as_bytes())
     }
 
     fn filter(&self) -> Value {

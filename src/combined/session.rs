@@ -262,7 +262,7 @@ impl ServerCall {
     /// `notifications/initialized` and the replay of session state.
     async fn initialize_server(&self, session: &Arc<CombinedSession>) -> Result<ServerSession, Refusal> {
         let ClientInfo { capabilities, info } = &session.client_info;
-        let params = json!({ "protocolVersion": session.version.as_str(), "capabilities": capabilities, "clientInfo": info });
+        let params = mcp::initialize_params(session.version, capabilities, info);
         let body = format!(r#"{{"jsonrpc":"2.0","id":{OPENING},"method":"initialize","params":{params}}}"#);
         let plainly = ServerCall {
             caller: self.caller.clone(),

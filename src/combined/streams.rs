@@ -7,9 +7,7 @@ use super::session::{CombinedSession, ServerSession};
 use super::{CombinedCaller, CombinedRequest, CombinedResult};
 use crate::decide::{self, Snapshot};
 use crate::domain::{Backoff, Digest, Era, MessageId, Reason, Refusal, ServerName};
-use crate::gate::{
-    AuthzContext, KeepAliveBody, RefusedRequest, Registration, RequestContext, event_stream, is_event_stream, sse_event,
-};
+use crate::gate::{AuthzContext, KeepAliveBody, RefusedRequest, Registration, RequestContext, event_stream, is_event_stream};
 use crate::mcp::{self, EventCursor, JsonRpcKind, Namespace, SseFrame, SseReader, StreamKind, parse_event_id};
 use crate::transport::{Body, BodyError, GuardedBody};
 use bytes::Bytes;
@@ -184,7 +182,7 @@ impl ToolListWatcher {
         };
         loop {
             sleep(POLL_INTERVAL).await;
-            if self.tools_changed().await && out.send(sse_event(message.as_bytes())).await.is_err() {
+            if self.tools_changed().await && out.send(mcp::sse_event(message.as_bytes())).await.is_err() {
                 return;
             }
         }

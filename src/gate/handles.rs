@@ -5,7 +5,7 @@
 use crate::domain::{
     Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, TargetKind, Timestamp, ToolName,
 };
-use crate::mcp::{self, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
+use crate::mcp::{self, Edits, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
 use crate::sessions::{DecodedHandle, HandleKind, HandleOwner, SessionKeys};
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -316,8 +316,8 @@ impl OutboundHandles {
     }
 
     /// Encodes all tokens in a message for the client; `None` if one of them is too long or must not be disclosed.
-    pub fn encode_outbound(&self, message: Bytes, server_message: &ServerMessage) -> Option<Bytes> {
-        let mut edits = Vec::new();
+    pub fn encode_outbound(&self, message: &[u8], server_message: &ServerMessage, edits: &mut Edits) -> Option<()> {
+        let mut replace = |span: JsonSpan, handle: String| edits.replace(span, format!("\"{handle}\""));
         // A modern server's `notifications/cancelled` names the client's own subscription, which is no handle.
         let cancels = server_message.cancelled_request.iter().filter(|_| self.era == Era::Legacy);
         for span in server_message.id.iter().chain(cancels) {
@@ -325,7 +325,7 @@ impl OutboundHandles {
                 HandleKind::Request {
                     session: &self.translator.session,
                 },
-                span.text(&message),
+                span.text(message),
             )?;
             if handle.len() > LONGEST_ID {
                 return None;
@@ -335,11 +335,11 @@ impl OutboundHandles {
             if let (Some(_), Some(method)) = (server_message.id, &server_message.method) {
                 self.translator.cache.server_requests.insert(handle.clone(), method.clone());
             }
-            edits.push((*span, handle));
+            replace(*span, handle);
         }
         if let Some(span) = server_message.next_cursor {
             let method = server_message.list_method.unwrap_or(self.method.as_str());
-            edits.push((span, self.issue(HandleKind::Cursor { method }, span.text(&message))?));
+            replace(span, self.issue(HandleKind::Cursor { method }, span.text(message))?);
         }
         if let Some(span) = server_message.request_state {
             let handle_kind = HandleKind::State {
@@ -348,25 +348,20 @@ impl OutboundHandles {
             };
             let HandleCache { keys, lifetime, now, .. } = &*self.translator.cache;
             let until = now().plus(*lifetime);
-            edits.push((
-                span,
-                keys.issue_until(until, handle_kind, span.text(&message), &self.translator.owner())?,
-            ));
+            let handle = keys.issue_until(until, handle_kind, span.text(message), &self.translator.owner())?;
+            replace(span, handle);
         }
         let of_status = server_message.method.as_deref().is_some_and(is_task_status);
         for span in &server_message.tasks {
-            edits.push((*span, self.task(span.text(&message), of_status)?));
+            replace(*span, self.task(span.text(message), of_status)?);
         }
-        let mut edits: Vec<_> = edits
-            .into_iter()
-            .map(|(span, handle)| (span, format!("\"{handle}\"")))
-            .collect();
         if let Some(span) = server_message.tasks_capability.filter(|_| self.method == Method::Initialize) {
             // `tasks/list` is not offered: its result does not say whose tasks it holds.
-            let kept = mcp::without_member(&message, span, "list").ok()?;
-            edits.extend(kept.map(|text| (span, text)));
+            if let Some(kept) = mcp::without_member(message, span, "list").ok()? {
+                edits.replace(span, kept);
+            }
         }
-        Some(splice(&message, edits))
+        Some(())
     }
 
     fn issue(&self, handle_kind: HandleKind<'_>, text: &str) -> Option<String> {

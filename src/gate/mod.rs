@@ -38,7 +38,7 @@ pub use receive::AuthenticatedRequest;
 pub use redact::Redaction;
 pub use reply::json_response;
 pub use routing::{Endpoints, media_types};
-pub use screen::{event_stream, is_event_stream, sse_event};
+pub use screen::{event_stream, is_event_stream};
 pub use stream_registry::Registration;
 
 use crate::config::Denials;

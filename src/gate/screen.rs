@@ -13,7 +13,7 @@ use super::visibility::ResponseFilter;
 use crate::domain::{Call, Era, MessageId, Method, Reason, Refusal};
 use crate::grants::GrantSnapshot;
 use crate::limits::Admission;
-use crate::mcp::{self, MessageKind, Namespace, ServerMessage, SseFrame};
+use crate::mcp::{self, Edits, Malformed, MessageKind, Namespace, ServerMessage, SseFrame, sse_event};
 use crate::sessions::Session;
 use crate::transport::{self, Body, GuardedBody};
 use crate::upstream::{Answer, EventStream, ForwardError, OpenedSession, StreamEvent};
@@ -56,7 +56,7 @@ impl Gate {
                 server_message,
                 opened,
                 ..
-            } => screen.result(body, &server_message).map(|body| {
+            } => screen.result(&body, &server_message).map(|body| {
                 let waits = body.len() > INLINE_BODY_LIMIT;
                 let mut response = reply::json_response(client_status(status, screen.era), body);
                 if waits && let Some(admission) = admission {
@@ -130,20 +130,23 @@ impl Screen {
         self.outbound_handles.bind_session(session.map(Session::label));
     }
 
-    /// The answer as this caller may see it: handles encoded, lists filtered, names prefixed.
-    fn result(&self, body: Bytes, server_message: &ServerMessage) -> Result<Bytes, Refusal> {
-        let handed = self
-            .outbound_handles
-            .encode_outbound(body, server_message)
-            .ok_or_else(|| Refusal::with_detail(Reason::UpstreamBroken, "what it hands out is too long"))?;
-        self.with_namespace(self.filter.answer(handed)?)
+    /// The answer as this caller may see it: handles encoded, lists filtered, names prefixed, in one splice.
+    fn result(&self, body: &Bytes, message: &ServerMessage) -> Result<Bytes, Refusal> {
+        let broken = |detail| Refusal::with_detail(Reason::UpstreamBroken, detail);
+        let mut edits = Edits::default();
+        let encoded = self.outbound_handles.encode_outbound(body, message, &mut edits);
+        encoded.ok_or_else(|| broken("what it hands out is too long"))?;
+        let filtered = self.filter.answer(body, message, self.namespace.as_ref(), &mut edits);
+        let filtered = filtered.map_err(|_| broken("its list cannot be read"))?;
+        let renamed = self.rename(body, message, filtered, &mut edits);
+        renamed.map_err(|_| broken("what it names cannot be read"))?;
+        edits.apply(body).map_err(|_| broken("it cannot be rewritten"))
     }
 
-    fn with_namespace(&self, body: Bytes) -> Result<Bytes, Refusal> {
-        let unreadable = |_| Refusal::with_detail(Reason::UpstreamBroken, "what it names cannot be read");
+    fn rename(&self, body: &[u8], message: &ServerMessage, are_lists_filtered: bool, edits: &mut Edits) -> Result<(), Malformed> {
         match &self.namespace {
-            None => Ok(body),
-            Some(namespace) => mcp::renamed(&body, namespace).map_err(unreadable),
+            None => Ok(()),
+            Some(namespace) => message.rename(body, namespace, are_lists_filtered, edits),
         }
     }
 
@@ -163,50 +166,47 @@ impl Screen {
             None | Some(MessageKind::Error { .. } | MessageKind::Malformed(_)) => Some(frame.raw),
             Some(MessageKind::Result { .. }) => Some(self.answered(frame, &server_message)),
             Some(MessageKind::OtherResponse) => self.replayed(frame, &server_message),
-            Some(MessageKind::ServerNotification) if !frame.data.as_ref().is_some_and(|data| self.filter.may_receive(data)) => {
-                None
-            }
+            Some(MessageKind::ServerNotification) if !self.may_receive(&frame, &server_message) => None,
             Some(MessageKind::ServerRequest | MessageKind::ServerNotification) => self.server_message(frame, &server_message),
         }
     }
 
-    fn answered(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Bytes {
+    fn may_receive(&self, frame: &SseFrame, message: &ServerMessage) -> bool {
+        let data = frame.data.as_ref();
+        data.is_some_and(|data| self.filter.may_receive(data, message))
+    }
+
+    fn answered(&self, mut frame: SseFrame, message: &ServerMessage) -> Bytes {
         let data = frame.data.take().unwrap_or_default();
-        match self.result(data.clone(), server_message) {
-            Ok(body) if body == data => frame.raw,
-            Ok(body) => replace_data(&frame, &body),
+        match self.result(&data, message) {
+            Ok(body) => with_data(frame, &data, &body),
             Err(refusal) => sse_event(&self.refusal_event(&refusal)),
         }
     }
 
     /// An answer to an earlier request on a resumed stream; dropped if it cannot be rewritten for this caller.
-    fn replayed(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
+    fn replayed(&self, mut frame: SseFrame, message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
-        let handed = self.outbound_handles.encode_outbound(data.clone(), server_message)?;
-        let seen = match self.filter.replayed(&handed) {
-            Ok(None) => handed,
-            Ok(Some(body)) => body,
-            Err(()) => return None,
-        };
-        match self.with_namespace(seen).ok()? {
-            body if body == data => Some(frame.raw),
-            body => Some(replace_data(&frame, &body)),
-        }
+        let mut edits = Edits::default();
+        self.outbound_handles.encode_outbound(&data, message, &mut edits)?;
+        let filtered = self
+            .filter
+            .replayed(&data, message, self.namespace.as_ref(), &mut edits)
+            .ok()?;
+        self.rename(&data, message, filtered, &mut edits).ok()?;
+        Some(with_data(frame, &data, &edits.apply(&data).ok()?))
     }
 
     /// A request or notification from the server; dropped if it is not for this caller or cannot be rewritten.
-    fn server_message(&self, mut frame: SseFrame, server_message: &ServerMessage) -> Option<Bytes> {
+    fn server_message(&self, mut frame: SseFrame, message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
-        if !self.outbound_handles.is_for(&data, server_message) {
+        if !self.outbound_handles.is_for(&data, message) {
             return None;
         }
-        match self
-            .with_namespace(self.outbound_handles.encode_outbound(data.clone(), server_message)?)
-            .ok()?
-        {
-            body if body == data => Some(frame.raw),
-            body => Some(replace_data(&frame, &body)),
-        }
+        let mut edits = Edits::default();
+        self.outbound_handles.encode_outbound(&data, message, &mut edits)?;
+        self.rename(&data, message, false, &mut edits).ok()?;
+        Some(with_data(frame, &data, &edits.apply(&data).ok()?))
     }
 
     /// The response head was sent already, so a refusal can only be sent as the JSON-RPC answer.
@@ -258,32 +258,11 @@ fn client_status(status: StatusCode, era: Era) -> StatusCode {
     }
 }
 
-/// The event with other data. It keeps its id, so that the client can resume after it.
-fn replace_data(frame: &SseFrame, data: &[u8]) -> Bytes {
+/// The event with `body` instead of `data`. It keeps its id, so that the client can resume after it.
+fn with_data(frame: SseFrame, data: &[u8], body: &[u8]) -> Bytes {
     match &frame.id {
-        Some(id) => [b"id: ".as_slice(), id, b"\n", &sse_event(data)].concat().into(),
-        None => sse_event(data),
-    }
-}
-
-/// Encodes a message as an SSE event. Each line of the message gets its own `data:` field, as JSON may contain line breaks.
-pub fn sse_event(data: &[u8]) -> Bytes {
-    let mut event = b"event: message\n".to_vec();
-    for line in data.split(|byte| *byte == b'\n') {
-        event.extend_from_slice(b"data: ");
-        event.extend_from_slice(line);
-        event.push(b'\n');
-    }
-    event.push(b'\n');
-    event.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_message_in_several_lines_stays_one_event() {
-        assert_eq!(sse_event(b"{\n\n}"), "event: message\ndata: {\ndata: \ndata: }\n\n");
+        _ if body == data => frame.raw,
+        Some(id) => [b"id: ".as_slice(), id, b"\n", &sse_event(body)].concat().into(),
+        None => sse_event(body),
     }
 }

@@ -4,9 +4,8 @@
 
 use super::authz::{AuthzContext, AuthzSources};
 use crate::decide::{DecisionInput, Listing, could_permit};
-use crate::domain::{Call, Era, Method, PromptName, Reason, Refusal, ResourceUri, ServerName};
-use crate::mcp::{self, ListKind, ListVisibility, ServerMessage, ServerNotification, VisibilityFn};
-use bytes::Bytes;
+use crate::domain::{Call, Era, Method, PromptName, ResourceUri, ServerName};
+use crate::mcp::{Edits, ListKind, ListVisibility, Malformed, Namespace, ServerMessage, ServerNotification, VisibilityFn};
 use std::sync::Arc;
 
 /// Filters everything that answers one call.
@@ -29,28 +28,36 @@ impl ResponseFilter {
         }
     }
 
-    /// Filters the answer to the call itself.
-    pub fn answer(&self, body: Bytes) -> Result<Bytes, Refusal> {
-        let broken = |_| Refusal::with_detail(Reason::UpstreamBroken, "its list cannot be read");
+    /// Filters the answer to the call itself, and renames what stays in its lists. Returns whether there were lists.
+    pub fn answer(
+        &self,
+        body: &[u8],
+        message: &ServerMessage,
+        namespace: Option<&Namespace>,
+        edits: &mut Edits,
+    ) -> Result<bool, Malformed> {
         match (list_kind(self.method), self.method, self.era) {
-            (Some(of), _, _) => self
-                .filter(|keep| mcp::filter_list(&body, of, keep, self.era))
-                .map_err(broken),
-            (None, Method::ReadResource, Era::Modern) => mcp::mark_private(&body, self.era).map_err(broken),
-            (None, _, _) => Ok(body),
+            (Some(of), _, _) => self.filter(|keep| message.filter_lists(body, Some(of), keep, namespace, self.era, edits)),
+            (None, Method::ReadResource, Era::Modern) => message.mark_private(body, self.era, edits).map(|()| false),
+            (None, _, _) => Ok(false),
         }
     }
 
-    /// Filters an answer to an earlier call on a resumed stream. `Ok(None)` if it holds no list; `Err` if it cannot be read.
-    pub fn replayed(&self, body: &[u8]) -> Result<Option<Bytes>, ()> {
-        self.filter(|keep| mcp::filter_if_list(body, keep, self.era)).map_err(|_| ())
+    /// The same for an answer to an earlier call on a resumed stream.
+    pub fn replayed(
+        &self,
+        body: &[u8],
+        message: &ServerMessage,
+        namespace: Option<&Namespace>,
+        edits: &mut Edits,
+    ) -> Result<bool, Malformed> {
+        self.filter(|keep| message.filter_lists(body, None, keep, namespace, self.era, edits))
     }
 
     /// Whether the caller may receive this notification. `notifications/resources/updated` requires that the caller may read
     /// the resource now.
-    pub fn may_receive(&self, notification: &[u8]) -> bool {
-        let parsed = ServerMessage::parse(notification).ok();
-        match parsed.and_then(|parsed| parsed.notification(notification)) {
+    pub fn may_receive(&self, notification: &[u8], message: &ServerMessage) -> bool {
+        match message.notification(notification) {
             Some(ServerNotification::Other) => true,
             Some(ServerNotification::ResourceUpdated(uri)) => {
                 self.with_current_input(|input| is_readable(&Listing::new(&self.server, input), &uri))

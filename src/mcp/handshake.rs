@@ -2,6 +2,7 @@
 
 use crate::domain::ProtocolVersion;
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Guardian as a client (`clientInfo`).
@@ -15,7 +16,7 @@ pub fn guardian_initialize() -> Value {
 }
 
 /// The parameters of an `initialize`.
-pub fn initialize_params(version: ProtocolVersion, capabilities: &Value, client_info: &Value) -> Value {
+pub fn initialize_params(version: ProtocolVersion, capabilities: &impl Serialize, client_info: &Value) -> Value {
     json!({ "protocolVersion": version.as_str(), "capabilities": capabilities, "clientInfo": client_info })
 }
 

@@ -7,7 +7,6 @@ use super::rename::rename_tool;
 use super::server_message::{ListItem, ListKind, ListSpans, ServerMessage};
 use super::splice::Edits;
 use crate::domain::{Era, Reason};
-use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -120,34 +119,38 @@ impl ListSpans {
     }
 }
 
-/// Filters the answer to a request for the list `of`. An error answer is returned unchanged; a result without the list is
-/// refused.
-pub fn filter_list(answer: &[u8], of: ListKind, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Malformed> {
-    let mut edits = Edits::default();
-    ServerMessage::parse(answer)?.filter_lists(answer, Some(of), keep, None, era, &mut edits)?;
-    edits.apply(&Bytes::copy_from_slice(answer))
-}
-
-/// The same for an answer whose request is not known; `None` if it contains no list.
-pub fn filter_if_list(answer: &[u8], keep: VisibilityFn<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
-    let mut edits = Edits::default();
-    let parsed = ServerMessage::parse(answer)?;
-    match parsed.filter_lists(answer, None, keep, None, era, &mut edits)? {
-        true => Ok(Some(edits.apply(&Bytes::copy_from_slice(answer))?)),
-        false => Ok(None),
-    }
-}
-
-/// Marks an answer as private.
-pub fn mark_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
-    let mut edits = Edits::default();
-    ServerMessage::parse(answer)?.mark_private(answer, era, &mut edits)?;
-    edits.apply(&Bytes::copy_from_slice(answer))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+
+    fn edited(
+        answer: &[u8],
+        edit: impl FnOnce(&ServerMessage, &mut Edits) -> Result<bool, Malformed>,
+    ) -> Result<Option<Bytes>, Malformed> {
+        let mut edits = Edits::default();
+        let edited = edit(&ServerMessage::parse(answer)?, &mut edits)?;
+        let answer = edits.apply(&Bytes::copy_from_slice(answer))?;
+        Ok(edited.then_some(answer))
+    }
+
+    fn filter_list(answer: &[u8], of: ListKind, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Malformed> {
+        let filtered = edited(answer, |parsed, edits| {
+            parsed.filter_lists(answer, Some(of), keep, None, era, edits)
+        })?;
+        Ok(filtered.unwrap_or_else(|| Bytes::copy_from_slice(answer)))
+    }
+
+    fn filter_if_list(answer: &[u8], keep: VisibilityFn<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
+        edited(answer, |parsed, edits| {
+            parsed.filter_lists(answer, None, keep, None, era, edits)
+        })
+    }
+
+    fn mark_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
+        let marked = edited(answer, |parsed, edits| parsed.mark_private(answer, era, edits).map(|()| true))?;
+        Ok(marked.unwrap())
+    }
 
     fn filtered(answer: &str, era: Era) -> String {
         let mut keep = |_: ListKind, name: &str| match name {

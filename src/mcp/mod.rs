@@ -31,14 +31,14 @@ pub use headers::{
     negotiate_notification, notification, read_mcp_headers,
 };
 pub use json::{Bounds, Malformed, check};
-pub use lists::{ListVisibility, VisibilityFn, filter_if_list, filter_list, mark_private};
+pub use lists::{ListVisibility, VisibilityFn};
 pub use message_kind::{MessageKind, error, result};
 pub use namespace::{EventCursor, Namespace, StreamKind, parse_event_id, parse_name, parse_uri};
 pub use page_merge::{Page, merge_pages};
 pub use params::{Completion, Reference, completion, subscribed_uris};
-pub use rename::{rename_tool, renamed};
+pub use rename::rename_tool;
 pub use server_message::{
     ClientRequestRef, JsonRpcKind, ListKind, RequestedCapability, ResultType, ServerMessage, ServerNotification,
 };
 pub use splice::{Edits, JsonSpan, splice};
-pub use sse::{SseFault, SseFrame, SseReader};
+pub use sse::{SseFault, SseFrame, SseReader, sse_event};

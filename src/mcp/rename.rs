@@ -6,7 +6,6 @@ use super::namespace::Namespace;
 use super::server_message::{NameSpan, ServerMessage};
 use super::server_message_reader::SERVER_MESSAGE_BOUNDS;
 use super::splice::Edits;
-use bytes::Bytes;
 
 impl ServerMessage {
     /// Renames what the message contains: updated resources, contents, links and embedded resources, and the items of its
@@ -50,13 +49,6 @@ impl NameSpan {
     }
 }
 
-/// Renames everything that a message contains. Returns the same bytes if there is nothing to rename.
-pub fn renamed(message: &Bytes, namespace: &Namespace) -> Result<Bytes, Malformed> {
-    let mut edits = Edits::default();
-    ServerMessage::parse(message)?.rename(message, namespace, false, &mut edits)?;
-    edits.apply(message)
-}
-
 /// A tool definition with another name.
 pub fn rename_tool(definition: &str, name: &str) -> Result<String, Malformed> {
     let mut scanner = Scanner::open(definition.as_bytes(), &SERVER_MESSAGE_BOUNDS, DuplicateNames::Exact)?;
@@ -78,6 +70,13 @@ mod tests {
     use super::*;
     use crate::domain::ServerName;
     use crate::mcp::StreamKind;
+    use bytes::Bytes;
+
+    fn renamed(message: &Bytes, namespace: &Namespace) -> Result<Bytes, Malformed> {
+        let mut edits = Edits::default();
+        ServerMessage::parse(message)?.rename(message, namespace, false, &mut edits)?;
+        edits.apply(message)
+    }
 
     fn namespace(server: &str) -> Namespace {
         Namespace::new(ServerName::parse(server).unwrap(), StreamKind::Answer)

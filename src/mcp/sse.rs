@@ -118,17 +118,10 @@ impl SseReader {
 }
 
 impl SseFrame {
-    /// An event that holds one message. Each line of the message gets its own `data` field.
+    /// An event that holds one message.
     pub fn message(data: Bytes) -> Self {
-        let mut raw = BytesMut::with_capacity(data.len() + 32);
-        raw.extend_from_slice(b"event: message");
-        for line in data.split(|byte| *byte == b'\n') {
-            raw.extend_from_slice(b"\ndata: ");
-            raw.extend_from_slice(line);
-        }
-        raw.extend_from_slice(b"\n\n");
         Self {
-            raw: raw.freeze(),
+            raw: sse_event(&data),
             event: Some(Bytes::from_static(b"message")),
             data: Some(data),
             id: None,
@@ -164,6 +157,18 @@ impl SseFrame {
         }
         frame
     }
+}
+
+/// Encodes a message as an event. Each line of the message gets its own `data` field, as JSON may contain line breaks.
+pub fn sse_event(data: &[u8]) -> Bytes {
+    let mut event = BytesMut::with_capacity(data.len() + 32);
+    event.extend_from_slice(b"event: message");
+    for line in data.split(|byte| *byte == b'\n') {
+        event.extend_from_slice(b"\ndata: ");
+        event.extend_from_slice(line);
+    }
+    event.extend_from_slice(b"\n\n");
+    event.freeze()
 }
 
 fn push_line(joined: &mut BytesMut, line: &[u8]) {
@@ -211,6 +216,11 @@ mod tests {
             }
         }
         (frames, reader.finish())
+    }
+
+    #[test]
+    fn a_message_in_several_lines_stays_one_event() {
+        assert_eq!(sse_event(b"{\n\n}"), "event: message\ndata: {\ndata: \ndata: }\n\n");
     }
 
     fn data(frames: &[SseFrame]) -> Vec<Option<&str>> {

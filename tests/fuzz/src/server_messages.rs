@@ -13,8 +13,8 @@ use model::{Model, object};
 use neural_guardian::domain::{ClientRequest, ClientRequests, Era, MessageId, ServerName};
 use neural_guardian::mcp::{
     Bounds, Edits, JsonRpcKind, JsonSpan, ListKind, ListVisibility, Malformed, Message, MessageKind, Namespace, Page,
-    ServerMessage, ServerNotification, StreamKind, VisibilityFn, check, filter_if_list, filter_list, mark_private, merge_pages,
-    parse_message, prune_capabilities, rename_tool, renamed, without_member,
+    ServerMessage, ServerNotification, StreamKind, VisibilityFn, check, merge_pages, parse_message, prune_capabilities,
+    rename_tool, without_member,
 };
 
 const LISTS: [ListKind; 4] = [ListKind::Tools, ListKind::Resources, ListKind::Templates, ListKind::Prompts];
@@ -38,13 +38,13 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             rewrites(&message, model);
             pages(&message, model);
         }
-        None => refused(&message, valid),
+        None => refused(&message),
     }
     capabilities(bytes);
 });
 
 /// No function takes what is no object, or no JSON at all.
-fn refused(message: &Bytes, valid: bool) {
+fn refused(message: &Bytes) {
     let seven = id("7");
     assert!(
         matches!(ServerMessage::classify(message, &seven), (MessageKind::Malformed(_), said) if said == ServerMessage::default())
@@ -243,6 +243,34 @@ fn capabilities(bytes: &[u8]) {
         }
         assert!(kept.keys().all(|name| written.contains_key(name)));
     }
+}
+
+fn filter_list(answer: &[u8], of: ListKind, keep: VisibilityFn<'_>, era: Era) -> Result<Bytes, Malformed> {
+    let (_, filtered) = filtered(answer, Some(of), keep, era)?;
+    Ok(filtered)
+}
+
+fn filter_if_list(answer: &[u8], keep: VisibilityFn<'_>, era: Era) -> Result<Option<Bytes>, Malformed> {
+    let (are_lists, filtered) = filtered(answer, None, keep, era)?;
+    Ok(are_lists.then_some(filtered))
+}
+
+fn filtered(answer: &[u8], of: Option<ListKind>, keep: VisibilityFn<'_>, era: Era) -> Result<(bool, Bytes), Malformed> {
+    let mut edits = Edits::default();
+    let are_lists = ServerMessage::parse(answer)?.filter_lists(answer, of, keep, None, era, &mut edits)?;
+    Ok((are_lists, edits.apply(&Bytes::copy_from_slice(answer))?))
+}
+
+fn mark_private(answer: &[u8], era: Era) -> Result<Bytes, Malformed> {
+    let mut edits = Edits::default();
+    ServerMessage::parse(answer)?.mark_private(answer, era, &mut edits)?;
+    edits.apply(&Bytes::copy_from_slice(answer))
+}
+
+fn renamed(message: &Bytes, namespace: &Namespace) -> Result<Bytes, Malformed> {
+    let mut edits = Edits::default();
+    ServerMessage::parse(message)?.rename(message, namespace, false, &mut edits)?;
+    edits.apply(message)
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(found: Option<T>, wanted: Option<T>, plain: bool) {
