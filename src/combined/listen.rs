@@ -339,7 +339,8 @@ fn granted_filter(frame: &SseFrame) -> Value {
         .data
         .as_ref()
         .and_then(|data| serde_json::from_slice::<Value>(data).ok());
-    message.unwrap_or_default()["params"]["notifications"].take()
+    let granted = message.as_ref().and_then(|message| message.pointer("/params/notifications"));
+    granted.cloned().unwrap_or_default()
 }
 
 /// Merges the filter that one server granted into the combined one.

@@ -34,7 +34,8 @@ impl CombinedRequest {
         let authz = self.load_authz().await?;
         let of = list_kind(self.message.method);
         let asked = self.asked_servers(of, &authz)?;
-        if asked.is_empty() {
+        let is_split = !asked.is_empty();
+        if !is_split {
             drop(self.admit()?);
         }
         let asking = asked.into_iter().map(|(server, cursor)| self.page(server, cursor, of));
@@ -52,7 +53,7 @@ impl CombinedRequest {
         let cursor = (!next.is_empty()).then(|| encode_cursor(&next));
         let page = mcp::merge_pages(&self.id(), of, &pages, cursor.as_deref(), self.message.era);
         let mut answered = self.local(page);
-        answered.is_split = true;
+        answered.is_split = is_split;
         Ok(answered)
     }
 

@@ -184,7 +184,11 @@ impl CombinedRequest {
                     let refusal = Refusal::with_detail(Reason::UpstreamBroken, why);
                     result.answered = Err(answered.context.clone().refuse(refusal));
                 }
-                _ => result = call.ask(part(message, None)).await,
+                _ => {
+                    let mut again = part(message, None);
+                    again.context.at = self.caller.combined.now();
+                    result = call.ask(again).await;
+                }
             }
         }
         result.mask_session_404()

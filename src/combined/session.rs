@@ -284,7 +284,10 @@ impl ServerCall {
         let version = parsed.and_then(|parsed| parsed.negotiated_version(&answer));
         let version = version.and_then(|version| ProtocolVersion::parse(&version));
         let server_session = ServerSession {
-            session: sealed.and_then(|sealed| self.unsealed(&sealed)),
+            session: match sealed {
+                Some(sealed) => Some(self.unsealed(&sealed).ok_or_else(refused)?),
+                None => None,
+            },
             version: version.ok_or_else(refused)?,
         };
         let told = plainly.ask_in(&server_session, mcp::initialized()).await?;
@@ -293,14 +296,22 @@ impl ServerCall {
         }
         let _ = timeout(PATIENCE, self.replay_state(session, &plainly, &server_session)).await;
         if self.caller.combined.is_ended(session) {
-            let end = NegotiatedMessage::bodyless(Method::EndSession, None);
-            let mut end = ServerPart::in_session(self.caller.part_context(session, self.server()), end, &server_session);
-            end.context.message.method = Some(Method::EndSession);
-            drop(plainly.ask(end).await);
+            self.end_session(session, &plainly, &server_session).await;
             return Err(Reason::UnknownSession.into());
         }
         session.session_opened.send_modify(|count| *count += 1);
         Ok(server_session)
+    }
+
+    /// Ends a session of the server that came too late, if the server keeps sessions.
+    async fn end_session(&self, session: &CombinedSession, plainly: &ServerCall, server_session: &ServerSession) {
+        if server_session.session.is_none() {
+            return;
+        }
+        let end = NegotiatedMessage::bodyless(Method::EndSession, None);
+        let mut context = self.caller.part_context(session, self.server());
+        context.message.method = Some(Method::EndSession);
+        plainly.ask(ServerPart::in_session(context, end, server_session)).await;
     }
 
     fn unsealed(&self, sealed: &HeaderValue) -> Option<Session> {

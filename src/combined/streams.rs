@@ -42,7 +42,7 @@ impl CombinedRequest {
     pub(super) async fn own_stream(&mut self, session: Arc<CombinedSession>, last: Option<&str>) -> CombinedResult {
         let last = match last.and_then(parse_event_id) {
             Some(cursor) if cursor.stream_kind == StreamKind::Answer => return self.resume(&session, cursor).await,
-            Some(cursor) => Some((cursor.server, cursor.id.to_owned())),
+            Some(cursor) => Some((cursor.server, cursor.id.to_owned())).filter(|(_, id)| mcp::fits_header(id)),
             None => None,
         };
         let (builder, watcher) = MergedStreamBuilder::begin(self).await?;
@@ -72,6 +72,9 @@ impl CombinedRequest {
             id: last,
             ..
         } = cursor;
+        if !mcp::fits_header(last) {
+            return Err(self.refuse(Refusal::with_detail(Reason::HeaderMismatch, "last-event-id names no event")));
+        }
         let Some(server_session) = session.server_session(&server) else {
             let gone = "what came before this event is not known any more";
             return Err(self.refuse(Refusal::with_detail(Reason::InvalidRequest, gone)));
@@ -318,7 +321,9 @@ impl StreamFollower {
         while let Some(frame) = reading.next().await {
             if let Some(id) = &frame.id {
                 let cursor = std::str::from_utf8(id).ok().and_then(parse_event_id);
-                *last = cursor.map(|cursor| cursor.id.to_owned());
+                *last = cursor
+                    .filter(|cursor| mcp::fits_header(cursor.id))
+                    .map(|cursor| cursor.id.to_owned());
             }
             match event_kind(&frame) {
                 Some(JsonRpcKind::Notification(method)) if method == TOOLS_CHANGED => (),

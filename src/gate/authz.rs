@@ -47,6 +47,13 @@ pub(super) struct AuthorizedCall {
     pub admission: Option<Admission>,
 }
 
+/// Who receives an answer.
+pub(super) struct CallerView {
+    caller: CallerProfile,
+    source: IpAddr,
+    session: Option<String>,
+}
+
 /// The sources of current policies and grants.
 pub(super) struct AuthzSources {
     pub environment: EnvironmentName,
@@ -70,33 +77,12 @@ impl AuthzContext {
         }
     }
 
-    /// The same caller with the policies, grants and time of now. The grants are assumed to be fresh: a stream whose grants
-    /// cannot be confirmed is cut by `Gate::recheck_streams` within a second.
-    pub(super) fn refreshed(&self, sources: &AuthzSources) -> Self {
-        let known = self.caller.member.as_ref();
-        let member = known.and_then(|member| sources.grants.by_id(&member.id));
-        let principal = self.caller.principal.clone();
-        let cedar_principal = match (&member, known) {
-            (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => {
-                CedarPrincipal::new(&principal, Some(now), &sources.environment)
-            }
-            _ => self.caller.cedar_principal.clone(),
-        };
-        Self {
-            caller: CallerProfile {
-                principal,
-                member,
-                cedar_principal,
-            },
-            snapshot: sources.snapshot.load_full(),
-            grant_freshness: GrantFreshness {
-                seq: 0,
-                age_ms: 0,
-                stale: None,
-            },
-            at: (sources.now)(),
-            session: self.session.clone(),
-            ..*self
+    /// What is needed to look again later. It holds no snapshot, which would outlive many reloads in a stream.
+    pub(super) fn into_view(self) -> CallerView {
+        CallerView {
+            caller: self.caller,
+            source: self.source,
+            session: self.session,
         }
     }
 
@@ -108,6 +94,39 @@ impl AuthzContext {
             grant: grant.map(|grant| (grant.id.clone(), grant.version)),
             principal: self.caller.principal.clone(),
         })
+    }
+}
+
+impl CallerView {
+    /// What this caller may do now. The grants are assumed to be fresh: a stream whose grants cannot be confirmed is cut by
+    /// `Gate::recheck_streams` within a second.
+    pub(super) fn now(&self, sources: &AuthzSources) -> AuthzContext {
+        let known = self.caller.member.as_ref();
+        let member = known.and_then(|member| sources.grants.by_id(&member.id));
+        let principal = self.caller.principal.clone();
+        let cedar_principal = match (&member, known) {
+            (Some(now), Some(then)) if !Arc::ptr_eq(now, then) => {
+                CedarPrincipal::new(&principal, Some(now), &sources.environment)
+            }
+            _ => self.caller.cedar_principal.clone(),
+        };
+        AuthzContext {
+            caller: CallerProfile {
+                principal,
+                member,
+                cedar_principal,
+            },
+            snapshot: sources.snapshot.load_full(),
+            generation: 0,
+            grant_freshness: GrantFreshness {
+                seq: 0,
+                age_ms: 0,
+                stale: None,
+            },
+            at: (sources.now)(),
+            source: self.source,
+            session: self.session.clone(),
+        }
     }
 }
 

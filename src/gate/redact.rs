@@ -19,16 +19,14 @@ impl Redaction {
         }
     }
 
-    /// The redacted arguments; `None` if records hold only the digest. The bytes are read if the arguments were not parsed:
-    /// the message was refused before, or is none with arguments of its own. The strict parse has accepted them, so they do
-    /// parse here.
-    pub fn apply(&self, arguments: Option<&Map<String, Value>>, bytes: Option<&[u8]>) -> Option<String> {
-        if !self.keep {
-            return None;
-        }
-        let mut value = match arguments {
+    /// The redacted arguments; `None` if there are none, or if records hold only their digest. `bytes` are the arguments as
+    /// sent. They are read here if they were not parsed: the message was refused before, or its arguments are not judged.
+    /// The strict parse has accepted them, so they do parse.
+    pub fn apply(&self, parsed: Option<&Map<String, Value>>, bytes: Option<&[u8]>) -> Option<String> {
+        let bytes = bytes.filter(|_| self.keep)?;
+        let mut value = match parsed {
             Some(arguments) => Value::Object(arguments.clone()),
-            None => serde_json::from_slice(bytes?).ok()?,
+            None => serde_json::from_slice(bytes).ok()?,
         };
         self.redact(&mut value);
         Some(value.to_string())
@@ -67,10 +65,11 @@ mod tests {
         let redaction = Redaction::new(&config);
         for kept in [
             redaction.apply(None, Some(text.as_bytes())),
-            redaction.apply(Some(&parsed), None),
+            redaction.apply(Some(&parsed), Some(text.as_bytes())),
         ] {
             assert_eq!(kept.unwrap(), r#"{"a":[{"Password":"[redacted]"}],"b":1}"#);
         }
+        assert_eq!(redaction.apply(Some(&Map::new()), None), None, "none were sent");
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Screen {
             era: call.era,
             method: call.method,
             outbound_handles,
-            filter: ResponseFilter::of(call, authz, sources),
+            filter: ResponseFilter::of(call, authz.into_view(), sources),
             namespace,
         }
     }

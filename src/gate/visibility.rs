@@ -2,7 +2,7 @@
 //! the server answers, because a list may come late and a stream stays open for hours.
 //! This is presentation only: whether a call may be made is decided when it is made.
 
-use super::authz::{AuthzContext, AuthzSources};
+use super::authz::{AuthzSources, CallerView};
 use crate::decide::{DecisionInput, Listing, could_permit};
 use crate::domain::{Call, Era, Method, PromptName, ResourceUri, ServerName};
 use crate::mcp::{Edits, ListKind, ListVisibility, Malformed, Namespace, ServerMessage, ServerNotification, VisibilityFn};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Filters everything that answers one call.
 pub(super) struct ResponseFilter {
-    authz: AuthzContext,
+    caller: CallerView,
     sources: Arc<AuthzSources>,
     server: ServerName,
     era: Era,
@@ -18,9 +18,9 @@ pub(super) struct ResponseFilter {
 }
 
 impl ResponseFilter {
-    pub fn of(call: &Call, authz: AuthzContext, sources: Arc<AuthzSources>) -> Self {
+    pub fn of(call: &Call, caller: CallerView, sources: Arc<AuthzSources>) -> Self {
         Self {
-            authz,
+            caller,
             sources,
             server: call.server.clone(),
             era: call.era,
@@ -98,7 +98,7 @@ impl ResponseFilter {
 
     /// Calls `look` with what holds now.
     fn with_current_input<T>(&self, look: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
-        look(&self.authz.refreshed(&self.sources).decision_input())
+        look(&self.caller.now(&self.sources).decision_input())
     }
 }
 

@@ -226,11 +226,16 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     }
     let text = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
     let text = text.trim_matches([' ', '\t']);
-    if !text.is_empty() && text.len() <= MAX_VALUE && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+    if fits_header(text) {
         Ok(Some(text))
     } else {
         Err(mismatch(format!("{name} is empty, too long or not printable ASCII")))
     }
+}
+
+/// Whether a text may stand in an MCP header field.
+pub fn fits_header(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_VALUE && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 fn known_version(written: &str) -> Result<ProtocolVersion, Malformed> {

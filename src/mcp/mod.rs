@@ -27,8 +27,8 @@ pub use client_message::{Message, Meta, Notification, OpaqueToken, Params, Reque
 pub use handshake::{guardian_client_info, guardian_initialize, initialize_params, initialized};
 pub use header_encoding::{decode_header_value, encode_header_value};
 pub use headers::{
-    LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, method, mirror_headers, negotiate, negotiate_bodyless,
-    negotiate_notification, notification, read_mcp_headers,
+    LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, fits_header, method, mirror_headers, negotiate,
+    negotiate_bodyless, negotiate_notification, notification, read_mcp_headers,
 };
 pub use json::{Bounds, Malformed, check};
 pub use lists::{ListVisibility, VisibilityFn};
