@@ -12,7 +12,7 @@ use super::streams::{
 use super::{CombinedRequest, CombinedResult};
 use crate::domain::{Backoff, Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::{NegotiatedMessage, RefusedRequest, RequestContext, parse_body};
-use crate::mcp::{self, JsonRpcKind, Message, SseFrame, parse_uri, splice};
+use crate::mcp::{self, JsonRpcKind, Message, SseFrame, parse_uri, replace_value};
 use crate::sessions::claimed_server;
 use crate::transport::Body;
 use bytes::Bytes;
@@ -116,7 +116,7 @@ impl CombinedRequest {
         let at = self.params().and_then(|params| params.notifications_at);
         let at = at.ok_or_else(|| self.refuse(Reason::InvalidParams))?;
         let mut context = self.part_context(&server);
-        let body = splice(body, vec![(at, Value::Object(filter.filter).to_string())]);
+        let body = replace_value(body, at, Value::Object(filter.filter).to_string());
         let message = parse_body(body, &mut context.message).map_err(|refusal| self.refuse(refusal))?;
         Ok(ServerSubscription {
             call: self.caller.server_call(server, None, false),

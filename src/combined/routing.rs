@@ -60,7 +60,7 @@ impl CombinedRequest {
                 return Some(RoutedMessage { server, name, message });
             }
         };
-        message.edits.push((at, Value::from(name).to_string()));
+        message.edits.replace(at, Value::from(name).to_string());
         let name = name.to_owned();
         Some(RoutedMessage { server, name, message })
     }
@@ -96,7 +96,7 @@ impl CombinedRequest {
         reference[member] = name.into();
         let (at, reference) = (params.reference_at?, reference.to_string());
         params.reference = Some(reference.clone().into());
-        message.edits.push((at, reference));
+        message.edits.replace(at, reference);
         Some(message)
     }
 

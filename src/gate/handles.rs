@@ -5,7 +5,7 @@
 use crate::domain::{
     Call, ClientRequests, Era, Method, Principal, Reason, Refusal, ServerName, Target, TargetKind, Timestamp, ToolName,
 };
-use crate::mcp::{self, Edits, JsonSpan, OpaqueToken, Params, ServerMessage, splice};
+use crate::mcp::{self, Edits, JsonSpan, Malformed, OpaqueToken, Params, ServerMessage};
 use crate::sessions::{DecodedHandle, HandleKind, HandleOwner, SessionKeys};
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -131,20 +131,14 @@ impl HandleTranslator {
         params: Option<&Params>,
         method: Method,
         era: Era,
-        mut edits: Vec<(JsonSpan, String)>,
+        mut edits: Edits,
     ) -> Result<Decoded, Refusal> {
         let Some(params) = params else {
-            return Ok(Decoded {
-                body: splice(body, edits),
-                tasks: Vec::new(),
-            });
+            return Decoded::new(body, edits, Vec::new());
         };
         if let Some(cursor) = params.cursor.as_ref().filter(|_| is_list(method)) {
             let handle_kind = HandleKind::Cursor { method: method.as_str() };
-            edits.push((
-                cursor.at,
-                self.verify_handle(handle_kind, cursor, Reason::UnknownCursor)?.text,
-            ));
+            self.restore(handle_kind, cursor, Reason::UnknownCursor, &mut edits)?;
         }
         self.decode_input(params, method, era, &mut edits)?;
         let meta = params.meta.as_ref();
@@ -157,35 +151,22 @@ impl HandleTranslator {
         let tasks = tasks.into_iter().map(|task| self.decode_task(task, &mut edits));
         let tasks = tasks.collect::<Result<_, _>>()?;
         if let Some(related) = meta.and_then(|meta| meta.related_task.as_ref()) {
-            edits.push((
-                related.at,
-                self.verify_handle(HandleKind::Task, related, Reason::UnknownTask)?.text,
-            ));
+            self.restore(HandleKind::Task, related, Reason::UnknownTask, &mut edits)?;
         }
         let capabilities = match era {
             Era::Legacy => params.capabilities,
             Era::Modern => meta.and_then(|meta| meta.client_capabilities),
         };
         if let Some(span) = capabilities {
-            let pruned = mcp::prune_capabilities(body, span, self.allowed_requests)
-                .map_err(|malformed| Refusal::with_detail(malformed.reason, malformed.detail))?;
-            edits.extend(pruned.map(|text| (span, text)));
+            let pruned = mcp::prune_capabilities(body, span, self.allowed_requests).map_err(refuse_malformed)?;
+            pruned.into_iter().for_each(|text| edits.replace(span, text));
         }
-        Ok(Decoded {
-            body: splice(body, edits),
-            tasks,
-        })
+        Decoded::new(body, edits, tasks)
     }
 
     /// Checks the multi-round-trip members of a modern request. `requestState` must have been issued for the same method and
     /// target; `inputResponses` is refused if the server may make no requests to clients.
-    fn decode_input(
-        &self,
-        params: &Params,
-        method: Method,
-        era: Era,
-        edits: &mut Vec<(JsonSpan, String)>,
-    ) -> Result<(), Refusal> {
+    fn decode_input(&self, params: &Params, method: Method, era: Era, edits: &mut Edits) -> Result<(), Refusal> {
         let misplaced = |name: &str| Refusal::with_detail(Reason::InvalidParams, format!("`{name}` does not belong here"));
         let repeats = era == Era::Modern && method.takes_input();
         if let Some(state) = &params.request_state {
@@ -199,7 +180,7 @@ impl HandleTranslator {
             };
             let HandleCache { keys, now, .. } = &*self.cache;
             let decoded = keys.verify_before(now(), handle_kind, &state.text, &self.owner());
-            edits.push((state.at, decoded.ok_or(Reason::UnknownState)?.text));
+            edits.replace(state.at, decoded.ok_or(Reason::UnknownState)?.text);
         }
         let answers = repeats || (era == Era::Modern && method == Method::TasksUpdate);
         if params.input_responses && !answers {
@@ -214,8 +195,8 @@ impl HandleTranslator {
         Ok(())
     }
 
-    fn decode_task(&self, named: &OpaqueToken, edits: &mut Vec<(JsonSpan, String)>) -> Result<TaskRef, Refusal> {
-        let decoded = self.verify_handle(HandleKind::Task, named, Reason::UnknownTask)?;
+    fn decode_task(&self, named: &OpaqueToken, edits: &mut Edits) -> Result<TaskRef, Refusal> {
+        let decoded = self.restore(HandleKind::Task, named, Reason::UnknownTask, edits)?;
         let unknown = || Refusal::new(Reason::UnknownTask);
         let task = TaskRef {
             tool: ToolName::parse(&decoded.note).map_err(|_| unknown())?,
@@ -223,7 +204,6 @@ impl HandleTranslator {
             text: decoded.text,
             handle: named.text.clone(),
         };
-        edits.push((named.at, task.text.clone()));
         self.remember(&task.text, task.tool.as_str());
         Ok(task)
     }
@@ -236,34 +216,45 @@ impl HandleTranslator {
         let handle_kind = HandleKind::Request { session: &self.session };
         let keys = &self.cache.keys;
         let decoded = keys.verify(handle_kind, &handle, &self.owner()).ok_or_else(unknown)?;
-        let mut edits = vec![(answer.id_at, decoded.text)];
+        let mut edits = Edits::default();
+        edits.replace(answer.id_at, decoded.text);
         if let Some(related) = &answer.related_task {
-            edits.push((
-                related.at,
-                self.verify_handle(HandleKind::Task, related, Reason::UnknownAnswer)?.text,
-            ));
+            self.restore(HandleKind::Task, related, Reason::UnknownAnswer, &mut edits)?;
         }
         let asked = self.cache.server_requests.get(&handle);
         let claim = AnswerClaim::new(&self.cache, handle).ok_or_else(unknown)?;
-        Ok((splice(&answer.body, edits), claim, asked))
+        Ok((edits.apply(&answer.body).map_err(refuse_malformed)?, claim, asked))
     }
 
-    fn verify_handle(
+    /// Verifies a handle and puts the server's own text in its place.
+    fn restore(
         &self,
         handle_kind: HandleKind<'_>,
         token: &OpaqueToken,
         otherwise: Reason,
+        edits: &mut Edits,
     ) -> Result<DecodedHandle, Refusal> {
-        self.cache
-            .keys
-            .verify(handle_kind, &token.text, &self.owner())
-            .ok_or(Refusal::new(otherwise))
+        let decoded = self.cache.keys.verify(handle_kind, &token.text, &self.owner());
+        let decoded = decoded.ok_or(Refusal::new(otherwise))?;
+        edits.replace(token.at, decoded.text.clone());
+        Ok(decoded)
     }
 
     fn remember(&self, task: &str, tool: &str) {
         let key = (self.owner(), task.to_owned());
         self.cache.task_tools.insert(key, tool.to_owned());
     }
+}
+
+impl Decoded {
+    fn new(body: &Bytes, edits: Edits, tasks: Vec<TaskRef>) -> Result<Self, Refusal> {
+        let body = edits.apply(body).map_err(refuse_malformed)?;
+        Ok(Self { body, tasks })
+    }
+}
+
+fn refuse_malformed(malformed: Malformed) -> Refusal {
+    Refusal::with_detail(malformed.reason, malformed.detail)
 }
 
 impl AnswerClaim {

@@ -3,7 +3,7 @@
 
 use super::context::MessageSummary;
 use crate::domain::{Era, HttpVerb, MessageId, Method, ProtocolVersion, Reason, Refusal, SafeText};
-use crate::mcp::{self, JsonSpan, McpHeaders, Message, Params};
+use crate::mcp::{self, Edits, McpHeaders, Message, Params};
 use bytes::Bytes;
 
 /// A message whose era, version and method are known.
@@ -15,7 +15,7 @@ pub struct NegotiatedMessage {
     /// `None` for GET and DELETE.
     pub message: Option<Message>,
     /// Replacements in the body that are still to be made, such as a name without its server.
-    pub edits: Vec<(JsonSpan, String)>,
+    pub edits: Edits,
 }
 
 impl NegotiatedMessage {
@@ -26,7 +26,7 @@ impl NegotiatedMessage {
             version,
             method,
             message: None,
-            edits: Vec::new(),
+            edits: Edits::default(),
         }
     }
 
@@ -93,7 +93,7 @@ pub fn negotiate(
         version,
         method,
         message: Some(message),
-        edits: Vec::new(),
+        edits: Edits::default(),
     })
 }
 

@@ -40,5 +40,5 @@ pub use rename::rename_tool;
 pub use server_message::{
     ClientRequestRef, JsonRpcKind, ListKind, RequestedCapability, ResultType, ServerMessage, ServerNotification,
 };
-pub use splice::{Edits, JsonSpan, splice};
+pub use splice::{Edits, JsonSpan, replace_value};
 pub use sse::{SseFault, SseFrame, SseReader, sse_event};

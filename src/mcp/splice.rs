@@ -45,7 +45,7 @@ impl From<Span> for JsonSpan {
 }
 
 /// Edits of one message. They are applied together, in one splice.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Edits(Vec<(Range<usize>, String)>);
 
 impl Edits {
@@ -85,13 +85,11 @@ impl Edits {
     }
 }
 
-/// Replaces the values at these positions, which do not overlap. Without edits it returns the same bytes, not a copy.
-pub fn splice(message: &Bytes, edits: Vec<(JsonSpan, String)>) -> Bytes {
-    let mut all = Edits::default();
-    for (span, text) in edits {
-        all.replace(span, text);
-    }
-    all.apply(message).expect("the spans of one parse do not overlap")
+/// Replaces one value.
+pub fn replace_value(message: &Bytes, span: JsonSpan, text: String) -> Bytes {
+    let mut edits = Edits::default();
+    edits.replace(span, text);
+    edits.apply(message).expect("a span lies in the message it was read from")
 }
 
 #[cfg(test)]
@@ -109,9 +107,15 @@ mod tests {
     #[test]
     fn only_what_stands_at_the_places_is_replaced() {
         let message = Bytes::from_static(br#"{ "id" : "a\/1", "x":[1,2 ] }"#);
-        let changed = splice(&message, vec![(place(21, 27), "null".into()), (place(9, 15), "7".into())]);
-        assert_eq!(changed, r#"{ "id" : 7, "x":null }"#);
-        let same = splice(&message, Vec::new());
+        let mut edits = Edits::default();
+        edits.replace(place(21, 27), "null".into());
+        edits.replace(place(9, 15), "7".into());
+        assert_eq!(edits.apply(&message).unwrap(), r#"{ "id" : 7, "x":null }"#);
+        assert_eq!(
+            replace_value(&message, place(9, 15), "7".into()),
+            r#"{ "id" : 7, "x":[1,2 ] }"#
+        );
+        let same = Edits::default().apply(&message).unwrap();
         assert_eq!(same.as_ptr(), message.as_ptr(), "nothing is copied");
     }
 
@@ -152,7 +156,9 @@ mod tests {
             let mut starts: Vec<_> = edits.iter().map(|(span, _)| span.start).collect();
             starts.dedup();
             prop_assume!(starts.len() == edits.len());
-            prop_assert_eq!(splice(&Bytes::from(text), edits), wanted);
+            let mut all = Edits::default();
+            edits.into_iter().for_each(|(span, new)| all.replace(span, new));
+            prop_assert_eq!(all.apply(&Bytes::from(text)).unwrap(), wanted);
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::post_endpoint::PostEndpoint;
 use super::queue::{PushBuffer, QueueReceiver, QueueSender, queue};
 use crate::domain::{ClientRequests, MessageId, Method};
-use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, splice};
+use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, replace_value};
 use crate::upstream::client_requests::is_allowed;
 use crate::upstream::control_reply::{ControlReply, parse_control_reply};
 use crate::upstream::forward_error::ForwardError;
@@ -148,7 +148,7 @@ impl MuxChannel {
                 .map(|(number, _)| *number)
         };
         match number {
-            Some(number) => self.notify(splice(body, vec![(span, number.to_string())])).await,
+            Some(number) => self.notify(replace_value(body, span, number.to_string())).await,
             None => Ok(()),
         }
     }
@@ -322,7 +322,7 @@ impl MuxChannel {
             return tracing::debug!("the server answered what nobody waits for");
         };
         let message = match id {
-            Some(id) => splice(&message, vec![(id, json_text(&pending.id))]),
+            Some(id) => replace_value(&message, id, json_text(&pending.id)),
             None => message,
         };
         self.put(&pending.to, message).await;
@@ -336,7 +336,7 @@ impl MuxChannel {
             Some((number, pending.to.clone(), pending.token.clone()?))
         });
         if let Some((number, to, token)) = found {
-            let message = splice(&message, vec![(span, json_text(&token))]);
+            let message = replace_value(&message, span, json_text(&token));
             if !self.put(&to, message).await {
                 self.fail(number, too_slow());
             }
