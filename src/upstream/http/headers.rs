@@ -1,6 +1,6 @@
 //! The MCP headers of a request to a server, and the session id in its response.
 
-use crate::domain::{Call, Era, Method, ProtocolVersion};
+use crate::domain::{Call, Era, HttpVerb, Method, ProtocolVersion};
 use crate::mcp;
 use crate::sessions::HandleOwner;
 use crate::sessions::UpstreamSessionId;
@@ -22,30 +22,10 @@ pub struct ForwardHeaders {
 }
 
 pub const fn http_method(method: Method) -> http::Method {
-    match method {
-        Method::OpenStream => http::Method::GET,
-        Method::EndSession => http::Method::DELETE,
-        Method::Initialize
-        | Method::Ping
-        | Method::Discover
-        | Method::ToolsList
-        | Method::ToolsCall
-        | Method::ResourcesList
-        | Method::TemplatesList
-        | Method::ReadResource
-        | Method::Subscribe
-        | Method::Unsubscribe
-        | Method::PromptsList
-        | Method::GetPrompt
-        | Method::Complete
-        | Method::SetLevel
-        | Method::Listen
-        | Method::Notification
-        | Method::Answer
-        | Method::TasksGet
-        | Method::TasksResult
-        | Method::TasksUpdate
-        | Method::TasksCancel => http::Method::POST,
+    match method.verb() {
+        HttpVerb::Post => http::Method::POST,
+        HttpVerb::Get => http::Method::GET,
+        HttpVerb::Delete => http::Method::DELETE,
     }
 }
 
