@@ -19,6 +19,8 @@ pub enum Message {
 pub struct Request {
     pub id: MessageId,
     pub method: String,
+    /// The method, if it exists in some era.
+    pub known_method: Option<Method>,
     pub body: Bytes,
     pub params: Option<Params>,
 }
@@ -375,19 +377,21 @@ fn message(body: &Bytes, spans: [Option<Span>; 6], raw: Option<RawParams>, relat
     if !announced && id.is_none() {
         return Err(invalid(format!("{} needs an id", quoted(&method))));
     }
+    let known_method = Method::of_request(&method);
     let params = match (params, raw) {
-        (None, _) => match required_params(&method).first() {
+        (None, _) => match known_method.and_then(|method| method.required_params().first()) {
             Some(missing) => return Err(bad_params(format!("`{missing}` is missing"))),
             None => None,
         },
         (Some(_), None) => return Err(bad_params("`params` is not an object")),
-        (Some(_), Some(raw)) => Some(Params::read(body, &method, raw)?),
+        (Some(_), Some(raw)) => Some(Params::read(body, known_method, raw)?),
     };
     let body = body.clone();
     Ok(match id {
         Some(id) => Message::Request(Request {
             id,
             method,
+            known_method,
             body,
             params,
         }),
@@ -420,7 +424,7 @@ fn response(
 }
 
 impl Params {
-    fn read(body: &Bytes, method: &str, raw: RawParams) -> Result<Self, Fault> {
+    fn read(body: &Bytes, method: Option<Method>, raw: RawParams) -> Result<Self, Fault> {
         let [
             name,
             arguments,
@@ -444,12 +448,14 @@ impl Params {
         let name = string_param(body, "name", name)?;
         object("_meta", meta)?;
         let meta = raw.meta.as_ref().map(|meta| Meta::read(body, meta)).transpose()?;
-        if !is_unknown(method, meta.as_ref()) {
+        // A method that the modern era does not have is refused as unknown later, whatever its parameters.
+        let modern = meta.as_ref().is_some_and(|meta| meta.protocol_version.is_some());
+        if let Some(method) = method.filter(|method| !modern || method.is_in(Era::Modern)) {
             only_known(method, &raw.fields.spans, raw.unknown_member)?;
         }
         string_param(body, "level", level)?;
         object("task", task)?;
-        let capabilities = capabilities.filter(|_| method == "initialize");
+        let capabilities = capabilities.filter(|_| method == Some(Method::Initialize));
         let piece = |name, span| Ok::<_, Fault>(object(name, span)?.map(|span| body.slice(span.range())));
         let subscribed_tasks = raw
             .subscribed_tasks
@@ -493,15 +499,8 @@ impl Meta {
     }
 }
 
-/// Whether the message is of the modern era, which does not have this method: it is refused as unknown later, whatever its
-/// parameters.
-fn is_unknown(method: &str, meta: Option<&Meta>) -> bool {
-    let modern = meta.is_some_and(|meta| meta.protocol_version.is_some());
-    modern && Method::of_request(method).is_some_and(|method| !method.is_in(Era::Modern))
-}
-
 /// Checks that the parameters are those the method allows, and that the required ones are there.
-fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>) -> Result<(), Fault> {
+fn only_known(method: Method, spans: &[Option<Span>; 17], stranger: Option<String>) -> Result<(), Fault> {
     let given = || {
         PARAMS
             .iter()
@@ -509,24 +508,25 @@ fn only_known(method: &str, spans: &[Option<Span>; 17], stranger: Option<String>
             .filter(|(_, span)| span.is_some())
             .map(|(name, _)| *name)
     };
-    if let Some(allowed) = Method::of_request(method).and_then(Method::allowed_params) {
+    if let Some(allowed) = method.allowed_params() {
         let unasked = given().find(|name| !allowed.contains(name)).map(str::to_owned);
         if let Some(name) = stranger.or(unasked) {
-            let detail = format!("{} does not belong into the parameters of `{method}`", quoted(&name));
+            let detail = format!(
+                "{} does not belong into the parameters of `{}`",
+                quoted(&name),
+                method.as_str()
+            );
             return Err(bad_params(detail));
         }
     }
-    match required_params(method)
+    match method
+        .required_params()
         .iter()
         .find(|needed| !given().any(|name| name == **needed))
     {
         Some(missing) => Err(bad_params(format!("`{missing}` is missing"))),
         None => Ok(()),
     }
-}
-
-fn required_params(method: &str) -> &'static [&'static str] {
-    Method::of_request(method).map_or(&[], Method::required_params)
 }
 
 fn string_param(body: &Bytes, name: &str, span: Option<Span>) -> Result<Option<String>, Fault> {

@@ -44,7 +44,13 @@ pub fn negotiate(
     mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
-    negotiate_any(&request.method, request.params.as_ref(), mcp_headers, session_version).map_err(|fault| Malformed {
+    let named = NamedMethod {
+        name: &request.method,
+        method: request.known_method,
+        is_request: true,
+        params: request.params.as_ref(),
+    };
+    negotiate_any(&named, mcp_headers, session_version).map_err(|fault| Malformed {
         id: Some(request.id.clone()),
         ..fault
     })
@@ -56,12 +62,13 @@ pub fn negotiate_notification(
     mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
-    negotiate_any(
-        &notification.method,
-        notification.params.as_ref(),
-        mcp_headers,
-        session_version,
-    )
+    let named = NamedMethod {
+        name: &notification.method,
+        method: None,
+        is_request: false,
+        params: notification.params.as_ref(),
+    };
+    negotiate_any(&named, mcp_headers, session_version)
 }
 
 /// The version for messages that only the legacy era has: GET, DELETE and responses. A session uses its negotiated
@@ -84,7 +91,7 @@ pub fn negotiate_bodyless(
 
 /// The method, if it exists in this era and Guardian supports it.
 pub fn method(request: &Request, era: Era) -> Option<Method> {
-    Method::of_request(&request.method).filter(|method| method.is_in(era))
+    request.known_method.filter(|method| method.is_in(era))
 }
 
 /// `Method::Notification`, if clients of this era may send this notification.
@@ -118,101 +125,104 @@ pub fn mirror_headers(
     fields
 }
 
+/// The method of a message as its body names it, with its parameters.
+struct NamedMethod<'a> {
+    name: &'a str,
+    /// The method, if a request of this name exists in some era.
+    method: Option<Method>,
+    is_request: bool,
+    params: Option<&'a Params>,
+}
+
 fn negotiate_any(
-    method: &str,
-    params: Option<&Params>,
+    named: &NamedMethod<'_>,
     mcp_headers: &McpHeaders<'_>,
     session_version: Option<ProtocolVersion>,
 ) -> Result<(Era, Option<ProtocolVersion>), Malformed> {
-    check_mirrored_headers(method, params, mcp_headers)?;
-    let meta = params.and_then(|params| params.meta.as_ref());
+    named.check_mirrored_headers(mcp_headers)?;
+    let meta = named.params.and_then(|params| params.meta.as_ref());
     match meta.and_then(|meta| meta.protocol_version.as_deref()) {
         Some(written) => {
             let capable = meta.is_some_and(|meta| meta.client_capabilities.is_some());
-            modern(method, written, capable, params, mcp_headers).map(|version| (Era::Modern, Some(version)))
+            let version = named.modern_version(written, capable, mcp_headers)?;
+            Ok((Era::Modern, Some(version)))
         }
-        None if method == "server/discover" => Err(Malformed::new(
+        None if named.method == Some(Method::Discover) => Err(Malformed::new(
             Reason::InvalidParams,
             "`_meta` does not name the protocol version",
         )),
-        None => Ok((Era::Legacy, legacy(method, params, mcp_headers, session_version)?)),
+        None => Ok((Era::Legacy, named.legacy_version(mcp_headers, session_version)?)),
     }
 }
 
-/// In every era `Mcp-Method` and `Mcp-Name` must equal what the body says, if they are there. Only the modern era
-/// requires them.
-fn check_mirrored_headers(method: &str, params: Option<&Params>, mcp_headers: &McpHeaders<'_>) -> Result<(), Malformed> {
-    if mcp_headers.method.is_some_and(|written| written != method) {
-        return Err(mismatch(format!("Mcp-Method does not name {}", quoted(method))));
+impl NamedMethod<'_> {
+    /// In every era `Mcp-Method` and `Mcp-Name` must equal what the body says, if they are there. Only the modern era
+    /// requires them.
+    fn check_mirrored_headers(&self, mcp_headers: &McpHeaders<'_>) -> Result<(), Malformed> {
+        if mcp_headers.method.is_some_and(|written| written != self.name) {
+            return Err(mismatch(format!("Mcp-Method does not name {}", quoted(self.name))));
+        }
+        let Some(written) = mcp_headers.name else {
+            return Ok(());
+        };
+        let Some(decoded) = decode_header_value(written) else {
+            return Err(mismatch("Mcp-Name is not canonical base64 of UTF-8"));
+        };
+        match self.mirrored_name() {
+            Some(name) if name != decoded => Err(mismatch("Mcp-Name does not name what the body names")),
+            _ => Ok(()),
+        }
     }
-    let Some(written) = mcp_headers.name else {
-        return Ok(());
-    };
-    let Some(decoded) = decode_header_value(written) else {
-        return Err(mismatch("Mcp-Name is not canonical base64 of UTF-8"));
-    };
-    match mirrored_name(method, params) {
-        Some(name) if name != decoded => Err(mismatch("Mcp-Name does not name what the body names")),
-        _ => Ok(()),
-    }
-}
 
-fn modern(
-    method: &str,
-    written: &str,
-    capable: bool,
-    params: Option<&Params>,
-    mcp_headers: &McpHeaders<'_>,
-) -> Result<ProtocolVersion, Malformed> {
-    if !capable {
-        let detail = "`_meta` lacks `io.modelcontextprotocol/clientCapabilities`";
-        return Err(Malformed::new(Reason::InvalidParams, detail));
+    fn modern_version(&self, written: &str, capable: bool, mcp_headers: &McpHeaders<'_>) -> Result<ProtocolVersion, Malformed> {
+        if !capable {
+            let detail = "`_meta` lacks `io.modelcontextprotocol/clientCapabilities`";
+            return Err(Malformed::new(Reason::InvalidParams, detail));
+        }
+        if mcp_headers.protocol_version != Some(written) {
+            return Err(mismatch("MCP-Protocol-Version is not the version in `_meta`"));
+        }
+        let version = known_version(written)?;
+        if version.era() != Era::Modern {
+            return Err(unsupported(written));
+        }
+        // No notification of this era is defined for clients, so none has a required `Mcp-Method`.
+        if self.is_request && mcp_headers.method.is_none() {
+            return Err(mismatch("Mcp-Method is missing"));
+        }
+        // A method that this era does not have is refused as unknown later.
+        let exists = self.method.is_some_and(|method| method.is_in(Era::Modern));
+        if exists && self.mirrored_name().is_some() && mcp_headers.name.is_none() {
+            return Err(mismatch("Mcp-Name is missing"));
+        }
+        Ok(version)
     }
-    if mcp_headers.protocol_version != Some(written) {
-        return Err(mismatch("MCP-Protocol-Version is not the version in `_meta`"));
-    }
-    let version = known_version(written)?;
-    if version.era() != Era::Modern {
-        return Err(unsupported(written));
-    }
-    // No notification of this era is defined for clients, so none has a required `Mcp-Method`.
-    let request = !method.starts_with("notifications/");
-    if request && mcp_headers.method.is_none() {
-        return Err(mismatch("Mcp-Method is missing"));
-    }
-    // A method that this era does not have is refused as unknown later.
-    let left = Method::of_request(method).is_some_and(|method| !method.is_in(Era::Modern));
-    if request && !left && mirrored_name(method, params).is_some() && mcp_headers.name.is_none() {
-        return Err(mismatch("Mcp-Name is missing"));
-    }
-    Ok(version)
-}
 
-fn legacy(
-    method: &str,
-    params: Option<&Params>,
-    mcp_headers: &McpHeaders<'_>,
-    session_version: Option<ProtocolVersion>,
-) -> Result<Option<ProtocolVersion>, Malformed> {
-    if method != "initialize" {
-        return negotiate_bodyless(mcp_headers, session_version);
+    fn legacy_version(
+        &self,
+        mcp_headers: &McpHeaders<'_>,
+        session_version: Option<ProtocolVersion>,
+    ) -> Result<Option<ProtocolVersion>, Malformed> {
+        if self.method != Some(Method::Initialize) {
+            return negotiate_bodyless(mcp_headers, session_version);
+        }
+        // The header of an `initialize` is only a wish; the version in the result decides.
+        negotiate_bodyless(mcp_headers, None)?;
+        let Some(proposed) = self.params.and_then(|params| params.protocol_version.as_deref()) else {
+            return Err(Malformed::new(Reason::InvalidParams, "`protocolVersion` is missing"));
+        };
+        Ok(ProtocolVersion::parse(proposed).filter(|version| version.era() == Era::Legacy))
     }
-    // The header of an `initialize` is only a wish; the version in the result decides.
-    negotiate_bodyless(mcp_headers, None)?;
-    let Some(proposed) = params.and_then(|params| params.protocol_version.as_deref()) else {
-        return Err(Malformed::new(Reason::InvalidParams, "`protocolVersion` is missing"));
-    };
-    Ok(ProtocolVersion::parse(proposed).filter(|version| version.era() == Era::Legacy))
-}
 
-/// The value that `Mcp-Name` mirrors for this method.
-fn mirrored_name<'p>(method: &str, params: Option<&'p Params>) -> Option<&'p str> {
-    let params = params?;
-    match Method::of_request(method)?.target_kind() {
-        TargetKind::Tool | TargetKind::Prompt => params.name.as_deref(),
-        TargetKind::Resource => params.uri.as_deref(),
-        TargetKind::Task => params.task_id.as_ref().map(|task| task.text.as_str()),
-        TargetKind::Server | TargetKind::Reference | TargetKind::Subscription => None,
+    /// The value that `Mcp-Name` mirrors for this method.
+    fn mirrored_name(&self) -> Option<&str> {
+        let params = self.params?;
+        match self.method?.target_kind() {
+            TargetKind::Tool | TargetKind::Prompt => params.name.as_deref(),
+            TargetKind::Resource => params.uri.as_deref(),
+            TargetKind::Task => params.task_id.as_ref().map(|task| task.text.as_str()),
+            TargetKind::Server | TargetKind::Reference | TargetKind::Subscription => None,
+        }
     }
 }
 
