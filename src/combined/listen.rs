@@ -362,6 +362,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_acknowledgement_that_grants_nothing_readable_grants_nothing() {
+        for (data, granted) in [
+            (json!({ "params": { "notifications": { "a": true } } }), json!({ "a": true })),
+            (json!({ "params": [1] }), json!(null)),
+            (json!({}), json!(null)),
+        ] {
+            let frame = SseFrame {
+                data: Some(data.to_string().into()),
+                id: None,
+                event: None,
+                raw: Bytes::new(),
+            };
+            assert_eq!(granted_filter(&frame), granted);
+        }
+    }
+
+    #[test]
     fn what_servers_grant_is_granted_together() {
         let mut granted = Map::new();
         for part in [

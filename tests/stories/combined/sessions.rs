@@ -9,6 +9,7 @@ use crate::support::world::World;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::sync::Mutex;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The `initialize` requests that Guardian sent for clients, without those of its own control sessions.
@@ -99,6 +100,26 @@ on_both_stores! {
         files.script(|received| received.tool().map(|_| Scripted::Json(json!({ "jsonrpc": "2.0", "id": received.message["id"], "error": { "code": -32001, "message": "session not found" } }))));
         assert_eq!(client.call("files__echo", hi()).await.status, 200);
         assert_eq!(calls(&client, "notes__echo").await, "hi");
+    }
+
+    /// A server holds a request until the caller's grant has expired and then says that it lost the session: what is sent in
+    /// another session is decided anew.
+    async fn a_second_attempt_is_decided_when_it_is_made(world: World) {
+        let (files, _notes, key) = two_servers(&mut world, ["echo", "echo"], "").await;
+        world.start().await;
+        let client = connected(&world, &key).await;
+        assert_eq!(calls(&client, "files__echo").await, "hi");
+        world.guardian("grant add --user ana@example.com --server files --scopes * --expires 4s").ok();
+        let first = Mutex::new(true);
+        files.script(move |received| {
+            (received.method() == "resources/unsubscribe" && std::mem::take(&mut *first.lock().unwrap())).then(|| {
+                std::thread::sleep(Duration::from_secs(5));
+                Scripted::Status(404)
+            })
+        });
+        let answer = client.ask("resources/unsubscribe", json!({ "uri": "files+notes://a/1" })).await;
+        assert_eq!(answer.reason(), "grant_expired");
+        assert_eq!(files.received().iter().filter(|received| received.method() == "resources/unsubscribe").count(), 1);
     }
 
     async fn restarts_and_other_instances_lose_nobody(world: World) {

@@ -166,6 +166,13 @@ on_both_stores! {
         let mut rest = own_stream(&client, Some("a.files.Nzc.e-9")).await;
         assert_eq!(next(&mut rest).await["result"]["content"][0]["uri"], "files+notes://b");
         assert_eq!(rest.event().await.unwrap(), None);
+
+        // An event id that no header can carry is the client's mistake, and is not sent on.
+        let mut headers = client.base_headers();
+        headers.insert("last-event-id", "a.files.Nzc.".parse().unwrap());
+        let refused = client.alike().send("GET", headers, Bytes::new()).await.unwrap();
+        assert_eq!(refused.status, 400);
+        assert!(files.received().iter().all(|received| received.header("last-event-id") != Some("")));
     }
 
     /// A request on one server's stream is answered to that server alone.
