@@ -120,6 +120,10 @@ on_both_stores! {
         let answer = client.ask("resources/unsubscribe", json!({ "uri": "files+notes://a/1" })).await;
         assert_eq!(answer.reason(), "grant_expired");
         assert_eq!(files.received().iter().filter(|received| received.method() == "resources/unsubscribe").count(), 1);
+        world.shipped().await;
+        let mut reasons: Vec<_> = world.audit("--server files --method resources/unsubscribe").iter().map(|row| row["reason"].as_str().unwrap().to_owned()).collect();
+        reasons.sort();
+        assert_eq!(reasons, ["grant_expired", "permitted"]);
     }
 
     async fn restarts_and_other_instances_lose_nobody(world: World) {
