@@ -58,7 +58,7 @@ impl fmt::Display for PolicyProblem {
         }
         write!(f, "{}", self.message)?;
         match &self.help {
-            Some(help) => write!(f, " ({help})"),
+            Some(help) => write!(f, "; {help}"),
             None => Ok(()),
         }
     }
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn a_place_is_counted_in_lines_and_characters() {
         let problem = PolicyProblem::at("a.cedar", "één\ntwö x", 11, "wrong").help("right");
-        assert_eq!(problem.to_string(), "a.cedar:2:5: wrong (right)");
+        assert_eq!(problem.to_string(), "a.cedar:2:5: wrong; right");
         assert_eq!(PolicyProblem::new("wrong").to_string(), "wrong");
     }
 }

@@ -436,8 +436,8 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "0.cedar:2:1: policy has no name (write `@id(\"…\")` before it; records and refusals quote it)",
-                "1.cedar:3:1: policy `a` is defined twice (0.cedar:1:1: the first is there)",
+                "0.cedar:2:1: policy has no name; write `@id(\"…\")` before it; records and refusals quote it",
+                "1.cedar:3:1: policy `a` is defined twice; 0.cedar:1:1: the first is there",
             ]
         );
     }
@@ -455,9 +455,9 @@ mod tests {
         assert_eq!(
             problems[1..],
             [
-                "1.cedar:1:1: policy templates are not supported (write the entity instead of `?principal` or `?resource`)",
-                "1.cedar:2:10: policy `c`: `shdow` is not a mode (write `@mode(\"shadow\")` or leave it out)",
-                "2.cedar:1:10: policy `d`: unknown annotation `@resaon` (did you mean `@reason`?)",
+                "1.cedar:1:1: policy templates are not supported; write the entity instead of `?principal` or `?resource`",
+                "1.cedar:2:10: policy `c`: `shdow` is not a mode; write `@mode(\"shadow\")` or leave it out",
+                "2.cedar:1:10: policy `d`: unknown annotation `@resaon`; did you mean `@reason`?",
             ]
         );
     }

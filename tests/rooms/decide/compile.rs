@@ -38,7 +38,7 @@ fn a_set_that_permits_nothing_needs_to_be_meant() {
     let problems = compile(text, &empty()).err().unwrap();
     assert_eq!(
         problems[0].to_string(),
-        "no policy permits anything (add a permit, or set `policies.deny_all = true`)"
+        "no policy permits anything; add a permit, or set `policies.deny_all = true`"
     );
     assert_eq!(problems.len(), 1);
 
@@ -65,7 +65,7 @@ fn a_misspelt_argument_of_a_named_tool_is_an_error_where_it_stands() {
         assert_eq!(
             problems(&forbid(scope, condition), &demo_only()),
             [
-                "p.cedar:4:22: policy `no`: tool `demo/read_file` has no argument `pth` (did you mean `path`?)"
+                "p.cedar:4:22: policy `no`: tool `demo/read_file` has no argument `pth`; did you mean `path`?"
                     .replace(":22:", if condition.contains("has") { ":26:" } else { ":22:" })
             ],
             "{condition}"
@@ -75,7 +75,7 @@ fn a_misspelt_argument_of_a_named_tool_is_an_error_where_it_stands() {
         "@id(\"no\") forbid(principal, action, resource == Guardian::Tool::\"demo/query\") when { context.input.sq like \"*\" };";
     assert_eq!(
         problems(by_resource, &demo_only()),
-        ["p.cedar:2:100: policy `no`: tool `demo/query` has no argument `sq` (did you mean `sql`?)"]
+        ["p.cedar:2:100: policy `no`: tool `demo/query` has no argument `sq`; did you mean `sql`?"]
     );
 }
 
@@ -91,7 +91,7 @@ fn of_several_named_tools_one_must_have_the_argument() {
     assert_eq!(problems(&guarded("sql"), &demo_only()), [""; 0]);
     assert_eq!(
         problems(&guarded("sqll"), &demo_only()),
-        ["p.cedar:4:26: policy `no`: none of its tools has an argument `sqll` (did you mean `sql`?)"]
+        ["p.cedar:4:26: policy `no`: none of its tools has an argument `sqll`; did you mean `sql`?"]
     );
     let unguarded = problems(&forbid(scope, r#"context.input.sql like "*x*""#), &demo_only());
     assert_eq!(unguarded.len(), 1, "{unguarded:#?}");
@@ -106,31 +106,31 @@ fn misspelt_names_are_errors_with_the_nearest_one() {
     let cases = [
         (
             r#"principal, action == Guardian::Action::"demo/read_fil", resource"#,
-            "there is no action `demo/read_fil` (did you mean `demo/read_file`?)",
+            "there is no action `demo/read_fil`; did you mean `demo/read_file`?",
         ),
         (
             r#"principal, action in Guardian::Action::"destructiv", resource"#,
-            "there is no action `destructiv` (did you mean `destructive`?)",
+            "there is no action `destructiv`; did you mean `destructive`?",
         ),
         (
             r#"principal, action, resource == Guardian::Tool::"demo/qery""#,
-            "there is no tool `demo/qery` (did you mean `demo/query`?)",
+            "there is no tool `demo/qery`; did you mean `demo/query`?",
         ),
         (
             r#"principal, action, resource in Guardian::Server::"dem""#,
-            "there is no server `dem` (did you mean `demo`?)",
+            "there is no server `dem`; did you mean `demo`?",
         ),
         (
             r#"principal, action == Guardian::Action::"destructive", resource"#,
-            "`destructive` is a group of actions, which no action equals (write `action in` instead of `action ==`)",
+            "`destructive` is a group of actions, which no action equals; write `action in` instead of `action ==`",
         ),
         (
             r#"principal == Guardian::Role::"x", action, resource"#,
-            "no caller can be the principal of its scope (callers are `Guardian::User` or `Guardian::Service`, in `Guardian::Role`)",
+            "no caller can be the principal of its scope; callers are `Guardian::User` or `Guardian::Service`, in `Guardian::Role`",
         ),
         (
             r#"principal, action, resource == Guardian::Server::"demo""#,
-            "nothing can be the resource of its scope (there are `Guardian::Tool`, `Guardian::Resource` and `Guardian::Prompt`, in `Guardian::Server`)",
+            "nothing can be the resource of its scope; there are `Guardian::Tool`, `Guardian::Resource` and `Guardian::Prompt`, in `Guardian::Server`",
         ),
     ];
     for (scope, said) in cases {
@@ -160,8 +160,8 @@ fn a_name_in_a_condition_must_exist_too() {
     assert_eq!(
         found,
         [
-            "p.cedar:4:36: policy `no`: there is no action `demo/reed_file` (did you mean `demo/read_file`?)",
-            "p.cedar:4:86: policy `no`: there is no server `dmo` (did you mean `demo`?)",
+            "p.cedar:4:36: policy `no`: there is no action `demo/reed_file`; did you mean `demo/read_file`?",
+            "p.cedar:4:86: policy `no`: there is no server `dmo`; did you mean `demo`?",
         ]
     );
 }
@@ -231,8 +231,8 @@ fn a_policy_for_a_group_that_is_wrong_in_itself_is_an_error_without_any_tool() {
     assert_eq!(
         found,
         [
-            "p.cedar:4:22: policy `no`: `principal` has no `emial` (did you mean `email`?)",
-            "p.cedar:4:43: policy `no`: `context` has no `sesion` (did you mean `session`?)",
+            "p.cedar:4:22: policy `no`: `principal` has no `emial`; did you mean `email`?",
+            "p.cedar:4:43: policy `no`: `context` has no `sesion`; did you mean `session`?",
         ]
     );
 }
@@ -256,8 +256,8 @@ fn a_tool_that_a_group_policy_cannot_judge_is_told_of() {
         found[0].starts_with("p.cedar:4:34: policy `no`: unexpected type"),
         "{found:#?}"
     );
-    let judged = ": it cannot judge calls of tool `demo/many` with `path`, they are then refused \
-                  (the tool has the argument in another type than the policy takes it for)";
+    let judged = ": it cannot judge calls of tool `demo/many` with `path`, they are then refused; \
+                  the tool has the argument in another type than the policy takes it for";
     assert!(found[0].ends_with(judged), "{found:#?}");
 }
 
@@ -280,8 +280,8 @@ fn what_policies_cannot_read_is_told_of() {
         ["p.cedar:4:26: policy `no`: argument `any` of tool `demo/t` cannot be read by policies: it has no type"]
     );
     let found = warnings(&forbid("action", "context.input has any"), &holes);
-    let told = "p.cedar:4:26: policy `no`: it asks for `any`: it cannot judge calls of tool `demo/t` with `any`, they are then refused \
-                (the tool's schema gives the argument no type that policies can read)";
+    let told = "p.cedar:4:26: policy `no`: it asks for `any`: it cannot judge calls of tool `demo/t` with `any`, they are then refused; \
+                the tool's schema gives the argument no type that policies can read";
     assert!(found.iter().any(|warning| warning == told), "{found:#?}");
     let unusable = catalogue([("demo", vec![tool("t", json!({ "type": "strin" }))])]);
     let found = warnings("", &unusable);
@@ -316,7 +316,7 @@ fn a_nearly_right_argument_in_a_group_is_remarked_on() {
     );
     assert_eq!(
         found,
-        ["p.cedar:4:26: policy `no`: none of its tools has an argument `contents` (did you mean `content`?)"]
+        ["p.cedar:4:26: policy `no`: none of its tools has an argument `contents`; did you mean `content`?"]
     );
 }
 
@@ -344,7 +344,7 @@ fn a_server_cannot_take_the_name_of_a_group() {
     let taken = catalogue([("read_only", demo())]);
     assert_eq!(
         problems("", &taken),
-        ["server `read_only` has the name of an action that policies know (give the server another name in the configuration)"]
+        ["server `read_only` has the name of an action that policies know; give the server another name in the configuration"]
     );
 }
 

@@ -418,11 +418,11 @@ fn what_is_wrong_in_a_policy_for_them_is_told() {
     for (policy, said) in [
         (
             r#"forbid(principal, action == Guardian::Action::"read_resorce", resource);"#,
-            "there is no action `read_resorce` (did you mean `read_resource`?)",
+            "there is no action `read_resorce`; did you mean `read_resource`?",
         ),
         (
             r#"forbid(principal, action, resource == Guardian::Resource::"demos/x:a");"#,
-            "there is no server `demos` (did you mean `demo`?)",
+            "there is no server `demos`; did you mean `demo`?",
         ),
         (
             r#"forbid(principal, action, resource == Guardian::Resource::"demo/file:///a/../b");"#,
@@ -434,7 +434,7 @@ fn what_is_wrong_in_a_policy_for_them_is_told() {
         ),
         (
             r#"forbid(principal, action == Guardian::Action::"read_resource", resource) when { resource has url };"#,
-            "`resource` has no `url` (did you mean `uri`?)",
+            "`resource` has no `url`; did you mean `uri`?",
         ),
         (
             r#"forbid(principal, action == Guardian::Action::"get_prompt", resource) when { context.input.env == "x" };"#,
