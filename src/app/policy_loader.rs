@@ -6,8 +6,8 @@ use super::now;
 use super::policy_files::ReadPolicies;
 use super::stability::{AllowedChange, STABLE_FOR_LESS};
 use crate::config::{CheckedConfig, Config, PinMode, PoliciesConfig};
-use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot, forbid_names, missing_forbids};
-use crate::domain::{Digest, Event, PolicyChange, ServerName, Sha256};
+use crate::decide::{PolicySettings, PolicySource, Snapshot, forbid_names, missing_forbids};
+use crate::domain::{Digest, Event, PolicyChange, Problem, ServerName, Sha256};
 use crate::journal::Journal;
 use crate::store::{RegistryRow, Store};
 use crate::telemetry::Metrics;
@@ -409,7 +409,7 @@ fn read_policy(path: &Path) -> Result<PolicySource> {
     })
 }
 
-pub fn sentences(problems: &[PolicyProblem]) -> String {
+pub fn sentences(problems: &[Problem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -423,7 +423,7 @@ fn digest_of(tools: &[RawTool]) -> Digest {
 
 fn warn_of(snapshot: &Snapshot) {
     for warning in snapshot.warnings() {
-        tracing::warn!(%warning, "policies");
+        tracing::warn!(warning = %warning.unlabelled(), "policies");
     }
 }
 

@@ -5,9 +5,9 @@ use super::context::{self, ConfigFile, Login, display_path, now};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
 use crate::app::policy_loader::{pinned_policies, settings};
-use crate::config::{self, CheckedConfig, Config, IssuerConfig, ServerConfig, Severity, SourceLocation, StoreKind};
+use crate::config::{self, CheckedConfig, Config, IssuerConfig, ServerConfig, StoreKind};
 use crate::decide::Snapshot;
-use crate::domain::Catalogue;
+use crate::domain::{Catalogue, Problem, Severity, SourceLocation};
 use crate::identity::{Identity, Pepper};
 use crate::store::{Store, StoreError, UnreadableRow};
 use crate::transport::{self, Client, ClientError, ClientSettings};
@@ -224,7 +224,7 @@ fn policies(config: &Config, catalogue: &Catalogue, findings: &mut Findings) {
     match pinned_policies(&config.policies) {
         Err(error) => findings.refuse(format!("{error:#}").lines()),
         Ok(sources) => match Snapshot::compile(&sources, catalogue, &settings(config)) {
-            Ok(snapshot) => findings.warn(snapshot.warnings().iter().map(ToString::to_string)),
+            Ok(snapshot) => findings.warn(snapshot.warnings().iter().map(Problem::unlabelled)),
             Err(problems) => findings.refuse(problems),
         },
     }
@@ -283,14 +283,13 @@ impl Findings {
         }
     }
 
-    fn configuration(&mut self, problems: &[config::ConfigProblem]) {
+    fn configuration(&mut self, problems: &[Problem]) {
         for problem in problems {
             let weight = match problem.severity {
                 Severity::Error => FindingSeverity::Refused,
                 Severity::Warning => FindingSeverity::Warning,
             };
-            let message = problem.to_string();
-            self.add(weight, message.replacen("warning: ", "", 1), Some(problem.location.clone()));
+            self.add(weight, problem.unlabelled(), Some(problem.location.clone()));
         }
     }
 

@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::output::{clean, comma};
 use crate::config::{self, CheckedConfig, HumanDuration, Loaded, Secret, StoreConfig, StoreKind, Variables};
-use crate::domain::{ServerName, Timestamp, UserId};
+use crate::domain::{Problem, ServerName, Timestamp, UserId};
 use crate::store::{Store, StoreError, StoreOpen, UserRow};
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -29,7 +29,7 @@ pub struct ConfigFile {
 
 impl ConfigFile {
     /// Loads the configuration with its warnings, for commands that show them.
-    pub fn read(&self) -> Result<Loaded, Vec<config::ConfigProblem>> {
+    pub fn read(&self) -> Result<Loaded, Vec<Problem>> {
         config::load(&self.path, &variables())
     }
 

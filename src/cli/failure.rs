@@ -1,6 +1,6 @@
 //! Why a command failed: an exit code for scripts and sentences for people.
 
-use crate::config::ConfigProblem;
+use crate::domain::Problem;
 use crate::store::StoreError;
 use std::error::Error;
 use std::fmt::Display;
@@ -45,10 +45,10 @@ impl Failure {
         }
     }
 
-    pub fn configuration(problems: &[ConfigProblem]) -> Self {
+    pub fn configuration(problems: &[Problem]) -> Self {
         Self {
             code: USAGE,
-            sentences: problems.iter().map(ConfigProblem::to_string).collect(),
+            sentences: problems.iter().map(Problem::to_string).collect(),
         }
     }
 

@@ -8,8 +8,8 @@ use super::output::{Format, json, line, note};
 use crate::app::manifest::Manifest;
 use crate::app::policy_loader::{read_policies, settings};
 use crate::config::Config;
-use crate::decide::{PolicyProblem, PolicySettings, PolicySource, Snapshot};
-use crate::domain::Catalogue;
+use crate::decide::{PolicySettings, PolicySource, Snapshot};
+use crate::domain::{Catalogue, Problem, Severity, SourceLocation};
 use crate::store::Store;
 use crate::upstream::build_catalogue;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report, SourceOffset};
@@ -129,7 +129,7 @@ pub fn sources(path: &Path) -> Result<Vec<PolicySource>, Failure> {
 }
 
 /// Prints the errors or warnings; fails if the policies do not compile.
-fn report(compiled: &Result<Snapshot, Vec<PolicyProblem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {
+fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], format: Format) -> Result<(), Failure> {
     let (problems, warnings) = match compiled {
         Ok(snapshot) => (&[][..], snapshot.warnings()),
         Err(problems) => (&problems[..], &[][..]),
@@ -142,12 +142,8 @@ fn report(compiled: &Result<Snapshot, Vec<PolicyProblem>>, sources: &[PolicySour
             "warnings": warnings.iter().map(as_json).collect::<Vec<_>>(),
         }))?;
     } else {
-        for (problem, word) in problems
-            .iter()
-            .map(|p| (p, "error"))
-            .chain(warnings.iter().map(|w| (w, "warning")))
-        {
-            note(drawn(problem, word, sources))?;
+        for problem in problems.iter().chain(warnings) {
+            note(drawn(problem, sources))?;
         }
         if let Ok(snapshot) = compiled {
             line(format_args!(
@@ -164,40 +160,50 @@ fn report(compiled: &Result<Snapshot, Vec<PolicyProblem>>, sources: &[PolicySour
 }
 
 /// Prints the problems and fails.
-pub fn refuse(problems: &[PolicyProblem], sources: &[PolicySource]) -> Result<(), Failure> {
-    problems
-        .iter()
-        .try_for_each(|problem| note(drawn(problem, "error", sources)))?;
+pub fn refuse(problems: &[Problem], sources: &[PolicySource]) -> Result<(), Failure> {
+    problems.iter().try_for_each(|problem| note(drawn(problem, sources)))?;
     Err(Failure::silent(failure::USAGE))
 }
 
-fn as_json(problem: &PolicyProblem) -> serde_json::Value {
+fn as_json(problem: &Problem) -> serde_json::Value {
+    let (file, line, column) = match &problem.location {
+        SourceLocation::File { file, line, column } => (Some(file), Some(line), Some(column)),
+        _ => (None, None, None),
+    };
     value!({
-        "file": problem.file,
-        "line": problem.line,
-        "column": problem.column,
+        "file": file,
+        "line": line,
+        "column": column,
         "message": problem.message,
         "help": problem.help,
     })
 }
 
 /// A problem as text: on a terminal with the policy line it is about, elsewhere on one line.
-fn drawn(problem: &PolicyProblem, word: &str, sources: &[PolicySource]) -> String {
-    let source = sources.iter().find(|source| Some(&source.file) == problem.file.as_ref());
-    match (source, problem.line, std::io::stderr().is_terminal()) {
-        (Some(source), Some(at), true) => {
-            let offset = SourceOffset::from_location(&source.text, at, problem.column.unwrap_or(1));
-            let mut diagnostic =
-                MietteDiagnostic::new(&problem.message).with_label(LabeledSpan::at_offset(offset.offset(), "here"));
-            diagnostic.help.clone_from(&problem.help);
-            let report = Report::new(diagnostic).with_source_code(NamedSource::new(&source.file, source.text.clone()));
-            let mut text = String::new();
-            let theme = GraphicalTheme::unicode_nocolor();
-            match GraphicalReportHandler::new_themed(theme).render_report(&mut text, report.as_ref()) {
-                Ok(()) => format!("{word}: {}", text.trim()),
-                Err(_) => format!("{word}: {problem}"),
-            }
-        }
-        _ => format!("{word}: {problem}"),
-    }
+fn drawn(problem: &Problem, sources: &[PolicySource]) -> String {
+    let word = match problem.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    let drawing = if std::io::stderr().is_terminal() {
+        drawing(problem, sources)
+    } else {
+        None
+    };
+    format!("{word}: {}", drawing.unwrap_or_else(|| problem.unlabelled()))
+}
+
+fn drawing(problem: &Problem, sources: &[PolicySource]) -> Option<String> {
+    let SourceLocation::File { file, line, column } = &problem.location else {
+        return None;
+    };
+    let source = sources.iter().find(|source| Path::new(&source.file) == file)?;
+    let offset = SourceOffset::from_location(&source.text, *line, *column);
+    let mut diagnostic = MietteDiagnostic::new(&problem.message).with_label(LabeledSpan::at_offset(offset.offset(), "here"));
+    diagnostic.help.clone_from(&problem.help);
+    let report = Report::new(diagnostic).with_source_code(NamedSource::new(&source.file, source.text.clone()));
+    let mut text = String::new();
+    let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor());
+    handler.render_report(&mut text, report.as_ref()).ok()?;
+    Some(text.trim().to_owned())
 }

@@ -3,8 +3,8 @@
 //!
 //! It knows TOML, overrides and `${VAR}`. Which keys exist and what they mean is up to `key_schema` and `check`.
 
-use super::problem::{ConfigProblem, SourceLocation, quoted};
-use super::{Severity, Variables};
+use super::Variables;
+use crate::domain::{Problem, SourceLocation, quoted};
 use jsonschema::JsonType;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -17,8 +17,6 @@ const PREFIX: &str = "GUARDIAN__";
 /// The parsed file, with its text for line and column numbers.
 pub(super) struct Document {
     file: PathBuf,
-    /// The byte offset of each line's beginning.
-    lines: Vec<usize>,
     text: String,
     pub root: Node,
 }
@@ -52,26 +50,24 @@ pub(super) enum ValueSource {
 }
 
 /// Reads the file's text.
-pub(super) fn read_file(path: &Path) -> Result<String, ConfigProblem> {
+pub(super) fn read_file(path: &Path) -> Result<String, Problem> {
     std::fs::read_to_string(path).map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
             std::io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
             _ => error.to_string(),
         };
-        ConfigProblem::error("", format!("cannot read the configuration `{}`: {why}", path.display()))
+        Problem::error("", format!("cannot read the configuration `{}`: {why}", path.display()))
             .help("name another with `--config`, or run `guardian quickstart`, which needs none")
     })
 }
 
 impl Document {
     /// Parses the text; all syntax errors are reported.
-    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<ConfigProblem>> {
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
         let (table, errors) = DeTable::parse_recoverable(text);
-        let starts = text.match_indices('\n').map(|(at, _)| at + 1);
         let document = Self {
             file: file.to_owned(),
-            lines: std::iter::once(0).chain(starts).collect(),
             text: text.to_owned(),
             root: Node::table(&table),
         };
@@ -83,7 +79,7 @@ impl Document {
                 .iter()
                 .map(|error| {
                     let at = error.span().map_or(0, |span| span.start);
-                    ConfigProblem::error("", format!("not TOML: {}", error.message().replace('\n', ", ")))
+                    Problem::error("", format!("not TOML: {}", error.message().replace('\n', ", ")))
                         .at(document.location_of(&ValueSource::Offset(at)))
                 })
                 .collect(),
@@ -91,7 +87,7 @@ impl Document {
     }
 
     /// Replaces values of the file by the variables `GUARDIAN__SECTION__KEY`. `type_of` says which type a key takes.
-    pub fn overlay(&mut self, variables: &Variables, type_of: &dyn Fn(&[String]) -> Option<JsonType>) -> Vec<ConfigProblem> {
+    pub fn overlay(&mut self, variables: &Variables, type_of: &dyn Fn(&[String]) -> Option<JsonType>) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (name, text) in variables.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
@@ -102,7 +98,7 @@ impl Document {
                 type_of,
             };
             if let Err(message) = setting.set(&mut self.root, 0) {
-                problems.push(ConfigProblem::error(path.join("."), message).at(SourceLocation::Variable(name.clone())));
+                problems.push(Problem::error(path.join("."), message).at(SourceLocation::Variable(name.clone())));
             }
         }
         problems
@@ -110,10 +106,10 @@ impl Document {
 
     /// Replaces `${VAR}` in every string of the file; `$${` stands for a literal `${`. Values from variables are left as
     /// they are.
-    pub fn expand(&mut self, variables: &Variables) -> Vec<ConfigProblem> {
+    pub fn expand(&mut self, variables: &Variables) -> Vec<Problem> {
         let mut problems = Vec::new();
         self.root.expand("", variables, &mut |key, source, message| {
-            problems.push((ConfigProblem::error(key, message), source.clone()));
+            problems.push((Problem::error(key, message), source.clone()));
         });
         problems
             .into_iter()
@@ -129,21 +125,12 @@ impl Document {
     pub fn location_of(&self, source: &ValueSource) -> SourceLocation {
         match source {
             ValueSource::Variable(name) => SourceLocation::Variable(name.clone()),
-            ValueSource::Offset(offset) => {
-                let line = self.lines.partition_point(|start| start <= offset).max(1);
-                let start = self.lines[line - 1];
-                let column = self.text.get(start..*offset).map_or(0, |before| before.chars().count()) + 1;
-                SourceLocation::File {
-                    file: self.file.clone(),
-                    line,
-                    column,
-                }
-            }
+            ValueSource::Offset(offset) => SourceLocation::in_file(&self.file, &self.text, *offset),
         }
     }
 
     /// Gives a problem its place: where its key stands, or else the nearest section around it.
-    pub fn locate(&self, problem: ConfigProblem) -> ConfigProblem {
+    pub fn locate(&self, problem: Problem) -> Problem {
         if problem.location != SourceLocation::Nowhere {
             return problem;
         }
@@ -159,11 +146,8 @@ impl Document {
     }
 
     /// An error of the file as a whole.
-    pub fn file_problem(&self, message: String) -> ConfigProblem {
-        ConfigProblem {
-            severity: Severity::Error,
-            ..ConfigProblem::error("", message).at(self.location_of(&ValueSource::Offset(0)))
-        }
+    pub fn file_problem(&self, message: String) -> Problem {
+        Problem::error("", message).at(self.location_of(&ValueSource::Offset(0)))
     }
 }
 

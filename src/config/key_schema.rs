@@ -2,8 +2,9 @@
 //! `jsonschema` finds all mismatches at once, where serde would stop at the first; this file puts each in a sentence.
 
 use super::document::{Document, Node, Value, ValueSource, join};
-use super::problem::{ConfigProblem, quoted};
-use crate::domain::{ClientId, EnvironmentName, Issuer, IssuerAlias, RoleName, ServerName, did_you_mean, nearest};
+use crate::domain::{
+    ClientId, EnvironmentName, Issuer, IssuerAlias, Problem, RoleName, ServerName, did_you_mean, nearest, quoted,
+};
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
 use schemars::transform::{RecursiveTransform, Transform};
@@ -87,7 +88,7 @@ impl KeySchema {
 
     /// Reports every unknown or missing key and every value of the wrong type, in no particular order. One mismatch may
     /// be reported twice, in the same words.
-    pub fn check(&self, document: &Document) -> Vec<ConfigProblem> {
+    pub fn check(&self, document: &Document) -> Vec<Problem> {
         let json = document.to_json();
         let mut problems = Vec::new();
         for error in self.validator.iter_errors(&json) {
@@ -96,10 +97,9 @@ impl KeySchema {
         problems
     }
 
-    fn explain(&self, error: &ValidationError<'_>, document: &Document, problems: &mut Vec<ConfigProblem>) {
+    fn explain(&self, error: &ValidationError<'_>, document: &Document, problems: &mut Vec<Problem>) {
         let setting = self.setting(error, document);
-        let mut report =
-            |(source, problem): (&ValueSource, ConfigProblem)| problems.push(problem.at(document.location_of(source)));
+        let mut report = |(source, problem): (&ValueSource, Problem)| problems.push(problem.at(document.location_of(source)));
         match error.kind() {
             // An optional key takes its type or null.
             ValidationErrorKind::AnyOf { context } => {
@@ -122,7 +122,7 @@ impl KeySchema {
                 let name = error.instance().as_str().expect("the name of a property is a text");
                 let grammar = TextFormat::of(&setting.schema["propertyNames"]).expect("names are checked by a grammar");
                 if let Err(message) = (grammar.check)(name) {
-                    report((setting.origin_of(name), ConfigProblem::error(&setting.key, message)));
+                    report((setting.origin_of(name), Problem::error(&setting.key, message)));
                 }
             }
             _ => report((&setting.node.source, self.mismatch(&setting))),
@@ -175,7 +175,7 @@ impl KeySchema {
     }
 
     /// An unknown key, with the known one that was probably meant.
-    fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a ValueSource, ConfigProblem) {
+    fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a ValueSource, Problem) {
         let message = format!("unknown key {} in {}", quoted(name), section_name(&section.key));
         let help = nearest(name, known(section.schema)).map(did_you_mean).unwrap_or_else(|| {
             let mut homes = Vec::new();
@@ -189,7 +189,7 @@ impl KeySchema {
                 }
             }
         });
-        let problem = ConfigProblem::error(join(&section.key, name), message).help(help);
+        let problem = Problem::error(join(&section.key, name), message).help(help);
         (section.origin_of(name), problem)
     }
 
@@ -207,7 +207,7 @@ impl KeySchema {
         }
     }
 
-    fn missing(&self, section: &Setting<'_>, name: &str) -> ConfigProblem {
+    fn missing(&self, section: &Setting<'_>, name: &str) -> Problem {
         let key = join(&section.key, name);
         let is_section = self.child(section.schema, name).is_some_and(is_section);
         let message = if is_section {
@@ -215,19 +215,19 @@ impl KeySchema {
         } else {
             format!("`{name}` is missing in {}", section_name(&section.key))
         };
-        ConfigProblem::error(key, message)
+        Problem::error(key, message)
     }
 
     /// A value that the key does not take.
-    fn mismatch(&self, setting: &Setting<'_>) -> ConfigProblem {
+    fn mismatch(&self, setting: &Setting<'_>) -> Problem {
         let Setting { key, node, schema } = setting;
         let words = choices(schema);
         let message = match &node.value {
             Value::Text(text) if !words.is_empty() => {
                 let message = format!("`{key}` is {}; expected {}", quoted(text), one_of(&words));
-                return ConfigProblem {
+                return Problem {
                     help: help_for_word(text, &words),
-                    ..ConfigProblem::error(key, message)
+                    ..Problem::error(key, message)
                 };
             }
             Value::Text(text) => TextFormat::of(schema)
@@ -240,7 +240,7 @@ impl KeySchema {
             _ => None,
         };
         let expected = || format!("`{key}` is {}; expected {}", found_kind(&node.value), self.expected(schema));
-        ConfigProblem::error(key, message.unwrap_or_else(expected))
+        Problem::error(key, message.unwrap_or_else(expected))
     }
 
     /// What belongs here, in words for a message.

@@ -7,14 +7,13 @@ mod check;
 mod document;
 mod key_schema;
 mod model;
-mod problem;
 mod resolve;
 mod server;
 
 pub use model::*;
-pub use problem::{ConfigProblem, Severity, SourceLocation};
 pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UpstreamCredential};
 
+use crate::domain::{Problem, Severity};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::Path;
@@ -36,7 +35,7 @@ impl Deref for CheckedConfig {
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub config: CheckedConfig,
-    pub warnings: Vec<ConfigProblem>,
+    pub warnings: Vec<Problem>,
 }
 
 /// Environment variables: `${VAR}` in the file reads any of them, `GUARDIAN__SECTION__KEY` overrides the file.
@@ -44,13 +43,13 @@ pub type Variables = BTreeMap<String, String>;
 
 /// Reads the file, applies overrides, expands `${VAR}`, checks, and completes. In the result, paths are absolute or
 /// relative to the working directory, secrets are read, and defaults are filled in.
-pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<ConfigProblem>> {
+pub fn load(path: &Path, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
     let text = document::read_file(path).map_err(|problem| vec![problem])?;
     parse(path, &text, variables)
 }
 
 /// Like `load`, with the file's text given.
-pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<ConfigProblem>> {
+pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, Vec<Problem>> {
     let keys = key_schema::KeySchema::of_config();
     let mut document = document::Document::parse(path, text)?;
     let mut problems = document.overlay(variables, &|key| keys.type_of(key));
@@ -81,7 +80,7 @@ pub fn schema() -> serde_json::Value {
     schemars::schema_for!(Config).to_value()
 }
 
-fn sorted(mut problems: Vec<ConfigProblem>) -> Vec<ConfigProblem> {
+fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems.sort_by(|a, b| (&a.location, &a.key).cmp(&(&b.location, &b.key)));
     problems.dedup();
     problems

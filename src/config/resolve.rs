@@ -2,8 +2,8 @@
 //! the defaults that depend on other values.
 
 use super::document::join;
-use super::problem::ConfigProblem;
 use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind};
+use crate::domain::Problem;
 use std::path::{Path, PathBuf};
 
 /// Container runtimes mount secrets here, with a mode that the container cannot always choose; the mode is not checked.
@@ -67,7 +67,7 @@ fn joined(folder: &Path, path: &Path) -> PathBuf {
 }
 
 /// Reads the `…_file` siblings of secrets. Other files are read by the rooms that use them.
-pub(super) fn read_secrets(config: &mut Config) -> Vec<ConfigProblem> {
+pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
     let store = &mut config.store;
     let mut secrets = vec![
         ("store.url".to_owned(), &mut store.url, &store.url_file),
@@ -94,8 +94,8 @@ pub(super) fn read_secrets(config: &mut Config) -> Vec<ConfigProblem> {
     problems
 }
 
-fn read_secret(key: &str, file_key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), ConfigProblem> {
-    let problem = |message: String| ConfigProblem::error(file_key, message);
+fn read_secret(key: &str, file_key: &str, secret: &mut Option<Secret>, file: &Path) -> Result<(), Problem> {
+    let problem = |message: String| Problem::error(file_key, message);
     let shown = file.display();
     if secret.is_some() {
         return Err(problem(format!("`{key}` is given twice, as it is and by `{file_key}`")).help("keep one of them"));

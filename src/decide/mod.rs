@@ -22,7 +22,6 @@ pub use engine::listing::Listing;
 pub use engine::snapshot::{PolicySettings, Snapshot, why_unusable};
 pub use engine::verdict::{Basis, Permit, Refused, Verdict};
 pub use policy::missing::{forbid_names, missing_forbids};
-pub use policy::problem::PolicyProblem;
 pub use policy::rule::{PolicySource, forbids};
 pub use tool::param_headers::{ParamHeader, ParamHeaderKind};
 

@@ -13,6 +13,7 @@ mod method;
 mod name;
 mod nearest;
 mod principal;
+mod problem;
 mod reason;
 mod record;
 mod safe_text;
@@ -33,11 +34,12 @@ pub use name::{
 };
 pub use nearest::{did_you_mean, nearest};
 pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
+pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};
 pub use record::{
     AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
     RecordedPrincipal, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
 };
-pub use safe_text::SafeText;
+pub use safe_text::{SafeText, quoted};
 pub use time::Timestamp;
 pub use uri::{BadUri, ResourceUri};

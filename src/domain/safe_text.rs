@@ -41,6 +41,11 @@ impl fmt::Display for SafeText<'_> {
     }
 }
 
+/// Foreign text in backticks, as messages hold it.
+pub fn quoted(text: &str) -> String {
+    format!("`{}`", SafeText::new(text, 80))
+}
+
 /// The characters of Unicode's Default_Ignorable_Code_Point (zero width, bidirectional controls, variation selectors, tags),
 /// the separators of lines and paragraphs, and the marks of annotations.
 fn is_invisible(char: char) -> bool {

@@ -1,7 +1,8 @@
 //! `config`: the shipped file and its comments, overrides, secrets, and twenty broken files with the problems reported for
 //! each. `BLESS=1` rewrites the expected texts.
 
-use neural_guardian::config::{self, HumanDuration, Severity, SourceLocation, Variables};
+use neural_guardian::config::{self, HumanDuration, Variables};
+use neural_guardian::domain::{Problem, Severity, SourceLocation};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -312,7 +313,7 @@ fn variables(set: &[(&str, &str)]) -> Variables {
         .collect()
 }
 
-fn shown(problems: &[config::ConfigProblem]) -> String {
+fn shown(problems: &[Problem]) -> String {
     problems.iter().map(|problem| format!("{problem}\n")).collect()
 }
 

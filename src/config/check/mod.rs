@@ -9,15 +9,14 @@ mod servers_and_issuers;
 
 use super::document::join;
 use super::model::*;
-use super::problem::{ConfigProblem, quoted};
 use super::server::ServerConfig;
-use crate::domain::{ToolName, did_you_mean, nearest};
+use crate::domain::{Problem, ToolName, did_you_mean, nearest, quoted};
 use secrecy::ExposeSecret;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 /// All errors and warnings, in no particular order.
-pub fn check(config: &Config) -> Vec<ConfigProblem> {
+pub fn check(config: &Config) -> Vec<Problem> {
     let mut found = Vec::new();
     listen(&config.listen, &mut found);
     admin(config, &mut found);
@@ -29,21 +28,21 @@ pub fn check(config: &Config) -> Vec<ConfigProblem> {
     limits(&config.limits, &config.servers, &mut found);
     journal(&config.journal, &mut found);
     if config.sessions.lifetime.0.is_zero() || config.sessions.lifetime.0 > days(30) {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "sessions.lifetime",
             "`sessions.lifetime` must lie between 1ms and 30d",
         ));
     }
     if config.log.level.trim().is_empty() {
-        found.push(ConfigProblem::error("log.level", "`log.level` is empty").help("use `info`"));
+        found.push(Problem::error("log.level", "`log.level` is empty").help("use `info`"));
     }
     found
 }
 
-fn listen(listen: &Listen, found: &mut Vec<ConfigProblem>) {
+fn listen(listen: &Listen, found: &mut Vec<Problem>) {
     if let Err(why) = address::public_url(&listen.public_url) {
         let message = format!("`listen.public_url` is {}: {why}", quoted(&listen.public_url));
-        found.push(ConfigProblem::error("listen.public_url", message).help("write it as `https://mcp.example.com`"));
+        found.push(Problem::error("listen.public_url", message).help("write it as `https://mcp.example.com`"));
     }
     for (index, host) in listen.hosts.iter().enumerate() {
         let plain = host
@@ -51,26 +50,26 @@ fn listen(listen: &Listen, found: &mut Vec<ConfigProblem>) {
             .is_ok_and(|host| !host.as_str().contains('@'));
         if !plain {
             let message = format!("`listen.hosts` has {}, which is not a host or `host:port`", quoted(host));
-            found.push(ConfigProblem::error(format!("listen.hosts[{index}]"), message));
+            found.push(Problem::error(format!("listen.hosts[{index}]"), message));
         }
     }
     for (index, origin) in listen.origins.iter().enumerate() {
         if !address::is_origin(origin) {
             let message = format!("`listen.origins` has {}, which is not an origin", quoted(origin));
             found.push(
-                ConfigProblem::error(format!("listen.origins[{index}]"), message)
+                Problem::error(format!("listen.origins[{index}]"), message)
                     .help("write it as browsers send it: `https://app.example.com`, without a path; there is no wildcard"),
             );
         }
     }
     let tls = &listen.tls;
     match (tls.client_certificates, &tls.client_ca_file) {
-        (ClientCertificates::Optional | ClientCertificates::Required, None) => found.push(ConfigProblem::error(
+        (ClientCertificates::Optional | ClientCertificates::Required, None) => found.push(Problem::error(
             "listen.tls.client_certificates",
             "`listen.tls.client_certificates` needs `client_ca_file`, the CAs that client certificates are verified against",
         )),
         (ClientCertificates::Off, Some(_)) => found.push(
-            ConfigProblem::warning(
+            Problem::warning(
                 "listen.tls.client_ca_file",
                 "`listen.tls.client_ca_file` has no effect while `client_certificates` is `off`",
             )
@@ -81,7 +80,7 @@ fn listen(listen: &Listen, found: &mut Vec<ConfigProblem>) {
     connection_limits(&listen.limits, found);
 }
 
-fn connection_limits(limits: &ConnectionLimits, found: &mut Vec<ConfigProblem>) {
+fn connection_limits(limits: &ConnectionLimits, found: &mut Vec<Problem>) {
     let at = |name: &str| format!("listen.limits.{name}");
     for (name, duration) in [
         ("handshake_timeout", limits.handshake_timeout),
@@ -101,7 +100,7 @@ fn connection_limits(limits: &ConnectionLimits, found: &mut Vec<ConfigProblem>) 
         ("max_streams", limits.max_streams as usize, 1),
     ] {
         if number < least {
-            found.push(ConfigProblem::error(
+            found.push(Problem::error(
                 at(name),
                 format!("`{}` is {number}; the least is {least}", at(name)),
             ));
@@ -109,11 +108,11 @@ fn connection_limits(limits: &ConnectionLimits, found: &mut Vec<ConfigProblem>) 
     }
 }
 
-fn admin(config: &Config, found: &mut Vec<ConfigProblem>) {
+fn admin(config: &Config, found: &mut Vec<Problem>) {
     let (data, metrics) = (config.listen.address, config.admin.metrics_address);
     if collide(data, metrics) {
         found.push(
-            ConfigProblem::error(
+            Problem::error(
                 "admin.metrics_address",
                 format!("`admin.metrics_address` and `listen.address` both claim port {}", data.port()),
             )
@@ -122,7 +121,7 @@ fn admin(config: &Config, found: &mut Vec<ConfigProblem>) {
     }
     if !address::is_private(metrics.ip()) || metrics.ip().is_unspecified() {
         found.push(
-            ConfigProblem::warning(
+            Problem::warning(
                 "admin.metrics_address",
                 format!("`admin.metrics_address` {metrics} answers in clear text beyond this machine"),
             )
@@ -136,13 +135,13 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-fn store(store: &StoreConfig, found: &mut Vec<ConfigProblem>) {
+fn store(store: &StoreConfig, found: &mut Vec<Problem>) {
     match store.kind {
         StoreKind::Sqlite => {
             for (key, given) in [("url", store.url.is_some()), ("admin_url", store.admin_url.is_some())] {
                 if given {
                     found.push(
-                        ConfigProblem::error(
+                        Problem::error(
                             format!("store.{key}"),
                             format!("`store.{key}` is for Postgres, but `store.kind` is `sqlite`"),
                         )
@@ -154,13 +153,13 @@ fn store(store: &StoreConfig, found: &mut Vec<ConfigProblem>) {
         StoreKind::Postgres => {
             if store.url.is_none() && store.url_file.is_none() {
                 found.push(
-                    ConfigProblem::error("store", "`store.kind` is `postgres`, but there is no `url`")
+                    Problem::error("store", "`store.kind` is `postgres`, but there is no `url`")
                         .help("set `url = \"${DATABASE_URL}\"`, or `url_file`"),
                 );
             }
             if store.file.is_some() {
                 found.push(
-                    ConfigProblem::error("store.file", "`store.file` is for SQLite, but `store.kind` is `postgres`")
+                    Problem::error("store.file", "`store.file` is for SQLite, but `store.kind` is `postgres`")
                         .help("drop one of them"),
                 );
             }
@@ -172,7 +171,7 @@ fn store(store: &StoreConfig, found: &mut Vec<ConfigProblem>) {
         }
     }
     if store.max_connections == 0 {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "store.max_connections",
             "`store.max_connections` is 0; the least is 1",
         ));
@@ -180,52 +179,52 @@ fn store(store: &StoreConfig, found: &mut Vec<ConfigProblem>) {
     positive("store.connect_timeout", store.connect_timeout, found);
 }
 
-fn policies(policies: &PoliciesConfig, found: &mut Vec<ConfigProblem>) {
+fn policies(policies: &PoliciesConfig, found: &mut Vec<Problem>) {
     if policies.utc_offset_minutes().is_none() {
         let message = format!(
             "`policies.utc_offset` is {}, which is not an offset",
             quoted(&policies.utc_offset)
         );
-        found.push(ConfigProblem::error("policies.utc_offset", message).help("write it as `+01:00` or `-05:30`"));
+        found.push(Problem::error("policies.utc_offset", message).help("write it as `+01:00` or `-05:30`"));
     }
     if policies.deny_all {
-        found.push(ConfigProblem::warning(
+        found.push(Problem::warning(
             "policies.deny_all",
             "`policies.deny_all` lets Guardian start although nothing is permitted",
         ));
     }
 }
 
-fn grants(grants: &GrantsConfig, found: &mut Vec<ConfigProblem>) {
+fn grants(grants: &GrantsConfig, found: &mut Vec<Problem>) {
     let most = Duration::from_secs(60);
     if grants.max_staleness.0.is_zero() || grants.max_staleness.0 > most {
         let message = format!(
             "`grants.max_staleness` is {}; it must lie between 1ms and 60s",
             grants.max_staleness
         );
-        found.push(ConfigProblem::error("grants.max_staleness", message).help("a revoked grant works for at most that long"));
+        found.push(Problem::error("grants.max_staleness", message).help("a revoked grant works for at most that long"));
     }
     if grants.confirm_after.0 >= grants.max_staleness.0 {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "grants.confirm_after",
             "`grants.confirm_after` must be shorter than `grants.max_staleness`",
         ));
     }
     if grants.confirm_timeout.0.is_zero() || grants.confirm_timeout.0 > most {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "grants.confirm_timeout",
             "`grants.confirm_timeout` must lie between 1ms and 60s",
         ));
     }
     if grants.max_members == 0 {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "grants.max_members",
             "`grants.max_members` is 0; nobody could be known",
         ));
     }
 }
 
-fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) {
+fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<Problem>) {
     let known = |name: &str| servers.iter().any(|server| server.name.as_str() == name);
     let near = |name: &str| nearest(name, servers.iter().map(|server| server.name.as_str())).map(did_you_mean);
     let overall = [
@@ -249,14 +248,14 @@ fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<Confi
                         quoted(&format!("{server}/{tool}")),
                         quoted(server)
                     );
-                    found.push(ConfigProblem {
+                    found.push(Problem {
                         help: near(server),
-                        ..ConfigProblem::error(&key, message)
+                        ..Problem::error(&key, message)
                     });
                 }
             }
             _ => found.push(
-                ConfigProblem::error(&key, format!("`limits.tools` names {}", quoted(tool)))
+                Problem::error(&key, format!("`limits.tools` names {}", quoted(tool)))
                     .help("write it as `\"<server>/<tool>\"`; there is no wildcard"),
             ),
         }
@@ -266,9 +265,9 @@ fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<Confi
         rate(&key, limit, found);
         if !known(server.as_str()) {
             let message = format!("`limits.servers` names `{server}`, but there is no such server");
-            found.push(ConfigProblem {
+            found.push(Problem {
                 help: near(server.as_str()),
-                ..ConfigProblem::error(&key, message)
+                ..Problem::error(&key, message)
             });
         }
     }
@@ -277,52 +276,52 @@ fn limits(limits: &LimitsConfig, servers: &[ServerConfig], found: &mut Vec<Confi
         ("limits.max_keys", limits.max_keys),
     ] {
         if number == 0 {
-            found.push(ConfigProblem::error(key, format!("`{key}` is 0; nothing could be called")));
+            found.push(Problem::error(key, format!("`{key}` is 0; nothing could be called")));
         }
     }
 }
 
-fn rate(key: &str, rate: &Rate, found: &mut Vec<ConfigProblem>) {
+fn rate(key: &str, rate: &Rate, found: &mut Vec<Problem>) {
     if rate.rate == 0 || rate.burst == Some(0) {
         let what = if rate.rate == 0 { "rate" } else { "burst" };
         found.push(
-            ConfigProblem::error(key, format!("`{what}` of `{key}` is 0; nothing could be called"))
+            Problem::error(key, format!("`{what}` of `{key}` is 0; nothing could be called"))
                 .help("to forbid a tool, write a policy"),
         );
     }
     if rate.per.0.is_zero() || rate.per.0 > days(1) {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             key,
             format!("`per` of `{key}` is {}; it must lie between 1ms and 1d", rate.per),
         ));
     }
 }
 
-fn journal(journal: &JournalConfig, found: &mut Vec<ConfigProblem>) {
+fn journal(journal: &JournalConfig, found: &mut Vec<Problem>) {
     if journal.segment_bytes < 64 * 1024 {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "journal.segment_bytes",
             format!("`journal.segment_bytes` is {}; the least is 65536", journal.segment_bytes),
         ));
     }
     if journal.max_bytes / 4 < journal.segment_bytes {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             "journal.max_bytes",
             "`journal.max_bytes` must hold at least four segments of `journal.segment_bytes`",
         ));
     }
     positive("journal.sync_timeout", journal.sync_timeout, found);
     if !journal.redact.is_empty() && journal.arguments == RecordArguments::Digest {
-        found.push(ConfigProblem::warning(
+        found.push(Problem::warning(
             "journal.redact",
             "`journal.redact` has no effect while `journal.arguments` is `digest`",
         ));
     }
 }
 
-fn positive(key: &str, duration: HumanDuration, found: &mut Vec<ConfigProblem>) {
+fn positive(key: &str, duration: HumanDuration, found: &mut Vec<Problem>) {
     if duration.0.is_zero() {
-        found.push(ConfigProblem::error(key, format!("`{key}` is 0")).help("write a length of time such as `\"5s\"`"));
+        found.push(Problem::error(key, format!("`{key}` is 0")).help("write a length of time such as `\"5s\"`"));
     }
 }
 

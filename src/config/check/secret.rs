@@ -1,7 +1,7 @@
 //! Finds placeholders given as secrets, and checks database URLs, which contain a password. Messages never repeat either.
 
-use super::super::problem::ConfigProblem;
 use super::address::{host_of, is_loopback_host};
+use crate::domain::Problem;
 
 /// Values from examples: whoever starts with one of them forgot to set the secret.
 const PLACEHOLDERS: [&str; 20] = [
@@ -28,15 +28,12 @@ const PLACEHOLDERS: [&str; 20] = [
 ];
 
 /// Checks a database URL. Its messages never repeat it, because it holds a password.
-pub(super) fn database_url(key: &str, url: &str, found: &mut Vec<ConfigProblem>) {
+pub(super) fn database_url(key: &str, url: &str, found: &mut Vec<Problem>) {
     let Some(rest) = ["postgres://", "postgresql://"]
         .iter()
         .find_map(|scheme| url.strip_prefix(scheme))
     else {
-        found.push(ConfigProblem::error(
-            key,
-            format!("`{key}` does not begin with `postgres://`"),
-        ));
+        found.push(Problem::error(key, format!("`{key}` does not begin with `postgres://`")));
         return;
     };
     let (authority, query) = (
@@ -51,7 +48,7 @@ pub(super) fn database_url(key: &str, url: &str, found: &mut Vec<ConfigProblem>)
     let remote = !host.is_empty() && !is_loopback_host(host_of(host));
     if remote && mode.is_some_and(|mode| !matches!(mode, "require" | "verify-ca" | "verify-full")) {
         found.push(
-            ConfigProblem::warning(
+            Problem::warning(
                 key,
                 format!("`{key}` reaches its database over the network, perhaps in clear text"),
             )
@@ -60,7 +57,7 @@ pub(super) fn database_url(key: &str, url: &str, found: &mut Vec<ConfigProblem>)
     }
     if key == "store.url" && host.contains("-pooler.") {
         found.push(
-            ConfigProblem::warning(
+            Problem::warning(
                 key,
                 "`store.url` names a pooled endpoint, where changes of grants cannot be listened for",
             )
@@ -69,8 +66,8 @@ pub(super) fn database_url(key: &str, url: &str, found: &mut Vec<ConfigProblem>)
     }
 }
 
-pub(super) fn placeholder(key: &str, what: &str) -> ConfigProblem {
-    ConfigProblem::error(key, format!("{what} is a placeholder, not a secret")).help("set the real one by `${VAR}` or a `…_file`")
+pub(super) fn placeholder(key: &str, what: &str) -> Problem {
+    Problem::error(key, format!("{what} is a placeholder, not a secret")).help("set the real one by `${VAR}` or a `…_file`")
 }
 
 /// Whether the value looks like one to be replaced.

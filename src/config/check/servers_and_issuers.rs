@@ -2,30 +2,29 @@
 
 use super::super::document::join;
 use super::super::model::*;
-use super::super::problem::{ConfigProblem, quoted};
 use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
 use super::positive;
 use super::secret::{is_placeholder, placeholder};
-use crate::domain::{OWN_ISSUERS, Scope, ServerName, ToolName, is_reserved_header};
+use crate::domain::{OWN_ISSUERS, Problem, Scope, ServerName, ToolName, is_reserved_header, quoted};
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-pub(super) fn issuers(config: &Config, found: &mut Vec<ConfigProblem>) {
+pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
     let mut aliases = BTreeSet::new();
     let mut names = BTreeSet::new();
     for (index, issuer) in config.issuers.iter().enumerate() {
         let at = |name: &str| format!("issuers[{index}].{name}");
         if OWN_ISSUERS.contains(&issuer.alias.as_str()) {
-            found.push(ConfigProblem::error(
+            found.push(Problem::error(
                 at("alias"),
                 format!("the issuer alias `{}` is taken by Guardian itself", issuer.alias),
             ));
         }
         if !aliases.insert(&issuer.alias) {
-            found.push(ConfigProblem::error(
+            found.push(Problem::error(
                 at("alias"),
                 format!("two issuers have the alias `{}`", issuer.alias),
             ));
@@ -34,40 +33,36 @@ pub(super) fn issuers(config: &Config, found: &mut Vec<ConfigProblem>) {
         let further = further.map(|(index, iss)| (at(&format!("also_accept[{index}]")), iss));
         for (key, iss) in std::iter::once((at("issuer"), &issuer.issuer)).chain(further) {
             if OWN_ISSUERS.contains(&iss.as_str()) {
-                found.push(ConfigProblem::error(
-                    &key,
-                    format!("the `iss` `{iss}` is taken by Guardian itself"),
-                ));
+                found.push(Problem::error(&key, format!("the `iss` `{iss}` is taken by Guardian itself")));
             }
             if !names.insert(iss) {
                 found.push(
-                    ConfigProblem::error(&key, format!("the `iss` `{iss}` is claimed twice"))
-                        .help("one `iss` belongs to one issuer"),
+                    Problem::error(&key, format!("the `iss` `{iss}` is claimed twice")).help("one `iss` belongs to one issuer"),
                 );
             }
         }
         one_issuer(issuer, &at, found);
     }
     if config.members.just_in_time && config.issuers.is_empty() {
-        found.push(ConfigProblem::warning(
+        found.push(Problem::warning(
             "members.just_in_time",
             "`members.just_in_time` has no effect without an issuer",
         ));
     }
     if !config.members.just_in_time && !config.members.just_in_time_roles.is_empty() {
-        found.push(ConfigProblem::warning(
+        found.push(Problem::warning(
             "members.just_in_time_roles",
             "`members.just_in_time_roles` has no effect while `just_in_time` is off",
         ));
     }
 }
 
-fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
+fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     let alias = &issuer.alias;
     match issuer.kind {
         IssuerKind::Oidc => {
             if issuer.jwks_url.is_none() && issuer.jwks_file.is_none() {
-                found.push(ConfigProblem::error(
+                found.push(Problem::error(
                     at("alias"),
                     format!("issuer `{alias}` is of kind `oidc` and has neither `jwks_url` nor `jwks_file`"),
                 ));
@@ -75,7 +70,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
         }
         IssuerKind::Supabase | IssuerKind::CloudflareAccess => {
             if let Err(why) = secure_url(issuer.issuer.as_str()) {
-                found.push(ConfigProblem::error(
+                found.push(Problem::error(
                     at("issuer"),
                     format!("the `issuer` of `{alias}` is `{}`: {why}", issuer.issuer),
                 ));
@@ -85,7 +80,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     if issuer.kind == IssuerKind::CloudflareAccess {
         if issuer.audiences.is_empty() {
             found.push(
-                ConfigProblem::error(
+                Problem::error(
                     at("alias"),
                     format!("issuer `{alias}` is of kind `cloudflare_access` and has no `audiences`"),
                 )
@@ -97,7 +92,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
             .iter()
             .any(|algorithm| *algorithm != SigningAlgorithm::RS256)
         {
-            found.push(ConfigProblem::error(
+            found.push(Problem::error(
                 at("algorithms"),
                 format!("issuer `{alias}`: Cloudflare Access signs with RS256 alone"),
             ));
@@ -105,7 +100,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     }
     if issuer.jwks_url.is_some() && issuer.jwks_file.is_some() {
         found.push(
-            ConfigProblem::error(
+            Problem::error(
                 at("jwks_file"),
                 format!("issuer `{alias}` has both `jwks_url` and `jwks_file`"),
             )
@@ -115,7 +110,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     if let Some(url) = &issuer.jwks_url
         && let Err(why) = secure_url(url)
     {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             at("jwks_url"),
             format!("the `jwks_url` of `{alias}` is {}: {why}", quoted(url)),
         ));
@@ -128,14 +123,14 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     ] {
         let Some(claim) = claim else { continue };
         if claim.split('.').any(str::is_empty) {
-            found.push(ConfigProblem::error(
+            found.push(Problem::error(
                 at(name),
                 format!("`{name}` of `{alias}` is {}, which is not a dotted claim", quoted(claim)),
             ));
         }
         if claim.split('.').any(|step| step.eq_ignore_ascii_case("user_metadata")) {
             found.push(
-                ConfigProblem::error(
+                Problem::error(
                     at(name),
                     format!("`{name}` of `{alias}` lies in `user_metadata`, which users write themselves"),
                 )
@@ -144,19 +139,19 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
         }
     }
     if issuer.allow_anonymous && issuer.kind != IssuerKind::Supabase {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             at("allow_anonymous"),
             format!("issuer `{alias}`: only `supabase` issuers have anonymous sign-ins"),
         ));
     }
     if issuer.audiences.iter().any(|audience| audience.trim().is_empty()) {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             at("audiences"),
             format!("issuer `{alias}` has an empty audience"),
         ));
     }
     if issuer.skew.0 > Duration::from_secs(300) {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             at("skew"),
             format!("issuer `{alias}` tolerates a skew of {}; the most is 5m", issuer.skew),
         ));
@@ -164,41 +159,37 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     positive(&at("jwks_refresh"), issuer.jwks_refresh, found);
     positive(&at("jwks_refetch"), issuer.jwks_refetch, found);
     if issuer.jwks_keep.0 < issuer.jwks_refresh.0 {
-        found.push(ConfigProblem::error(
+        found.push(Problem::error(
             at("jwks_keep"),
             format!("issuer `{alias}`: `jwks_keep` is shorter than `jwks_refresh`"),
         ));
     }
 }
 
-pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) {
+pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<Problem>) {
     let mut names = BTreeSet::new();
     for (index, server) in servers.iter().enumerate() {
         let at = |name: &str| format!("servers[{index}].{name}");
         let name = &server.name;
         if !names.insert(name) {
-            found.push(ConfigProblem::error(
-                at("name"),
-                format!("two servers have the name `{name}`"),
-            ));
+            found.push(Problem::error(at("name"), format!("two servers have the name `{name}`")));
         }
         match (&server.url, server.command.is_empty()) {
             (Some(url), true) => {
                 if let Err((why, help)) = server_url(url, server) {
-                    found.push(ConfigProblem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
+                    found.push(Problem::error(at("url"), format!("the `url` of server `{name}` {why}")).help(help));
                 }
             }
             (None, false) => program(server, &at, found),
             (None, true) => found.push(
-                ConfigProblem::error(
+                Problem::error(
                     format!("servers[{index}]"),
                     format!("server `{name}` has neither `url` nor `command`"),
                 )
                 .help("a server is reached at a URL, or started as a program"),
             ),
             (Some(_), false) => found.push(
-                ConfigProblem::error(at("command"), format!("server `{name}` has both `url` and `command`"))
-                    .help("keep one of them"),
+                Problem::error(at("command"), format!("server `{name}` has both `url` and `command`")).help("keep one of them"),
             ),
         }
         if server.command.is_empty() {
@@ -210,22 +201,22 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) 
         for (tool, scopes) in &server.tool_scopes {
             let key = join(&at("tool_scopes"), tool);
             if let Err(error) = ToolName::parse(tool) {
-                found.push(ConfigProblem::error(&key, format!("server `{name}`: {error}")));
+                found.push(Problem::error(&key, format!("server `{name}`: {error}")));
             }
             if scopes.is_empty() {
                 found.push(
-                    ConfigProblem::error(&key, format!("server `{name}`: {} needs no scope at all", quoted(tool)))
+                    Problem::error(&key, format!("server `{name}`: {} needs no scope at all", quoted(tool)))
                         .help("drop the line, and it needs the scope of its own name"),
                 );
             }
             for error in scopes.iter().filter_map(|scope| Scope::parse(scope).err()) {
-                found.push(ConfigProblem::error(
+                found.push(Problem::error(
                     &key,
                     format!("server `{name}`, tool {}: {error}", quoted(tool)),
                 ));
             }
             if scopes.iter().any(|scope| scope == "*") {
-                found.push(ConfigProblem::error(
+                found.push(Problem::error(
                     &key,
                     format!(
                         "server `{name}`, tool {}: `*` is for grants; a tool needs named scopes",
@@ -249,7 +240,7 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) 
             ("max_sessions", server.max_sessions),
         ] {
             if number == 0 {
-                found.push(ConfigProblem::error(
+                found.push(Problem::error(
                     at(key),
                     format!("`{key}` of server `{name}` is 0; the least is 1"),
                 ));
@@ -258,17 +249,17 @@ pub(super) fn servers(servers: &[ServerConfig], found: &mut Vec<ConfigProblem>) 
     }
     if servers.is_empty() {
         found.push(
-            ConfigProblem::warning("servers", "no `[[servers]]`: there is nothing to call").help("add one with `name` and `url`"),
+            Problem::warning("servers", "no `[[servers]]`: there is nothing to call").help("add one with `name` and `url`"),
         );
     }
 }
 
 /// Checks a server that is started as a program: no setting meant for URLs, and an environment that can be set.
-fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
+fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     let name = &server.name;
     if server.command[0].is_empty() || server.command.iter().any(|word| word.contains('\0')) {
         found.push(
-            ConfigProblem::error(at("command"), format!("the `command` of server `{name}` names no program"))
+            Problem::error(at("command"), format!("the `command` of server `{name}` names no program"))
                 .help("write it as `[\"program\", \"argument\"]`"),
         );
     }
@@ -280,15 +271,13 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<C
     ] {
         if given {
             let message = format!("`{key}` of server `{name}` is for a server with a `url`");
-            found.push(
-                ConfigProblem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"),
-            );
+            found.push(Problem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"));
         }
     }
     if !server.per_session && !server.client_requests.is_empty() {
         let message = format!("server `{name}` may ask its clients something, but one process serves all of them");
         found.push(
-            ConfigProblem::error(at("client_requests"), message)
+            Problem::error(at("client_requests"), message)
                 .help("set `per_session = true`: whom a shared process asks nobody can tell"),
         );
     }
@@ -296,7 +285,7 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<C
         let key = join(&at("env"), variable);
         if variable.is_empty() || variable.contains(['=', '\0']) || value.expose_secret().contains('\0') {
             let message = format!("server `{name}`: {} cannot be set in an environment", quoted(variable));
-            found.push(ConfigProblem::error(&key, message));
+            found.push(Problem::error(&key, message));
         }
         if is_placeholder(value.expose_secret()) && sounds_secret(variable) {
             found.push(placeholder(&key, &format!("{} of server `{name}`", quoted(variable))));
@@ -311,7 +300,7 @@ fn sounds_secret(variable: &str) -> bool {
 }
 
 /// Checks that a server with a URL has no settings meant for programs.
-fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
+fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     for (key, given) in [
         ("env", !server.env.is_empty()),
         ("env_files", !server.env_files.is_empty()),
@@ -320,7 +309,7 @@ fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: 
     ] {
         if given {
             let message = format!("`{key}` of server `{}` is for a server with a `command`", server.name);
-            found.push(ConfigProblem::error(at(key), message).help("drop it"));
+            found.push(Problem::error(at(key), message).help("drop it"));
         }
     }
 }
@@ -363,23 +352,23 @@ fn server_url(url: &str, server: &ServerConfig) -> Result<(), (String, &'static 
     }
 }
 
-fn credential(server: &ServerName, credential: &UpstreamCredential, at: &dyn Fn(&str) -> String, found: &mut Vec<ConfigProblem>) {
+fn credential(server: &ServerName, credential: &UpstreamCredential, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     if HeaderName::try_from(&credential.header).is_err() || is_reserved_header(&credential.header) {
         let message = format!(
             "the credential of server `{server}` cannot travel in the header {}",
             quoted(&credential.header)
         );
-        found.push(ConfigProblem::error(at("credential.header"), message).help("use `authorization` or one such as `x-api-key`"));
+        found.push(Problem::error(at("credential.header"), message).help("use `authorization` or one such as `x-api-key`"));
     }
     match (&credential.value, &credential.value_file) {
         (None, None) => found.push(
-            ConfigProblem::error(at("credential"), format!("the credential of server `{server}` is empty"))
+            Problem::error(at("credential"), format!("the credential of server `{server}` is empty"))
                 .help("set `value = \"Bearer ${TOKEN}\"`, or `value_file`"),
         ),
         (Some(value), _) => {
             let value = value.expose_secret();
             if HeaderValue::try_from(value).is_err() || value.trim().is_empty() || !value.is_ascii() {
-                found.push(ConfigProblem::error(
+                found.push(Problem::error(
                     at("credential.value"),
                     format!("the credential of server `{server}` is not a header value: visible ASCII on one line"),
                 ));

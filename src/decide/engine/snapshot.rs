@@ -8,13 +8,12 @@ use crate::decide::policy::applicability::UnlistedApplicability;
 use crate::decide::policy::check;
 use crate::decide::policy::deep_stack::on_deep_stack;
 use crate::decide::policy::entity_names::EntityNames;
-use crate::decide::policy::problem::PolicyProblem;
 use crate::decide::policy::rule::{self, PolicySource, Rule};
 use crate::decide::tool::arguments::Arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::target::{CedarTarget, UncompiledTool};
 use crate::decide::tool::{arg_types, param_headers, schema};
-use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, ServerEntry, ServerName, Sha256, ToolName};
+use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, Problem, ServerEntry, ServerName, Sha256, ToolName};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -36,7 +35,7 @@ pub struct Snapshot {
     catalogue: Digest,
     settings: PolicySettings,
     schema: String,
-    warnings: Vec<PolicyProblem>,
+    warnings: Vec<Problem>,
     compiled: CompiledPolicies,
     servers: HashMap<ServerName, CompiledServer>,
 }
@@ -50,11 +49,7 @@ struct CompiledServer {
 
 impl Snapshot {
     /// Compiles a snapshot, or returns all problems of all files together.
-    pub fn compile(
-        sources: &[PolicySource],
-        catalogue: &Catalogue,
-        settings: &PolicySettings,
-    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+    pub fn compile(sources: &[PolicySource], catalogue: &Catalogue, settings: &PolicySettings) -> Result<Snapshot, Vec<Problem>> {
         Self::compile_keeping(sources, &[], catalogue, settings)
     }
 
@@ -64,7 +59,7 @@ impl Snapshot {
         kept: &[PolicySource],
         catalogue: &Catalogue,
         settings: &PolicySettings,
-    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+    ) -> Result<Snapshot, Vec<Problem>> {
         on_deep_stack(|| Self::compile_here(sources, kept, catalogue, settings))
     }
 
@@ -73,7 +68,7 @@ impl Snapshot {
         kept: &[PolicySource],
         catalogue: &Catalogue,
         settings: &PolicySettings,
-    ) -> Result<Snapshot, Vec<PolicyProblem>> {
+    ) -> Result<Snapshot, Vec<Problem>> {
         let (rules, mut problems) = rule::read_with(sources, kept);
         problems.extend(reserved_names(catalogue));
         let uncompiled = uncompiled_tools(catalogue);
@@ -81,14 +76,17 @@ impl Snapshot {
         let checked = check::check_policies(&rules, &entity_names);
         problems.extend(checked.problems);
         if problems.is_empty() && !settings.deny_all && !rules.iter().any(Rule::is_enforced_permit) {
-            let problem = PolicyProblem::new("no policy permits anything");
+            let problem = Problem::error("", "no policy permits anything");
             problems.push(problem.help("add a permit, or set `policies.deny_all = true`"));
         }
         if !problems.is_empty() {
             return Err(problems);
         }
-        let mut warnings = checked.warnings;
-        warnings.extend(uncompiled.iter().flat_map(invisible_arguments));
+        let warnings = checked
+            .warnings
+            .into_iter()
+            .chain(uncompiled.iter().flat_map(invisible_arguments));
+        let warnings = warnings.map(Problem::into_warning).collect();
         let schema = schema(catalogue, &uncompiled, &checked.unlisted);
         let compiled = CompiledPolicies::new(rules);
         let server = |server| empty_server(&compiled, server, &checked.unlisted);
@@ -152,7 +150,7 @@ impl Snapshot {
     }
 
     /// Findings that do not reject this policy set, but that its author should know.
-    pub fn warnings(&self) -> &[PolicyProblem] {
+    pub fn warnings(&self) -> &[Problem] {
         &self.warnings
     }
 
@@ -217,13 +215,13 @@ fn empty_server(
     (name.clone(), server)
 }
 
-fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = PolicyProblem> {
+fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = Problem> {
     let taken = catalogue
         .servers
         .keys()
         .filter(|name| schema::RESERVED.contains(&name.as_str()));
     taken.map(|name| {
-        PolicyProblem::new(format!("server `{name}` has the name of an action that policies know"))
+        Problem::error("", format!("server `{name}` has the name of an action that policies know"))
             .help("give the server another name in the configuration")
     })
 }
@@ -244,16 +242,20 @@ fn why_arguments_unusable(arguments: &Arguments, input_schema: &Value) -> Option
 }
 
 /// Warnings about a tool that cannot be used and about arguments that policies cannot read.
-fn invisible_arguments(uncompiled: &UncompiledTool) -> Vec<PolicyProblem> {
+fn invisible_arguments(uncompiled: &UncompiledTool) -> Vec<Problem> {
     let tool = &uncompiled.target.id;
     let obstacle = why_arguments_unusable(&uncompiled.arguments, &uncompiled.entry.input_schema);
-    let obstacle = obstacle.map(|obstacle| PolicyProblem::new(format!("tool `{tool}`: {obstacle}")));
+    let obstacle = obstacle.map(|obstacle| Problem::error("", format!("tool `{tool}`: {obstacle}")));
     if uncompiled.arguments.why_unusable().is_some() {
         return obstacle.into_iter().collect();
     }
     let holes = arg_types::untyped_arguments(uncompiled.arguments.arg_schema()).into_iter();
-    let holes = holes
-        .map(|(argument, why)| PolicyProblem::new(format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}")));
+    let holes = holes.map(|(argument, why)| {
+        Problem::error(
+            "",
+            format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}"),
+        )
+    });
     obstacle.into_iter().chain(holes).collect()
 }
 

@@ -11,7 +11,6 @@ mod unlisted;
 use super::applicability::{Applicability, UnlistedApplicability, number};
 use super::entity_names::{EntityNames, Lookup};
 use super::inferred_args::{MissingArgument, conflict, infer_schema, make_untyped, missing_argument};
-use super::problem::PolicyProblem;
 use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule, RuleIndex};
 use super::usage::ArgumentRef;
 use super::validator::{PolicyValidator, Validation, ValidationFinding};
@@ -20,15 +19,15 @@ use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
 use crate::decide::tool::target::UncompiledTool;
-use crate::domain::{PinStatus, did_you_mean};
+use crate::domain::{PinStatus, Problem, did_you_mean};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// All findings, and the policies of each tool.
 #[derive(Default)]
 pub(in crate::decide) struct Checked {
-    pub problems: Vec<PolicyProblem>,
-    pub warnings: Vec<PolicyProblem>,
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
     /// In the order of the drafts.
     pub applicability: Vec<Applicability>,
     /// For all resources and for all prompts, in the order of `PrimitiveKind::WARES`.
@@ -67,12 +66,9 @@ pub(in crate::decide) fn check_policies(rules: &[Rule], entity_names: &EntityNam
 }
 
 /// Keeps one problem per position: the validator repeats a mistake for users, for services and for every tool.
-fn one_a_place(mut problems: Vec<PolicyProblem>) -> Vec<PolicyProblem> {
-    fn place(problem: &PolicyProblem) -> (&Option<String>, Option<usize>, Option<usize>) {
-        (&problem.file, problem.line, problem.column)
-    }
-    problems.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.message.cmp(&a.message)));
-    problems.dedup_by(|a, b| place(a) == place(b));
+fn one_a_place(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by(|a, b| (&a.location, &b.message).cmp(&(&b.location, &a.message)));
+    problems.dedup_by(|a, b| a.location == b.location);
     problems
 }
 
@@ -403,20 +399,14 @@ impl CatalogueCheck<'_> {
     }
 }
 
-fn not_evaluable_warning(
-    rule: &Rule,
-    uncompiled: &UncompiledTool,
-    message: String,
-    which: &str,
-    at: PolicyProblem,
-) -> PolicyProblem {
+fn not_evaluable_warning(rule: &Rule, uncompiled: &UncompiledTool, message: String, which: &str, at: Problem) -> Problem {
     let effect = match (rule.effect, rule.shadow) {
         (Effect::Permit, _) => "the permit then does not count",
         (Effect::Forbid, false) => "they are then refused",
         (Effect::Forbid, true) => "they would then be refused",
     };
     let tool = &uncompiled.target.id;
-    PolicyProblem {
+    Problem {
         message: format!("{message}: it cannot judge calls of tool `{tool}` {which}, {effect}"),
         ..at
     }
@@ -424,7 +414,7 @@ fn not_evaluable_warning(
 
 /// The problem of an argument that none of `tools` has. For a group, help is offered only if one edit turns the name into
 /// an existing one: other names may be meant for tools added later.
-fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingArgument>) -> Option<PolicyProblem> {
+fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingArgument>) -> Option<Problem> {
     let near = missing.iter().find_map(|missing| Some((missing, missing.near.as_ref()?)));
     let is_slip = |(missing, near): &(&MissingArgument, &String)| strsim::osa_distance(near, &missing.name) == 1;
     let near = near

@@ -7,7 +7,6 @@ pub(super) mod depth;
 pub(super) mod entity_names;
 pub(super) mod inferred_args;
 pub(super) mod missing;
-pub(super) mod problem;
 pub(super) mod rule;
 pub(super) mod source_spans;
 pub(super) mod usage;

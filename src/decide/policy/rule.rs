@@ -2,11 +2,10 @@
 //! the entities it names exist is checked in `check.rs`.
 
 use super::deep_stack::on_deep_stack;
-use super::problem::PolicyProblem;
 use super::usage::{self, ContextField, PolicyUsage};
 use super::{depth, source_spans};
 use crate::decide::tool::primitive_kind::PrimitiveKind;
-use crate::domain::{PolicyId, PrincipalKind, did_you_mean, nearest};
+use crate::domain::{PolicyId, PrincipalKind, Problem, SourceLocation, did_you_mean, nearest};
 use cedar_policy::{
     ActionConstraint, Effect, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, pst,
 };
@@ -20,6 +19,12 @@ use std::sync::Arc;
 pub struct PolicySource {
     pub file: String,
     pub text: String,
+}
+
+impl PolicySource {
+    fn problem_at(&self, offset: usize, message: impl Into<String>) -> Problem {
+        Problem::error("", message).at(SourceLocation::in_file(&self.file, &self.text, offset))
+    }
 }
 
 /// Position of a policy in the list of all policies.
@@ -84,23 +89,23 @@ impl Rule {
     }
 
     /// A problem located at the beginning of this policy.
-    pub fn problem(&self, message: impl AsRef<str>) -> PolicyProblem {
+    pub fn problem(&self, message: impl AsRef<str>) -> Problem {
         self.problem_at(self.span.start, message)
     }
 
-    pub fn problem_at(&self, offset: usize, message: impl AsRef<str>) -> PolicyProblem {
+    pub fn problem_at(&self, offset: usize, message: impl AsRef<str>) -> Problem {
         let message = format!("policy `{}`: {}", self.id, message.as_ref());
-        PolicyProblem::at(&self.source.file, &self.source.text, offset, message)
+        self.source.problem_at(offset, message)
     }
 
     /// A problem located at the first attribute called `name`.
-    pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> PolicyProblem {
+    pub fn problem_at_attribute(&self, name: &str, message: impl AsRef<str>) -> Problem {
         let at = source_spans::attribute(&self.source.text, &self.span, name);
         self.problem_at(at.unwrap_or(self.span.start), message)
     }
 
     /// A problem located at the first entity with this `id`.
-    pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> PolicyProblem {
+    pub fn problem_at_entity(&self, id: &str, message: impl AsRef<str>) -> Problem {
         let at = source_spans::entity(&self.source.text, &self.span, id);
         self.problem_at(at.unwrap_or(self.span.start), message)
     }
@@ -180,12 +185,12 @@ pub fn forbids(source: &PolicySource) -> Option<usize> {
 }
 
 /// Reads all policies of all files, in order, and every problem found.
-pub(super) fn read_policies(sources: &[PolicySource]) -> (Vec<Rule>, Vec<PolicyProblem>) {
+pub(super) fn read_policies(sources: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
     read_with(sources, &[])
 }
 
 /// The rules of `kept` come last. Each may have the name of another: it is an earlier form of it.
-pub(in crate::decide) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec<Rule>, Vec<PolicyProblem>) {
+pub(in crate::decide) fn read_with(sources: &[PolicySource], kept: &[PolicySource]) -> (Vec<Rule>, Vec<Problem>) {
     let mut reader = PolicyReader::default();
     for source in sources {
         reader.file(Arc::new(source.clone()));
@@ -200,7 +205,7 @@ pub(in crate::decide) fn read_with(sources: &[PolicySource], kept: &[PolicySourc
 #[derive(Default)]
 struct PolicyReader {
     rules: Vec<Rule>,
-    problems: Vec<PolicyProblem>,
+    problems: Vec<Problem>,
     /// Where each id was first used.
     names: HashMap<PolicyId, (Arc<PolicySource>, usize)>,
 }
@@ -208,7 +213,7 @@ struct PolicyReader {
 impl PolicyReader {
     fn file(&mut self, source: Arc<PolicySource>) {
         if let Some((at, bound)) = depth::too_deep(&source.text) {
-            let problem = PolicyProblem::at(&source.file, &source.text, at, bound.to_string());
+            let problem = source.problem_at(at, bound.to_string());
             return self.problems.push(problem.help("write it as several policies"));
         }
         let set: PolicySet = match source.text.parse() {
@@ -218,7 +223,7 @@ impl PolicyReader {
         let spans = source_spans::statements(&source.text);
         for template in set.templates() {
             let at = span_of(template.id(), &spans).start;
-            let problem = PolicyProblem::at(&source.file, &source.text, at, "policy templates are not supported");
+            let problem = source.problem_at(at, "policy templates are not supported");
             self.problems
                 .push(problem.help("write the entity instead of `?principal` or `?resource`"));
         }
@@ -241,14 +246,14 @@ impl PolicyReader {
             if let Some(detail) = label.as_ref().and_then(|label| label.label()) {
                 message = format!("{message}: {detail}");
             }
-            let mut problem = PolicyProblem::at(&source.file, &source.text, offset, message);
+            let mut problem = source.problem_at(offset, message);
             problem.help = error.help().map(|help| help.to_string());
             self.problems.push(problem);
         }
     }
 
-    fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, PolicyProblem> {
-        let at = |offset: usize, message: String| PolicyProblem::at(&source.file, &source.text, offset, message);
+    fn rule(&mut self, source: &Arc<PolicySource>, span: Range<usize>, policy: &Policy) -> Result<Rule, Problem> {
+        let at = |offset: usize, message: String| source.problem_at(offset, message);
         let notes: HashMap<&str, &str> = policy.annotations().collect();
         let note = |name: &str| notes.get(name).copied().filter(|text| !text.is_empty());
         let place = |name: &str| source_spans::annotation(&source.text, &span, name).unwrap_or(span.start);
@@ -258,7 +263,7 @@ impl PolicyReader {
         })?;
         let id = PolicyId::parse(id).map_err(|error| at(place("id"), error.to_string()))?;
         if let Some((file, first)) = self.names.get(&id) {
-            let first = PolicyProblem::at(&file.file, &file.text, *first, "the first is there").to_string();
+            let first = file.problem_at(*first, "the first is there").to_string();
             return Err(at(place("id"), format!("policy `{id}` is defined twice")).help(first));
         }
         self.names.insert(id.clone(), (source.clone(), place("id")));
@@ -423,7 +428,7 @@ mod tests {
             })
             .collect();
         let (rules, problems) = super::read_policies(&sources);
-        (rules, problems.iter().map(PolicyProblem::to_string).collect())
+        (rules, problems.iter().map(Problem::to_string).collect())
     }
 
     #[test]

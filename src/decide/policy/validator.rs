@@ -2,10 +2,10 @@
 //! is validated only for tools it can apply to.
 
 use super::entity_names::EntityNames;
-use super::problem::PolicyProblem;
 use super::rule::Rule;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
+use crate::domain::Problem;
 use cedar_policy::{EntityUid, PolicySet, ValidationError, ValidationMode, ValidationWarning, Validator};
 use miette::Diagnostic;
 use std::collections::BTreeSet;
@@ -17,13 +17,13 @@ pub(in crate::decide) struct Validation {
     /// Policies whose conditions no request of the action can satisfy.
     pub impossible: BTreeSet<usize>,
     /// Other warnings, such as confusable characters, each with its policy.
-    pub warnings: Vec<(usize, PolicyProblem)>,
+    pub warnings: Vec<(usize, Problem)>,
 }
 
 /// A validation error of one policy.
 pub(in crate::decide) struct ValidationFinding {
     pub rule: usize,
-    pub problem: PolicyProblem,
+    pub problem: Problem,
     /// The error is reading an optional attribute without testing for it with `has` first.
     pub unguarded: bool,
 }

@@ -3,7 +3,8 @@
 
 #![no_main]
 
-use neural_guardian::config::{ConfigProblem, Loaded, Severity, SourceLocation, Variables, parse};
+use neural_guardian::config::{Loaded, Variables, parse};
+use neural_guardian::domain::{Problem, Severity, SourceLocation};
 use std::path::Path;
 
 const FILE: &str = "/nowhere/guardian.toml";
@@ -54,7 +55,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     assert!(!said.contains(SECRET), "{said}");
 });
 
-fn has_its_place(problem: &ConfigProblem, text: &str, variables: &Variables) {
+fn has_its_place(problem: &Problem, text: &str, variables: &Variables) {
     match &problem.location {
         SourceLocation::File { file, line, column } => {
             let written = text.split('\n').nth(line - 1).expect("a line of the file");

@@ -7,13 +7,13 @@ use neural_guardian::app::manifest::{Manifest, NAME};
 use neural_guardian::app::policy_loader::{load_checked, read_policies};
 use neural_guardian::config::PoliciesConfig;
 use neural_guardian::decide::{
-    CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicyProblem, PolicySettings, PolicySource, Snapshot, Verdict,
-    decide, forbid_names, forbids, missing_forbids,
+    CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot, Verdict, decide,
+    forbid_names, forbids, missing_forbids,
 };
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, Method, PinStatus, PolicyId, Principal, PrincipalKind, RequestId, RoleName, Scope, ServerEntry,
-    ServerName, Subject, Target, Timestamp, ToolEntry, ToolName, UserId,
+    IssuerAlias, Member, Method, PinStatus, PolicyId, Principal, PrincipalKind, Problem, RequestId, RoleName, Scope, ServerEntry,
+    ServerName, SourceLocation, Subject, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -95,7 +95,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, Vec<PolicyProblem>> {
+fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, Vec<Problem>> {
     Snapshot::compile_keeping(
         sources,
         kept,
@@ -195,8 +195,13 @@ fn sources(text: &str) -> Vec<PolicySource> {
 }
 
 /// A line and a column are of the file.
-fn is_told(problem: &PolicyProblem) -> bool {
-    !problem.message.is_empty() && (problem.line, problem.column) != (Some(0), Some(0)) && !problem.to_string().is_empty()
+fn is_told(problem: &Problem) -> bool {
+    !problem.message.is_empty()
+        && !matches!(
+            problem.location,
+            SourceLocation::File { line: 0, .. } | SourceLocation::File { column: 0, .. }
+        )
+        && !problem.to_string().is_empty()
 }
 
 /// Whatever is in its manifest.

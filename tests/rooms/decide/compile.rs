@@ -1,6 +1,7 @@
 //! What `Snapshot::compile` accepts, and what it reports of the rest: place, problem, help.
 
 use super::world::*;
+use neural_guardian::domain::Problem;
 use neural_guardian::domain::{Catalogue, PinStatus};
 use serde_json::json;
 
@@ -16,7 +17,7 @@ fn problems(policy: &str, catalogue: &Catalogue) -> Vec<String> {
 
 fn warnings(policy: &str, catalogue: &Catalogue) -> Vec<String> {
     let snapshot = compile(&format!("{PERMIT}{policy}"), catalogue).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    snapshot.warnings().iter().map(|problem| problem.to_string()).collect()
+    snapshot.warnings().iter().map(Problem::unlabelled).collect()
 }
 
 fn demo_only() -> Catalogue {

@@ -2,12 +2,11 @@
 
 use bytes::Bytes;
 use neural_guardian::decide::{
-    CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicyProblem, PolicySettings, PolicySource, Snapshot, Verdict,
-    decide,
+    CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot, Verdict, decide,
 };
 use neural_guardian::domain::{
     Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
-    MessageId, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
+    MessageId, Method, PinStatus, Principal, PrincipalKind, Problem, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
     ServerEntry, ServerName, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
 };
 use serde_json::{Value, json};
@@ -96,7 +95,7 @@ pub fn catalogue<const N: usize>(servers: [(&str, Vec<ToolEntry>); N]) -> Catalo
     }
 }
 
-pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<PolicyProblem>> {
+pub fn compile(text: &str, catalogue: &Catalogue) -> Result<Snapshot, Vec<Problem>> {
     let source = PolicySource {
         file: "p.cedar".to_owned(),
         text: text.to_owned(),
