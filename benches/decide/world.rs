@@ -80,7 +80,6 @@ impl World {
         let settings = PolicySettings {
             deny_all: false,
             utc_offset_minutes: 60,
-            environment: environment.clone(),
         };
         let begun = Instant::now();
         let snapshot = Snapshot::compile(&[source], &catalogue, &settings).unwrap_or_else(|problems| panic!("{problems:#?}"));

@@ -362,7 +362,6 @@ pub fn settings(config: &Config) -> PolicySettings {
     PolicySettings {
         deny_all: config.policies.deny_all,
         utc_offset_minutes: config.policies.utc_offset_minutes().unwrap_or(0),
-        environment: config.environment.clone(),
     }
 }
 

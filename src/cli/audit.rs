@@ -5,7 +5,9 @@ use super::context::{AdminContext, ConfigFile, moment_past};
 use super::failure::Failure;
 use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
 use crate::config::HumanDuration;
-use crate::domain::{DecisionKind, EnvironmentName, Incarnation, OutcomeKind, Reason, RequestId, ServerName, Timestamp};
+use crate::domain::{
+    DecisionKind, EnvironmentName, Incarnation, OutcomeKind, Reason, RequestId, ServerName, Timestamp, did_you_mean, nearest,
+};
 use crate::store::{AuditFilter, AuditKind, AuditRow};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -357,11 +359,8 @@ fn reason(text: &str) -> Result<String, String> {
     if codes().any(|code| code == text) {
         return Ok(text.to_owned());
     }
-    let near = codes().map(|code| (strsim::osa_distance(code, text), code)).min();
-    Err(match near {
-        Some((distance, code)) if distance <= 4 => format!("there is no such reason; did you mean `{code}`?"),
-        _ => format!("there is no such reason; there are {}", comma(codes())),
-    })
+    let help = nearest(text, codes()).map_or_else(|| format!("there are {}", comma(codes())), did_you_mean);
+    Err(format!("there is no such reason; {help}"))
 }
 
 fn span(text: &str) -> Result<Duration, String> {

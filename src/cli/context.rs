@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::output::{clean, comma};
 use crate::config::{self, CheckedConfig, HumanDuration, Loaded, Secret, StoreConfig, StoreKind, Variables};
-use crate::domain::{Problem, ServerName, Timestamp, UserId};
+use crate::domain::{Problem, ServerName, Timestamp, UserId, did_you_mean, nearest};
 use crate::store::{Store, StoreError, StoreOpen, UserRow};
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -76,14 +76,9 @@ impl AdminContext {
         if known.contains(named) {
             return Ok(());
         }
-        let near = known
-            .iter()
-            .map(|server| (strsim::osa_distance(server.as_str(), named.as_str()), server))
-            .min();
-        Err(Failure::failed(match near {
-            Some((distance, server)) if distance <= 3 => format!("there is no server `{named}`; did you mean `{server}`?"),
-            _ => format!("there is no server `{named}`; `guardian server list` shows all"),
-        }))
+        let near = nearest(named.as_str(), known.iter().map(ServerName::as_str));
+        let help = near.map_or_else(|| "`guardian server list` shows all".to_owned(), did_you_mean);
+        Err(Failure::failed(format_args!("there is no server `{named}`; {help}")))
     }
 
     pub async fn user_id(&self, named: &str) -> Result<UserId, Failure> {
@@ -116,13 +111,11 @@ fn who(users: Vec<UserRow>, named: &str) -> Result<UserRow, Failure> {
         }
         (None, _) => {
             let emails = others.iter().filter_map(|user| user.email.as_deref());
-            let near = emails.map(|email| (strsim::osa_distance(email, named), email)).min();
-            Err(Failure::failed(match near {
-                Some((distance, email)) if distance <= 3 => {
-                    format!("there is no user `{shown}`; did you mean `{}`?", clean(email))
-                }
-                _ => format!("there is no user `{shown}`; `guardian user add {shown}` makes one, `guardian user list` shows all"),
-            }))
+            let help = match nearest(named, emails) {
+                Some(email) => did_you_mean(&clean(email)),
+                None => format!("`guardian user add {shown}` makes one, `guardian user list` shows all"),
+            };
+            Err(Failure::failed(format_args!("there is no user `{shown}`; {help}")))
         }
     }
 }

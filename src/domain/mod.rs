@@ -32,7 +32,7 @@ pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,
     Subject, ToolName, UserId,
 };
-pub use nearest::{did_you_mean, nearest};
+pub use nearest::{did_you_mean, is_one_edit, nearest};
 pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};

@@ -13,6 +13,11 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
+/// Whether one edit turns `word` into `known`.
+pub fn is_one_edit(word: &str, known: &str) -> bool {
+    strsim::osa_distance(word, known) == 1
+}
+
 /// The sentence that suggests `name`.
 pub fn did_you_mean(name: &str) -> String {
     format!("did you mean `{name}`?")

@@ -2,7 +2,8 @@
 //! characters in its values are escaped.
 
 use crate::config::{LogConfig, LogFormat};
-use std::fmt::{self, Write};
+use crate::domain::SafeText;
+use std::fmt;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -59,28 +60,12 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::builder().parse(level).map_err(|_| wrong(level))
 }
 
-/// Writes a field with control characters escaped, so that no value can forge a line or move the cursor.
+/// Writes a field with control and invisible characters escaped, so that no value can forge a line or move the cursor.
 fn plain_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     if field.name() != "message" {
         write!(writer, "{}=", field.name())?;
     }
-    write!(Escaping(writer), "{value:?}")
-}
-
-/// Escapes control characters on their way to the log.
-struct Escaping<'a, 'w>(&'a mut Writer<'w>);
-
-impl Write for Escaping<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            if c.is_control() {
-                write!(self.0, "{}", c.escape_default())?;
-            } else {
-                self.0.write_char(c)?;
-            }
-        }
-        Ok(())
-    }
+    write!(writer, "{}", SafeText::uncut(&format!("{value:?}")))
 }
 
 #[cfg(test)]

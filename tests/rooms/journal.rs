@@ -56,7 +56,7 @@ fn open(dir: &Path) -> Result<(Journal, Recovered), JournalError> {
         allow_volatile: true,
     };
     let facts = StartFacts {
-        environment: world::settings().environment,
+        environment: world::environment(),
         version: "0.0.0".to_owned(),
         instance: "test".to_owned(),
     };
@@ -90,7 +90,7 @@ fn full(number: u128) -> Decision {
     let awkward = "\"\\/\u{8}\u{1f}\u{7f} <ü€\u{1f600}\u{2028}>".to_owned();
     Decision {
         at: Timestamp::from_micros(1_795_167_296_123_456),
-        environment: world::settings().environment,
+        environment: world::environment(),
         request: request(number),
         principal: Some(RecordedPrincipal {
             issuer: Issuer::parse("https://idp.example.com/\"").unwrap(),
@@ -242,7 +242,7 @@ fn a_folder_in_memory_is_refused_unless_that_is_allowed() {
         allow_volatile: false,
     };
     let facts = StartFacts {
-        environment: world::settings().environment,
+        environment: world::environment(),
         version: "0.0.0".to_owned(),
         instance: "test".to_owned(),
     };

@@ -13,7 +13,7 @@ use crate::decide::tool::arguments::Arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::target::{CedarTarget, UncompiledTool};
 use crate::decide::tool::{arg_types, param_headers, schema};
-use crate::domain::{Catalogue, Digest, EnvironmentName, PolicyId, Problem, ServerEntry, ServerName, Sha256, ToolName};
+use crate::domain::{Catalogue, Digest, PolicyId, Problem, ServerEntry, ServerName, Sha256, ToolName};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -26,7 +26,6 @@ pub struct PolicySettings {
     pub deny_all: bool,
     /// The offset from UTC for `context.hour` and `context.weekday`.
     pub utc_offset_minutes: i32,
-    pub environment: EnvironmentName,
 }
 
 /// The compiled policies and catalogue that calls are decided by.

@@ -19,7 +19,7 @@ use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
 use crate::decide::tool::target::UncompiledTool;
-use crate::domain::{PinStatus, Problem, did_you_mean};
+use crate::domain::{PinStatus, Problem, did_you_mean, is_one_edit};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -416,7 +416,7 @@ fn not_evaluable_warning(rule: &Rule, uncompiled: &UncompiledTool, message: Stri
 /// an existing one: other names may be meant for tools added later.
 fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingArgument>) -> Option<Problem> {
     let near = missing.iter().find_map(|missing| Some((missing, missing.near.as_ref()?)));
-    let is_slip = |(missing, near): &(&MissingArgument, &String)| strsim::osa_distance(near, &missing.name) == 1;
+    let is_slip = |(missing, near): &(&MissingArgument, &String)| is_one_edit(&missing.name, near);
     let near = near
         .filter(|found| rule.names_tools_only() || is_slip(found))
         .map(|(_, near)| near.clone());

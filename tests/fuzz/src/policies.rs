@@ -103,7 +103,6 @@ fn compile(sources: &[PolicySource], kept: &[PolicySource]) -> Result<Snapshot, 
         &PolicySettings {
             deny_all: true,
             utc_offset_minutes: 0,
-            environment: environment(),
         },
     )
 }

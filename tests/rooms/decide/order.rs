@@ -241,8 +241,7 @@ fn each_call_is_judged_by_its_own_address_hour_and_session() {
          @id(\"mine\") forbid(principal, action, resource) when { context has session && context.session == \"other\" };\n",
     );
     let world = World::new(&[]);
-    let cedar_principal =
-        neural_guardian::decide::CedarPrincipal::new(&world.principal, Some(&world.member), &settings().environment);
+    let cedar_principal = neural_guardian::decide::CedarPrincipal::new(&world.principal, Some(&world.member), &environment());
     let verdict = |address: &str, now: &str, session: Option<&str>| {
         world.with(&snapshot, |input| {
             let input = neural_guardian::decide::DecisionInput {
@@ -435,8 +434,7 @@ fn one_caller_serves_many_snapshots_and_tools() {
     let policies = format!("{OPEN}@id(\"no\") forbid(principal, action in Guardian::Action::\"destructive\", resource);");
     let deny = compile(&policies, &catalogue([("demo", tools)])).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let world = World::new(&[]);
-    let cedar_principal =
-        neural_guardian::decide::CedarPrincipal::new(&world.principal, Some(&world.member), &settings().environment);
+    let cedar_principal = neural_guardian::decide::CedarPrincipal::new(&world.principal, Some(&world.member), &environment());
     for round in 0..3 {
         for index in 0..80 {
             for (snapshot, expected) in [(&allow, "permit open"), (&deny, "forbidden_by_policy no")] {

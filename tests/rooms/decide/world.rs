@@ -26,11 +26,14 @@ pub fn at(text: &str) -> Timestamp {
     Timestamp::parse_rfc3339(text).unwrap()
 }
 
+pub fn environment() -> EnvironmentName {
+    EnvironmentName::parse("test").unwrap()
+}
+
 pub fn settings() -> PolicySettings {
     PolicySettings {
         deny_all: false,
         utc_offset_minutes: 0,
-        environment: EnvironmentName::parse("test").unwrap(),
     }
 }
 
@@ -137,7 +140,7 @@ impl World {
     }
 
     pub fn with<T>(&self, snapshot: &Snapshot, act: impl FnOnce(&DecisionInput<'_>) -> T) -> T {
-        let environment = settings().environment;
+        let environment = environment();
         let cedar_principal = CedarPrincipal::new(&self.principal, Some(&self.member), &environment);
         act(&DecisionInput {
             now: self.now,

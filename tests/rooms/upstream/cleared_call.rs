@@ -78,7 +78,7 @@ impl Fixture {
             dir,
             member: member(&config.name),
             principal: principal(),
-            snapshot: snapshot(&config.name, &environment),
+            snapshot: snapshot(&config.name),
             environment,
         }
     }
@@ -234,7 +234,7 @@ fn member(server: &ServerName) -> Member {
     }
 }
 
-fn snapshot(server: &ServerName, environment: &EnvironmentName) -> Snapshot {
+fn snapshot(server: &ServerName) -> Snapshot {
     let name = ToolName::parse("read").unwrap();
     let entry = ToolEntry {
         name: name.clone(),
@@ -255,7 +255,6 @@ fn snapshot(server: &ServerName, environment: &EnvironmentName) -> Snapshot {
     let settings = PolicySettings {
         deny_all: false,
         utc_offset_minutes: 0,
-        environment: environment.clone(),
     };
     Snapshot::compile(&[all], &catalogue, &settings).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
