@@ -230,16 +230,16 @@ pub struct IssuerConfig {
     #[serde(default)]
     pub allow_anonymous: bool,
     /// Clock difference tolerated in `exp`, `nbf` and `iat`.
-    #[serde(default = "default_skew")]
+    #[serde(default = "seconds::<30>")]
     pub skew: HumanDuration,
     /// How long a fetched key set is used before it is fetched again.
-    #[serde(default = "default_jwks_refresh")]
+    #[serde(default = "seconds::<600>")]
     pub jwks_refresh: HumanDuration,
     /// How long the last good key set serves when the URL cannot be reached.
-    #[serde(default = "default_jwks_keep")]
+    #[serde(default = "seconds::<3_600>")]
     pub jwks_keep: HumanDuration,
     /// The least time between two fetches caused by an unknown key id.
-    #[serde(default = "default_jwks_refetch")]
+    #[serde(default = "seconds::<30>")]
     pub jwks_refetch: HumanDuration,
 }
 
@@ -438,8 +438,13 @@ defaults! {
     LogConfig { level: "info".to_owned(), format: LogFormat::Auto, }
 }
 
-pub(super) const fn secs(secs: u64) -> HumanDuration {
+const fn secs(secs: u64) -> HumanDuration {
     HumanDuration(Duration::from_secs(secs))
+}
+
+/// A default of that many seconds.
+pub(super) const fn seconds<const SECS: u64>() -> HumanDuration {
+    secs(SECS)
 }
 
 fn default_environment() -> EnvironmentName {
@@ -448,22 +453,6 @@ fn default_environment() -> EnvironmentName {
 
 fn default_data_dir() -> PathBuf {
     PathBuf::from("data")
-}
-
-fn default_skew() -> HumanDuration {
-    secs(30)
-}
-
-fn default_jwks_refresh() -> HumanDuration {
-    secs(600)
-}
-
-fn default_jwks_keep() -> HumanDuration {
-    secs(3_600)
-}
-
-fn default_jwks_refetch() -> HumanDuration {
-    secs(30)
 }
 
 impl<'de> Deserialize<'de> for HumanDuration {

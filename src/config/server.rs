@@ -1,6 +1,6 @@
 //! One `[[servers]]` entry: where a server is or how it is started, what it may do, and its time-outs and limits.
 
-use super::model::{HumanDuration, Secret, secs};
+use super::model::{HumanDuration, Secret, seconds};
 use crate::domain::{ClientRequest, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,10 +69,10 @@ pub struct ServerConfig {
     #[serde(default = "default_per_session")]
     pub per_session: bool,
     /// Programs and `sse` servers: sessions at once. One caller may have half of them.
-    #[serde(default = "default_max_sessions")]
+    #[serde(default = "number::<32>")]
     pub max_sessions: usize,
     /// Programs and `sse` servers: a session that was not used for so long is ended.
-    #[serde(default = "default_session_idle")]
+    #[serde(default = "seconds::<1_800>")]
     pub session_idle: HumanDuration,
     /// Its CA, PEM, if it is not a public one.
     #[serde(default)]
@@ -90,22 +90,22 @@ pub struct ServerConfig {
     /// Scopes a tool needs instead of the scope of its own name.
     #[serde(default)]
     pub tool_scopes: BTreeMap<String, Vec<String>>,
-    #[serde(default = "default_connect_timeout")]
+    #[serde(default = "seconds::<5>")]
     pub connect_timeout: HumanDuration,
     /// Until the head of the answer.
-    #[serde(default = "default_first_byte_timeout")]
+    #[serde(default = "seconds::<120>")]
     pub first_byte_timeout: HumanDuration,
     /// Between two pieces of the answer.
-    #[serde(default = "default_upstream_idle")]
+    #[serde(default = "seconds::<300>")]
     pub idle_timeout: HumanDuration,
     /// Largest answer that is not a stream.
-    #[serde(default = "default_answer_bytes")]
+    #[serde(default = "number::<{ 64 * 1024 * 1024 }>")]
     pub max_answer_bytes: usize,
     /// Calls to it at once, over all callers.
-    #[serde(default = "default_server_concurrency")]
+    #[serde(default = "number::<256>")]
     pub max_concurrency: usize,
     /// How often its tool list is fetched anew.
-    #[serde(default = "default_catalogue_refresh")]
+    #[serde(default = "seconds::<60>")]
     pub catalogue_refresh: HumanDuration,
     /// Allow an address on loopback or a private network.
     #[serde(default)]
@@ -127,40 +127,12 @@ pub struct UpstreamCredential {
     pub value_file: Option<PathBuf>,
 }
 
+const fn number<const NUMBER: usize>() -> usize {
+    NUMBER
+}
+
 fn default_per_session() -> bool {
     true
-}
-
-fn default_max_sessions() -> usize {
-    32
-}
-
-fn default_session_idle() -> HumanDuration {
-    secs(1_800)
-}
-
-fn default_connect_timeout() -> HumanDuration {
-    secs(5)
-}
-
-fn default_first_byte_timeout() -> HumanDuration {
-    secs(120)
-}
-
-fn default_upstream_idle() -> HumanDuration {
-    secs(300)
-}
-
-fn default_answer_bytes() -> usize {
-    64 * 1024 * 1024
-}
-
-fn default_server_concurrency() -> usize {
-    256
-}
-
-fn default_catalogue_refresh() -> HumanDuration {
-    secs(60)
 }
 
 fn default_credential_header() -> String {
