@@ -219,11 +219,10 @@ impl AuditFilter {
             }));
         }
         if let Some(request) = self.request {
-            let part = Sql {
-                postgres: " AND d.request_id = ?::uuid",
-                sqlite: " AND d.request_id = ?",
-            };
-            sql.push_with(part, request.to_string());
+            sql.push_with(
+                Sql::each(" AND d.request_id = ?::uuid", " AND d.request_id = ?"),
+                request.to_string(),
+            );
         }
         self.push_times(&mut sql);
         sql
@@ -231,29 +230,21 @@ impl AuditFilter {
 
     fn push_times(&self, sql: &mut ComposedSql) {
         if let Some(since) = self.since {
-            let part = Sql {
-                postgres: " AND d.occurred_at >= at_micros(?)",
-                sqlite: " AND d.occurred_at >= ?",
-            };
-            sql.push_with(part, since.micros());
+            sql.push_with(
+                Sql::each(" AND d.occurred_at >= at_micros(?)", " AND d.occurred_at >= ?"),
+                since.micros(),
+            );
         }
         if let Some(until) = self.until {
-            let part = Sql {
-                postgres: " AND d.occurred_at < at_micros(?)",
-                sqlite: " AND d.occurred_at < ?",
-            };
-            sql.push_with(part, until.micros());
+            sql.push_with(
+                Sql::each(" AND d.occurred_at < at_micros(?)", " AND d.occurred_at < ?"),
+                until.micros(),
+            );
         }
         if let Some(after) = self.after {
             sql.push(Sql::same(" AND (d.occurred_at, d.incarnation, d.seq)"));
             sql.push(Sql::same(if self.ascending { " > (" } else { " < (" }));
-            sql.push_with(
-                Sql {
-                    postgres: "at_micros(?)",
-                    sqlite: "?",
-                },
-                after.at.micros(),
-            );
+            sql.push_with(Sql::each("at_micros(?)", "?"), after.at.micros());
             sql.push_with(Sql::same(", ?"), &after.incarnation.0[..]);
             sql.push_with(Sql::same(", ?)"), i64::try_from(after.seq).unwrap_or(i64::MAX));
         }
@@ -267,13 +258,7 @@ impl AuditFilter {
 
 fn push_user(sql: &mut ComposedSql, user: &str) {
     match uuid::Uuid::try_parse(user) {
-        Ok(id) => sql.push_with(
-            Sql {
-                postgres: " AND d.user_id = ?::uuid",
-                sqlite: " AND d.user_id = ?",
-            },
-            id.to_string(),
-        ),
+        Ok(id) => sql.push_with(Sql::each(" AND d.user_id = ?::uuid", " AND d.user_id = ?"), id.to_string()),
         Err(_) => {
             let part = " AND (d.subject = ? OR d.user_id IN
                          (SELECT u.id FROM users u WHERE u.environment = d.environment AND u.email = ?))";
@@ -592,10 +577,9 @@ fn count(row: &Row, column: &'static str) -> Result<u64, StoreError> {
 }
 
 fn fixed<const N: usize>(row: &Row, column: &'static str) -> Result<[u8; N], StoreError> {
-    row.get::<Vec<u8>>(column)?.try_into().map_err(|_| StoreError::Broken {
-        place: "the store".to_owned(),
-        what: format!("column `{column}` is not {N} bytes long"),
-    })
+    row.get::<Vec<u8>>(column)?
+        .try_into()
+        .map_err(|_| StoreError::broken("the store", format!("column `{column}` is not {N} bytes long")))
 }
 
 #[cfg(test)]

@@ -4,18 +4,9 @@ use super::engine::{Sql, StoreLocation, args};
 use super::{Store, StoreError};
 use crate::domain::EnvironmentName;
 
-const SELF_CHECK: Sql = Sql {
-    postgres: "SELECT problem FROM self_check($1)",
-    sqlite: "",
-};
-const ENSURE_PARTITIONS: Sql = Sql {
-    postgres: "SELECT partition_name, result FROM ensure_partitions(2)",
-    sqlite: "",
-};
-const BIND_ROLE: Sql = Sql {
-    postgres: "SELECT bind_role($1, $2)::text",
-    sqlite: "",
-};
+const SELF_CHECK: Sql = Sql::of_postgres("SELECT problem FROM self_check($1)");
+const ENSURE_PARTITIONS: Sql = Sql::of_postgres("SELECT partition_name, result FROM ensure_partitions(2)");
+const BIND_ROLE: Sql = Sql::of_postgres("SELECT bind_role($1, $2)::text");
 
 /// Without one of these the audit trail could be edited or a change be missed.
 const TRIGGERS: Sql = Sql {

@@ -368,10 +368,8 @@ fn anchor_of(row: &Row) -> Result<Anchor, StoreError> {
 }
 
 fn first_of(rows: &[Row]) -> Result<&Row, StoreError> {
-    rows.first().ok_or_else(|| StoreError::Broken {
-        place: "the store".to_owned(),
-        what: "the state of the change feed is missing".to_owned(),
-    })
+    rows.first()
+        .ok_or_else(|| StoreError::broken("the store", "the state of the change feed is missing"))
 }
 
 /// The UUID in a feed row, in the one spelling that rows are found by. Postgres accepts braces and leaves hyphens out at will.

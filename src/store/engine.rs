@@ -60,11 +60,17 @@ pub(super) struct Sql {
 }
 
 impl Sql {
+    pub(super) const fn each(postgres: &'static str, sqlite: &'static str) -> Self {
+        Self { postgres, sqlite }
+    }
+
     pub(super) const fn same(text: &'static str) -> Self {
-        Self {
-            postgres: text,
-            sqlite: text,
-        }
+        Self::each(text, text)
+    }
+
+    /// For what only Postgres has.
+    pub(super) const fn of_postgres(text: &'static str) -> Self {
+        Self::each(text, "")
     }
 }
 
@@ -209,10 +215,7 @@ impl Row {
             Row::Postgres(row) => row.try_get(column),
             Row::Sqlite(row) => row.try_get(column),
         };
-        value.map_err(|_| StoreError::Broken {
-            place: "the store".to_owned(),
-            what: format!("column `{column}` is missing or has another type"),
-        })
+        value.map_err(|_| StoreError::broken("the store", format!("column `{column}` is missing or has another type")))
     }
 
     /// The same where only this row may be at fault, and not the store. NULL is asked for: SQLite's driver reads it as 0 or as
@@ -420,17 +423,14 @@ async fn with_timeout<T>(
     with_timeout_of(STATEMENT_TIMEOUT, location, statement).await
 }
 
-async fn with_timeout_of<T>(
+pub(super) async fn with_timeout_of<T>(
     limit: Duration,
     location: &StoreLocation,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, statement).await {
         Ok(done) => done.map_err(|error| StoreError::of(error, location)),
-        Err(_) => Err(StoreError::Unreachable {
-            place: location.to_string(),
-            why: format!("no answer in {limit:?}"),
-        }),
+        Err(_) => Err(StoreError::unreachable(location, format!("no answer in {limit:?}"))),
     }
 }
 

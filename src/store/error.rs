@@ -3,6 +3,7 @@
 
 use super::engine::StoreLocation;
 use sqlx::migrate::MigrateError;
+use std::fmt::Display;
 use std::io::ErrorKind;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,135 +67,111 @@ impl StoreError {
         }
     }
 
+    pub(super) fn unreachable(place: impl Display, why: impl Into<String>) -> Self {
+        let (place, why) = (place.to_string(), why.into());
+        Self::Unreachable { place, why }
+    }
+
+    pub(super) fn tls(place: impl Display, why: impl Into<String>) -> Self {
+        let (place, why) = (place.to_string(), why.into());
+        Self::Tls { place, why }
+    }
+
+    pub(super) fn permission(place: impl Display, what: impl Into<String>) -> Self {
+        let (place, what) = (place.to_string(), what.into());
+        Self::Permission { place, what }
+    }
+
+    pub(super) fn busy(place: impl Display, why: impl Into<String>) -> Self {
+        let (place, why) = (place.to_string(), why.into());
+        Self::Busy { place, why }
+    }
+
+    pub(super) fn unstorable(place: impl Display, what: impl Into<String>) -> Self {
+        let (place, what) = (place.to_string(), what.into());
+        Self::Unstorable { place, what }
+    }
+
+    pub(super) fn broken(place: impl Display, what: impl Into<String>) -> Self {
+        let (place, what) = (place.to_string(), what.into());
+        Self::Broken { place, what }
+    }
+
     pub(super) fn of(error: sqlx::Error, location: &StoreLocation) -> Self {
-        let at = location.to_string();
         match error {
             sqlx::Error::Database(error) => match location {
                 StoreLocation::Postgres { .. } => of_postgres(error.code().as_deref().unwrap_or(""), error.message(), location),
-                StoreLocation::Sqlite { .. } => of_sqlite(error.code().as_deref().unwrap_or(""), error.message(), at),
+                StoreLocation::Sqlite { .. } => of_sqlite(error.code().as_deref().unwrap_or(""), error.message(), location),
             },
             // rustls reports a refused certificate as invalid data
-            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Self::Tls {
-                place: at,
-                why: error.to_string(),
-            },
-            sqlx::Error::Io(error) => Self::Unreachable {
-                place: at,
-                why: plain(&error),
-            },
-            sqlx::Error::Tls(error) => Self::Tls {
-                place: at,
-                why: error.to_string(),
-            },
-            sqlx::Error::PoolTimedOut => Self::Unreachable {
-                place: at,
-                why: "no connection in time".to_owned(),
-            },
-            sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::Unreachable {
-                place: at,
-                why: "the store is closed".to_owned(),
-            },
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Self::tls(location, error.to_string()),
+            sqlx::Error::Io(error) => Self::unreachable(location, plain(&error)),
+            sqlx::Error::Tls(error) => Self::tls(location, error.to_string()),
+            sqlx::Error::PoolTimedOut => Self::unreachable(location, "no connection in time"),
+            sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::unreachable(location, "the store is closed"),
             sqlx::Error::Migrate(error) => Self::of_migration(*error, location),
-            sqlx::Error::Encode(error) => Self::Unstorable {
-                place: at,
-                what: error.to_string(),
-            },
-            sqlx::Error::ColumnDecode { index, .. } => Self::Broken {
-                place: at,
-                what: format!("column {index} has another type"),
-            },
-            other => Self::Broken {
-                place: at,
-                what: other.to_string(),
-            },
+            sqlx::Error::Encode(error) => Self::unstorable(location, error.to_string()),
+            sqlx::Error::ColumnDecode { index, .. } => Self::broken(location, format!("column {index} has another type")),
+            other => Self::broken(location, other.to_string()),
         }
     }
 
     pub(super) fn of_migration(error: MigrateError, location: &StoreLocation) -> Self {
-        let at = location.to_string();
         match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Self::of(error, location),
-            MigrateError::VersionMismatch(version) => Self::Broken {
-                place: at,
-                what: format!("migration {version} was applied with another text than this program has"),
-            },
-            MigrateError::Dirty(version) => Self::Broken {
-                place: at,
-                what: format!("migration {version} was left half applied"),
-            },
-            other => Self::Broken {
-                place: at,
-                what: other.to_string(),
-            },
+            MigrateError::VersionMismatch(version) => Self::broken(
+                location,
+                format!("migration {version} was applied with another text than this program has"),
+            ),
+            MigrateError::Dirty(version) => Self::broken(location, format!("migration {version} was left half applied")),
+            other => Self::broken(location, other.to_string()),
         }
     }
 }
 
 fn of_postgres(code: &str, message: &str, location: &StoreLocation) -> StoreError {
-    let at = location.to_string();
     let what = message.to_owned();
     match code {
         "28000" | "28P01" => StoreError::WrongPassword {
-            place: at,
+            place: location.to_string(),
             user: location.user().to_owned(),
         },
-        "3D000" => StoreError::DatabaseMissing(at),
+        "3D000" => StoreError::DatabaseMissing(location.to_string()),
         // undefined table, schema, function, column
-        "42P01" | "3F000" | "42883" | "42703" => StoreError::NotMigrated(at),
-        "42501" => StoreError::Permission { place: at, what },
+        "42P01" | "3F000" | "42883" | "42703" => StoreError::NotMigrated(location.to_string()),
+        "42501" => StoreError::permission(location, what),
         // raised by the functions of the schema: no such row; and a refusal in words of ours
         "P0002" => StoreError::NotFound(what),
         "P0001" => StoreError::Conflict(what),
         "23503" => StoreError::NotFound(format!("row that this refers to ({what})")),
         "23505" => StoreError::Conflict(format!("it exists already ({what})")),
-        "25006" => StoreError::Permission {
-            place: at,
-            what: "the database is read-only (a standby?)".to_owned(),
-        },
+        "25006" => StoreError::permission(location, "the database is read-only (a standby?)"),
         "57P01" | "57P02" | "57P03" | "57P05" | "57014" | "53300" | "53100" | "53200" | "53400" | "40001" | "40P01" | "55P03"
-        | "55006" => StoreError::Busy { place: at, why: what },
-        _ if code.starts_with("08") => StoreError::Unreachable { place: at, why: what },
-        _ if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => {
-            StoreError::Unstorable { place: at, what }
-        }
-        _ => StoreError::Broken {
-            place: at,
-            what: format!("{what} ({code})"),
-        },
+        | "55006" => StoreError::busy(location, what),
+        _ if code.starts_with("08") => StoreError::unreachable(location, what),
+        _ if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => StoreError::unstorable(location, what),
+        _ => StoreError::broken(location, format!("{what} ({code})")),
     }
 }
 
-fn of_sqlite(code: &str, message: &str, at: String) -> StoreError {
+fn of_sqlite(code: &str, message: &str, at: impl Display) -> StoreError {
     let code: u32 = code.parse().unwrap_or(1);
     let what = message.to_owned();
     match (code & 0xff, code) {
-        (5 | 6, _) => StoreError::Busy {
-            place: at,
-            why: "another process holds it locked".to_owned(),
-        },
+        (5 | 6, _) => StoreError::busy(at, "another process holds it locked"),
         // I/O error, disk full
-        (10 | 13, _) => StoreError::Busy { place: at, why: what },
-        (14, _) => StoreError::Unreachable {
-            place: at,
-            why: "the file cannot be opened".to_owned(),
-        },
-        (8, _) => StoreError::Permission {
-            place: at,
-            what: "the file is read-only".to_owned(),
-        },
-        (11 | 26, _) => StoreError::Broken {
-            place: at,
-            what: "the file is damaged or not an SQLite database".to_owned(),
-        },
+        (10 | 13, _) => StoreError::busy(at, what),
+        (14, _) => StoreError::unreachable(at, "the file cannot be opened"),
+        (8, _) => StoreError::permission(at, "the file is read-only"),
+        (11 | 26, _) => StoreError::broken(at, "the file is damaged or not an SQLite database"),
         (19, 787) => StoreError::NotFound("row that this refers to".to_owned()),
         (19, 1555 | 2067) => StoreError::Conflict(format!("it exists already ({what})")),
-        (19, 1811) => StoreError::Permission { place: at, what },
-        (18..=20, _) => StoreError::Unstorable { place: at, what },
-        (1, _) if message.starts_with("no such table") || message.starts_with("no such column") => StoreError::NotMigrated(at),
-        _ => StoreError::Broken {
-            place: at,
-            what: format!("{what} ({code})"),
-        },
+        (19, 1811) => StoreError::permission(at, what),
+        (18..=20, _) => StoreError::unstorable(at, what),
+        (1, _) if message.starts_with("no such table") || message.starts_with("no such column") => {
+            StoreError::NotMigrated(at.to_string())
+        }
+        _ => StoreError::broken(at, format!("{what} ({code})")),
     }
 }
 
@@ -281,7 +258,7 @@ mod tests {
             ("26", false, "the file failed: the file is damaged or not an SQLite database"),
             ("1", false, "the file failed: words (1)"),
         ] {
-            let error = of_sqlite(code, "words", "the file".to_owned());
+            let error = of_sqlite(code, "words", "the file");
             assert_eq!(
                 (error.to_string().as_str(), error.is_transient()),
                 (text, transient),

@@ -67,10 +67,7 @@ impl Store {
             let step = steps.iter().find(|step| step.version == *version);
             if step.is_some_and(|step| *step.migration().checksum != **checksum) {
                 let what = format!("migration {version} was applied with another text than this program has");
-                return Err(StoreError::Broken {
-                    place: self.location(),
-                    what,
-                });
+                return Err(StoreError::broken(self.location(), what));
             }
         }
         let has = |step: &&MigrationStep| applied.iter().any(|(version, _)| *version == step.version);

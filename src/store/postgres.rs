@@ -2,7 +2,7 @@
 //! database sleep.
 
 use super::StoreError;
-use super::engine::{PostgresEngine, StoreLocation};
+use super::engine::{PostgresEngine, StoreLocation, with_timeout_of};
 use crate::config::Secret;
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
@@ -49,17 +49,9 @@ pub(super) async fn open_postgres(
 
 /// A pool hides why it cannot connect behind its own timeout, so the first connection is made without one.
 async fn try_once(options: &PgConnectOptions, location: &StoreLocation, timeout: Duration) -> Result<(), StoreError> {
-    match tokio::time::timeout(timeout, options.connect()).await {
-        Ok(Ok(connection)) => {
-            let _ = connection.close().await;
-            Ok(())
-        }
-        Ok(Err(error)) => Err(StoreError::of(error, location)),
-        Err(_) => Err(StoreError::Unreachable {
-            place: location.to_string(),
-            why: format!("no answer in {timeout:?}"),
-        }),
-    }
+    let connection = with_timeout_of(timeout, location, options.connect()).await?;
+    let _ = connection.close().await;
+    Ok(())
 }
 
 /// Reads the URL. No error text holds a piece of it, since a badly escaped password may be in any piece.

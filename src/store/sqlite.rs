@@ -88,10 +88,7 @@ impl SqliteFile {
         if Files::of(&self.path, &self.location)? == written {
             return Ok(());
         }
-        Err(StoreError::Busy {
-            place: self.location.to_string(),
-            why: "the file was replaced meanwhile".to_owned(),
-        })
+        Err(StoreError::busy(&self.location, "the file was replaced meanwhile"))
     }
 
     pub(super) async fn close(&self) {
@@ -173,13 +170,15 @@ impl FileId {
 }
 
 fn file_id(path: &Path, location: &StoreLocation) -> Result<FileId, StoreError> {
-    match fs::metadata(path) {
-        Ok(meta) => Ok(FileId::of(&meta)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(location.to_string())),
-        Err(error) => Err(StoreError::Unreachable {
-            place: location.to_string(),
-            why: error.to_string(),
-        }),
+    fs::metadata(path)
+        .map(|meta| FileId::of(&meta))
+        .map_err(|error| absent(&error, location))
+}
+
+fn absent(error: &std::io::Error, location: &StoreLocation) -> StoreError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => StoreError::DatabaseMissing(location.to_string()),
+        _ => StoreError::unreachable(location, error.to_string()),
     }
 }
 
@@ -237,11 +236,7 @@ fn secure_file(file: &Path, create: bool, location: &StoreLocation) -> Result<Ve
         ))),
         Ok(meta) => shut(file, meta.permissions().mode()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => make(file),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::DatabaseMissing(location.to_string())),
-        Err(error) => Err(StoreError::Unreachable {
-            place: location.to_string(),
-            why: error.to_string(),
-        }),
+        Err(error) => Err(absent(&error, location)),
     }
 }
 

@@ -72,10 +72,8 @@ const LINK: Sql = Sql {
 const UNLINK: Sql = Sql::same("DELETE FROM user_identities WHERE environment = $1 AND issuer = $2 AND subject = $3");
 
 /// The proxy's login may not write users; this function may, and does nothing else.
-const ENROL: Sql = Sql {
-    postgres: "SELECT enrol($1, $2, $3, $4, ARRAY(SELECT jsonb_array_elements_text($5::jsonb)), $6)::text AS user_id",
-    sqlite: "",
-};
+const ENROL: Sql =
+    Sql::of_postgres("SELECT enrol($1, $2, $3, $4, ARRAY(SELECT jsonb_array_elements_text($5::jsonb)), $6)::text AS user_id");
 
 impl Store {
     pub async fn add_user(&self, env: &EnvironmentName, user: &NewUser) -> Result<UserId, StoreError> {
