@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
 use crate::config::HumanDuration;
 use crate::domain::{
-    DecisionKind, EnvironmentName, Incarnation, OutcomeKind, Reason, RequestId, ServerName, Timestamp, did_you_mean, nearest,
+    DecisionKind, EnvironmentName, Incarnation, Reason, RequestId, ServerName, Timestamp, did_you_mean, nearest,
 };
 use crate::store::{AuditFilter, AuditKind, AuditRow};
 use std::collections::HashSet;
@@ -155,7 +155,6 @@ impl AuditCommand {
 impl AuditSelector {
     fn filter(&self, env: &EnvironmentName) -> AuditFilter {
         AuditFilter {
-            environment: env.clone(),
             kind: match self.kind {
                 RecordKind::Decision => AuditKind::Decision,
                 RecordKind::Policy => AuditKind::Policy,
@@ -175,12 +174,9 @@ impl AuditSelector {
                 DecisionFilter::Deny => DecisionKind::Deny,
             }),
             reason: self.reason.clone(),
-            request: None,
-            since: None,
-            until: None,
             limit: MOST,
             ascending: true,
-            after: None,
+            ..AuditFilter::new(env.clone())
         }
     }
 }
@@ -239,21 +235,10 @@ async fn tail(admin: &AdminContext, which: &AuditSelector, every: Duration, as_j
 
 async fn show(admin: &AdminContext, request: RequestId, format: Format) -> Result<(), Failure> {
     let filter = AuditFilter {
-        environment: admin.config.environment.clone(),
-        kind: AuditKind::Decision,
-        user: None,
-        server: None,
-        tool: None,
-        target: None,
-        method: None,
-        decision: None,
-        reason: None,
         request: Some(request),
-        since: None,
-        until: None,
         limit: 10,
         ascending: true,
-        after: None,
+        ..AuditFilter::new(admin.config.environment.clone())
     };
     let rows = admin.store.audit(&filter).await?;
     if rows.is_empty() {
@@ -309,14 +294,17 @@ fn audit_row(row: &AuditRow) -> Vec<String> {
     vec![
         millis(row.at),
         row.decision
-            .map_or_else(|| row.kind.clone(), |decision| verdict(decision).to_owned()),
+            .map_or_else(|| row.kind.clone(), |decision| decision.as_str().to_owned()),
         or_dash(row.reason.as_ref()),
         or_dash(who),
         or_dash(row.server.as_ref()),
         or_dash(what),
         row.outcome.as_ref().map_or_else(
             || "-".to_owned(),
-            |outcome| format!("{} {}ms", ending(outcome.kind), outcome.latency_us / 1_000),
+            |outcome| {
+                let ending = outcome.kind.as_str().replace('_', " ");
+                format!("{ending} {}ms", outcome.latency_us / 1_000)
+            },
         ),
         or_dash(row.request.as_ref()),
     ]
@@ -333,24 +321,6 @@ fn row_line(of: &AuditRow) -> String {
 fn millis(at: Timestamp) -> String {
     let text = Timestamp::from_secs(at.secs()).to_string();
     format!("{}.{:03}Z", text.trim_end_matches('Z'), at.millis().rem_euclid(1_000))
-}
-
-const fn verdict(decision: DecisionKind) -> &'static str {
-    match decision {
-        DecisionKind::Allow => "allow",
-        DecisionKind::Deny => "deny",
-    }
-}
-
-const fn ending(kind: OutcomeKind) -> &'static str {
-    match kind {
-        OutcomeKind::Done => "done",
-        OutcomeKind::Failed => "failed",
-        OutcomeKind::ClientClosed => "client closed",
-        OutcomeKind::Aborted => "aborted",
-        OutcomeKind::Revoked => "revoked",
-        OutcomeKind::Unknown => "unknown",
-    }
 }
 
 /// Accepts a reason code; an unknown one would find no record, so it is an error that names the nearest.

@@ -211,10 +211,7 @@ impl UserCommand {
 async fn set(admin: &AdminContext, user: &str, to: MemberStatus, format: Format) -> Result<(), Failure> {
     let id = admin.user_id(user).await?;
     admin.store.set_user_status(&admin.config.environment, &id, to).await?;
-    let word = match to {
-        MemberStatus::Active => "active",
-        MemberStatus::Disabled => "disabled",
-    };
+    let word = to.as_str();
     format.done(
         &json!({ "id": id, "status": word }),
         format_args!("`{}` is {word}", clean(user)),
@@ -253,19 +250,11 @@ fn as_json(user: &UserRow) -> Json {
 }
 
 fn user_row(user: &UserRow) -> Vec<String> {
-    let kind = match user.kind {
-        PrincipalKind::User => "user",
-        PrincipalKind::Service => "service",
-    };
-    let status = match user.status {
-        MemberStatus::Active => "active",
-        MemberStatus::Disabled => "disabled",
-    };
     vec![
         or_dash(user.email.as_ref().or(user.display_name.as_ref())),
         user.id.to_string(),
-        kind.to_owned(),
-        status.to_owned(),
+        user.kind.as_str().to_owned(),
+        user.status.as_str().to_owned(),
         if user.roles.is_empty() {
             "-".to_owned()
         } else {

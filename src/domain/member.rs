@@ -11,6 +11,15 @@ pub enum MemberStatus {
     Disabled,
 }
 
+impl MemberStatus {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            MemberStatus::Active => "active",
+            MemberStatus::Disabled => "disabled",
+        }
+    }
+}
+
 /// The state of a grant; only `Verified` counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -127,6 +136,17 @@ pub enum RevocationKind {
     Session,
     Client,
     Jti,
+}
+
+impl RevocationKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            RevocationKind::Subject => "subject",
+            RevocationKind::Session => "session",
+            RevocationKind::Client => "client",
+            RevocationKind::Jti => "jti",
+        }
+    }
 }
 
 /// Tokens that match `kind` and `value` and were issued before `issued_before` are refused, until the row expires.

@@ -39,6 +39,15 @@ pub enum PrincipalKind {
     Service,
 }
 
+impl PrincipalKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PrincipalKind::User => "user",
+            PrincipalKind::Service => "service",
+        }
+    }
+}
+
 /// The first 16 hex digits of the credential's SHA-256: enough to correlate uses, useless for a replay.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 8]);

@@ -107,6 +107,15 @@ pub enum DecisionKind {
     Deny,
 }
 
+impl DecisionKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DecisionKind::Allow => "allow",
+            DecisionKind::Deny => "deny",
+        }
+    }
+}
+
 /// The caller, as far as it was proved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedPrincipal {
@@ -196,6 +205,19 @@ pub enum OutcomeKind {
     Revoked,
     /// The process ended without recording an outcome; the server may have executed the call.
     Unknown,
+}
+
+impl OutcomeKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            OutcomeKind::Done => "done",
+            OutcomeKind::Failed => "failed",
+            OutcomeKind::ClientClosed => "client_closed",
+            OutcomeKind::Aborted => "aborted",
+            OutcomeKind::Revoked => "revoked",
+            OutcomeKind::Unknown => "unknown",
+        }
+    }
 }
 
 /// A permitted call ended; `request` names its decision.

@@ -5,7 +5,7 @@ use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
     AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId, Outcome,
-    OutcomeKind, PolicyId, Record, RequestId, Scope, Subject, Timestamp, UserId,
+    OutcomeKind, PolicyId, Record, RequestId, Scope, SealedRecord, Subject, Timestamp, UserId,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -124,16 +124,6 @@ pub struct AuditOutcome {
     pub latency_us: u64,
     pub bytes: u64,
     pub recovered: bool,
-}
-
-/// A record as it was shipped, for verification.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditBytes {
-    pub incarnation: Incarnation,
-    pub seq: u64,
-    pub bytes: Vec<u8>,
-    pub leaf: Digest,
-    pub head: Digest,
 }
 
 const MAX_ROWS: u32 = 10_000;
@@ -367,15 +357,11 @@ impl Store {
         of: Incarnation,
         from: u64,
         limit: u32,
-    ) -> Result<Vec<AuditBytes>, StoreError> {
+    ) -> Result<Vec<SealedRecord>, StoreError> {
         let from = i64::try_from(from).unwrap_or(i64::MAX);
-        let rows = self
-            .query(
-                &BYTES,
-                args![env.as_str(), &of.0[..], from, i64::from(limit.clamp(1, MAX_ROWS))],
-            )
-            .await?;
-        rows.iter().map(AuditBytes::of).collect()
+        let limit = i64::from(limit.clamp(1, MAX_ROWS));
+        let rows = self.query(&BYTES, args![env.as_str(), &of.0[..], from, limit]).await?;
+        rows.iter().map(sealed_record).collect()
     }
 
     /// Which incarnations there are records of, and from where to where.
@@ -393,16 +379,14 @@ impl Store {
     }
 }
 
-impl AuditBytes {
-    fn of(row: &Row) -> Result<Self, StoreError> {
-        Ok(Self {
-            incarnation: Incarnation(fixed(row, "incarnation")?),
-            seq: count(row, "seq")?,
-            bytes: row.get("bytes")?,
-            leaf: Digest::from_bytes(fixed(row, "leaf")?),
-            head: Digest::from_bytes(fixed(row, "head")?),
-        })
-    }
+fn sealed_record(row: &Row) -> Result<SealedRecord, StoreError> {
+    Ok(SealedRecord {
+        incarnation: Incarnation(fixed(row, "incarnation")?),
+        seq: count(row, "seq")?,
+        bytes: row.get::<Vec<u8>>("bytes")?.into(),
+        leaf: Digest::from_bytes(fixed(row, "leaf")?),
+        head: Digest::from_bytes(fixed(row, "head")?),
+    })
 }
 
 impl AuditRow {

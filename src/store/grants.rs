@@ -97,16 +97,9 @@ impl Store {
         server: &ServerName,
         client: Option<&ClientId>,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.write().await?;
-        let args = args![
-            env.as_str(),
-            uuid_of(user)?,
-            server.as_str(),
-            client.map(|client| client.as_str())
-        ];
-        let touched = tx.execute(&REVOKE, args).await?;
-        tx.commit().await?;
-        Ok(touched > 0)
+        let client = client.map(|client| client.as_str());
+        let args = args![env.as_str(), uuid_of(user)?, server.as_str(), client];
+        Ok(self.execute(&REVOKE, args).await? > 0)
     }
 
     /// Of one user, or of all.

@@ -5,7 +5,7 @@ use super::engine::{Row, Sql, args};
 use super::unreadable::{ColumnError, KEYS, name, names, or_left_out, time, time_or_null};
 use super::users::{no_user, uuid_of};
 use super::{Store, StoreError};
-use crate::domain::{ApiKey, EnvironmentName, KeyId, Revocation, RevocationKind, Scope, Timestamp, UserId};
+use crate::domain::{ApiKey, EnvironmentName, KeyId, Revocation, Scope, Timestamp, UserId};
 
 /// A key as administrators list it: without its hash.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -85,10 +85,7 @@ impl Store {
 
     /// Whether there was such a key that was not revoked yet.
     pub async fn revoke_key(&self, env: &EnvironmentName, key: &KeyId, now: Timestamp) -> Result<bool, StoreError> {
-        let mut tx = self.write().await?;
-        let touched = tx.execute(&REVOKE, args![env.as_str(), key.as_str(), now.micros()]).await?;
-        tx.commit().await?;
-        Ok(touched > 0)
+        Ok(self.execute(&REVOKE, args![env.as_str(), key.as_str(), now.micros()]).await? > 0)
     }
 
     /// Of one user, or of all.
@@ -103,25 +100,10 @@ impl Store {
 
     /// Refuses tokens of the named thing issued before a moment. Said twice, the later moment and the later end hold.
     pub async fn add_revocation(&self, env: &EnvironmentName, of: &Revocation, reason: Option<&str>) -> Result<(), StoreError> {
-        let kind = match of.kind {
-            RevocationKind::Subject => "subject",
-            RevocationKind::Session => "session",
-            RevocationKind::Client => "client",
-            RevocationKind::Jti => "jti",
-        };
+        let (issuer, kind, value) = (of.issuer.as_str(), of.kind.as_str(), of.value.as_str());
         let (before, until) = (of.issued_before.micros(), of.expires_at.micros());
-        let args = args![
-            env.as_str(),
-            of.issuer.as_str(),
-            kind,
-            of.value.as_str(),
-            before,
-            until,
-            reason
-        ];
-        let mut tx = self.write().await?;
-        tx.execute(&ADD_REVOCATION, args).await?;
-        tx.commit().await
+        let args = args![env.as_str(), issuer, kind, value, before, until, reason];
+        self.execute(&ADD_REVOCATION, args).await.map(drop)
     }
 }
 

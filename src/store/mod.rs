@@ -18,7 +18,7 @@ mod sqlite;
 mod unreadable;
 mod users;
 
-pub use audit::{AuditBytes, AuditCursor, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
+pub use audit::{AuditCursor, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
 pub use catalogue::{Observed, StoredTool};
 pub use directory::{Anchor, CatchUp, Delta, Directory, RevocationRows};
 pub use engine::{PostgresEngine, SqliteEngine};
@@ -102,6 +102,14 @@ impl Store {
             Store::Postgres(engine) => engine.query(sql, args).await,
             Store::Sqlite(engine) => engine.query(sql, args).await,
         }
+    }
+
+    /// One statement in a transaction of its own. Returns how many rows were touched.
+    async fn execute(&self, sql: &impl SqlStatement, args: &[Arg]) -> Result<u64, StoreError> {
+        let mut tx = self.write().await?;
+        let touched = tx.execute(sql, args).await?;
+        tx.commit().await?;
+        Ok(touched)
     }
 
     async fn write(&self) -> Result<Tx, StoreError> {

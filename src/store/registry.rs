@@ -39,13 +39,8 @@ impl Store {
     pub async fn put_server(&self, env: &EnvironmentName, server: &RegistryRow) -> Result<(), StoreError> {
         let scopes = serde_json::json!(server.tool_scopes).to_string();
         let (name, url) = (server.name.as_str(), server.url.as_deref());
-        let mut tx = self.write().await?;
-        tx.execute(
-            &PUT,
-            args![env.as_str(), server.server.as_str(), name, url, server.enabled, scopes],
-        )
-        .await?;
-        tx.commit().await
+        let args = args![env.as_str(), server.server.as_str(), name, url, server.enabled, scopes];
+        self.execute(&PUT, args).await.map(drop)
     }
 
     pub async fn list_servers(&self, env: &EnvironmentName) -> Result<Vec<RegistryRow>, StoreError> {

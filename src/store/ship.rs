@@ -3,7 +3,7 @@
 
 use super::engine::{Arg, Sql, Tx, row};
 use super::{Store, StoreError};
-use crate::domain::{Decision, DecisionKind, EnvironmentName, Event, OutcomeKind, Record, SealedRecord, Timestamp};
+use crate::domain::{Decision, EnvironmentName, Event, Record, SealedRecord, Timestamp};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -225,7 +225,7 @@ impl Derived {
             Event::Decision(decision) => Self::of_decision(decision),
             Event::Outcome(outcome) => Some(Self {
                 request: Some(outcome.request.to_string()),
-                ending: Some(outcome_kind_text(outcome.kind)),
+                ending: Some(outcome.kind.as_str()),
                 status: outcome.status.map(i64::from),
                 latency_us: Some(i64::try_from(outcome.latency_us).ok()?),
                 ..nothing
@@ -254,10 +254,7 @@ impl Derived {
         let user = who.and_then(|who| who.user.as_ref());
         Some(Self {
             request: Some(decision.request.to_string()),
-            decision: Some(match decision.decision {
-                DecisionKind::Allow => "allow",
-                DecisionKind::Deny => "deny",
-            }),
+            decision: Some(decision.decision.as_str()),
             reason: Some(decision.reason.clone().into_owned()),
             user: user
                 .map(|user| Uuid::try_parse(user.as_str()))
@@ -313,15 +310,4 @@ fn truncated(text: &str) -> String {
 /// Years 1970 to 9999, which both engines can hold and print.
 fn storable(at: Timestamp) -> Option<i64> {
     (0..253_402_300_800_000_000).contains(&at.micros()).then(|| at.micros())
-}
-
-fn outcome_kind_text(kind: OutcomeKind) -> &'static str {
-    match kind {
-        OutcomeKind::Done => "done",
-        OutcomeKind::Failed => "failed",
-        OutcomeKind::ClientClosed => "client_closed",
-        OutcomeKind::Aborted => "aborted",
-        OutcomeKind::Revoked => "revoked",
-        OutcomeKind::Unknown => "unknown",
-    }
 }

@@ -101,11 +101,7 @@ impl Store {
     }
 
     pub async fn set_user_status(&self, env: &EnvironmentName, user: &UserId, to: MemberStatus) -> Result<(), StoreError> {
-        let to = match to {
-            MemberStatus::Active => "active",
-            MemberStatus::Disabled => "disabled",
-        };
-        self.change_user(&SET_STATUS, env, user, to).await
+        self.change_user(&SET_STATUS, env, user, to.as_str()).await
     }
 
     /// Replaces the roles of a user.
@@ -115,11 +111,9 @@ impl Store {
     }
 
     async fn change_user(&self, sql: &Sql, env: &EnvironmentName, user: &UserId, to: &str) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        let touched = tx.execute(sql, args![env.as_str(), uuid_of(user)?, to]).await?;
-        match touched {
+        match self.execute(sql, args![env.as_str(), uuid_of(user)?, to]).await? {
             0 => Err(no_user(env, user)),
-            _ => tx.commit().await,
+            _ => Ok(()),
         }
     }
 
@@ -145,12 +139,8 @@ impl Store {
 
     /// Whether there was such a link.
     pub async fn unlink_identity(&self, env: &EnvironmentName, issuer: &Issuer, subject: &Subject) -> Result<bool, StoreError> {
-        let mut tx = self.write().await?;
-        let gone = tx
-            .execute(&UNLINK, args![env.as_str(), issuer.as_str(), subject.as_str()])
-            .await?;
-        tx.commit().await?;
-        Ok(gone > 0)
+        let args = args![env.as_str(), issuer.as_str(), subject.as_str()];
+        Ok(self.execute(&UNLINK, args).await? > 0)
     }
 
     /// Just-in-time enrolment: the member that (issuer, subject) names, made if there is none.
@@ -167,7 +157,7 @@ impl Store {
         let user = match self {
             Store::Postgres(_) => {
                 let roles = serde_json::json!(roles).to_string();
-                let args = args![env.as_str(), issuer.as_str(), subject.as_str(), email, roles, kind_text(kind)];
+                let args = args![env.as_str(), issuer.as_str(), subject.as_str(), email, roles, kind.as_str()];
                 let row = tx.fetch_one(&ENROL, args).await?;
                 row.map(|row| row.get::<String>("user_id")).transpose()?
             }
@@ -203,7 +193,7 @@ async fn insert_user(tx: &mut Tx, env: &EnvironmentName, user: &NewUser) -> Resu
     };
     let roles = serde_json::json!(user.roles).to_string();
     let (email, display_name) = (user.email.as_deref(), user.display_name.as_deref());
-    let args = args![env.as_str(), id.as_str(), kind_text(user.kind), email, display_name, roles];
+    let args = args![env.as_str(), id.as_str(), user.kind.as_str(), email, display_name, roles];
     match tx.execute(&ADD, args).await {
         Err(StoreError::Conflict(_)) => Err(StoreError::Conflict(format!(
             "user `{id}` exists already in environment `{env}`"
@@ -250,13 +240,6 @@ fn user_of(row: &Row, identities: &mut BTreeMap<String, Vec<(Issuer, Subject)>>)
         created_at: time(row, "created_at")?,
         id,
     })
-}
-
-fn kind_text(kind: PrincipalKind) -> &'static str {
-    match kind {
-        PrincipalKind::User => "user",
-        PrincipalKind::Service => "service",
-    }
 }
 
 /// The one spelling of a user id in both stores: a UUID in lower case with hyphens.

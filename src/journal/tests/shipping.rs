@@ -31,14 +31,7 @@ impl Database {
     async fn rows(&self, of: &[Incarnation]) -> Vec<SealedRecord> {
         let mut rows = Vec::new();
         for incarnation in of {
-            let stored = self.store.audit_bytes(&environment(), *incarnation, 0, 10_000).await.unwrap();
-            rows.extend(stored.into_iter().map(|row| SealedRecord {
-                incarnation: row.incarnation,
-                seq: row.seq,
-                bytes: row.bytes.into(),
-                leaf: row.leaf,
-                head: row.head,
-            }));
+            rows.extend(self.store.audit_bytes(&environment(), *incarnation, 0, 10_000).await.unwrap());
         }
         rows
     }
