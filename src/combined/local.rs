@@ -69,7 +69,7 @@ impl CombinedRequest {
             json!({
                 "protocolVersion": version.as_str(),
                 "capabilities": said.capabilities,
-                "serverInfo": server_info(),
+                "serverInfo": mcp::guardian_server_info(),
                 "instructions": said.instructions,
             }),
         ));
@@ -101,7 +101,7 @@ impl CombinedRequest {
             "instructions": said.instructions,
             "ttlMs": TTL_MS,
             "cacheScope": "private",
-            "_meta": { "io.modelcontextprotocol/serverInfo": server_info() },
+            "_meta": { "io.modelcontextprotocol/serverInfo": mcp::guardian_server_info() },
         });
         Ok(self.local(mcp::result(&self.id(), result)))
     }
@@ -202,8 +202,4 @@ fn offered_capabilities(mut of_servers: Value, era: Era) -> Value {
         }
     }
     offered
-}
-
-fn server_info() -> Value {
-    json!({ "name": "neural-guardian", "title": "Neural Guardian", "version": env!("CARGO_PKG_VERSION") })
 }

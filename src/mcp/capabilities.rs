@@ -1,8 +1,7 @@
 //! Removes from a client's declared capabilities those that the server may not use. The remaining values keep their bytes.
 
-use super::json::{Bounds, DuplicateNames, Fault, Malformed, Scanner};
+use super::json::{Bounds, DuplicateNames, Fault, JsonSpan, Malformed, Scanner};
 use super::member_names::fold_equal;
-use super::splice::JsonSpan;
 use crate::domain::{ClientRequest, ClientRequests};
 
 /// The pruned capabilities; `None` if nothing is removed.

@@ -1,8 +1,9 @@
 //! The strict reader of callers' messages: a body becomes a request, a notification or a response in one pass, or it is
 //! refused. The bytes are kept, so what is decided about is what is forwarded.
 
-use super::json::{Bounds, DuplicateNames, Fault, JsonKind, KnownMembers, Malformed, Scanner, Span, decode, fault, quoted};
-use super::splice::JsonSpan;
+use super::json::{
+    Bounds, DuplicateNames, Fault, JsonKind, JsonSpan, KnownMembers, Malformed, Scanner, Span, decode, fault, quoted,
+};
 use crate::domain::{Era, MessageId, Method, Reason};
 use bytes::Bytes;
 

@@ -5,9 +5,16 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+const NAME: &str = "neural-guardian";
+
 /// Guardian as a client (`clientInfo`).
 pub fn guardian_client_info() -> Value {
-    json!({ "name": "neural-guardian", "version": crate::VERSION })
+    json!({ "name": NAME, "version": crate::VERSION })
+}
+
+/// Guardian as a server (`serverInfo`).
+pub fn guardian_server_info() -> Value {
+    json!({ "name": NAME, "title": "Neural Guardian", "version": crate::VERSION })
 }
 
 /// The parameters of an `initialize` that Guardian sends for itself. It offers no capabilities.

@@ -4,6 +4,7 @@
 
 use super::member_names::{MemberName, MemberNames};
 use crate::domain::{MessageId, Reason, SafeText};
+use bytes::Bytes;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -84,17 +85,49 @@ pub(super) enum JsonKind {
     Null,
 }
 
-/// The position and kind of a value in the text, quotes and brackets included.
+/// The position of a value in the text it was read from, quotes and brackets included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JsonSpan {
+    pub(super) start: u32,
+    pub(super) end: u32,
+}
+
+impl JsonSpan {
+    /// The byte range.
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    /// The bytes at this position.
+    pub fn of(self, message: &Bytes) -> Bytes {
+        message.slice(self.range())
+    }
+
+    /// The text at this position.
+    pub fn text(self, message: &[u8]) -> &str {
+        message
+            .get(self.range())
+            .and_then(|text| std::str::from_utf8(text).ok())
+            .unwrap_or_default()
+    }
+}
+
+/// The position and kind of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
-    start: u32,
-    end: u32,
+    pub at: JsonSpan,
     pub kind: JsonKind,
 }
 
 impl Span {
     pub fn range(self) -> Range<usize> {
-        self.start as usize..self.end as usize
+        self.at.range()
+    }
+}
+
+impl From<Span> for JsonSpan {
+    fn from(span: Span) -> Self {
+        span.at
     }
 }
 
@@ -170,11 +203,11 @@ impl<'a> Scanner<'a> {
     /// The span from `start` to the current position.
     pub fn since(&self, start: usize, kind: JsonKind) -> Span {
         // `open` refuses texts longer than u32::MAX bytes.
-        Span {
+        let at = JsonSpan {
             start: start as u32,
             end: self.at as u32,
-            kind,
-        }
+        };
+        Span { at, kind }
     }
 
     pub fn name(&self, name: &MemberName) -> &str {

@@ -24,13 +24,13 @@ mod sse;
 pub use canonical::canonical;
 pub use capabilities::{prune_capabilities, without_member};
 pub use client_message::{Message, Meta, Notification, OpaqueToken, Params, Request, Response, TASKS, parse_message};
-pub use handshake::{guardian_client_info, guardian_initialize, initialize_params, initialized};
+pub use handshake::{guardian_client_info, guardian_initialize, guardian_server_info, initialize_params, initialized};
 pub use header_encoding::{decode_header_value, encode_header_value};
 pub use headers::{
     LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, fits_header, method, mirror_headers, negotiate,
     negotiate_bodyless, negotiate_notification, notification, read_mcp_headers,
 };
-pub use json::{Bounds, Malformed, check};
+pub use json::{Bounds, JsonSpan, Malformed, check};
 pub use lists::{ListVisibility, VisibilityFn};
 pub use message_kind::{MessageKind, error, result};
 pub use namespace::{EventCursor, Namespace, StreamKind, parse_event_id, parse_name, parse_uri};
@@ -40,5 +40,5 @@ pub use rename::rename_tool;
 pub use server_message::{
     ClientRequestRef, JsonRpcKind, ListKind, RequestedCapability, ResultType, ServerMessage, ServerNotification,
 };
-pub use splice::{Edits, JsonSpan, replace_value};
+pub use splice::{Edits, replace_value};
 pub use sse::{SseFault, SseFrame, SseReader, sse_event};

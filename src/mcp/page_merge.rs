@@ -1,8 +1,8 @@
 //! Merges the pages of a list from several answers into one answer. The items keep their bytes, in the order of the
 //! pages.
 
+use super::json::JsonSpan;
 use super::server_message::{ListKind, ServerMessage};
-use super::splice::JsonSpan;
 use crate::domain::{Era, MessageId};
 use bytes::Bytes;
 

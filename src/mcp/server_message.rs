@@ -1,12 +1,13 @@
 //! A server's message, parsed once: what it is, where it goes, the opaque tokens that only this client may bring back, the
 //! requests to the client, and the names that Guardian may change. It does not know what is allowed.
 
-use super::json::{Fault, JsonKind, Malformed, Span, decode, fault};
+use super::json::{Fault, JsonKind, JsonSpan, Malformed, Span, decode, fault};
 use super::message_kind::{MessageKind, same_id};
 use super::server_message_reader::read_server_message;
-use super::splice::JsonSpan;
+use super::splice::replace_value;
 use crate::domain::{ClientRequest, MessageId, Reason};
 use bytes::Bytes;
+use std::iter;
 
 /// The parts of a server's message that Guardian acts on. The spans lead into the bytes that were parsed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -171,10 +172,16 @@ impl ServerMessage {
     /// Parses and classifies a message, as seen from the request `id`. A message that no client could read has no parts.
     pub fn classify(message: &[u8], id: &MessageId) -> (MessageKind, Self) {
         match Self::parse(message) {
-            Ok(parsed) if parsed.unreadable.is_none() && parsed.envelope.is_version_2 => (parsed.kind(message, id), parsed),
-            Ok(parsed) => (parsed.kind(message, id), Self::default()),
+            Ok(parsed) => parsed.into_kind(message, id),
             Err(malformed) => (MessageKind::Malformed(malformed.detail), Self::default()),
         }
+    }
+
+    /// Classifies a parsed message.
+    pub fn into_kind(self, message: &[u8], id: &MessageId) -> (MessageKind, Self) {
+        let is_readable = self.unreadable.is_none() && self.envelope.is_version_2;
+        let kind = self.kind(message, id);
+        (kind, if is_readable { self } else { Self::default() })
     }
 
     /// What the message is, seen from the request `id`.
@@ -231,6 +238,91 @@ impl ServerMessage {
     pub fn response_id(&self) -> Option<JsonSpan> {
         let id = self.envelope.id.filter(|span| span.kind != JsonKind::Null);
         id.filter(|_| !self.envelope.has_method).map(JsonSpan::from)
+    }
+
+    /// The answer with another id, as text and as parsed: every span still leads to its value.
+    pub fn with_response_id(mut self, message: &Bytes, id: &MessageId) -> (Bytes, Self) {
+        let Some(old) = self.response_id() else {
+            return (message.clone(), self);
+        };
+        let written = replace_value(message, old, id.as_json().to_owned());
+        let kind = match id.as_json() {
+            text if text.starts_with('"') => JsonKind::Text(text.contains('\\')),
+            number => JsonKind::Number(number.parse::<i64>().is_ok()),
+        };
+        self.envelope.id = self.envelope.id.map(|span| Span { kind, ..span });
+        let (old_length, length) = (old.end - old.start, id.as_json().len() as u32);
+        for span in self.spans_mut() {
+            // No span lies inside an id, so each of its ends is at the id's start or before, or at its end or behind.
+            for at in [&mut span.start, &mut span.end] {
+                if *at >= old.end {
+                    *at = (*at - old_length).saturating_add(length);
+                }
+            }
+        }
+        (written, self)
+    }
+
+    /// All spans. A member that is added to the message has to be named here too.
+    fn spans_mut(&mut self) -> impl Iterator<Item = &mut JsonSpan> {
+        let Self {
+            envelope:
+                JsonRpcEnvelope {
+                    is_version_2: _,
+                    id: envelope_id,
+                    has_method: _,
+                    result,
+                    error,
+                    is_error: _,
+                    code: _,
+                },
+            unreadable: _,
+            unclear_names: _,
+            unclear_lists: _,
+            method: _,
+            id,
+            result_type: _,
+            request_state,
+            next_cursor,
+            list_method: _,
+            tasks,
+            progress_token,
+            cancelled_request,
+            client_requests: _,
+            needs_url_elicitation: _,
+            tasks_capability,
+            protocol_version,
+            updated_resource,
+            lists,
+            cache_scope,
+            ttl_ms,
+            names,
+        } = self;
+        let in_lists = lists.iter_mut().flat_map(|list| {
+            let items = list.items.iter_mut();
+            iter::once(&mut list.span).chain(items.flat_map(|item| iter::once(&mut item.span).chain(&mut item.name)))
+        });
+        let names = names.iter_mut().map(|(NameSpan::Name(span) | NameSpan::Uri(span))| span);
+        let values = [
+            envelope_id,
+            result,
+            error,
+            protocol_version,
+            updated_resource,
+            cache_scope,
+            ttl_ms,
+        ];
+        let with_kind = values.into_iter().flatten().chain(in_lists).chain(names);
+        let plain = [
+            id,
+            request_state,
+            next_cursor,
+            progress_token,
+            cancelled_request,
+            tasks_capability,
+        ];
+        let plain = plain.into_iter().flatten().chain(tasks);
+        with_kind.map(|span| &mut span.at).chain(plain)
     }
 
     /// Copies a JSON-RPC error and gives it the id `id`.

@@ -1,11 +1,10 @@
 //! The one pass over a server's message. A fault that concerns only some uses of the message is noted, and the pass goes on.
 
-use super::json::{Bounds, DuplicateNames, Fault, JsonKind, Scanner, Span, decode};
+use super::json::{Bounds, DuplicateNames, Fault, JsonKind, JsonSpan, Scanner, Span, decode};
 use super::server_message::{
     ClientRequestRef, JsonRpcEnvelope, ListItem, ListKind, ListSpans, NameSpan, RESOURCE_UPDATED, RequestedCapability,
     ResultType, ServerMessage, broken,
 };
-use super::splice::JsonSpan;
 use crate::domain::ClientRequest;
 
 /// Bounds for messages of servers. Their length in bytes is bounded where they are received.

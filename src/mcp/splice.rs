@@ -1,48 +1,10 @@
 //! Replaces values in a message and keeps everything around them byte for byte. The positions come from a strict parse of
 //! the same bytes; nothing is searched here.
 
-use super::json::{Malformed, Span};
+use super::json::{JsonSpan, Malformed};
 use crate::domain::Reason;
 use bytes::Bytes;
 use std::ops::Range;
-
-/// The position of a value in the message it was read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JsonSpan {
-    start: u32,
-    end: u32,
-}
-
-impl JsonSpan {
-    /// The byte range.
-    pub fn range(self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
-
-    /// The bytes at this position.
-    pub fn of(self, message: &Bytes) -> Bytes {
-        message.slice(self.range())
-    }
-
-    /// The text at this position.
-    pub fn text(self, message: &[u8]) -> &str {
-        message
-            .get(self.range())
-            .and_then(|text| std::str::from_utf8(text).ok())
-            .unwrap_or_default()
-    }
-}
-
-impl From<Span> for JsonSpan {
-    fn from(span: Span) -> Self {
-        let range = span.range();
-        // The tokenizer refuses texts longer than u32::MAX bytes.
-        Self {
-            start: range.start as u32,
-            end: range.end as u32,
-        }
-    }
-}
 
 /// Edits of one message. They are applied together, in one splice.
 #[derive(Debug, Clone, Default)]

@@ -93,18 +93,18 @@ impl PendingAnswer {
             (_, Some(_), _) if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) => {
                 Err(ForwardError::bad_response("the server took the request without answering it").with_status(status))
             }
-            (DeliveredBody::Messages(first, mut rest, denials), Some(id), _) => match ServerMessage::classify(&first, &id) {
-                parsed @ (MessageKind::Result { .. } | MessageKind::Error { .. }, _) => {
-                    self.whole(status, session, first, parsed)
-                }
-                _ => {
+            (DeliveredBody::Messages(first, mut rest, denials), Some(id), _) => {
+                let kind = first.answer.as_ref().map(|answer| answer.kind(&first.text, &id));
+                if !matches!(kind, Some(MessageKind::Result { .. } | MessageKind::Error { .. })) {
                     rest.unread(first);
                     return Ok(self.stream(EventSource::Channel(rest), Some(denials)));
                 }
-            },
-            (DeliveredBody::Message(body), Some(id), _) => {
-                let parsed = ServerMessage::classify(&body, &id);
-                self.whole(status, session, body, parsed)
+                let (text, parsed) = first.classify(&id);
+                self.whole(status, session, text, parsed)
+            }
+            (DeliveredBody::Message(message), Some(id), _) => {
+                let (text, parsed) = message.classify(&id);
+                self.whole(status, session, text, parsed)
             }
             (DeliveredBody::Json(body), Some(id), _) => match read_answer_body(body, &self.timeouts).await {
                 Ok(body) => {

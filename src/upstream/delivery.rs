@@ -1,11 +1,10 @@
 //! What a transport delivered for one call. Transports judge nothing: what it means is decided in `answer`.
 
-use super::channel::{PendingSession, QueueReceiver};
+use super::channel::{ChannelMessage, PendingSession, QueueReceiver};
 use super::denial_sender::DenialSender;
 use super::event_source::EventSource;
 use super::http::SessionField;
 use crate::transport::ResponseBody;
-use bytes::Bytes;
 use http::StatusCode;
 
 /// The head of a response, or what stands for it on a channel, and the messages.
@@ -24,9 +23,9 @@ pub(super) enum DeliveredBody {
     /// A JSON document, not read yet.
     Json(ResponseBody),
     /// One whole message.
-    Message(Bytes),
+    Message(ChannelMessage),
     /// The messages of a channel for one request. If the first is the answer, it is the only one.
-    Messages(Bytes, QueueReceiver, Box<DenialSender>),
+    Messages(ChannelMessage, QueueReceiver, Box<DenialSender>),
     /// An event stream, and how forbidden requests in it are answered.
     Events(EventSource, Option<Box<DenialSender>>),
 }

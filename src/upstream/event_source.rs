@@ -2,7 +2,7 @@
 
 use super::channel::QueueReceiver;
 use super::forward_error::ForwardError;
-use crate::mcp::{SseFault, SseFrame, SseReader};
+use crate::mcp::{ServerMessage, SseFault, SseFrame, SseReader};
 use crate::transport::ResponseBody;
 use http_body::Body as _;
 use std::pin::Pin;
@@ -17,7 +17,8 @@ pub(super) enum EventSource {
 
 /// What the source delivers next.
 pub(super) enum SourceEvent {
-    Frame(SseFrame),
+    /// An answer from a channel was parsed before.
+    Frame(SseFrame, Option<Box<ServerMessage>>),
     End,
     /// The stream cannot continue.
     Failed(ForwardError),
@@ -45,8 +46,8 @@ impl EventSource {
             EventSource::Channel(receiver) => {
                 return receiver.poll(context).map(|item| match item {
                     Some(Ok(message)) => {
-                        *bytes += message.len() as u64;
-                        SourceEvent::Frame(SseFrame::message(message))
+                        *bytes += message.text.len() as u64;
+                        SourceEvent::Frame(SseFrame::message(message.text), message.answer)
                     }
                     Some(Err(error)) => SourceEvent::Failed(error),
                     None => SourceEvent::End,
@@ -56,7 +57,7 @@ impl EventSource {
         };
         loop {
             match reader.frame() {
-                Ok(Some(frame)) => return Poll::Ready(SourceEvent::Frame(frame)),
+                Ok(Some(frame)) => return Poll::Ready(SourceEvent::Frame(frame, None)),
                 Ok(None) => (),
                 Err(fault) => {
                     let error = ForwardError::bad_response("the server's stream cannot be followed").with_cause(&fault);

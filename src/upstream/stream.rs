@@ -2,6 +2,7 @@
 //! the answer closes the outcome, and a stream that ends before its answer gets a final error.
 
 use super::answer_rules::AnswerRules;
+use super::channel::ChannelMessage;
 use super::client_requests::{ELICITATION_METHOD, LONGEST_ID};
 use super::denial_sender::DenialSender;
 use super::event_source::{EventSource, SourceEvent};
@@ -153,9 +154,9 @@ impl EventStream {
             return Poll::Ready(None);
         }
         match self.source.poll(context, &mut self.outcome.bytes) {
-            Poll::Ready(SourceEvent::Frame(frame)) => {
+            Poll::Ready(SourceEvent::Frame(frame, answer)) => {
                 self.timer = None;
-                Poll::Ready(self.screen_event(frame))
+                Poll::Ready(self.screen_event(frame, answer))
             }
             Poll::Ready(SourceEvent::Failed(error)) => Poll::Ready(self.fail(error)),
             Poll::Ready(SourceEvent::Broken(error)) => Poll::Ready(self.end(error)),
@@ -178,7 +179,7 @@ impl EventStream {
     }
 
     /// Decides what becomes of one frame.
-    fn screen_event(&mut self, frame: SseFrame) -> Option<Result<StreamEvent, ForwardError>> {
+    fn screen_event(&mut self, frame: SseFrame, answer: Option<Box<ServerMessage>>) -> Option<Result<StreamEvent, ForwardError>> {
         self.resumable |= frame.id.is_some();
         let Some(data) = frame.data.clone().filter(|data| !data.is_empty()) else {
             return Some(Ok(StreamEvent::bare(frame)));
@@ -194,7 +195,11 @@ impl EventStream {
         let Some(id) = self.rules.answer.id.clone() else {
             return self.screen_unsolicited(frame, &data);
         };
-        let (kind, server_message) = ServerMessage::classify(&data, &id);
+        let (_, (kind, server_message)) = ChannelMessage {
+            text: data.clone(),
+            answer,
+        }
+        .classify(&id);
         match kind {
             MessageKind::ServerNotification if !self.acknowledged && server_message.method.as_deref() != Some(ACKNOWLEDGED) => {
                 self.fail(ForwardError::bad_response(

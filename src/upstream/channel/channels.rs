@@ -3,7 +3,7 @@
 use super::connector::ChannelConnector;
 use super::control_channel::{ControlChannel, ControlChannelCell};
 use super::mux::{MuxChannel, UnsolicitedRouting};
-use super::queue::QueueReceiver;
+use super::queue::{ChannelMessage, QueueReceiver};
 use super::sessions::{SessionEntry, SessionTable};
 use super::supervisor::Supervisor;
 use crate::config::ServerConfig;
@@ -77,7 +77,7 @@ impl Channels {
         {
             // Answered locally, because the process would apply it to all sessions: others keep their resource
             // subscriptions, and log messages reach no session of a shared process.
-            let taken = DeliveredBody::Message(mcp::result(id, json!({})));
+            let taken = DeliveredBody::Message(mcp::result(id, json!({})).into());
             return Ok(Delivery::local(StatusCode::OK, taken));
         }
         let channel = self.channel_of(&entry).await?;
@@ -131,7 +131,7 @@ impl Channels {
         call: &Call,
         entry: &SessionEntry,
         channel: &Arc<MuxChannel>,
-    ) -> Result<(Bytes, QueueReceiver), ForwardError> {
+    ) -> Result<(ChannelMessage, QueueReceiver), ForwardError> {
         let first = async {
             let mut receiver = channel.request(&entry.name, call.method, &call.body).await?;
             let first = timeout(self.timeouts.first_byte, receiver.next()).await;
@@ -167,7 +167,7 @@ impl Channels {
         let pending = self.sessions.reserve(owner, self.most, |entry| self.is_busy(entry))?;
         let entry = &pending.entry;
         let body = if self.shared {
-            self.initialize_shared(call).await?
+            self.initialize_shared(call).await?.into()
         } else {
             let channel = self.open(UnsolicitedRouting::Session(entry.push_buffer.clone())).await?;
             let channel = entry.channel.get_or_init(|| channel);

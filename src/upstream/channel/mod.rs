@@ -15,6 +15,6 @@ mod supervisor;
 pub use channels::Channels;
 pub use connector::ChannelConnector;
 pub use mux::MuxChannel;
-pub use queue::QueueReceiver;
+pub use queue::{ChannelMessage, QueueReceiver};
 pub use sessions::PendingSession;
 pub use stdio::Program;

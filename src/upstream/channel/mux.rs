@@ -3,7 +3,7 @@
 //! to, with the caller's original id and token restored, or to nobody.
 
 use super::post_endpoint::PostEndpoint;
-use super::queue::{PushBuffer, QueueReceiver, QueueSender, queue};
+use super::queue::{ChannelMessage, PushBuffer, QueueReceiver, QueueSender, queue};
 use crate::domain::{ClientRequests, MessageId, Method};
 use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, replace_value};
 use crate::upstream::client_requests::is_allowed;
@@ -68,8 +68,8 @@ struct MuxState {
 /// A request that waits for its answer.
 struct Pending {
     session: Arc<str>,
-    /// The caller's original id and progress token, as JSON text.
-    id: Bytes,
+    /// The caller's original id and progress token.
+    id: MessageId,
     token: Option<Bytes>,
     /// Whether requests and notifications of the server may be sent along with this request's answer.
     accepts_server_messages: bool,
@@ -137,10 +137,10 @@ impl MuxChannel {
         let Some(span) = parsed.cancelled_request else {
             return self.notify(body.clone()).await;
         };
-        let named = body.slice(span.range());
+        let named = span.text(body);
         let number = {
             let state = self.state();
-            let own = |pending: &Pending| &*pending.session == session && pending.id == named;
+            let own = |pending: &Pending| &*pending.session == session && *pending.id.as_json() == *named;
             state
                 .pending
                 .iter()
@@ -167,8 +167,8 @@ impl MuxChannel {
             receiver.next().await.unwrap_or_else(|| Err(self.why_gone()))
         };
         let late = |_| Err(ForwardError::timeout("the server did not answer in time"));
-        let body = timeout(patience, asked).await.unwrap_or_else(late)?;
-        parse_control_reply(&body, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
+        let reply = timeout(patience, asked).await.unwrap_or_else(late)?;
+        parse_control_reply(&reply.text, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
     }
 
     /// Hands a message from the server to its receiver. Only a channel with a single session waits for a slow receiver.
@@ -186,7 +186,7 @@ impl MuxChannel {
             }
         };
         match (&kind, parsed.id) {
-            (JsonRpcKind::Response, _) => self.answer(message, parsed.response_id()).await,
+            (JsonRpcKind::Response, _) => self.answer(message, parsed).await,
             (JsonRpcKind::Request(method), Some(id)) if method == "ping" => {
                 let id = MessageId::from_json(id.of(&message));
                 self.reply(mcp::result(&id, json!({})));
@@ -287,7 +287,7 @@ impl MuxChannel {
             number,
             Pending {
                 session: session.clone(),
-                id: id.of(body),
+                id: MessageId::from_json(id.of(body)),
                 token: parsed.progress_token.map(|token| token.of(body)),
                 accepts_server_messages: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
                 to: sender,
@@ -305,8 +305,8 @@ impl MuxChannel {
 
     /// Hands an answer to its request. An answer without an id belongs to the only pending request, if there is just
     /// one.
-    async fn answer(&self, message: Bytes, id: Option<JsonSpan>) {
-        let named = id.map(|id| id.text(&message).parse::<u64>().ok());
+    async fn answer(&self, message: Bytes, parsed: ServerMessage) {
+        let named = parsed.response_id().map(|id| id.text(&message).parse::<u64>().ok());
         let pending = {
             let mut state = self.state();
             let number = match named {
@@ -321,11 +321,9 @@ impl MuxChannel {
         let Some(pending) = pending else {
             return tracing::debug!("the server answered what nobody waits for");
         };
-        let message = match id {
-            Some(id) => replace_value(&message, id, json_text(&pending.id)),
-            None => message,
-        };
-        self.put(&pending.to, message).await;
+        let (text, answer) = parsed.with_response_id(&message, &pending.id);
+        let answer = Some(Box::new(answer));
+        self.put(&pending.to, ChannelMessage { text, answer }).await;
     }
 
     /// Hands a progress notification to the request that its token names.
@@ -336,8 +334,9 @@ impl MuxChannel {
             Some((number, pending.to.clone(), pending.token.clone()?))
         });
         if let Some((number, to, token)) = found {
-            let message = replace_value(&message, span, json_text(&token));
-            if !self.put(&to, message).await {
+            // Bytes that were read from a JSON message are UTF-8, so this loses nothing.
+            let token = String::from_utf8_lossy(&token).into_owned();
+            if !self.put(&to, replace_value(&message, span, token).into()).await {
                 self.fail(number, too_slow());
             }
         }
@@ -359,7 +358,7 @@ impl MuxChannel {
             open.map(|pending| pending.to.clone())
         };
         if let Some(call) = call {
-            call.put(message.clone()).await;
+            call.put(message.clone().into()).await;
             return true;
         }
         if push_buffer.is_open() {
@@ -379,7 +378,7 @@ impl MuxChannel {
 
     /// Queues a message for its receiver. A slow receiver slows down the server if the channel is private; on a shared
     /// channel its request fails instead.
-    async fn put(&self, to: &QueueSender, message: Bytes) -> bool {
+    async fn put(&self, to: &QueueSender, message: ChannelMessage) -> bool {
         if self.is_private() {
             to.put(message).await;
             return true;
@@ -424,11 +423,6 @@ fn too_slow() -> ForwardError {
     ForwardError::bad_response("the answer was not read fast enough, and others wait for this server too")
 }
 
-/// Bytes that were read from a JSON message are UTF-8, so this conversion loses nothing.
-fn json_text(json: &Bytes) -> String {
-    String::from_utf8_lossy(json).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -455,7 +449,7 @@ mod tests {
 
     async fn next(receiver: &mut QueueReceiver) -> String {
         let message = receiver.next().await.unwrap().unwrap();
-        String::from_utf8(message.to_vec()).unwrap()
+        String::from_utf8(message.text.to_vec()).unwrap()
     }
 
     fn say(text: &str) -> Bytes {

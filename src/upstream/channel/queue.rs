@@ -1,6 +1,8 @@
 //! Bounded queues between a channel to a server and the receivers of its messages. A queue holds one message of any
 //! size or many small ones; the sender waits for room, or is told that there is none.
 
+use crate::domain::MessageId;
+use crate::mcp::{MessageKind, ServerMessage};
 use crate::upstream::forward_error::ForwardError;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -16,13 +18,39 @@ const OVERHEAD: u32 = 256;
 const MAX_BUFFERED: usize = 64;
 const MAX_BUFFERED_BYTES: usize = 256 * 1024;
 
-type QueueItem = (Result<Bytes, ForwardError>, Option<OwnedSemaphorePermit>);
+/// One message of a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelMessage {
+    pub text: Bytes,
+    /// An answer as it was parsed for its route. Other messages are parsed again by who gets them: a queue holds one answer,
+    /// but many of those.
+    pub answer: Option<Box<ServerMessage>>,
+}
+
+impl ChannelMessage {
+    /// The message, and what it is for the request `id`.
+    pub fn classify(self, id: &MessageId) -> (Bytes, (MessageKind, ServerMessage)) {
+        let classified = match self.answer {
+            Some(answer) => answer.into_kind(&self.text, id),
+            None => ServerMessage::classify(&self.text, id),
+        };
+        (self.text, classified)
+    }
+}
+
+impl From<Bytes> for ChannelMessage {
+    fn from(text: Bytes) -> Self {
+        Self { text, answer: None }
+    }
+}
+
+type QueueItem = (Result<ChannelMessage, ForwardError>, Option<OwnedSemaphorePermit>);
 
 /// The receiving end.
 pub struct QueueReceiver {
     items: mpsc::UnboundedReceiver<QueueItem>,
     /// A message that was received and put back.
-    first: Option<Bytes>,
+    first: Option<ChannelMessage>,
     /// Called when the receiver stops waiting, to cancel the request at the server.
     give_up: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -51,11 +79,11 @@ pub fn queue() -> (QueueSender, QueueReceiver) {
 
 impl QueueReceiver {
     /// The next message; `None` when there are no more. A failure is the last item.
-    pub async fn next(&mut self) -> Option<Result<Bytes, ForwardError>> {
+    pub async fn next(&mut self) -> Option<Result<ChannelMessage, ForwardError>> {
         std::future::poll_fn(|context| self.poll(context)).await
     }
 
-    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, ForwardError>>> {
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ChannelMessage, ForwardError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
@@ -63,7 +91,7 @@ impl QueueReceiver {
     }
 
     /// Puts back a message, so that `next` returns it again.
-    pub fn unread(&mut self, message: Bytes) {
+    pub fn unread(&mut self, message: ChannelMessage) {
         self.first = Some(message);
     }
 
@@ -82,15 +110,15 @@ impl QueueReceiver {
 
 impl QueueSender {
     /// Queues a message, waiting for room.
-    pub async fn put(&self, message: Bytes) {
-        if let Ok(permit) = self.room.clone().acquire_many_owned(size(&message)).await {
+    pub async fn put(&self, message: ChannelMessage) {
+        if let Ok(permit) = self.room.clone().acquire_many_owned(size(&message.text)).await {
             let _ = self.items.send((Ok(message), Some(permit)));
         }
     }
 
     /// Queues a message if there is room; returns whether it was queued.
-    pub fn try_put(&self, message: Bytes) -> bool {
-        match self.room.clone().try_acquire_many_owned(size(&message)) {
+    pub fn try_put(&self, message: ChannelMessage) -> bool {
+        match self.room.clone().try_acquire_many_owned(size(&message.text)) {
             Ok(permit) => self.items.send((Ok(message), Some(permit))).is_ok(),
             Err(_) => false,
         }
@@ -133,7 +161,7 @@ impl PushBuffer {
         let mut mail = self.state();
         for message in mail.buffered.drain(..) {
             // Always fits: the limit of the buffer is not larger than that of the queue.
-            sender.try_put(message);
+            sender.try_put(message.into());
         }
         mail.buffered_bytes = 0;
         mail.open = (!mail.closed).then_some(sender);
@@ -147,7 +175,7 @@ impl PushBuffer {
 
     /// Sends on the open stream; `false` if none is open or its queue is full.
     pub fn put(&self, message: Bytes) -> bool {
-        self.state().open.as_ref().is_some_and(|open| open.try_put(message))
+        self.state().open.as_ref().is_some_and(|open| open.try_put(message.into()))
     }
 
     /// Buffers a message for the stream that will be opened; `false` if the buffer is full or the session has ended.
@@ -186,10 +214,10 @@ mod tests {
     #[tokio::test]
     async fn an_inbox_holds_one_large_message_or_some_small_ones_and_then_no_more() {
         let (sender, mut receiver) = queue();
-        assert!(sender.try_put(message(100 * 1024 * 1024)));
-        assert!(!sender.try_put(message(1)));
-        assert_eq!(receiver.next().await.unwrap().unwrap().len(), 100 * 1024 * 1024);
-        let taken = (0..10_000).take_while(|_| sender.try_put(message(1))).count();
+        assert!(sender.try_put(message(100 * 1024 * 1024).into()));
+        assert!(!sender.try_put(message(1).into()));
+        assert_eq!(receiver.next().await.unwrap().unwrap().text.len(), 100 * 1024 * 1024);
+        let taken = (0..10_000).take_while(|_| sender.try_put(message(1).into())).count();
         assert_eq!(taken, (ROOM / (OVERHEAD + 1)) as usize);
         sender.fail(ForwardError::bad_response("over"));
         for _ in 0..taken {
@@ -203,16 +231,16 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_room_goes_on_when_there_is_some_or_nobody_reads() {
         let (sender, mut read) = queue();
-        assert!(sender.try_put(message(ROOM as usize)));
+        assert!(sender.try_put(message(ROOM as usize).into()));
         let put = tokio::spawn({
             let sender = sender.clone();
-            async move { sender.put(message(2)).await }
+            async move { sender.put(message(2).into()).await }
         });
-        assert_eq!(read.next().await.unwrap().unwrap().len(), ROOM as usize);
-        assert_eq!(read.next().await.unwrap().unwrap().len(), 2);
+        assert_eq!(read.next().await.unwrap().unwrap().text.len(), ROOM as usize);
+        assert_eq!(read.next().await.unwrap().unwrap().text.len(), 2);
         put.await.unwrap();
-        assert!(sender.try_put(message(ROOM as usize)));
-        let put = tokio::spawn(async move { sender.put(message(3)).await });
+        assert!(sender.try_put(message(ROOM as usize).into()));
+        let put = tokio::spawn(async move { sender.put(message(3).into()).await });
         drop(read);
         put.await.unwrap();
     }
@@ -225,12 +253,12 @@ mod tests {
         assert!(!push_buffer.buffer(message(MAX_BUFFERED_BYTES)));
         let mut first = push_buffer.open();
         assert!(push_buffer.is_open() && push_buffer.put(message(3)));
-        assert_eq!(first.next().await.unwrap().unwrap().len(), 2);
+        assert_eq!(first.next().await.unwrap().unwrap().text.len(), 2);
         let mut second = push_buffer.open();
-        assert_eq!(first.next().await.unwrap().unwrap().len(), 3);
+        assert_eq!(first.next().await.unwrap().unwrap().text.len(), 3);
         assert!(first.next().await.is_none());
         assert!(push_buffer.put(message(4)));
-        assert_eq!(second.next().await.unwrap().unwrap().len(), 4);
+        assert_eq!(second.next().await.unwrap().unwrap().text.len(), 4);
         push_buffer.close();
         assert!(second.next().await.is_none());
         assert!(!push_buffer.buffer(message(1)) && push_buffer.open().next().await.is_none());

@@ -35,6 +35,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         Some(model) => {
             kinds(&message, model);
             routes(&message, model);
+            readdresses(&message);
             rewrites(&message, model);
             pages(&message, model);
         }
@@ -112,6 +113,19 @@ fn routes(message: &Bytes, model: &Model) {
             ServerNotification::Other => None,
         });
     same(noticed.as_ref(), model.notice().as_ref(), model.plain);
+}
+
+/// With another id, an answer is what a fresh parse of it finds.
+fn readdresses(message: &Bytes) {
+    let Ok(parsed) = ServerMessage::parse(message) else { return };
+    if parsed.route() != Ok(JsonRpcKind::Response) {
+        return;
+    }
+    for sent in ["7", "-1234567890", r#""n""#, r#""a\/b\u00e9""#] {
+        let sent = id(sent);
+        let (written, moved) = parsed.clone().with_response_id(message, &sent);
+        assert_eq!(moved.into_kind(&written, &sent), ServerMessage::classify(&written, &sent));
+    }
 }
 
 fn rewrites(message: &Bytes, model: &Model) {
