@@ -167,7 +167,7 @@ pub fn refuse(problems: &[Problem], sources: &[PolicySource]) -> Result<(), Fail
 
 fn as_json(problem: &Problem) -> serde_json::Value {
     let (file, line, column) = match &problem.location {
-        SourceLocation::File { file, line, column } => (Some(file), Some(line), Some(column)),
+        SourceLocation::InFile { file, line, column } => (Some(file), Some(line), Some(column)),
         _ => (None, None, None),
     };
     value!({
@@ -194,7 +194,7 @@ fn drawn(problem: &Problem, sources: &[PolicySource]) -> String {
 }
 
 fn drawing(problem: &Problem, sources: &[PolicySource]) -> Option<String> {
-    let SourceLocation::File { file, line, column } = &problem.location else {
+    let SourceLocation::InFile { file, line, column } = &problem.location else {
         return None;
     };
     let source = sources.iter().find(|source| Path::new(&source.file) == file)?;

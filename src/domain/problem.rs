@@ -30,7 +30,8 @@ pub enum Severity {
 #[serde(rename_all = "snake_case")]
 pub enum SourceLocation {
     /// Lines and columns count from 1; columns count characters.
-    File { file: PathBuf, line: usize, column: usize },
+    #[serde(rename = "file")]
+    InFile { file: PathBuf, line: usize, column: usize },
     /// An environment variable that overrides the file.
     Variable(String),
     /// Nowhere: the value is a default, the configuration never was a file, or no file is to blame.
@@ -42,7 +43,7 @@ impl SourceLocation {
     pub fn in_file(file: impl AsRef<Path>, text: &str, offset: usize) -> Self {
         let before = text.get(..offset).unwrap_or(text);
         let line = before.rsplit('\n').next().unwrap_or_default();
-        Self::File {
+        Self::InFile {
             file: file.as_ref().to_owned(),
             line: before.matches('\n').count() + 1,
             column: line.chars().count() + 1,
@@ -96,7 +97,7 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.location {
-            SourceLocation::File { file, line, column } => write!(f, "{}:{line}:{column}: ", file.display())?,
+            SourceLocation::InFile { file, line, column } => write!(f, "{}:{line}:{column}: ", file.display())?,
             SourceLocation::Variable(name) => write!(f, "environment variable {name}: ")?,
             SourceLocation::Nowhere => {}
         }

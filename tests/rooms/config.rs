@@ -201,7 +201,7 @@ fn a_secret_file_that_is_missing_empty_or_open_to_others_is_refused() {
         let said = shown(&problems);
         assert!(said.contains(expected) && !said.contains("hidden"), "{said}");
         assert!(
-            matches!(problems[0].location, SourceLocation::File { line: 12, .. }),
+            matches!(problems[0].location, SourceLocation::InFile { line: 12, .. }),
             "{said}"
         );
     }

@@ -57,7 +57,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
 
 fn has_its_place(problem: &Problem, text: &str, variables: &Variables) {
     match &problem.location {
-        SourceLocation::File { file, line, column } => {
+        SourceLocation::InFile { file, line, column } => {
             let written = text.split('\n').nth(line - 1).expect("a line of the file");
             assert!(
                 file == Path::new(FILE) && (1..=written.chars().count() + 1).contains(column),

@@ -198,7 +198,7 @@ fn is_told(problem: &Problem) -> bool {
     !problem.message.is_empty()
         && !matches!(
             problem.location,
-            SourceLocation::File { line: 0, .. } | SourceLocation::File { column: 0, .. }
+            SourceLocation::InFile { line: 0, .. } | SourceLocation::InFile { column: 0, .. }
         )
         && !problem.to_string().is_empty()
 }

@@ -5,11 +5,11 @@ use crate::combined::{connected, two_servers};
 use crate::support::client::Client;
 use crate::support::on_both_stores;
 use crate::support::upstream::{Received, Scripted, Upstream, say};
+use crate::support::wait::eventually;
 use crate::support::world::World;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::sync::Mutex;
-use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The `initialize` requests that Guardian sent for clients, without those of its own control sessions.
@@ -109,15 +109,24 @@ on_both_stores! {
         world.start().await;
         let client = connected(&world, &key).await;
         assert_eq!(calls(&client, "files__echo").await, "hi");
-        world.guardian("grant add --user ana@example.com --server files --scopes * --expires 4s").ok();
-        let first = Mutex::new(true);
+        world.guardian("grant add --user ana@example.com --server files --scopes * --expires 2s").ok();
+        let (release, held) = std::sync::mpsc::channel();
+        let held = Mutex::new(Some(held));
         files.script(move |received| {
-            (received.method() == "resources/unsubscribe" && std::mem::take(&mut *first.lock().unwrap())).then(|| {
-                std::thread::sleep(Duration::from_secs(5));
+            let held = (received.method() == "resources/unsubscribe").then(|| held.lock().unwrap().take());
+            held.flatten().map(|held| {
+                tokio::task::block_in_place(|| held.recv().unwrap());
                 Scripted::Status(404)
             })
         });
-        let answer = client.ask("resources/unsubscribe", json!({ "uri": "files+notes://a/1" })).await;
+        // The list of tools is Guardian's own: no server is asked for it.
+        let other = client.alike();
+        let expiring = async {
+            eventually("the grant to expire", async || other.list().await.iter().all(|name| !name.starts_with("files__")).then_some(())).await;
+            release.send(()).unwrap();
+        };
+        let asking = client.ask("resources/unsubscribe", json!({ "uri": "files+notes://a/1" }));
+        let (answer, ()) = tokio::join!(asking, expiring);
         assert_eq!(answer.reason(), "grant_expired");
         assert_eq!(files.received().iter().filter(|received| received.method() == "resources/unsubscribe").count(), 1);
         world.shipped().await;
