@@ -7,8 +7,6 @@ use crate::domain::{
     AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId, Outcome,
     OutcomeKind, PolicyId, Record, RequestId, Scope, SealedRecord, Subject, Timestamp, UserId,
 };
-use std::fmt;
-use std::str::FromStr;
 
 /// Which rows. Everything that is given must hold.
 #[derive(Debug, Clone)]
@@ -33,8 +31,6 @@ pub struct AuditFilter {
     pub limit: u32,
     /// Oldest first. Otherwise newest first.
     pub ascending: bool,
-    /// Goes on after this row, in the order asked for.
-    pub after: Option<AuditCursor>,
 }
 
 /// Which kind of record; `Any` mixes them.
@@ -51,14 +47,6 @@ pub enum AuditKind {
     Stop,
     Opaque,
     Any,
-}
-
-/// The place of a row in the order by time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct AuditCursor {
-    pub at: Timestamp,
-    pub incarnation: Incarnation,
-    pub seq: u64,
 }
 
 /// One row; for a decision with its outcome. What a kind does not have is `None` or empty.
@@ -175,7 +163,6 @@ impl AuditFilter {
             until: None,
             limit: 50,
             ascending: false,
-            after: None,
         }
     }
 
@@ -231,13 +218,6 @@ impl AuditFilter {
                 until.micros(),
             );
         }
-        if let Some(after) = self.after {
-            sql.push(Sql::same(" AND (d.occurred_at, d.incarnation, d.seq)"));
-            sql.push(Sql::same(if self.ascending { " > (" } else { " < (" }));
-            sql.push_with(Sql::each("at_micros(?)", "?"), after.at.micros());
-            sql.push_with(Sql::same(", ?"), &after.incarnation.0[..]);
-            sql.push_with(Sql::same(", ?)"), i64::try_from(after.seq).unwrap_or(i64::MAX));
-        }
         sql.push(Sql::same(match self.ascending {
             true => " ORDER BY d.occurred_at, d.incarnation, d.seq",
             false => " ORDER BY d.occurred_at DESC, d.incarnation DESC, d.seq DESC",
@@ -258,32 +238,6 @@ fn push_user(sql: &mut ComposedSql, user: &str) {
 }
 
 impl AuditKind {
-    pub const ALL: [AuditKind; 9] = [
-        Self::Decision,
-        Self::Outcome,
-        Self::Policy,
-        Self::Admin,
-        Self::Suppressed,
-        Self::Start,
-        Self::Stop,
-        Self::Opaque,
-        Self::Any,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Decision => "decision",
-            Self::Outcome => "outcome",
-            Self::Policy => "policy",
-            Self::Admin => "admin",
-            Self::Suppressed => "suppressed",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Opaque => "opaque",
-            Self::Any => "any",
-        }
-    }
-
     // literals, so that the planner can use the indexes made for one kind
     const fn condition(self) -> &'static str {
         match self {
@@ -296,40 +250,6 @@ impl AuditKind {
             Self::Stop => " AND d.kind = 'stop'",
             Self::Opaque => " AND d.kind = 'opaque'",
             Self::Any => "",
-        }
-    }
-}
-
-impl FromStr for AuditKind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let kinds = Self::ALL.map(Self::as_str).join(", ");
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or(format!("`{text}` is no kind of record: {kinds}"))
-    }
-}
-
-impl fmt::Display for AuditCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.at.micros(), self.incarnation, self.seq)
-    }
-}
-
-impl FromStr for AuditCursor {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.splitn(3, '.');
-        let mut part = || parts.next().unwrap_or("");
-        let (at, incarnation, seq) = (part().parse().ok(), Incarnation::parse(part()), part().parse().ok());
-        match (at, incarnation, seq) {
-            (Some(at), Some(incarnation), Some(seq)) => Ok(Self {
-                at: Timestamp::from_micros(at),
-                incarnation,
-                seq,
-            }),
-            _ => Err(format!("`{text}` is no place in the audit trail")),
         }
     }
 }
@@ -390,14 +310,6 @@ fn sealed_record(row: &Row) -> Result<SealedRecord, StoreError> {
 }
 
 impl AuditRow {
-    pub fn cursor(&self) -> AuditCursor {
-        AuditCursor {
-            at: self.at,
-            incarnation: self.incarnation,
-            seq: self.seq,
-        }
-    }
-
     fn of(row: &Row) -> Result<Self, StoreError> {
         let bare = Self::bare(row)?;
         let bytes: Option<Vec<u8>> = row.get("bytes")?;

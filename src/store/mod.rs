@@ -18,7 +18,7 @@ mod sqlite;
 mod unreadable;
 mod users;
 
-pub use audit::{AuditCursor, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
+pub use audit::{AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
 pub use catalogue::{Observed, StoredTool};
 pub use directory::{Anchor, CatchUp, Delta, Directory, RevocationRows};
 pub use engine::{PostgresEngine, SqliteEngine};

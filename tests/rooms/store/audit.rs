@@ -90,29 +90,6 @@ on_both! {
         assert_eq!(world.admin.audit(&elsewhere).await.unwrap(), []);
     }
 
-    async fn pages_follow_each_other_without_gap_or_repetition(world) {
-        let journals = [Journal::new(), Journal::new()];
-        // Two records at the same moment in each journal.
-        let records: Vec<_> = (0..10).flat_map(|n| journals.each_ref().map(|journal| journal.decision_at(n, second(n / 2)))).collect();
-        world.proxy.ship(&records).await.unwrap();
-        for ascending in [false, true] {
-            let (mut seen, mut after) = (Vec::new(), None);
-            loop {
-                let page = ask(world, |filter| (filter.ascending, filter.limit, filter.after) = (ascending, 3, after)).await;
-                let Some(last) = page.last() else { break };
-                after = Some(last.cursor().to_string().parse().unwrap());
-                seen.extend(page.iter().map(AuditRow::cursor));
-            }
-            let mut expected = seen.clone();
-            expected.sort();
-            expected.dedup();
-            if !ascending {
-                expected.reverse();
-            }
-            assert_eq!((seen.len(), &seen), (20, &expected), "ascending: {ascending}");
-        }
-    }
-
     async fn a_poison_row_anywhere_in_a_batch_blocks_nothing(world) {
         let poisons: [Poison; 9] = [
             ("U+0000 in the tool", |text| text.replace("\"tool\":\"read\"", "\"tool\":\"re\\u0000ad\"")),
@@ -174,14 +151,16 @@ on_both! {
             ("suppressed", Some("no_credential"), Some("12 times")),
             ("stop", None, None),
         ]);
-        for kind in AuditKind::ALL {
+        let kinds = [AuditKind::Decision, AuditKind::Outcome, AuditKind::Policy, AuditKind::Admin, AuditKind::Suppressed,
+            AuditKind::Start, AuditKind::Stop, AuditKind::Opaque, AuditKind::Any];
+        for kind in kinds {
             let count = ask(world, |filter| filter.kind = kind).await.len();
             let expected = match kind {
                 AuditKind::Any => 5,
                 AuditKind::Decision | AuditKind::Outcome | AuditKind::Opaque => 0,
                 _ => 1,
             };
-            assert_eq!((count, kind.as_str().parse()), (expected, Ok(kind)), "{kind:?}");
+            assert_eq!(count, expected, "{kind:?}");
         }
     }
 
@@ -226,19 +205,6 @@ on_both! {
         let refused = world.try_by_hand(replace).await.unwrap_err().to_string();
         assert!(refused.contains("append-only"), "{refused}");
         assert_eq!(ask(world, |_| ()).await.len(), 2);
-    }
-}
-
-#[test]
-fn a_cursor_reads_back_and_nothing_else_does() {
-    for bad in [
-        "",
-        "1",
-        "1.2.3",
-        "x.00000000000000000000000000000000.1",
-        "1.00000000000000000000000000000000.-1",
-    ] {
-        assert!(bad.parse::<neural_guardian::store::AuditCursor>().is_err(), "{bad}");
     }
 }
 
