@@ -25,8 +25,8 @@ pub use policy::missing::{forbid_names, missing_forbids};
 pub use policy::rule::{PolicySource, forbids};
 pub use tool::param_headers::{ParamHeader, ParamHeaderKind};
 
-use crate::domain::{Call, Method, Reason, Refusal, ServerName, Target, ToolName};
-use engine::evaluate;
+use crate::domain::{Call, Method, Reason, Refusal, ResourceUri, ServerName, Target, ToolName};
+use engine::evaluate::Evaluation;
 use engine::preconditions::{self, ActiveGrant};
 use serde_json::{Map, Value};
 use tool::primitive_kind::PrimitiveKind;
@@ -69,23 +69,16 @@ pub fn refuses(server: &ServerName, input: &DecisionInput<'_>) -> Option<Reason>
 /// Whether some call of this tool by this caller could be permitted now. In doubt it says yes, so that no callable tool
 /// is hidden.
 pub fn could_permit(server: &ServerName, tool: &CompiledTool, input: &DecisionInput<'_>) -> bool {
-    let Ok(active_grant) = preconditions::active_grant(server, input) else {
-        return false;
-    };
-    preconditions::check_tool(tool, &active_grant).is_ok() && evaluate::could_permit(tool, &active_grant, input)
+    let active_grant = preconditions::active_grant(server, input);
+    active_grant.is_ok_and(|active_grant| check_some_call(tool, &active_grant, input).is_ok())
 }
 
-/// Decides a message about a task by the tool that created it: the caller must be able to make some call of that tool
-/// now. The arguments of the original call are not known any more, so they are not judged again.
-fn check_task(
-    call: &Call,
-    tool: &ToolName,
-    active_grant: &ActiveGrant<'_>,
-    input: &DecisionInput<'_>,
-) -> Result<(), Box<Refusal>> {
-    let tool = input.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
+/// Refuses if no call of this tool could be permitted now.
+fn check_some_call(tool: &CompiledTool, active_grant: &ActiveGrant<'_>, input: &DecisionInput<'_>) -> Result<(), Box<Refusal>> {
     preconditions::check_tool(tool, active_grant)?;
-    if evaluate::could_permit(tool, active_grant, input) {
+    if tool.definition.arguments.why_unusable().is_none()
+        && Evaluation::of_tool(tool, None, active_grant, input).could_be_permitted()
+    {
         Ok(())
     } else {
         Err(Reason::NoPolicyPermits.into())
@@ -101,7 +94,22 @@ fn check_call(
 ) -> Result<(), Box<Refusal>> {
     let active_grant = preconditions::active_grant(&call.server, input)?;
     basis.set_grant(&active_grant, input);
-    let mut one = |kind, name: &str| decide_unlisted(call, kind, name, &active_grant, input, basis, parsed);
+    let mut unlisted = |kind, name: &str| {
+        let unlisted = input.snapshot.unlisted(&call.server, kind).ok_or(Reason::UnknownServer)?;
+        preconditions::check_scopes(&unlisted.needs, &active_grant)?;
+        let arguments = match kind {
+            PrimitiveKind::Prompt => Some(&*parsed.insert(unlisted.read_arguments(call.arguments.as_deref())?)),
+            PrimitiveKind::Tool | PrimitiveKind::Resource => None,
+        };
+        Evaluation::of_unlisted(unlisted, Some(name), arguments, &active_grant, input).decide(basis)
+    };
+    let mut resource = |uri: &ResourceUri| unlisted(PrimitiveKind::Resource, uri.as_str());
+    // The caller must be able to make some call of the task's tool now. The arguments of the original call are not known
+    // any more, so they are not judged again.
+    let task = |tool: &ToolName| {
+        let tool = input.snapshot.tool(&call.server, tool.as_str()).ok_or(Reason::UnknownTask)?;
+        check_some_call(tool, &active_grant, input)
+    };
     match (call.method, &call.target) {
         (Method::ToolsCall, target) => {
             let Target::Tool(name) = target else {
@@ -109,21 +117,17 @@ fn check_call(
             };
             let tool = input.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
             preconditions::check_tool(tool, &active_grant)?;
-            let arguments = parsed.insert(tool.read_arguments(call.arguments.as_deref())?);
-            evaluate::evaluate(tool, arguments, &active_grant, input, basis)
+            let arguments = parsed.insert(tool.definition.arguments.read(call.arguments.as_deref())?);
+            Evaluation::of_tool(tool, Some(arguments), &active_grant, input).decide(basis)
         }
-        (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => {
-            one(PrimitiveKind::Resource, uri.as_str())
-        }
-        (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => one(PrimitiveKind::Prompt, name.as_str()),
-        (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(|uri| one(PrimitiveKind::Resource, uri.as_str())),
+        (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => resource(uri),
+        (Method::GetPrompt | Method::Complete, Target::Prompt(name)) => unlisted(PrimitiveKind::Prompt, name.as_str()),
+        (Method::Listen, Target::Resources(uris)) => uris.iter().try_for_each(resource),
         (Method::Listen, Target::Subscription(uris, tools)) => {
-            uris.iter().try_for_each(|uri| one(PrimitiveKind::Resource, uri.as_str()))?;
-            tools.iter().try_for_each(|tool| check_task(call, tool, &active_grant, input))
+            uris.iter().try_for_each(resource)?;
+            tools.iter().try_for_each(task)
         }
-        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, Target::Task(tool, _)) => {
-            check_task(call, tool, &active_grant, input)
-        }
+        (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, Target::Task(tool, _)) => task(tool),
         (Method::TasksGet | Method::TasksResult | Method::TasksUpdate | Method::TasksCancel, _) => {
             Err(Reason::UnknownTask.into())
         }
@@ -138,23 +142,4 @@ fn check_call(
         (Method::Initialize | Method::Ping | Method::Discover | Method::SetLevel, _) => Ok(()),
         (Method::Notification | Method::OpenStream | Method::EndSession | Method::Answer, _) => Ok(()),
     }
-}
-
-fn decide_unlisted(
-    call: &Call,
-    kind: PrimitiveKind,
-    name: &str,
-    active_grant: &ActiveGrant<'_>,
-    input: &DecisionInput<'_>,
-    basis: &mut Basis,
-    parsed: &mut Option<Map<String, Value>>,
-) -> Result<(), Box<Refusal>> {
-    let unlisted = input.snapshot.unlisted(&call.server, kind).ok_or(Reason::UnknownServer)?;
-    preconditions::check_scopes(unlisted.needs(), active_grant)?;
-    let none = Map::new();
-    let arguments = match kind {
-        PrimitiveKind::Prompt => parsed.insert(unlisted.read_arguments(call.arguments.as_deref())?),
-        PrimitiveKind::Tool | PrimitiveKind::Resource => &none,
-    };
-    evaluate::evaluate_unlisted(unlisted, name, arguments, active_grant, input, basis)
 }

@@ -1,14 +1,13 @@
 //! A caller as a Cedar entity, with its evaluation cache. Built once per verified credential and member version.
 
 use super::compiled_tool::CompiledTool;
-use super::eval_cache::{EvalCache, EvalEntry};
+use super::eval_cache::EvalEntry;
 use super::slice::{CallerKey, CompiledPolicies, PolicyIndex};
 use crate::decide::tool::target::{CedarTarget, uid};
 use crate::domain::{EnvironmentName, Member, Principal, PrincipalKind, RoleName};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cedar_policy::{Entities, Entity, EntityUid, RestrictedExpression};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,10 +19,14 @@ struct PrincipalData {
     key: CallerKey,
     /// The caller's entity alone, without those of a call.
     entities: Entities,
-    /// The evaluation cache.
-    eval_cache: ArcSwap<EvalCache>,
+    /// The tools that the caller used last. At the bound all entries are dropped. Entries are found by the identity of
+    /// their `CedarTarget`, so those of an older snapshot never match.
+    eval_cache: ArcSwap<Vec<Arc<EvalEntry>>>,
     address: ArcSwapOption<(IpAddr, RestrictedExpression)>,
 }
+
+/// How many tools are cached per caller.
+const MAX_CACHED_TOOLS: usize = 32;
 
 impl CedarPrincipal {
     /// The roles are those of the member and those of the credential together.
@@ -56,12 +59,16 @@ impl CedarPrincipal {
 
     /// The cached evaluation of this tool for this caller; the first call makes it.
     pub(super) fn eval_entry(&self, tool: &CompiledTool, compiled: &CompiledPolicies) -> Arc<EvalEntry> {
-        let eval_cache = self.0.eval_cache.load();
-        if let Some(entry) = eval_cache.find(tool) {
+        let target = &tool.definition.target;
+        let cached = self.0.eval_cache.load();
+        if let Some(entry) = cached.iter().find(|entry| Arc::ptr_eq(&entry.target, target)) {
             return entry.clone();
         }
-        let entry = Arc::new(self.uncached_entry(tool.target().clone(), std::iter::once(tool.index()), compiled));
-        self.0.eval_cache.store(Arc::new(eval_cache.with(entry.clone())));
+        let entry = Arc::new(self.uncached_entry(target.clone(), std::iter::once(&tool.index), compiled));
+        let is_full = cached.len() >= MAX_CACHED_TOOLS;
+        let mut entries = if is_full { Vec::new() } else { cached.to_vec() };
+        entries.push(entry.clone());
+        self.0.eval_cache.store(Arc::new(entries));
         entry
     }
 
@@ -85,12 +92,6 @@ impl CedarPrincipal {
         let expression = RestrictedExpression::new_ip(address.to_canonical().to_string());
         self.0.address.store(Some(Arc::new((address, expression.clone()))));
         expression
-    }
-}
-
-impl fmt::Debug for CedarPrincipal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Subject({})", self.0.key.uid)
     }
 }
 

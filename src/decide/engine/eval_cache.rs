@@ -1,7 +1,6 @@
-//! Evaluation cache, one entry per caller and tool: the policies that apply, and the outcome of those that read no
-//! context. It only saves work; it never changes a verdict.
+//! The entries of the evaluation cache, one per caller and tool: the policies that apply, and the outcome of those that
+//! read no context. They only save work; they never change a verdict.
 
-use super::compiled_tool::CompiledTool;
 use super::slice::{CallerKey, CompiledPolicies, PolicyIndex, PolicySubset, ToolSlice};
 use crate::decide::policy::rule::RuleIndex;
 use crate::decide::tool::target::CedarTarget;
@@ -12,20 +11,13 @@ static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 
 /// The cached evaluation of one tool, resource or prompt for one caller.
 pub(in crate::decide) struct EvalEntry {
-    target: Arc<CedarTarget>,
+    pub target: Arc<CedarTarget>,
     entities: Entities,
     /// For each index, the slice for the caller's kind and roles, and the slice for the caller alone.
     slices: Vec<Arc<ToolSlice>>,
-    context_free_outcome: EvalOutcome,
+    /// The outcome of the policies that read no context.
+    pub context_free_outcome: EvalOutcome,
 }
-
-/// The tools that a caller used last. At the bound all entries are dropped. Entries are found by the identity of their
-/// `CedarTarget`, so those of an older snapshot never match.
-#[derive(Default)]
-pub(in crate::decide) struct EvalCache(Vec<Arc<EvalEntry>>);
-
-/// How many tools are cached per caller.
-const MAX_CACHED_TOOLS: usize = 32;
 
 /// Which policies are satisfied and which failed to evaluate. When a forbid is satisfied, Cedar does not report the
 /// satisfied permits.
@@ -57,11 +49,6 @@ impl EvalEntry {
             .evaluate(caller, |slice| &slice.slice.context_free, || Ok::<_, ()>(Context::empty()))
             .unwrap_or_default();
         entry
-    }
-
-    /// The outcome of the policies that read no context.
-    pub fn context_free_outcome(&self) -> &EvalOutcome {
-        &self.context_free_outcome
     }
 
     /// The policies that can apply. No policy is in two slices.
@@ -97,28 +84,16 @@ impl EvalEntry {
     }
 }
 
-impl EvalCache {
-    pub fn find(&self, tool: &CompiledTool) -> Option<&Arc<EvalEntry>> {
-        self.0.iter().find(|entry| Arc::ptr_eq(&entry.target, tool.target()))
-    }
-
-    pub fn with(&self, entry: Arc<EvalEntry>) -> Self {
-        match self.0.len() {
-            0..MAX_CACHED_TOOLS => Self(self.0.iter().cloned().chain([entry]).collect()),
-            _ => Self(vec![entry]),
-        }
-    }
-}
-
 impl EvalOutcome {
     /// Joins two outcomes, in policy order.
-    pub fn merge(&mut self, other: &EvalOutcome) {
+    pub fn merge(mut self, other: &EvalOutcome) -> Self {
         self.permits.extend(&other.permits);
         self.forbids.extend(&other.forbids);
         self.errors.extend(&other.errors);
         self.permits.sort_unstable();
         self.forbids.sort_unstable();
         self.errors.sort_unstable();
+        self
     }
 
     fn add(&mut self, response: &Response) {

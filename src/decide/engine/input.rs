@@ -6,7 +6,7 @@ use crate::domain::{Member, Principal, Reason, Timestamp};
 use std::net::IpAddr;
 
 /// The state of the world at the moment of the call.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct DecisionInput<'a> {
     pub now: Timestamp,
     pub source_ip: IpAddr,

@@ -47,29 +47,25 @@ pub(in crate::decide) fn active_member<'a>(input: &DecisionInput<'a>) -> Result<
 
 /// Whether the server still offers the tool as it was pinned, and the caller's scopes cover it.
 pub(in crate::decide) fn check_tool(tool: &CompiledTool, active_grant: &ActiveGrant<'_>) -> Result<(), Box<Refusal>> {
-    match tool.entry().pin_status {
+    match tool.definition.entry.pin_status {
         PinStatus::Pinned => {}
         PinStatus::Changed => return Err(Reason::DefinitionChanged.into()),
         PinStatus::Unapproved => return Err(Reason::ToolNotApproved.into()),
         PinStatus::Gone => return Err(Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool").into()),
     }
-    check_scopes(tool.needs(), active_grant)
+    check_scopes(&tool.definition.needs, active_grant)
 }
 
 /// Whether the caller's scopes cover all of `needs`; a refusal names all of them.
 pub(in crate::decide) fn check_scopes(needs: &[Scope], active_grant: &ActiveGrant<'_>) -> Result<(), Box<Refusal>> {
-    if needs.iter().all(|needed| active_grant.covers(needed)) {
+    let held = &active_grant.scopes;
+    let is_held = |needed| held.iter().any(|held| *held == needed || held.as_str() == "*");
+    if needs.iter().all(is_held) {
         return Ok(());
     }
     let scopes = needs.to_vec();
     let refusal = Refusal::new(Reason::MissingScope);
     Err(Refusal { scopes, ..refusal }.into())
-}
-
-impl ActiveGrant<'_> {
-    fn covers(&self, needed: &Scope) -> bool {
-        self.scopes.iter().any(|held| *held == needed || held.as_str() == "*")
-    }
 }
 
 /// A grant for the caller's own client takes precedence over one for any client, even if it is the one that refuses.

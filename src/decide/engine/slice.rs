@@ -21,7 +21,7 @@ const MAX_SHARED: usize = 16_384;
 
 /// All policies and the slices made of them. Tools with the same applicable policies share one slice.
 pub(in crate::decide) struct CompiledPolicies {
-    rules: Vec<Rule>,
+    pub rules: Vec<Rule>,
     slices: RwLock<HashMap<Vec<RuleIndex>, Arc<Slice>>>,
 }
 
@@ -108,10 +108,6 @@ impl CompiledPolicies {
 
     pub fn rule(&self, index: RuleIndex) -> &Rule {
         &self.rules[index as usize]
-    }
-
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
     }
 
     fn slice(&self, rules: Vec<RuleIndex>) -> Arc<Slice> {

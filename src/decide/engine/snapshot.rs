@@ -10,9 +10,10 @@ use crate::decide::policy::deep_stack::on_deep_stack;
 use crate::decide::policy::entity_names::EntityNames;
 use crate::decide::policy::rule::{self, PolicySource, Rule};
 use crate::decide::tool::arguments::Arguments;
+use crate::decide::tool::param_headers::{ParamHeader, param_headers};
 use crate::decide::tool::primitive_kind::PrimitiveKind;
-use crate::decide::tool::target::{CedarTarget, UncompiledTool};
-use crate::decide::tool::{arg_types, param_headers, schema};
+use crate::decide::tool::target::ToolDefinition;
+use crate::decide::tool::{arg_types, schema};
 use crate::domain::{Catalogue, Digest, PolicyId, Problem, ServerEntry, ServerName, Sha256, ToolName};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,10 +33,10 @@ pub struct PolicySettings {
 pub struct Snapshot {
     policy_set: Digest,
     catalogue: Digest,
-    settings: PolicySettings,
+    pub(super) utc_offset_minutes: i32,
     schema: String,
     warnings: Vec<Problem>,
-    compiled: CompiledPolicies,
+    pub(super) compiled: CompiledPolicies,
     servers: HashMap<ServerName, CompiledServer>,
 }
 
@@ -70,8 +71,8 @@ impl Snapshot {
     ) -> Result<Snapshot, Vec<Problem>> {
         let (rules, mut problems) = rule::read_with(sources, kept);
         problems.extend(reserved_names(catalogue));
-        let uncompiled = uncompiled_tools(catalogue);
-        let entity_names = EntityNames::new(catalogue, &uncompiled);
+        let tools = tool_definitions(catalogue);
+        let entity_names = EntityNames::new(catalogue, &tools);
         let checked = check::check_policies(&rules, &entity_names);
         problems.extend(checked.problems);
         if problems.is_empty() && !settings.deny_all && !rules.iter().any(Rule::is_enforced_permit) {
@@ -81,30 +82,24 @@ impl Snapshot {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let warnings = checked
-            .warnings
-            .into_iter()
-            .chain(uncompiled.iter().flat_map(invisible_arguments));
+        let warnings = checked.warnings.into_iter().chain(tools.iter().flat_map(invisible_arguments));
         let warnings = warnings.map(Problem::into_warning).collect();
-        let schema = schema(catalogue, &uncompiled, &checked.unlisted);
+        let schema = schema(catalogue, &tools, &checked.unlisted);
         let compiled = CompiledPolicies::new(rules);
         let server = |server| empty_server(&compiled, server, &checked.unlisted);
         let mut servers: HashMap<ServerName, CompiledServer> = catalogue.servers.iter().map(server).collect();
-        for (uncompiled, applicability) in uncompiled.into_iter().zip(checked.applicability) {
-            let index = PolicyIndex::new(&compiled, applicability, Arc::new(uncompiled.arguments.arg_schema().clone()));
-            let server = servers
-                .get_mut(&uncompiled.target.server)
-                .expect("drafts are made of the catalogue");
-            let name = uncompiled.entry.name.clone();
-            server.tools.insert(
-                name,
-                CompiledTool::new(uncompiled.entry, uncompiled.arguments, uncompiled.target, index),
-            );
+        for (definition, applicability) in tools.into_iter().zip(checked.applicability) {
+            let arg_schema = Arc::new(definition.arguments.arg_schema.clone());
+            let index = PolicyIndex::new(&compiled, applicability, arg_schema);
+            let server = servers.get_mut(&definition.target.server);
+            let server = server.expect("the tools are made of the catalogue");
+            let name = definition.entry.name.clone();
+            server.tools.insert(name, CompiledTool { definition, index });
         }
         Ok(Self {
             policy_set: digest(sources.iter().chain(kept), settings),
             catalogue: catalogue.digest(),
-            settings: settings.clone(),
+            utc_offset_minutes: settings.utc_offset_minutes,
             schema,
             warnings,
             compiled,
@@ -124,12 +119,12 @@ impl Snapshot {
 
     /// The number of policies, shadow policies included.
     pub fn policies(&self) -> usize {
-        self.compiled.rules().len()
+        self.compiled.rules.len()
     }
 
     /// The ids of the enforced forbid policies; shadow policies are not among them.
     pub fn forbids(&self) -> BTreeSet<&PolicyId> {
-        let forbids = self.compiled.rules().iter().filter(|rule| rule.is_enforced_forbid());
+        let forbids = self.compiled.rules.iter().filter(|rule| rule.is_enforced_forbid());
         forbids.map(|rule| &rule.id).collect()
     }
 
@@ -158,19 +153,11 @@ impl Snapshot {
             .get(server)?
             .unlisted
             .iter()
-            .find(|unlisted| unlisted.kind() == kind)
+            .find(|unlisted| unlisted.kind == kind)
     }
 
     pub(super) fn server_enabled(&self, server: &ServerName) -> Option<bool> {
         self.servers.get(server).map(|server| server.enabled)
-    }
-
-    pub(super) fn compiled_policies(&self) -> &CompiledPolicies {
-        &self.compiled
-    }
-
-    pub(super) fn utc_offset_minutes(&self) -> i32 {
-        self.settings.utc_offset_minutes
     }
 }
 
@@ -184,18 +171,10 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-fn uncompiled_tools(catalogue: &Catalogue) -> Vec<UncompiledTool> {
-    let tools = catalogue
-        .servers
-        .iter()
-        .flat_map(|(server, entry)| entry.tools.values().map(move |tool| (server, tool)));
-    tools
-        .map(|(server, entry)| UncompiledTool {
-            arguments: Arguments::compile(&entry.input_schema),
-            target: Arc::new(CedarTarget::new(server, entry)),
-            entry: entry.clone(),
-        })
-        .collect()
+fn tool_definitions(catalogue: &Catalogue) -> Vec<ToolDefinition> {
+    let servers = catalogue.servers.iter();
+    let tools = servers.flat_map(|(server, entry)| entry.tools.values().map(move |tool| (server, tool)));
+    tools.map(|(server, tool)| ToolDefinition::new(server, tool)).collect()
 }
 
 fn empty_server(
@@ -227,46 +206,42 @@ fn reserved_names(catalogue: &Catalogue) -> impl Iterator<Item = Problem> {
 
 /// Why callers cannot use a tool with this input schema, whatever they are granted: a sentence for the operator.
 pub fn why_unusable(input_schema: &Value) -> Option<String> {
-    why_arguments_unusable(&Arguments::compile(input_schema), input_schema)
+    why_arguments_unusable(&Arguments::compile(input_schema), &param_headers(input_schema))
 }
 
-fn why_arguments_unusable(arguments: &Arguments, input_schema: &Value) -> Option<String> {
+fn why_arguments_unusable(arguments: &Arguments, param_headers: &Result<Vec<ParamHeader>, String>) -> Option<String> {
     if let Some(why) = arguments.why_unusable() {
         return Some(format!("it is listed to nobody and every call of it is refused: {why}"));
     }
-    let why = param_headers::param_headers(input_schema).err()?;
+    let why = param_headers.as_ref().err()?;
     Some(format!(
         "clients of 2026-07-28 are not shown it, since they must not use it: {why}; the server has to mark its arguments otherwise"
     ))
 }
 
 /// Warnings about a tool that cannot be used and about arguments that policies cannot read.
-fn invisible_arguments(uncompiled: &UncompiledTool) -> Vec<Problem> {
-    let tool = &uncompiled.target.id;
-    let obstacle = why_arguments_unusable(&uncompiled.arguments, &uncompiled.entry.input_schema);
-    let obstacle = obstacle.map(|obstacle| Problem::error("", format!("tool `{tool}`: {obstacle}")));
-    if uncompiled.arguments.why_unusable().is_some() {
+fn invisible_arguments(tool: &ToolDefinition) -> Vec<Problem> {
+    let id = &tool.target.id;
+    let obstacle = why_arguments_unusable(&tool.arguments, &tool.param_headers);
+    let obstacle = obstacle.map(|obstacle| Problem::error("", format!("tool `{id}`: {obstacle}")));
+    if tool.arguments.why_unusable().is_some() {
         return obstacle.into_iter().collect();
     }
-    let holes = arg_types::untyped_arguments(uncompiled.arguments.arg_schema()).into_iter();
+    let holes = arg_types::untyped_arguments(&tool.arguments.arg_schema).into_iter();
     let holes = holes.map(|(argument, why)| {
         Problem::error(
             "",
-            format!("policies cannot read argument `{argument}` of tool `{tool}`: {why}"),
+            format!("policies cannot read argument `{argument}` of tool `{id}`: {why}"),
         )
     });
     obstacle.into_iter().chain(holes).collect()
 }
 
-fn schema(catalogue: &Catalogue, uncompiled: &[UncompiledTool], unlisted: &[UnlistedApplicability]) -> String {
-    let groups = schema::GROUPS
-        .into_iter()
-        .chain(catalogue.servers.keys().map(ServerName::as_str));
-    let actions: Vec<schema::Action<'_>> = unlisted
-        .iter()
-        .map(UnlistedApplicability::action)
-        .chain(uncompiled.iter().map(UncompiledTool::action))
-        .collect();
+fn schema(catalogue: &Catalogue, tools: &[ToolDefinition], unlisted: &[UnlistedApplicability]) -> String {
+    let servers = catalogue.servers.keys().map(ServerName::as_str);
+    let groups = schema::GROUPS.into_iter().chain(servers);
+    let tools = tools.iter().map(ToolDefinition::action);
+    let actions: Vec<_> = unlisted.iter().map(UnlistedApplicability::action).chain(tools).collect();
     schema::schema_text(groups, &actions)
 }
 

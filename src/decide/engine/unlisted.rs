@@ -15,17 +15,17 @@ use std::sync::Arc;
 
 /// All resources, or all prompts, of one server.
 pub(in crate::decide) struct UnlistedPrimitives {
-    kind: PrimitiveKind,
+    pub kind: PrimitiveKind,
     server: ServerName,
     /// The scope that a call for one of them needs.
-    needs: Vec<Scope>,
+    pub needs: Vec<Scope>,
     /// The arguments that policies can see.
-    arg_schema: Arc<ArgSchema>,
+    pub arg_schema: Arc<ArgSchema>,
     /// The policies whose scope names no single resource or prompt.
     general: PolicyIndex,
     /// The policies whose scope names one, by its name.
     named: HashMap<String, PolicyIndex>,
-    /// All of them: a resource template can produce any resource.
+    /// All of them.
     all: PolicyIndex,
 }
 
@@ -67,29 +67,18 @@ impl UnlistedPrimitives {
         }
     }
 
-    pub fn kind(&self) -> PrimitiveKind {
-        self.kind
-    }
-
-    pub fn needs(&self) -> &[Scope] {
-        &self.needs
-    }
-
-    pub fn arg_schema(&self) -> &ArgSchema {
-        &self.arg_schema
-    }
-
-    /// The policies for the resource or prompt `name`: those for all, then those that name it.
-    pub fn indices(&self, name: &str) -> impl Iterator<Item = &PolicyIndex> {
-        std::iter::once(&self.general).chain(self.named.get(name))
+    /// The policies for the resource or prompt `name`: those for all, then those that name it. Without a name, all policies:
+    /// a resource template can produce any resource.
+    pub fn indices(&self, name: Option<&str>) -> impl Iterator<Item = &PolicyIndex> {
+        let (first, second) = match name {
+            Some(name) => (&self.general, self.named.get(name)),
+            None => (&self.all, None),
+        };
+        std::iter::once(first).chain(second)
     }
 
     pub fn is_named_by_policy(&self, name: &str) -> bool {
         self.named.contains_key(name)
-    }
-
-    pub fn all(&self) -> &PolicyIndex {
-        &self.all
     }
 
     pub fn target(&self, name: &str) -> Arc<CedarTarget> {

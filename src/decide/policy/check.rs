@@ -18,7 +18,7 @@ use crate::decide::tool::arg_types::ArgSchema;
 use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
-use crate::decide::tool::target::UncompiledTool;
+use crate::decide::tool::target::ToolDefinition;
 use crate::domain::{PinStatus, Problem, did_you_mean, is_one_edit};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -156,7 +156,7 @@ impl CatalogueCheck<'_> {
             return;
         }
         let applicability = self.found.applicability.iter().zip(self.entity_names.tools);
-        let tools: Vec<&UncompiledTool> = applicability
+        let tools: Vec<&ToolDefinition> = applicability
             .filter(|(applicability, uncompiled)| {
                 applicability.has(index) && (!rule.names_tools_only() || rule.names_tool(&uncompiled.target.id))
             })
@@ -168,7 +168,7 @@ impl CatalogueCheck<'_> {
         for argument in &rule.usage.arguments {
             let missing = tools
                 .iter()
-                .map(|tool| missing_argument(tool.arguments.arg_schema(), &argument.path));
+                .map(|tool| missing_argument(&tool.arguments.arg_schema, &argument.path));
             let Some(missing) = missing.collect::<Option<Vec<MissingArgument>>>() else {
                 continue;
             };
@@ -230,16 +230,13 @@ impl CatalogueCheck<'_> {
         if !guessed {
             return false;
         }
-        let has_any = |uncompiled: &&UncompiledTool| {
-            supposed
-                .keys()
-                .any(|name| uncompiled.arguments.arg_schema().contains_key(name))
-        };
+        let has_any =
+            |uncompiled: &&ToolDefinition| supposed.keys().any(|name| uncompiled.arguments.arg_schema.contains_key(name));
         let applicability = self.entity_names.tools.iter().zip(&self.found.applicability);
         let tools = applicability
             .filter(|(_, applicability)| applicability.has(index))
             .map(|(uncompiled, _)| uncompiled);
-        let tools: Vec<&UncompiledTool> = tools.filter(has_any).collect();
+        let tools: Vec<&ToolDefinition> = tools.filter(has_any).collect();
         tools
             .into_iter()
             .any(|uncompiled| self.validate(uncompiled.action(), &[index]).findings.is_empty())
@@ -289,9 +286,9 @@ impl CatalogueCheck<'_> {
         let (supposed, _) = infer_schema(&rule.usage.arguments);
         let arguments = rule.usage.arguments.iter().enumerate();
         let conflicts: Vec<(usize, &ArgumentRef)> = arguments
-            .filter(|(_, argument)| conflict(uncompiled.arguments.arg_schema(), &supposed, &argument.path))
+            .filter(|(_, argument)| conflict(&uncompiled.arguments.arg_schema, &supposed, &argument.path))
             .collect();
-        let mut without = uncompiled.arguments.arg_schema().clone();
+        let mut without = uncompiled.arguments.arg_schema.clone();
         conflicts
             .iter()
             .for_each(|(_, argument)| make_untyped(&mut without, &argument.path));
@@ -331,7 +328,7 @@ impl CatalogueCheck<'_> {
                     .usage
                     .arguments
                     .iter()
-                    .filter_map(|argument| missing_argument(uncompiled.arguments.arg_schema(), &argument.path));
+                    .filter_map(|argument| missing_argument(&uncompiled.arguments.arg_schema, &argument.path));
                 if let Some(hole) = holes.into_iter().find(|missing| missing.untyped.is_some()) {
                     let at = rule.problem_at_attribute(&hole.name, "");
                     let message = format!("policy `{}`: it asks for `{}`", rule.id, hole.path);
@@ -346,7 +343,7 @@ impl CatalogueCheck<'_> {
     }
 
     /// Whether validation for this tool can differ from validation for the imaginary tool.
-    fn differs(&self, index: usize, uncompiled: &UncompiledTool) -> bool {
+    fn differs(&self, index: usize, uncompiled: &ToolDefinition) -> bool {
         let rule = &self.rules[index];
         let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&uncompiled.target.id);
         may && !self.unsound.contains(&index)
@@ -399,7 +396,7 @@ impl CatalogueCheck<'_> {
     }
 }
 
-fn not_evaluable_warning(rule: &Rule, uncompiled: &UncompiledTool, message: String, which: &str, at: Problem) -> Problem {
+fn not_evaluable_warning(rule: &Rule, uncompiled: &ToolDefinition, message: String, which: &str, at: Problem) -> Problem {
     let effect = match (rule.effect, rule.shadow) {
         (Effect::Permit, _) => "the permit then does not count",
         (Effect::Forbid, false) => "they are then refused",
@@ -414,7 +411,7 @@ fn not_evaluable_warning(rule: &Rule, uncompiled: &UncompiledTool, message: Stri
 
 /// The problem of an argument that none of `tools` has. For a group, help is offered only if one edit turns the name into
 /// an existing one: other names may be meant for tools added later.
-fn missing_problem(rule: &Rule, tools: &[&UncompiledTool], missing: Vec<MissingArgument>) -> Option<Problem> {
+fn missing_problem(rule: &Rule, tools: &[&ToolDefinition], missing: Vec<MissingArgument>) -> Option<Problem> {
     let near = missing.iter().find_map(|missing| Some((missing, missing.near.as_ref()?)));
     let is_slip = |(missing, near): &(&MissingArgument, &String)| is_one_edit(&missing.name, near);
     let near = near
@@ -451,7 +448,7 @@ fn applicability(rules: &[Rule], entity_names: &EntityNames<'_>) -> Vec<Applicab
             _ => ids.iter().for_each(|id| by_action.entry(id).or_default().push(number(index))),
         }
     }
-    let applicability = |uncompiled: &UncompiledTool| {
+    let applicability = |uncompiled: &ToolDefinition| {
         let target = &uncompiled.target;
         let ids = target.groups.iter().chain([&target.id]);
         let by_name = ids.filter_map(|id| by_action.get(id.as_str())).flatten();

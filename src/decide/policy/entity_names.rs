@@ -2,20 +2,20 @@
 
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema;
-use crate::decide::tool::target::UncompiledTool;
+use crate::decide::tool::target::ToolDefinition;
 use crate::domain::{Catalogue, PromptName, ResourceUri, ServerName, nearest};
 use std::collections::{BTreeMap, HashMap};
 
 /// The names that policies may use.
 pub(in crate::decide) struct EntityNames<'a> {
-    pub tools: &'a [UncompiledTool],
-    by_id: HashMap<&'a str, &'a UncompiledTool>,
+    pub tools: &'a [ToolDefinition],
+    by_id: HashMap<&'a str, &'a ToolDefinition>,
     /// Each server, and whether any of its tools is known.
     servers: BTreeMap<&'a str, bool>,
 }
 
 impl<'a> EntityNames<'a> {
-    pub fn new(catalogue: &'a Catalogue, tools: &'a [UncompiledTool]) -> Self {
+    pub fn new(catalogue: &'a Catalogue, tools: &'a [ToolDefinition]) -> Self {
         let servers = catalogue.servers.iter();
         Self {
             tools,
@@ -75,7 +75,7 @@ impl<'a> EntityNames<'a> {
         }
     }
 
-    pub fn tool_by_id(&self, id: &str) -> Option<&'a UncompiledTool> {
+    pub fn tool_by_id(&self, id: &str) -> Option<&'a ToolDefinition> {
         self.by_id.get(id).copied()
     }
 

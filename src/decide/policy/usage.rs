@@ -20,7 +20,7 @@ pub(in crate::decide) enum ContextField {
 }
 
 impl ContextField {
-    const ALL: [ContextField; 7] = [
+    pub const ALL: [ContextField; 7] = [
         ContextField::Input,
         ContextField::Scopes,
         ContextField::SourceIp,
@@ -82,19 +82,14 @@ impl ContextUsage {
         self.facts & field as u8 != 0
     }
 
-    /// The arguments read by name; `None` stands for all.
-    pub fn names(&self) -> Option<&BTreeSet<String>> {
-        self.names.as_ref()
+    /// Whether the argument of this top-level name is read.
+    pub fn reads_argument(&self, name: &str) -> bool {
+        self.names.as_ref().is_none_or(|names| names.contains(name))
     }
 
     /// Whether no fact of the context is read.
     pub fn is_empty(&self) -> bool {
         self.facts == 0
-    }
-
-    pub fn and(mut self, other: &ContextUsage) -> Self {
-        self.add(other);
-        self
     }
 
     pub fn add(&mut self, other: &ContextUsage) {
@@ -399,7 +394,7 @@ mod tests {
         assert!(
             context.reads(ContextField::Input) && context.reads(ContextField::Session) && !context.reads(ContextField::Scopes)
         );
-        assert_eq!(context.names().unwrap().len(), 1);
+        assert_eq!(context.names.unwrap().len(), 1);
     }
 
     #[test]
@@ -411,14 +406,14 @@ mod tests {
         ] {
             let PolicyUsage { context, arguments, .. } = usage_of(condition);
             assert!(ContextField::ALL.into_iter().all(|field| context.reads(field)), "{condition}");
-            assert_eq!(context.names(), None);
+            assert_eq!(context.names, None);
             assert!(
                 arguments.iter().any(|argument| argument.path.is_empty() && argument.value),
                 "{condition}"
             );
         }
         let PolicyUsage { context, .. } = usage_of(r#"context.input == { path: "x" }"#);
-        assert_eq!(context.names(), None);
+        assert_eq!(context.names, None);
         assert!(!context.reads(ContextField::Hour));
     }
 }

@@ -10,13 +10,12 @@ use cedar_policy::RestrictedExpression;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Number, Value};
-use std::collections::BTreeSet;
 
 /// The argument validator of one tool, and the arguments that policies can see.
 pub(in crate::decide) struct Arguments {
     /// The error says why the schema cannot be used; then every call of the tool is refused.
     validator: Result<Validator, String>,
-    arg_schema: ArgSchema,
+    pub arg_schema: ArgSchema,
 }
 
 /// Larger schemas and patterns are refused: compiling them costs too much.
@@ -31,10 +30,6 @@ impl Arguments {
             validator: validator(schema),
             arg_schema: arg_types::arguments(schema),
         }
-    }
-
-    pub fn arg_schema(&self) -> &ArgSchema {
-        &self.arg_schema
     }
 
     /// Why no call of this tool can be validated.
@@ -77,35 +72,28 @@ fn validator(schema: &Value) -> Result<Validator, String> {
         .map_err(|error| cut(&format!("the input schema is not usable: {error}")))
 }
 
-/// Converts `arguments` to the record `context.input`: the typed ones among `names`, or all typed ones.
+/// Converts `arguments` to the record `context.input`: the typed ones that are read.
 pub(in crate::decide) fn input(
     arguments: &Map<String, Value>,
     fields: &ArgSchema,
-    names: Option<&BTreeSet<String>>,
+    is_read: impl Fn(&str) -> bool,
 ) -> Result<RestrictedExpression, Box<Refusal>> {
-    let wanted = |name: &str| names.is_none_or(|names| names.contains(name));
-    record(arguments, fields, wanted, "").map_err(|InexpressibleValue { at, why }| invalid(&format!("argument `{at}` {why}")))
-}
-
-/// A value that a policy reads and that Cedar cannot represent.
-struct InexpressibleValue {
-    at: String,
-    why: &'static str,
+    record(arguments, fields, is_read, "")
 }
 
 fn record(
     members: &Map<String, Value>,
     fields: &ArgSchema,
-    wanted: impl Fn(&str) -> bool,
+    is_read: impl Fn(&str) -> bool,
     prefix: &str,
-) -> Result<RestrictedExpression, InexpressibleValue> {
+) -> Result<RestrictedExpression, Box<Refusal>> {
     let mut pairs = Vec::new();
     for (name, ArgField { required, arg_type }) in fields {
-        let (true, Ok(arg_type)) = (wanted(name), arg_type) else {
+        let (true, Ok(arg_type)) = (is_read(name), arg_type) else {
             continue;
         };
         match members.get(name) {
-            Some(Value::Null) | None if *required => return Err(inexpressible(format!("{prefix}{name}"), "is missing")),
+            Some(Value::Null) | None if *required => return Err(inexpressible(&format!("{prefix}{name}"), "is missing")),
             Some(Value::Null) | None => {}
             Some(value) => pairs.push((name.clone(), expression(value, arg_type, &|| format!("{prefix}{name}"))?)),
         }
@@ -114,18 +102,18 @@ fn record(
 }
 
 /// Converts one value. It must be of the declared type, because policies are validated for that type.
-fn expression(value: &Value, arg_type: &ArgType, at: &dyn Fn() -> String) -> Result<RestrictedExpression, InexpressibleValue> {
+fn expression(value: &Value, arg_type: &ArgType, at: &dyn Fn() -> String) -> Result<RestrictedExpression, Box<Refusal>> {
     match (arg_type, value) {
         (ArgType::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
         (ArgType::Bool, Value::Bool(flag)) => Ok(RestrictedExpression::new_bool(*flag)),
         (ArgType::Long, Value::Number(number)) => match number.as_i64() {
             Some(number) => Ok(RestrictedExpression::new_long(number)),
-            None => Err(inexpressible(at(), "is not written as a whole number of at most 64 bits")),
+            None => Err(inexpressible(&at(), "is not written as a whole number of at most 64 bits")),
         },
         (ArgType::Decimal, Value::Number(number)) => match decimal(number) {
             Some(text) => Ok(RestrictedExpression::new_decimal(text)),
             None => Err(inexpressible(
-                at(),
+                &at(),
                 "has more digits than policies can compare: four after the point, eleven before",
             )),
         },
@@ -134,7 +122,7 @@ fn expression(value: &Value, arg_type: &ArgType, at: &dyn Fn() -> String) -> Res
             Ok(RestrictedExpression::new_set(elements.collect::<Result<Vec<_>, _>>()?))
         }
         (ArgType::Record(fields), Value::Object(members)) => record(members, fields, |_| true, &format!("{}.", at())),
-        _ => Err(inexpressible(at(), "is not of the type that policies read")),
+        _ => Err(inexpressible(&at(), "is not of the type that policies read")),
     }
 }
 
@@ -194,8 +182,9 @@ fn says_only_the_schema(kind: &ValidationErrorKind) -> bool {
     ) || matches!(kind, K::MaxItems { .. } | K::MinItems { .. } | K::UniqueItems)
 }
 
-fn inexpressible(at: String, why: &'static str) -> InexpressibleValue {
-    InexpressibleValue { at, why }
+/// The refusal of a value that a policy reads and that Cedar cannot represent.
+fn inexpressible(at: &str, why: &str) -> Box<Refusal> {
+    invalid(&format!("argument `{at}` {why}"))
 }
 
 fn invalid(detail: &str) -> Box<Refusal> {
@@ -223,7 +212,7 @@ mod tests {
     fn seen(property: Value, value: Value) -> Result<RestrictedExpression, String> {
         let arguments = Arguments::compile(&json!({ "properties": { "a": property } }));
         let members = arguments.read(Some(json!({ "a": value }).to_string().as_bytes())).unwrap();
-        input(&members, arguments.arg_schema(), None).map_err(|refusal| refusal.detail.unwrap())
+        input(&members, &arguments.arg_schema, |_| true).map_err(|refusal| refusal.detail.unwrap())
     }
 
     #[test]

@@ -1,17 +1,21 @@
 //! A tool, resource or prompt as Cedar entities: its action, its resource, and the groups and the server they are in.
 
 use super::arguments::Arguments;
+use super::param_headers::{self, ParamHeader};
 use super::primitive_kind::PrimitiveKind;
 use super::schema;
-use crate::domain::{ServerName, ToolEntry};
+use crate::domain::{Scope, ServerName, ToolEntry};
 use cedar_policy::{Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// A tool that is read but not yet joined with its policies.
-pub(in crate::decide) struct UncompiledTool {
+/// A tool's definition with everything derived from it once.
+pub(in crate::decide) struct ToolDefinition {
     pub entry: ToolEntry,
+    /// All scopes that a call needs; by default the scope of the tool's own name.
+    pub needs: Vec<Scope>,
     pub arguments: Arguments,
+    pub param_headers: Result<Vec<ParamHeader>, String>,
     pub target: Arc<CedarTarget>,
 }
 
@@ -26,13 +30,28 @@ pub(in crate::decide) struct CedarTarget {
     pub entities: [Entity; 2],
 }
 
-impl UncompiledTool {
+impl ToolDefinition {
+    pub fn new(server: &ServerName, entry: &ToolEntry) -> Self {
+        let own = || Scope::parse(entry.name.as_str()).into_iter().collect();
+        Self {
+            needs: if entry.scopes.is_empty() {
+                own()
+            } else {
+                entry.scopes.clone()
+            },
+            arguments: Arguments::compile(&entry.input_schema),
+            param_headers: param_headers::param_headers(&entry.input_schema),
+            target: Arc::new(CedarTarget::of_tool(server, entry)),
+            entry: entry.clone(),
+        }
+    }
+
     pub fn action(&self) -> schema::Action<'_> {
         schema::Action {
             kind: PrimitiveKind::Tool,
             id: &self.target.id,
             groups: self.target.groups.iter().map(String::as_str).collect(),
-            input: Some(self.arguments.arg_schema()),
+            input: Some(&self.arguments.arg_schema),
         }
     }
 }
@@ -40,42 +59,41 @@ impl UncompiledTool {
 impl CedarTarget {
     /// The entities of a resource or prompt; `None` for a tool.
     pub fn of_unlisted(kind: PrimitiveKind, server: &ServerName, name: &str) -> Option<Self> {
-        let (action, attribute) = (kind.action_uid()?.clone(), kind.attribute()?);
+        let action = Entity::new_no_attrs(kind.action_uid()?.clone(), HashSet::new());
         let id = format!("{server}/{name}");
-        let resource = EntityUid::from_type_name_and_id(kind.entity_type().clone(), EntityId::new(&id));
-        let attributes = HashMap::from([(attribute.to_owned(), RestrictedExpression::new_string(name.to_owned()))]);
-        let in_server = HashSet::from([uid("Guardian::Server", server.as_str())]);
-        let entity = Entity::new(resource.clone(), attributes, in_server).expect("a text is a value");
-        Some(Self {
-            entities: [Entity::new_no_attrs(action.clone(), HashSet::new()), entity],
-            id,
-            groups: Vec::new(),
-            server: server.clone(),
-            action,
-            resource,
-        })
+        let uid = EntityUid::from_type_name_and_id(kind.entity_type().clone(), EntityId::new(&id));
+        let attributes = HashMap::from([(
+            kind.attribute()?.to_owned(),
+            RestrictedExpression::new_string(name.to_owned()),
+        )]);
+        let resource = Entity::new(uid, attributes, in_server(server)).expect("a text is a value");
+        Some(Self::new(server, id, Vec::new(), [action, resource]))
     }
 
     /// The entities of a tool.
-    pub fn new(server: &ServerName, entry: &ToolEntry) -> Self {
+    pub fn of_tool(server: &ServerName, entry: &ToolEntry) -> Self {
         let id = format!("{server}/{}", entry.name);
         let groups: Vec<String> = schema::groups(server, entry).into_iter().map(str::to_owned).collect();
-        let action = uid("Guardian::Action", &id);
-        let resource = uid("Guardian::Tool", &id);
-        let in_groups: HashSet<EntityUid> = groups.iter().map(|group| uid("Guardian::Action", group)).collect();
-        let in_server = HashSet::from([uid("Guardian::Server", server.as_str())]);
+        let in_groups = groups.iter().map(|group| uid("Guardian::Action", group)).collect();
+        let action = Entity::new_no_attrs(uid("Guardian::Action", &id), in_groups);
+        let resource = Entity::new_no_attrs(uid("Guardian::Tool", &id), in_server(server));
+        Self::new(server, id, groups, [action, resource])
+    }
+
+    fn new(server: &ServerName, id: String, groups: Vec<String>, entities: [Entity; 2]) -> Self {
         Self {
-            entities: [
-                Entity::new_no_attrs(action.clone(), in_groups),
-                Entity::new_no_attrs(resource.clone(), in_server),
-            ],
             id,
             groups,
             server: server.clone(),
-            action,
-            resource,
+            action: entities[0].uid(),
+            resource: entities[1].uid(),
+            entities,
         }
     }
+}
+
+fn in_server(server: &ServerName) -> HashSet<EntityUid> {
+    HashSet::from([uid("Guardian::Server", server.as_str())])
 }
 
 /// The entity uid `kind::"id"`.
