@@ -107,7 +107,7 @@ impl CompiledPolicies {
     }
 
     pub fn rule(&self, index: RuleIndex) -> &Rule {
-        &self.rules[index as usize]
+        &self.rules[index]
     }
 
     fn slice(&self, rules: Vec<RuleIndex>) -> Arc<Slice> {

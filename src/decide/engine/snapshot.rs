@@ -43,7 +43,7 @@ pub struct Snapshot {
 struct CompiledServer {
     enabled: bool,
     tools: HashMap<ToolName, CompiledTool>,
-    /// In the order of `PrimitiveKind::WARES`.
+    /// In the order of `PrimitiveKind::UNLISTED`.
     unlisted: Vec<UnlistedPrimitives>,
 }
 

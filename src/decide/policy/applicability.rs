@@ -35,8 +35,16 @@ impl Applicability {
         }
     }
 
-    pub fn has(&self, index: usize) -> bool {
-        self.rules.binary_search(&number(index)).is_ok()
+    pub fn has(&self, index: RuleIndex) -> bool {
+        self.rules.binary_search(&index).is_ok()
+    }
+
+    /// Notes that a policy is ill typed: if a call carries one of these arguments, or without any, whatever it carries.
+    pub fn add_mismatch(&mut self, rule: RuleIndex, arguments: &[usize]) {
+        if arguments.is_empty() {
+            self.not_evaluable.insert(rule);
+        }
+        self.conflicts.extend(arguments.iter().map(|argument| (rule, *argument)));
     }
 
     pub fn is_known_mismatch(&self, rule: RuleIndex) -> bool {
@@ -64,8 +72,4 @@ pub(super) fn unlisted_action(kind: PrimitiveKind, fields: &ArgSchema) -> Action
         groups: Vec::new(),
         input: Some(fields),
     }
-}
-
-pub(in crate::decide) fn number(index: usize) -> RuleIndex {
-    RuleIndex::try_from(index).expect("fewer policies than would fit into memory")
 }

@@ -8,12 +8,12 @@
 
 mod unlisted;
 
-use super::applicability::{Applicability, UnlistedApplicability, number};
+use super::applicability::{Applicability, UnlistedApplicability};
 use super::entity_names::{EntityNames, Lookup};
 use super::inferred_args::{MissingArgument, conflict, infer_schema, make_untyped, missing_argument};
 use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule, RuleIndex};
 use super::usage::ArgumentRef;
-use super::validator::{PolicyValidator, Validation, ValidationFinding};
+use super::validator::{PolicyValidator, Validation};
 use crate::decide::tool::arg_types::ArgSchema;
 use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
@@ -28,9 +28,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub(in crate::decide) struct Checked {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
-    /// In the order of the drafts.
+    /// In the order of the tools.
     pub applicability: Vec<Applicability>,
-    /// For all resources and for all prompts, in the order of `PrimitiveKind::WARES`.
+    /// For all resources and for all prompts, in the order of `PrimitiveKind::UNLISTED`.
     pub unlisted: Vec<UnlistedApplicability>,
 }
 
@@ -92,6 +92,7 @@ impl CatalogueCheck<'_> {
     /// Checks that every action, tool and server exists, and that the scope can match something.
     fn check_names(&mut self, index: usize) {
         let rule = &self.rules[index];
+        let mut problems = Vec::new();
         for uid in self.validator.literals(index) {
             let id = uid.id().unescaped();
             match self.entity_names.look_up(uid.type_name().basename(), id) {
@@ -103,8 +104,7 @@ impl CatalogueCheck<'_> {
                 }
                 Lookup::Impossible(why) => {
                     let message = format!("nothing is called `{}`: {why}", arguments::cut(id));
-                    self.found.problems.push(rule.problem_at_entity(id, message));
-                    self.unsound.insert(index);
+                    problems.push(rule.problem_at_entity(id, message));
                 }
                 Lookup::Unknown { kind, near } => {
                     let named = if kind == "server" {
@@ -114,36 +114,33 @@ impl CatalogueCheck<'_> {
                     };
                     let mut problem = rule.problem_at_entity(id, format!("there is no {kind} `{}`", arguments::cut(named)));
                     problem.help = near.as_deref().map(did_you_mean);
-                    self.found.problems.push(problem);
-                    self.unsound.insert(index);
+                    problems.push(problem);
                 }
             }
         }
         for unknown in &rule.usage.unknown_attributes {
             let mut problem = rule.problem_at_attribute(&unknown.name, format!("`{}` has no `{}`", unknown.of, unknown.name));
             problem.help = unknown.near.map(did_you_mean);
-            self.found.problems.push(problem);
-            self.unsound.insert(index);
+            problems.push(problem);
         }
         if let ActionScope::Is(group) = &rule.action
             && self.entity_names.is_group(group)
         {
             let problem = rule.problem_at_entity(group, format!("`{group}` is a group of actions, which no action equals"));
-            self.found
-                .problems
-                .push(problem.help("write `action in` instead of `action ==`"));
-            self.unsound.insert(index);
+            problems.push(problem.help("write `action in` instead of `action ==`"));
         }
         if rule.principal == PrincipalScope::Nobody {
             let problem = rule.problem("no caller can be the principal of its scope");
             let help = "callers are `Guardian::User` or `Guardian::Service`, in `Guardian::Role`";
-            self.found.problems.push(problem.help(help));
-            self.unsound.insert(index);
+            problems.push(problem.help(help));
         }
         if rule.resource == ResourceScope::Nothing {
             let problem = rule.problem("nothing can be the resource of its scope");
             let help = "there are `Guardian::Tool`, `Guardian::Resource` and `Guardian::Prompt`, in `Guardian::Server`";
-            self.found.problems.push(problem.help(help));
+            problems.push(problem.help(help));
+        }
+        if !problems.is_empty() {
+            self.found.problems.append(&mut problems);
             self.unsound.insert(index);
         }
     }
@@ -157,10 +154,10 @@ impl CatalogueCheck<'_> {
         }
         let applicability = self.found.applicability.iter().zip(self.entity_names.tools);
         let tools: Vec<&ToolDefinition> = applicability
-            .filter(|(applicability, uncompiled)| {
-                applicability.has(index) && (!rule.names_tools_only() || rule.names_tool(&uncompiled.target.id))
+            .filter(|(applicability, tool)| {
+                applicability.has(index) && (!rule.names_tools_only() || rule.names_tool(&tool.target.id))
             })
-            .map(|(_, uncompiled)| uncompiled)
+            .map(|(_, tool)| tool)
             .collect();
         if tools.is_empty() {
             return;
@@ -202,15 +199,11 @@ impl CatalogueCheck<'_> {
         for ((fields, actions), indices) in alike {
             let is_group = |id: &&str| !id.contains('/') && !PrimitiveKind::is_action(id);
             let groups = actions.iter().map(String::as_str).filter(is_group);
+            let groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(groups).collect();
             let any_tool = Action {
                 kind: PrimitiveKind::Tool,
                 id: "any tool",
-                groups: schema::GROUPS
-                    .into_iter()
-                    .chain(groups)
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect(),
+                groups: groups.into_iter().collect(),
                 input: Some(&fields),
             };
             for finding in self.validate(any_tool, &indices).findings {
@@ -230,49 +223,33 @@ impl CatalogueCheck<'_> {
         if !guessed {
             return false;
         }
-        let has_any =
-            |uncompiled: &&ToolDefinition| supposed.keys().any(|name| uncompiled.arguments.arg_schema.contains_key(name));
-        let applicability = self.entity_names.tools.iter().zip(&self.found.applicability);
-        let tools = applicability
-            .filter(|(_, applicability)| applicability.has(index))
-            .map(|(uncompiled, _)| uncompiled);
-        let tools: Vec<&ToolDefinition> = tools.filter(has_any).collect();
-        tools
-            .into_iter()
-            .any(|uncompiled| self.validate(uncompiled.action(), &[index]).findings.is_empty())
+        let tools = self.entity_names.tools;
+        let is_candidate = |position: &usize| {
+            let fields = &tools[*position].arguments.arg_schema;
+            self.found.applicability[*position].has(index) && supposed.keys().any(|name| fields.contains_key(name))
+        };
+        let candidates: Vec<usize> = (0..tools.len()).filter(is_candidate).collect();
+        let mut actions = candidates.into_iter().map(|position| tools[position].action());
+        actions.any(|action| self.validate(action, &[index]).findings.is_empty())
     }
 
     /// Validates every policy for every tool that it can apply to.
     fn check_tools(&mut self) {
-        for (position, uncompiled) in self.entity_names.tools.iter().enumerate() {
-            let indices: Vec<usize> = self.found.applicability[position]
-                .rules
-                .iter()
-                .map(|rule| *rule as usize)
-                .collect();
-            let indices: Vec<usize> = indices.into_iter().filter(|index| self.differs(*index, uncompiled)).collect();
+        for (position, tool) in self.entity_names.tools.iter().enumerate() {
+            let rules = self.found.applicability[position].rules.iter().copied();
+            let indices: Vec<usize> = rules.filter(|index| self.differs(*index, tool)).collect();
             if indices.is_empty() {
                 continue;
             }
-            let Validation {
-                findings, impossible, ..
-            } = self.validate(uncompiled.action(), &indices);
-            let wrong: BTreeSet<usize> = findings.iter().map(|finding| finding.rule).collect();
-            let idle = impossible
-                .difference(&wrong)
-                .filter(|index| !self.rules[**index].usage.may_fail);
-            self.found.applicability[position]
-                .never_matching
-                .extend(idle.map(|index| number(*index)));
-            for finding in findings {
-                let rule = &self.rules[finding.rule];
-                if rule.names_tool(&uncompiled.target.id) && uncompiled.entry.pin_status != PinStatus::Unapproved {
+            let validation = self.validate(tool.action(), &indices);
+            let applicability = &mut self.found.applicability[position];
+            applicability.never_matching.extend(validation.never_matching(self.rules));
+            for finding in validation.findings {
+                let is_named = self.rules[finding.rule].names_tool(&tool.target.id);
+                if is_named && tool.entry.pin_status != PinStatus::Unapproved {
                     self.found.problems.push(finding.problem);
-                    continue;
-                }
-                let index = finding.rule;
-                if !self.found.applicability[position].is_known_mismatch(number(index)) {
-                    self.record_mismatch(position, finding);
+                } else if !self.found.applicability[position].is_known_mismatch(finding.rule) {
+                    self.record_mismatch(position, finding.rule, finding.problem);
                 }
             }
         }
@@ -280,82 +257,69 @@ impl CatalogueCheck<'_> {
 
     /// Records that a policy for a group is ill typed for one tool: because of arguments with another type, or in any
     /// case.
-    fn record_mismatch(&mut self, position: usize, finding: ValidationFinding) {
-        let uncompiled = &self.entity_names.tools[position];
-        let rule = &self.rules[finding.rule];
-        let (supposed, _) = infer_schema(&rule.usage.arguments);
-        let arguments = rule.usage.arguments.iter().enumerate();
-        let conflicts: Vec<(usize, &ArgumentRef)> = arguments
-            .filter(|(_, argument)| conflict(&uncompiled.arguments.arg_schema, &supposed, &argument.path))
-            .collect();
-        let mut without = uncompiled.arguments.arg_schema.clone();
-        conflicts
-            .iter()
-            .for_each(|(_, argument)| make_untyped(&mut without, &argument.path));
-        let action = Action {
-            input: Some(&without),
-            ..uncompiled.action()
-        };
-        let settled = !conflicts.is_empty() && self.validate(action, &[finding.rule]).findings.is_empty();
-
-        let applicability = &mut self.found.applicability[position];
-        let which = if settled {
-            applicability
-                .conflicts
-                .extend(conflicts.iter().map(|(mention, _)| (number(finding.rule), *mention)));
-            let names: BTreeSet<String> = conflicts
-                .iter()
-                .map(|(_, argument)| format!("`{}`", argument.path.join(".")))
-                .collect();
-            format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
-        } else {
-            applicability.not_evaluable.insert(number(finding.rule));
+    fn record_mismatch(&mut self, position: usize, index: usize, problem: Problem) {
+        let tool = &self.entity_names.tools[position];
+        let rule = &self.rules[index];
+        let conflicts = self.conflicting_arguments(index, tool.action(), &tool.arguments.arg_schema);
+        self.found.applicability[position].add_mismatch(index, &conflicts);
+        let path = |argument: &usize| format!("`{}`", rule.usage.arguments[*argument].path.join("."));
+        let names: BTreeSet<String> = conflicts.iter().map(path).collect();
+        let which = if names.is_empty() {
             "at all".to_owned()
+        } else {
+            format!("with {}", names.into_iter().collect::<Vec<_>>().join(" or "))
         };
-        let (message, at) = (finding.problem.message.clone(), finding.problem);
         let help = "the tool has the argument in another type than the policy takes it for";
-        self.found
-            .warnings
-            .push(not_evaluable_warning(rule, uncompiled, message, &which, at).help(help));
+        let warning = not_evaluable_warning(rule, tool, problem.message.clone(), &which, problem);
+        self.found.warnings.push(warning.help(help));
+    }
+
+    /// The arguments of a policy because of which alone it is ill typed for an action: its schema `fields` has them in
+    /// another type. None: the policy is ill typed in any case.
+    fn conflicting_arguments(&mut self, index: usize, action: Action<'_>, fields: &ArgSchema) -> Vec<usize> {
+        let arguments = &self.rules[index].usage.arguments;
+        let (supposed, _) = infer_schema(arguments);
+        let is_conflict = |argument: &usize| conflict(fields, &supposed, &arguments[*argument].path);
+        let mut conflicts: Vec<usize> = (0..arguments.len()).filter(is_conflict).collect();
+        let mut without = fields.clone();
+        for argument in &conflicts {
+            make_untyped(&mut without, &arguments[*argument].path);
+        }
+        let input = Some(&without);
+        if !conflicts.is_empty() && !self.validate(Action { input, ..action }, &[index]).findings.is_empty() {
+            conflicts.clear();
+        }
+        conflicts
     }
 
     /// Warns about a mentioned argument that a tool declares without a type that policies can read.
     fn check_untyped(&mut self) {
-        for (uncompiled, applicability) in self.entity_names.tools.iter().zip(&self.found.applicability) {
+        for (tool, applicability) in self.entity_names.tools.iter().zip(&self.found.applicability) {
             for index in &applicability.rules {
-                let rule = &self.rules[*index as usize];
-                let holes = rule
-                    .usage
-                    .arguments
-                    .iter()
-                    .filter_map(|argument| missing_argument(&uncompiled.arguments.arg_schema, &argument.path));
-                if let Some(hole) = holes.into_iter().find(|missing| missing.untyped.is_some()) {
+                let rule = &self.rules[*index];
+                let missing = |argument: &ArgumentRef| missing_argument(&tool.arguments.arg_schema, &argument.path);
+                let mut missing = rule.usage.arguments.iter().filter_map(missing);
+                if let Some(hole) = missing.find(|missing| missing.untyped.is_some()) {
                     let at = rule.problem_at_attribute(&hole.name, "");
                     let message = format!("policy `{}`: it asks for `{}`", rule.id, hole.path);
-                    let which = format!("with `{}`", hole.path);
+                    let warning = not_evaluable_warning(rule, tool, message, &format!("with `{}`", hole.path), at);
                     let help = "the tool's schema gives the argument no type that policies can read";
-                    self.found
-                        .warnings
-                        .push(not_evaluable_warning(rule, uncompiled, message, &which, at).help(help));
+                    self.found.warnings.push(warning.help(help));
                 }
             }
         }
     }
 
     /// Whether validation for this tool can differ from validation for the imaginary tool.
-    fn differs(&self, index: usize, uncompiled: &ToolDefinition) -> bool {
+    fn differs(&self, index: usize, tool: &ToolDefinition) -> bool {
         let rule = &self.rules[index];
-        let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&uncompiled.target.id);
+        let may = self.asks_for_actions[index] || rule.reads_input() || rule.names_tool(&tool.target.id);
         may && !self.unsound.contains(&index)
     }
 
     fn asks_for_actions(&self, index: usize) -> bool {
-        let in_scope = |id: &String| match &self.rules[index].action {
-            ActionScope::Any => false,
-            ActionScope::Is(other) => id == other,
-            ActionScope::In(ids) => ids.contains(id),
-        };
-        !self.validator.actions(index).iter().all(in_scope)
+        let actions = self.validator.actions(index);
+        !actions.iter().all(|id| self.rules[index].action.names(id))
     }
 
     /// Runs the validator. It records warnings and satisfiability on the side, and each policy's warnings only once.
@@ -376,36 +340,37 @@ impl CatalogueCheck<'_> {
     /// Warns about valid policies that can have no effect.
     fn check_impossible(&mut self) {
         for (index, rule) in self.rules.iter().enumerate() {
+            if self.unsound.contains(&index) {
+                continue;
+            }
             let fits = || self.found.applicability.iter().any(|applicability| applicability.has(index));
             let for_nothing = || !PrimitiveKind::ALL.iter().any(|kind| rule.can_match(*kind));
-            if (rule.names_tools_only() || for_nothing())
-                && !self.unsound.contains(&index)
-                && !self.unchecked.contains(&index)
-                && !fits()
-            {
-                self.found
-                    .warnings
-                    .push(rule.problem("nothing is of its action and of its resource: it has no effect"));
+            if (rule.names_tools_only() || for_nothing()) && !self.unchecked.contains(&index) && !fits() {
+                let problem = rule.problem("nothing is of its action and of its resource: it has no effect");
+                self.found.warnings.push(problem);
             }
-            if self.seen[index] && !self.possible[index] && !self.unsound.contains(&index) {
-                self.found
-                    .warnings
-                    .push(rule.problem("its conditions can never hold: it has no effect"));
+            if self.seen[index] && !self.possible[index] {
+                let problem = rule.problem("its conditions can never hold: it has no effect");
+                self.found.warnings.push(problem);
             }
         }
     }
 }
 
-fn not_evaluable_warning(rule: &Rule, uncompiled: &ToolDefinition, message: String, which: &str, at: Problem) -> Problem {
-    let effect = match (rule.effect, rule.shadow) {
-        (Effect::Permit, _) => "the permit then does not count",
-        (Effect::Forbid, false) => "they are then refused",
-        (Effect::Forbid, true) => "they would then be refused",
-    };
-    let tool = &uncompiled.target.id;
+fn not_evaluable_warning(rule: &Rule, tool: &ToolDefinition, message: String, which: &str, at: Problem) -> Problem {
+    let (tool, effect) = (&tool.target.id, what_then(rule));
     Problem {
         message: format!("{message}: it cannot judge calls of tool `{tool}` {which}, {effect}"),
         ..at
+    }
+}
+
+/// What follows from a policy that cannot be evaluated.
+fn what_then(rule: &Rule) -> &'static str {
+    match (rule.effect, rule.shadow) {
+        (Effect::Permit, _) => "the permit then does not count",
+        (Effect::Forbid, false) => "they are then refused",
+        (Effect::Forbid, true) => "they would then be refused",
     }
 }
 
@@ -438,22 +403,17 @@ fn applicability(rules: &[Rule], entity_names: &EntityNames<'_>) -> Vec<Applicab
     let mut by_action: HashMap<&str, Vec<RuleIndex>> = HashMap::new();
     let mut anywhere = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
-        let ids: &[String] = match &rule.action {
-            ActionScope::Any => &[],
-            ActionScope::Is(id) => std::slice::from_ref(id),
-            ActionScope::In(ids) => ids,
-        };
-        match rule.action {
-            ActionScope::Any => anywhere.push(number(index)),
-            _ => ids.iter().for_each(|id| by_action.entry(id).or_default().push(number(index))),
+        match rule.action.ids() {
+            None => anywhere.push(index),
+            Some(ids) => ids.iter().for_each(|id| by_action.entry(id).or_default().push(index)),
         }
     }
-    let applicability = |uncompiled: &ToolDefinition| {
-        let target = &uncompiled.target;
+    let applicability = |tool: &ToolDefinition| {
+        let target = &tool.target;
         let ids = target.groups.iter().chain([&target.id]);
         let by_name = ids.filter_map(|id| by_action.get(id.as_str())).flatten();
         let mut fitting: Vec<RuleIndex> = by_name.chain(&anywhere).copied().collect();
-        fitting.retain(|index| match &rules[*index as usize].resource {
+        fitting.retain(|index| match &rules[*index].resource {
             ResourceScope::Any | ResourceScope::Kind(PrimitiveKind::Tool) => true,
             ResourceScope::One(PrimitiveKind::Tool, id) => *id == target.id,
             ResourceScope::Server(None | Some(PrimitiveKind::Tool), server) => server == target.server.as_str(),

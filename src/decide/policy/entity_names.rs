@@ -19,10 +19,7 @@ impl<'a> EntityNames<'a> {
         let servers = catalogue.servers.iter();
         Self {
             tools,
-            by_id: tools
-                .iter()
-                .map(|uncompiled| (uncompiled.target.id.as_str(), uncompiled))
-                .collect(),
+            by_id: tools.iter().map(|tool| (tool.target.id.as_str(), tool)).collect(),
             servers: servers
                 .map(|(name, entry)| (ServerName::as_str(name), !entry.tools.is_empty()))
                 .collect(),
@@ -56,13 +53,10 @@ impl<'a> EntityNames<'a> {
 
     fn server(&self, id: &str) -> Lookup {
         if self.servers.contains_key(id) {
-            Lookup::Exists
-        } else {
-            Lookup::Unknown {
-                kind: "server",
-                near: nearest(id, self.servers.keys().copied()).map(str::to_owned),
-            }
+            return Lookup::Exists;
         }
+        let near = nearest(id, self.servers.keys().copied()).map(str::to_owned);
+        Lookup::Unknown { kind: "server", near }
     }
 
     /// A resource or prompt, `<server>/<URI or prompt name>`: the server exists, and the rest has the form of such a
@@ -89,7 +83,7 @@ impl<'a> EntityNames<'a> {
         {
             return Lookup::Unchecked(server.to_owned());
         }
-        let tools = || self.tools.iter().map(|uncompiled| uncompiled.target.id.as_str());
+        let tools = || self.tools.iter().map(|tool| tool.target.id.as_str());
         let near = nearest(id, tools().chain(others)).map(str::to_owned);
         let on_server = || {
             let (server, tool) = parts?;

@@ -28,7 +28,7 @@ impl PolicySource {
 }
 
 /// Position of a policy in the list of all policies.
-pub(in crate::decide) type RuleIndex = u32;
+pub(in crate::decide) type RuleIndex = usize;
 
 /// One policy. Its position in the list is its id inside Cedar; `id` is its `@id` for people.
 pub(in crate::decide) struct Rule {
@@ -79,6 +79,21 @@ pub(in crate::decide) enum ResourceScope {
     Nothing,
 }
 
+impl ActionScope {
+    /// The actions and groups that it names; `None`: it matches every action.
+    pub fn ids(&self) -> Option<&[String]> {
+        match self {
+            ActionScope::Any => None,
+            ActionScope::Is(id) => Some(std::slice::from_ref(id)),
+            ActionScope::In(ids) => Some(ids),
+        }
+    }
+
+    pub fn names(&self, id: &str) -> bool {
+        self.ids().is_some_and(|ids| ids.iter().any(|named| named == id))
+    }
+}
+
 impl Rule {
     pub fn is_enforced_forbid(&self) -> bool {
         self.effect == Effect::Forbid && !self.shadow
@@ -116,22 +131,12 @@ impl Rule {
 
     /// Whether the scope names `tool` (`<server>/<tool>`) itself, not only a group or server it is in.
     pub fn names_tool(&self, tool: &str) -> bool {
-        let by_action = match &self.action {
-            ActionScope::Any => false,
-            ActionScope::Is(id) => id == tool,
-            ActionScope::In(ids) => ids.iter().any(|id| id == tool),
-        };
-        by_action || matches!(&self.resource, ResourceScope::One(PrimitiveKind::Tool, id) if id == tool)
+        self.action.names(tool) || matches!(&self.resource, ResourceScope::One(PrimitiveKind::Tool, id) if id == tool)
     }
 
     /// Whether the scope can match only tools that it names one by one.
     pub fn names_tools_only(&self) -> bool {
-        let is_tool = |id: &String| id.contains('/');
-        let by_action = match &self.action {
-            ActionScope::Any => false,
-            ActionScope::Is(id) => is_tool(id),
-            ActionScope::In(ids) => ids.iter().all(is_tool),
-        };
+        let by_action = self.action.ids().is_some_and(|ids| ids.iter().all(|id| id.contains('/')));
         by_action || matches!(self.resource, ResourceScope::One(PrimitiveKind::Tool, _))
     }
 
@@ -141,12 +146,7 @@ impl Rule {
             Some(action) => id == action,
             None => !PrimitiveKind::is_action(id),
         };
-        let by_action = match &self.action {
-            ActionScope::Any => true,
-            ActionScope::Is(id) => is_its(id),
-            ActionScope::In(ids) => ids.iter().any(is_its),
-        };
-        by_action
+        self.action.ids().is_none_or(|ids| ids.iter().any(is_its))
             && match &self.resource {
                 ResourceScope::Any | ResourceScope::Server(None, _) => true,
                 ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
@@ -156,16 +156,11 @@ impl Rule {
 
     /// Whether the scope names this kind, instead of matching it only because it matches everything.
     pub fn names_kind(&self, kind: PrimitiveKind) -> bool {
-        let by_action = match (&self.action, kind.action()) {
-            (ActionScope::Is(id), Some(action)) => id == action,
-            (ActionScope::In(ids), Some(action)) => ids.iter().any(|id| id == action),
-            _ => false,
-        };
-        let by_resource = match &self.resource {
-            ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
-            ResourceScope::Any | ResourceScope::Server(None, _) | ResourceScope::Nothing => false,
-        };
-        by_action || by_resource
+        kind.action().is_some_and(|action| self.action.names(action))
+            || match &self.resource {
+                ResourceScope::Kind(of) | ResourceScope::One(of, _) | ResourceScope::Server(Some(of), _) => *of == kind,
+                ResourceScope::Any | ResourceScope::Server(None, _) | ResourceScope::Nothing => false,
+            }
     }
 
     /// Whether the policy can treat two primitives of one server differently, by its scope or its conditions.
@@ -268,7 +263,10 @@ impl PolicyReader {
         }
         self.names.insert(id.clone(), (source.clone(), place("id")));
         for name in notes.keys().copied() {
-            if let Some(known) = misspelt_annotation(name) {
+            // Cedar allows any annotation, so names that are no misspelling are left alone.
+            if !ANNOTATIONS.contains(&name)
+                && let Some(known) = nearest(name, ANNOTATIONS)
+            {
                 let message = format!("policy `{id}`: unknown annotation `@{name}`");
                 return Err(at(place(name), message).help(did_you_mean(&format!("@{known}"))));
             }
@@ -283,13 +281,9 @@ impl PolicyReader {
         };
 
         let named = policy.new_id(cedar_policy::PolicyId::new(self.rules.len().to_string()));
-        let (usage, conditions) = match named
-            .to_pst()
-            .and_then(|tree| Ok((usage::policy_usage(tree.body()), conditions(tree.body())?)))
-        {
-            Ok(read) => read,
-            Err(error) => return Err(at(span.start, format!("policy `{id}`: {error}"))),
-        };
+        let tree = named.to_pst();
+        let read = tree.and_then(|tree| Ok((usage::policy_usage(tree.body()), conditions(tree.body())?)));
+        let (usage, conditions) = read.map_err(|error| at(span.start, format!("policy `{id}`: {error}")))?;
         Ok(Rule {
             policy: named,
             conditions,
@@ -329,15 +323,6 @@ fn span_of(id: &cedar_policy::PolicyId, spans: &[Range<usize>]) -> Range<usize> 
 
 const ANNOTATIONS: [&str; 5] = ["id", "reason", "remedy", "mode", "description"];
 
-/// The known annotation that `name` is probably a misspelling of. Cedar allows any annotation, so other names are left
-/// alone.
-fn misspelt_annotation(name: &str) -> Option<&'static str> {
-    if ANNOTATIONS.contains(&name) {
-        return None;
-    }
-    nearest(name, ANNOTATIONS)
-}
-
 fn kind(name: &EntityTypeName) -> Option<PrincipalKind> {
     match name.to_string().as_str() {
         "Guardian::User" => Some(PrincipalKind::User),
@@ -355,28 +340,20 @@ fn id(uid: &EntityUid) -> String {
 }
 
 fn principal_scope(constraint: PrincipalConstraint) -> PrincipalScope {
-    match constraint {
-        PrincipalConstraint::Any => PrincipalScope::Any,
-        PrincipalConstraint::Eq(uid) => match kind(uid.type_name()) {
-            Some(_) => PrincipalScope::One(uid),
-            None => PrincipalScope::Nobody,
-        },
-        PrincipalConstraint::Is(name) => kind(&name).map_or(PrincipalScope::Nobody, PrincipalScope::Kind),
-        PrincipalConstraint::In(uid) => role_or_principal(None, uid),
-        PrincipalConstraint::IsIn(name, uid) => match kind(&name) {
-            Some(kind) => role_or_principal(Some(kind), uid),
-            None => PrincipalScope::Nobody,
-        },
-    }
-}
-
-/// `principal in uid`: matches the members of a role; an entity is also `in` itself (Cedar).
-fn role_or_principal(wanted: Option<PrincipalKind>, uid: EntityUid) -> PrincipalScope {
-    match kind(uid.type_name()) {
+    // `in uid`: matches the members of a role; an entity is also `in` itself (Cedar).
+    let among = |wanted: Option<PrincipalKind>, uid: EntityUid| match kind(uid.type_name()) {
         None if is(uid.type_name(), "Guardian::Role") => PrincipalScope::Role(wanted, id(&uid)),
         Some(kind) if wanted.is_none_or(|wanted| wanted == kind) => PrincipalScope::One(uid),
         _ => PrincipalScope::Nobody,
-    }
+    };
+    let scope = match constraint {
+        PrincipalConstraint::Any => Some(PrincipalScope::Any),
+        PrincipalConstraint::Eq(uid) => kind(uid.type_name()).map(|_| PrincipalScope::One(uid)),
+        PrincipalConstraint::Is(name) => kind(&name).map(PrincipalScope::Kind),
+        PrincipalConstraint::In(uid) => Some(among(None, uid)),
+        PrincipalConstraint::IsIn(name, uid) => kind(&name).map(|kind| among(Some(kind), uid)),
+    };
+    scope.unwrap_or(PrincipalScope::Nobody)
 }
 
 fn action_scope(constraint: ActionConstraint) -> ActionScope {
@@ -389,30 +366,22 @@ fn action_scope(constraint: ActionConstraint) -> ActionScope {
 
 fn resource_scope(constraint: ResourceConstraint) -> ResourceScope {
     let kind = |name: &EntityTypeName| {
-        if name.namespace() == "Guardian" {
-            PrimitiveKind::of_entity(name.basename())
-        } else {
-            None
-        }
+        let is_ours = name.namespace() == "Guardian";
+        PrimitiveKind::of_entity(name.basename()).filter(|_| is_ours)
     };
     let among = |wanted: Option<PrimitiveKind>, uid: EntityUid| match kind(uid.type_name()) {
         Some(of) if wanted.is_none_or(|wanted| wanted == of) => ResourceScope::One(of, id(&uid)),
         None if is(uid.type_name(), "Guardian::Server") => ResourceScope::Server(wanted, id(&uid)),
         _ => ResourceScope::Nothing,
     };
-    match constraint {
-        ResourceConstraint::Any => ResourceScope::Any,
-        ResourceConstraint::Eq(uid) => match kind(uid.type_name()) {
-            Some(of) => ResourceScope::One(of, id(&uid)),
-            None => ResourceScope::Nothing,
-        },
-        ResourceConstraint::Is(name) => kind(&name).map_or(ResourceScope::Nothing, ResourceScope::Kind),
-        ResourceConstraint::In(uid) => among(None, uid),
-        ResourceConstraint::IsIn(name, uid) => match kind(&name) {
-            Some(of) => among(Some(of), uid),
-            None => ResourceScope::Nothing,
-        },
-    }
+    let scope = match constraint {
+        ResourceConstraint::Any => Some(ResourceScope::Any),
+        ResourceConstraint::Eq(uid) => kind(uid.type_name()).map(|of| ResourceScope::One(of, id(&uid))),
+        ResourceConstraint::Is(name) => kind(&name).map(ResourceScope::Kind),
+        ResourceConstraint::In(uid) => Some(among(None, uid)),
+        ResourceConstraint::IsIn(name, uid) => kind(&name).map(|of| among(Some(of), uid)),
+    };
+    scope.unwrap_or(ResourceScope::Nothing)
 }
 
 #[cfg(test)]

@@ -18,37 +18,30 @@ pub(super) fn statements(text: &str) -> Vec<Range<usize>> {
 }
 
 /// The offset at which `name` is first written as an attribute (`.name`, `has name`, `["name"]`) within `span`.
-pub(in crate::decide) fn attribute(text: &str, span: &Range<usize>, name: &str) -> Option<usize> {
-    let body = text.get(span.clone())?;
-    let mut before = "";
-    for word in words(body) {
-        let written = &body[word.clone()];
-        if matches!(before, "." | "has" | "[") && (written == name || unquoted(written) == Some(name)) {
-            return Some(span.start + word.start);
-        }
-        before = written;
-    }
-    None
+pub(super) fn attribute(text: &str, span: &Range<usize>, name: &str) -> Option<usize> {
+    let is_it = |before: &str, word: &str| matches!(before, "." | "has" | "[") && (word == name || unquoted(word) == Some(name));
+    Some(find(text, span, is_it)?.1)
 }
 
 /// The offset at which the entity id `id` is first written within `span`.
-pub(in crate::decide) fn entity(text: &str, span: &Range<usize>, id: &str) -> Option<usize> {
-    let body = text.get(span.clone())?;
-    let mut words = words(body);
-    let word = words.find(|word| unquoted(&body[word.clone()]) == Some(id))?;
-    Some(span.start + word.start)
+pub(super) fn entity(text: &str, span: &Range<usize>, id: &str) -> Option<usize> {
+    Some(find(text, span, |_, word| unquoted(word) == Some(id))?.1)
 }
 
 /// The offset of the annotation `@name` within `span`.
-pub(in crate::decide) fn annotation(text: &str, span: &Range<usize>, name: &str) -> Option<usize> {
+pub(super) fn annotation(text: &str, span: &Range<usize>, name: &str) -> Option<usize> {
+    Some(find(text, span, |before, word| before == "@" && word == name)?.0)
+}
+
+/// The first word within `span` that is the wanted one, as the word before it and it tell: the offsets of both.
+fn find(text: &str, span: &Range<usize>, is_it: impl Fn(&str, &str) -> bool) -> Option<(usize, usize)> {
     let body = text.get(span.clone())?;
-    let mut at = None;
+    let mut before = 0..0;
     for word in words(body) {
-        match (&body[word.clone()], at) {
-            (found, Some(start)) if found == name => return Some(span.start + start),
-            ("@", _) => at = Some(word.start),
-            _ => at = None,
+        if is_it(&body[before.clone()], &body[word.clone()]) {
+            return Some((span.start + before.start, span.start + word.start));
         }
+        before = word;
     }
     None
 }

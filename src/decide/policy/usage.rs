@@ -42,6 +42,10 @@ impl ContextField {
         }
     }
 
+    fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name() == name)
+    }
+
     const fn arg_type(self) -> Option<ArgType> {
         match self {
             ContextField::Hour | ContextField::Weekday => Some(ArgType::Long),
@@ -104,27 +108,20 @@ impl ContextUsage {
 
 /// Collects what the conditions of a policy reference, attributes that do not exist included.
 pub(super) fn policy_usage(policy: &Template) -> PolicyUsage {
-    let mut reader = UsageReader {
+    let mut usage = PolicyUsage {
         context: ContextUsage::none(),
         arguments: Vec::new(),
-        unknown: Vec::new(),
+        unknown_attributes: Vec::new(),
         may_fail: false,
         reads_resource: false,
     };
     for clause in policy.clauses() {
         let (Clause::When(condition) | Clause::Unless(condition)) = clause;
-        reader.read(condition, Some(ArgType::Bool));
+        usage.read(condition, Some(ArgType::Bool));
     }
-    let mut arguments = reader.arguments;
-    arguments.sort();
-    arguments.dedup();
-    PolicyUsage {
-        context: reader.context,
-        arguments,
-        unknown_attributes: reader.unknown,
-        may_fail: reader.may_fail,
-        reads_resource: reader.reads_resource,
-    }
+    usage.arguments.sort();
+    usage.arguments.dedup();
+    usage
 }
 
 /// What a policy references.
@@ -147,15 +144,7 @@ pub(in crate::decide) struct UnknownAttribute {
     pub near: Option<&'static str>,
 }
 
-struct UsageReader {
-    context: ContextUsage,
-    arguments: Vec<ArgumentRef>,
-    unknown: Vec<UnknownAttribute>,
-    may_fail: bool,
-    reads_resource: bool,
-}
-
-impl UsageReader {
+impl PolicyUsage {
     /// Reads an expression. `used` is the type that the surrounding expression takes it for.
     fn read(&mut self, expr: &Expr, used: Option<ArgType>) {
         if let Some(path) = path_in_context(expr) {
@@ -167,18 +156,17 @@ impl UsageReader {
                     path.extend(attrs.iter().map(|attr| attr.as_str()));
                     self.mention(&path, false, None);
                 }
-                None if **expr == Expr::Var(Var::Principal) => self.principal(&attrs.head),
-                None if **expr == Expr::Var(Var::Resource) => self.of_resource(&attrs.head),
+                None if **expr == Expr::Var(Var::Principal) => self.attribute("principal", &attrs.head, &PRINCIPAL),
+                None if **expr == Expr::Var(Var::Resource) => {
+                    self.reads_resource = true;
+                    self.attribute("resource", &attrs.head, &RESOURCE);
+                }
                 None => self.read(expr, None),
             },
-            Expr::GetAttr { expr, .. } | Expr::Is { expr, in_expr: None, .. } => self.read(expr, None),
-            Expr::Is {
-                expr,
-                in_expr: Some(container),
-                ..
-            } => {
+            Expr::GetAttr { expr, .. } => self.read(expr, None),
+            Expr::Is { expr, in_expr, .. } => {
                 self.read(expr, None);
-                self.read(container, None);
+                in_expr.iter().for_each(|container| self.read(container, None));
             }
             Expr::Like { expr, .. } => self.read(expr, Some(ArgType::String)),
             Expr::UnaryOp { op, expr } => {
@@ -222,8 +210,8 @@ impl UsageReader {
         let Some((first, rest)) = path.split_first() else {
             return self.everything();
         };
-        let Some(field) = ContextField::ALL.into_iter().find(|field| field.name() == *first) else {
-            return self.unknown("context", first, &ContextField::ALL.map(ContextField::name));
+        let Some(field) = ContextField::of_name(first) else {
+            return self.attribute("context", first, &ContextField::ALL.map(ContextField::name));
         };
         self.context.facts |= field as u8;
         if field == ContextField::Input {
@@ -231,34 +219,23 @@ impl UsageReader {
         }
     }
 
-    fn principal(&mut self, name: &str) {
-        if !PRINCIPAL.contains(&name) {
-            self.unknown("principal", name, &PRINCIPAL);
+    /// Notes a test for an attribute that does not exist.
+    fn attribute(&mut self, of: &'static str, name: &str, known: &[&'static str]) {
+        if !known.contains(&name) {
+            let near = nearest(name, known.iter().copied());
+            let name = name.to_owned();
+            self.unknown_attributes.push(UnknownAttribute { of, name, near });
         }
-    }
-
-    fn of_resource(&mut self, name: &str) {
-        self.reads_resource = true;
-        if !RESOURCE.contains(&name) {
-            self.unknown("resource", name, &RESOURCE);
-        }
-    }
-
-    fn unknown(&mut self, of: &'static str, name: &str, known: &[&'static str]) {
-        let near = nearest(name, known.iter().copied());
-        let name = name.to_owned();
-        self.unknown.push(UnknownAttribute { of, name, near });
     }
 
     fn argument(&mut self, path: &[&str], value: bool, arg_type: Option<ArgType>) {
-        match path.first() {
-            Some(first) => {
-                if let Some(names) = &mut self.context.names {
-                    names.insert((*first).to_owned());
-                }
+        match (path.first(), &mut self.context.names) {
+            (Some(first), Some(names)) => {
+                names.insert((*first).to_owned());
             }
-            None if value => self.context.names = None,
-            None => return,
+            (Some(_), None) => {}
+            (None, names) if value => *names = None,
+            (None, _) => return,
         }
         self.arguments.push(ArgumentRef {
             path: path.iter().map(|name| (*name).to_owned()).collect(),
@@ -335,7 +312,7 @@ fn type_of(expr: &Expr) -> Option<ArgType> {
         } => Some(ArgType::Long),
         _ => match path_in_context(expr)?.as_slice() {
             ["scopes"] => set_of(Some(ArgType::String)),
-            [name] => ContextField::ALL.into_iter().find(|field| field.name() == *name)?.arg_type(),
+            [name] => ContextField::of_name(name)?.arg_type(),
             _ => None,
         },
     }

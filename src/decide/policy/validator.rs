@@ -2,7 +2,7 @@
 //! is validated only for tools it can apply to.
 
 use super::entity_names::EntityNames;
-use super::rule::Rule;
+use super::rule::{Rule, RuleIndex};
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
 use crate::domain::Problem;
@@ -36,6 +36,16 @@ pub(in crate::decide) struct PolicyValidator<'a> {
     literals: Vec<Vec<EntityUid>>,
 }
 
+impl Validation {
+    /// Policies that no request of the action can satisfy. One whose evaluation may error is not among them: the error
+    /// refuses.
+    pub fn never_matching(&self, rules: &[Rule]) -> impl Iterator<Item = RuleIndex> {
+        let is_wrong = |index: &usize| self.findings.iter().any(|finding| finding.rule == *index);
+        let idle = self.impossible.iter().copied();
+        idle.filter(move |index| !is_wrong(index) && !rules[*index].usage.may_fail)
+    }
+}
+
 impl<'a> PolicyValidator<'a> {
     pub fn new(rules: &'a [Rule], entity_names: &'a EntityNames<'a>) -> Self {
         Self {
@@ -65,11 +75,11 @@ impl<'a> PolicyValidator<'a> {
         let mut groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(action.groups.iter().copied()).collect();
         for id in named.iter().filter(|id| **id != action.id) {
             match (self.entity_names.tool_by_id(id), id.contains('/')) {
-                (Some(uncompiled), _) => {
-                    groups.extend(uncompiled.target.groups.iter().map(String::as_str));
+                (Some(tool), _) => {
+                    groups.extend(tool.target.groups.iter().map(String::as_str));
                     declared.push(Action {
                         input: None,
-                        ..uncompiled.action()
+                        ..tool.action()
                     });
                 }
                 (None, true) => declared.push(Action {
