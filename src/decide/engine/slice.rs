@@ -31,7 +31,7 @@ pub(in crate::decide) struct Slice {
     pub context_free: PolicySubset,
     /// Enforced policies that read the context.
     pub context_dependent: PolicySubset,
-    /// The part of `live` that reads no argument.
+    /// The part of `context_dependent` that reads no argument.
     pub argument_free: PolicySubset,
     pub some_permit_reads_input: bool,
     /// Shadow policies; `shadow_permits` are the permits among them.
@@ -90,12 +90,11 @@ struct ScopeFilter {
 }
 
 /// Identifies callers with the same applicable policies: their kind, and which of the roles named by the tool's policies
-/// they have. Role numbers below 128 are bits of `low`.
+/// they have.
 #[derive(PartialEq, Eq, Hash)]
 struct RoleSetKey {
     kind: PrincipalKind,
-    low: u128,
-    high: Vec<usize>,
+    roles: BTreeSet<usize>,
 }
 
 impl CompiledPolicies {
@@ -111,20 +110,15 @@ impl CompiledPolicies {
     }
 
     fn slice(&self, rules: Vec<RuleIndex>) -> Arc<Slice> {
-        let found = self
-            .slices
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&rules)
-            .cloned();
-        found.unwrap_or_else(|| {
-            let slice = Arc::new(Slice::new(self, &rules));
-            let mut slices = self.slices.write().unwrap_or_else(PoisonError::into_inner);
-            if slices.len() >= MAX_SHARED {
-                slices.clear();
-            }
-            slices.entry(rules).or_insert(slice).clone()
-        })
+        if let Some(slice) = self.slices.read().unwrap_or_else(PoisonError::into_inner).get(&rules) {
+            return slice.clone();
+        }
+        let slice = Arc::new(Slice::new(self, &rules));
+        let mut slices = self.slices.write().unwrap_or_else(PoisonError::into_inner);
+        if slices.len() >= MAX_SHARED {
+            slices.clear();
+        }
+        slices.entry(rules).or_insert(slice).clone()
     }
 }
 
@@ -150,13 +144,7 @@ impl Slice {
     /// The enforced policies that treat all primitives of a server alike.
     pub fn resource_independent(&self, compiled: &CompiledPolicies) -> &PolicySubset {
         self.resource_independent.get_or_init(|| {
-            let mut rules: Vec<RuleIndex> = self
-                .context_free
-                .rules
-                .iter()
-                .chain(&self.context_dependent.rules)
-                .copied()
-                .collect();
+            let mut rules = [&self.context_free.rules[..], &self.context_dependent.rules].concat();
             rules.sort_unstable();
             PolicySubset::new(compiled, &rules, &|rule| !rule.depends_on_resource())
         })
@@ -237,11 +225,7 @@ impl PolicyIndex {
 
     /// The policies whose scope names this caller.
     pub fn personal(&self, caller: &CallerKey) -> Option<&Arc<ToolSlice>> {
-        if self.personal.is_empty() {
-            None
-        } else {
-            self.personal.get(&caller.uid)
-        }
+        self.personal.get(&caller.uid)
     }
 
     fn number_of(&mut self, role: &str) -> usize {
@@ -250,29 +234,15 @@ impl PolicyIndex {
     }
 
     fn key(&self, caller: &CallerKey) -> RoleSetKey {
-        let mut key = RoleSetKey {
+        let named = caller.roles.iter().filter_map(|role| self.roles.get(role.as_str()));
+        RoleSetKey {
             kind: caller.kind,
-            low: 0,
-            high: Vec::new(),
-        };
-        if self.roles.is_empty() {
-            return key;
+            roles: named.copied().collect(),
         }
-        for role in &caller.roles {
-            match self.roles.get(role.as_str()) {
-                Some(number @ 0..128) => key.low |= 1 << number,
-                Some(number) => key.high.push(*number),
-                None => {}
-            }
-        }
-        key
     }
 
     fn select(&self, key: &RoleSetKey) -> Vec<RuleIndex> {
-        let is_in = |role: usize| match role {
-            0..128 => key.low & (1 << role) != 0,
-            _ => key.high.contains(&role),
-        };
+        let is_in = |role| key.roles.contains(&role);
         let applies = |filed: &ScopeFilter| filed.kind.is_none_or(|kind| kind == key.kind) && filed.role.is_none_or(is_in);
         let found = self.filed.iter().filter(|(_, filed)| applies(filed));
         found.map(|(rule, _)| *rule).collect()

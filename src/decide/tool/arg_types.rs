@@ -55,21 +55,17 @@ pub(in crate::decide) fn arguments(schema: &Value) -> ArgSchema {
 /// Every untyped argument with its path (`filter.tags`) and the reason, for warnings.
 pub(in crate::decide) fn untyped_arguments(fields: &ArgSchema) -> Vec<(String, &'static str)> {
     let mut holes = Vec::new();
-    collect_untyped(fields, "", &mut holes);
-    holes
-}
-
-fn collect_untyped(fields: &ArgSchema, prefix: &str, holes: &mut Vec<(String, &'static str)>) {
     for (name, field) in fields {
-        match &field.arg_type {
-            Err(why) => holes.push((format!("{prefix}{name}"), why)),
-            Ok(arg_type) => {
-                if let ArgType::Record(inner) = innermost(arg_type) {
-                    collect_untyped(inner, &format!("{prefix}{name}."), holes);
-                }
+        match field.arg_type.as_ref().map(innermost) {
+            Err(why) => holes.push((name.clone(), *why)),
+            Ok(ArgType::Record(inner)) => {
+                let inner = untyped_arguments(inner).into_iter();
+                holes.extend(inner.map(|(path, why)| (format!("{name}.{path}"), why)));
             }
+            Ok(_) => {}
         }
     }
+    holes
 }
 
 fn innermost(arg_type: &ArgType) -> &ArgType {
@@ -149,10 +145,7 @@ impl<'a> SchemaReader<'a> {
     }
 
     fn one_of_types(&mut self, names: &'a [Value], schema: &'a Map<String, Value>) -> Result<NullableType, UntypedReason> {
-        let mut others = names.iter().filter_map(Value::as_str).filter(|name| *name != "null");
-        let (Some(name), None) = (others.next(), others.next()) else {
-            return Err("it may be of several types");
-        };
+        let name = name_beside_null(names).ok_or("it may be of several types")?;
         let seen = self.typed(name, schema)?;
         let nullable = names.iter().any(|name| name == "null");
         Ok(NullableType { nullable, ..seen })
@@ -184,19 +177,8 @@ impl<'a> SchemaReader<'a> {
     /// Branches of one type are that type, even if some of them allow `null`.
     fn one_of(&mut self, branches: &'a [Value]) -> Result<NullableType, UntypedReason> {
         let is_null = |branch: &Value| branch.get("type").is_some_and(|name| name == "null");
-        let mut nullable = branches.iter().any(is_null);
-        let mut arg_type = None;
-        for branch in branches.iter().filter(|branch| !is_null(branch)) {
-            let seen = self.read_type(branch)?;
-            nullable |= seen.nullable;
-            match &arg_type {
-                None => arg_type = Some(seen.arg_type),
-                Some(first) if *first == seen.arg_type => {}
-                Some(_) => return Err("it may be of several types"),
-            }
-        }
-        let arg_type = arg_type.ok_or("it can only be null")?;
-        Ok(NullableType { arg_type, nullable })
+        let read = |branch| (!is_null(branch)).then(|| self.read_type(branch)).transpose();
+        one_type(branches.iter().map(read))
     }
 
     fn array(&mut self, schema: &'a Map<String, Value>) -> Result<ArgType, UntypedReason> {
@@ -230,30 +212,29 @@ impl<'a> SchemaReader<'a> {
     }
 
     fn field(&mut self, schema: &'a Value, required: bool) -> ArgField {
+        let seen = self.read_field(schema);
+        ArgField {
+            required: required && !seen.as_ref().is_ok_and(|seen| seen.nullable),
+            arg_type: seen.map(|seen| seen.arg_type),
+        }
+    }
+
+    fn read_field(&mut self, schema: &'a Value) -> Result<NullableType, UntypedReason> {
         if self.fields == 0 {
-            return ArgField {
-                required,
-                arg_type: Err("the tool has too many arguments"),
-            };
+            return Err("the tool has too many arguments");
         }
         self.fields -= 1;
         if self.open.len() > MAX_DEPTH {
-            return ArgField {
-                required,
-                arg_type: Err("it is nested too deeply"),
-            };
+            return Err("it is nested too deeply");
         }
-        match self.read_type(schema) {
-            Ok(seen) => ArgField {
-                required: required && !seen.nullable,
-                arg_type: Ok(seen.arg_type),
-            },
-            Err(why) => ArgField {
-                required,
-                arg_type: Err(why),
-            },
-        }
+        self.read_type(schema)
     }
+}
+
+/// The only type of a list of types, `null` aside.
+pub(super) fn name_beside_null(names: &[Value]) -> Option<&str> {
+    let mut others = names.iter().filter_map(Value::as_str).filter(|name| *name != "null");
+    others.next().filter(|_| others.next().is_none())
 }
 
 /// The schema that a local reference names: `#`, `#/$defs/x`.
@@ -264,26 +245,34 @@ pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value>
 
 /// The one type that all values of an enumeration have.
 fn literals<'a>(values: impl Iterator<Item = &'a Value>) -> Result<NullableType, UntypedReason> {
-    let mut nullable = false;
-    let mut arg_type = None;
-    for value in values {
-        let this = match value {
-            Value::Null => {
-                nullable = true;
-                continue;
-            }
+    let read = |value: &Value| {
+        let arg_type = match value {
+            Value::Null => return Ok(None),
             Value::String(_) => ArgType::String,
             Value::Bool(_) => ArgType::Bool,
             Value::Number(number) if number.is_i64() => ArgType::Long,
             _ => return Err("it may be of several types"),
         };
-        match &arg_type {
-            None => arg_type = Some(this),
-            Some(first) if *first == this => {}
-            Some(_) => return Err("it may be of several types"),
+        let nullable = false;
+        Ok(Some(NullableType { arg_type, nullable }))
+    };
+    one_type(values.map(read))
+}
+
+/// The one type that all of these are. `None` among them stands for `null`.
+fn one_type(all: impl Iterator<Item = Result<Option<NullableType>, UntypedReason>>) -> Result<NullableType, UntypedReason> {
+    let (mut first, mut nullable) = (None, false);
+    for seen in all {
+        let Some(seen) = seen? else {
+            nullable = true;
+            continue;
+        };
+        nullable |= seen.nullable;
+        if *first.get_or_insert_with(|| seen.arg_type.clone()) != seen.arg_type {
+            return Err("it may be of several types");
         }
     }
-    let arg_type = arg_type.ok_or("it can only be null")?;
+    let arg_type = first.ok_or("it can only be null")?;
     Ok(NullableType { arg_type, nullable })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Clients must not use a tool whose definition has an invalid `x-mcp-header`; the reason is kept for the operator.
 
+use super::arg_types::name_beside_null;
 use serde_json::{Map, Value};
 
 /// An argument that clients repeat in the header `Mcp-Param-<name>`.
@@ -118,10 +119,7 @@ fn read_mark(mark: &Value, keywords: &Map<String, Value>, path: &[String]) -> Re
 fn header_kind(keywords: &Map<String, Value>) -> Option<ParamHeaderKind> {
     let name = match keywords.get("type")? {
         Value::String(name) => name.as_str(),
-        Value::Array(names) => {
-            let mut others = names.iter().filter_map(Value::as_str).filter(|name| *name != "null");
-            others.next().filter(|_| others.next().is_none())?
-        }
+        Value::Array(names) => name_beside_null(names)?,
         _ => return None,
     };
     match name {

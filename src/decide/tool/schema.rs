@@ -70,21 +70,16 @@ fn schema_json<'a>(groups: impl IntoIterator<Item = &'a str>, actions: &[Action<
     let mut all: Map<String, Value> = groups.into_iter().map(|group| (group.to_owned(), json!({}))).collect();
     all.extend(actions.iter().map(|action| (action.id.to_owned(), action.json())));
     let text = |name: &str| {
-        (
-            name.to_owned(),
-            json!({ "type": "String", "required": ALWAYS.contains(&name) }),
-        )
+        let text = json!({ "type": "String", "required": ALWAYS.contains(&name) });
+        (name.to_owned(), text)
     };
     let caller = json!({
         "memberOfTypes": ["Role"],
         "shape": { "type": "Record", "attributes": PRINCIPAL.map(text).into_iter().collect::<Map<_, _>>() },
     });
     let ware = |kind: PrimitiveKind| {
-        let attributes: Map<String, Value> = kind
-            .attribute()
-            .map(|name| (name.to_owned(), json!({ "type": "String" })))
-            .into_iter()
-            .collect();
+        let attribute = kind.attribute().map(|name| (name.to_owned(), json!({ "type": "String" })));
+        let attributes: Map<String, Value> = attribute.into_iter().collect();
         json!({ "memberOfTypes": ["Server"], "shape": { "type": "Record", "attributes": attributes } })
     };
     json!({ "Guardian": {
@@ -170,9 +165,7 @@ impl Action<'_> {
 ",
         )
     }
-}
 
-impl Action<'_> {
     fn json(&self) -> Value {
         let groups: Vec<Value> = self.groups.iter().map(|group| json!({ "id": group })).collect();
         let mut action = json!({ "memberOf": groups });
@@ -217,16 +210,15 @@ fn json_type(arg_type: &ArgType) -> Value {
 }
 
 fn write_fields(fields: &ArgSchema, indent: usize, text: &mut String) -> fmt::Result {
-    let visible = || {
-        fields
-            .iter()
-            .filter_map(|(name, field)| Some((name, field.required, field.arg_type.as_ref().ok()?)))
-    };
-    if visible().next().is_none() {
+    let visible = fields.iter();
+    let visible: Vec<_> = visible
+        .filter_map(|(name, field)| Some((name, field.required, field.arg_type.as_ref().ok()?)))
+        .collect();
+    if visible.is_empty() {
         return text.write_str("{}");
     }
     text.push_str("{\n");
-    for (name, required, arg_type) in visible() {
+    for (name, required, arg_type) in visible {
         let mark = if required { "" } else { "?" };
         write!(text, "{:indent$}    {}{mark}: ", "", Quoted(name))?;
         write_type(arg_type, indent + 4, text)?;

@@ -28,10 +28,10 @@ pub(super) fn check_cost(schema: &Value) -> Result<(), String> {
         nested: 0,
         deepest: 0,
     };
-    match estimate.value(schema, DEPTH)? {
-        effort if effort <= MAX_COST => Ok(()),
-        _ => Err("the input schema refers to itself in more ways than can be checked".to_owned()),
+    if estimate.value(schema, DEPTH)? > MAX_COST {
+        return Err("the input schema refers to itself in more ways than can be checked".to_owned());
     }
+    Ok(())
 }
 
 struct CostModel<'a> {
@@ -128,8 +128,7 @@ impl<'a> CostModel<'a> {
         for (keyword, value) in keywords {
             match (keyword.as_str(), value) {
                 ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(reference)) => {
-                    let target = resolve(self.root, reference);
-                    let target = target.ok_or_else(|| outside(reference))?;
+                    let target = resolve(self.root, reference).ok_or_else(|| outside(reference))?;
                     self.apply(target, depth, cost, open)?;
                 }
                 ("allOf" | "anyOf" | "oneOf", Value::Array(parts)) => {
