@@ -11,8 +11,7 @@ pub async fn fetch(server: &ServerConfig, patience: Duration) -> Result<OfferedT
     let name = &server.name;
     let upstream = Upstream::new(server).map_err(|error| with_causes(&error))?;
     let fetched = tokio::time::timeout(patience, upstream.fetch_tools()).await;
-    upstream.stop();
-    upstream.stopped().await;
+    upstream.stop().await;
     match fetched {
         Ok(Ok(offered)) => Ok(offered),
         Ok(Err(FetchFailed::Failed(error))) => Err(match &error.cause {

@@ -1,19 +1,24 @@
-//! The one place that makes an answer of what a transport delivered, and records the outcome.
+//! Sends a cleared call once, over the transport of its server, and makes its answer of what was delivered: what makes a
+//! server's message the answer to a request, and whether the client may get it. The outcome is recorded here.
 
-use super::answer_rules::AnswerRules;
-use super::delivery::{DeliveredBody, Delivery};
-use super::denial_sender::DenialSender;
-use super::event_source::EventSource;
-use super::forward_error::ForwardError;
-use super::http::{SessionField, read_answer_body};
+use super::client_requests::{ELICITATION_METHOD, denied, is_allowed};
+use super::control_reply::{not_the_answer, session_version};
+use super::delivery::{DeliveredBody, Delivery, DenialSender, EventSource};
+use super::error::ForwardError;
+use super::http::{
+    Endpoint, ForwardHeaders, Media, forward_headers, http_method, media, read_answer_body, session_of, set_session_headers,
+};
 use super::outcome::OutcomeGuard;
-use super::stream::{EventStream, StreamRules};
+use super::server::{TransportKind, Upstream};
+use super::stream::EventStream;
 use super::timeouts::Timeouts;
-use crate::domain::{Call, ClientRequests, Era, Method, ProtocolVersion};
-use crate::mcp::{MessageKind, ServerMessage};
+use crate::domain::{Call, ClientRequest, ClientRequests, Era, MessageId, Method, ProtocolVersion};
+use crate::journal::Cleared;
+use crate::mcp::{self, MessageKind, ResultType, ServerMessage};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
+use std::sync::Arc;
 use tokio::time::timeout;
 
 /// What a server answered. Its outcome is recorded already, except for a stream, which carries it along.
@@ -52,30 +57,88 @@ pub struct OpenedSession {
     pub session: Option<UpstreamSessionId>,
 }
 
-/// A call that was sent and waits for its answer.
-pub(super) struct PendingAnswer {
-    rules: AnswerRules,
-    timeouts: Timeouts,
-    pub outcome: OutcomeGuard,
-}
-
-impl PendingAnswer {
-    pub fn new(call: &Call, allowed_requests: ClientRequests, timeouts: Timeouts, outcome: OutcomeGuard) -> Self {
+impl Upstream {
+    /// Sends a cleared call and returns the server's answer, or why there is none. Nothing is sent twice. The outcome is
+    /// recorded however the call ends.
+    pub async fn forward(&self, cleared: Cleared, headers: ForwardHeaders) -> Result<Answer, ForwardError> {
+        let fields = forward_headers(cleared.call(), &headers);
+        let (call, ticket) = cleared.into_sending();
+        let outcome = OutcomeGuard::new(Some(ticket));
         let rules = AnswerRules {
             id: call.id.clone(),
             era: call.era,
             method: call.method,
-            allowed_requests,
+            allowed_requests: self.allowed_requests,
         };
-        Self {
+        let mut pending = PendingAnswer {
             rules,
-            timeouts,
+            timeouts: self.timeouts,
             outcome,
-        }
+        };
+        let delivered = match &self.transport {
+            TransportKind::Http(endpoint) => {
+                let delivered = self.exchange(endpoint, &call, &headers, &fields).await;
+                pending.outcome.status = delivered.as_ref().ok().map(|delivery| delivery.status);
+                delivered
+            }
+            TransportKind::Channels(channels) => Box::pin(channels.exchange(&call, &headers)).await,
+        };
+        pending.answer(delivered).await
     }
 
+    async fn exchange(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        call: &Call,
+        headers: &ForwardHeaders,
+        fields: &HeaderMap,
+    ) -> Result<Delivery, ForwardError> {
+        let client = if call.method.is_stream() {
+            &endpoint.streams
+        } else {
+            &endpoint.client
+        };
+        let response = endpoint
+            .exchange(client, &http_method(call.method), fields, &call.body)
+            .await?;
+        let (status, session) = (response.status(), session_of(response.headers()));
+        let body = match media(response.headers()) {
+            Media::Events if status.is_success() => DeliveredBody::Events(
+                EventSource::of_body(response.into_body(), self.timeouts.max_event),
+                (call.era == Era::Legacy).then(|| self.denials(endpoint, call, headers)),
+            ),
+            Media::Json => DeliveredBody::Json(response.into_body()),
+            Media::Events | Media::Other => DeliveredBody::Nothing,
+        };
+        Ok(Delivery {
+            status,
+            session,
+            pending_session: None,
+            body,
+        })
+    }
+
+    /// Refuses forbidden requests in the session of this call. An `initialize` has none yet.
+    fn denials(&self, endpoint: &Arc<Endpoint>, call: &Call, headers: &ForwardHeaders) -> Box<DenialSender> {
+        let mut fields: HeaderMap = mcp::mirror_headers(call.era, call.version, Method::Answer, None)
+            .into_iter()
+            .collect();
+        let session = headers.session.as_ref();
+        set_session_headers(&mut fields, session.filter(|_| call.method != Method::Initialize));
+        Box::new(DenialSender::over_http(endpoint.clone(), self.name.clone(), fields))
+    }
+}
+
+/// A call that was sent and waits for its answer.
+struct PendingAnswer {
+    rules: AnswerRules,
+    timeouts: Timeouts,
+    outcome: OutcomeGuard,
+}
+
+impl PendingAnswer {
     /// Makes the answer of what was delivered: a stream, one message, or nothing but a status.
-    pub async fn answer(mut self, delivered: Result<Delivery, ForwardError>) -> Result<Answer, ForwardError> {
+    async fn answer(mut self, delivered: Result<Delivery, ForwardError>) -> Result<Answer, ForwardError> {
         let Delivery {
             status,
             session,
@@ -123,12 +186,7 @@ impl PendingAnswer {
 
     fn stream(self, source: EventSource, denials: Option<Box<DenialSender>>) -> Answer {
         let idle = (!self.rules.method.is_stream()).then_some(self.timeouts.idle);
-        let rules = StreamRules {
-            answer: self.rules,
-            denials,
-            idle,
-        };
-        Answer::Stream(EventStream::new(source, rules, self.outcome))
+        Answer::Stream(EventStream::new(source, self.rules, denials, idle, self.outcome))
     }
 
     /// `initialize` is never streamed to the client: its answer is taken out of the stream, because the session id can
@@ -136,16 +194,12 @@ impl PendingAnswer {
     async fn opened_by_stream(
         &mut self,
         status: StatusCode,
-        session: SessionField,
+        session: Result<Option<UpstreamSessionId>, ForwardError>,
         source: EventSource,
         denials: Option<Box<DenialSender>>,
     ) -> Result<Answer, ForwardError> {
-        let rules = StreamRules {
-            answer: self.rules.clone(),
-            denials,
-            idle: Some(self.timeouts.idle),
-        };
-        let stream = EventStream::new(source, rules, OutcomeGuard::new(None));
+        let (rules, idle) = (self.rules.clone(), Some(self.timeouts.idle));
+        let stream = EventStream::new(source, rules, denials, idle, OutcomeGuard::new(None));
         let late = |_| Err(ForwardError::timeout("the server took too long to open a session"));
         let answer = timeout(self.timeouts.first_byte, stream.into_answer()).await;
         let (body, kind, message) = answer.unwrap_or_else(late)?;
@@ -156,7 +210,7 @@ impl PendingAnswer {
     fn whole(
         &mut self,
         status: StatusCode,
-        session: SessionField,
+        session: Result<Option<UpstreamSessionId>, ForwardError>,
         body: Bytes,
         (kind, server_message): (MessageKind, ServerMessage),
     ) -> Result<Answer, ForwardError> {
@@ -167,7 +221,11 @@ impl PendingAnswer {
         let checked = self.rules.check(body, &kind, server_message);
         let (body, server_message, is_error) = checked.map_err(|error| error.with_status(status))?;
         let opened = if self.rules.method == Method::Initialize && !is_error {
-            Some(opened(server_message.negotiated_version(&body), session)?)
+            let version = session_version(server_message.negotiated_version(&body).as_deref())?;
+            Some(OpenedSession {
+                version,
+                session: session?,
+            })
         } else {
             None
         };
@@ -184,7 +242,7 @@ impl PendingAnswer {
     /// A message without an answer (notification, GET, DELETE): only the status counts.
     fn accepted(&mut self, status: StatusCode, method: Method) -> Result<Answer, ForwardError> {
         if status.is_server_error() {
-            return Err(failed_with(status));
+            return Err(ForwardError::failed_with(status));
         }
         if status.is_success() && method == Method::OpenStream {
             return Err(ForwardError::bad_response("the server opened no event stream").with_status(status));
@@ -208,29 +266,76 @@ impl PendingAnswer {
                 self.outcome.done(Some(true));
                 Ok(Answer::Empty { status })
             }
-            status => Err(failed_with(status)),
+            status => Err(ForwardError::failed_with(status)),
         }
     }
 }
 
-fn failed_with(status: StatusCode) -> ForwardError {
-    ForwardError::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
+/// The request that waits for an answer, and what its server may ask of the client.
+#[derive(Debug, Clone)]
+pub(super) struct AnswerRules {
+    /// `None` for a message without an answer, and for the GET stream of a legacy session.
+    pub id: Option<MessageId>,
+    pub era: Era,
+    pub method: Method,
+    pub allowed_requests: ClientRequests,
 }
 
-/// What the result of `initialize` negotiated.
-fn opened(version: Option<String>, session: SessionField) -> Result<OpenedSession, ForwardError> {
-    let version = version.and_then(|version| ProtocolVersion::parse(&version));
-    let Some(version) = version.filter(|version| version.era() == Era::Legacy) else {
-        return Err(ForwardError::bad_response(
-            "the server chose a protocol version that is not spoken here",
-        ));
-    };
-    match session {
-        SessionField::Broken => Err(ForwardError::bad_response("the server's session id is not one")),
-        SessionField::None => Ok(OpenedSession { version, session: None }),
-        SessionField::Id(id) => Ok(OpenedSession {
-            version,
-            session: Some(id),
-        }),
+impl AnswerRules {
+    /// Checks a message that must be the answer. Returns it, and whether it is an error. An error without an id is taken as
+    /// the error of this request and gets its id.
+    pub fn check(
+        &self,
+        body: Bytes,
+        kind: &MessageKind,
+        message: ServerMessage,
+    ) -> Result<(Bytes, ServerMessage, bool), ForwardError> {
+        match (kind, &self.id) {
+            (MessageKind::Result { is_error }, _) => {
+                self.check_result(&message)?;
+                Ok((body, message, *is_error))
+            }
+            (MessageKind::Error { .. }, _) if self.demands_forbidden_url(&message) => Err(denied(ELICITATION_METHOD)),
+            (MessageKind::Error { addressed: false, .. }, Some(id)) => {
+                Ok((message.readdressed(&body, id)?, ServerMessage::default(), true))
+            }
+            (MessageKind::Error { .. }, _) => Ok((body, message, true)),
+            (other, _) => Err(not_the_answer(other)),
+        }
+    }
+
+    /// Whether the server may make all requests that the message holds.
+    pub fn allows_requests_in(&self, message: &ServerMessage) -> bool {
+        let mut requests = message.client_requests.iter();
+        requests.all(|request| is_allowed(request, self.allowed_requests))
+    }
+
+    /// Whether an error (code -32042) demands URL elicitation although the configuration does not allow it.
+    pub fn demands_forbidden_url(&self, message: &ServerMessage) -> bool {
+        message.needs_url_elicitation && !self.allowed_requests.allow(ClientRequest::ElicitationUrl)
+    }
+
+    /// Whether a result may go to the client: its `resultType` must suit the method, and every request in it must be
+    /// allowed. Legacy results have neither, so they pass.
+    fn check_result(&self, message: &ServerMessage) -> Result<(), ForwardError> {
+        if self.era == Era::Legacy {
+            return Ok(());
+        }
+        let wrong = match message.result_type {
+            ResultType::Complete => None,
+            ResultType::InputRequired if self.method.takes_input() => None,
+            ResultType::InputRequired => Some("the server asks for input where none can be given"),
+            ResultType::Task if self.method == Method::ToolsCall => None,
+            ResultType::Task => Some("the server makes a task of what cannot be one"),
+            ResultType::Unknown => Some("the server's result is of a type that is not known"),
+        };
+        if let Some(wrong) = wrong {
+            return Err(ForwardError::bad_response(wrong));
+        }
+        let mut requests = message.client_requests.iter();
+        match requests.find(|request| !is_allowed(request, self.allowed_requests)) {
+            None => Ok(()),
+            Some(request) => Err(denied(&request.method)),
+        }
     }
 }

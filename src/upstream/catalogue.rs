@@ -1,18 +1,20 @@
 //! Fetches a server's tools, in whichever era the server speaks. Definitions are read and digested here; which of them
 //! are pinned, and what a caller may see, is decided elsewhere.
 
+use super::answer::AnswerRules;
 use super::channel::MuxChannel;
-use super::control::ControlResponse;
-use super::control_reply::ControlReply;
-use super::forward_error::ForwardError;
-use super::http::set_session_headers;
-use super::server::{Eras, TransportKind, Upstream};
-use super::server_info::ServerInfo;
-use crate::domain::{Annotations, Digest, Era, Method, ProtocolVersion, ToolName};
+use super::control_reply::{ControlReply, parse_control_reply};
+use super::delivery::EventSource;
+use super::error::ForwardError;
+use super::http::{Endpoint, Media, media, read_answer_body, session_of, set_session_headers};
+use super::outcome::OutcomeGuard;
+use super::server::{Eras, ServerInfo, TransportKind, Upstream};
+use super::stream::EventStream;
+use crate::domain::{Annotations, ClientRequests, Digest, Era, MessageId, Method, ProtocolVersion, ToolName};
 use crate::mcp::{canonical, guardian_client_info, guardian_initialize, initialized, mirror_headers};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -88,9 +90,9 @@ impl Upstream {
 
     async fn fetch(&self) -> Result<(Vec<Value>, Eras, ServerInfo), FetchFailed> {
         if let TransportKind::Channels(channels) = &self.transport {
-            let (channel, hello) = channels.shared_control_channel().await?;
-            let listed = self.list(&ControlSession::Channel(channel)).await?;
-            return Ok((listed, Eras::Legacy, ServerInfo::read(&hello)));
+            let control = channels.control_channel().await?;
+            let listed = self.list(&ControlSession::Channel(control.channel)).await?;
+            return Ok((listed, Eras::Legacy, ServerInfo::read(&control.server_info)));
         }
         match self.handshake().await? {
             Some((legacy, server_info)) => {
@@ -111,9 +113,9 @@ impl Upstream {
 
     /// Opens a legacy session; `None` if the server does not speak that era.
     async fn handshake(&self) -> Result<Option<(ControlSession, ServerInfo)>, FetchFailed> {
-        let ControlResponse { status, reply, session } = self
-            .ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &guardian_initialize())
-            .await?;
+        let params = guardian_initialize();
+        let asked = self.ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params).await?;
+        let ControlResponse { status, reply, session } = asked;
         let result = match reply {
             ControlReply::Result(result) => result,
             ControlReply::Error {
@@ -130,11 +132,8 @@ impl Upstream {
             // A modern server that answers `initialize` anyway.
             Some(_) => return Ok(None),
             None => {
-                let why = "its protocol version is not spoken here";
-                return Err(FetchFailed::Nonsense {
-                    method: "initialize",
-                    why,
-                });
+                let (method, why) = ("initialize", "its protocol version is not spoken here");
+                return Err(FetchFailed::Nonsense { method, why });
             }
         };
         let legacy = ControlSession::Legacy { version, session };
@@ -172,11 +171,8 @@ impl Upstream {
                 other => return Err(refusal("tools/list", status, other)),
             };
             let Value::Array(tools) = result["tools"].take() else {
-                let why = "there are no `tools`";
-                return Err(FetchFailed::Nonsense {
-                    method: "tools/list",
-                    why,
-                });
+                let (method, why) = ("tools/list", "there are no `tools`");
+                return Err(FetchFailed::Nonsense { method, why });
             };
             listed.extend(tools);
             if listed.len() > MAX_TOOLS {
@@ -202,19 +198,81 @@ impl Upstream {
 
     /// Sends `server/discover`, which only modern servers understand; `None` if there is no result.
     async fn discover(&self) -> Option<ServerInfo> {
-        let fields = ControlSession::Modern.fields(Method::Discover);
-        let asked = self
-            .ask(
-                Era::Modern,
-                &fields,
-                1,
-                "server/discover",
-                &ControlSession::Modern.params(None),
-            )
-            .await;
+        let (fields, params) = (
+            ControlSession::Modern.fields(Method::Discover),
+            ControlSession::Modern.params(None),
+        );
+        let asked = self.ask(Era::Modern, &fields, 1, "server/discover", &params).await;
         match asked.ok()?.reply {
             ControlReply::Result(result) => Some(ServerInfo::read(&result)),
             ControlReply::Error { .. } | ControlReply::Nothing => None,
+        }
+    }
+}
+
+/// The response to a request of Guardian's own.
+struct ControlResponse {
+    status: StatusCode,
+    reply: ControlReply,
+    session: Option<UpstreamSessionId>,
+}
+
+impl Upstream {
+    /// Sends a request with this `id` and waits for its answer.
+    async fn ask(
+        &self,
+        era: Era,
+        fields: &HeaderMap,
+        id: u64,
+        method: &str,
+        params: &Value,
+    ) -> Result<ControlResponse, ForwardError> {
+        let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        let id = MessageId::from_json(Bytes::from(id.to_string()));
+        let endpoint = self.endpoint()?;
+        let response = endpoint
+            .exchange(
+                &endpoint.client,
+                &http::Method::POST,
+                fields,
+                &Bytes::from(message.to_string()),
+            )
+            .await?;
+        let status = response.status();
+        let session = session_of(response.headers()).ok().flatten();
+        let body = match media(response.headers()) {
+            Media::Json => Some(read_answer_body(response.into_body(), &self.timeouts).await?),
+            Media::Events => {
+                let rules = AnswerRules {
+                    id: Some(id.clone()),
+                    era,
+                    method: Method::Ping,
+                    // The server may request nothing here.
+                    allowed_requests: ClientRequests::default(),
+                };
+                let source = EventSource::of_body(response.into_body(), self.timeouts.max_event);
+                let stream = EventStream::new(source, rules, None, Some(self.timeouts.idle), OutcomeGuard::new(None));
+                Some(stream.into_answer().await?.0)
+            }
+            Media::Other => None,
+        };
+        let reply = match body {
+            Some(body) => parse_control_reply(&body, &id, status)?,
+            None => ControlReply::Nothing,
+        };
+        Ok(ControlResponse { status, reply, session })
+    }
+
+    /// Sends a message that has no answer.
+    async fn notify(&self, method: &http::Method, fields: &HeaderMap, body: &Bytes) -> Result<(), ForwardError> {
+        let endpoint = self.endpoint()?;
+        endpoint.exchange(&endpoint.client, method, fields, body).await.map(drop)
+    }
+
+    fn endpoint(&self) -> Result<&Endpoint, ForwardError> {
+        match &self.transport {
+            TransportKind::Http(endpoint) => Ok(endpoint),
+            TransportKind::Channels(_) => Err(ForwardError::bad_response("this server is spoken to over a link")),
         }
     }
 }

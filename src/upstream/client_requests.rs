@@ -1,7 +1,7 @@
 //! Which requests a server may make of its client (sampling, elicitation, roots), set per server. In the legacy era a
 //! forbidden request is withheld and refused; in the modern era it makes the call fail.
 
-use super::forward_error::ForwardError;
+use super::error::ForwardError;
 use crate::domain::{ClientRequests, Reason, SafeText};
 use crate::mcp::{ClientRequestRef, RequestedCapability};
 

@@ -1,17 +1,25 @@
-//! What a transport delivered for one call. Transports judge nothing: what it means is decided in `answer`.
+//! What a transport delivered for one call: the head, messages or an event stream, and the way to refuse requests in it.
+//! Transports judge nothing: what it means is decided in `answer`.
 
-use super::channel::{ChannelMessage, PendingSession, QueueReceiver};
-use super::denial_sender::DenialSender;
-use super::event_source::EventSource;
-use super::http::SessionField;
+use super::channel::{ChannelMessage, MuxChannel, PendingSession, QueueReceiver};
+use super::error::ForwardError;
+use super::http::Endpoint;
+use crate::domain::{MessageId, ServerName};
+use crate::mcp::{self, ServerMessage, SseFault, SseFrame, SseReader};
+use crate::sessions::UpstreamSessionId;
 use crate::transport::ResponseBody;
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::Body as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// The head of a response, or what stands for it on a channel, and the messages.
 pub(super) struct Delivery {
     pub status: StatusCode,
     /// The session id that came with the response.
-    pub session: SessionField,
+    pub session: Result<Option<UpstreamSessionId>, ForwardError>,
     /// The session on this instance that `initialize` opens; it ends with the delivery unless it is kept.
     pub pending_session: Option<PendingSession>,
     pub body: DeliveredBody,
@@ -35,9 +43,150 @@ impl Delivery {
     pub fn local(status: StatusCode, body: DeliveredBody) -> Self {
         Self {
             status,
-            session: SessionField::None,
+            session: Ok(None),
             pending_session: None,
             body,
         }
+    }
+}
+
+/// Where the frames of an event stream come from.
+pub(super) enum EventSource {
+    Body(ResponseBody, SseReader),
+    /// Messages from a channel; each becomes one frame.
+    Channel(QueueReceiver),
+}
+
+/// What the source delivers next.
+pub(super) enum SourceEvent {
+    /// An answer from a channel was parsed before.
+    Frame(SseFrame, Option<Box<ServerMessage>>),
+    End,
+    /// The stream cannot continue.
+    Failed(ForwardError),
+    /// The connection was cut, so a legacy client may be able to resume the stream.
+    Broken(ForwardError),
+}
+
+impl EventSource {
+    /// The frames of a response body.
+    pub fn of_body(body: ResponseBody, max_event: usize) -> Self {
+        EventSource::Body(body, SseReader::new(max_event))
+    }
+
+    /// Stops waiting, and tells the server so on a channel.
+    pub fn give_up(&mut self) {
+        match self {
+            EventSource::Channel(receiver) => receiver.give_up(),
+            EventSource::Body(..) => (),
+        }
+    }
+
+    /// Polls for the next frame and adds the received bytes to `bytes`.
+    pub fn poll(&mut self, context: &mut Context<'_>, bytes: &mut u64) -> Poll<SourceEvent> {
+        let (body, reader) = match self {
+            EventSource::Channel(receiver) => {
+                return receiver.poll(context).map(|item| match item {
+                    Some(Ok(message)) => {
+                        *bytes += message.text.len() as u64;
+                        SourceEvent::Frame(SseFrame::message(message.text), message.answer)
+                    }
+                    Some(Err(error)) => SourceEvent::Failed(error),
+                    None => SourceEvent::End,
+                });
+            }
+            EventSource::Body(body, reader) => (body, reader),
+        };
+        loop {
+            match reader.frame() {
+                Ok(Some(frame)) => return Poll::Ready(SourceEvent::Frame(frame, None)),
+                Ok(None) => (),
+                Err(fault) => {
+                    let error = ForwardError::bad_response("the server's stream cannot be followed").with_cause(&fault);
+                    return Poll::Ready(SourceEvent::Failed(error));
+                }
+            }
+            match std::task::ready!(Pin::new(&mut *body).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        *bytes += data.len() as u64;
+                        reader.push(data);
+                    }
+                }
+                Some(Err(error)) => {
+                    let error = ForwardError::bad_response("the server broke off its stream").with_cause(&error);
+                    return Poll::Ready(SourceEvent::Broken(error));
+                }
+                None => {
+                    let reader = std::mem::replace(reader, SseReader::new(0));
+                    return Poll::Ready(match reader.finish() {
+                        Ok(()) => SourceEvent::End,
+                        Err(SseFault::Cut | SseFault::TooLarge(_)) => {
+                            SourceEvent::Broken(ForwardError::bad_response("the server broke off its stream"))
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Sends the server an error for each of its requests that was refused. The stream that carries those requests polls it
+/// and owns it, so unsent errors are dropped with the stream.
+pub(super) struct DenialSender {
+    to: DenialTarget,
+    sending: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// Where a refused request came from.
+enum DenialTarget {
+    /// An HTTP server; the headers carry the session and version of the stream.
+    Http(Arc<Endpoint>, ServerName, HeaderMap),
+    Channel(Arc<MuxChannel>),
+}
+
+/// The most unsent errors per stream. A server that asks faster than it accepts errors gets no more of them.
+const MOST_AT_ONCE: usize = 16;
+
+impl DenialSender {
+    /// For requests from an HTTP server.
+    pub fn over_http(endpoint: Arc<Endpoint>, server: ServerName, headers: HeaderMap) -> Self {
+        Self {
+            to: DenialTarget::Http(endpoint, server, headers),
+            sending: Vec::new(),
+        }
+    }
+
+    /// For requests that came over a channel.
+    pub fn over_channel(channel: Arc<MuxChannel>) -> Self {
+        Self {
+            to: DenialTarget::Channel(channel),
+            sending: Vec::new(),
+        }
+    }
+
+    /// Refuses one request. `id` is the JSON text that the server wrote.
+    pub fn send(&mut self, id: &str) {
+        let (endpoint, server, headers) = match &self.to {
+            DenialTarget::Channel(channel) => return channel.refuse(id),
+            DenialTarget::Http(..) if self.sending.len() >= MOST_AT_ONCE => return,
+            DenialTarget::Http(endpoint, server, headers) => (endpoint.clone(), server.clone(), headers.clone()),
+        };
+        let id = MessageId::from_json(Bytes::copy_from_slice(id.as_bytes()));
+        let body = mcp::error(Some(&id), -32601, "the client does not offer this", None);
+        self.sending.push(Box::pin(async move {
+            if let Err(error) = endpoint
+                .exchange(&endpoint.client, &http::Method::POST, &headers, &body)
+                .await
+            {
+                tracing::debug!(%server, %error, "the server did not take a refusal");
+            }
+        }));
+    }
+
+    /// Makes progress on sending.
+    pub fn poll(&mut self, context: &mut Context<'_>) {
+        self.sending
+            .retain_mut(|sending| matches!(sending.as_mut().poll(context), Poll::Pending));
     }
 }

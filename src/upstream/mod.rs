@@ -3,39 +3,31 @@
 //! elsewhere.
 
 mod answer;
-mod answer_rules;
 mod catalogue;
 mod channel;
 mod client_requests;
-mod control;
 mod control_reply;
 mod delivery;
-mod denial_sender;
-mod event_source;
-mod forward;
-mod forward_error;
+mod error;
 mod http;
 mod line_reader;
 mod outcome;
 mod pins;
 mod server;
-mod server_info;
 mod stream;
 mod timeouts;
-mod upstream_error;
 
 pub use answer::{Answer, OpenedSession};
 pub use catalogue::{FetchFailed, OfferedTools, RawTool, RejectedTool};
-pub use forward_error::ForwardError;
+pub use error::{ForwardError, UpstreamError};
 pub use http::ForwardHeaders;
 pub use pins::{build_catalogue, pin_status, scopes_of};
-pub use server::{Eras, Upstream};
-pub use server_info::ServerInfo;
+pub use server::{Eras, ServerInfo, Upstream};
 pub use stream::{EventStream, StreamEvent};
-pub use upstream_error::UpstreamError;
 
 use crate::config::ServerConfig;
 use crate::domain::ServerName;
+use channel::Channels;
 use std::collections::BTreeMap;
 
 /// Time limit for all server processes and channels to end at shutdown. Processes are killed before it passes.
@@ -58,20 +50,24 @@ impl Upstreams {
 
     /// Ends sessions that nobody uses. The app calls it once a second.
     pub fn sweep(&self) {
-        self.servers.values().for_each(Upstream::sweep);
+        self.channels().for_each(Channels::sweep);
     }
 
-    /// Ends every process and channel.
+    /// Ends every process and channel, and opens no more.
     pub async fn stop(&self) {
-        self.servers.values().for_each(Upstream::stop);
+        self.channels().for_each(Channels::stop);
         let all = async {
-            for server in self.servers.values() {
-                server.stopped().await;
+            for channels in self.channels() {
+                channels.stopped().await;
             }
         };
         if tokio::time::timeout(ENDING, all).await.is_err() {
             tracing::warn!("some servers did not end in time");
         }
+    }
+
+    fn channels(&self) -> impl Iterator<Item = &Channels> {
+        self.servers.values().filter_map(Upstream::channels)
     }
 
     pub fn get(&self, name: &ServerName) -> Option<&Upstream> {

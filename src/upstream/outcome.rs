@@ -1,7 +1,7 @@
 //! Records the outcome of one sent call exactly once, whatever happens to the call.
 
 use super::client_requests::safe_text;
-use super::forward_error::ForwardError;
+use super::error::ForwardError;
 use crate::domain::OutcomeKind;
 use crate::journal::{OutcomeData, OutcomeTicket};
 use http::StatusCode;

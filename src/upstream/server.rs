@@ -1,13 +1,13 @@
 //! One configured server: its transport, its limits and what is known of it. What it answers is not read here.
 
 use super::channel::{ChannelConnector, Channels, Program};
+use super::error::UpstreamError;
 use super::http::Endpoint;
-use super::server_info::ServerInfo;
 use super::timeouts::Timeouts;
-use super::upstream_error::UpstreamError;
 use crate::config::{ServerConfig, ServerTransport};
 use crate::domain::{ClientRequests, Era, ServerName};
 use arc_swap::ArcSwap;
+use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -72,23 +72,18 @@ impl Upstream {
         })
     }
 
-    /// Ends sessions that nobody uses.
-    pub fn sweep(&self) {
-        if let TransportKind::Channels(channels) = &self.transport {
-            channels.sweep();
+    /// The channels, if the server is reached over them.
+    pub(super) fn channels(&self) -> Option<&Channels> {
+        match &self.transport {
+            TransportKind::Http(_) => None,
+            TransportKind::Channels(channels) => Some(channels),
         }
     }
 
-    /// Ends every process and channel of this server and opens no more. `stopped` waits for their end.
-    pub fn stop(&self) {
-        if let TransportKind::Channels(channels) = &self.transport {
+    /// Ends every process and channel of this server, and opens no more.
+    pub async fn stop(&self) {
+        if let Some(channels) = self.channels() {
             channels.stop();
-        }
-    }
-
-    /// Waits until everything that `stop` ends has ended.
-    pub async fn stopped(&self) {
-        if let TransportKind::Channels(channels) = &self.transport {
             channels.stopped().await;
         }
     }
@@ -104,7 +99,7 @@ impl Upstream {
 
     /// Whether the server is reached over persistent channels. Guardian itself then keeps its sessions.
     pub fn is_persistent(&self) -> bool {
-        matches!(self.transport, TransportKind::Channels(_))
+        self.channels().is_some()
     }
 
     /// The eras found by the last successful `fetch_tools`.
@@ -122,5 +117,80 @@ impl Upstream {
     pub(super) fn set_capabilities(&self, eras: Eras, server_info: ServerInfo) {
         self.eras.store(eras as u8, Ordering::Relaxed);
         self.server_info.store(Arc::new(server_info));
+    }
+}
+
+/// A server's self-description, as of the last time its tools were fetched. Empty until then.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServerInfo {
+    /// The `capabilities` object; `None` if nothing is known.
+    pub capabilities: Option<Value>,
+    pub instructions: Option<String>,
+}
+
+impl ServerInfo {
+    /// Reads the result of an `initialize` or a `server/discover`.
+    pub fn read(result: &Value) -> Self {
+        Self {
+            capabilities: Some(result["capabilities"].clone()).filter(Value::is_object),
+            instructions: result["instructions"]
+                .as_str()
+                .map(str::to_owned)
+                .filter(|text| !text.is_empty()),
+        }
+    }
+
+    /// Merges two descriptions: a server may offer more in one era than in the other.
+    pub fn merge(self, other: Self) -> Self {
+        let capabilities = match (self.capabilities, other.capabilities) {
+            (Some(mut one), Some(other)) => {
+                merge_json(&mut one, &other);
+                Some(one)
+            }
+            (one, other) => one.or(other),
+        };
+        Self {
+            capabilities,
+            instructions: self.instructions.or(other.instructions),
+        }
+    }
+
+    /// Whether the server is known not to have this capability.
+    pub fn is_known_to_lack(&self, capability: &str) -> bool {
+        self.capabilities
+            .as_ref()
+            .is_some_and(|capabilities| capabilities.get(capability).is_none())
+    }
+}
+
+fn merge_json(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                merge_json(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (into @ Value::Null, from) => *into = from.clone(),
+        (Value::Bool(into), Value::Bool(from)) => *into |= from,
+        _ => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_either_has_both_have() {
+        let of = |capabilities: Value| ServerInfo::read(&json!({ "capabilities": capabilities }));
+        let both = of(json!({ "tools": {}, "resources": { "subscribe": false } })).merge(of(
+            json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }),
+        ));
+        let wanted = json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } });
+        assert_eq!(both.capabilities, Some(wanted));
+        assert!(both.is_known_to_lack("prompts") && !both.is_known_to_lack("tools"));
+        assert!(!ServerInfo::default().is_known_to_lack("prompts"), "nothing is known");
+        assert_eq!(ServerInfo::default().merge(of(json!({}))), of(json!({})));
     }
 }

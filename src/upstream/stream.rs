@@ -1,12 +1,11 @@
 //! Relays a server's event stream frame by frame, without buffering the whole. Each message is classified and checked;
 //! the answer closes the outcome, and a stream that ends before its answer gets a final error.
 
-use super::answer_rules::AnswerRules;
+use super::answer::AnswerRules;
 use super::channel::ChannelMessage;
 use super::client_requests::{ELICITATION_METHOD, LONGEST_ID};
-use super::denial_sender::DenialSender;
-use super::event_source::{EventSource, SourceEvent};
-use super::forward_error::ForwardError;
+use super::delivery::{DenialSender, EventSource, SourceEvent};
+use super::error::ForwardError;
 use super::outcome::OutcomeGuard;
 use crate::domain::{Era, MessageId, Method, OutcomeKind, Reason};
 use crate::mcp::{MessageKind, ServerMessage, SseFrame};
@@ -25,7 +24,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 
 /// One frame and the message in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamEvent {
     pub frame: SseFrame,
     /// `None` for a comment, a bare field, or an event of another type than `message`.
@@ -44,39 +43,37 @@ impl StreamEvent {
         }
     }
 
-    /// A frame without a message.
-    fn bare(frame: SseFrame) -> Self {
-        Self {
-            frame,
-            kind: None,
-            server_message: ServerMessage::default(),
-        }
-    }
-
     /// Stands in for a withheld message: a comment, which still keeps the connection alive.
     fn placeholder() -> Self {
-        Self::bare(SseFrame {
-            raw: Bytes::from_static(b":\n\n"),
+        let raw = Bytes::from_static(b":\n\n");
+        SseFrame {
+            raw,
             ..SseFrame::default()
-        })
+        }
+        .into()
     }
 }
 
-/// The rules for one stream.
-pub(super) struct StreamRules {
-    /// The request that the stream answers.
-    pub answer: AnswerRules,
-    /// Sends the server an error for every forbidden request; legacy only.
-    pub denials: Option<Box<DenialSender>>,
-    /// The longest pause between two frames; `None` for a stream that answers no request.
-    pub idle: Option<Duration>,
+/// A frame without a message.
+impl From<SseFrame> for StreamEvent {
+    fn from(frame: SseFrame) -> Self {
+        Self {
+            frame,
+            ..Self::default()
+        }
+    }
 }
 
 /// A stream on its way to the client. Dropping it before its end means that the client is gone; it closes the server's
 /// stream.
 pub struct EventStream {
     source: EventSource,
-    rules: StreamRules,
+    /// The request that the stream answers.
+    rules: AnswerRules,
+    /// Sends the server an error for every forbidden request; legacy only.
+    denials: Option<Box<DenialSender>>,
+    /// The longest pause between two frames; `None` for a stream that answers no request.
+    idle: Option<Duration>,
     /// Whether the answer was passed on.
     answered: bool,
     /// Whether the acknowledgement of a subscription was seen; true for any other stream.
@@ -90,11 +87,19 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    pub(super) fn new(source: EventSource, rules: StreamRules, outcome: OutcomeGuard) -> Self {
+    pub(super) fn new(
+        source: EventSource,
+        rules: AnswerRules,
+        denials: Option<Box<DenialSender>>,
+        idle: Option<Duration>,
+        outcome: OutcomeGuard,
+    ) -> Self {
         Self {
             source,
-            acknowledged: rules.answer.method != Method::Listen,
+            acknowledged: rules.method != Method::Listen,
             rules,
+            denials,
+            idle,
             answered: false,
             resumable: false,
             ended: false,
@@ -147,7 +152,7 @@ impl EventStream {
             self.revoked = None;
             return Poll::Ready(self.revoke());
         }
-        if let Some(denials) = &mut self.rules.denials {
+        if let Some(denials) = &mut self.denials {
             denials.poll(context);
         }
         if self.ended {
@@ -171,7 +176,7 @@ impl EventStream {
 
     /// Whether the pause between two frames was too long. The timer starts at the first wait.
     fn out_of_time(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(idle) = self.rules.idle else {
+        let Some(idle) = self.idle else {
             return false;
         };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
@@ -182,7 +187,7 @@ impl EventStream {
     fn screen_event(&mut self, frame: SseFrame, answer: Option<Box<ServerMessage>>) -> Option<Result<StreamEvent, ForwardError>> {
         self.resumable |= frame.id.is_some();
         let Some(data) = frame.data.clone().filter(|data| !data.is_empty()) else {
-            return Some(Ok(StreamEvent::bare(frame)));
+            return Some(Ok(frame.into()));
         };
         // MCP clients read only events of type `message`; any other is withheld, as its content was not checked.
         if frame
@@ -192,7 +197,7 @@ impl EventStream {
         {
             return Some(Ok(StreamEvent::placeholder()));
         }
-        let Some(id) = self.rules.answer.id.clone() else {
+        let Some(id) = self.rules.id.clone() else {
             return self.screen_unsolicited(frame, &data);
         };
         let (_, (kind, server_message)) = ChannelMessage {
@@ -208,17 +213,24 @@ impl EventStream {
             }
             MessageKind::ServerNotification => {
                 self.acknowledged = true;
-                Some(Ok(self.pass_notification(frame, server_message)))
+                Some(Ok(self.relay(frame, &data, kind, server_message)))
             }
-            MessageKind::ServerRequest if self.rules.answer.era == Era::Legacy && !self.answered => {
-                Some(Ok(self.client_request(frame, &data, server_message)))
+            MessageKind::ServerRequest if self.rules.era == Era::Legacy && !self.answered => {
+                Some(Ok(self.relay(frame, &data, kind, server_message)))
             }
             // After the answer only notifications are relayed. Any other message ends the stream without an error.
             _ if self.answered => {
                 self.ended = true;
                 None
             }
-            kind => match self.check_answer(&data, &kind, server_message) {
+            MessageKind::ServerRequest => self.fail(ForwardError::bad_response(
+                "the server asks the client something, which this protocol version has not",
+            )),
+            MessageKind::Malformed(what) => {
+                let detail = format!("the server sent a message that cannot be read: {what}");
+                self.fail(ForwardError::bad_response(detail))
+            }
+            kind => match self.rules.check(data.clone(), &kind, server_message) {
                 Ok((body, server_message, is_error)) => {
                     self.answered = true;
                     self.outcome.done(Some(is_error));
@@ -230,24 +242,6 @@ impl EventStream {
         }
     }
 
-    /// Checks a message that can only be the answer.
-    fn check_answer(
-        &self,
-        data: &Bytes,
-        kind: &MessageKind,
-        message: ServerMessage,
-    ) -> Result<(Bytes, ServerMessage, bool), ForwardError> {
-        match kind {
-            MessageKind::ServerRequest => Err(ForwardError::bad_response(
-                "the server asks the client something, which this protocol version has not",
-            )),
-            MessageKind::Malformed(what) => Err(ForwardError::bad_response(format!(
-                "the server sent a message that cannot be read: {what}"
-            ))),
-            kind => self.rules.answer.check(data.clone(), kind, message),
-        }
-    }
-
     /// Judges a message on a GET stream. Answers are relayed too: a resumed stream may deliver the answer to an earlier
     /// request.
     fn screen_unsolicited(&mut self, frame: SseFrame, data: &[u8]) -> Option<Result<StreamEvent, ForwardError>> {
@@ -255,9 +249,10 @@ impl EventStream {
         let (kind, server_message) = ServerMessage::classify(data, &nobody);
         match kind {
             MessageKind::Malformed(_) => self.fail(ForwardError::bad_response("the server sent a message that cannot be read")),
-            MessageKind::ServerRequest => Some(Ok(self.client_request(frame, data, server_message))),
-            MessageKind::ServerNotification => Some(Ok(self.pass_notification(frame, server_message))),
-            _ if self.rules.answer.demands_forbidden_url(&server_message) => {
+            MessageKind::ServerRequest | MessageKind::ServerNotification => {
+                Some(Ok(self.relay(frame, data, kind, server_message)))
+            }
+            _ if self.rules.demands_forbidden_url(&server_message) => {
                 self.outcome.asked(ELICITATION_METHOD, false);
                 Some(Ok(StreamEvent::placeholder()))
             }
@@ -265,40 +260,26 @@ impl EventStream {
         }
     }
 
-    /// Relays a server's request if it is allowed; otherwise withholds it and sends the server an error.
-    fn client_request(&mut self, frame: SseFrame, data: &[u8], server_message: ServerMessage) -> StreamEvent {
-        let short = server_message.id.is_some_and(|id| id.range().len() <= LONGEST_ID);
-        let may = short && self.rules.answer.allows_requests_in(&server_message);
-        server_message
-            .client_requests
-            .iter()
-            .for_each(|client_request| self.outcome.asked(&client_request.method, may));
-        if may {
-            return StreamEvent::message(frame, MessageKind::ServerRequest, server_message);
+    /// Relays a request or a notification, unless it asks the client for what is not allowed: a task's status can hold requests
+    /// too. A request that is withheld is answered with an error.
+    fn relay(&mut self, frame: SseFrame, data: &[u8], kind: MessageKind, server_message: ServerMessage) -> StreamEvent {
+        let short = server_message.id.is_none_or(|id| id.range().len() <= LONGEST_ID);
+        let may = short && self.rules.allows_requests_in(&server_message);
+        for client_request in &server_message.client_requests {
+            self.outcome.asked(&client_request.method, may);
         }
-        if let (Some(denials), Some(id)) = (&mut self.rules.denials, server_message.id) {
+        if may {
+            return StreamEvent::message(frame, kind, server_message);
+        }
+        if let (Some(denials), Some(id)) = (&mut self.denials, server_message.id) {
             denials.send(id.text(data));
         }
         StreamEvent::placeholder()
     }
 
-    /// Relays a notification, unless a request in it (a task's status can hold some) is not allowed.
-    fn pass_notification(&mut self, frame: SseFrame, server_message: ServerMessage) -> StreamEvent {
-        let may = self.rules.answer.allows_requests_in(&server_message);
-        server_message
-            .client_requests
-            .iter()
-            .for_each(|client_request| self.outcome.asked(&client_request.method, may));
-        if may {
-            StreamEvent::message(frame, MessageKind::ServerNotification, server_message)
-        } else {
-            StreamEvent::placeholder()
-        }
-    }
-
     /// The server ended its stream.
     fn end_of_stream(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
-        if self.answered || self.rules.answer.id.is_none() {
+        if self.answered || self.rules.id.is_none() {
             self.ended = true;
             self.outcome.done(None);
             return None;
@@ -309,8 +290,8 @@ impl EventStream {
     /// The connection to the server was lost. If a legacy client can resume the stream, it gets no error, because an
     /// error would end a request that can still be answered.
     fn end(&mut self, error: ForwardError) -> Option<Result<StreamEvent, ForwardError>> {
-        let resumable = self.resumable && self.rules.answer.era == Era::Legacy;
-        if self.answered || !resumable || self.rules.answer.id.is_none() {
+        let resumable = self.resumable && self.rules.era == Era::Legacy;
+        if self.answered || !resumable || self.rules.id.is_none() {
             return self.fail(error);
         }
         self.ended = true;
@@ -327,7 +308,7 @@ impl EventStream {
             ..error
         };
         self.outcome.failed(&error);
-        (!self.answered && self.rules.answer.id.is_some()).then_some(Err(error))
+        (!self.answered && self.rules.id.is_some()).then_some(Err(error))
     }
 
     /// Ends the stream because the caller's authorisation was revoked.
@@ -339,7 +320,7 @@ impl EventStream {
         let detail = "the authorisation for this stream is gone";
         self.outcome.close(OutcomeKind::Revoked, Some(detail.to_owned()), None);
         let error = ForwardError::after_sending(Reason::GrantRevoked, detail);
-        (!self.answered && self.rules.answer.id.is_some()).then_some(Err(error))
+        (!self.answered && self.rules.id.is_some()).then_some(Err(error))
     }
 }
 

@@ -1,20 +1,19 @@
 //! The sessions and channels of one server that is reached over persistent channels.
 
-use super::connector::ChannelConnector;
 use super::control_channel::{ControlChannel, ControlChannelCell};
+use super::legacy_sse;
 use super::mux::{MuxChannel, UnsolicitedRouting};
 use super::queue::{ChannelMessage, QueueReceiver};
 use super::sessions::{SessionEntry, SessionTable};
+use super::stdio::Program;
 use super::supervisor::Supervisor;
 use crate::config::ServerConfig;
 use crate::domain::{Call, ClientRequests, Method, ProtocolVersion};
 use crate::mcp::{self, ServerMessage};
 use crate::sessions::UpstreamSessionId;
-use crate::upstream::delivery::{DeliveredBody, Delivery};
-use crate::upstream::denial_sender::DenialSender;
-use crate::upstream::event_source::EventSource;
-use crate::upstream::forward_error::ForwardError;
-use crate::upstream::http::{ForwardHeaders, SessionField};
+use crate::upstream::delivery::{DeliveredBody, Delivery, DenialSender, EventSource};
+use crate::upstream::error::ForwardError;
+use crate::upstream::http::{Endpoint, ForwardHeaders};
 use crate::upstream::timeouts::Timeouts;
 use bytes::Bytes;
 use http::StatusCode;
@@ -22,6 +21,12 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+
+/// How a channel is opened.
+pub enum ChannelConnector {
+    Program(Program),
+    LegacySse(Arc<Endpoint>),
+}
 
 /// The channels and sessions of one server.
 pub struct Channels {
@@ -100,16 +105,6 @@ impl Channels {
         }
     }
 
-    /// Guardian's own channel, opened if there is none, and the server's `initialize` result.
-    pub async fn shared_control_channel(&self) -> Result<(Arc<MuxChannel>, Value), ForwardError> {
-        let ControlChannel {
-            channel,
-            server_info: hello,
-            ..
-        } = self.control_channel().await?;
-        Ok((channel, hello))
-    }
-
     /// Ends sessions that were idle too long or whose channel is gone.
     pub fn sweep(&self) {
         self.sessions.sweep(self.idle, |entry| self.is_busy(entry));
@@ -149,7 +144,7 @@ impl Channels {
 
     /// Sends a message that has no answer.
     async fn notify(&self, call: &Call, entry: &SessionEntry, channel: &Arc<MuxChannel>) -> Result<(), ForwardError> {
-        let parsed = ServerMessage::parse(&call.body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
+        let parsed = ServerMessage::parse(&call.body)?;
         match parsed.method.as_deref() {
             Some("notifications/cancelled") => channel.cancel(&entry.name, &call.body, &parsed).await,
             // Guardian has already sent it to the shared process.
@@ -181,7 +176,7 @@ impl Channels {
         };
         let name = UpstreamSessionId::parse(&entry.name).ok_or_else(|| ForwardError::bad_response("a session has a name"))?;
         Ok(Delivery {
-            session: SessionField::Id(name),
+            session: Ok(Some(name)),
             pending_session: Some(pending),
             ..Delivery::local(StatusCode::OK, DeliveredBody::Message(body))
         })
@@ -192,21 +187,22 @@ impl Channels {
     async fn initialize_shared(&self, call: &Call) -> Result<Bytes, ForwardError> {
         let ControlChannel {
             version,
-            server_info: mut hello,
+            mut server_info,
             ..
         } = self.control_channel().await?;
         let asked: Value = serde_json::from_slice(&call.body).unwrap_or_default();
         let asked = asked["params"]["protocolVersion"].as_str().and_then(ProtocolVersion::parse);
         let version = asked.map_or(version, |asked| asked.min(version));
-        hello["protocolVersion"] = version.as_str().into();
+        server_info["protocolVersion"] = version.as_str().into();
         let id = call
             .id
             .as_ref()
             .ok_or_else(|| ForwardError::bad_response("a request without an id"))?;
-        Ok(mcp::result(id, hello))
+        Ok(mcp::result(id, server_info))
     }
 
-    async fn control_channel(&self) -> Result<ControlChannel, ForwardError> {
+    /// Guardian's own channel, opened if there is none.
+    pub async fn control_channel(&self) -> Result<ControlChannel, ForwardError> {
         let open = async {
             let sessions = self.sessions.clone();
             let routing = if self.shared {
@@ -227,10 +223,17 @@ impl Channels {
         }
     }
 
+    /// Opens a channel, after the delay and once a slot is free.
     async fn open(&self, routing: UnsolicitedRouting) -> Result<Arc<MuxChannel>, ForwardError> {
-        self.connector
-            .open(&self.supervisor, routing, self.allowed_requests, &self.timeouts)
-            .await
+        let lease = self.supervisor.lease().await?;
+        let (allowed, timeouts) = (self.allowed_requests, &self.timeouts);
+        let opened = match &self.connector {
+            ChannelConnector::Program(program) => program.start(routing, allowed, timeouts.max_answer, lease),
+            ChannelConnector::LegacySse(endpoint) => {
+                legacy_sse::open_channel(endpoint, routing, allowed, timeouts.max_event, lease).await
+            }
+        };
+        opened.inspect_err(|_| self.supervisor.failed())
     }
 
     /// Whether the session has an open GET stream or a request waiting.

@@ -1,10 +1,10 @@
 //! Guardian's own channel to a server, on which it has sent `initialize`. A shared process has only this one.
 
 use super::mux::MuxChannel;
-use crate::domain::{Era, ProtocolVersion};
+use crate::domain::ProtocolVersion;
 use crate::mcp::{guardian_initialize, initialized};
-use crate::upstream::control_reply::ControlReply;
-use crate::upstream::forward_error::ForwardError;
+use crate::upstream::control_reply::{ControlReply, session_version};
+use crate::upstream::error::ForwardError;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -62,10 +62,7 @@ impl ControlChannel {
             }
             ControlReply::Nothing => return Err(ForwardError::bad_response("the server does not answer `initialize`")),
         };
-        let version = server_info["protocolVersion"].as_str().and_then(ProtocolVersion::parse);
-        let version = version
-            .filter(|version| version.era() == Era::Legacy)
-            .ok_or_else(|| ForwardError::bad_response("the server chose a protocol version that is not spoken here"))?;
+        let version = session_version(server_info["protocolVersion"].as_str())?;
         channel.notify(initialized()).await?;
         guard.disarm();
         Ok(Self {

@@ -2,18 +2,20 @@
 //! URL for POST. That URL must have the same origin as the configured one; otherwise the server is not used.
 
 use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
-use super::post_endpoint::PostEndpoint;
 use super::supervisor::ChannelLease;
-use crate::domain::ClientRequests;
+use crate::domain::{ClientRequests, Reason};
 use crate::mcp::{SseFrame, SseReader};
 use crate::transport::ResponseBody;
-use crate::upstream::forward_error::ForwardError;
+use crate::upstream::error::ForwardError;
 use crate::upstream::http::{Endpoint, Media, media};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use http_body_util::BodyExt;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Opens the event stream and waits for the `endpoint` event.
 pub async fn open_channel(
@@ -48,7 +50,13 @@ pub async fn open_channel(
     let late = |_| Err(ForwardError::timeout("the server does not say where messages are posted"));
     let (stream, to) = timeout(endpoint.first_byte, opening).await.unwrap_or_else(late)?;
     let end = lease.end();
-    let post_endpoint = PostEndpoint::new(endpoint.clone(), to, lease.supervisor.tasks.clone(), end.clone());
+    let post_endpoint = PostEndpoint {
+        endpoint: endpoint.clone(),
+        to,
+        tasks: lease.supervisor.tasks.clone(),
+        end: end.clone(),
+        room: Arc::new(Semaphore::new(MOST_REPLIES)),
+    };
     let channel = MuxChannel::new(Sink::LegacySse(post_endpoint), routing, allowed_requests, end);
     let tasks = lease.supervisor.tasks.clone();
     tasks.spawn(follow(channel.clone(), stream, lease));
@@ -158,6 +166,70 @@ fn port(uri: &Uri) -> Option<u16> {
         (Some(port), _) => Some(port),
         (None, "https") => Some(443),
         (None, _) => Some(80),
+    }
+}
+
+/// The POST side of one channel; the answers come on the event stream.
+#[derive(Clone)]
+pub struct PostEndpoint {
+    endpoint: Arc<Endpoint>,
+    to: Uri,
+    tasks: TaskTracker,
+    end: CancellationToken,
+    /// Limits the replies that are being posted at once.
+    room: Arc<Semaphore>,
+}
+
+/// The most replies in flight at once.
+const MOST_REPLIES: usize = 16;
+
+impl PostEndpoint {
+    /// Posts a message and waits until the server has accepted it.
+    pub async fn post(&self, body: Bytes) -> Result<(), ForwardError> {
+        let none = HeaderMap::new();
+        let client = &self.endpoint.client;
+        let response = self
+            .endpoint
+            .exchange_at(&self.to, client, &Method::POST, &none, &body)
+            .await?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(ForwardError::failed_with(status)),
+        }
+    }
+
+    /// Posts a request in the background; `on_failure` hears if the server does not accept it. Its answer comes on the
+    /// event stream, possibly before the POST is acknowledged.
+    pub fn post_request(&self, body: Bytes, on_failure: impl FnOnce(ForwardError) + Send + 'static) {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let Some(posted) = this.end.run_until_cancelled(this.post(body)).await else {
+                return;
+            };
+            match posted {
+                // Some servers acknowledge the POST only after they have answered on the stream, so a time-out here is
+                // no failure.
+                Ok(()) => (),
+                Err(error) if error.reason == Reason::UpstreamTimeout => (),
+                Err(error) => on_failure(error),
+            }
+        });
+    }
+
+    /// Posts a reply in the background, or drops it if `MOST_REPLIES` are in flight: the caller reads the stream and
+    /// must not wait.
+    pub fn post_if_there_is_room(&self, body: Bytes) {
+        let Ok(place) = self.room.clone().try_acquire_owned() else {
+            return;
+        };
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let posted = this.end.run_until_cancelled(this.post(body)).await;
+            if let Some(Err(error)) = posted {
+                tracing::debug!(%error, "the server did not take a reply");
+            }
+            drop(place);
+        });
     }
 }
 

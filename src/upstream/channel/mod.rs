@@ -2,18 +2,15 @@
 //! all sessions share.
 
 mod channels;
-mod connector;
 mod control_channel;
 mod legacy_sse;
 mod mux;
-mod post_endpoint;
 mod queue;
 mod sessions;
 mod stdio;
 mod supervisor;
 
-pub use channels::Channels;
-pub use connector::ChannelConnector;
+pub use channels::{ChannelConnector, Channels};
 pub use mux::MuxChannel;
 pub use queue::{ChannelMessage, QueueReceiver};
 pub use sessions::PendingSession;

@@ -2,13 +2,13 @@
 //! so requests of different callers never collide. A message from the server goes to the request or session it belongs
 //! to, with the caller's original id and token restored, or to nobody.
 
-use super::post_endpoint::PostEndpoint;
+use super::legacy_sse::PostEndpoint;
 use super::queue::{ChannelMessage, PushBuffer, QueueReceiver, QueueSender, queue};
 use crate::domain::{ClientRequests, MessageId, Method};
 use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, replace_value};
 use crate::upstream::client_requests::is_allowed;
 use crate::upstream::control_reply::{ControlReply, parse_control_reply};
-use crate::upstream::forward_error::ForwardError;
+use crate::upstream::error::ForwardError;
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -263,7 +263,7 @@ impl MuxChannel {
 
     /// Registers a request and replaces its id and progress token with the channel's number.
     fn register(&self, session: &Arc<str>, method: Method, body: &Bytes) -> Result<(u64, QueueReceiver, Bytes), ForwardError> {
-        let parsed = ServerMessage::parse(body).map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
+        let parsed = ServerMessage::parse(body)?;
         let id = parsed
             .id
             .ok_or_else(|| ForwardError::bad_response("a request without an id"))?;
@@ -297,10 +297,7 @@ impl MuxChannel {
         for span in [Some(id), parsed.progress_token].into_iter().flatten() {
             edits.replace(span, number.to_string());
         }
-        let body = edits
-            .apply(body)
-            .map_err(|malformed| ForwardError::bad_response(malformed.detail))?;
-        Ok((number, receiver, body))
+        Ok((number, receiver, edits.apply(body)?))
     }
 
     /// Hands an answer to its request. An answer without an id belongs to the only pending request, if there is just

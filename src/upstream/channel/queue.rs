@@ -3,7 +3,7 @@
 
 use crate::domain::MessageId;
 use crate::mcp::{MessageKind, ServerMessage};
-use crate::upstream::forward_error::ForwardError;
+use crate::upstream::error::ForwardError;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -5,7 +5,7 @@ use super::mux::MuxChannel;
 use super::queue::PushBuffer;
 use super::supervisor::too_many_sessions;
 use crate::sessions::HandleOwner;
-use crate::upstream::forward_error::ForwardError;
+use crate::upstream::error::ForwardError;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -3,7 +3,7 @@
 
 use super::mux::MuxChannel;
 use crate::domain::{Backoff, Reason, ServerName};
-use crate::upstream::forward_error::ForwardError;
+use crate::upstream::error::ForwardError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -50,7 +50,7 @@ impl Supervisor {
 
     /// A slot for one more channel, after the delay and once one is free.
     pub async fn lease(&self) -> Result<ChannelLease, ForwardError> {
-        let wait = self.wait();
+        let wait = self.restart_delay().wait(Instant::now());
         if wait > MAX_BACKOFF_WAIT {
             let detail = format!("it keeps ending, and is tried again in {} s", wait.as_secs().max(1));
             return Err(ForwardError::before_sending(Reason::UpstreamUnreachable, detail));
@@ -77,10 +77,6 @@ impl Supervisor {
     pub fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
-    }
-
-    fn wait(&self) -> Duration {
-        self.restart_delay().wait(Instant::now())
     }
 
     pub fn failed(&self) {

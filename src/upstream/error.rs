@@ -1,10 +1,12 @@
-//! Why a server gave no answer that can be passed on. The caller is told the detail; the cause may name hosts, so only
-//! the record and the log get it.
+//! Why a server gave no answer that can be passed on, and why its configuration is refused. The caller is told the detail; the
+//! cause may name hosts, so only the record and the log get it.
 
-use crate::domain::Reason;
+use crate::domain::{Reason, ServerName};
+use crate::mcp::Malformed;
 use crate::transport::ClientError;
 use http::StatusCode;
 use std::error::Error;
+use std::path::PathBuf;
 
 /// A permitted call that has no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +28,11 @@ impl ForwardError {
     /// The server violated the protocol or broke off.
     pub(super) fn bad_response(detail: impl Into<String>) -> Self {
         Self::after_sending(Reason::UpstreamBroken, detail)
+    }
+
+    /// The server answered with a status that says nothing to the caller.
+    pub(super) fn failed_with(status: StatusCode) -> Self {
+        Self::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
     }
 
     /// The server exceeded a time limit.
@@ -90,6 +97,12 @@ impl ForwardError {
     }
 }
 
+impl From<Malformed> for ForwardError {
+    fn from(malformed: Malformed) -> Self {
+        Self::bad_response(malformed.detail)
+    }
+}
+
 /// An error followed by its sources, each text once.
 fn with_sources(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -103,4 +116,23 @@ fn with_sources(error: &(dyn Error + 'static)) -> String {
         next = source.source();
     }
     text
+}
+
+/// Why a server configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("server `{server}`: its URL {why}")]
+    Url { server: ServerName, why: &'static str },
+    #[error("server `{server}`: its credential {why}")]
+    Credential { server: ServerName, why: &'static str },
+    #[error("server `{server}`: cannot read its credential from `{}`", .file.display())]
+    CredentialFile {
+        server: ServerName,
+        file: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("server `{server}`: {why}")]
+    Program { server: ServerName, why: String },
+    #[error("server `{server}`: no client can be made for it")]
+    Client { server: ServerName, source: ClientError },
 }
