@@ -5,11 +5,11 @@
 //! a policy mentions is declared as one.
 
 use super::super::applicability::{Applicability, UnlistedApplicability, unlisted_action};
-use super::super::problem::PolicyProblem;
 use super::super::rule::Rule;
 use super::{CatalogueCheck, what_then};
 use crate::decide::tool::arg_types::{ArgField, ArgSchema, ArgType};
 use crate::decide::tool::primitive_kind::PrimitiveKind;
+use crate::domain::Problem;
 
 impl CatalogueCheck<'_> {
     pub(super) fn check_unlisted(&mut self) {
@@ -58,7 +58,7 @@ impl CatalogueCheck<'_> {
     }
 }
 
-fn mismatch_warning(kind: PrimitiveKind, rule: &Rule, mut warning: PolicyProblem) -> PolicyProblem {
+fn mismatch_warning(kind: PrimitiveKind, rule: &Rule, mut warning: Problem) -> Problem {
     let (word, effect) = (kind.word(), what_then(rule));
     warning.message = format!("{}: it cannot judge any {word}, {effect}", warning.message);
     warning.help("ask for `resource is Guardian::Tool` first")
