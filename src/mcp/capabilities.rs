@@ -3,6 +3,7 @@
 use super::json::{Bounds, DuplicateNames, Fault, JsonSpan, Malformed, Scanner};
 use super::member_names::fold_equal;
 use crate::domain::{ClientRequest, ClientRequests};
+use std::borrow::Cow;
 
 /// The pruned capabilities; `None` if nothing is removed.
 pub fn prune_capabilities(message: &[u8], capabilities: JsonSpan, allowed: ClientRequests) -> Result<Option<String>, Malformed> {
@@ -12,70 +13,55 @@ pub fn prune_capabilities(message: &[u8], capabilities: JsonSpan, allowed: Clien
 
 /// An object without the member `member`; `None` if it has no such member.
 pub fn without_member(message: &[u8], object: JsonSpan, member: &str) -> Result<Option<String>, Malformed> {
-    let cut = |name: &str, _: &str| {
-        Ok(if fold_equal(name, member) {
-            PrunedMember::Removed
-        } else {
-            PrunedMember::Unchanged
-        })
-    };
-    Ok(pruned(object.text(message), cut)?)
+    Ok(pruned(object.text(message), |name, value| {
+        Ok(unless(fold_equal(name, member), value))
+    })?)
 }
 
-/// What happens to one member.
-enum PrunedMember {
-    Unchanged,
-    Replaced(String),
-    Removed,
+/// A value that is kept, unless it is cut.
+fn unless(is_cut: bool, value: &str) -> Option<Cow<'_, str>> {
+    (!is_cut).then_some(Cow::Borrowed(value))
 }
 
-fn prune_member(name: &str, value: &str, allowed: ClientRequests) -> Result<PrunedMember, Fault> {
-    let listed = |request| {
-        if allowed.allow(request) {
-            PrunedMember::Unchanged
-        } else {
-            PrunedMember::Removed
-        }
-    };
+/// What stays of one capability; `None` if it is removed.
+fn prune_member<'v>(name: &str, value: &'v str, allowed: ClientRequests) -> Result<Option<Cow<'v, str>>, Fault> {
     // Names are compared without case, because some servers ignore case too.
     Ok(match name {
-        _ if fold_equal(name, "sampling") => listed(ClientRequest::Sampling),
-        _ if fold_equal(name, "roots") => listed(ClientRequest::Roots),
+        _ if fold_equal(name, "sampling") => unless(!allowed.allow(ClientRequest::Sampling), value),
+        _ if fold_equal(name, "roots") => unless(!allowed.allow(ClientRequest::Roots), value),
         _ if fold_equal(name, "elicitation") => elicitation(value, allowed)?,
         // Tasks that a client runs for a server. No server may ask for them.
-        _ if fold_equal(name, "tasks") => PrunedMember::Removed,
-        _ => PrunedMember::Unchanged,
+        _ => unless(fold_equal(name, "tasks"), value),
     })
 }
 
 /// An `elicitation` capability with neither `form` nor `url` means forms.
-fn elicitation(value: &str, allowed: ClientRequests) -> Result<PrunedMember, Fault> {
+fn elicitation(value: &str, allowed: ClientRequests) -> Result<Option<Cow<'_, str>>, Fault> {
     let forms = allowed.allow(ClientRequest::Elicitation);
     let urls = allowed.allow(ClientRequest::ElicitationUrl);
     if forms && urls {
-        return Ok(PrunedMember::Unchanged);
+        return Ok(Some(value.into()));
     }
     if !forms && !urls || !value.starts_with('{') {
-        return Ok(PrunedMember::Removed);
+        return Ok(None);
     }
     let (mut form, mut url, mut any) = (false, false, false);
-    let kept = pruned(value, |name, _| {
+    let kept = pruned(value, |name, value| {
         any = true;
         form |= fold_equal(name, "form");
         url |= fold_equal(name, "url");
         let cut = (fold_equal(name, "form") && !forms) || (fold_equal(name, "url") && !urls);
-        Ok(if cut { PrunedMember::Removed } else { PrunedMember::Unchanged })
+        Ok(unless(cut, value))
     })?;
     let offered = if urls { url } else { form || !url };
-    Ok(match kept {
-        _ if !offered => PrunedMember::Removed,
-        None => PrunedMember::Unchanged,
-        Some(text) => PrunedMember::Replaced(text),
-    })
+    Ok(offered.then(|| kept.map_or(value.into(), Cow::Owned)))
 }
 
-/// An object with the members that `prune_member` retains; `None` if all stay as they are.
-fn pruned(object: &str, mut keep: impl FnMut(&str, &str) -> Result<PrunedMember, Fault>) -> Result<Option<String>, Fault> {
+/// An object with what `keep` leaves of its members; `None` if all stay as they are.
+fn pruned(
+    object: &str,
+    mut keep: impl for<'v> FnMut(&str, &'v str) -> Result<Option<Cow<'v, str>>, Fault>,
+) -> Result<Option<String>, Fault> {
     let bounds = Bounds::default();
     let mut scanner = Scanner::open(object.as_bytes(), &bounds, DuplicateNames::Folded)?;
     let (mut text, mut changed) = (String::from("{"), false);
@@ -84,18 +70,14 @@ fn pruned(object: &str, mut keep: impl FnMut(&str, &str) -> Result<PrunedMember,
         let range = scanner.value(depth)?.range();
         let value = &object[range];
         let kept = keep(&name, value)?;
-        changed |= !matches!(kept, PrunedMember::Unchanged);
-        let value = match &kept {
-            PrunedMember::Unchanged => value,
-            PrunedMember::Replaced(value) => value,
-            PrunedMember::Removed => return Ok(()),
-        };
+        changed |= !matches!(kept, Some(Cow::Borrowed(_)));
+        let Some(value) = kept else { return Ok(()) };
         if text.len() > 1 {
             text.push(',');
         }
         text.push_str(&serde_json::Value::from(name).to_string());
         text.push(':');
-        text.push_str(value);
+        text.push_str(&value);
         Ok(())
     })?;
     text.push('}');

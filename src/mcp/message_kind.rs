@@ -1,9 +1,7 @@
-//! What a JSON-RPC message is, seen from a request; and answers that Guardian writes. What a result means is not judged here.
+//! What a JSON-RPC message is, seen from a request. What a result means is not judged here.
 
 use super::json::{JsonKind, Span, decode};
 use crate::domain::MessageId;
-use bytes::Bytes;
-use serde_json::Value;
 
 /// What a server's message is, seen from the request that waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,22 +22,6 @@ pub enum MessageKind {
     ServerNotification,
     /// Nothing that a client could read.
     Malformed(String),
-}
-
-/// Writes a JSON-RPC error; without an id it carries `null`.
-pub fn error(id: Option<&MessageId>, code: i64, message: &str, data: Option<Value>) -> Bytes {
-    let id = id.map_or("null", MessageId::as_json);
-    let message = Value::from(message);
-    match data {
-        None => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message}}}}}"#),
-        Some(data) => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message},"data":{data}}}}}"#),
-    }
-    .into()
-}
-
-/// Writes a JSON-RPC result.
-pub fn result(id: &MessageId, result: Value) -> Bytes {
-    format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into()
 }
 
 /// Compares ids by value: a server may escape a string differently, or write `7` as `7.0`.
@@ -65,7 +47,8 @@ pub(super) fn same_id(answer: &[u8], span: Span, id: &MessageId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mcp::ServerMessage;
+    use crate::mcp::{ServerMessage, error, result};
+    use bytes::Bytes;
 
     fn message_kind(answer: &[u8], id: &MessageId) -> MessageKind {
         ServerMessage::classify(answer, id).0

@@ -5,17 +5,15 @@
 mod canonical;
 mod capabilities;
 mod client_message;
-mod handshake;
-mod header_encoding;
 mod headers;
 mod json;
 mod lists;
 mod member_names;
 mod message_kind;
 mod namespace;
+mod own_messages;
 mod page_merge;
 mod params;
-mod rename;
 mod server_message;
 mod server_message_reader;
 mod splice;
@@ -24,19 +22,19 @@ mod sse;
 pub use canonical::canonical;
 pub use capabilities::{prune_capabilities, without_member};
 pub use client_message::{Message, Meta, Notification, OpaqueToken, Params, Request, Response, TASKS, parse_message};
-pub use handshake::{guardian_client_info, guardian_initialize, guardian_server_info, initialize_params, initialized};
-pub use header_encoding::{decode_header_value, encode_header_value};
 pub use headers::{
-    LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, fits_header, method, mirror_headers, negotiate,
-    negotiate_bodyless, negotiate_notification, notification, read_mcp_headers,
+    LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, decode_header_value, encode_header_value, fits_header,
+    method, mirror_headers, negotiate, negotiate_bodyless, negotiate_notification, notification, read_mcp_headers,
 };
 pub use json::{Bounds, JsonSpan, Malformed, check};
-pub use lists::{ListVisibility, VisibilityFn};
-pub use message_kind::{MessageKind, error, result};
+pub use lists::{ListVisibility, VisibilityFn, rename_tool};
+pub use message_kind::MessageKind;
 pub use namespace::{EventCursor, Namespace, StreamKind, parse_event_id, parse_name, parse_uri};
+pub use own_messages::{
+    error, guardian_client_info, guardian_initialize, guardian_server_info, initialize_params, initialized, result,
+};
 pub use page_merge::{Page, merge_pages};
 pub use params::{Completion, Reference, completion, subscribed_uris};
-pub use rename::rename_tool;
 pub use server_message::{
     ClientRequestRef, JsonRpcKind, ListKind, RequestedCapability, ResultType, ServerMessage, ServerNotification,
 };

@@ -177,13 +177,8 @@ fn pages(message: &Bytes, model: &Model) {
             assert!(!model.plain, "what can be filtered can be renamed");
             continue;
         };
-        // One splice does the same as one after the other.
-        let mut edits = Edits::default();
-        if let Ok(parsed) = ServerMessage::parse(message)
-            && let Ok(lists) = parsed.filter_lists(message, Some(of), &mut shown, Some(&namespace()), Era::Legacy, &mut edits)
-            && parsed.rename(message, &namespace(), lists, &mut edits).is_ok()
-        {
-            assert_eq!(edits.apply(message), Ok(renamed.clone()));
+        if of == ListKind::Tools {
+            in_one_splice(message, &renamed);
         }
         let Some(page) = Page::read(&renamed, of) else {
             continue;
@@ -207,6 +202,17 @@ fn pages(message: &Bytes, model: &Model) {
             };
             assert!(name.strip_prefix(prefix).is_some_and(|name| !hidden(name)), "{name}");
         }
+    }
+}
+
+/// Filtering and renaming tools in one splice does the same as one after the other. Only tools are replaced by what is pinned.
+fn in_one_splice(message: &Bytes, one_after_the_other: &Bytes) {
+    let (mut edits, of) = (Edits::default(), Some(ListKind::Tools));
+    if let Ok(parsed) = ServerMessage::parse(message)
+        && let Ok(lists) = parsed.filter_lists(message, of, &mut shown, Some(&namespace()), Era::Legacy, &mut edits)
+        && parsed.rename(message, &namespace(), lists, &mut edits).is_ok()
+    {
+        assert_eq!(edits.apply(message).as_ref(), Ok(one_after_the_other));
     }
 }
 

@@ -1,6 +1,6 @@
-//! What Guardian itself sends to open a session with a server, and how it names itself.
+//! Messages that Guardian itself writes: answers, what opens a session with a server, and how it names itself.
 
-use crate::domain::ProtocolVersion;
+use crate::domain::{MessageId, ProtocolVersion};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -30,4 +30,20 @@ pub fn initialize_params(version: ProtocolVersion, capabilities: &impl Serialize
 /// The notification that follows the answer to `initialize`.
 pub fn initialized() -> Bytes {
     Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#)
+}
+
+/// Writes a JSON-RPC error; without an id it carries `null`.
+pub fn error(id: Option<&MessageId>, code: i64, message: &str, data: Option<Value>) -> Bytes {
+    let id = id.map_or("null", MessageId::as_json);
+    let message = Value::from(message);
+    match data {
+        None => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message}}}}}"#),
+        Some(data) => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message},"data":{data}}}}}"#),
+    }
+    .into()
+}
+
+/// Writes a JSON-RPC result.
+pub fn result(id: &MessageId, result: Value) -> Bytes {
+    format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into()
 }
