@@ -32,9 +32,9 @@ const LONGER: &[(&str, &str)] = &[
     ("src/gate/reply.rs", "refusal_text"), // one row a reason
 ];
 
-/// The most lines of code in `src`, without comments, blank lines and tests. Shortening the request path is to bring it below
-/// 35,443; until then it may only shrink, or be raised in a commit that says what for.
-const MOST_LINES: usize = 37_800;
+/// The most lines of code in `src`, without comments, blank lines and tests. It may only shrink, or be raised in a commit that
+/// says what for.
+const MOST_LINES: usize = 37_550;
 
 #[test]
 fn files_of_a_room_do_not_use_each_other_in_circles() {
