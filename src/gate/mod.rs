@@ -107,7 +107,7 @@ pub struct Gate {
 /// A handled request.
 pub enum Handled {
     Response(Response<Body>),
-    /// A request for all servers at once, which somebody above answers. The guard keeps it counted as in flight.
+    /// A request for all servers at once, which the caller of `handle` answers. The guard keeps it counted as in flight.
     ForAllServers(Box<AuthenticatedRequest>, GaugeGuard),
 }
 
