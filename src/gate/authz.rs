@@ -37,7 +37,7 @@ pub enum CallerAuthz {
 
 /// A permitted call that was counted against the limits.
 pub(super) struct AuthorizedCall {
-    pub context: RequestContext,
+    pub context: Box<RequestContext>,
     pub permit: Permit,
     pub authz: AuthzContext,
     pub handles: OutboundHandles,
@@ -283,7 +283,7 @@ enum Unpermitted {
 }
 
 impl Unpermitted {
-    fn refuse(self, context: RequestContext, authz: &AuthzContext) -> Box<RefusedRequest> {
+    fn refuse(self, context: Box<RequestContext>, authz: &AuthzContext) -> Box<RefusedRequest> {
         let member = authz.caller.member.clone();
         match self {
             Unpermitted::Checked(refusal) => {

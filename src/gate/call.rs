@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 /// A parsed call: what is decided on and what is sent.
 pub(super) struct ParsedCall {
-    pub context: RequestContext,
+    pub context: Box<RequestContext>,
     pub call: Call,
     /// Encodes the server's tokens in what comes back.
     pub handles: OutboundHandles,
@@ -30,7 +30,7 @@ impl Gate {
     /// Makes the call of a message for the server that `context` names, in `session` of that server.
     pub(super) fn parse_call(
         &self,
-        mut context: RequestContext,
+        mut context: Box<RequestContext>,
         message: NegotiatedMessage,
         session: Option<&Session>,
     ) -> Result<ParsedCall, Box<RefusedRequest>> {

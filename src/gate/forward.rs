@@ -35,7 +35,7 @@ pub type SessionOpening<'a> = Pin<Box<dyn Future<Output = Result<(Option<Session
 
 /// An answered call.
 pub(super) struct ForwardedCall {
-    pub context: RequestContext,
+    pub context: Box<RequestContext>,
     pub answer: Answer,
     pub screen: Screen,
     pub grant_snapshot: GrantSnapshot,

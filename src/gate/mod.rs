@@ -190,7 +190,8 @@ impl Gate {
         caller: CallerAuthz,
         mut options: DispatchOptions<'_>,
     ) -> Result<Answered, Box<RefusedRequest>> {
-        let parsed = self.parse_call(context, message, options.session.as_ref())?;
+        // In one place from here: each stage hands on a pointer.
+        let parsed = self.parse_call(Box::new(context), message, options.session.as_ref())?;
         let authorized = self.authorize(parsed, caller, options.headers, options.limits_key).await?;
         let recorded = self.record(authorized, options.namespace.take()).await?;
         let forwarded = self.forward(recorded, options).await?;

@@ -20,7 +20,7 @@ use std::fmt::{Display, Write};
 
 /// A call whose decision is on disk.
 pub(super) struct RecordedCall {
-    pub context: RequestContext,
+    pub context: Box<RequestContext>,
     pub cleared: Cleared,
     pub grant_snapshot: GrantSnapshot,
     /// How the answer is rewritten for this caller.
