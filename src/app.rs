@@ -9,7 +9,7 @@ use crate::combined::{Combined, CombinedParts};
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
 use crate::domain::{Backoff, EnvironmentName, Reason, RequestId, ServerName, Timestamp};
-use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, JitEnrolment, Metadata, Redaction};
+use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, JitEnrolment, Metadata, Redaction, RefusalStyle};
 use crate::grants::{Grants, RefreshCounts};
 use crate::identity::{Identity, Pepper};
 use crate::journal::{Journal, JournalSettings, JournalState, Shipper, StartFacts};
@@ -166,10 +166,10 @@ impl Running {
             session_keys: session_keys.clone(),
             upstreams: upstreams.clone(),
             snapshot: policy_loader.snapshot.clone(),
-            denials: config
+            refusal_styles: config
                 .servers
                 .iter()
-                .map(|server| (server.name.clone(), server.denials))
+                .map(|server| (server.name.clone(), RefusalStyle::of(server)))
                 .collect(),
             session_lifetime: config.sessions.lifetime.0,
             redaction: Redaction::new(&config.journal),

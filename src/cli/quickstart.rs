@@ -394,19 +394,19 @@ impl DemoClient<'_> {
 
 /// What a response says: allowed or refused, and the text that the client sees.
 fn verdict(answer: &Value) -> (String, String) {
-    match answer.get("error") {
-        Some(error) => {
-            let reason = error["data"]["reason"].as_str().unwrap_or("error");
-            (
-                format!("refused ({reason})"),
-                error["message"].as_str().unwrap_or_default().to_owned(),
-            )
-        }
-        None => {
-            let text = answer["result"]["content"][0]["text"].as_str().unwrap_or_default();
-            ("allowed".to_owned(), text.lines().next().unwrap_or_default().to_owned())
-        }
-    }
+    let (result, error) = (&answer["result"], &answer["error"]);
+    let told = match error.is_null() {
+        true => (&result["_meta"]["guardian/refusal"], &result["content"][0]["text"]),
+        false => (&error["data"], &error["message"]),
+    };
+    let (refusal, text) = (told.0, told.1.as_str().unwrap_or_default());
+    let text = text.lines().next().unwrap_or_default().to_owned();
+    let verdict = match refusal["reason"].as_str() {
+        Some(reason) => format!("refused ({reason})"),
+        None if error.is_null() && result["isError"] != true => "allowed".to_owned(),
+        None => "allowed, and failed".to_owned(),
+    };
+    (verdict, text)
 }
 
 fn cursor(server: &ServerName, url: &str, key: &str) -> String {

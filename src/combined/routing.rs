@@ -4,9 +4,9 @@
 use super::server_call::{ServerCallResult, ServerPart};
 use super::{CombinedRequest, CombinedResult};
 use crate::decide;
-use crate::domain::{MessageId, Method, Reason, Refusal, ServerName, TargetKind};
+use crate::domain::{MessageId, Method, Reason, Refusal, ServerName, TargetKind, did_you_mean};
 use crate::gate::{AuthzContext, NegotiatedMessage, RefusedRequest, RequestContext, safe_text};
-use crate::mcp::{self, Reference, parse_name, parse_uri};
+use crate::mcp::{self, Namespace, Reference, StreamKind, parse_name, parse_uri};
 use crate::sessions::claimed_server;
 use crate::transport::GuardedBody;
 use http::StatusCode;
@@ -33,6 +33,9 @@ impl CombinedRequest {
                 .map(|task| task.text.as_str()),
         };
         let named = named.map(str::to_owned);
+        if self.message.method == Method::ToolsCall {
+            self.context.message.tool = named.as_deref().map(safe_text);
+        }
         match named.as_deref().and_then(|named| self.routed(named)) {
             Some(routed) => self.forward_to_server(routed).await,
             None => Err(self.refuse_unknown_target(named.as_deref()).await),
@@ -104,17 +107,36 @@ impl CombinedRequest {
     /// grants) gets that refusal instead.
     async fn refuse_unknown_target(&mut self, named: Option<&str>) -> Box<RefusedRequest> {
         let mut refused = match self.load_authz().await {
-            Ok(_) => self.refuse(unknown_reason(self.message.method)),
+            Ok(authz) => {
+                let meant = named.and_then(|tool| self.listed_tool_named(tool, &authz));
+                self.refuse(Refusal {
+                    remedy: meant.map(|tool| did_you_mean(&tool)),
+                    ..unknown_reason(self.message.method).into()
+                })
+            }
             Err(refused) => refused,
         };
         let summary = &mut refused.context.message;
         let named = named.map(safe_text);
-        match self.message.method {
-            Method::ToolsCall => summary.tool = named,
-            _ => summary.target = named,
+        if self.message.method != Method::ToolsCall {
+            summary.target = named;
         }
         summary.arguments = self.params().and_then(|params| params.arguments.clone());
         refused
+    }
+
+    /// A tool in this caller's `tools/list` that was called without its server.
+    fn listed_tool_named(&self, named: &str, authz: &AuthzContext) -> Option<String> {
+        if self.message.method != Method::ToolsCall {
+            return None;
+        }
+        let combined = &self.caller.combined;
+        let mut servers = combined.servers(authz, self.message.era);
+        servers.find_map(|(server, _)| {
+            let tool = authz.snapshot.tool(server, named)?;
+            let is_listed = decide::could_permit(server, tool, &authz.decision_input());
+            is_listed.then(|| Namespace::new(server.clone(), StreamKind::Answer).name(named))
+        })
     }
 
     /// Forwards a message to one server and answers as that server's own endpoint would. Servers that the caller has no

@@ -366,6 +366,8 @@ const fn is_temporary(reason: Reason) -> bool {
             | Reason::AuditUnavailable
             | Reason::RateLimited
             | Reason::TooManyInFlight
+            | Reason::TooManySessions
+            | Reason::TooManyStreams
     )
 }
 

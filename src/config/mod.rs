@@ -11,7 +11,7 @@ mod resolve;
 mod server;
 
 pub use model::*;
-pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UpstreamCredential};
+pub use server::{Denials, PinMode, ServerConfig, ServerTransport, UnknownTools, UpstreamCredential};
 
 use crate::domain::{Problem, Severity};
 use std::collections::BTreeMap;

@@ -28,17 +28,28 @@ pub enum ServerTransport {
     Sse,
 }
 
-/// How a policy's refusal looks to the client.
+/// How a refused tool call looks to the client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Denials {
-    /// A JSON-RPC error with reason, policies and remedy.
-    #[default]
-    Error,
     /// A tool result with `isError`, which models read as feedback.
+    #[default]
     ToolResult,
+    /// A JSON-RPC error with reason, policies and remedy.
+    Error,
     /// As if the tool did not exist.
     UnknownTool,
+}
+
+/// How the call of a tool that does not exist looks to the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownTools {
+    /// A tool result with `isError`: a tool that went away must not end the run of an agent.
+    #[default]
+    ToolResult,
+    /// A JSON-RPC error.
+    Error,
 }
 
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -82,8 +93,14 @@ pub struct ServerConfig {
     pub credential: Option<UpstreamCredential>,
     #[serde(default)]
     pub pin: PinMode,
+    /// Refusals of `tools/call` by policy, scope, grant, limit or a changed definition.
     #[serde(default)]
     pub denials: Denials,
+    /// The same for service accounts: as for everybody by default.
+    #[serde(default)]
+    pub service_denials: Option<Denials>,
+    #[serde(default)]
+    pub unknown_tools: UnknownTools,
     /// What it may ask of the clients that call it. The rest is cut from what clients declare, and refused when asked all the same.
     #[serde(default)]
     pub client_requests: Vec<ClientRequest>,

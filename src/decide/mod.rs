@@ -117,7 +117,7 @@ fn check_call(
             };
             let tool = input.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
             preconditions::check_tool(tool, &active_grant)?;
-            let arguments = parsed.insert(tool.definition.arguments.read(call.arguments.as_deref())?);
+            let arguments = parsed.insert(tool.definition.arguments.read(name.as_str(), call.arguments.as_deref())?);
             Evaluation::of_tool(tool, Some(arguments), &active_grant, input).decide(basis)
         }
         (Method::ReadResource | Method::Subscribe | Method::Complete, Target::Resource(uri)) => resource(uri),

@@ -1,4 +1,4 @@
-//! Every reason to refuse, with its stable code. What a client hears of it stands in `gate/reply.rs`.
+//! Every reason to refuse, with its stable code. What a client hears of it stands in `gate/refusal_text.rs`.
 
 use super::{PolicyId, Scope};
 
@@ -75,7 +75,10 @@ reasons! {
     GrantExpired = "grant_expired",
     StaleAuthorization = "stale_authorization",
     FeedMissing = "feed_missing",
+    /// The grant lacks a scope: another credential would not help.
     MissingScope = "missing_scope",
+    /// The grant has every scope, and the token or key was made for fewer.
+    CredentialLacksScope = "credential_lacks_scope",
     // tool
     UnknownTool = "unknown_tool",
     ToolNotApproved = "tool_not_approved",
@@ -91,6 +94,8 @@ reasons! {
     // limits
     RateLimited = "rate_limited",
     TooManyInFlight = "too_many_in_flight",
+    TooManySessions = "too_many_sessions",
+    TooManyStreams = "too_many_streams",
     // cannot judge, cannot send
     AuditUnavailable = "audit_unavailable",
     UpstreamUnreachable = "upstream_unreachable",

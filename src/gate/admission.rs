@@ -48,8 +48,8 @@ impl Gate {
         Err(Refusal {
             retry_after: Some(Duration::from_secs(1)),
             ..Refusal::with_detail(
-                Reason::TooManyInFlight,
-                format!("{MAX_STREAMS_PER_PRINCIPAL} streams are open"),
+                Reason::TooManyStreams,
+                format!("this caller may have {MAX_STREAMS_PER_PRINCIPAL}"),
             )
         })
     }

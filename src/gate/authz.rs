@@ -8,7 +8,9 @@ use super::context::{RefusedRequest, RequestContext};
 use super::handles::{AnswerClaim, OutboundHandles};
 use super::param_headers::{HeaderField, checked_headers};
 use crate::decide::{self, CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, Permit, Refused, Snapshot, Verdict};
-use crate::domain::{Call, EnvironmentName, Era, GrantUsed, MemberStatus, Method, Reason, Refusal, Timestamp};
+use crate::domain::{
+    Call, EnvironmentName, Era, GrantUsed, MemberStatus, Method, Reason, Refusal, Timestamp, did_you_mean, nearest,
+};
 use crate::grants::{GrantSnapshot, Grants};
 use crate::limits::{Admission, PrincipalKey};
 use crate::upstream::{Eras, Upstream};
@@ -220,6 +222,10 @@ impl Gate {
                 let invalid = refused.refusal.reason == Reason::InvalidArguments;
                 let hidden = invalid && !is_listed(&refused.call, &authz.decision_input());
                 refused.refusal = unreachable_if_never_listed(upstream, &authz.snapshot, refused.refusal);
+                if refused.refusal.reason == Reason::UnknownTool {
+                    let meant = listed_tool_like(&refused.call, &authz.decision_input());
+                    refused.refusal.remedy = meant.map(|tool| did_you_mean(&context.client_name(tool)));
+                }
                 Err(Unpermitted::Decided(refused, hidden))
             }
         }
@@ -329,6 +335,14 @@ fn check_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
 fn is_listed(call: &Call, input: &DecisionInput<'_>) -> bool {
     let tool = call.tool().and_then(|tool| input.snapshot.tool(&call.server, tool.as_str()));
     tool.is_some_and(|tool| decide::could_permit(&call.server, tool, input))
+}
+
+/// The tool in this caller's `tools/list` that an unknown one probably means.
+fn listed_tool_like<'a>(call: &'a Call, input: &DecisionInput<'a>) -> Option<&'a str> {
+    let tools = || input.snapshot.tools(&call.server);
+    let near = nearest(call.tool()?.as_str(), tools().map(|tool| tool.entry().name.as_str()))?;
+    let tool = input.snapshot.tool(&call.server, near)?;
+    decide::could_permit(&call.server, tool, input).then_some(near)
 }
 
 /// The tools of a server that was never reached are unknown: reports the server as unreachable instead of the tool as

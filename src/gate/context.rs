@@ -3,6 +3,7 @@
 
 use crate::decide::Basis;
 use crate::domain::{Era, Member, MessageId, Method, Principal, Refusal, RequestId, ServerName, Timestamp};
+use crate::mcp::{Namespace, StreamKind};
 use crate::transport::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -113,6 +114,21 @@ impl RequestContext {
             request,
             started: Instant::now(),
             ..self.clone()
+        }
+    }
+
+    /// The called tool by the name that the client used.
+    pub fn called_tool(&self) -> Option<String> {
+        let tool = self.message.tool.as_deref()?;
+        Some(self.client_name(tool))
+    }
+
+    /// A server's own name for a tool as this client knows it: with the server before it, if the client sees all servers
+    /// together.
+    pub fn client_name(&self, tool: &str) -> String {
+        match self.server.as_ref().filter(|_| self.is_part) {
+            Some(server) => Namespace::new(server.clone(), StreamKind::Answer).name(tool),
+            None => tool.to_owned(),
         }
     }
 

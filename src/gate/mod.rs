@@ -21,6 +21,7 @@ mod receive;
 mod record;
 mod redact;
 mod refusal_sampling;
+mod refusal_text;
 mod reply;
 mod routing;
 mod screen;
@@ -36,12 +37,11 @@ pub use message::{NegotiatedMessage, bodyless_message, negotiate, parse_body, re
 pub use metadata::Metadata;
 pub use receive::AuthenticatedRequest;
 pub use redact::Redaction;
-pub use reply::json_response;
+pub use reply::{RefusalStyle, json_response};
 pub use routing::{Endpoints, media_types};
 pub use screen::{event_stream, is_event_stream};
 pub use stream_registry::Registration;
 
-use crate::config::Denials;
 use crate::decide::Snapshot;
 use crate::domain::{AuthMethod, EnvironmentName, HttpVerb, Method, Reason, Refusal, RequestId, ServerName, Timestamp};
 use crate::grants::Grants;
@@ -86,7 +86,7 @@ pub struct GateParts {
     pub session_keys: Arc<SessionKeys>,
     pub upstreams: Arc<Upstreams>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    pub denials: BTreeMap<ServerName, Denials>,
+    pub refusal_styles: BTreeMap<ServerName, RefusalStyle>,
     pub session_lifetime: Duration,
     pub redaction: Redaction,
     pub metrics: Arc<Metrics>,
@@ -290,7 +290,8 @@ impl Gate {
         let RefusedRequest { refusal, context, .. } = refused;
         let server = context.server.as_ref();
         let metadata = self.parts.endpoints.metadata_url(server.filter(|_| !context.is_part));
-        let denials = server.and_then(|server| self.parts.denials.get(server).copied());
+        let style = server.and_then(|server| self.parts.refusal_styles.get(server).copied());
+        let style = style.unwrap_or_default();
         let eras = server.and_then(|server| self.parts.upstreams.get(server));
         let uses_token = |principal: &Arc<crate::domain::Principal>| principal.method == AuthMethod::Jwt;
         let unrecorded = Refusal::new(Reason::AuditUnavailable);
@@ -302,7 +303,9 @@ impl Gate {
                 may_step_up: context.principal.as_ref().is_none_or(uses_token),
                 record: (recorded == Ok(true)).then_some(context.request),
                 metadata: &metadata,
-                denials: denials.unwrap_or_default(),
+                tool: context.called_tool(),
+                denials: style.denials(context.principal.as_deref()),
+                unknown_tools: style.unknown_tools,
                 raw_version: context.message.raw_version.as_deref(),
                 eras: eras.map_or(Eras::Unknown, Upstream::eras),
                 method: context.message.method,

@@ -1,9 +1,9 @@
-//! What a client is told when it is refused: one table from `Reason` to HTTP status, JSON-RPC code, sentence and remedy.
-//!
-//! Decides nothing. Discloses no secret, because a `Refusal` never holds one.
+//! The HTTP response to a refused message: a tool result, a JSON-RPC error or both with a status that the client can act on.
+//! The words are in `refusal_text`. Decides nothing.
 
-use crate::config::Denials;
-use crate::domain::{Era, MessageId, Method, ProtocolVersion, Reason, Refusal, RequestId};
+use super::refusal_text::{RefusalText, refusal_text, whole_seconds};
+use crate::config::{Denials, ServerConfig, UnknownTools};
+use crate::domain::{Era, MessageId, Method, Principal, PrincipalKind, ProtocolVersion, Reason, Refusal, RequestId};
 use crate::mcp;
 use crate::transport::{self, Body};
 use crate::upstream::Eras;
@@ -17,12 +17,15 @@ pub struct RefusalContext<'a> {
     pub era: Era,
     /// Whether the caller uses a token, so that it could get one with more scopes.
     pub may_step_up: bool,
+    /// The called tool by the name that the client used, if it can be shown.
+    pub tool: Option<String>,
     /// The audit record to quote; `None` if there is none, e.g. because refusals of unauthenticated callers are only
     /// counted.
     pub record: Option<RequestId>,
     /// Absolute URL of the protected resource metadata, for `WWW-Authenticate`.
     pub metadata: &'a str,
     pub denials: Denials,
+    pub unknown_tools: UnknownTools,
     /// The raw protocol version of the request, repeated to the client if it is refused.
     pub raw_version: Option<&'a str>,
     /// The eras that the server speaks, so that the client is offered no version that would be refused too.
@@ -33,6 +36,30 @@ pub struct RefusalContext<'a> {
     pub hidden_from_caller: bool,
 }
 
+/// How the refused calls of one server look to clients.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RefusalStyle {
+    denials: Denials,
+    /// For service accounts, if not the same.
+    service_denials: Option<Denials>,
+    pub unknown_tools: UnknownTools,
+}
+
+impl RefusalStyle {
+    pub fn of(server: &ServerConfig) -> Self {
+        Self {
+            denials: server.denials,
+            service_denials: server.service_denials,
+            unknown_tools: server.unknown_tools,
+        }
+    }
+
+    pub fn denials(self, principal: Option<&Principal>) -> Denials {
+        let is_service = principal.is_some_and(|principal| principal.kind == PrincipalKind::Service);
+        self.service_denials.filter(|_| is_service).unwrap_or(self.denials)
+    }
+}
+
 impl RefusalContext<'_> {
     /// Resources and prompts are refused with JSON-RPC errors, never with a tool result.
     fn targets_resource_or_prompt(&self) -> bool {
@@ -40,256 +67,28 @@ impl RefusalContext<'_> {
     }
 }
 
-struct RefusalText {
-    status: u16,
-    /// The JSON-RPC code: the specification's if it has one, else our own outside -32768…-32000.
-    code: i64,
-    sentence: &'static str,
-    remedy: Option<&'static str>,
-}
-
-/// The table of all refusals. The `match` is exhaustive, so each reason has exactly one row.
-const fn refusal_text(reason: Reason) -> RefusalText {
-    use Reason as R;
-    let (status, code, sentence, remedy) = match reason {
-        R::BadFraming => (
-            400,
-            -32600,
-            "the HTTP request is framed in a way that two readers could understand differently",
-            None,
-        ),
-        R::UnknownPath => (404, 4040, "there is nothing at this path", Some("use /mcp/<server>")),
-        R::WrongHost => (
-            421,
-            4210,
-            "this host name is not served here",
-            Some("use the host of the configured public URL"),
-        ),
-        R::WrongOrigin => (
-            403,
-            4031,
-            "requests from this web origin are not accepted",
-            Some("ask the operator to list the origin"),
-        ),
-        R::WrongHttpMethod => (405, 4050, "this HTTP method is not offered here", None),
-        R::WrongMediaType => (
-            415,
-            4150,
-            "the body must be sent as application/json in UTF-8, not encoded",
-            None,
-        ),
-        R::NotAcceptable => (
-            406,
-            4060,
-            "the client must accept both application/json and text/event-stream",
-            Some("send both in Accept"),
-        ),
-        R::BodyTooLarge => (413, 4130, "the message is larger than is accepted", None),
-        R::BodyTooSlow => (408, 4080, "the message did not arrive in time", None),
-        R::Draining => (503, 5030, "this instance is shutting down", Some("try again")),
-        R::MalformedJson => (400, -32700, "the message is not JSON", None),
-        R::AmbiguousJson => (
-            400,
-            -32600,
-            "the message could be read in two ways",
-            Some("send each member once, spelled exactly"),
-        ),
-        R::InvalidRequest => (400, -32600, "the message is not one JSON-RPC 2.0 request", None),
-        R::InvalidParams => (
-            400,
-            -32602,
-            "the parameters of the message are not what the method takes",
-            None,
-        ),
-        R::HeaderMismatch => (400, -32020, "a header says something else than the message", None),
-        R::UnsupportedVersion => (400, -32022, "this protocol version is not spoken here", None),
-        R::UnknownMethod => (404, -32601, "method not found", None),
-        R::UnknownSession => (404, 4041, "there is no such session", Some("initialize again")),
-        R::NoCredential => (
-            401,
-            4010,
-            "a credential is needed",
-            Some("send `Authorization: Bearer` with an access token or a Guardian key"),
-        ),
-        R::SeveralCredentials => (401, 4010, "more than one credential was sent", Some("send exactly one")),
-        R::MalformedCredential => (401, 4010, "the credential cannot be read", None),
-        R::UnknownIssuer => (401, 4010, "the token comes from an issuer that is not accepted here", None),
-        R::WrongAlgorithm => (401, 4010, "the token is signed in a way its issuer does not use", None),
-        R::UnknownSigningKey => (401, 4010, "the token is signed with a key its issuer does not publish", None),
-        R::BadSignature => (401, 4010, "the token's signature does not match", None),
-        R::TokenExpired => (401, 4010, "the token has expired", Some("sign in again")),
-        R::TokenNotYetValid => (401, 4010, "the token is not valid yet", Some("check the clocks")),
-        R::WrongAudience => (401, 4010, "the token was not made for this server", None),
-        R::WrongTokenKind => (401, 4010, "this kind of token is not accepted", Some("send an access token")),
-        R::WrongEnvironment => (401, 4010, "the token was not made for this environment", None),
-        R::CredentialRevoked => (401, 4010, "the credential was revoked", Some("sign in again")),
-        R::BadKey => (401, 4010, "the key is not known", None),
-        R::KeyExpired => (401, 4010, "the key has expired", Some("ask the operator for a new one")),
-        R::KeyRevoked => (401, 4010, "the key was revoked", Some("ask the operator for a new one")),
-        R::BadCertificate => (401, 4010, "the client certificate is not accepted", None),
-        R::IssuerUnavailable => (
-            503,
-            5031,
-            "the keys of the token's issuer cannot be had at the moment",
-            Some("try again later"),
-        ),
-        R::NotEnrolled => (403, 4032, "you are not enrolled here", Some("ask the operator to enrol you")),
-        R::TooManyMembers => (
-            403,
-            4032,
-            "you are enrolled, but this gateway knows as many users as it may, and you are not among them",
-            Some("ask the operator to raise `grants.max_members`"),
-        ),
-        R::MemberDisabled => (403, 4032, "your account is disabled here", Some("ask the operator")),
-        R::UnknownServer => (
-            404,
-            4042,
-            "there is no such server",
-            Some("use /mcp/<server> with a server you were given"),
-        ),
-        R::ServerDisabled => (404, 4042, "this server is switched off", None),
-        R::NoGrant => (
-            403,
-            4033,
-            "you have no grant for this server",
-            Some("ask the operator to grant you access"),
-        ),
-        R::GrantIdle => (
-            403,
-            4033,
-            "your grant for this server is not verified yet",
-            Some("finish its verification"),
-        ),
-        R::GrantRevoked => (403, 4033, "your grant for this server was revoked", Some("ask the operator")),
-        R::GrantExpired => (
-            403,
-            4033,
-            "your grant for this server has expired",
-            Some("ask the operator to renew it"),
-        ),
-        R::StaleAuthorization => (
-            503,
-            5032,
-            "your authorisation cannot be confirmed at the moment",
-            Some("try again"),
-        ),
-        R::FeedMissing => (
-            503,
-            5034,
-            "your authorisation cannot be confirmed: the database does not report every change of it",
-            Some("ask the operator to look at the health page and the log"),
-        ),
-        R::MissingScope => (
-            403,
-            4030,
-            "your grant does not cover this tool",
-            Some("ask the operator for the scopes named"),
-        ),
-        R::UnknownTool => (200, -32602, "unknown tool", Some("list the tools again")),
-        R::UnknownTarget => (200, -32602, "there is nothing of this name", None),
-        R::UnfitUri => (
-            200,
-            -32602,
-            "resources are named by URIs in their normal form",
-            Some("write the URI as RFC 3986 normalises it"),
-        ),
-        R::ToolNotApproved => (
-            200,
-            4034,
-            "this tool has not been approved yet",
-            Some("ask the operator to pin it"),
-        ),
-        R::DefinitionChanged => (
-            200,
-            4035,
-            "the server changed this tool since it was approved",
-            Some("ask the operator to look at it and pin it again"),
-        ),
-        R::InvalidArguments => (200, -32602, "the arguments are not what the tool takes", None),
-        R::NoPolicyPermits => (200, 4036, "no policy permits this call", None),
-        R::ForbiddenByPolicy => (200, 4037, "a policy forbids this call", None),
-        R::PolicyError => (
-            200,
-            4038,
-            "this call could not be judged and is therefore refused",
-            Some("quote the record to the operator"),
-        ),
-        R::RateLimited => (429, 4290, "too many calls", Some("wait as long as retry_after_ms says")),
-        R::TooManyInFlight => (429, 4291, "too many calls at once", Some("wait for one of them to finish")),
-        R::AuditUnavailable => (
-            503,
-            5033,
-            "the audit record cannot be written, so nothing is sent",
-            Some("try again later"),
-        ),
-        R::UpstreamUnreachable => (502, 5020, "the server cannot be reached", Some("try again later")),
-        R::UpstreamTimeout => (504, 5040, "the server did not answer in time", None),
-        R::UpstreamBroken => (502, 5021, "the server answered in a way that cannot be passed on", None),
-        R::ClientRequestRefused => (
-            502,
-            5022,
-            "the server asked for something that it may not ask of clients",
-            Some("ask the operator to list it in `client_requests`"),
-        ),
-        R::UnknownCursor => (200, -32602, "there is no such cursor", Some("list from the beginning")),
-        R::UnknownState => (200, -32602, "there is no such request state", Some("call again without it")),
-        R::UnknownTask => (200, -32602, "there is no such task", None),
-        R::MissingCapability => (
-            400,
-            -32021,
-            "this is for clients that declare the tasks extension",
-            Some("declare it in the client's capabilities"),
-        ),
-        R::UnknownAnswer => (400, -32600, "no request of a server is waiting for this answer", None),
-        R::Internal => (
-            500,
-            5000,
-            "something went wrong here",
-            Some("quote the record to the operator"),
-        ),
-    };
-    RefusalText {
-        status,
-        code,
-        sentence,
-        remedy,
-    }
-}
-
 /// The complete HTTP response to a refused message.
 pub fn refusal_response(refusal: &Refusal, to: &RefusalContext<'_>) -> Response<Body> {
-    let text = refusal_text(refusal.reason);
-    let by_policy = matches!(
-        refusal.reason,
-        Reason::NoPolicyPermits | Reason::ForbiddenByPolicy | Reason::PolicyError
-    );
-    if by_policy
-        && to.denials == Denials::ToolResult
-        && !to.targets_resource_or_prompt()
-        && let Some(id) = to.id
-    {
-        let shown = format!("Refused: {}.", sentence(&text, refusal).trim_end_matches('.'));
-        let result = json!({ "content": [{ "type": "text", "text": shown }], "isError": true, "resultType": "complete",
-            "_meta": { "guardian/refusal": data(&text, refusal, to) } });
-        return json_response(StatusCode::OK, mcp::result(id, result));
-    }
     if to.denials == Denials::UnknownTool && (to.hidden_from_caller || reveals_a_tool(refusal.reason)) {
-        let denials = Denials::Error;
+        let denials = Denials::ToolResult;
         let unknown = if to.targets_resource_or_prompt() {
             Reason::UnknownTarget
         } else {
             Reason::UnknownTool
         };
-        return refusal_response(&unknown.into(), &RefusalContext { denials, ..*to });
+        let to = RefusalContext {
+            denials,
+            tool: to.tool.clone(),
+            ..*to
+        };
+        return refusal_response(&unknown.into(), &to);
     }
-    let body = mcp::error(
-        to.id,
-        text.code,
-        &sentence(&text, refusal),
-        Some(Value::Object(data(&text, refusal, to))),
-    );
+    let text = refusal_text(refusal.reason);
     let status = status(refusal.reason, text.status, to);
-    let mut response = json_response(status, body);
+    let mut response = match to.id.filter(|_| is_told_in_result(refusal.reason, status, to)) {
+        Some(id) => json_response(StatusCode::OK, mcp::result(id, tool_result(&text, refusal, to))),
+        None => json_response(status, error(&text, refusal, to)),
+    };
     let headers = response.headers_mut();
     if let Some(challenge) = challenge(refusal, status, to.metadata) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
@@ -301,6 +100,48 @@ pub fn refusal_response(refusal: &Refusal, to: &RefusalContext<'_>) -> Response<
         headers.insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
     }
     response
+}
+
+/// Whether the refusal is told in the result of the tool, where a model reads it. Agents give up at a JSON-RPC error, or show
+/// their model none of it. Invalid arguments are always told so (SEP-1303).
+fn is_told_in_result(reason: Reason, status: StatusCode, to: &RefusalContext<'_>) -> bool {
+    use Reason as R;
+    if to.method != Some(Method::ToolsCall) || status != StatusCode::OK {
+        return false;
+    }
+    match reason {
+        R::InvalidArguments => true,
+        R::UnknownTool => to.unknown_tools == UnknownTools::ToolResult,
+        R::NotEnrolled | R::TooManyMembers | R::CredentialLacksScope => to.denials != Denials::Error,
+        R::NoPolicyPermits | R::ForbiddenByPolicy | R::PolicyError => to.denials != Denials::Error,
+        R::ToolNotApproved | R::DefinitionChanged => to.denials != Denials::Error,
+        reason => (is_limit(reason) || reason.is_grant_related()) && to.denials != Denials::Error,
+    }
+}
+
+const fn is_limit(reason: Reason) -> bool {
+    use Reason as R;
+    matches!(
+        reason,
+        R::RateLimited | R::TooManyInFlight | R::TooManySessions | R::TooManyStreams
+    )
+}
+
+fn tool_result(text: &RefusalText, refusal: &Refusal, to: &RefusalContext<'_>) -> Value {
+    let mut result = json!({
+        "content": [{ "type": "text", "text": text.text_for_model(refusal, to) }],
+        "isError": true,
+        "_meta": { "guardian/refusal": data(text, refusal, to) },
+    });
+    if to.era == Era::Modern {
+        result["resultType"] = "complete".into();
+    }
+    result
+}
+
+fn error(text: &RefusalText, refusal: &Refusal, to: &RefusalContext<'_>) -> Bytes {
+    let data = Value::Object(data(text, refusal, to));
+    mcp::error(to.id, text.code, &text.message(refusal, to), Some(data))
 }
 
 /// Closes the HTTP/1.1 connection after this response, so that nothing after the refused request is parsed. HTTP/2 frames
@@ -321,6 +162,7 @@ const fn reveals_a_tool(reason: Reason) -> bool {
             | R::ToolNotApproved
             | R::DefinitionChanged
             | R::MissingScope
+            | R::CredentialLacksScope
             | R::NoPolicyPermits
             | R::ForbiddenByPolicy
             | R::PolicyError
@@ -329,59 +171,53 @@ const fn reveals_a_tool(reason: Reason) -> bool {
 
 /// The refusal as a bare JSON-RPC error, for use inside a response that has its own status.
 pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
-    let text = refusal_text(refusal.reason);
     let to = RefusalContext {
         id,
         era: Era::Legacy,
         may_step_up: false,
+        tool: None,
         record: None,
         metadata: "",
         denials: Denials::Error,
+        unknown_tools: UnknownTools::Error,
         raw_version: None,
         eras: Eras::Unknown,
         method: None,
         hidden_from_caller: false,
     };
-    mcp::error(
-        id,
-        text.code,
-        &sentence(&text, refusal),
-        Some(Value::Object(data(&text, refusal, &to))),
-    )
+    error(&refusal_text(refusal.reason), refusal, &to)
 }
 
-/// The HTTP status, by era. Legacy clients may drop their session on any status but 200, so they get the refusal of a valid
-/// request as a JSON-RPC error with 200: limits, failing servers, and decisions that cannot be made at the moment.
-/// Missing grants and scopes too, except for callers with a token: the specification requires 403 there, and their clients
-/// react by getting another token.
-/// A message without a readable id keeps the error status, because its client could not tell which request a 200 answers.
+/// The HTTP status. The refusal of a valid request is answered with 200, so that it reaches whoever asked: legacy clients may
+/// drop their session on any other status, and a client with a token takes 403 for an invitation to sign in again. So 403 is
+/// left to what another token can mend.
+/// Modern clients get the status of limits (but for tool calls), of failing servers and of decisions that cannot be made at
+/// the moment. A message without a readable id keeps the error status, because its client could not tell which request a 200
+/// answers.
 fn status(reason: Reason, status: u16, to: &RefusalContext<'_>) -> StatusCode {
     use Reason as R;
     let asked = to.id.is_some();
+    let legacy = to.era == Era::Legacy;
     let in_band = match reason {
-        R::UnknownMethod => true,
-        R::RateLimited | R::TooManyInFlight => asked || to.method.is_some(),
-        R::StaleAuthorization | R::FeedMissing | R::AuditUnavailable => asked,
-        R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked,
-        R::NotEnrolled | R::TooManyMembers => asked && !to.may_step_up,
-        reason => asked && reason.is_grant_related() && !to.may_step_up,
+        R::UnknownMethod => legacy,
+        R::NotEnrolled | R::TooManyMembers => asked,
+        R::CredentialLacksScope => asked && !to.may_step_up,
+        R::StaleAuthorization | R::FeedMissing | R::AuditUnavailable => asked && legacy,
+        R::UpstreamUnreachable | R::UpstreamTimeout | R::UpstreamBroken | R::ClientRequestRefused => asked && legacy,
+        reason if is_limit(reason) => match to.method {
+            Some(Method::ToolsCall) => asked,
+            method => legacy && (asked || method.is_some()),
+        },
+        reason => asked && reason.is_grant_related(),
     };
-    if to.era == Era::Legacy && in_band {
+    if in_band {
         StatusCode::OK
     } else {
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
 
-fn sentence(text: &RefusalText, refusal: &Refusal) -> String {
-    match (&refusal.policy_message, &refusal.detail) {
-        (Some(said), _) => said.clone(),
-        (None, Some(detail)) => format!("{}: {detail}", text.sentence),
-        (None, None) => text.sentence.to_owned(),
-    }
-}
-
-/// `data` of the JSON-RPC error, for programs and models to act on.
+/// For programs to act on: `data` of a JSON-RPC error, `_meta` of a tool result.
 fn data(text: &RefusalText, refusal: &Refusal, to: &RefusalContext<'_>) -> Map<String, Value> {
     let mut data = Map::new();
     data.insert("reason".to_owned(), refusal.reason.code().into());
@@ -397,7 +233,7 @@ fn data(text: &RefusalText, refusal: &Refusal, to: &RefusalContext<'_>) -> Map<S
             refusal.policies.iter().map(|policy| policy.as_str()).collect(),
         );
     }
-    if let Some(remedy) = refusal.remedy.as_deref().or(text.remedy) {
+    if let Some(remedy) = text.remedy(refusal, to) {
         data.insert("remedy".to_owned(), remedy.into());
     }
     if let Some(after) = refusal.retry_after {
@@ -440,7 +276,7 @@ fn challenge(refusal: &Refusal, status: StatusCode, metadata: &str) -> Option<He
     let text = match (status.as_u16(), refusal.reason) {
         (401, Reason::NoCredential) => format!("Bearer resource_metadata=\"{metadata}\""),
         (401, _) => format!("Bearer error=\"invalid_token\", resource_metadata=\"{metadata}\""),
-        (403, Reason::MissingScope | Reason::NoGrant | Reason::GrantIdle | Reason::GrantRevoked | Reason::GrantExpired) => {
+        (403, Reason::CredentialLacksScope) => {
             let scopes: Vec<_> = refusal.scopes.iter().map(|scope| scope.as_str()).collect();
             let scope = if scopes.is_empty() {
                 String::new()
@@ -456,7 +292,7 @@ fn challenge(refusal: &Refusal, status: StatusCode, metadata: &str) -> Option<He
 
 fn retry_after_secs(refusal: &Refusal, status: StatusCode) -> Option<u64> {
     match (refusal.retry_after, status.as_u16()) {
-        (Some(after), _) => Some(after.as_secs() + u64::from(after.subsec_nanos() > 0)),
+        (Some(after), _) => Some(whole_seconds(after)),
         (None, 503) => Some(1),
         (None, _) => None,
     }
@@ -482,9 +318,11 @@ mod tests {
             id: None,
             era,
             may_step_up: true,
+            tool: None,
             record: None,
             metadata: "https://g.example/.well-known/x",
             denials,
+            unknown_tools: UnknownTools::default(),
             raw_version: None,
             eras: Eras::Unknown,
             method: None,
@@ -503,14 +341,148 @@ mod tests {
         }
     }
 
+    fn with_scopes(reason: Reason) -> Refusal {
+        Refusal {
+            scopes: vec![Scope::parse("a").unwrap(), Scope::parse("b").unwrap()],
+            ..Refusal::new(reason)
+        }
+    }
+
+    /// The status, the challenge, and whether a tool result tells it.
+    fn told(refusal: &Refusal, to: &RefusalContext<'_>) -> (u16, Option<String>, bool) {
+        let response = refusal_response(refusal, to);
+        let challenge = response.headers().get(header::WWW_AUTHENTICATE);
+        let challenge = challenge.map(|challenge| challenge.to_str().unwrap().to_owned());
+        let status = response.status();
+        (status.as_u16(), challenge, is_told_in_result(refusal.reason, status, to))
+    }
+
     #[test]
-    fn a_missing_scope_names_all_scopes_in_one_challenge() {
-        let mut refusal = Refusal::new(Reason::MissingScope);
-        refusal.scopes = vec![Scope::parse("a").unwrap(), Scope::parse("b").unwrap()];
-        let response = refusal_response(&refusal, &to(Era::Legacy, Denials::Error));
-        assert_eq!(response.status(), 403);
-        let challenge = response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap();
-        assert!(challenge.contains("scope=\"a b\""), "{challenge}");
+    fn only_what_another_token_can_mend_is_challenged() {
+        let id = MessageId::from_json(Bytes::from_static(b"1"));
+        for era in [Era::Legacy, Era::Modern] {
+            let asking = |may_step_up, method| RefusalContext {
+                id: Some(&id),
+                method: Some(method),
+                may_step_up,
+                ..to(era, Denials::ToolResult)
+            };
+            let (status, challenge, _) = told(&with_scopes(Reason::CredentialLacksScope), &asking(true, Method::ToolsCall));
+            assert_eq!(status, 403);
+            assert!(challenge.unwrap().contains("scope=\"a b\""));
+            let key = told(&with_scopes(Reason::CredentialLacksScope), &asking(false, Method::ToolsCall));
+            assert_eq!(key, (200, None, true));
+            for reason in [
+                Reason::NoGrant,
+                Reason::GrantRevoked,
+                Reason::MissingScope,
+                Reason::NotEnrolled,
+                Reason::MemberDisabled,
+            ] {
+                for may_step_up in [true, false] {
+                    let refusal = with_scopes(reason);
+                    assert_eq!(
+                        told(&refusal, &asking(may_step_up, Method::ToolsCall)),
+                        (200, None, true),
+                        "{reason:?}"
+                    );
+                    assert_eq!(
+                        told(&refusal, &asking(may_step_up, Method::Initialize)),
+                        (200, None, false),
+                        "{reason:?}"
+                    );
+                }
+                let unasked = told(&with_scopes(reason), &to(era, Denials::ToolResult));
+                assert_eq!(unasked, (403, None, false), "{reason:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_text_tells_what_to_do() {
+        let id = MessageId::from_json(Bytes::from_static(b"1"));
+        let to = RefusalContext {
+            id: Some(&id),
+            method: Some(Method::ToolsCall),
+            tool: Some("query".to_owned()),
+            ..to(Era::Modern, Denials::ToolResult)
+        };
+        let text = |refusal: Refusal| refusal_text(refusal.reason).text_for_model(&refusal, &to);
+        assert_eq!(
+            text(with_scopes(Reason::MissingScope)),
+            "Refused: your grant does not cover this tool. Ask the operator to grant you the scopes `a`, `b`."
+        );
+        let unknown = Refusal {
+            remedy: Some("did you mean `quest`?".to_owned()),
+            ..Refusal::new(Reason::UnknownTool)
+        };
+        assert_eq!(text(unknown), "There is no tool `query`. Did you mean `quest`?");
+        let arguments = Refusal::with_detail(Reason::InvalidArguments, "argument `path` is missing");
+        assert_eq!(
+            text(arguments),
+            "Invalid arguments: argument `path` is missing. Correct the arguments and call again."
+        );
+        let limited = Refusal {
+            retry_after: Some(std::time::Duration::from_millis(11_200)),
+            ..Refusal::with_detail(Reason::RateLimited, "at most 1 calls in 60s")
+        };
+        assert_eq!(
+            text(limited.clone()),
+            "Refused: too many calls: at most 1 calls in 60s. Try again later, not before 12 s."
+        );
+        assert_eq!(
+            refusal_text(Reason::RateLimited).message(&limited, &to),
+            "too many calls: at most 1 calls in 60s; try again later, not before 12 s"
+        );
+        let policy = Refusal {
+            policy_message: Some("Files are closed.".to_owned()),
+            remedy: Some("Ask for a copy.".to_owned()),
+            ..Refusal::new(Reason::ForbiddenByPolicy)
+        };
+        assert_eq!(text(policy), "Refused: Files are closed. Ask for a copy.");
+    }
+
+    #[test]
+    fn a_hidden_tool_is_told_like_one_that_does_not_exist() {
+        let id = MessageId::from_json(Bytes::from_static(b"1"));
+        for unknown_tools in [UnknownTools::ToolResult, UnknownTools::Error] {
+            let to = RefusalContext {
+                id: Some(&id),
+                method: Some(Method::ToolsCall),
+                tool: Some("deploy".to_owned()),
+                unknown_tools,
+                ..to(Era::Legacy, Denials::UnknownTool)
+            };
+            let said = |refusal: &Refusal| {
+                let response = refusal_response(refusal, &to);
+                (response.status(), format!("{:?}", response.headers()), written(refusal, &to))
+            };
+            let gone = Refusal::with_detail(Reason::UnknownTool, "the server no longer offers this tool");
+            let near = Refusal {
+                remedy: Some("did you mean `depot`?".to_owned()),
+                ..Refusal::new(Reason::UnknownTool)
+            };
+            let unknown = said(&Refusal::new(Reason::UnknownTool));
+            for refusal in [
+                with_scopes(Reason::MissingScope),
+                with_scopes(Reason::CredentialLacksScope),
+                Refusal::new(Reason::ForbiddenByPolicy),
+                Refusal::new(Reason::DefinitionChanged),
+                gone,
+                near,
+            ] {
+                assert_eq!(said(&refusal), unknown, "{refusal:?}");
+            }
+        }
+    }
+
+    /// The body.
+    fn written(refusal: &Refusal, to: &RefusalContext<'_>) -> String {
+        use http_body_util::BodyExt;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let body = refusal_response(refusal, to).into_body();
+        let bytes = runtime.block_on(body.collect()).unwrap().to_bytes();
+        String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     #[test]
@@ -532,66 +504,56 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_request_is_answered_in_band_but_for_those_who_can_get_a_token_with_more() {
+    fn failing_servers_keep_their_status_in_the_modern_era_alone() {
         let id = MessageId::from_json(Bytes::from_static(b"1"));
-        let told = |reason: Reason, era, may_step_up, id| {
+        let status = |reason: Reason, era| {
             let to = RefusalContext {
-                id,
-                may_step_up,
-                ..to(era, Denials::Error)
+                id: Some(&id),
+                method: Some(Method::ToolsCall),
+                ..to(era, Denials::ToolResult)
             };
-            let response = refusal_response(&reason.into(), &to);
-            let challenged = response.headers().contains_key(header::WWW_AUTHENTICATE);
-            (response.status().as_u16(), challenged)
+            told(&reason.into(), &to)
         };
-        let legacy = |reason, may_step_up| told(reason, Era::Legacy, may_step_up, Some(&id));
-        for reason in [Reason::NoGrant, Reason::GrantRevoked, Reason::MissingScope] {
-            assert_eq!(
-                (legacy(reason, false), legacy(reason, true)),
-                ((200, false), (403, true)),
-                "{reason:?}"
-            );
-            assert_eq!(told(reason, Era::Modern, false, Some(&id)), (403, true), "{reason:?}");
-            assert_eq!(told(reason, Era::Legacy, false, None), (403, true), "{reason:?}");
-        }
-        assert_eq!(
-            (legacy(Reason::NotEnrolled, false).0, legacy(Reason::NotEnrolled, true).0),
-            (200, 403)
-        );
-        for (reason, status) in [
+        for (reason, modern) in [
             (Reason::UpstreamBroken, 502),
             (Reason::UpstreamTimeout, 504),
             (Reason::AuditUnavailable, 503),
             (Reason::StaleAuthorization, 503),
         ] {
-            assert_eq!((legacy(reason, true).0, legacy(reason, false).0), (200, 200), "{reason:?}");
-            assert_eq!(told(reason, Era::Modern, true, Some(&id)).0, status);
+            assert_eq!(status(reason, Era::Legacy), (200, None, false), "{reason:?}");
+            assert_eq!(status(reason, Era::Modern), (modern, None, false), "{reason:?}");
         }
         // The client or a load balancer must act on these statuses.
-        for (reason, status) in [(Reason::BadKey, 401), (Reason::UnknownSession, 404), (Reason::Draining, 503)] {
-            assert_eq!(legacy(reason, false).0, status, "{reason:?}");
+        for (reason, code) in [(Reason::BadKey, 401), (Reason::UnknownSession, 404), (Reason::Draining, 503)] {
+            assert_eq!(status(reason, Era::Legacy).0, code, "{reason:?}");
         }
     }
 
     #[test]
-    fn a_limit_is_told_in_band_to_legacy_clients() {
+    fn a_limit_is_told_in_band_for_tool_calls_and_to_legacy_clients() {
         let id = MessageId::from_json(Bytes::from_static(b"1"));
         let refusal = Refusal {
             retry_after: Some(std::time::Duration::from_millis(1_500)),
             ..Refusal::new(Reason::RateLimited)
         };
-        let legacy = refusal_response(
-            &refusal,
-            &RefusalContext {
+        for (era, method, denials, expected) in [
+            (Era::Legacy, Method::ToolsCall, Denials::ToolResult, (200, true)),
+            (Era::Modern, Method::ToolsCall, Denials::ToolResult, (200, true)),
+            (Era::Modern, Method::ToolsCall, Denials::Error, (200, false)),
+            (Era::Legacy, Method::ToolsList, Denials::ToolResult, (200, false)),
+            (Era::Modern, Method::ToolsList, Denials::ToolResult, (429, false)),
+        ] {
+            let to = RefusalContext {
                 id: Some(&id),
-                ..to(Era::Legacy, Denials::Error)
-            },
-        );
-        let modern = refusal_response(&refusal, &to(Era::Modern, Denials::Error));
-        assert_eq!((legacy.status().as_u16(), modern.status().as_u16()), (200, 429));
-        let unread = refusal_response(&refusal, &to(Era::Legacy, Denials::Error));
+                method: Some(method),
+                ..to(era, denials)
+            };
+            let (status, _, in_result) = told(&refusal, &to);
+            assert_eq!((status, in_result), expected, "{era:?} {method:?} {denials:?}");
+            assert_eq!(refusal_response(&refusal, &to).headers()[header::RETRY_AFTER], "2");
+        }
+        let unread = refusal_response(&refusal, &to(Era::Legacy, Denials::ToolResult));
         assert_eq!(unread.status(), 429, "it is not said which message this would answer");
-        assert_eq!(modern.headers()[header::RETRY_AFTER], "2");
     }
 
     #[test]

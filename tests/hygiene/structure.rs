@@ -29,12 +29,12 @@ const PATH: &[&str] = &[
 const LONGEST_FUNCTION: usize = 60;
 /// Longer functions: flat tables alone.
 const LONGER: &[(&str, &str)] = &[
-    ("src/gate/reply.rs", "refusal_text"), // one row a reason
+    ("src/gate/refusal_text.rs", "refusal_text"), // one row a reason
 ];
 
 /// The most lines of code in `src`, without comments, blank lines and tests. It may only shrink, or be raised in a commit that
 /// says what for.
-const MOST_LINES: usize = 37_550;
+const MOST_LINES: usize = 37_850;
 
 #[test]
 fn files_of_a_room_do_not_use_each_other_in_circles() {

@@ -5,7 +5,6 @@ use super::certificates::{Authority, server_tls};
 use super::issuer::Issuer;
 use super::ports::free_port;
 use super::server::{Answering, Body, serve};
-use super::wait::soon;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,7 +15,6 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 pub struct AuthorizationServer {
@@ -34,7 +32,6 @@ struct State {
     codes: Mutex<BTreeMap<String, Asked>>,
     refreshes: Mutex<BTreeMap<String, Asked>>,
     issued: Mutex<Vec<Issued>>,
-    consents: Mutex<Option<mpsc::Sender<Consent>>>,
     log: Mutex<Vec<String>>,
 }
 
@@ -43,12 +40,6 @@ struct State {
 pub struct Issued {
     pub id: String,
     pub token: String,
-}
-
-/// Scopes that the user is about to consent to; the client gets its code when the story has acted on it.
-pub struct Consent {
-    pub scope: String,
-    pub done: oneshot::Sender<()>,
 }
 
 /// What a code or a refresh token was issued for.
@@ -75,7 +66,6 @@ impl AuthorizationServer {
             codes: Mutex::default(),
             refreshes: Mutex::default(),
             issued: Mutex::default(),
-            consents: Mutex::default(),
             log: Mutex::default(),
         });
         let shared = state.clone();
@@ -96,13 +86,6 @@ impl AuthorizationServer {
     pub fn newest_token(&self) -> Issued {
         let issued = self.state.issued.lock().unwrap();
         issued.last().expect("a token was issued").clone()
-    }
-
-    /// From now on the story acts on each consent before the client gets its code.
-    pub fn consents(&self) -> mpsc::Receiver<Consent> {
-        let (tell, told) = mpsc::channel(1);
-        *self.state.consents.lock().unwrap() = Some(tell);
-        told
     }
 }
 
@@ -179,13 +162,6 @@ impl State {
                 400,
                 &json!({ "error": "invalid_request", "error_description": format!("{form:?}") }),
             );
-        }
-        let consents = self.consents.lock().unwrap().clone();
-        if let Some(consents) = consents {
-            let (done, acted) = oneshot::channel();
-            let scope = asked.scope.clone();
-            consents.send(Consent { scope, done }).await.expect("the story listens");
-            soon("the story to act on a consent", acted).await.expect("it does");
         }
         let code = Uuid::new_v4().to_string();
         let (redirect, state, iss) = (

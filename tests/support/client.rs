@@ -246,8 +246,9 @@ impl Answer {
         })
     }
 
+    /// Whether it is a result that the server or Guardian gave, and no refusal.
     pub fn is_result(&self) -> bool {
-        self.message.get("result").is_some()
+        self.message.get("result").is_some() && self.data().is_null()
     }
 
     /// The text of a tool result.
@@ -258,11 +259,23 @@ impl Answer {
 
     /// The reason code of a refusal; empty if the answer is not one.
     pub fn reason(&self) -> &str {
-        self.message["error"]["data"]["reason"].as_str().unwrap_or_default()
+        self.data()["reason"].as_str().unwrap_or_default()
     }
 
+    /// What a refusal says for programs: in a tool result or in a JSON-RPC error.
     pub fn data(&self) -> &Value {
-        &self.message["error"]["data"]
+        match &self.message["result"]["_meta"]["guardian/refusal"] {
+            Value::Null => &self.message["error"]["data"],
+            refusal => refusal,
+        }
+    }
+
+    /// What a refusal says for people and models.
+    pub fn told(&self) -> &str {
+        match self.message["error"]["message"].as_str() {
+            Some(message) => message,
+            None => self.text(),
+        }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

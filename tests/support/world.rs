@@ -248,6 +248,15 @@ impl World {
         self
     }
 
+    /// Adds a service account with these roles.
+    pub async fn service(&mut self, name: &str, roles: &[&str]) -> &mut Self {
+        self.migrate().await;
+        let roles: Vec<String> = roles.iter().map(|role| format!("--role {role}")).collect();
+        self.guardian(&format!("user add {name}@example.com --service {}", roles.join(" ")))
+            .ok();
+        self
+    }
+
     /// Grants scopes, separated by commas, on a server.
     pub fn grant(&self, name: &str, server: &str, scopes: &str) {
         self.guardian(&format!(

@@ -63,9 +63,17 @@ pub(in crate::decide) fn check_scopes(needs: &[Scope], active_grant: &ActiveGran
     if needs.iter().all(is_held) {
         return Ok(());
     }
+    // Another credential helps only where the grant has what this one was not given.
+    let reason = match needs.iter().all(|needed| active_grant.grant.scopes.covers(needed)) {
+        true => Reason::CredentialLacksScope,
+        false => Reason::MissingScope,
+    };
     let scopes = needs.to_vec();
-    let refusal = Refusal::new(Reason::MissingScope);
-    Err(Refusal { scopes, ..refusal }.into())
+    Err(Refusal {
+        scopes,
+        ..Refusal::new(reason)
+    }
+    .into())
 }
 
 /// A grant for the caller's own client takes precedence over one for any client, even if it is the one that refuses.

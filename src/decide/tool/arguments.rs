@@ -5,10 +5,10 @@
 
 use super::arg_types::{ArgField, ArgSchema, ArgType};
 use super::{arg_types, schema_cost};
-use crate::domain::{Reason, Refusal, SafeText};
+use crate::domain::{Reason, Refusal, SafeText, did_you_mean, nearest};
 use cedar_policy::RestrictedExpression;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
-use jsonschema::{PatternOptions, ValidationError, Validator};
+use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Number, Value};
 
 /// The argument validator of one tool, and the arguments that policies can see.
@@ -37,8 +37,8 @@ impl Arguments {
         self.validator.as_ref().err().map(String::as_str)
     }
 
-    /// Parses and validates the arguments of a call. Absent arguments are `{}`.
-    pub fn read(&self, text: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
+    /// Parses and validates the arguments of a call of `tool`. Absent arguments are `{}`.
+    pub fn read(&self, tool: &str, text: Option<&[u8]>) -> Result<Map<String, Value>, Box<Refusal>> {
         let validator = self.validator.as_ref().map_err(|why| Refusal {
             errors: vec![why.clone()],
             ..Refusal::with_detail(Reason::PolicyError, "the arguments of this tool cannot be checked")
@@ -48,13 +48,93 @@ impl Arguments {
             Some(text) => serde_json::from_slice(text).map_err(|_| invalid("the arguments are not JSON"))?,
         };
         if let Err(error) = validator.validate(&value) {
-            return Err(invalid(&explained(&error)));
+            return Err(invalid(&self.explained(&error, tool, &value)));
         }
         match value {
             Value::Object(arguments) => Ok(arguments),
             _ => Err(invalid("the arguments are not an object")),
         }
     }
+
+    /// Says which rule of the schema is broken and where, and the name that was probably meant. It contains no argument value,
+    /// because values may be secret; the names that a caller invented are theirs to read.
+    fn explained(&self, error: &ValidationError<'_>, tool: &str, sent: &Value) -> String {
+        let path = error.instance_path().as_str();
+        let whole = match path {
+            "" => "the arguments".to_owned(),
+            path => format!("argument `{}`", cut(&path[1..])),
+        };
+        match error.kind() {
+            ValidationErrorKind::Required { property } => {
+                let name = property.as_str().unwrap_or_default();
+                match self.misspelt(name, sent).filter(|_| path.is_empty()) {
+                    Some(misspelt) => format!("{}; {}", not_an_argument(misspelt, tool), did_you_mean(&cut(name))),
+                    None => {
+                        let prefix = path.strip_prefix('/').map(|path| format!("{path}/")).unwrap_or_default();
+                        format!("argument `{}` is missing", cut(&format!("{prefix}{name}")))
+                    }
+                }
+            }
+            ValidationErrorKind::Type { kind } => {
+                let kinds: Vec<JsonType> = match kind {
+                    TypeKind::Single(kind) => vec![*kind],
+                    TypeKind::Multiple(kinds) => kinds.iter().collect(),
+                };
+                wrong_type(&whole, &kinds, error.instance())
+            }
+            ValidationErrorKind::AdditionalProperties { unexpected }
+            | ValidationErrorKind::UnevaluatedProperties { unexpected } => match (unexpected.first(), path) {
+                (Some(name), "") => self.unexpected(name, tool),
+                (Some(name), _) => format!("{whole} has no member `{}`", cut(name)),
+                (None, _) => format!("{whole} must have no members beside those of the schema"),
+            },
+            ValidationErrorKind::FalseSchema => format!("{whole} must be left out"),
+            kind if says_only_the_schema(kind) => format!("{whole}: {}", error.masked_with("it")),
+            kind => format!("{whole} breaks the rule `{}` of the schema", kind.keyword()),
+        }
+    }
+
+    /// The sent name that nearly is the missing argument's, and is no argument.
+    fn misspelt<'a>(&self, missing: &str, sent: &'a Value) -> Option<&'a str> {
+        let undeclared = |name: &&str| !self.arg_schema.contains_key(*name);
+        let sent = sent.as_object()?.keys().map(String::as_str).filter(undeclared);
+        nearest(missing, sent)
+    }
+
+    fn unexpected(&self, name: &str, tool: &str) -> String {
+        let known = || self.arg_schema.keys().map(String::as_str);
+        let refused = not_an_argument(name, tool);
+        match nearest(name, known()) {
+            Some(meant) => format!("{refused}; {}", did_you_mean(&cut(meant))),
+            None if known().len() == 0 => format!("{refused}, which takes none"),
+            None => {
+                let names: Vec<String> = known().map(|name| format!("`{name}`")).collect();
+                format!("{refused}, which takes {}", names.join(", "))
+            }
+        }
+    }
+}
+
+fn not_an_argument(name: &str, tool: &str) -> String {
+    format!("`{}` is not an argument of `{tool}`", cut(name))
+}
+
+/// Values are never converted, because the server might convert them otherwise than policies would.
+fn wrong_type(whole: &str, kinds: &[JsonType], sent: &Value) -> String {
+    let article = |kind: &str| if kind.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
+    let named = |kind: &JsonType| match kind.as_str() {
+        "null" => "null".to_owned(),
+        kind => format!("{} {kind}", article(kind)),
+    };
+    let wanted: Vec<String> = kinds.iter().map(named).collect();
+    let sent_kind = JsonType::from(sent);
+    let is_scalar = |kind: &JsonType| !matches!(kind, JsonType::Array | JsonType::Object | JsonType::Null);
+    let hint = if sent.is_string() && kinds.iter().any(is_scalar) {
+        ": it is not converted"
+    } else {
+        ""
+    };
+    format!("{whole} must be {}, not {}{hint}", wanted.join(" or "), named(&sent_kind))
 }
 
 fn validator(schema: &Value) -> Result<Validator, String> {
@@ -138,32 +218,6 @@ fn decimal(number: &Number) -> Option<String> {
     }
 }
 
-/// Says which rule of the schema is broken and where. It contains no argument value, because values may be secret.
-fn explained(error: &ValidationError<'_>) -> String {
-    let path = error.instance_path().as_str();
-    let whole = match path {
-        "" => "the arguments".to_owned(),
-        path => format!("argument `{}`", cut(&path[1..])),
-    };
-    match error.kind() {
-        ValidationErrorKind::Required { property } => {
-            let name = property.as_str().unwrap_or_default();
-            let prefix = path.strip_prefix('/').map(|path| format!("{path}/")).unwrap_or_default();
-            format!("argument `{prefix}{name}` is missing")
-        }
-        ValidationErrorKind::Type { kind } => match kind {
-            TypeKind::Single(kind) => format!("{whole} must be of type {kind}"),
-            TypeKind::Multiple(_) => format!("{whole} is of the wrong type"),
-        },
-        ValidationErrorKind::AdditionalProperties { .. } | ValidationErrorKind::UnevaluatedProperties { .. } => {
-            format!("{whole} must have no members beside those of the schema")
-        }
-        ValidationErrorKind::FalseSchema => format!("{whole} must have no members beside those of the schema"),
-        kind if says_only_the_schema(kind) => format!("{whole}: {}", error.masked_with("it")),
-        kind => format!("{whole} breaks the rule `{}` of the schema", kind.keyword()),
-    }
-}
-
 /// Whether the masked text of such an error contains no part of the value. That of `propertyNames` contains a member
 /// name.
 fn says_only_the_schema(kind: &ValidationErrorKind) -> bool {
@@ -203,7 +257,7 @@ mod tests {
 
     fn detail(schema: Value, arguments: Value) -> String {
         let refusal = Arguments::compile(&schema)
-            .read(Some(arguments.to_string().as_bytes()))
+            .read("t", Some(arguments.to_string().as_bytes()))
             .unwrap_err();
         assert_eq!(refusal.reason, Reason::InvalidArguments);
         refusal.detail.unwrap()
@@ -211,7 +265,9 @@ mod tests {
 
     fn seen(property: Value, value: Value) -> Result<RestrictedExpression, String> {
         let arguments = Arguments::compile(&json!({ "properties": { "a": property } }));
-        let members = arguments.read(Some(json!({ "a": value }).to_string().as_bytes())).unwrap();
+        let members = arguments
+            .read("t", Some(json!({ "a": value }).to_string().as_bytes()))
+            .unwrap();
         input(&members, &arguments.arg_schema, |_| true).map_err(|refusal| refusal.detail.unwrap())
     }
 
@@ -231,13 +287,23 @@ mod tests {
         let detail = |arguments| detail(schema.clone(), arguments);
         assert_eq!(detail(json!({})), "argument `path` is missing");
         assert_eq!(detail(json!({ "path": "a", "o": {} })), "argument `o/x` is missing");
-        assert_eq!(detail(json!({ "path": 3 })), "argument `path` must be of type string");
-        assert_eq!(detail(json!([])), "the arguments must be of type object");
+        assert_eq!(
+            detail(json!({ "path": 3 })),
+            "argument `path` must be a string, not an integer"
+        );
+        assert_eq!(detail(json!([])), "the arguments must be an object, not an array");
+        // A model corrects itself if it reads the name that it meant.
+        let (unknown, meant) = ("`pth` is not an argument of `t`", "did you mean `path`?");
+        assert_eq!(detail(json!({ "path": "a", "pth": 1 })), format!("{unknown}; {meant}"));
+        assert_eq!(detail(json!({ "pth": "a" })), format!("{unknown}; {meant}"));
+        assert_eq!(
+            detail(json!({ "path": "a", "verbose": true })),
+            "`verbose` is not an argument of `t`, which takes `mode`, `names`, `o`, `path`"
+        );
         for (arguments, rule) in [
             (json!({ "path": "s3cret" }), "pattern"),
             (json!({ "path": "secretsecretsecret" }), "maxLength"),
             (json!({ "path": "a", "mode": "secret" }), "enum"),
-            (json!({ "path": "a", "secret": 1 }), "additionalProperties"),
             (json!({ "path": "a", "names": { "secret": 1 } }), "propertyNames"),
         ] {
             let detail = detail(arguments);
@@ -319,7 +385,7 @@ mod tests {
         ] {
             let arguments = Arguments::compile(&schema);
             assert!(arguments.why_unusable().is_some_and(|why| why.len() < 300), "{schema}");
-            assert_eq!(arguments.read(None).unwrap_err().reason, Reason::PolicyError);
+            assert_eq!(arguments.read("t", None).unwrap_err().reason, Reason::PolicyError);
         }
     }
 }

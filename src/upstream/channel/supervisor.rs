@@ -135,7 +135,7 @@ impl RestartDelay {
 }
 
 pub fn too_many_sessions() -> ForwardError {
-    ForwardError::before_sending(Reason::TooManyInFlight, "it has as many sessions as it may have")
+    ForwardError::before_sending(Reason::TooManySessions, "no more can be started now")
 }
 
 #[cfg(test)]

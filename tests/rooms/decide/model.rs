@@ -242,7 +242,12 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
         .iter()
         .all(|scope| by_grant(scope.as_str()) && by_key(scope.as_str()))
     {
-        return refuse("missing_scope");
+        let another_credential_helps = tool.scopes.iter().all(|scope| by_grant(scope.as_str()));
+        return refuse(if another_credential_helps {
+            "credential_lacks_scope"
+        } else {
+            "missing_scope"
+        });
     }
     let of_key = world.principal.narrowed_to.iter().flat_map(|scopes| scopes.iter());
     let named = grant.scopes.iter().chain(of_key).map(Scope::as_str);

@@ -338,11 +338,11 @@ fn arguments_that_break_the_schema_are_refused_before_policies() {
     assert_eq!(detail("read_file", None).as_deref(), Some("argument `path` is missing"));
     assert_eq!(
         detail("read_file", Some(json!({ "path": 3 }))).as_deref(),
-        Some("argument `path` must be of type string")
+        Some("argument `path` must be a string, not an integer")
     );
     assert_eq!(
         detail("list_files", Some(json!([]))).as_deref(),
-        Some("the arguments must be of type object")
+        Some("the arguments must be an object, not an array")
     );
     assert_eq!(detail("list_files", None), None);
 }

@@ -24,10 +24,10 @@ on_both_stores! {
         let seen = client.call("read_file", json!({ "path": "/srv/a" })).await;
         assert_eq!(seen["text"], "contents of /srv/a", "{seen}");
         let seen = client.call("query", json!({ "sql": "select 1" })).await;
-        assert_eq!((&seen["data"]["reason"], &seen["data"]["scopes"]), (&json!("missing_scope"), &json!(["query"])), "{seen}");
+        assert_eq!((&seen["refusal"]["reason"], &seen["refusal"]["scopes"]), (&json!("missing_scope"), &json!(["query"])), "{seen}");
         let seen = client.call("read_file", json!({ "path": "/etc/passwd" })).await;
-        assert_eq!(seen["data"]["reason"], "forbidden_by_policy", "{seen}");
-        assert_eq!(seen["data"]["remedy"], "Ask for a copy under /srv.");
+        assert_eq!(seen["refusal"]["reason"], "forbidden_by_policy", "{seen}");
+        assert_eq!(seen["refusal"]["remedy"], "Ask for a copy under /srv.");
         assert_eq!(files.calls().len(), 1);
 
         world.shipped().await;
@@ -68,9 +68,9 @@ async fn quickstart_shows_three_verdicts_and_serves_on() {
     let seen = client
         .call("write_file", json!({ "path": "welcome.txt", "content": "mine now" }))
         .await;
-    assert_eq!(seen["data"]["scopes"], json!(["write_file"]), "{seen}");
+    assert_eq!(seen["refusal"]["scopes"], json!(["write_file"]), "{seen}");
     let seen = client.call("delete_file", json!({ "path": "welcome.txt" })).await;
-    assert_eq!(seen["data"]["reason"], "forbidden_by_policy", "{seen}");
+    assert_eq!(seen["refusal"]["reason"], "forbidden_by_policy", "{seen}");
 
     let curls: Vec<&str> = said
         .lines()

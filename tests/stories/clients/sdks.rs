@@ -173,7 +173,7 @@ impl Tale {
         let mut world = World::new(Engine::Sqlite).await;
         let server = Upstream::start().await;
         world.server("files", &server.url, "");
-        world.server("notes", &server.url, "denials = 'tool_result'");
+        world.server("notes", &server.url, "denials = 'error'");
         world.set("limits.tools", "{ 'files/add' = { rate = 1, per = '60s' } }");
         world.policies(RULES);
         world.person("ana", &["reader"]).await;
@@ -204,6 +204,10 @@ impl Tale {
         self.calls("has no scope for the tool", "query", json!({ "sql": "select 1" }))
             .await;
         self.calls("is forbidden by a policy", "read_file", json!({ "path": "/etc/passwd" }))
+            .await;
+        self.calls("misspells an argument", "read_file", json!({ "pth": "/srv/a" }))
+            .await;
+        self.calls("calls a tool that is not there", "raed_file", json!({ "path": "/srv/a" }))
             .await;
         self.calls("calls once, as often as it may", "add", json!({ "a": 1, "b": 2 }))
             .await;
@@ -242,7 +246,7 @@ impl Tale {
         let key = self.world.key("ana");
         self.connect("notes", &key).await;
         let seen = self.client.call("read_file", json!({ "path": "/etc/passwd" })).await;
-        self.say("is forbidden by a policy, where denials are tool results", &seen);
+        self.say("is forbidden by a policy, where denials are errors", &seen);
         let bens = self.world.key("ben");
         let seen = self.connect("files", &bens).await;
         self.say("connects without a grant", &seen);
@@ -258,11 +262,11 @@ impl Tale {
         self.client.connect(&self.world.resource(server), key, self.mode).await
     }
 
-    /// Makes one call. If it fails, notes whether the connection still works; a broken connection is replaced.
+    /// Makes one call. If it fails or is refused, notes whether the connection still works; a broken connection is replaced.
     async fn calls(&mut self, what: &str, tool: &str, arguments: Value) {
         let seen = self.client.call(tool, arguments).await;
         self.say(what, &seen);
-        if seen["heard"] == "answer" {
+        if seen["heard"] == "answer" && seen["refusal"].is_null() {
             return;
         }
         let next = self.client.call("echo", json!({ "text": "still here" })).await;
@@ -314,7 +318,10 @@ impl Tale {
 /// What the client saw, without what differs from run to run.
 fn without_runs(seen: &Value, world: &World) -> String {
     let text = shown(seen).replace(&format!("localhost:{}", world.port), "localhost:PORT");
-    without_numbers(&without_numbers(&without_ids(&text), "retry_after_ms"), "\"id\"")
+    let names = ["retry_after_ms", "not before", "\"id\""];
+    names
+        .into_iter()
+        .fold(without_ids(&text), |text, name| without_numbers(&text, name))
 }
 
 fn shown(seen: &Value) -> String {

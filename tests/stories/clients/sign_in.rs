@@ -5,7 +5,7 @@ use crate::support::golden::golden;
 use crate::support::sdk_clients::{Kind, RealClient};
 use crate::support::stores::Engine;
 use crate::support::upstream::Upstream;
-use crate::support::wait::{eventually, soon};
+use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -77,53 +77,38 @@ async fn signs_in(kind: Kind, file: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn typescript_v2_steps_up_where_consent_writes_the_grant() {
-    consents(Kind::TypescriptV2).await;
+async fn typescript_v2_is_told_in_its_result_what_its_grant_lacks() {
+    is_told_in_its_result(Kind::TypescriptV2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn python_v2_steps_up_where_consent_writes_the_grant() {
-    consents(Kind::PythonV2).await;
+async fn python_v2_is_told_in_its_result_what_its_grant_lacks() {
+    is_told_in_its_result(Kind::PythonV2).await;
 }
 
-/// Supabase puts no tool scopes into its tokens: Guardian turns what the user consented to into the grant.
-async fn consents(kind: Kind) {
+/// Signing in again would give the same grant, so nobody is asked to.
+async fn is_told_in_its_result(kind: Kind) {
     let mut world = World::new(Engine::Sqlite).await;
     let server = Upstream::start().await;
     let issuer = begin(&mut world, &server, "").await;
     world.grant("ana", "files", "echo");
-    let key = world.key("ana");
     world.start().await;
     let mut client = RealClient::start(kind, &world.file("ca.pem"), &world.folder);
     let step = json!({ "do": "connect", "url": world.resource("files"), "mode": "auto", "sign_in": true });
     let seen = client.take(&step).await;
     assert_eq!(seen["heard"], "connected", "{seen}");
+    let asked = issuer.asked();
+    assert!(!asked.is_empty(), "it has signed in");
 
-    let mut asked = issuer.consents();
-    let handshake = async {
-        let consent = soon("the client to ask for more", asked.recv())
-            .await
-            .expect("the server runs");
-        world.grant("ana", "files", &consent.scope.replace(' ', ","));
-        let bystander = world.client("files").modern().bearer(&key);
-        eventually("the grant to be known", async || {
-            let answer = bystander.call("query", json!({ "sql": "select 1" })).await;
-            (answer.verdict() == "allowed").then_some(())
-        })
-        .await;
-        consent.done.send(()).expect("the server waits");
-        consent.scope
-    };
-    let (seen, agreed) = tokio::join!(client.call("query", json!({ "sql": "select 1" })), handshake);
-    assert_eq!(seen["text"], "0 rows", "{seen}");
-    let agreed: Vec<&str> = agreed.split(' ').collect();
-    assert!(
-        agreed.contains(&"query") && agreed.contains(&"echo"),
-        "one consent to all scopes: {agreed:?}"
-    );
-    let seen = client.call("echo", json!({ "text": "hello" })).await;
-    assert_eq!(seen["text"], "hello", "{seen}");
-    assert_eq!(server.calls().len(), 3, "the bystander's, and the client's two");
+    let seen = client.call("query", json!({ "sql": "select 1" })).await;
+    assert_eq!((&seen["heard"], &seen["isError"]), (&json!("answer"), &json!(true)), "{seen}");
+    let text = seen["text"].as_str().unwrap();
+    assert!(text.contains("Ask the operator to grant you the scope `query`."), "{seen}");
+    assert_eq!(issuer.asked(), Vec::<String>::new(), "nobody signs in again");
+    world.grant("ana", "files", "echo,query");
+    let seen = client.call("query", json!({ "sql": "select 1" })).await;
+    assert_eq!(seen["text"], "0 rows", "the session goes on: {seen}");
+    assert_eq!(server.calls().len(), 1);
 }
 
 /// Adds a server `files` and Ana, whom the authorization server knows under another subject.

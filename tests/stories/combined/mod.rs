@@ -166,7 +166,7 @@ on_both_stores! {
         let own = world.client("files").modern().bearer(&ana).call("add", json!({ "a": 1, "b": 2 })).await;
         assert_eq!(own.reason(), "rate_limited", "counted together");
         let limited = counted.call("files__add", json!({ "a": 1, "b": 2 })).await;
-        assert_eq!((limited.verdict().as_str(), limited.header("retry-after").is_some()), ("429 rate_limited", true));
+        assert_eq!((limited.verdict().as_str(), limited.header("retry-after").is_some()), ("200 rate_limited", true));
         let sent: Vec<_> = files.calls().iter().map(|call| call.tool().unwrap().to_owned()).collect();
         assert_eq!(sent, ["echo", "echo", "add"], "a refused call never leaves");
         let ours = |received: &&Received| received.message["params"]["clientInfo"]["name"] == "stories";
@@ -189,11 +189,13 @@ on_both_stores! {
         world.start().await;
         let unknown = async |client: &Client, tool: &str| {
             let answer = client.call(tool, json!({ "text": "hi" })).await;
-            (answer.verdict(), answer.message["error"]["message"].clone(), answer.data()["remedy"].clone(), answer.data()["record"].is_string())
+            let record = answer.data()["record"].as_str().unwrap();
+            let text = answer.text().replace(&format!("`{tool}`"), "T").replace(record, "R");
+            (answer.verdict(), text, answer.data()["remedy"].clone())
         };
         for client in in_both_eras(&world, &key).await {
             let nothing = unknown(&client, "nowhere__echo").await;
-            assert_eq!((nothing.0.as_str(), nothing.3), ("200 unknown_tool", true));
+            assert_eq!((nothing.0.as_str(), nothing.1.as_str()), ("200 unknown_tool", "There is no tool T. List the tools again. (record R)"));
             for tool in ["secret__echo", "echo", "__echo", "Files__echo", "files__notes__add", "files_echo", "notes__files__echo", "files.echo", "_files__echo"] {
                 assert_eq!(unknown(&client, tool).await, nothing, "{tool}");
             }

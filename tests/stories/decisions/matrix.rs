@@ -27,6 +27,8 @@ const ELSEWHERE: &[(Reason, &str)] = &[
         Reason::TooManyInFlight,
         "too_many_calls_at_once_are_refused_and_the_slots_come_back",
     ),
+    (Reason::TooManySessions, "sessions_are_bounded_and_one_that_is_not_used_ends"),
+    (Reason::TooManyStreams, "a_stream_of_what_changes_counts_among_streams"),
     (Reason::StaleAuthorization, "with_the_database_gone_calls_stop_at_the_bound"),
     (Reason::FeedMissing, "a_mapped_table_without_its_feed_is_not_served"),
     (Reason::TooManyMembers, "users_above_the_limit_are_told_and_the_others_served"),

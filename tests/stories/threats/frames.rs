@@ -470,26 +470,17 @@ async fn t21_whoever_opens_no_window_holds_little_memory() {
         })
         .await;
     let heard = wire.so_far();
-    let granted: Vec<u32> = heard
-        .statuses
-        .iter()
-        .filter(|(_, status)| *status == "200")
-        .map(|(stream, _)| *stream)
-        .collect();
     assert!(heard.bodies.values().all(Vec::is_empty), "no window, no data");
-    assert_eq!(
-        (granted.len(), scene.reached().len()),
-        (PLACES, PLACES),
-        "{:?}",
-        heard.statuses
-    );
+    assert!(heard.statuses.values().all(|status| status == "200"), "{:?}", heard.statuses);
+    assert_eq!(scene.reached().len(), PLACES, "the others are refused in their answer");
     cost.is_bounded("answers that nobody takes");
 
     // A client that reads its answers may call again.
     let room = (ANSWER as u32 * 2).to_be_bytes();
-    wire.say(&[frame(WINDOW, 0, 0, &room), frame(WINDOW, 0, granted[0], &room)].concat())
+    let first = streams().next().expect("there are some");
+    wire.say(&[frame(WINDOW, 0, 0, &room), frame(WINDOW, 0, first, &room)].concat())
         .await;
-    wire.hear("a whole answer", |heard| heard.ended.contains(&granted[0])).await;
+    wire.hear("a whole answer", |heard| heard.ended.contains(&first)).await;
     let mut again = streams().skip(ASKED as usize);
     eventually("a place", async || {
         let stream = again.next().expect("there are enough");
@@ -501,8 +492,8 @@ async fn t21_whoever_opens_no_window_holds_little_memory() {
             .concat(),
         )
         .await;
-        let heard = wire.hear("a head", |heard| heard.statuses.contains_key(&stream)).await;
-        (heard.statuses[&stream] == "200").then_some(())
+        wire.hear("a head", |heard| heard.statuses.contains_key(&stream)).await;
+        (scene.reached().len() > PLACES).then_some(())
     })
     .await;
 
