@@ -287,10 +287,7 @@ mod tests {
         let detail = |arguments| detail(schema.clone(), arguments);
         assert_eq!(detail(json!({})), "argument `path` is missing");
         assert_eq!(detail(json!({ "path": "a", "o": {} })), "argument `o/x` is missing");
-        assert_eq!(
-            detail(json!({ "path": 3 })),
-            "argument `path` must be a string, not an integer"
-        );
+        assert_eq!(detail(json!({ "path": 3 })), "argument `path` must be a string, not a number");
         assert_eq!(detail(json!([])), "the arguments must be an object, not an array");
         // A model corrects itself if it reads the name that it meant.
         let (unknown, meant) = ("`pth` is not an argument of `t`", "did you mean `path`?");

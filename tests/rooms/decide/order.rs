@@ -338,7 +338,7 @@ fn arguments_that_break_the_schema_are_refused_before_policies() {
     assert_eq!(detail("read_file", None).as_deref(), Some("argument `path` is missing"));
     assert_eq!(
         detail("read_file", Some(json!({ "path": 3 }))).as_deref(),
-        Some("argument `path` must be a string, not an integer")
+        Some("argument `path` must be a string, not a number")
     );
     assert_eq!(
         detail("list_files", Some(json!([]))).as_deref(),

@@ -106,8 +106,11 @@ async fn is_told_in_its_result(kind: Kind) {
     assert!(text.contains("Ask the operator to grant you the scope `query`."), "{seen}");
     assert_eq!(issuer.asked(), Vec::<String>::new(), "nobody signs in again");
     world.grant("ana", "files", "echo,query");
-    let seen = client.call("query", json!({ "sql": "select 1" })).await;
-    assert_eq!(seen["text"], "0 rows", "the session goes on: {seen}");
+    eventually("the session to go on with the new grant", async || {
+        let seen = client.call("query", json!({ "sql": "select 1" })).await;
+        (seen["text"] == "0 rows").then_some(())
+    })
+    .await;
     assert_eq!(server.calls().len(), 1);
 }
 

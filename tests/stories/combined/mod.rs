@@ -196,7 +196,9 @@ on_both_stores! {
         for client in in_both_eras(&world, &key).await {
             let nothing = unknown(&client, "nowhere__echo").await;
             assert_eq!((nothing.0.as_str(), nothing.1.as_str()), ("200 unknown_tool", "There is no tool T. List the tools again. (record R)"));
-            for tool in ["secret__echo", "echo", "__echo", "Files__echo", "files__notes__add", "files_echo", "notes__files__echo", "files.echo", "_files__echo"] {
+            let meant = unknown(&client, "echo").await;
+            assert_eq!((meant.0.as_str(), meant.1.as_str()), ("200 unknown_tool", "There is no tool T. Did you mean `files__echo`? (record R)"));
+            for tool in ["secret__echo", "read_file", "__echo", "Files__echo", "files__notes__add", "files_echo", "notes__files__echo", "files.echo", "_files__echo"] {
                 assert_eq!(unknown(&client, tool).await, nothing, "{tool}");
             }
             assert_eq!(client.call("files__add", json!({ "a": 1, "b": 2 })).await.reason(), "missing_scope", "a scope of another server");

@@ -309,6 +309,7 @@ on_both_stores! {
     /// What is wrong, the nearest valid name and what to do, in the text that a model reads.
     async fn wrong_arguments_are_for_the_model_to_correct(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
+        world.grant("ana", "files", "read_file,add");
         world.start().await;
         for client in [world.connected("files", &key).await, world.client("files").modern().bearer(&key)] {
             for (tool, arguments, text) in [
