@@ -164,7 +164,10 @@ fn told(answer: &Answer, tool: &str) -> String {
     let record = answer.data()["record"].as_str().unwrap_or_default();
     message["result"]["_meta"]["guardian/refusal"]["record"] = Value::Null;
     message["result"]["content"][0]["text"] = answer.text().replace(record, "R").replace(&format!("`{tool}`"), "T").into();
-    let mut headers: Vec<_> = answer.headers.iter().filter(|(name, _)| *name != "date").collect();
+    let of_call = ["date", "content-length"];
+    let kept = answer.headers.iter().filter(|(name, _)| !of_call.contains(&name.as_str()));
+    let mut headers: Vec<_> = kept.collect();
     headers.sort_by_key(|(name, _)| name.as_str());
-    format!("{} {headers:?} {message}", answer.status)
+    let others = answer.body.len() - tool.len();
+    format!("{} {headers:?} {others} bytes {message}", answer.status)
 }
