@@ -53,6 +53,12 @@ const INSERT: Sql = Sql {
              ON CONFLICT (incarnation, seq) DO NOTHING",
 };
 
+/// The journal forgets what was committed, so the commit must have reached the disk whatever the database's own setting is.
+const DURABLE_COMMIT: Sql = Sql::of_postgres(
+    "SELECT set_config('synchronous_commit', 'on', true)
+     WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')",
+);
+
 impl Store {
     /// Stores records, in one transaction. Sending some of them again is harmless. An error means that nothing is known of
     /// any of them: send all again (`StoreError::is_transient` tells whether that can help by itself).
@@ -65,6 +71,9 @@ impl Store {
         rows.iter_mut()
             .for_each(|row| row.environment = row.environment.take().or_else(|| environment.clone()));
         let mut tx = self.write().await?;
+        if let Store::Postgres(_) = self {
+            tx.fetch(&DURABLE_COMMIT, &[]).await?;
+        }
         let shipped = match insert(&mut tx, &rows).await {
             Err(StoreError::Unstorable { .. }) => one_by_one(&mut tx, &rows).await?,
             shipped => shipped?,

@@ -1,6 +1,6 @@
 //! Records: shipped into the audit trail, and queried from it.
 
-use super::world::{World, at, env, on_both, parse};
+use super::world::{Place, World, at, env, on_both, open, parse};
 use bytes::Bytes;
 use neural_guardian::domain::*;
 use neural_guardian::store::{AuditFilter, AuditKind, AuditRow, Shipped, StoreError};
@@ -205,6 +205,37 @@ on_both! {
         let refused = world.try_by_hand(replace).await.unwrap_err().to_string();
         assert!(refused.contains("append-only"), "{refused}");
         assert_eq!(ask(world, |_| ()).await.len(), 2);
+    }
+}
+
+/// A database that answers a commit before it is on disk would lose records that the journal has forgotten.
+#[tokio::test]
+async fn records_are_committed_to_disk_whatever_the_database_is_set_to() {
+    let world = World::postgres().await;
+    let Place::Postgres(server) = &world.place else {
+        unreachable!("a Postgres world")
+    };
+    for statement in [
+        "CREATE TABLE public.settings (value text); GRANT INSERT ON public.settings TO PUBLIC",
+        "CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.settings VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$",
+        "CREATE TRIGGER note AFTER INSERT ON schema.audit_trail FOR EACH STATEMENT EXECUTE FUNCTION public.note()",
+    ] {
+        world.by_hand(statement).await;
+    }
+    let journal = Journal::new();
+    for (at, (set, expected)) in [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")]
+        .into_iter()
+        .enumerate()
+    {
+        world
+            .by_hand(&format!("ALTER ROLE {} SET synchronous_commit = {set}", server.proxy.role))
+            .await;
+        let proxy = open(&server.proxy.url).await.unwrap();
+        let record = journal.decision(at as u64, "read", DecisionKind::Allow);
+        assert_eq!(proxy.ship(&[record]).await.unwrap().inserted, 1);
+        let seen = format!("DELETE FROM public.settings WHERE value = '{expected}'");
+        assert_eq!(world.try_by_hand(&seen).await.unwrap(), 1, "set to {set}");
     }
 }
 
