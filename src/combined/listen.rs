@@ -143,7 +143,12 @@ impl CombinedRequest {
             match report {
                 SubscriptionStatus::Acknowledged(part) => merge_granted(&mut granted, &part),
                 SubscriptionStatus::Refused { result, explicit: true } => {
-                    let hidden = result.reason().is_some_and(is_not_there);
+                    let gate = &self.caller.combined.parts.gate;
+                    let hidden = result.reason().is_some_and(is_not_there)
+                        || result
+                            .answered
+                            .as_ref()
+                            .is_err_and(|refused| gate.hides_what_is_refused(refused));
                     let otherwise = hidden.then(|| Reason::UnknownTarget.into());
                     return Err(result.into_combined_refusal(self.context.clone(), otherwise));
                 }

@@ -6,7 +6,7 @@ use super::session::ClientInfo;
 use super::{Combined, CombinedRequest, CombinedResult};
 use crate::decide;
 use crate::domain::{Era, ProtocolVersion, Reason, ServerName};
-use crate::gate::{AuthzContext, RefusedRequest};
+use crate::gate::{AuthzContext, RefusedRequest, is_offered};
 use crate::limits::Admission;
 use crate::mcp::{self, ListKind, Namespace, Page, StreamKind};
 use crate::sessions::Session;
@@ -141,7 +141,7 @@ impl Combined {
             let namespace = Namespace::new(name.clone(), StreamKind::Answer);
             let mut tools: Vec<_> = authz.snapshot.tools(name).collect();
             tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
-            tools.retain(|tool| era == Era::Legacy || tool.param_headers().is_ok());
+            tools.retain(|tool| is_offered(tool, era));
             tools.retain(|tool| decide::could_permit(name, tool, &input));
             let renamed = |tool: &decide::CompiledTool| {
                 let entry = tool.entry();

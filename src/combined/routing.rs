@@ -5,7 +5,7 @@ use super::server_call::{ServerCallResult, ServerPart};
 use super::{CombinedRequest, CombinedResult};
 use crate::decide;
 use crate::domain::{MessageId, Method, Reason, Refusal, ServerName, TargetKind, did_you_mean};
-use crate::gate::{AuthzContext, NegotiatedMessage, RefusedRequest, RequestContext, safe_text};
+use crate::gate::{AuthzContext, NegotiatedMessage, RefusedRequest, RequestContext, is_offered, safe_text};
 use crate::mcp::{self, Namespace, Reference, StreamKind, parse_name, parse_uri};
 use crate::sessions::claimed_server;
 use crate::transport::GuardedBody;
@@ -134,7 +134,7 @@ impl CombinedRequest {
         let mut servers = combined.servers(authz, self.message.era);
         servers.find_map(|(server, _)| {
             let tool = authz.snapshot.tool(server, named)?;
-            let is_listed = decide::could_permit(server, tool, &authz.decision_input());
+            let is_listed = is_offered(tool, self.message.era) && decide::could_permit(server, tool, &authz.decision_input());
             is_listed.then(|| Namespace::new(server.clone(), StreamKind::Answer).name(named))
         })
     }

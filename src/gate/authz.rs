@@ -7,9 +7,12 @@ use super::call::ParsedCall;
 use super::context::{RefusedRequest, RequestContext};
 use super::handles::{AnswerClaim, OutboundHandles};
 use super::param_headers::{HeaderField, checked_headers};
-use crate::decide::{self, CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, Permit, Refused, Snapshot, Verdict};
+use crate::config::Denials;
+use crate::decide::{
+    self, CedarPrincipal, CompiledTool, DecisionInput, Enrolment, GrantFreshness, Permit, Refused, Snapshot, Verdict,
+};
 use crate::domain::{
-    Call, EnvironmentName, Era, GrantUsed, MemberStatus, Method, Reason, Refusal, Timestamp, did_you_mean, nearest,
+    Call, EnvironmentName, Era, GrantUsed, MemberStatus, Method, Principal, Reason, Refusal, Timestamp, did_you_mean, nearest,
 };
 use crate::grants::{GrantSnapshot, Grants};
 use crate::limits::{Admission, PrincipalKey};
@@ -222,13 +225,20 @@ impl Gate {
                 let invalid = refused.refusal.reason == Reason::InvalidArguments;
                 let hidden = invalid && !is_listed(&refused.call, &authz.decision_input());
                 refused.refusal = unreachable_if_never_listed(upstream, &authz.snapshot, refused.refusal);
-                if refused.refusal.reason == Reason::UnknownTool {
+                // A search among all names would show by its time that the tool is not there.
+                let may_suggest = !self.denies_as_unknown(&refused.call, &authz.caller.principal);
+                if refused.refusal.reason == Reason::UnknownTool && may_suggest {
                     let meant = listed_tool_like(&refused.call, &authz.decision_input());
                     refused.refusal.remedy = meant.map(|tool| did_you_mean(&context.client_name(tool)));
                 }
                 Err(Unpermitted::Decided(refused, hidden))
             }
         }
+    }
+
+    fn denies_as_unknown(&self, call: &Call, principal: &Principal) -> bool {
+        let style = self.parts.refusal_styles.get(&call.server);
+        style.is_some_and(|style| style.denials(Some(principal)) == Denials::UnknownTool)
     }
 
     /// If the refusal lies in the grants, confirms them and decides once more, so that a grant added by another process
@@ -334,7 +344,12 @@ fn check_era(call: &Call, upstream: &Upstream) -> Result<(), Refusal> {
 /// Whether the called tool is in this caller's `tools/list`.
 fn is_listed(call: &Call, input: &DecisionInput<'_>) -> bool {
     let tool = call.tool().and_then(|tool| input.snapshot.tool(&call.server, tool.as_str()));
-    tool.is_some_and(|tool| decide::could_permit(&call.server, tool, input))
+    tool.is_some_and(|tool| is_offered(tool, call.era) && decide::could_permit(&call.server, tool, input))
+}
+
+/// Whether the era has such tools: one with an invalid `x-mcp-header` does not exist for modern clients.
+pub fn is_offered(tool: &CompiledTool, era: Era) -> bool {
+    era == Era::Legacy || tool.param_headers().is_ok()
 }
 
 /// The tool in this caller's `tools/list` that an unknown one probably means.
@@ -342,7 +357,7 @@ fn listed_tool_like<'a>(call: &'a Call, input: &DecisionInput<'a>) -> Option<&'a
     let tools = || input.snapshot.tools(&call.server);
     let near = nearest(call.tool()?.as_str(), tools().map(|tool| tool.entry().name.as_str()))?;
     let tool = input.snapshot.tool(&call.server, near)?;
-    decide::could_permit(&call.server, tool, input).then_some(near)
+    (is_offered(tool, call.era) && decide::could_permit(&call.server, tool, input)).then_some(near)
 }
 
 /// The tools of a server that was never reached are unknown: reports the server as unreachable instead of the tool as

@@ -122,7 +122,9 @@ fn target(
     match method.target_kind() {
         TargetKind::Server => Ok((Target::Server, None)),
         TargetKind::Tool => {
-            let name = ToolName::parse(named.ok_or_else(missing)?).map_err(|_| Refusal::new(Reason::UnknownTool))?;
+            let named = named.ok_or_else(missing)?;
+            summary.tool = Some(safe_text(named));
+            let name = ToolName::parse(named).map_err(|_| Refusal::new(Reason::UnknownTool))?;
             Ok((Target::Tool(name), params.arguments))
         }
         TargetKind::Resource => {

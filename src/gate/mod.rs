@@ -29,7 +29,7 @@ mod stream_registry;
 mod visibility;
 
 pub use authn::{Authenticator, JitEnrolment};
-pub use authz::{AuthzContext, CallerAuthz};
+pub use authz::{AuthzContext, CallerAuthz, is_offered};
 pub use context::{Answered, MessageSummary, RefusalAudit, RefusedRequest, RequestContext};
 pub use forward::{DispatchOptions, SessionOpening};
 pub use keep_alive::KeepAliveBody;
@@ -285,6 +285,16 @@ impl Gate {
         self.refusal_response(refused, recorded)
     }
 
+    /// Whether this caller must not learn that what the server refuses is there.
+    pub fn hides_what_is_refused(&self, refused: &RefusedRequest) -> bool {
+        let style = refused
+            .context
+            .server
+            .as_ref()
+            .and_then(|server| self.parts.refusal_styles.get(server));
+        style.is_some_and(|style| style.hides(refused.refusal.reason, refused.context.principal.as_deref()))
+    }
+
     /// The response to a refused message. `recorded` is what `audit_refusal` returned.
     pub fn refusal_response(&self, refused: &RefusedRequest, recorded: Result<bool, ()>) -> Response<Body> {
         let RefusedRequest { refusal, context, .. } = refused;
@@ -309,7 +319,7 @@ impl Gate {
                 raw_version: context.message.raw_version.as_deref(),
                 eras: eras.map_or(Eras::Unknown, Upstream::eras),
                 method: context.message.method,
-                hidden_from_caller: refused.hidden_from_caller,
+                hidden_from_caller: refused.hidden_from_caller && recorded.is_ok(),
             },
         )
     }

@@ -147,7 +147,7 @@ pub(super) const fn refusal_text(reason: Reason) -> RefusalText {
         R::MissingScope => (
             403,
             4030,
-            "your grant does not cover this tool",
+            "your grant does not cover this",
             Some("ask the operator for the scopes named"),
         ),
         R::CredentialLacksScope => (
@@ -271,10 +271,7 @@ impl RefusalText {
                 Some(format!("sign in again and ask for {scopes}"))
             }
             (Reason::CredentialLacksScope, Some(scopes), _) => Some(format!("use a credential with {scopes}")),
-            (_, _, Some(after)) if self.status == 429 => {
-                let remedy = self.remedy.unwrap_or("try again");
-                Some(format!("{remedy}, not before {} s", whole_seconds(after)))
-            }
+            (Reason::RateLimited, _, Some(after)) => Some(format!("try again, but not before {} s", whole_seconds(after))),
             _ => self.remedy.map(str::to_owned),
         }
     }
@@ -284,6 +281,7 @@ impl RefusalText {
         let sentence = self.sentence(refusal, to);
         match self.remedy(refusal, to) {
             Some(remedy) if sentence.ends_with(['.', '?', '!']) => format!("{sentence} {remedy}"),
+            Some(remedy) if remedy.starts_with(char::is_uppercase) => format!("{sentence}. {remedy}"),
             Some(remedy) => format!("{sentence}; {remedy}"),
             None => sentence,
         }

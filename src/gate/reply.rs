@@ -3,7 +3,7 @@
 
 use super::refusal_text::{RefusalText, refusal_text, whole_seconds};
 use crate::config::{Denials, ServerConfig, UnknownTools};
-use crate::domain::{Era, MessageId, Method, Principal, PrincipalKind, ProtocolVersion, Reason, Refusal, RequestId};
+use crate::domain::{Era, MessageId, Method, Principal, PrincipalKind, ProtocolVersion, Reason, Refusal, RequestId, TargetKind};
 use crate::mcp;
 use crate::transport::{self, Body};
 use crate::upstream::Eras;
@@ -58,6 +58,11 @@ impl RefusalStyle {
         let is_service = principal.is_some_and(|principal| principal.kind == PrincipalKind::Service);
         self.service_denials.filter(|_| is_service).unwrap_or(self.denials)
     }
+
+    /// Whether a refusal with this reason is told as if the target did not exist.
+    pub fn hides(self, reason: Reason, principal: Option<&Principal>) -> bool {
+        self.denials(principal) == Denials::UnknownTool && reveals_a_tool(reason)
+    }
 }
 
 impl RefusalContext<'_> {
@@ -71,10 +76,10 @@ impl RefusalContext<'_> {
 pub fn refusal_response(refusal: &Refusal, to: &RefusalContext<'_>) -> Response<Body> {
     if to.denials == Denials::UnknownTool && (to.hidden_from_caller || reveals_a_tool(refusal.reason)) {
         let denials = Denials::ToolResult;
-        let unknown = if to.targets_resource_or_prompt() {
-            Reason::UnknownTarget
-        } else {
-            Reason::UnknownTool
+        let unknown = match to.method.map(Method::target_kind) {
+            Some(TargetKind::Task) => Reason::UnknownTask,
+            _ if to.targets_resource_or_prompt() => Reason::UnknownTarget,
+            _ => Reason::UnknownTool,
         };
         let to = RefusalContext {
             denials,
@@ -410,7 +415,7 @@ mod tests {
         let text = |refusal: Refusal| refusal_text(refusal.reason).text_for_model(&refusal, &to);
         assert_eq!(
             text(with_scopes(Reason::MissingScope)),
-            "Refused: your grant does not cover this tool. Ask the operator to grant you the scopes `a`, `b`."
+            "Refused: your grant does not cover this. Ask the operator to grant you the scopes `a`, `b`."
         );
         let unknown = Refusal {
             remedy: Some("did you mean `quest`?".to_owned()),
@@ -428,11 +433,11 @@ mod tests {
         };
         assert_eq!(
             text(limited.clone()),
-            "Refused: too many calls: at most 1 calls in 60s. Try again later, not before 12 s."
+            "Refused: too many calls: at most 1 calls in 60s. Try again, but not before 12 s."
         );
         assert_eq!(
             refusal_text(Reason::RateLimited).message(&limited, &to),
-            "too many calls: at most 1 calls in 60s; try again later, not before 12 s"
+            "too many calls: at most 1 calls in 60s; try again, but not before 12 s"
         );
         let policy = Refusal {
             policy_message: Some("Files are closed.".to_owned()),

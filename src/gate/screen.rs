@@ -134,6 +134,10 @@ impl Screen {
     fn result(&self, body: &Bytes, message: &ServerMessage) -> Result<Bytes, Refusal> {
         let broken = |detail| Refusal::with_detail(Reason::UpstreamBroken, detail);
         let mut edits = Edits::default();
+        // A call that was carried out must not read as one that Guardian refused.
+        if let Some(claimed) = message.claimed_refusal {
+            edits.replace(claimed, "null".to_owned());
+        }
         let encoded = self.outbound_handles.encode_outbound(body, message, &mut edits);
         encoded.ok_or_else(|| broken("what it hands out is too long"))?;
         let filtered = self.filter.answer(body, message, self.namespace.as_ref(), &mut edits);
@@ -188,6 +192,9 @@ impl Screen {
     fn replayed(&self, mut frame: SseFrame, message: &ServerMessage) -> Option<Bytes> {
         let data = frame.data.take()?;
         let mut edits = Edits::default();
+        if let Some(claimed) = message.claimed_refusal {
+            edits.replace(claimed, "null".to_owned());
+        }
         self.outbound_handles.encode_outbound(&data, message, &mut edits)?;
         let filtered = self
             .filter

@@ -70,7 +70,11 @@ impl<C: Clock + Clone> Limit<C> {
             limiter: RateLimiter::new(quota.allow_burst(burst), TatStore, clock.clone()),
             clock: clock.clone(),
             interval: interval.as_nanos() as u64,
-            description: format!("at most {count} calls in {:?}, {burst} at once, for {whose}", rate.per.0),
+            description: format!(
+                "at most {count} {} in {:?}, {burst} at once, for {whose}",
+                if count.get() == 1 { "call" } else { "calls" },
+                rate.per.0
+            ),
         })
     }
 }

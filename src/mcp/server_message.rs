@@ -29,6 +29,8 @@ pub struct ServerMessage {
     pub list_method: Option<&'static str>,
     /// All task ids: of the result, of related tasks, of a subscription.
     pub tasks: Vec<JsonSpan>,
+    /// A refusal in the `_meta` of a result, which only Guardian may put there.
+    pub claimed_refusal: Option<JsonSpan>,
     /// The progress token: `params._meta.progressToken` of a request, `params.progressToken` of a notification.
     pub progress_token: Option<JsonSpan>,
     /// The request that a `notifications/cancelled` cancels.
@@ -286,6 +288,7 @@ impl ServerMessage {
             next_cursor,
             list_method: _,
             tasks,
+            claimed_refusal,
             progress_token,
             cancelled_request,
             client_requests: _,
@@ -317,6 +320,7 @@ impl ServerMessage {
             id,
             request_state,
             next_cursor,
+            claimed_refusal,
             progress_token,
             cancelled_request,
             tasks_capability,

@@ -57,6 +57,8 @@ const NAMED: [&str; 8] = [
 /// The legacy error that asks for a URL elicitation without sending a request.
 const URL_ELICITATION_REQUIRED: &str = "-32042";
 /// The member of `_meta` that names the task a message belongs to.
+/// Where Guardian tells its own refusals.
+const REFUSAL: &str = "guardian/refusal";
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 pub(super) fn read_server_message(message: &[u8]) -> Result<ServerMessage, Fault> {
@@ -268,16 +270,22 @@ impl Reader<'_> {
     }
 
     fn meta(&mut self, scanner: &mut Scanner<'_>, depth: usize, of_params: bool) -> Result<Span, Fault> {
-        let concern = |index| if index == 0 { CLIENTS } else { ALL * Concern::from(of_params) };
-        let members = &[RELATED, "progressToken"];
-        let (span, [_, token]) = self.members(scanner, depth, members, concern, |reader, scanner, index, depth| {
-            match (index, scanner.peek()) {
-                (0, Some(b'{')) => reader.task(scanner, depth),
-                _ => scanner.value(depth),
-            }
-        })?;
+        let concern = |index| match index {
+            0 | 2 => CLIENTS,
+            _ => ALL * Concern::from(of_params),
+        };
+        let members = &[RELATED, "progressToken", REFUSAL];
+        let (span, [_, token, refusal]) =
+            self.members(scanner, depth, members, concern, |reader, scanner, index, depth| {
+                match (index, scanner.peek()) {
+                    (0, Some(b'{')) => reader.task(scanner, depth),
+                    _ => scanner.value(depth),
+                }
+            })?;
         if of_params {
             self.asked = id_or_token(token);
+        } else {
+            self.message.claimed_refusal = refusal.map(JsonSpan::from);
         }
         Ok(span)
     }

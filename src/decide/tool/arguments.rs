@@ -5,7 +5,7 @@
 
 use super::arg_types::{ArgField, ArgSchema, ArgType};
 use super::{arg_types, schema_cost};
-use crate::domain::{Reason, Refusal, SafeText, did_you_mean, nearest};
+use crate::domain::{Reason, Refusal, SafeText, did_you_mean, nearest, quoted};
 use cedar_policy::RestrictedExpression;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
@@ -16,12 +16,17 @@ pub(in crate::decide) struct Arguments {
     /// The error says why the schema cannot be used; then every call of the tool is refused.
     validator: Result<Validator, String>,
     pub arg_schema: ArgSchema,
+    /// `arg_schema` names every argument: no other keyword of the schema adds one.
+    names_all: bool,
 }
 
 /// Larger schemas and patterns are refused: compiling them costs too much.
 const MAX_SCHEMA_BYTES: usize = 256 * 1024;
 const MAX_PATTERN_BYTES: usize = 1024 * 1024;
 const MAX_DETAIL: usize = 200;
+/// What a refusal shows of the names in a call and in a schema.
+const LONGEST_NAME: usize = 64;
+const MOST_NAMES: usize = 6;
 
 impl Arguments {
     /// Compiles an input schema. It never fails: a schema that cannot be used makes the tool unusable.
@@ -29,6 +34,7 @@ impl Arguments {
         Self {
             validator: validator(schema),
             arg_schema: arg_types::arguments(schema),
+            names_all: names_all_arguments(schema),
         }
     }
 
@@ -85,11 +91,11 @@ impl Arguments {
             ValidationErrorKind::AdditionalProperties { unexpected }
             | ValidationErrorKind::UnevaluatedProperties { unexpected } => match (unexpected.first(), path) {
                 (Some(name), "") => self.unexpected(name, tool),
-                (Some(name), _) => format!("{whole} has no member `{}`", cut(name)),
-                (None, _) => format!("{whole} must have no members beside those of the schema"),
+                (Some(_), _) | (None, _) => format!("{whole} must have no members beside those of the schema"),
             },
             ValidationErrorKind::FalseSchema => format!("{whole} must be left out"),
             kind if says_only_the_schema(kind) => format!("{whole}: {}", error.masked_with("it")),
+            kind if path.is_empty() => format!("{whole} break the rule `{}` of the schema", kind.keyword()),
             kind => format!("{whole} breaks the rule `{}` of the schema", kind.keyword()),
         }
     }
@@ -98,7 +104,7 @@ impl Arguments {
     fn misspelt<'a>(&self, missing: &str, sent: &'a Value) -> Option<&'a str> {
         let undeclared = |name: &&str| !self.arg_schema.contains_key(*name);
         let sent = sent.as_object()?.keys().map(String::as_str).filter(undeclared);
-        nearest(missing, sent)
+        nearest(missing, sent).filter(|_| self.names_all)
     }
 
     fn unexpected(&self, name: &str, tool: &str) -> String {
@@ -106,17 +112,45 @@ impl Arguments {
         let refused = not_an_argument(name, tool);
         match nearest(name, known()) {
             Some(meant) => format!("{refused}; {}", did_you_mean(&cut(meant))),
+            None if !self.names_all => refused,
             None if known().len() == 0 => format!("{refused}, which takes none"),
             None => {
-                let names: Vec<String> = known().map(|name| format!("`{name}`")).collect();
+                let mut names: Vec<String> = known().take(MOST_NAMES).map(quoted).collect();
+                if known().len() > MOST_NAMES {
+                    names.push(format!("and {} more", known().len() - MOST_NAMES));
+                }
                 format!("{refused}, which takes {}", names.join(", "))
             }
         }
     }
 }
 
+/// A name that no program would give an argument may be anything, a secret as well: it is not repeated.
 fn not_an_argument(name: &str, tool: &str) -> String {
-    format!("`{}` is not an argument of `{tool}`", cut(name))
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.len() <= LONGEST_NAME && name.chars().all(is_plain) {
+        format!("{} is not an argument of `{tool}`", quoted(name))
+    } else {
+        format!("one of the names is not an argument of `{tool}`")
+    }
+}
+
+/// Whether `properties` names all that the schema says of arguments.
+fn names_all_arguments(schema: &Value) -> bool {
+    const OTHERS: [&str; 9] = [
+        "$ref",
+        "$dynamicRef",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "if",
+        "patternProperties",
+        "dependentSchemas",
+        "propertyNames",
+    ];
+    schema
+        .as_object()
+        .is_some_and(|schema| OTHERS.iter().all(|keyword| !schema.contains_key(*keyword)))
 }
 
 /// Values are never converted, because the server might convert them otherwise than policies would.
@@ -297,6 +331,11 @@ mod tests {
             detail(json!({ "path": "a", "verbose": true })),
             "`verbose` is not an argument of `t`, which takes `mode`, `names`, `o`, `path`"
         );
+        assert_eq!(
+            detail(json!({ "path": "a", "key=s3cret": 1 })),
+            "one of the names is not an argument of `t`, which takes `mode`, `names`, `o`, `path`",
+            "what no program would call an argument may be a secret"
+        );
         for (arguments, rule) in [
             (json!({ "path": "s3cret" }), "pattern"),
             (json!({ "path": "secretsecretsecret" }), "maxLength"),
@@ -306,6 +345,24 @@ mod tests {
             let detail = detail(arguments);
             assert!(!detail.contains("cret"), "{rule}: {detail}");
         }
+    }
+
+    #[test]
+    fn of_names_it_says_only_what_is_so() {
+        let taken = |schema| detail(schema, json!({ "x": 1 }));
+        let closed = |properties| json!({ "additionalProperties": false, "properties": properties });
+        assert_eq!(taken(closed(json!({}))), "`x` is not an argument of `t`, which takes none");
+        let many: Map<String, Value> = (0..9).map(|n| (format!("name_{n}"), json!({}))).collect();
+        let names = "`name_0`, `name_1`, `name_2`, `name_3`, `name_4`, `name_5`, and 3 more";
+        assert_eq!(
+            taken(closed(many.into())),
+            format!("`x` is not an argument of `t`, which takes {names}")
+        );
+        let mut open = closed(json!({}));
+        open["patternProperties"] = json!({ "^y": {} });
+        assert_eq!(taken(open), "`x` is not an argument of `t`");
+        let both = json!({ "required": ["path"], "properties": { "path": {} }, "allOf": [{ "properties": { "paths": {} } }] });
+        assert_eq!(detail(both, json!({ "paths": [] })), "argument `path` is missing");
     }
 
     #[test]
