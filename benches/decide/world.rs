@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use neural_guardian::decide::{CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot};
 use neural_guardian::domain::{
-    Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope,
-    ServerEntry, ServerName, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer, IssuerAlias,
+    Member, Method, PinStatus, Principal, PrincipalKind, PromptName, RequestId, ResourceUri, RoleName, Scope, ServerEntry,
+    ServerName, Subject as SubjectName, Target, Timestamp, ToolClass, ToolEntry, ToolName, UserId,
 };
 use serde_json::json;
 use std::fmt::Write;
@@ -175,9 +175,10 @@ fn tool(index: usize) -> ToolEntry {
             "required": ["path", "n"],
             "properties": { "path": { "type": "string" }, "n": { "type": "integer" }, "file": { "type": "string" } },
         }),
-        annotations: Annotations {
-            read_only: index == 0,
-            destructive: index == 1,
+        class: match index {
+            0 => ToolClass::ReadOnly,
+            1 => ToolClass::Destructive,
+            _ => ToolClass::Additive,
         },
         scopes: vec![Scope::parse(&tool).expect("a scope")],
     }

@@ -6,7 +6,7 @@ use super::failure::{self, Failure};
 use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
 use crate::config::PinMode;
 use crate::decide;
-use crate::domain::{Annotations, BadName, Digest, PinStatus, Scope, ServerName, ToolName};
+use crate::domain::{BadName, Digest, PinStatus, Scope, ServerName, ToolClass, ToolName};
 use crate::store::{RegistryRow, StoredTool};
 use crate::upstream::RawTool;
 use crate::upstream::{pin_status, scopes_of};
@@ -120,8 +120,7 @@ struct ToolSummary {
     #[serde(rename = "standing")]
     pin_status: PinStatus,
     scopes: Vec<Scope>,
-    read_only: bool,
-    destructive: bool,
+    class: ToolClass,
     offered: Option<Digest>,
     pinned: Option<Digest>,
     pinned_at: Option<String>,
@@ -324,14 +323,12 @@ fn tool_of(tool: &StoredTool, scopes: Vec<Scope>) -> ToolSummary {
         text.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default()
     };
     let (offered, pinned) = (read(tool.offered.as_ref()), read(tool.pinned.as_ref()));
-    let hints = RawTool::read(if pinned.is_null() { &offered } else { &pinned })
-        .map_or_else(|_| Annotations::default(), |tool| tool.annotations);
+    let read = RawTool::read(if pinned.is_null() { &offered } else { &pinned });
     ToolSummary {
         tool: tool.tool.clone(),
         pin_status: pin_status(tool),
         scopes,
-        read_only: hints.read_only,
-        destructive: hints.destructive,
+        class: read.map_or_else(|_| ToolClass::default(), |tool| tool.class),
         offered: tool.offered.as_ref().map(|(digest, _)| *digest),
         pinned: tool.pinned.as_ref().map(|(digest, _)| *digest),
         pinned_at: tool.pinned_at.map(at),
@@ -371,10 +368,11 @@ fn differences(tools: &[ToolSummary]) -> String {
 }
 
 fn tool_row(tool: &ToolSummary) -> Vec<String> {
-    let says = match (tool.read_only, tool.destructive) {
-        (true, _) => "only reads",
-        (false, true) => "destroys",
-        (false, false) => "-",
+    let says = match tool.class {
+        ToolClass::ReadOnly => "only reads",
+        ToolClass::Additive => "only adds",
+        ToolClass::Destructive => "destroys",
+        ToolClass::Unannotated => "nothing",
     };
     vec![
         tool.tool.to_string(),

@@ -18,11 +18,51 @@ pub enum PinStatus {
     Gone,
 }
 
-/// Hints that a server gives about its own tool; they count only as part of a pinned definition.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Annotations {
-    pub read_only: bool,
-    pub destructive: bool,
+/// What a server's annotations say about its own tool; they count only as part of a pinned definition.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolClass {
+    /// `readOnlyHint: true`.
+    ReadOnly,
+    /// It writes and destroys nothing: `destructiveHint: false`.
+    Additive,
+    /// `destructiveHint: true`, or `readOnlyHint: false` with nothing else, which MCP reads as destructive.
+    Destructive,
+    /// Neither hint. MCP's default is that such a tool may destroy; most servers have just not annotated it.
+    #[default]
+    Unannotated,
+}
+
+impl ToolClass {
+    /// The class that two hints make. `destructiveHint` has a meaning only for a tool that does not just read.
+    pub const fn of_hints(read_only: Option<bool>, destructive: Option<bool>) -> Self {
+        match (read_only, destructive) {
+            (Some(true), _) => ToolClass::ReadOnly,
+            (_, Some(false)) => ToolClass::Additive,
+            (_, Some(true)) | (Some(false), None) => ToolClass::Destructive,
+            (None, None) => ToolClass::Unannotated,
+        }
+    }
+
+    /// The action group of this class in policies; an additive tool has none.
+    pub const fn group(self) -> Option<&'static str> {
+        match self {
+            ToolClass::ReadOnly => Some("read_only"),
+            ToolClass::Additive => None,
+            ToolClass::Destructive => Some("destructive"),
+            ToolClass::Unannotated => Some("unannotated"),
+        }
+    }
+
+    /// For people: what its server says of the tool.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            ToolClass::ReadOnly => "its server says that it only reads",
+            ToolClass::Additive => "its server says that it writes and destroys nothing",
+            ToolClass::Destructive => "its server says that it may destroy",
+            ToolClass::Unannotated => "its server does not say what it does",
+        }
+    }
 }
 
 /// One tool, with its pinned definition (or, if it was never pinned, the offered one).
@@ -35,7 +75,7 @@ pub struct ToolEntry {
     /// The definition in canonical JSON, as callers see it in lists.
     pub definition: Arc<str>,
     pub input_schema: serde_json::Value,
-    pub annotations: Annotations,
+    pub class: ToolClass,
     /// A call needs all of these; the tool's own name unless the registry maps it to others.
     pub scopes: Vec<Scope>,
 }

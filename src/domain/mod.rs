@@ -22,7 +22,7 @@ mod uri;
 
 pub use backoff::Backoff;
 pub use call::{Call, Era, MessageId, ProtocolVersion, RequestId, Target};
-pub use catalogue::{Annotations, Catalogue, PinStatus, ServerEntry, ToolEntry};
+pub use catalogue::{Catalogue, PinStatus, ServerEntry, ToolClass, ToolEntry};
 pub use client_request::{ClientRequest, ClientRequests};
 pub use digest::{Digest, Sha256};
 pub use header::is_reserved_header;

@@ -10,7 +10,7 @@ use super::http::{Endpoint, Media, media, read_answer_body, session_of, set_sess
 use super::outcome::OutcomeGuard;
 use super::server::{Eras, ServerInfo, TransportKind, Upstream};
 use super::stream::EventStream;
-use crate::domain::{Annotations, ClientRequests, Digest, Era, MessageId, Method, ProtocolVersion, ToolName};
+use crate::domain::{ClientRequests, Digest, Era, MessageId, Method, ProtocolVersion, ToolClass, ToolName};
 use crate::mcp::{canonical, guardian_client_info, guardian_initialize, initialized, mirror_headers};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
@@ -28,7 +28,7 @@ pub struct RawTool {
     /// SHA-256 of `definition`.
     pub digest: Digest,
     pub input_schema: Value,
-    pub annotations: Annotations,
+    pub class: ToolClass,
 }
 
 /// A tool that Guardian offers to nobody, and why.
@@ -349,18 +349,14 @@ impl RawTool {
             digest: Digest::of(text.as_bytes()),
             definition: text,
             input_schema: pinned["inputSchema"].take(),
-            annotations: annotations(&pinned["annotations"]),
+            class: class(&pinned["annotations"]),
         })
     }
 }
 
-/// Applies the defaults of the MCP specification: a tool without `readOnlyHint` may be destructive.
-fn annotations(hints: &Value) -> Annotations {
-    let read_only = hints["readOnlyHint"].as_bool().unwrap_or(false);
-    Annotations {
-        read_only,
-        destructive: !read_only && hints["destructiveHint"].as_bool().unwrap_or(true),
-    }
+/// A hint that is no boolean says nothing.
+fn class(hints: &Value) -> ToolClass {
+    ToolClass::of_hints(hints["readOnlyHint"].as_bool(), hints["destructiveHint"].as_bool())
 }
 
 /// Separates usable tools from unusable ones. If several tools share a name, none of them is usable.

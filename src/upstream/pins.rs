@@ -44,7 +44,7 @@ fn entry_of(tool: &StoredTool, servers: &[ServerConfig], registry: &[RegistryRow
         digest: *digest,
         definition: read.definition,
         input_schema: read.input_schema,
-        annotations: read.annotations,
+        class: read.class,
         scopes: scopes_of(&tool.server, &tool.tool, servers, registry),
     })
 }

@@ -6,5 +6,6 @@ mod model;
 mod order;
 mod random;
 mod resources_and_prompts;
+mod scope_named;
 mod starter;
 pub mod world;

@@ -17,7 +17,7 @@ use crate::decide::policy::usage::{ContextField, ContextUsage};
 use crate::decide::tool::arg_types::ArgSchema;
 use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
-use crate::domain::{PolicyId, Reason, Refusal};
+use crate::domain::{PolicyId, Reason, Refusal, Scope};
 use cedar_policy::{Context, Effect, RestrictedExpression};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -30,6 +30,8 @@ pub(in crate::decide) struct Evaluation<'a> {
     arg_schema: &'a ArgSchema,
     /// `None`: the arguments are not known; only policies that read no argument are evaluated.
     arguments: Option<&'a Map<String, Value>>,
+    /// The scopes that the call needs.
+    needs: &'a [Scope],
     active_grant: &'a ActiveGrant<'a>,
     input: &'a DecisionInput<'a>,
     entry: Arc<EvalEntry>,
@@ -46,6 +48,7 @@ impl<'a> Evaluation<'a> {
             kind: PrimitiveKind::Tool,
             arg_schema: &tool.definition.arguments.arg_schema,
             arguments,
+            needs: &tool.definition.needs,
             active_grant,
             input,
             entry: input.cedar_principal.eval_entry(tool, &input.snapshot.compiled),
@@ -72,6 +75,7 @@ impl<'a> Evaluation<'a> {
                 PrimitiveKind::Resource => Some(&NONE),
                 PrimitiveKind::Prompt | PrimitiveKind::Tool => arguments,
             },
+            needs: &unlisted.needs,
             active_grant,
             input,
             entry: Arc::new(entry),
@@ -254,6 +258,7 @@ impl<'a> Evaluation<'a> {
                 let scopes = self.active_grant.scopes.iter();
                 RestrictedExpression::new_set(scopes.map(|scope| text(scope.as_str())))
             }
+            ContextField::ScopeNamed => RestrictedExpression::new_bool(self.active_grant.names(self.needs)),
             ContextField::SourceIp => input.cedar_principal.address(input.source_ip),
             ContextField::Now => RestrictedExpression::new_datetime(time_fields::datetime(input.now)),
             ContextField::Hour => RestrictedExpression::new_long(time_fields::hour(input.now, offset)),

@@ -13,6 +13,15 @@ pub(in crate::decide) struct ActiveGrant<'a> {
     pub scopes: Vec<&'a Scope>,
 }
 
+impl ActiveGrant<'_> {
+    /// Whether the grant itself names every one of `needs`, so that `*` is not what covers them. A credential that narrows
+    /// the grant names nothing: what an administrator granted is what counts.
+    pub fn names(&self, needs: &[Scope]) -> bool {
+        let named = |needed: &Scope| needed.as_str() != "*" && self.grant.scopes.iter().any(|scope| scope == needed);
+        !needs.is_empty() && needs.iter().all(named)
+    }
+}
+
 /// Finds the caller's usable grant for this server. The order of the checks is part of the contract: the first refusal
 /// wins.
 pub(in crate::decide) fn active_grant<'a>(

@@ -11,7 +11,7 @@ mod unlisted;
 use super::applicability::{Applicability, UnlistedApplicability};
 use super::entity_names::{EntityNames, Lookup};
 use super::inferred_args::{MissingArgument, conflict, infer_schema, make_untyped, missing_argument};
-use super::rule::{ActionScope, PrincipalScope, ResourceScope, Rule, RuleIndex};
+use super::rule::{ActionScope, PolicySource, PrincipalScope, ResourceScope, Rule, RuleIndex};
 use super::usage::ArgumentRef;
 use super::validator::{PolicyValidator, Validation};
 use crate::decide::tool::arg_types::ArgSchema;
@@ -19,9 +19,10 @@ use crate::decide::tool::arguments;
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::schema::{self, Action};
 use crate::decide::tool::target::ToolDefinition;
-use crate::domain::{PinStatus, Problem, did_you_mean, is_one_edit};
+use crate::domain::{PinStatus, Problem, ToolClass, did_you_mean, is_one_edit};
 use cedar_policy::Effect;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// All findings, and the policies of each tool.
 #[derive(Default)]
@@ -60,6 +61,7 @@ pub(in crate::decide) fn check_policies(rules: &[Rule], entity_names: &EntityNam
     check.check_untyped();
     check.check_unlisted();
     check.check_impossible();
+    check.check_unannotated();
     check.found.problems = one_a_place(check.found.problems);
     check.found.warnings.dedup();
     check.found
@@ -177,10 +179,17 @@ impl CatalogueCheck<'_> {
                     self.found.problems.push(problem);
                     self.unsound.insert(index);
                 }
-                (false, Some(_)) => self.found.warnings.push(problem),
-                (false, None) => {}
+                (false, Some(help)) if !self.is_asked_for(&rule.source, help) => self.found.warnings.push(problem),
+                (false, _) => {}
             }
         }
+    }
+
+    /// Whether a policy of the same file asks for the argument that a help names: its author knows both names.
+    fn is_asked_for(&self, file: &Arc<PolicySource>, help: &str) -> bool {
+        let mut beside = self.rules.iter().filter(|rule| Arc::ptr_eq(&rule.source, file));
+        let is_named = |argument: &ArgumentRef| argument.path.last().is_some_and(|name| did_you_mean(name) == help);
+        beside.any(|rule| rule.usage.arguments.iter().any(is_named))
     }
 
     /// Validates the policies whose scope is not limited to named tools against an imaginary tool with all arguments they
@@ -196,24 +205,37 @@ impl CatalogueCheck<'_> {
                     .push(index);
             }
         }
-        for ((fields, actions), indices) in alike {
+        for ((fields, actions), mut indices) in alike {
             let is_group = |id: &&str| !id.contains('/') && !PrimitiveKind::is_action(id);
-            let groups = actions.iter().map(String::as_str).filter(is_group);
-            let groups: BTreeSet<&str> = schema::GROUPS.into_iter().chain(groups).collect();
-            let any_tool = Action {
-                kind: PrimitiveKind::Tool,
-                id: "any tool",
-                groups: groups.into_iter().collect(),
-                input: Some(&fields),
-            };
-            for finding in self.validate(any_tool, &indices).findings {
-                let index = finding.rule;
-                if !finding.unguarded && self.holds_for_some_tool(index) {
-                    continue;
+            let named: BTreeSet<&str> = actions.iter().map(String::as_str).filter(is_group).collect();
+            let everything = schema::GROUPS.into_iter().chain(named.iter().copied());
+            self.check_group(everything.collect(), &fields, &indices);
+            // No tool is in all groups: a condition that excludes one of them may hold for a tool of the others.
+            for groups in possible_groups(&named) {
+                indices.retain(|index| self.asks_for_actions[*index] && !self.possible[*index] && !self.unsound.contains(index));
+                if indices.is_empty() {
+                    break;
                 }
-                self.found.problems.push(finding.problem);
-                self.unsound.insert(index);
+                self.check_group(groups, &fields, &indices);
             }
+        }
+    }
+
+    /// Validates policies against an imaginary tool of these groups.
+    fn check_group(&mut self, groups: BTreeSet<&str>, fields: &ArgSchema, indices: &[usize]) {
+        let any_tool = Action {
+            kind: PrimitiveKind::Tool,
+            id: "any tool",
+            groups: groups.into_iter().collect(),
+            input: Some(fields),
+        };
+        for finding in self.validate(any_tool, indices).findings {
+            let index = finding.rule;
+            if !finding.unguarded && self.holds_for_some_tool(index) {
+                continue;
+            }
+            self.found.problems.push(finding.problem);
+            self.unsound.insert(index);
         }
     }
 
@@ -337,6 +359,23 @@ impl CatalogueCheck<'_> {
         validation
     }
 
+    /// Warns about unannotated tools, if policies tell destructive ones apart and forget these, which may destroy as well.
+    fn check_unannotated(&mut self) {
+        let is_named = |group: &str| (0..self.rules.len()).any(|index| self.validator.actions(index).contains(group));
+        let tools = self.entity_names.tools.iter();
+        let count = tools
+            .filter(|tool| tool.target.groups.iter().any(|group| group == "unannotated"))
+            .count();
+        if count > 0 && is_named("destructive") && !is_named("unannotated") {
+            let message = format!(
+                "policies name the group `destructive`, and none names `unannotated`: tools whose servers do not say what they do \
+                 ({count} now) are judged as if they destroyed nothing"
+            );
+            let help = "name both groups: `action in [Guardian::Action::\"destructive\", Guardian::Action::\"unannotated\"]`";
+            self.found.warnings.push(Problem::error("", message).help(help));
+        }
+    }
+
     /// Warns about valid policies that can have no effect.
     fn check_impossible(&mut self) {
         for (index, rule) in self.rules.iter().enumerate() {
@@ -356,6 +395,27 @@ impl CatalogueCheck<'_> {
         }
     }
 }
+
+/// The groups that one tool can be in, as far as policies name them: `call_tool`, one class or none, one server.
+fn possible_groups<'a>(named: &BTreeSet<&'a str>) -> Vec<BTreeSet<&'a str>> {
+    let is_server = |group: &&str| !schema::GROUPS.contains(group);
+    let servers: Vec<Option<&str>> = std::iter::once(None)
+        .chain(named.iter().copied().filter(is_server).map(Some))
+        .collect();
+    let classes = CLASSES
+        .iter()
+        .flat_map(|class| servers.iter().map(move |server| (class.group(), *server)));
+    let groups = classes.map(|(class, server)| std::iter::once("call_tool").chain(class).chain(server).collect());
+    groups.collect()
+}
+
+/// An additive tool comes first: it is in no group of its own, so that most conditions that exclude a group hold for it.
+const CLASSES: [ToolClass; 4] = [
+    ToolClass::Additive,
+    ToolClass::ReadOnly,
+    ToolClass::Destructive,
+    ToolClass::Unannotated,
+];
 
 fn not_evaluable_warning(rule: &Rule, tool: &ToolDefinition, message: String, which: &str, at: Problem) -> Problem {
     let (tool, effect) = (&tool.target.id, what_then(rule));

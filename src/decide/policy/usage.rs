@@ -17,12 +17,14 @@ pub(in crate::decide) enum ContextField {
     Hour = 16,
     Weekday = 32,
     Session = 64,
+    ScopeNamed = 128,
 }
 
 impl ContextField {
-    pub const ALL: [ContextField; 7] = [
+    pub const ALL: [ContextField; 8] = [
         ContextField::Input,
         ContextField::Scopes,
+        ContextField::ScopeNamed,
         ContextField::SourceIp,
         ContextField::Now,
         ContextField::Hour,
@@ -34,6 +36,7 @@ impl ContextField {
         match self {
             ContextField::Input => "input",
             ContextField::Scopes => "scopes",
+            ContextField::ScopeNamed => "scope_named",
             ContextField::SourceIp => "source_ip",
             ContextField::Now => "now",
             ContextField::Hour => "hour",
@@ -50,6 +53,7 @@ impl ContextField {
         match self {
             ContextField::Hour | ContextField::Weekday => Some(ArgType::Long),
             ContextField::Session => Some(ArgType::String),
+            ContextField::ScopeNamed => Some(ArgType::Bool),
             _ => None,
         }
     }

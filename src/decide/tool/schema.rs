@@ -19,13 +19,14 @@ pub(in crate::decide) struct Action<'a> {
 }
 
 /// The action groups that exist in every catalogue.
-pub(in crate::decide) const GROUPS: [&str; 3] = ["call_tool", "read_only", "destructive"];
+pub(in crate::decide) const GROUPS: [&str; 4] = ["call_tool", "read_only", "destructive", "unannotated"];
 
 /// Names of actions and groups that a server may not have, because a server's name is the group of its tools.
-pub(in crate::decide) const RESERVED: [&str; 9] = [
+pub(in crate::decide) const RESERVED: [&str; 10] = [
     "call_tool",
     "read_only",
     "destructive",
+    "unannotated",
     "read_resource",
     "get_prompt",
     "list",
@@ -34,16 +35,12 @@ pub(in crate::decide) const RESERVED: [&str; 9] = [
     "task",
 ];
 
-/// The groups of a tool's action. `read_only` and `destructive` follow from pinned annotations only: a server's own claim
-/// must not widen access.
+/// The groups of a tool's action. The group of its class follows from pinned annotations only: a server's own claim must
+/// not widen access.
 pub(in crate::decide) fn groups<'a>(server: &'a ServerName, tool: &ToolEntry) -> Vec<&'a str> {
     let mut groups = vec!["call_tool", server.as_str()];
-    let pinned = tool.pin_status != PinStatus::Unapproved;
-    if pinned && tool.annotations.read_only {
-        groups.push("read_only");
-    }
-    if pinned && tool.annotations.destructive {
-        groups.push("destructive");
+    if tool.pin_status != PinStatus::Unapproved {
+        groups.extend(tool.class.group());
     }
     groups
 }
@@ -155,6 +152,7 @@ impl Action<'_> {
         text.write_str(
             ",
             scopes: Set<String>,
+            scope_named: Bool,
             source_ip: ipaddr,
             now: datetime,
             hour: Long,
@@ -173,6 +171,7 @@ impl Action<'_> {
             let context = json!({
                 "input": json_record(input),
                 "scopes": { "type": "Set", "element": { "type": "String" } },
+                "scope_named": { "type": "Boolean" },
                 "source_ip": { "type": "Extension", "name": "ipaddr" },
                 "now": { "type": "Extension", "name": "datetime" },
                 "hour": { "type": "Long" },
@@ -351,6 +350,7 @@ mod tests {
                 "to-dir"?: String,
             },
             scopes: Set<String>,
+            scope_named: Bool,
             source_ip: ipaddr,
             now: datetime,
             hour: Long,

@@ -11,9 +11,9 @@ use neural_guardian::decide::{
     forbid_names, forbids, missing_forbids,
 };
 use neural_guardian::domain::{
-    Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer,
-    IssuerAlias, Member, Method, PinStatus, PolicyId, Principal, PrincipalKind, Problem, RequestId, RoleName, Scope, ServerEntry,
-    ServerName, SourceLocation, Subject, Target, Timestamp, ToolEntry, ToolName, UserId,
+    AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantId, GrantStatus, Issuer, IssuerAlias,
+    Member, Method, PinStatus, PolicyId, Principal, PrincipalKind, Problem, RequestId, RoleName, Scope, ServerEntry, ServerName,
+    SourceLocation, Subject, Target, Timestamp, ToolClass, ToolEntry, ToolName, UserId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -35,9 +35,10 @@ static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
             "required": ["path"],
             "properties": { "path": { "type": "string" }, "n": { "type": "integer" }, "tags": { "type": "array", "items": { "type": "string" } } },
         }),
-        annotations: Annotations {
-            read_only,
-            destructive: !read_only,
+        class: if read_only {
+            ToolClass::ReadOnly
+        } else {
+            ToolClass::Unannotated
         },
         scopes: vec![Scope::parse(name).expect("a scope")],
     };

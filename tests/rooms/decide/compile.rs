@@ -180,7 +180,7 @@ fn a_policy_for_a_group_loads_whatever_tools_there_are() {
         odd(json!({ "type": "object", "properties": { "x": { "type": "string" } } })),
     ];
     for catalogue in &catalogues {
-        for group in ["call_tool", "read_only", "destructive"] {
+        for group in ["call_tool", "read_only", "destructive", "unannotated"] {
             for condition in [
                 r#"context.input has path && context.input.path like "*..*""#,
                 r#"(context.input has path && context.input.path == "x") || (context.input has file && context.input.file like "y*")"#,
@@ -322,6 +322,69 @@ fn a_nearly_right_argument_in_a_group_is_remarked_on() {
 }
 
 #[test]
+fn a_name_is_no_slip_if_the_file_asks_for_its_neighbour_too() {
+    let both = [
+        forbid("action", "context.input has contents"),
+        forbid("action", "context.input has content").replace("\"no\"", "\"no-2\""),
+    ];
+    assert_eq!(warnings(&both.concat(), &demo_only()), [""; 0]);
+}
+
+#[test]
+fn a_condition_that_excludes_groups_may_hold_before_any_tool_is_known() {
+    for condition in [
+        r#"!(action in Guardian::Action::"destructive" || action in Guardian::Action::"unannotated")"#,
+        r#"!(action in Guardian::Action::"read_only") && context.input has n"#,
+        r#"action in Guardian::Action::"unannotated" && !(action in Guardian::Action::"read_only")"#,
+        r#"!(action in Guardian::Action::"demo")"#,
+        r#"action in Guardian::Action::"silent" && !(action in Guardian::Action::"demo")"#,
+    ] {
+        for catalogue in [
+            catalogue([("demo", vec![]), ("silent", vec![])]),
+            catalogue([("demo", demo()), ("silent", vec![])]),
+        ] {
+            assert_eq!(
+                warnings(&forbid("action in Guardian::Action::\"call_tool\"", condition), &catalogue),
+                [""; 0],
+                "{condition}"
+            );
+        }
+    }
+    for never in [
+        r#"action in Guardian::Action::"destructive" && action in Guardian::Action::"read_only""#,
+        r#"action in Guardian::Action::"silent" && action in Guardian::Action::"demo" && false"#,
+    ] {
+        let policy = forbid(
+            "action in Guardian::Action::\"call_tool\"",
+            &format!("{never} && !(action in Guardian::Action::\"unannotated\")"),
+        );
+        let found = warnings(&policy, &catalogue([("demo", vec![]), ("silent", vec![])]));
+        assert!(
+            found
+                .iter()
+                .any(|warning| warning.ends_with("its conditions can never hold: it has no effect")),
+            "{found:#?}"
+        );
+    }
+}
+
+#[test]
+fn forgotten_unannotated_tools_are_told_of() {
+    let policy = forbid("action in Guardian::Action::\"destructive\"", "true");
+    let unsaid = || catalogue([("demo", vec![unannotated(tool("t", json!({})))])]);
+    let told = "policies name the group `destructive`, and none names `unannotated`: tools whose servers do not say what they do \
+                (1 now) are judged as if they destroyed nothing; \
+                name both groups: `action in [Guardian::Action::\"destructive\", Guardian::Action::\"unannotated\"]`";
+    assert_eq!(warnings(&policy, &unsaid()), [told]);
+    assert_eq!(warnings(&policy, &demo_only()), [""; 0]);
+    let both = forbid(
+        "action in [Guardian::Action::\"destructive\", Guardian::Action::\"unannotated\"]",
+        "true",
+    );
+    assert_eq!(warnings(&both, &unsaid()), [""; 0]);
+}
+
+#[test]
 fn a_policy_without_effect_is_remarked_on() {
     let found = warnings(&forbid("action", "context.hour > 3 && false"), &demo_only());
     assert_eq!(
@@ -351,13 +414,23 @@ fn a_server_cannot_take_the_name_of_a_group() {
 
 #[test]
 fn groups_follow_from_pinned_annotations_alone() {
-    let mut unapproved = destructive(read_only(tool("t", json!({}))));
-    unapproved.pin_status = PinStatus::Unapproved;
-    let snapshot = compile(PERMIT, &catalogue([("demo", vec![unapproved])])).ok().unwrap();
+    for class in [read_only, destructive, unannotated] {
+        let mut unapproved = class(tool("t", json!({})));
+        unapproved.pin_status = PinStatus::Unapproved;
+        let snapshot = compile(PERMIT, &catalogue([("demo", vec![unapproved])])).ok().unwrap();
+        assert!(
+            snapshot
+                .cedar_schema()
+                .contains("action \"demo/t\" in [\"call_tool\", \"demo\"] appliesTo")
+        );
+    }
+    let snapshot = compile(PERMIT, &catalogue([("demo", vec![unannotated(tool("t", json!({})))])]))
+        .ok()
+        .unwrap();
     assert!(
         snapshot
             .cedar_schema()
-            .contains("action \"demo/t\" in [\"call_tool\", \"demo\"] appliesTo")
+            .contains("action \"demo/t\" in [\"call_tool\", \"demo\", \"unannotated\"] appliesTo")
     );
     let snapshot = compile(PERMIT, &demo_only()).ok().unwrap();
     assert!(

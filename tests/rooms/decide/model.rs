@@ -3,7 +3,7 @@
 //! Policies are small trees here, rendered to Cedar text for `decide` and evaluated directly by the model.
 
 use super::world::{Enrolled, World};
-use neural_guardian::domain::{Call, Catalogue, GrantStatus, Method, PinStatus, PrincipalKind, Scope};
+use neural_guardian::domain::{Call, Catalogue, GrantStatus, Method, PinStatus, PrincipalKind, Scope, ToolClass};
 use serde_json::Value;
 use std::net::IpAddr;
 
@@ -55,6 +55,7 @@ pub enum Cond {
     HourBelow(i64),
     WeekdayFrom(i64),
     Holds(&'static str),
+    Named,
     InRole(&'static str),
     Method(&'static str),
     Email(&'static str),
@@ -119,6 +120,7 @@ impl Cond {
             Cond::InRole(role) => format!("principal in Guardian::Role::\"{role}\""),
             Cond::Method(method) => format!("principal.method == \"{method}\""),
             Cond::Email(end) => format!("(principal has email && principal.email like \"*{end}\")"),
+            Cond::Named => "context.scope_named".to_owned(),
             Cond::Session(session) => format!("(context has session && context.session == \"{session}\")"),
             Cond::FromTen => "context.source_ip.isInRange(ip(\"10.0.0.0/8\"))".to_owned(),
             Cond::Before2027 => "context.now < datetime(\"2027-01-01\")".to_owned(),
@@ -167,6 +169,7 @@ struct Here<'a> {
     groups: Vec<&'a str>,
     arguments: Value,
     scopes: Vec<String>,
+    scope_named: bool,
 }
 
 pub fn expected(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call) -> Expected {
@@ -267,12 +270,14 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
     }
     // policies
     let mut groups = vec!["call_tool", call.server.as_str()];
-    if tool.annotations.read_only {
-        groups.push("read_only");
+    match tool.class {
+        ToolClass::ReadOnly => groups.push("read_only"),
+        ToolClass::Destructive => groups.push("destructive"),
+        ToolClass::Unannotated => groups.push("unannotated"),
+        ToolClass::Additive => {}
     }
-    if tool.annotations.destructive {
-        groups.push("destructive");
-    }
+    let by_name = |scope: &Scope| grant.scopes.iter().any(|held| held == scope);
+    let scope_named = tool.scopes.iter().all(by_name);
     let here = Here {
         world,
         server: call.server.as_str(),
@@ -281,6 +286,7 @@ fn decide(policies: &[Policy], catalogue: &Catalogue, world: &World, call: &Call
         groups,
         arguments,
         scopes,
+        scope_named,
     };
     here.judge(policies)
 }
@@ -382,6 +388,7 @@ impl Here<'_> {
         policy.when.asks(&mut asked);
         // In the order in which `decide` checks them: by name.
         asked.sort();
+        let is_ill_typed = self.typed(&policy.when).1;
         for (name, _) in &asked {
             if self.carried(name).is_none() {
                 continue;
@@ -392,11 +399,58 @@ impl Here<'_> {
             let taken_for = asked
                 .iter()
                 .find_map(|(other, kind)| if other == name { *kind } else { None });
-            if declared.is_empty() || taken_for.is_some_and(|kind| kind != declared) {
+            if declared.is_empty() || is_ill_typed && taken_for.is_some_and(|kind| kind != declared) {
                 return Some("policy_error");
             }
         }
         None
+    }
+
+    /// What a condition is for every call of the tool, if that is certain, and whether it is ill typed. Cedar does not look
+    /// at what stands behind a condition that is certain.
+    fn typed(&self, cond: &Cond) -> (Option<bool>, bool) {
+        let required = |name: &str| {
+            self.schema["required"]
+                .as_array()
+                .is_some_and(|names| names.iter().any(|one| one == name))
+        };
+        let has = |name: &str| match self.declared(name) {
+            None | Some("") => Some(false),
+            Some(_) => required(name).then_some(true),
+        };
+        let reads = |name: &str, kind: &str| match has(name) {
+            Some(false) => (Some(false), false),
+            _ => (None, self.declared(name) != Some(kind)),
+        };
+        let both = |left: &Cond, right: &Cond, ends: bool| {
+            let (is_left, wrong) = self.typed(left);
+            if is_left == Some(ends) {
+                return (is_left, wrong);
+            }
+            let (is_right, also_wrong) = self.typed(right);
+            let is = if is_right == Some(ends) || is_left.is_some() {
+                is_right
+            } else {
+                None
+            };
+            (is, wrong || also_wrong)
+        };
+        match cond {
+            Cond::True => (Some(true), false),
+            Cond::Has(name) => (has(name), false),
+            Cond::Text(name, _) => reads(name, "string"),
+            Cond::Below(name, _) => reads(name, "integer"),
+            Cond::Lists(name, _) => reads(name, "array"),
+            Cond::Yes(name) => reads(name, "boolean"),
+            Cond::InGroup(group) => (Some(self.groups.contains(group)), false),
+            Cond::Not(inner) => {
+                let (is, wrong) = self.typed(inner);
+                (is.map(|is| !is), wrong)
+            }
+            Cond::And(left, right) => both(left, right, false),
+            Cond::Or(left, right) => both(left, right, true),
+            _ => (None, false),
+        }
     }
 
     fn seen(&self, name: &str) -> Option<&Value> {
@@ -433,6 +487,7 @@ impl Here<'_> {
                 let email = world.member.email.as_deref().or(world.principal.email.as_deref());
                 email.is_some_and(|email| email.ends_with(end))
             }
+            Cond::Named => self.scope_named,
             Cond::Session(session) => world.session.as_deref() == Some(session),
             Cond::FromTen => matches!(world.source_ip, IpAddr::V4(address) if address.octets()[0] == 10),
             Cond::Before2027 => world.now < super::world::at("2027-01-01T00:00:00Z"),

@@ -2,7 +2,7 @@
 
 use super::world::*;
 use neural_guardian::decide::{PolicySource, Snapshot, Verdict, could_permit, forbid_names, missing_forbids};
-use neural_guardian::domain::{Call, GrantStatus, Method, PinStatus, Reason, Refusal};
+use neural_guardian::domain::{Call, GrantStatus, Method, PinStatus, Reason, Refusal, ToolClass};
 use serde_json::{Value, json};
 
 const OPEN: &str = "@id(\"open\") permit(principal, action, resource);\n";
@@ -430,7 +430,7 @@ fn one_caller_serves_many_snapshots_and_tools() {
         .map(|index| tool(&format!("t{index}"), json!({ "type": "object" })))
         .collect();
     let allow = compile(OPEN, &catalogue([("demo", tools.clone())])).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    tools.iter_mut().for_each(|tool| tool.annotations.destructive = true);
+    tools.iter_mut().for_each(|tool| tool.class = ToolClass::Destructive);
     let policies = format!("{OPEN}@id(\"no\") forbid(principal, action in Guardian::Action::\"destructive\", resource);");
     let deny = compile(&policies, &catalogue([("demo", tools)])).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let world = World::new(&[]);

@@ -25,7 +25,7 @@ const TOOLS: [(&str, &str); 7] = [
     ("u", "plain"),
 ];
 const NAMED: [&str; 7] = ["s/plain", "s/list", "s/hole", "s/bare", "s/other", "t/plain", "u/plain"];
-const GROUPS: [&str; 5] = ["call_tool", "read_only", "destructive", "s", "t"];
+const GROUPS: [&str; 6] = ["call_tool", "read_only", "destructive", "unannotated", "s", "t"];
 const ROLES: [&str; 3] = ["red", "green", "blue"];
 
 fn plain() -> Value {
@@ -51,7 +51,10 @@ fn tools() -> Catalogue {
             vec![
                 read_only(tool("plain", plain())),
                 destructive(tool("list", list)),
-                tool("hole", properties(&[], json!({ "path": {}, "n": { "type": "integer" } }))),
+                unannotated(tool(
+                    "hole",
+                    properties(&[], json!({ "path": {}, "n": { "type": "integer" } })),
+                )),
                 read_only(tool("bare", json!({ "type": "object" }))),
                 destructive(tool(
                     "other",
@@ -59,7 +62,7 @@ fn tools() -> Catalogue {
                 )),
             ],
         ),
-        ("t", vec![tool("plain", plain())]),
+        ("t", vec![unannotated(tool("plain", plain()))]),
         ("u", vec![tool("plain", plain())]),
     ]);
     catalogue.servers.get_mut("u").unwrap().enabled = false;
@@ -83,6 +86,7 @@ fn fact() -> impl Strategy<Value = Cond> {
         (0..24i64).prop_map(Cond::HourBelow),
         (1..8i64).prop_map(Cond::WeekdayFrom),
         select(vec!["plain", "extra", "*"]).prop_map(Cond::Holds),
+        Just(Cond::Named),
         select(ROLES.to_vec()).prop_map(Cond::InRole),
         select(vec!["jwt", "key"]).prop_map(Cond::Method),
         select(vec!["@example.com", "@other.org"]).prop_map(Cond::Email),
@@ -240,7 +244,7 @@ fn caller() -> impl Strategy<Value = Principal> {
 fn grants() -> impl Strategy<Value = Vec<Grant>> {
     let status = prop_oneof![12 => Just(GrantStatus::Verified), 1 => Just(GrantStatus::Idle),
         1 => Just(GrantStatus::Revoked), 1 => Just(GrantStatus::Unreadable)];
-    let held = prop_oneof![3 => Just(vec!["*"]), 2 => subsequence(vec!["plain", "list", "hole", "bare", "extra"], 0..5)];
+    let held = prop_oneof![3 => Just(vec!["*"]), 1 => Just(vec!["*", "plain"]), 2 => subsequence(vec!["plain", "list", "hole", "bare", "extra"], 0..5)];
     let client = prop::option::weighted(0.3, select(vec!["one", "two"]));
     let expires = prop_oneof![8 => Just(None), 1 => Just(Some("2026-11-18T00:30:00Z")), 1 => Just(Some("2027-06-01T00:00:00Z"))];
     let one = (select(vec!["s", "s", "s", "t", "u"]), status, held, client, expires).prop_map(
@@ -360,15 +364,7 @@ fn decide_agrees_with_the_model() {
 }
 
 /// Cedar's decision on the whole set, with all facts and Cedar's own reading of the JSON.
-fn whole(
-    set: &PolicySet,
-    world: &World,
-    server: &str,
-    tool: &str,
-    groups: &[&str],
-    scopes: &[&str],
-    arguments: &Value,
-) -> Expected {
+fn whole(set: &PolicySet, world: &World, server: &str, tool: &str, groups: &[&str], scope: &str, arguments: &Value) -> Expected {
     let kind = match world.principal.kind {
         PrincipalKind::User => "User",
         PrincipalKind::Service => "Service",
@@ -391,7 +387,8 @@ fn whole(
     let at = world.now.to_datetime();
     let mut context = json!({
         "input": arguments,
-        "scopes": scopes,
+        "scopes": [scope],
+        "scope_named": scope != "*",
         "source_ip": { "__extn": { "fn": "ip", "arg": world.source_ip.to_canonical().to_string() } },
         "now": { "__extn": { "fn": "datetime", "arg": world.now.to_string() } },
         "hour": at.hour(),
@@ -452,7 +449,8 @@ fn a_slice_decides_as_the_whole_set() {
             for (mut world, ((server, tool), (path, n, flag))) in facts {
                 (world.enrolled, world.fresh) = (Enrolled::Active, true);
                 (world.principal.narrowed_to, world.principal.client) = (None, None);
-                world.member.grants = vec![grant(server, ["*"])];
+                let scope = if flag == Some(true) { tool } else { "*" };
+                world.member.grants = vec![grant(server, [scope])];
                 let arguments = match tool {
                     "plain" => {
                         let pairs = [
@@ -467,9 +465,9 @@ fn a_slice_decides_as_the_whole_set() {
                 };
                 let groups: Vec<&str> = match server {
                     "s" => vec!["call_tool", "s", "read_only"],
-                    _ => vec!["call_tool", "t"],
+                    _ => vec!["call_tool", "t", "unannotated"],
                 };
-                let expected = whole(&set, &world, server, tool, &groups, &["*"], &arguments);
+                let expected = whole(&set, &world, server, tool, &groups, scope, &arguments);
                 let found = told(&world.decide(&snapshot, call_of(server, tool, &arguments)));
                 let found = Expected {
                     shadow: Vec::new(),
@@ -491,11 +489,11 @@ fn a_tool_that_can_be_called_is_never_hidden() {
     let worlds = prop::collection::vec(world(), 4);
     let calls = prop::collection::vec(arguments(), 25);
     let counts = std::cell::Cell::new((0, 0, 0));
-    runner(50)
+    runner(90)
         .run(&(policies(), worlds, calls), |(policies, worlds, calls)| {
             let snapshot = compiled(&policies, &tools());
             for mut world in worlds {
-                world.member.grants = ["s", "t"].map(|server| grant(server, ["*"])).into();
+                world.member.grants = [grant("s", ["*"]), grant("t", ["plain"])].into();
                 for (server_name, tool_name) in TOOLS {
                     let server = server(server_name);
                     let tool = snapshot.tool(&server, tool_name).unwrap();

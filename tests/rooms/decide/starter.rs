@@ -2,7 +2,7 @@
 
 use super::world::*;
 use neural_guardian::decide::{PolicySource, Snapshot, Verdict};
-use neural_guardian::domain::{Catalogue, Method, Timestamp};
+use neural_guardian::domain::{Catalogue, Grant, Method, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -19,6 +19,10 @@ struct Cases {
 struct Case {
     name: String,
     roles: Vec<String>,
+    /// The server; that of the demo if none is named.
+    server: Option<String>,
+    /// The scopes of the grant; everything if none are named.
+    scopes: Option<Vec<String>>,
     tool: Option<String>,
     resource: Option<String>,
     prompt: Option<String>,
@@ -50,6 +54,62 @@ fn starter(catalogue: &Catalogue) -> Snapshot {
     Snapshot::compile(&sources(), catalogue, &settings()).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
+/// The demo server, and tools as public servers declare them (server-filesystem, git, sqlite, memory, fetch).
+fn servers() -> Catalogue {
+    let texts = |names: &[&str]| {
+        let text = |name: &&str| ((*name).to_owned(), json!({ "type": "string" }));
+        properties(&[], Value::Object(names.iter().map(text).collect()))
+    };
+    let with_list = |texts: Value, name: &str| {
+        let mut schema = texts;
+        schema["properties"][name] = json!({ "type": "array", "items": { "type": "string" } });
+        schema
+    };
+    let files = vec![
+        read_only(tool("read_text_file", texts(&["path"]))),
+        read_only(tool("read_multiple_files", with_list(texts(&[]), "paths"))),
+        read_only(tool("directory_tree", with_list(texts(&["path"]), "excludePatterns"))),
+        destructive(tool("move_file", texts(&["source", "destination"]))),
+        tool(
+            "anything",
+            texts(&[
+                "file",
+                "filename",
+                "file_path",
+                "filePath",
+                "directory",
+                "dir",
+                "folder",
+                "source",
+                "cwd",
+                "src",
+            ]),
+        ),
+    ];
+    let git = vec![
+        read_only(tool("git_show", texts(&["repo_path", "revision"]))),
+        tool("git_add", with_list(texts(&["repo_path"]), "files")),
+    ];
+    let sqlite = ["read_query", "write_query", "create_table"].map(|name| unannotated(tool(name, texts(&["query"]))));
+    let neo = vec![
+        unannotated(tool("run", texts(&["statement"]))),
+        unannotated(tool("list", texts(&[]))),
+    ];
+    let web = vec![
+        read_only(tool("search_nodes", texts(&["query"]))),
+        read_only(tool("fetch", texts(&["url"]))),
+        read_only(tool("convert", texts(&["uri"]))),
+    ];
+    catalogue([
+        ("demo", demo()),
+        ("files", files),
+        ("git", git),
+        ("sqlite", sqlite.into()),
+        ("neo", neo),
+        ("web", web),
+    ])
+}
+
 impl Case {
     fn verdict(&self, snapshot: &Snapshot) -> Verdict {
         let roles: Vec<&str> = self.roles.iter().map(String::as_str).collect();
@@ -57,10 +117,19 @@ impl Case {
         if let Some(text) = &self.at {
             world.now = Timestamp::parse_rfc3339(text).unwrap();
         }
+        let server = self.server.as_deref().unwrap_or("demo");
+        let names = self.scopes.iter().flatten().map(String::as_str);
+        world.member.grants = vec![Grant {
+            scopes: match &self.scopes {
+                Some(_) => scopes(names),
+                None => scopes(["*"]),
+            },
+            ..grant(server, [])
+        }];
         let asked = match (&self.tool, &self.resource, &self.prompt) {
-            (Some(tool), None, None) => call("demo", tool, self.input.clone()),
-            (None, Some(uri), None) => about("demo", Method::ReadResource, uri),
-            (None, None, Some(prompt)) => get_prompt("demo", prompt, self.input.clone()),
+            (Some(tool), None, None) => call(server, tool, self.input.clone()),
+            (None, Some(uri), None) => about(server, Method::ReadResource, uri),
+            (None, None, Some(prompt)) => get_prompt(server, prompt, self.input.clone()),
             _ => panic!("{}: one of `tool`, `resource` and `prompt`", self.name),
         };
         world.decide(snapshot, asked)
@@ -69,7 +138,7 @@ impl Case {
 
 #[test]
 fn every_file_decides_as_its_cases_say() {
-    let snapshot = starter(&catalogue([("demo", demo())]));
+    let snapshot = starter(&servers());
     assert_eq!(snapshot.warnings(), []);
     let mut wrong = Vec::new();
     let mut decided = BTreeSet::new();
@@ -121,14 +190,32 @@ fn they_load_whatever_tools_there_are() {
             "directory",
             "source",
             "destination",
+            "paths",
+            "files",
+            "filePath",
+            "dir",
+            "folder",
+            "repo_path",
+            "revision",
+            "url",
+            "uri",
+            "cwd",
             "sql",
+            "statement",
+            "query",
         ];
         let all: serde_json::Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), property.clone())).collect();
         catalogue([("odd", vec![tool("t", properties(&[], Value::Object(all)))])])
     };
-    starter(&catalogue([]));
-    starter(&catalogue([("none", vec![])]));
-    starter(&catalogue([("plain", vec![tool("ping", json!({ "type": "object" }))])]));
+    for fresh in [
+        catalogue([]),
+        catalogue([("none", vec![])]),
+        catalogue([("plain", vec![tool("ping", json!({ "type": "object" }))])]),
+        catalogue([("plain", vec![unannotated(tool("ping", json!({ "type": "object" })))])]),
+        catalogue([("demo", demo())]),
+    ] {
+        assert_eq!(starter(&fresh).warnings(), []);
+    }
     for property in [
         json!({}),
         json!({ "type": "string" }),
@@ -172,14 +259,11 @@ fn a_path_in_a_form_that_policies_cannot_read_does_not_slip_past() {
     let snapshot = starter(&catalogue([("demo", tools)]));
     let world = World::new(&["admin"]);
     let verdict = |tool: &str, arguments: Value| world.verdict(&snapshot, tool, arguments);
-    assert_eq!(
-        verdict("list", json!({ "path": ["/etc/passwd"] })),
-        "policy_error paths.inside"
-    );
-    assert_eq!(verdict("any", json!({ "path": "/etc/passwd" })), "policy_error paths.inside");
+    assert_eq!(verdict("list", json!({ "path": ["/etc/passwd"] })), "policy_error paths.root");
+    assert_eq!(verdict("any", json!({ "path": "/etc/passwd" })), "policy_error paths.root");
     assert_eq!(
         verdict("undeclared", json!({ "path": "/etc/passwd" })),
-        "invalid_arguments paths.inside"
+        "invalid_arguments paths.root"
     );
     for tool in ["list", "any", "undeclared"] {
         assert_eq!(verdict(tool, json!({ "note": "x" })), "permit roles.admin", "{tool}");

@@ -5,9 +5,9 @@ use neural_guardian::decide::{
     CedarPrincipal, DecisionInput, Enrolment, GrantFreshness, PolicySettings, PolicySource, Snapshot, Verdict, decide,
 };
 use neural_guardian::domain::{
-    Annotations, AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member,
-    MessageId, Method, PinStatus, Principal, PrincipalKind, Problem, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
-    ServerEntry, ServerName, Subject as SubjectName, Target, Timestamp, ToolEntry, ToolName, UserId,
+    AuthMethod, Call, Catalogue, Digest, EnvironmentName, Era, Fingerprint, Grant, GrantStatus, Issuer, Member, MessageId,
+    Method, PinStatus, Principal, PrincipalKind, Problem, PromptName, RequestId, ResourceUri, RoleName, Scope, Scopes,
+    ServerEntry, ServerName, Subject as SubjectName, Target, Timestamp, ToolClass, ToolEntry, ToolName, UserId,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub fn tool(name: &str, input_schema: Value) -> ToolEntry {
         digest: Digest::of(input_schema.to_string().as_bytes()),
         definition: "{}".into(),
         input_schema,
-        annotations: Annotations::default(),
+        class: ToolClass::Additive,
         scopes: vec![Scope::parse(name).unwrap()],
     }
 }
@@ -54,12 +54,17 @@ pub fn properties(required: &[&str], properties: Value) -> Value {
 }
 
 pub fn read_only(mut tool: ToolEntry) -> ToolEntry {
-    tool.annotations.read_only = true;
+    tool.class = ToolClass::ReadOnly;
     tool
 }
 
 pub fn destructive(mut tool: ToolEntry) -> ToolEntry {
-    tool.annotations.destructive = true;
+    tool.class = ToolClass::Destructive;
+    tool
+}
+
+pub fn unannotated(mut tool: ToolEntry) -> ToolEntry {
+    tool.class = ToolClass::Unannotated;
     tool
 }
 

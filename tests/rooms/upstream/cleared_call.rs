@@ -242,7 +242,7 @@ fn snapshot(server: &ServerName) -> Snapshot {
         digest: Digest::ZERO,
         definition: r#"{"inputSchema":{"type":"object"},"name":"read"}"#.into(),
         input_schema: serde_json::json!({ "type": "object" }),
-        annotations: Annotations::default(),
+        class: ToolClass::default(),
         scopes: vec![Scope::parse("read").unwrap()],
     };
     let mut catalogue = Catalogue::default();

@@ -2,7 +2,7 @@
 
 use super::cleared_call::config;
 use super::server::{STREAM, Seen, Server, answer, json, write};
-use neural_guardian::domain::{Annotations, Digest, Era};
+use neural_guardian::domain::{Digest, Era, ToolClass};
 use neural_guardian::upstream::{Eras, FetchFailed, OfferedTools, Upstream};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -204,19 +204,22 @@ async fn hints_are_read_as_the_specification_defaults_them() {
     let hinted = |name: &str, hints: Value| json!({ "name": name, "inputSchema": {}, "annotations": hints });
     let (_server, upstream) = server(legacy(move |seen| {
         ok(seen, json!({ "tools": [tool("none"), hinted("empty", json!({})), hinted("reads", json!({"readOnlyHint": true, "destructiveHint": true})),
-            hinted("adds", json!({"destructiveHint": false})), hinted("deletes", json!({"destructiveHint": true})), hinted("odd", json!({"readOnlyHint": "yes"}))] }))
+            hinted("adds", json!({"destructiveHint": false})), hinted("deletes", json!({"destructiveHint": true})), hinted("odd", json!({"readOnlyHint": "yes"})), hinted("writes", json!({"readOnlyHint": false})),
+            hinted("titled", json!({"title": "T", "idempotentHint": true, "openWorldHint": false})), hinted("odder", json!({"readOnlyHint": false, "destructiveHint": "no"}))] }))
     }))
     .await;
-    let hints = |read_only, destructive| Annotations { read_only, destructive };
     let offered = upstream.fetch_tools().await.unwrap();
-    let found: Vec<Annotations> = offered.tools.iter().map(|tool| tool.annotations).collect();
+    let found: Vec<(&str, ToolClass)> = offered.tools.iter().map(|tool| (tool.name.as_str(), tool.class)).collect();
     let wanted = [
-        hints(false, true),
-        hints(false, true),
-        hints(true, false),
-        hints(false, false),
-        hints(false, true),
-        hints(false, true),
+        ("none", ToolClass::Unannotated),
+        ("empty", ToolClass::Unannotated),
+        ("reads", ToolClass::ReadOnly),
+        ("adds", ToolClass::Additive),
+        ("deletes", ToolClass::Destructive),
+        ("odd", ToolClass::Unannotated),
+        ("writes", ToolClass::Destructive),
+        ("titled", ToolClass::Unannotated),
+        ("odder", ToolClass::Destructive),
     ];
     assert_eq!(found, wanted);
 }
