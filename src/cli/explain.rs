@@ -13,7 +13,7 @@ use crate::decide::{Basis, CedarPrincipal, DecisionInput, Enrolment, GrantFreshn
 use crate::domain::{
     AuthMethod, Call, ClientId, Digest, Era, Fingerprint, Issuer, IssuerAlias, KEY_ISSUER, Member, MemberStatus, Method,
     Principal, PromptName, ProtocolVersion, Refusal, RequestId, ResourceUri, ServerName, Subject as SubjectName, Target,
-    ToolName,
+    ToolClass, ToolName,
 };
 use bytes::Bytes;
 use serde_json::json as value;
@@ -99,9 +99,11 @@ impl ExplainCommand {
             snapshot: &snapshot,
             session: None,
         };
+        let tool = self.what.tool.as_ref();
+        let class = tool.and_then(|tool| Some(snapshot.tool(&self.server, tool.as_str())?.entry().class));
         match decide(self.call(), &input) {
-            Verdict::Permit(permit) => self.say(&principal, None, permit.basis()),
-            Verdict::Refuse(refused) => self.say(&principal, Some(&refused.refusal), &refused.basis),
+            Verdict::Permit(permit) => self.say(&principal, None, permit.basis(), class),
+            Verdict::Refuse(refused) => self.say(&principal, Some(&refused.refusal), &refused.basis, class),
         }
     }
 
@@ -122,7 +124,13 @@ impl ExplainCommand {
     }
 
     /// Prints the decision and its reasons.
-    fn say(&self, principal: &Principal, refusal: Option<&Refusal>, basis: &Basis) -> Result<(), Failure> {
+    fn say(
+        &self,
+        principal: &Principal,
+        refusal: Option<&Refusal>,
+        basis: &Basis,
+        class: Option<ToolClass>,
+    ) -> Result<(), Failure> {
         let who = format!("{}|{}", principal.alias, principal.subject);
         let reason = refusal.map_or("permitted", |refusal| refusal.reason.code());
         let policies = refusal.map_or(&basis.policies, |refusal| &refusal.policies);
@@ -140,6 +148,7 @@ impl ExplainCommand {
                 "scopes_held": basis.scopes,
                 "scopes_needed": refusal.map(|refusal| refusal.scopes.clone()).unwrap_or_default(),
                 "shadow": basis.shadow,
+                "class": class,
                 "policy_set": basis.policy_set,
                 "catalogue": basis.catalogue,
             }));
@@ -156,6 +165,7 @@ impl ExplainCommand {
             ("needs", of_refusal(|refusal| Some(comma(&refusal.scopes)))),
             ("holds", comma(&basis.scopes)),
             ("in shadow", comma(&basis.shadow)),
+            ("tool", class.map(ToolClass::sentence).unwrap_or_default().to_owned()),
         ];
         let mut said = facts.iter().filter(|(_, text)| !text.is_empty());
         said.try_for_each(|(name, text)| line(format_args!("  {name:<10}{}", clean(text))))

@@ -2,10 +2,12 @@
 
 use super::context::{AdminContext, ConfigFile, moment_ahead};
 use super::failure::Failure;
-use super::output::{Format, at, clean, comma, json_array, or_dash};
-use crate::domain::{ClientId, GrantStatus, Scope, ServerName, Timestamp};
+use super::output::{Format, at, clean, comma, json_array, note, or_dash};
+use super::policy;
+use crate::domain::{ClientId, GrantStatus, PinStatus, Scope, ServerName, Timestamp, ToolEntry, ToolName, did_you_mean, nearest};
 use crate::store::{GrantRow, NewGrant};
 use serde_json::{Value as Json, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Show, give and take away grants.
 #[derive(Debug, clap::Subcommand)]
@@ -22,9 +24,9 @@ pub enum GrantCommand {
         #[command(flatten)]
         format: Format,
     },
-    /// Give a user scopes on a server, in place of any grant there was.
+    /// Give a user tools or scopes on a server, in place of any grant there was.
     #[command(
-        after_help = "Example:\n  guardian grant add --user alice@example.com --server demo \\\n    --scopes read_file,list_files --expires 30d"
+        after_help = "Examples:\n  guardian grant add --user alice@example.com --server demo \\\n    --tools read_file,list_files --expires 30d\n  guardian grant add --user alice@example.com --server demo --tools all --scopes resources,prompts"
     )]
     Add {
         /// By id or e-mail.
@@ -33,8 +35,14 @@ pub enum GrantCommand {
         /// A configured server.
         #[arg(long)]
         server: ServerName,
-        /// Names of tools or of the scopes they are mapped to; `*` covers every tool of the server.
-        #[arg(long, required = true, value_delimiter = ',', value_name = "SCOPE,…")]
+        /// Known tools of the server, or `all` of them: the grant then names the scopes that each needs. Tools that the
+        /// server offers later are not in it.
+        #[arg(long, value_delimiter = ',', value_name = "TOOL,…")]
+        tools: Vec<ToolName>,
+        /// Scopes as they are: `resources`, `prompts`, names of tools, or what tools are mapped to. `*` covers everything,
+        /// also what the server offers later, but names no tool: the starter policies then keep developers and members
+        /// from tools whose server does not say what they do.
+        #[arg(long, required_unless_present = "tools", value_delimiter = ',', value_name = "SCOPE,…")]
         scopes: Vec<Scope>,
         /// A length of time from now (`30d`), or a moment (RFC 3339).
         #[arg(long, value_parser = moment_ahead, value_name = "WHEN")]
@@ -83,6 +91,7 @@ impl GrantCommand {
             GrantCommand::Add {
                 user,
                 server,
+                tools,
                 scopes,
                 expires,
                 client,
@@ -91,6 +100,10 @@ impl GrantCommand {
             } => {
                 let owner = admin.user(user).await?;
                 admin.server(server).await?;
+                let mut scopes: BTreeSet<Scope> = scopes.iter().cloned().collect();
+                if !tools.is_empty() {
+                    scopes.extend(scopes_of_tools(&admin, server, tools).await?);
+                }
                 let grant = NewGrant {
                     user: owner.id,
                     server: server.clone(),
@@ -130,6 +143,50 @@ impl GrantCommand {
             }
         }
     }
+}
+
+/// The scopes that these tools need, or all known tools of the server that are approved. An unapproved tool is left out of
+/// `all`: nobody has looked at it yet.
+async fn scopes_of_tools(admin: &AdminContext, server: &ServerName, tools: &[ToolName]) -> Result<BTreeSet<Scope>, Failure> {
+    let catalogue = policy::catalogue_of(&admin.store, &admin.config).await?;
+    let known = catalogue.servers.get(server).map(|entry| &entry.tools);
+    let known: BTreeMap<&ToolName, &ToolEntry> = known.into_iter().flatten().collect();
+    let all = matches!(tools, [only] if only.as_str() == ALL && !known.contains_key(only));
+    let named: Vec<&ToolEntry> = if all {
+        let (unapproved, named): (Vec<&ToolEntry>, Vec<&ToolEntry>) = known
+            .values()
+            .filter(|tool| tool.pin_status != PinStatus::Gone)
+            .partition(|tool| tool.pin_status == PinStatus::Unapproved);
+        if !unapproved.is_empty() {
+            let names = comma(unapproved.iter().map(|tool| &tool.name));
+            note(format_args!(
+                "left out, since nobody has approved them: {names}; `guardian server pin {server}` does"
+            ))?;
+        }
+        named
+    } else {
+        let find = |name: &ToolName| known.get(name).copied().ok_or_else(|| unknown_tool(server, name, &known));
+        tools.iter().map(find).collect::<Result<_, _>>()?
+    };
+    if named.is_empty() {
+        return Err(Failure::failed(format_args!(
+            "no approved tool of `{server}` is known; `guardian server catalog {server} --refresh` asks the server"
+        )));
+    }
+    let mut scopes: BTreeSet<Scope> = named.iter().flat_map(|tool| tool.scopes.iter().cloned()).collect();
+    if scopes.remove("*") {
+        note("a tool that is mapped to the scope `*` needs `--scopes '*'`, which covers everything: not granted")?;
+    }
+    Ok(scopes)
+}
+
+/// The word that stands for every known tool of the server.
+const ALL: &str = "all";
+
+fn unknown_tool(server: &ServerName, named: &ToolName, known: &BTreeMap<&ToolName, &ToolEntry>) -> Failure {
+    let near = nearest(named.as_str(), known.keys().map(|name| name.as_str()));
+    let help = near.map_or_else(|| format!("`guardian server catalog {server}` shows all"), did_you_mean);
+    Failure::failed(format_args!("`{server}` has no tool `{named}`; {help}"))
 }
 
 fn as_json(row: &GrantRow) -> Json {

@@ -4,16 +4,17 @@
 use super::context::{self, ConfigFile, Login, display_path};
 use super::explain::ExplainCommand;
 use super::failure::{self, Failure};
-use super::output::{Format, json, line, note};
+use super::output::{Format, clean, json, line, note};
 use crate::app::manifest::Manifest;
 use crate::app::policy_loader::{read_policies, settings};
 use crate::config::Config;
-use crate::decide::{PolicySettings, PolicySource, Snapshot};
-use crate::domain::{Catalogue, Problem, Severity, SourceLocation};
+use crate::decide::{PolicySettings, PolicySource, Snapshot, UnreadArgument};
+use crate::domain::{Catalogue, Problem, ServerName, Severity, SourceLocation};
 use crate::store::Store;
 use crate::upstream::build_catalogue;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report, SourceOffset};
 use serde_json::json as value;
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ pub enum PolicyCommand {
     /// Say everything that is wrong in the policies.
     ///
     /// They are checked strictly against the tools in the store: a misspelt tool or argument is an error here, not a policy
-    /// that never applies.
+    /// that never applies. Text arguments that no policy looks at are listed; that is no error.
     #[command(after_help = "Example:\n  guardian policy check\n  guardian policy check drafts/ --json")]
     Check {
         /// A folder of `.cedar` files, or one such file; that of the configuration by default.
@@ -134,17 +135,20 @@ fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], f
         Ok(snapshot) => (&[][..], snapshot.warnings()),
         Err(problems) => (&problems[..], &[][..]),
     };
+    let unread = compiled.as_ref().map(Snapshot::unread_arguments).unwrap_or_default();
     if format.json {
         json(&value!({
             "policies": compiled.as_ref().ok().map(Snapshot::policies),
             "policy_set": compiled.as_ref().ok().map(Snapshot::policy_set),
             "problems": problems.iter().map(as_json).collect::<Vec<_>>(),
             "warnings": warnings.iter().map(as_json).collect::<Vec<_>>(),
+            "unread_arguments": unread,
         }))?;
     } else {
         for problem in problems.iter().chain(warnings) {
             note(drawn(problem, sources))?;
         }
+        unread_by_server(&unread).iter().try_for_each(line)?;
         if let Ok(snapshot) = compiled {
             line(format_args!(
                 "{} policies are right, policy set {}",
@@ -157,6 +161,25 @@ fn report(compiled: &Result<Snapshot, Vec<Problem>>, sources: &[PolicySource], f
         Ok(_) => Ok(()),
         Err(_) => Err(Failure::silent(failure::USAGE)),
     }
+}
+
+/// A line for each server: how many of its tools' text arguments no policy looks at, and which.
+fn unread_by_server(unread: &[UnreadArgument]) -> Vec<String> {
+    let mut servers: BTreeMap<&ServerName, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+    for one in unread {
+        let arguments = servers.entry(&one.server).or_default();
+        arguments.entry(&one.argument).or_default().push(one.tool.as_str());
+    }
+    let of_tools = |(argument, tools): (&&str, &Vec<&str>)| match tools.as_slice() {
+        [tool] => format!("{} ({})", clean(argument), clean(tool)),
+        several => format!("{} ({} tools)", clean(argument), several.len()),
+    };
+    let line = |(server, arguments): (&&ServerName, &BTreeMap<&str, Vec<&str>>)| {
+        let count: usize = arguments.values().map(Vec::len).sum();
+        let names: Vec<String> = arguments.iter().map(of_tools).collect();
+        format!("`{server}`: no policy looks at {count} text arguments: {}", names.join(", "))
+    };
+    servers.iter().map(line).collect()
 }
 
 /// Prints the problems and fails.

@@ -5,10 +5,10 @@
 
 use super::audit::as_table;
 use super::failure::Failure;
-use super::output::{line, table};
-use super::{demo, starter_policies};
+use super::output::{line, note, table};
+use super::{catalogue, demo, starter_policies};
 use crate::app::{self, Running};
-use crate::config::{self, CheckedConfig, Config, Variables};
+use crate::config::{self, CheckedConfig, Config, ServerConfig, Variables};
 use crate::domain::{
     ApiKey, DecisionKind, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId,
 };
@@ -16,6 +16,7 @@ use crate::identity::{ApiKeyText, Pepper};
 use crate::store::{AuditFilter, AuditRow, NewGrant, NewUser, Store};
 use crate::telemetry;
 use crate::transport::{self, Client, ClientSettings};
+use crate::upstream::scopes_of;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
@@ -72,18 +73,14 @@ impl QuickstartCommand {
         };
         let config = folder.configure(self, demo.as_ref())?;
         telemetry::start(&config.log, std::io::stderr().is_terminal()).map_err(Failure::usage)?;
-        let server = config
-            .servers
-            .first()
-            .map(|server| server.name.clone())
-            .context("a server was configured")?;
+        let server = config.servers.first().cloned().context("a server was configured")?;
         let key = folder.admit_demo_user(&config, &server, self.upstream.is_some()).await?;
         let environment = config.environment.clone();
         let running = Running::start(config).await?;
         let client = DemoClient {
             folder: &folder,
             address: running.address,
-            server: &server,
+            server: &server.name,
             key: &key,
         };
         line(format_args!(
@@ -169,15 +166,17 @@ impl QuickstartFolder {
         let dir = self.dir.join("policies");
         if !dir.is_dir() {
             std::fs::create_dir(&dir)?;
-            for (name, text) in starter_policies::POLICIES {
+            std::fs::create_dir(dir.join("examples"))?;
+            for (name, text) in starter_policies::POLICIES.iter().chain(starter_policies::EXAMPLES) {
                 std::fs::write(dir.join(name), text)?;
             }
         }
         Ok(dir)
     }
 
-    /// Enrols the demo user if there is none, sets its grant (`*` if `everything`), and returns its API key.
-    async fn admit_demo_user(&self, config: &Config, server: &ServerName, everything: bool) -> Result<String> {
+    /// Enrols the demo user if there is none, sets its grant, and returns its API key. The grant names tools: those of the
+    /// demo, or every tool that the reader's own server lists.
+    async fn admit_demo_user(&self, config: &CheckedConfig, server: &ServerConfig, is_own: bool) -> Result<String> {
         app::make_private_folder(&config.data_dir)?;
         let store = Store::open(&app::store_open(config)?).await?;
         store.migrate(&mut |_| {}).await?;
@@ -198,11 +197,14 @@ impl QuickstartFolder {
                 store.add_user(environment, &user).await?
             }
         };
-        let scopes = if everything { vec!["*"] } else { SCOPES.to_vec() };
-        let scopes: Scopes = scopes.iter().map(|scope| Scope::parse(scope)).collect::<Result<_, _>>()?;
+        let scopes: Scopes = if is_own {
+            self.own_scopes(config, server, &store).await?
+        } else {
+            SCOPES.iter().map(|scope| Scope::parse(scope)).collect::<Result<_, _>>()?
+        };
         let grant = NewGrant {
             user: user.clone(),
-            server: server.clone(),
+            server: server.name.clone(),
             client: None,
             scopes,
             expires_at: None,
@@ -210,6 +212,32 @@ impl QuickstartFolder {
         };
         store.add_grant(environment, &grant).await?;
         self.demo_key(&store, config, &user, app::now()).await
+    }
+
+    /// The scopes of every tool that the server lists now, of resources and of prompts, each by name. If it does not answer,
+    /// the reader is told how to grant its tools later.
+    async fn own_scopes(&self, config: &CheckedConfig, server: &ServerConfig, store: &Store) -> Result<Scopes> {
+        let registry = store.list_servers(&config.environment).await?;
+        let tools = match catalogue::fetch(server, PATIENCE).await {
+            Ok(offered) => offered.tools,
+            Err(why) => {
+                let (program, config) = (program(), display_path(&self.dir.join("guardian.toml")));
+                let _ = note(format_args!(
+                    "{why}. When it answers: `{program} grant add -c {config} --user {USER} --server {} --tools all --scopes resources,prompts`",
+                    server.name
+                ));
+                Vec::new()
+            }
+        };
+        let needed = tools
+            .iter()
+            .flat_map(|tool| scopes_of(&server.name, &tool.name, &config.servers, &registry));
+        let named = needed.filter(|scope| scope.as_str() != "*");
+        let others = ["resources", "prompts"]
+            .into_iter()
+            .map(Scope::parse)
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(named.chain(others).collect())
     }
 
     /// The API key of the last run, if the store still accepts it; else a new one.
@@ -242,6 +270,9 @@ impl QuickstartFolder {
         Ok(made.shown.expose_secret().to_owned())
     }
 }
+
+/// How long the reader's own server may take to list its tools.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An MCP client with the demo user's API key, which makes the calls that the quickstart shows.
 struct DemoClient<'a> {

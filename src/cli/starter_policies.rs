@@ -9,18 +9,25 @@ pub const POLICIES: &[(&str, &str)] = &[
     ("50-resources.cedar", include_str!("../../policies/50-resources.cedar")),
 ];
 
+/// Examples that are not in force; policies are read from the folder above theirs.
+pub const EXAMPLES: &[(&str, &str)] = &[(
+    "examples/working-hours.cedar",
+    include_str!("../../policies/examples/working-hours.cedar"),
+)];
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_starter_policy_is_carried() {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
-        let files = std::fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut files: Vec<_> = files.filter(|name| name.ends_with(".cedar")).collect();
-        files.sort();
-        assert_eq!(files, POLICIES.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        for (folder, carried) in [("", POLICIES), ("examples/", EXAMPLES)] {
+            let dir = format!("{}/policies/{folder}", env!("CARGO_MANIFEST_DIR"));
+            let files = std::fs::read_dir(dir).unwrap();
+            let files = files.map(|entry| format!("{folder}{}", entry.unwrap().file_name().into_string().unwrap()));
+            let mut files: Vec<_> = files.filter(|name| name.ends_with(".cedar")).collect();
+            files.sort();
+            assert_eq!(files, carried.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        }
     }
 }

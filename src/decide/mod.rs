@@ -20,6 +20,7 @@ pub use engine::compiled_tool::CompiledTool;
 pub use engine::input::{DecisionInput, Enrolment, GrantFreshness};
 pub use engine::listing::Listing;
 pub use engine::snapshot::{PolicySettings, Snapshot, why_unusable};
+pub use engine::unread::UnreadArgument;
 pub use engine::verdict::{Basis, Permit, Refused, Verdict};
 pub use policy::missing::{forbid_names, missing_forbids};
 pub use policy::rule::{PolicySource, forbids};

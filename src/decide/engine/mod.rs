@@ -11,5 +11,6 @@ pub(super) mod slice;
 pub(super) mod snapshot;
 pub(super) mod time_fields;
 pub(super) mod unlisted;
+pub(super) mod unread;
 pub(super) mod verdict;
 pub(super) mod visibility;

@@ -228,6 +228,17 @@ impl PolicyIndex {
         self.personal.get(&caller.uid)
     }
 
+    /// The policies that some call of the tool can satisfy, and those that cannot be evaluated for it.
+    pub fn judging(&self) -> impl Iterator<Item = RuleIndex> {
+        let general = self.filed.iter().map(|(rule, _)| *rule);
+        let personal = self.personal.values().flat_map(|tool| {
+            let slice = &tool.slice;
+            let judged = slice.context_free.rules.iter().chain(&slice.context_dependent.rules);
+            judged.chain(&tool.not_evaluable).copied()
+        });
+        general.chain(personal).filter(|rule| !self.never_matching.contains(rule))
+    }
+
     fn number_of(&mut self, role: &str) -> usize {
         let next = self.roles.len();
         *self.roles.entry(role.to_owned()).or_insert(next)

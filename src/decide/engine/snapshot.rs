@@ -143,6 +143,11 @@ impl Snapshot {
         self.servers.get(server).into_iter().flat_map(|server| server.tools.values())
     }
 
+    pub(super) fn all_tools(&self) -> impl Iterator<Item = (&ServerName, &CompiledTool)> {
+        let servers = self.servers.iter();
+        servers.flat_map(|(name, server)| server.tools.values().map(move |tool| (name, tool)))
+    }
+
     /// Findings that do not reject this policy set, but that its author should know.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings

@@ -2,4 +2,5 @@
 
 mod matrix;
 mod policy_manifest;
+mod unannotated;
 mod verdicts;
