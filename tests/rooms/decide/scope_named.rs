@@ -33,7 +33,7 @@ fn a_tool_is_named_if_the_grant_itself_names_every_scope_it_needs() {
         (&["t"], &["*"], Some(&["t"][..]), by_star),
         (&["t"], &["t"], Some(&["*"]), named),
         (&["t"], &["*", "t"], Some(&["t"]), named),
-        (&["t"], &["t"], Some(&["other"]), missing),
+        (&["t"], &["t"], Some(&["other"]), "credential_lacks_scope"),
     ] {
         let snapshot = snapshot(needs);
         let mut world = World::new(&[]);

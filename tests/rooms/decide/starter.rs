@@ -229,6 +229,43 @@ fn they_load_whatever_tools_there_are() {
 }
 
 #[test]
+fn the_example_of_working_hours_closes_what_may_destroy_at_night() {
+    let file = "examples/working-hours.cedar";
+    let text = std::fs::read_to_string(folder().join(file)).unwrap();
+    let mut all = sources();
+    all.push(PolicySource {
+        file: file.to_owned(),
+        text,
+    });
+    let snapshot = Snapshot::compile(&all, &servers(), &settings()).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let mut world = World::new(&["operator"]);
+    world.member.grants = ["demo", "sqlite"].map(|server| grant(server, ["*"])).into();
+    for (now, is_open) in [
+        ("2026-11-16T07:59:59Z", false),
+        ("2026-11-16T08:00:00Z", true),
+        ("2026-11-20T17:59:59Z", true),
+        ("2026-11-20T18:00:00Z", false),
+        ("2026-11-21T12:00:00Z", false),
+    ] {
+        world.now = at(now);
+        let judged = if is_open {
+            "permit roles.operator"
+        } else {
+            "forbidden_by_policy destructive.working-hours"
+        };
+        let delete = call("demo", "delete_file", Some(json!({ "path": "x" })));
+        assert_eq!(shown(&world.decide(&snapshot, delete)), judged, "{now}");
+        let write = call("sqlite", "write_query", Some(json!({ "query": "DELETE FROM x" })));
+        assert_eq!(shown(&world.decide(&snapshot, write)), judged, "{now}");
+        assert_eq!(
+            world.verdict(&snapshot, "read_file", json!({ "path": "x" })),
+            "permit roles.operator",
+            "{now}"
+        );
+    }
+}
+
+#[test]
 fn a_developer_hears_why_and_what_to_do() {
     let snapshot = starter(&catalogue([("demo", demo())]));
     for hour in 0..24 {
