@@ -327,7 +327,12 @@ impl DemoClient<'_> {
     }
 
     async fn show_tools(&self) -> Result<(), Failure> {
-        let answer = self.call("tools/list", json!({})).await?;
+        let hello = json!({ "protocolVersion": VERSION, "capabilities": {}, "clientInfo": { "name": "guardian-quickstart", "version": "1" } });
+        let (_, session) = self.post(&request("initialize", hello), None).await?;
+        let initialized = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+        self.post(&initialized, session.as_deref()).await?;
+        let (answer, _) = self.post(&request("tools/list", json!({})), session.as_deref()).await?;
+        let answer = message(&answer)?;
         let tools = answer["result"]["tools"].as_array().cloned().unwrap_or_default();
         let names: Vec<_> = tools.iter().filter_map(|tool| tool["name"].as_str()).collect();
         if names.is_empty() {
@@ -340,27 +345,33 @@ impl DemoClient<'_> {
         }
     }
 
-    /// Sends one request through the proxy and returns the response; in an event stream that is the last event.
     async fn call(&self, method: &str, params: Value) -> Result<Value> {
+        message(&self.post(&request(method, params), None).await?.0)
+    }
+
+    /// Sends one message through the proxy; returns the body of the answer, and the session if it begins one.
+    async fn post(&self, message: &Value, session: Option<&str>) -> Result<(String, Option<String>)> {
         let client = Client::new(&ClientSettings {
             ca_file: Some(self.folder.dir.join("certs/ca.pem")),
             allow_private: true,
             ..ClientSettings::default()
         })?;
-        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
-        let request = http::Request::post(self.url())
+        let mut request = http::Request::post(self.url())
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream")
-            .header("authorization", format!("Bearer {}", self.key))
-            .body(Full::new(Bytes::from(body)))?;
-        let answer = client.send(request).await?.into_body().collect().await?.to_bytes();
-        let text = String::from_utf8_lossy(&answer);
-        let json = text
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix("data:"))
-            .unwrap_or(&text);
-        serde_json::from_str(json.trim()).with_context(|| format!("the answer is not JSON: {text}"))
+            .header("authorization", format!("Bearer {}", self.key));
+        if let Some(session) = session {
+            request = request
+                .header("mcp-session-id", session)
+                .header("mcp-protocol-version", VERSION);
+        }
+        let answer = client
+            .send(request.body(Full::new(Bytes::from(message.to_string())))?)
+            .await?;
+        let begun = answer.headers().get("mcp-session-id").and_then(|id| id.to_str().ok());
+        let begun = begun.map(str::to_owned);
+        let body = answer.into_body().collect().await?.to_bytes();
+        Ok((String::from_utf8_lossy(&body).into_owned(), begun))
     }
 
     /// The three records as a table. The journal has them already; the shipper gets five seconds to bring them and their
@@ -421,6 +432,19 @@ impl DemoClient<'_> {
             display_path(&self.folder.dir.join("guardian.toml"))
         ))
     }
+}
+
+/// The version in which the tools of one's own server are listed.
+const VERSION: &str = "2025-06-18";
+
+fn request(method: &str, params: Value) -> Value {
+    json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params })
+}
+
+/// The message of an answer; in an event stream that is the last event.
+fn message(text: &str) -> Result<Value> {
+    let json = text.lines().rev().find_map(|line| line.strip_prefix("data:")).unwrap_or(text);
+    serde_json::from_str(json.trim()).with_context(|| format!("the answer is not JSON: {text}"))
 }
 
 /// What a response says: allowed or refused, and the text that the client sees.

@@ -110,6 +110,68 @@ async fn quickstart_shows_three_verdicts_and_serves_on() {
     }
 }
 
+/// The quickstart before one's own server grants its tools by name, so that one that says nothing about itself is usable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quickstart_grants_the_tools_of_ones_own_server_by_name() {
+    let files = Upstream::start().await;
+    files.offer(json!({ "name": "note", "inputSchema": { "type": "object" } }));
+    let once = |folder: &Folder, url: &str| {
+        let folder = folder.path().to_owned();
+        let url = url.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let output = Command::new(env!("CARGO_BIN_EXE_guardian"))
+                .args([
+                    "quickstart",
+                    "--once",
+                    "--port",
+                    "0",
+                    "--metrics-port",
+                    "0",
+                    "--upstream",
+                    &url,
+                ])
+                .current_dir(folder)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            format!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })
+    };
+    let granted = |folder: &Folder| {
+        let listed = guardian(folder, &["-c", ".guardian/guardian.toml", "grant", "list", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&listed).unwrap()[0]["scopes"].clone()
+    };
+    let folder = Folder::new();
+    let said = once(&folder, &files.url).await.unwrap();
+    let listed = "Tools the demo user may call: echo, add, read_file, write_file, query, slow, note";
+    assert!(said.contains(listed), "{said}");
+    let names = [
+        "add",
+        "delete_file",
+        "echo",
+        "note",
+        "prompts",
+        "query",
+        "read_file",
+        "resources",
+        "slow",
+        "write_file",
+    ];
+    assert_eq!(granted(&folder), json!(names));
+
+    let folder = Folder::new();
+    let said = once(&folder, &format!("http://127.0.0.1:{}/mcp", free_port())).await.unwrap();
+    assert!(
+        said.contains("--server upstream --tools all --scopes resources,prompts"),
+        "{said}"
+    );
+    assert_eq!(granted(&folder), json!(["prompts", "resources"]));
+}
+
 /// `guardian quickstart` in a folder of its own; stopped when the story ends.
 struct Quickstart {
     process: Child,
