@@ -230,7 +230,7 @@ impl PolicyLoader {
         for (server, tools) in join_all(looks).await {
             changed |= match tools {
                 Ok(Ok(offered)) => self.observe(&server, &offered).await,
-                Ok(Err(error)) => warn_unseen(&server, &error.to_string()),
+                Ok(Err(error)) => warn_unseen(&server, &error.for_operator()),
                 Err(_) => warn_unseen(&server, "no answer within two seconds"),
             };
         }
@@ -242,7 +242,7 @@ impl PolicyLoader {
         match self.upstreams.get(server)?.fetch_tools().await {
             Ok(offered) => Some(self.observe(server, &offered).await),
             Err(error) => {
-                warn_unseen(server, &error.to_string());
+                warn_unseen(server, &error.for_operator());
                 None
             }
         }

@@ -1,6 +1,6 @@
 //! `guardian check`: everything that `serve` would refuse to start with, and what it would start with and not work, at once.
 
-use super::catalogue;
+use super::catalogue::{self, PATIENCE};
 use super::context::{self, ConfigFile, Login, display_path, now};
 use super::failure::{self, Failure, with_causes};
 use super::output::{self, Format, clean, line, note, progress};
@@ -14,15 +14,12 @@ use crate::transport::{self, Client, ClientError, ClientSettings};
 use crate::upstream::RejectedTool;
 use crate::upstream::build_catalogue;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long one server or issuer may take to say anything.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Say everything that is wrong: configuration, certificates, policies, store, servers and issuers.
 ///
@@ -102,10 +99,11 @@ impl CheckCommand {
         if let Some(catalogue) = store(config, findings).await {
             policies(config, &catalogue, findings);
         }
-        for server in &config.servers {
-            bar.now(format_args!("calling {}", server.name));
+        bar.now(format_args!("calling {} servers", config.servers.len()));
+        let fetched = join_all(config.servers.iter().map(catalogue::fetch)).await;
+        for (server, fetched) in config.servers.iter().zip(fetched) {
             findings.begin("server", of_server(server));
-            match catalogue::fetch(server, PATIENCE).await {
+            match fetched {
                 Ok(offered) => findings.warn(offered.rejected.iter().map(|tool| left_out(server, tool))),
                 Err(message) => findings.trouble([message]),
             }

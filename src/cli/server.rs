@@ -13,10 +13,6 @@ use crate::upstream::{pin_status, scopes_of};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-/// How long a server may take to list its tools.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Show servers and their tools, and approve definitions.
 #[derive(Debug, clap::Subcommand)]
@@ -257,7 +253,7 @@ async fn ask(admin: &AdminContext, name: &ServerName) -> Result<(), Failure> {
         ))
     })?;
     let bar = progress(format_args!("asking {name} for its tools"));
-    let offered = catalogue::fetch(server, PATIENCE).await.map_err(Failure::failed)?;
+    let offered = catalogue::fetch(server).await.map_err(Failure::failed)?;
     let definitions: Vec<_> = offered
         .tools
         .iter()

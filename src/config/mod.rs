@@ -62,6 +62,7 @@ pub fn parse(path: &Path, text: &str, variables: &Variables) -> Result<Loaded, V
         .map_err(|error| vec![document.file_problem(format!("the configuration does not fit together: {error}"))])?;
     resolve::resolve_paths(&mut config, path.parent().unwrap_or(Path::new("")));
     let mut findings = resolve::read_secrets(&mut config);
+    findings.extend(resolve::read_variables(&mut config, variables));
     resolve::fill_defaults(&mut config);
     findings.extend(check::check(&config));
     let findings = sorted(findings.into_iter().map(|problem| document.locate(problem)).collect());

@@ -2,8 +2,8 @@
 //! the defaults that depend on other values.
 
 use super::document::join;
-use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind};
-use crate::domain::Problem;
+use super::{Config, IssuerConfig, IssuerKind, Secret, SigningAlgorithm, StoreKind, Variables};
+use crate::domain::{Problem, quoted};
 use std::path::{Path, PathBuf};
 
 /// Container runtimes mount secrets here, with a mode that the container cannot always choose; the mode is not checked.
@@ -89,6 +89,31 @@ pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
             let [key, file_key] = ["env", "env_files"].map(|table| join(&format!("servers[{index}].{table}"), name));
             problems.extend(read_secret(&key, &file_key, &mut value, file).err());
             server.env.extend(value.map(|value| (name.clone(), value)));
+        }
+    }
+    problems
+}
+
+/// Gives each program the variables that its `env_from` names.
+pub(super) fn read_variables(config: &mut Config, variables: &Variables) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (index, server) in config.servers.iter_mut().enumerate() {
+        for (position, variable) in server.env_from.iter().enumerate() {
+            let problem = |message: String| Problem::error(format!("servers[{index}].env_from[{position}]"), message);
+            let (name, shown) = (&server.name, quoted(variable));
+            match variables.get(variable) {
+                Some(_) if server.env.contains_key(variable) => problems.push(
+                    problem(format!("server `{name}`: {shown} is given twice"))
+                        .help("keep one of `env`, `env_files` and `env_from`"),
+                ),
+                Some(value) => {
+                    server.env.insert(variable.clone(), value.clone().into());
+                }
+                None => problems.push(
+                    problem(format!("server `{name}`: {shown} is not set in Guardian's environment"))
+                        .help("set it where Guardian is started, or drop it from `env_from`"),
+                ),
+            }
         }
     }
     problems

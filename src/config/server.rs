@@ -73,6 +73,9 @@ pub struct ServerConfig {
     /// The same, from files that hold one value each.
     #[serde(default)]
     pub env_files: BTreeMap<String, PathBuf>,
+    /// Names of further variables of Guardian's own environment that the program gets, such as `SSL_CERT_FILE`.
+    #[serde(default)]
+    pub env_from: Vec<String>,
     /// Where the program runs: the folder of this file by default.
     #[serde(default)]
     pub working_dir: Option<PathBuf>,

@@ -66,6 +66,11 @@ impl Gate {
             return Err(recorded.abort(Reason::UnknownServer.into(), Reason::UnknownServer.code()));
         };
         let opens = call.method == Method::Initialize;
+        // Guardian keeps the sessions of such a server itself, and the server could not tell whose message this is.
+        if upstream.is_persistent() && to.session.is_none() && !opens {
+            let refusal = Refusal::with_detail(Reason::InvalidRequest, "`Mcp-Session-Id` is missing: initialize first");
+            return Err(recorded.abort(refusal, "not sent: the client has no session"));
+        }
         let headers = ForwardHeaders {
             owner: opens.then(|| HandleOwner::new(&recorded.grant_snapshot.principal, &call.server)),
             session: to.session.map(|session| session.id),
@@ -85,8 +90,8 @@ impl Gate {
                 admission: recorded.admission,
             }),
             Err(error) => {
-                let (server, cause) = (upstream.name(), error.cause.as_deref().unwrap_or_default());
-                tracing::warn!(request = %recorded.context.request, %server, %error, cause, "the server did not answer properly");
+                let (server, why) = (upstream.name(), error.for_operator());
+                tracing::warn!(request = %recorded.context.request, %server, why, "the server did not answer properly");
                 Err(recorded.context.refuse_permitted(error.into()))
             }
         }

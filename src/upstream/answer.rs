@@ -12,7 +12,7 @@ use super::outcome::OutcomeGuard;
 use super::server::{TransportKind, Upstream};
 use super::stream::EventStream;
 use super::timeouts::Timeouts;
-use crate::domain::{Call, ClientRequest, ClientRequests, Era, MessageId, Method, ProtocolVersion};
+use crate::domain::{Call, ClientRequest, ClientRequests, Era, MessageId, Method, OutcomeKind, ProtocolVersion};
 use crate::journal::Cleared;
 use crate::mcp::{self, MessageKind, ResultType, ServerMessage};
 use crate::sessions::UpstreamSessionId;
@@ -115,6 +115,7 @@ impl Upstream {
             session,
             pending_session: None,
             body,
+            not_sent: None,
         })
     }
 
@@ -144,7 +145,12 @@ impl PendingAnswer {
             session,
             pending_session,
             body,
+            not_sent,
         } = delivered.inspect_err(|error| self.outcome.failed(error))?;
+        if let Some(why) = not_sent {
+            self.outcome.close(OutcomeKind::Aborted, Some(why.to_owned()), None);
+            return Ok(Answer::Empty { status });
+        }
         let id = self.rules.id.clone();
         let read = match (body, id, self.rules.method) {
             (DeliveredBody::Events(source, denials), Some(_), Method::Initialize) => {

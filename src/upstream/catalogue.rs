@@ -67,6 +67,16 @@ pub enum FetchFailed {
     Late,
 }
 
+impl FetchFailed {
+    /// The text for the log and for commands.
+    pub fn for_operator(&self) -> String {
+        match self {
+            FetchFailed::Failed(error) => error.for_operator(),
+            other => other.to_string(),
+        }
+    }
+}
+
 const MAX_PAGES: usize = 100;
 const MAX_TOOLS: usize = 5_000;
 const METHOD_NOT_FOUND: i64 = -32601;

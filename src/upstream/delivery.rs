@@ -23,6 +23,8 @@ pub(super) struct Delivery {
     /// The session on this instance that `initialize` opens; it ends with the delivery unless it is kept.
     pub pending_session: Option<PendingSession>,
     pub body: DeliveredBody,
+    /// Why the message was answered here and not sent, if so.
+    pub not_sent: Option<&'static str>,
 }
 
 pub(super) enum DeliveredBody {
@@ -46,6 +48,15 @@ impl Delivery {
             session: Ok(None),
             pending_session: None,
             body,
+            not_sent: None,
+        }
+    }
+
+    /// A message that is for no session on this instance.
+    pub fn unknown_session() -> Self {
+        Self {
+            not_sent: Some("not sent: the session is not known here"),
+            ..Self::local(StatusCode::NOT_FOUND, DeliveredBody::Nothing)
         }
     }
 }

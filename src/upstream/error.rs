@@ -14,10 +14,14 @@ use std::path::PathBuf;
 pub struct ForwardError {
     /// `UpstreamUnreachable`, `UpstreamTimeout`, `UpstreamBroken`, or why Guardian stopped the call or cut its stream.
     pub reason: Reason,
-    /// Shown to the caller; names no host and no credential.
+    /// Shown to the caller. It may name the configured address of the server; it holds no credential and nothing that a
+    /// program wrote.
     pub detail: String,
     /// For the record and the log only.
     pub cause: Option<String>,
+    /// What the server's program last wrote to its standard error, without the secrets of its environment: for the log and
+    /// for commands only, because nobody knows what else is in it.
+    pub last_lines: Option<String>,
     /// The server's HTTP status, if it sent one.
     pub status: Option<StatusCode>,
     /// Whether the server may have received the call.
@@ -46,6 +50,7 @@ impl ForwardError {
             reason,
             detail: detail.into(),
             cause: None,
+            last_lines: None,
             status: None,
             may_have_run: true,
         }
@@ -61,14 +66,25 @@ impl ForwardError {
 
     pub(super) fn of_client(error: &ClientError) -> Self {
         let (reason, detail) = match error {
-            ClientError::Closed { .. } => (Reason::UpstreamBroken, "the server closed the connection before it answered"),
-            ClientError::Timeout { .. } => (Reason::UpstreamTimeout, "the server did not accept a connection in time"),
-            _ => (Reason::UpstreamUnreachable, "the server cannot be reached"),
+            ClientError::Closed { .. } => (
+                Reason::UpstreamBroken,
+                "it closed the connection before it answered".to_owned(),
+            ),
+            ClientError::Timeout { host, .. } => (Reason::UpstreamTimeout, format!("`{host}` did not accept a connection")),
+            ClientError::Connect { host, source } => (Reason::UpstreamUnreachable, why_not_connected(host, source)),
+            ClientError::Tls { host, .. } => (Reason::UpstreamUnreachable, format!("the TLS handshake with `{host}` failed")),
+            ClientError::Address { .. } | ClientError::Url { .. } | ClientError::NoRoots { .. } | ClientError::Ca(_) => (
+                Reason::UpstreamUnreachable,
+                "its configuration does not allow a connection".to_owned(),
+            ),
         };
+        // Where the detail says it all, the cause would say it again.
+        let is_told = matches!(error, ClientError::Connect { .. });
         Self {
             reason,
-            detail: detail.to_owned(),
-            cause: Some(with_sources(error)),
+            detail,
+            cause: (!is_told).then(|| with_sources(error)),
+            last_lines: None,
             status: None,
             may_have_run: error.may_have_been_sent(),
         }
@@ -94,6 +110,28 @@ impl ForwardError {
             Some(cause) => format!("{}: {cause}", self.detail),
             None => self.detail.clone(),
         }
+    }
+
+    /// The text for the log and for commands: what is recorded, and what the program last said.
+    pub fn for_operator(&self) -> String {
+        match &self.last_lines {
+            Some(lines) => format!("{}: {lines}", self.recorded()),
+            None => self.recorded(),
+        }
+    }
+}
+
+/// Why no connection was made, in words. The address is the configured one.
+fn why_not_connected(address: &str, error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::ConnectionRefused => format!("connection refused by {address}"),
+        ErrorKind::ConnectionReset => format!("connection reset by {address}"),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => format!("there is no route to {address}"),
+        ErrorKind::TimedOut => format!("{address} did not accept a connection"),
+        // The resolver's errors have no number of the system.
+        _ if error.raw_os_error().is_none() => format!("{address} has no address ({error})"),
+        _ => format!("cannot connect to {address} ({error})"),
     }
 }
 
@@ -131,8 +169,6 @@ pub enum UpstreamError {
         file: PathBuf,
         source: std::io::Error,
     },
-    #[error("server `{server}`: {why}")]
-    Program { server: ServerName, why: String },
     #[error("server `{server}`: no client can be made for it")]
     Client { server: ServerName, source: ClientError },
 }

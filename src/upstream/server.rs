@@ -55,7 +55,7 @@ impl Upstream {
         let allowed_requests: ClientRequests = config.client_requests.iter().copied().collect();
         let linked = |connector| TransportKind::Channels(Arc::new(Channels::new(config, connector, timeouts, allowed_requests)));
         let (way, eras) = match (&config.url, config.transport) {
-            (None, _) => (linked(ChannelConnector::Program(Program::find(config)?)), Eras::Legacy),
+            (None, _) => (linked(ChannelConnector::Program(Program::new(config))), Eras::Legacy),
             (Some(url), ServerTransport::Sse) => (
                 linked(ChannelConnector::LegacySse(Arc::new(Endpoint::new(config, url)?))),
                 Eras::Legacy,

@@ -32,16 +32,27 @@ fn every_key_is_documented_and_every_default_shown_is_the_one_in_force() {
     let file: Json = toml::from_str(&text).unwrap();
     let mut documented = BTreeSet::new();
     let mut compared = 0;
+    let mut examples = BTreeSet::new();
     walk("", &file, &schema, &schema, &mut |path, value, schema| {
         documented.insert(path.to_owned());
         let default = &schema["default"];
-        let written_out = ["data_dir", "policies.dir", "servers.command"].contains(&path);
+        if default.is_null() && !value.is_object() && !value.is_array() {
+            examples.insert(path.to_owned());
+        }
+        let written_out = ["data_dir", "policies.dir", "servers.command", "servers.env_from"].contains(&path);
         let example = default.as_object().is_some_and(|entries| entries.is_empty());
         if !default.is_null() && !example && !written_out {
             assert_eq!(plain(value), plain(default), "`{path}`");
             compared += 1;
         }
     });
+    for path in &documented {
+        let key = path.rsplit('.').next().unwrap();
+        assert!(
+            !examples.contains(path) || says_so(key),
+            "`{key}` looks like a default and is an example"
+        );
+    }
     let mut known = BTreeSet::new();
     keys("", &schema, &schema, &mut known);
     let missing: Vec<_> = known.difference(&documented).collect();
@@ -330,6 +341,22 @@ fn golden(file: &Path, actual: &str) {
 }
 
 /// The shipped file with every setting in force, also those that are commented out.
+/// Whether every commented line of this key says that it is an example, or a comment before it what the default is.
+fn says_so(key: &str) -> bool {
+    let text = std::fs::read_to_string(SHIPPED).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = |line: &str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(&format!("{key} = ")))
+    };
+    let indices = (0..lines.len()).filter(|index| shown(lines[*index]));
+    let mut all = indices.map(|index| {
+        let above = lines[..index].iter().rev().take_while(|line| line.starts_with("# "));
+        lines[index].contains("# example") || above.into_iter().any(|line| line.contains("default"))
+    });
+    all.all(|says| says)
+}
+
 fn uncommented() -> String {
     let text = std::fs::read_to_string(SHIPPED).unwrap();
     let is_setting = |line: &str| {

@@ -271,7 +271,9 @@ fn program(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<P
     ] {
         if given {
             let message = format!("`{key}` of server `{name}` is for a server with a `url`");
-            found.push(Problem::error(at(key), message).help("drop it; what a program needs is in its `env` or `env_files`"));
+            found.push(
+                Problem::error(at(key), message).help("drop it; what a program needs is in its `env`, `env_files` or `env_from`"),
+            );
         }
     }
     if !server.per_session && !server.client_requests.is_empty() {
@@ -302,8 +304,10 @@ fn sounds_secret(variable: &str) -> bool {
 /// Checks that a server with a URL has no settings meant for programs.
 fn of_programs_alone(server: &ServerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
     for (key, given) in [
-        ("env", !server.env.is_empty()),
+        // What `env_from` names is in `env` by now.
+        ("env", server.env.keys().any(|name| !server.env_from.contains(name))),
         ("env_files", !server.env_files.is_empty()),
+        ("env_from", !server.env_from.is_empty()),
         ("working_dir", server.working_dir.is_some()),
         ("per_session", !server.per_session),
     ] {

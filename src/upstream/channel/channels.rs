@@ -66,11 +66,10 @@ impl Channels {
             return self.initialize(call, headers).await;
         }
         let status = |status| Ok(Delivery::local(status, DeliveredBody::Nothing));
-        let Some(id) = &headers.session else {
-            return status(StatusCode::BAD_REQUEST);
-        };
-        let Some(entry) = self.sessions.find(id.as_str()) else {
-            return status(StatusCode::NOT_FOUND);
+        // The gate refuses a message without a session before this.
+        let id = headers.session.as_ref();
+        let Some(entry) = id.and_then(|id| self.sessions.find(id.as_str())) else {
+            return Ok(Delivery::unknown_session());
         };
         entry.touch();
         if call.method == Method::EndSession {
@@ -233,7 +232,7 @@ impl Channels {
                 legacy_sse::open_channel(endpoint, routing, allowed, timeouts.max_event, lease).await
             }
         };
-        opened.inspect_err(|_| self.supervisor.failed())
+        opened.inspect_err(|error| self.supervisor.failed(error))
     }
 
     /// Whether the session has an open GET stream or a request waiting.

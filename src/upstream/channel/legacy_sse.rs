@@ -74,11 +74,12 @@ async fn follow(channel: Arc<MuxChannel>, mut stream: LegacySseStream, lease: Ch
         Some(why) => format!("the server is gone: {why}"),
         None => "the session was ended".to_owned(),
     };
-    channel.fail_all(ForwardError::bad_response(told));
+    let error = ForwardError::bad_response(told);
     if !asked {
         tracing::warn!(server = %lease.supervisor.server, why, "the server's stream is gone");
-        lease.note_failure(&channel);
+        lease.note_failure(&channel, &error);
     }
+    channel.fail_all(error);
 }
 
 /// Hands every `message` event to the channel; returns why the stream ended.

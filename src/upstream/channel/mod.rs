@@ -7,6 +7,7 @@ mod legacy_sse;
 mod mux;
 mod queue;
 mod sessions;
+mod stderr;
 mod stdio;
 mod supervisor;
 

@@ -4,6 +4,8 @@
 
 use super::legacy_sse::PostEndpoint;
 use super::queue::{ChannelMessage, PushBuffer, QueueReceiver, QueueSender, queue};
+use super::stderr::LastLines;
+use crate::config::HumanDuration;
 use crate::domain::{ClientRequests, MessageId, Method};
 use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, replace_value};
 use crate::upstream::client_requests::is_allowed;
@@ -34,8 +36,8 @@ pub struct MuxChannel {
 
 /// The write side.
 pub enum Sink {
-    /// The standard input of a process, one message a line.
-    Lines(mpsc::Sender<Bytes>),
+    /// The standard input of a process, one message a line, and what it last wrote to its standard error.
+    Lines(mpsc::Sender<Bytes>, Arc<LastLines>),
     /// The POST endpoint of the legacy HTTP+SSE transport.
     LegacySse(PostEndpoint),
 }
@@ -115,7 +117,7 @@ impl MuxChannel {
             }
         });
         match &self.sink {
-            Sink::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone())?,
+            Sink::Lines(lines, _) => lines.send(body).await.map_err(|_| self.why_gone())?,
             Sink::LegacySse(post_endpoint) => {
                 let channel = self.clone();
                 post_endpoint.post_request(body, move |error| channel.fail(number, error));
@@ -127,7 +129,7 @@ impl MuxChannel {
     /// Sends a message that has no answer.
     pub async fn notify(&self, body: Bytes) -> Result<(), ForwardError> {
         match &self.sink {
-            Sink::Lines(lines) => lines.send(body).await.map_err(|_| self.why_gone()),
+            Sink::Lines(lines, _) => lines.send(body).await.map_err(|_| self.why_gone()),
             Sink::LegacySse(post_endpoint) => post_endpoint.post(body).await,
         }
     }
@@ -166,7 +168,12 @@ impl MuxChannel {
             let mut receiver = self.request(&own, Method::Ping, &Bytes::from(message.to_string())).await?;
             receiver.next().await.unwrap_or_else(|| Err(self.why_gone()))
         };
-        let late = |_| Err(ForwardError::timeout("the server did not answer in time"));
+        let late = |_| {
+            Err(ForwardError {
+                last_lines: self.last_lines(),
+                ..ForwardError::timeout(format!("`{method}` was not answered within {}", HumanDuration(patience)))
+            })
+        };
         let reply = timeout(patience, asked).await.unwrap_or_else(late)?;
         parse_control_reply(&reply.text, &MessageId::from_json(Bytes::from_static(b"0")), StatusCode::OK)
     }
@@ -391,7 +398,7 @@ impl MuxChannel {
     /// reply is dropped.
     fn reply(&self, body: Bytes) {
         match &self.sink {
-            Sink::Lines(lines) => drop(lines.try_send(body)),
+            Sink::Lines(lines, _) => drop(lines.try_send(body)),
             Sink::LegacySse(post_endpoint) => post_endpoint.post_if_there_is_room(body),
         }
     }
@@ -402,6 +409,14 @@ impl MuxChannel {
             let cancelled = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled",
                 "params": { "requestId": number, "reason": "it took too long" } });
             self.reply(Bytes::from(cancelled.to_string()));
+        }
+    }
+
+    /// What the process last wrote to its standard error.
+    fn last_lines(&self) -> Option<String> {
+        match &self.sink {
+            Sink::Lines(_, last_lines) => last_lines.text(),
+            Sink::LegacySse(_) => None,
         }
     }
 
@@ -427,7 +442,7 @@ mod tests {
     fn link(routing: UnsolicitedRouting) -> (Arc<MuxChannel>, mpsc::Receiver<Bytes>) {
         let (lines, sent) = mpsc::channel(64);
         let channel = MuxChannel::new(
-            Sink::Lines(lines),
+            Sink::Lines(lines, Arc::default()),
             routing,
             ClientRequests::default(),
             CancellationToken::new(),

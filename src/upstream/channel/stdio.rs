@@ -3,11 +3,11 @@
 //! processes.
 
 use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
+use super::stderr::{self, LastLines};
 use super::supervisor::ChannelLease;
 use crate::config::{Secret, ServerConfig};
-use crate::domain::{ClientRequests, Reason, SafeText, ServerName};
+use crate::domain::{ClientRequests, Reason};
 use crate::upstream::error::ForwardError;
-use crate::upstream::error::UpstreamError;
 use crate::upstream::line_reader::LineReader;
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -15,24 +15,23 @@ use secrecy::ExposeSecret;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::process::Stdio;
+use std::pin::{Pin, pin};
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 /// A configured program.
 pub struct Program {
-    server: ServerName,
-    program: PathBuf,
-    arguments: Vec<String>,
+    /// The program and its arguments.
+    command: Vec<String>,
     dir: PathBuf,
     env: BTreeMap<OsString, OsString>,
     /// Values of `env`, replaced in log lines.
-    secrets: Vec<String>,
+    secrets: Arc<[String]>,
 }
 
 /// The environment variables that a program inherits if Guardian has them. All others come from the configuration.
@@ -44,36 +43,16 @@ const QUEUE: usize = 64;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long to wait for output that a program wrote before it ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Limits for logging standard error: bytes of a line, lines a second.
-const LONGEST_LOGGED: usize = 2_048;
-const MOST_LOGGED: u32 = 20;
-/// Shorter values are not replaced in logs, because they occur in any text by chance.
-const SHORTEST_SECRET: usize = 6;
-
 impl Program {
-    /// Locates the program and checks the configuration, so that an unusable one is refused at start.
-    pub fn find(config: &ServerConfig) -> Result<Self, UpstreamError> {
-        let wrong = |why: String| UpstreamError::Program {
-            server: config.name.clone(),
-            why,
-        };
-        let [program, arguments @ ..] = config.command.as_slice() else {
-            return Err(wrong("it has neither a URL nor a command".to_owned()));
-        };
-        let env = environment(config.env.iter(), |name| std::env::var_os(name));
-        let dir = config.working_dir.clone().unwrap_or_else(|| PathBuf::from("."));
-        let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir };
-        if !dir.is_dir() {
-            return Err(wrong(format!("its `working_dir` `{}` is not a folder", dir.display())));
+    /// Whether it can be started is found out when it is: a program that cannot keeps no other server from serving.
+    pub fn new(config: &ServerConfig) -> Self {
+        let dir = config.working_dir.clone().unwrap_or_default();
+        Self {
+            command: config.command.clone(),
+            dir: if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir },
+            env: environment(config.env.iter(), |name| std::env::var_os(name)),
+            secrets: stderr::secrets(&config.env),
         }
-        Ok(Self {
-            server: config.name.clone(),
-            program: locate(program, env.get(&OsString::from("PATH"))).map_err(wrong)?,
-            arguments: arguments.to_vec(),
-            dir,
-            secrets: secrets(&config.env),
-            env,
-        })
     }
 
     /// Starts the program and a task that reads and writes its pipes until the channel ends.
@@ -84,26 +63,14 @@ impl Program {
         max_line: usize,
         lease: ChannelLease,
     ) -> Result<Arc<MuxChannel>, ForwardError> {
-        let spawned = Command::new(&self.program)
-            .args(&self.arguments)
-            .current_dir(&self.dir)
-            .env_clear()
-            .envs(&self.env)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn();
-        let mut child = spawned.map_err(|cause| {
-            let error = ForwardError::after_sending(Reason::UpstreamUnreachable, "its program cannot be started");
-            ForwardError {
-                may_have_run: false,
-                ..error.with_cause(&cause)
-            }
+        let mut child = self.spawn().map_err(|why| ForwardError {
+            cause: Some(why),
+            ..ForwardError::before_sending(Reason::UpstreamUnreachable, "its program cannot be started")
         })?;
         let (lines, queue) = mpsc::channel(QUEUE);
-        let channel = MuxChannel::new(Sink::Lines(lines), routing, allowed_requests, lease.end());
+        let last_lines = Arc::new(LastLines::default());
+        let sink = Sink::Lines(lines, last_lines.clone());
+        let channel = MuxChannel::new(sink, routing, allowed_requests, lease.end());
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(ForwardError::bad_response("its program has no pipes"));
@@ -116,9 +83,33 @@ impl Program {
             group,
             lease,
         };
-        let logged = log(self.server.clone(), self.secrets.clone(), stderr);
-        tasks.spawn(running.run(stdin, stdout, queue, max_line, logged));
+        let server = running.lease.supervisor.server.clone();
+        let logged = stderr::follow(server, self.secrets.clone(), last_lines.clone(), stderr);
+        tasks.spawn(running.run(stdin, stdout, queue, max_line, logged, last_lines));
         Ok(channel)
+    }
+
+    /// The process, or why there is none. The program is looked for each time: it may have been installed meanwhile.
+    fn spawn(&self) -> Result<Child, String> {
+        let [program, arguments @ ..] = self.command.as_slice() else {
+            return Err("it has neither a URL nor a command".to_owned());
+        };
+        let program = locate(program, self.env.get(&OsString::from("PATH")))?;
+        if !self.dir.is_dir() {
+            return Err(format!("its `working_dir` `{}` is not a folder", self.dir.display()));
+        }
+        let spawned = Command::new(program)
+            .args(arguments)
+            .current_dir(&self.dir)
+            .env_clear()
+            .envs(&self.env)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn();
+        spawned.map_err(|error| error.to_string())
     }
 }
 
@@ -140,6 +131,7 @@ impl RunningProcess {
         queue: mpsc::Receiver<Bytes>,
         max_line: usize,
         logged: impl Future<Output = ()>,
+        last_lines: Arc<LastLines>,
     ) {
         let server = self.lease.supervisor.server.clone();
         let mut logged = pin!(logged);
@@ -157,29 +149,50 @@ impl RunningProcess {
                 why = read.as_mut() => Some(why),
                 _ = ended.as_mut() => match timeout(LAST_WORDS, read).await {
                     Ok(why) => Some(why),
-                    Err(_) => Some("its program ended".to_owned()),
+                    Err(_) => Some(Gone::Itself("its program ended")),
                 },
                 why = write(stdin, queue) => Some(why),
                 () = self.channel.end.cancelled() => None,
                 () = logs => None,
             }
         };
-        let asked = why.is_none() || self.channel.end.is_cancelled();
-        let told = match &why {
-            Some(why) => ForwardError::bad_response(format!("the server is gone: {why}")),
-            None => ForwardError::bad_response("the session was ended"),
-        };
-        self.channel.fail_all(told);
-        if !asked {
-            tracing::warn!(%server, why, "the server's program is gone");
-            // Logs what the program wrote about its end, unless it has closed its standard error before.
-            if !silent {
-                let _ = timeout(LAST_WORDS, logged).await;
+        match why {
+            Some(why) if !self.channel.end.is_cancelled() => {
+                let logged = (!silent).then_some(logged);
+                let error = self.died(why, logged, &last_lines).await;
+                self.lease.note_failure(&self.channel, &error);
+                self.channel.fail_all(error);
             }
-            self.lease.note_failure(&self.channel);
+            _ => self.channel.fail_all(ForwardError::bad_response("the session was ended")),
         }
         let status = self.end(lines).await;
         tracing::debug!(%server, status, "the server's program has ended");
+    }
+
+    /// Why the process ended by itself: how it exited, if it has, and what it wrote about that. `logged` is `None` if it has
+    /// closed its standard error before.
+    async fn died(&mut self, why: Gone, logged: Option<Pin<&mut impl Future<Output = ()>>>, last: &LastLines) -> ForwardError {
+        let last_words = async {
+            if let Some(logged) = logged {
+                let _ = timeout(LAST_WORDS, logged).await;
+            }
+        };
+        let why = match why {
+            Gone::Itself(why) => {
+                let (status, ()) = tokio::join!(timeout(LAST_WORDS, self.child.wait()), last_words);
+                status.ok().and_then(Result::ok).map_or(why.to_owned(), ending)
+            }
+            Gone::Unreadable(why) => why,
+        };
+        let last_lines = last.text();
+        let (server, stderr) = (&self.lease.supervisor.server, last_lines.as_deref().unwrap_or_default());
+        tracing::warn!(%server, why, stderr, "the server's program is gone");
+        let gone = if self.channel.has_answered() {
+            ForwardError::bad_response(format!("the server is gone: {why}"))
+        } else {
+            ForwardError::after_sending(Reason::UpstreamUnreachable, why)
+        };
+        ForwardError { last_lines, ..gone }
     }
 
     /// Ends the process, whose standard input is closed by now: wait, SIGTERM, wait, SIGKILL to the group. Its output
@@ -223,30 +236,38 @@ impl Drop for RunningProcess {
     }
 }
 
+/// Why a process is spoken to no more.
+enum Gone {
+    /// It exited, or closed a pipe.
+    Itself(&'static str),
+    /// Its output cannot be read as lines.
+    Unreadable(String),
+}
+
 /// Reads messages until the output ends or cannot be parsed into lines; returns why.
-async fn read_messages(channel: &MuxChannel, lines: &mut LineReader<ChildStdout>) -> String {
+async fn read_messages(channel: &MuxChannel, lines: &mut LineReader<ChildStdout>) -> Gone {
     loop {
         match lines.next().await {
             Ok(Some(line)) if line.trim_ascii().is_empty() => {}
             Ok(Some(line)) => channel.received(line).await,
-            Ok(None) => return "its program ended its output".to_owned(),
-            Err(error) => return error.to_string(),
+            Ok(None) => return Gone::Itself("its program ended its output"),
+            Err(error) => return Gone::Unreadable(error.to_string()),
         }
     }
 }
 
 /// Writes messages until the process reads no more; returns why.
-async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> String {
+async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> Gone {
     while let Some(message) = queue.recv().await {
         let sent = async {
             stdin.write_all(&one_line(&message)).await?;
             stdin.flush().await
         };
         if sent.await.is_err() {
-            return "its program reads no more".to_owned();
+            return Gone::Itself("its program reads no more");
         }
     }
-    "nobody speaks to its program any more".to_owned()
+    Gone::Itself("nobody speaks to its program any more")
 }
 
 /// Makes a message a single line. A raw line feed in JSON is always white space, so replacing it changes nothing.
@@ -259,44 +280,24 @@ fn one_line(message: &Bytes) -> Vec<u8> {
     line
 }
 
-/// Logs the program's standard error line by line; lines beyond `MOST_LOGGED` a second are only counted.
-async fn log(server: ServerName, secrets: Vec<String>, stderr: impl AsyncRead + Unpin) {
-    let mut lines = LineReader::new(stderr, LONGEST_LOGGED);
-    let (mut second, mut logged, mut left_out) = (Instant::now(), 0_u32, 0_u64);
-    while let Ok(Some(line)) = lines.next_cut().await {
-        if second.elapsed() >= Duration::from_secs(1) {
-            if left_out > 0 {
-                tracing::debug!(%server, left_out, "the server's program logs too much");
-            }
-            (second, logged, left_out) = (Instant::now(), 0, 0);
+/// How a process ended.
+fn ending(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("its program exited with code {code}"),
+        (None, Some(signal)) => {
+            let name = match signal {
+                4 => " (SIGILL)",
+                6 => " (SIGABRT)",
+                9 => " (SIGKILL)",
+                11 => " (SIGSEGV)",
+                15 => " (SIGTERM)",
+                _ => "",
+            };
+            format!("its program was ended by signal {signal}{name}")
         }
-        if logged < MOST_LOGGED {
-            tracing::debug!(%server, line = redact(&secrets, &line), "the server's program says");
-        } else {
-            left_out += 1;
-        }
-        logged = logged.saturating_add(1);
+        (None, None) => "its program ended".to_owned(),
     }
-}
-
-/// A log line with secrets replaced and control characters escaped.
-fn redact(secrets: &[String], line: &[u8]) -> String {
-    let mut line = String::from_utf8_lossy(line).into_owned();
-    for secret in secrets {
-        if line.contains(secret.as_str()) {
-            line = line.replace(secret.as_str(), "[secret]");
-        }
-    }
-    SafeText::uncut(&line).to_string()
-}
-
-/// The configured values to hide. All count as secrets; the longest comes first, so that no part of it is left over
-/// when another secret is its prefix.
-fn secrets(env: &BTreeMap<String, Secret>) -> Vec<String> {
-    let values = env.values().map(|value| value.expose_secret().trim().to_owned());
-    let mut secrets: Vec<_> = values.filter(|value| value.len() >= SHORTEST_SECRET).collect();
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    secrets
 }
 
 /// The program's environment: the inherited variables, overridden by the configured ones.
@@ -366,13 +367,6 @@ mod tests {
             ]
         );
         assert!(environment(BTreeMap::new().iter(), |_| None).is_empty());
-    }
-
-    #[test]
-    fn what_is_set_is_in_no_log() {
-        let secrets = secrets(&set(&[("A", "hunter2-and-more"), ("B", "hunter2"), ("C", "1")]));
-        let line = redact(&secrets, b"key hunter2-and-more, then hunter2 and 1\x1b[31m\xff");
-        assert_eq!(line, "key [secret], then [secret] and 1\\u{1b}[31m\u{fffd}");
     }
 
     #[test]

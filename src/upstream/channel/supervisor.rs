@@ -22,10 +22,11 @@ pub struct Supervisor {
     restart_delay: Arc<Mutex<RestartDelay>>,
 }
 
-/// Until when a failed server is not started again.
+/// Until when a failed server is not started again, and why it failed.
 struct RestartDelay {
     backoff: Backoff,
     until: Option<Instant>,
+    why: Option<ForwardError>,
 }
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -52,8 +53,7 @@ impl Supervisor {
     pub async fn lease(&self) -> Result<ChannelLease, ForwardError> {
         let wait = self.restart_delay().wait(Instant::now());
         if wait > MAX_BACKOFF_WAIT {
-            let detail = format!("it keeps ending, and is tried again in {} s", wait.as_secs().max(1));
-            return Err(ForwardError::before_sending(Reason::UpstreamUnreachable, detail));
+            return Err(self.keeps_failing(wait));
         }
         sleep(wait).await;
         let slot = timeout(SLOT_WAIT, self.slots.clone().acquire_owned()).await;
@@ -79,8 +79,24 @@ impl Supervisor {
         self.tasks.close();
     }
 
-    pub fn failed(&self) {
-        self.restart_delay().failed(Instant::now());
+    pub fn failed(&self, why: &ForwardError) {
+        self.restart_delay().failed(Instant::now(), why);
+    }
+
+    /// The last failure again, with when the next attempt is due.
+    fn keeps_failing(&self, wait: Duration) -> ForwardError {
+        let why = self.restart_delay().why.clone();
+        let said = why.as_ref().map_or("it keeps ending", |why| &why.detail);
+        let detail = format!("{said}; it is tried again in {} s", wait.as_secs().max(1));
+        let unsent = ForwardError::before_sending(Reason::UpstreamUnreachable, detail);
+        match why {
+            Some(ForwardError { cause, last_lines, .. }) => ForwardError {
+                cause,
+                last_lines,
+                ..unsent
+            },
+            None => unsent,
+        }
     }
 
     fn restart_delay(&self) -> MutexGuard<'_, RestartDelay> {
@@ -104,12 +120,12 @@ impl ChannelLease {
     /// Reports that the channel ended without being told to. It counts as a failure of the server, except for a
     /// session's own channel that has answered once: there the caller's own doing often ends it, and other sessions
     /// must not be delayed.
-    pub fn note_failure(&self, channel: &MuxChannel) {
+    pub fn note_failure(&self, channel: &MuxChannel, why: &ForwardError) {
         if self.since.elapsed() >= STABLE_AFTER {
             *self.supervisor.restart_delay() = RestartDelay::default();
         }
         if !(channel.is_private() && channel.has_answered()) {
-            self.supervisor.failed();
+            self.supervisor.failed(why);
         }
     }
 }
@@ -119,13 +135,15 @@ impl Default for RestartDelay {
         Self {
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             until: None,
+            why: None,
         }
     }
 }
 
 impl RestartDelay {
-    fn failed(&mut self, now: Instant) {
+    fn failed(&mut self, now: Instant, why: &ForwardError) {
         self.until = Some(now + self.backoff.failed());
+        self.why = Some(why.clone());
     }
 
     fn wait(&self, now: Instant) -> Duration {
@@ -148,7 +166,7 @@ mod tests {
         assert_eq!(restart_delay.wait(now), Duration::ZERO);
         let mut waits = Vec::new();
         for _ in 0..40 {
-            restart_delay.failed(now);
+            restart_delay.failed(now, &ForwardError::bad_response("over"));
             waits.push(restart_delay.wait(now).as_millis());
         }
         assert_eq!(waits[..4], [100, 200, 400, 800]);
