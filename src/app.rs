@@ -535,9 +535,14 @@ async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, 
     } else {
         retry.failed()
     };
+    let mut late = policy_loader.late_fetch(&server);
     loop {
-        tokio::time::sleep(pause).await;
-        let seen = policy_loader.refresh_tools(&server).await;
+        let seen = if let Some(fetch) = late.take() {
+            fetch.await.ok().flatten()
+        } else {
+            tokio::time::sleep(pause).await;
+            policy_loader.refresh_tools(&server).await
+        };
         if seen == Some(true) {
             policy_loader.rebuild(&grants.registry()).await;
         }

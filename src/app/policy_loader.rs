@@ -14,12 +14,13 @@ use crate::telemetry::Metrics;
 use crate::upstream::{OfferedTools, RawTool, Upstreams, build_catalogue};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use futures_util::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 /// The policies and tools in force, and what they are made of.
 pub struct PolicyLoader {
@@ -31,6 +32,12 @@ pub struct PolicyLoader {
     upstreams: Arc<Upstreams>,
     /// Digest of each server's tool list when it was last written down, so that an unchanged one costs no query.
     observed: Mutex<BTreeMap<ServerName, Digest>>,
+    /// The servers that answer, which was written down.
+    answering: Mutex<BTreeSet<ServerName>>,
+    /// The fetches that the start did not wait for any longer.
+    late_fetches: Mutex<BTreeMap<ServerName, FirstFetch>>,
+    /// The warnings of the policies and tools in force, which were logged when they were new.
+    warned: Mutex<BTreeSet<String>>,
     /// Why the newest set is not the one in force, if so.
     pub rejected: Mutex<Option<String>>,
     /// Held while a snapshot is compiled: one at a time.
@@ -53,6 +60,11 @@ const MOST_BYTES: u64 = 1024 * 1024;
 const MOST_FILES: usize = 1_000;
 /// How long the start waits for tool lists before it goes on with the stored ones.
 const FIRST_FETCH_WAIT: Duration = Duration::from_secs(2);
+/// The most warnings of a change that are logged one by one.
+const MOST_WARNINGS: usize = 5;
+
+/// A fetch of the start: whether the list differs from the one written down, or `None` if there is none.
+pub type FirstFetch = AbortOnDropHandle<Option<bool>>;
 
 impl PolicyLoader {
     pub fn new(
@@ -72,6 +84,9 @@ impl PolicyLoader {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             upstreams,
             observed: Mutex::default(),
+            answering: Mutex::default(),
+            late_fetches: Mutex::default(),
+            warned: Mutex::default(),
             rejected: Mutex::default(),
             in_force: tokio::sync::Mutex::new(InForce {
                 sources,
@@ -83,14 +98,14 @@ impl PolicyLoader {
     }
 
     /// Takes up what the servers offer now, as far as they answer soon, and puts what is then in force on record.
-    pub async fn begin(&self, registry: &[RegistryRow]) {
+    pub async fn begin(self: &Arc<Self>, registry: &[RegistryRow]) {
         let compiled = self.snapshot.load_full();
         if self.fetch_all_tools().await {
             self.rebuild(registry).await;
         }
         let in_force = self.snapshot.load_full();
         if Arc::ptr_eq(&compiled, &in_force) {
-            warn_of(&in_force);
+            self.warn_of(&in_force);
         }
         self.record_change(&in_force, None).await;
         self.metrics.policy_set(&in_force.policy_set());
@@ -182,7 +197,7 @@ impl PolicyLoader {
         for forbid in old.forbids().difference(&snapshot.forbids()) {
             tracing::warn!(%forbid, "this forbid is there no more");
         }
-        warn_of(&snapshot);
+        self.warn_of(&snapshot);
         self.record_change(&snapshot, None).await;
         self.metrics.policy_set(&snapshot.policy_set());
         tracing::info!(policy_set = %snapshot.policy_set().short(), catalogue = %snapshot.catalogue().short(), policies = snapshot.policies(), "policies and tools in force");
@@ -217,35 +232,92 @@ impl PolicyLoader {
         }
     }
 
-    /// Asks every server for its tools at once; true if anything was written down.
-    async fn fetch_all_tools(&self) -> bool {
-        let looks = self.upstreams.iter().map(|(name, upstream)| {
-            let name = name.clone();
-            async move {
-                let tools = tokio::time::timeout(FIRST_FETCH_WAIT, upstream.fetch_tools()).await;
-                (name, tools)
-            }
-        });
+    /// Asks every server for its tools at once; true if anything was written down soon. A server that needs longer, as a
+    /// program that is downloaded first, is not given up: `late_fetch` has what it says.
+    async fn fetch_all_tools(self: &Arc<Self>) -> bool {
+        let begin = |(name, _): (&ServerName, _)| {
+            let (loader, server) = (self.clone(), name.clone());
+            let fetch = tokio::spawn(async move { loader.refresh_tools(&server).await });
+            (name.clone(), AbortOnDropHandle::new(fetch))
+        };
+        let begun: Vec<(ServerName, FirstFetch)> = self.upstreams.iter().map(begin).collect();
+        let deadline = Instant::now() + FIRST_FETCH_WAIT;
         let mut changed = false;
-        for (server, tools) in join_all(looks).await {
-            changed |= match tools {
-                Ok(Ok(offered)) => self.observe(&server, &offered).await,
-                Ok(Err(error)) => warn_unseen(&server, &error.for_operator()),
-                Err(_) => warn_unseen(&server, "no answer within two seconds"),
-            };
+        for (server, mut fetch) in begun {
+            match timeout_at(deadline, &mut fetch).await {
+                Ok(seen) => changed |= seen.ok().flatten() == Some(true),
+                Err(_) => {
+                    tracing::info!(%server, "the server has not listed its tools within two seconds; the pinned ones stay");
+                    self.late_fetches
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(server, fetch);
+                }
+            }
         }
         changed
+    }
+
+    /// The fetch of this server that the start did not wait for any longer, if there is one.
+    pub fn late_fetch(&self, server: &ServerName) -> Option<FirstFetch> {
+        self.late_fetches
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(server)
     }
 
     /// Asks one server: whether its list differs from the one written down, or `None` if it told no list.
     pub async fn refresh_tools(&self, server: &ServerName) -> Option<bool> {
         match self.upstreams.get(server)?.fetch_tools().await {
-            Ok(offered) => Some(self.observe(server, &offered).await),
+            Ok(offered) => {
+                self.note_failure(server, None).await;
+                Some(self.observe(server, &offered).await)
+            }
             Err(error) => {
-                warn_unseen(server, &error.for_operator());
+                let why = error.for_operator();
+                tracing::warn!(%server, %why, "the tools of the server cannot be listed; the pinned ones stay");
+                self.note_failure(server, Some(why)).await;
                 None
             }
         }
+    }
+
+    /// Writes down why the server fails, for commands to show; nothing while it answers.
+    async fn note_failure(&self, server: &ServerName, why: Option<String>) {
+        let answering = || self.answering.lock().unwrap_or_else(PoisonError::into_inner);
+        if why.is_none() && answering().contains(server) {
+            return;
+        }
+        let env = &self.config.environment;
+        if let Err(error) = self.store.note_server_failure(env, server, why.as_deref()).await {
+            tracing::debug!(%server, %error, "how the server does cannot be written down");
+        } else if why.is_none() {
+            answering().insert(server.clone());
+        } else {
+            answering().remove(server);
+        }
+    }
+
+    /// Logs the warnings that are new with this snapshot: each once, and of many only some.
+    fn warn_of(&self, snapshot: &Snapshot) {
+        let warnings: Vec<String> = snapshot
+            .warnings()
+            .iter()
+            .map(|warning| warning.unlabelled().to_string())
+            .collect();
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<&String> = warnings.iter().filter(|warning| !warned.contains(*warning)).collect();
+        for warning in new.iter().take(MOST_WARNINGS) {
+            tracing::warn!(%warning, "policies");
+        }
+        if new.len() > MOST_WARNINGS {
+            let more = new.len() - MOST_WARNINGS;
+            tracing::warn!(
+                more,
+                "policies: there are further warnings, which `guardian policy check` shows"
+            );
+        }
+        *warned = warnings.into_iter().collect();
     }
 
     /// Whether any tool of the server is known, from this start or an earlier one.
@@ -418,17 +490,6 @@ fn digest_of(tools: &[RawTool]) -> Digest {
         hash = hash.update(tool.name.as_str().as_bytes()).update(tool.digest.as_bytes());
     }
     hash.finish()
-}
-
-fn warn_of(snapshot: &Snapshot) {
-    for warning in snapshot.warnings() {
-        tracing::warn!(warning = %warning.unlabelled(), "policies");
-    }
-}
-
-fn warn_unseen(server: &ServerName, why: &str) -> bool {
-    tracing::warn!(%server, %why, "the tools of the server cannot be listed; the pinned ones stay");
-    false
 }
 
 #[cfg(test)]

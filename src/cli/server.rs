@@ -7,7 +7,7 @@ use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
 use crate::config::PinMode;
 use crate::decide;
 use crate::domain::{BadName, Digest, PinStatus, Scope, ServerName, ToolClass, ToolName};
-use crate::store::{RegistryRow, StoredTool};
+use crate::store::{RegistryRow, ServerFailure, StoredTool};
 use crate::upstream::RawTool;
 use crate::upstream::{pin_status, scopes_of};
 use serde::Serialize;
@@ -107,6 +107,10 @@ struct ServerSummary {
     enabled: bool,
     tools: usize,
     waiting: usize,
+    /// Why its tools cannot be listed, as the running instance found it last.
+    failure: Option<String>,
+    failing_since: Option<String>,
+    failed_at: Option<String>,
 }
 
 /// A row of `guardian server catalog`.
@@ -197,6 +201,7 @@ impl ServerCommand {
 async fn list(admin: &AdminContext, format: Format) -> Result<(), Failure> {
     let env = &admin.config.environment;
     let (registry, stored) = (admin.store.list_servers(env).await?, admin.store.catalogue(env).await?);
+    let failures = admin.store.server_failures(env).await?;
     let configured = &admin.config.servers;
     let names: BTreeSet<&ServerName> = configured
         .iter()
@@ -208,6 +213,7 @@ async fn list(admin: &AdminContext, format: Format) -> Result<(), Failure> {
         .map(|name| {
             let in_file = configured.iter().find(|server| server.name == *name);
             let row = registry.iter().find(|row| row.server == *name);
+            let failed = failures.iter().find(|failed| failed.server == *name && in_file.is_some());
             let tools: Vec<PinStatus> = stored.iter().filter(|tool| tool.server == *name).map(pin_status).collect();
             ServerSummary {
                 name: name.clone(),
@@ -219,6 +225,9 @@ async fn list(admin: &AdminContext, format: Format) -> Result<(), Failure> {
                 enabled: row.is_none_or(|row| row.enabled),
                 tools: tools.iter().filter(|pin_status| **pin_status != PinStatus::Gone).count(),
                 waiting: tools.iter().filter(|pin_status| waits(**pin_status)).count(),
+                failure: failed.map(|failed| failed.failure.clone()),
+                failing_since: failed.map(|failed| at(failed.since)),
+                failed_at: failed.map(|failed| at(failed.seen_at)),
             }
         })
         .collect();
@@ -228,10 +237,11 @@ async fn list(admin: &AdminContext, format: Format) -> Result<(), Failure> {
         &heads,
         "no servers; add `[[servers]]` to the configuration",
         |server| {
-            let state = match (server.configured, server.enabled) {
-                (_, false) => "disabled",
-                (false, true) => "not configured",
-                (true, true) => "enabled",
+            let state = match (server.configured, server.enabled, &server.failure) {
+                (_, false, _) => "disabled",
+                (false, true, _) => "not configured",
+                (true, true, Some(_)) => "failing",
+                (true, true, None) => "enabled",
             };
             vec![
                 server.name.to_string(),
@@ -241,7 +251,21 @@ async fn list(admin: &AdminContext, format: Format) -> Result<(), Failure> {
                 server.waiting.to_string(),
             ]
         },
-    )
+    )?;
+    failures
+        .iter()
+        .filter(|failed| configured.iter().any(|server| server.name == failed.server))
+        .try_for_each(note_failure)
+}
+
+/// Why the running instance, or the last one, could not list the tools of a server.
+fn note_failure(failed: &ServerFailure) -> Result<(), Failure> {
+    let (since, last) = (at(failed.since), at(failed.seen_at));
+    note(format_args!(
+        "`{}` fails since {since} (last at {last}): {}",
+        failed.server,
+        clean(&failed.failure)
+    ))
 }
 
 /// Fetches the server's tools, as `serve` does, records them in the store and prints what changed.
@@ -265,6 +289,7 @@ async fn ask(admin: &AdminContext, name: &ServerName) -> Result<(), Failure> {
     let observed = proxy
         .observe_tools(&admin.config.environment, name, &definitions, pin_new)
         .await?;
+    proxy.note_server_failure(&admin.config.environment, name, None).await?;
     drop(bar);
     for tool in &offered.rejected {
         note(format_args!("left out `{}`: {}", clean(&tool.name), clean(&tool.why)))?;
@@ -304,6 +329,11 @@ async fn catalog(admin: &AdminContext, name: &ServerName, changes: bool, format:
             tool_row,
         )?;
     }
+    let failures = admin.store.server_failures(env).await?;
+    failures
+        .iter()
+        .filter(|failed| failed.server == *name)
+        .try_for_each(note_failure)?;
     for (tool, obstacle) in tools.iter().filter_map(|tool| Some(tool).zip(tool.obstacle.as_ref())) {
         note(format_args!("`{}`: {}", tool.tool, clean(obstacle)))?;
     }

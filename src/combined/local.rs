@@ -5,7 +5,7 @@
 use super::session::ClientInfo;
 use super::{Combined, CombinedRequest, CombinedResult};
 use crate::decide;
-use crate::domain::{Era, ProtocolVersion, Reason, ServerName};
+use crate::domain::{ClientRequests, Era, ProtocolVersion, Reason, ServerName};
 use crate::gate::{AuthzContext, RefusedRequest, is_offered};
 use crate::limits::Admission;
 use crate::mcp::{self, ListKind, Namespace, Page, StreamKind};
@@ -114,8 +114,23 @@ impl CombinedRequest {
             return Err(self.refuse(Reason::UnknownCursor));
         }
         let era = self.message.era;
-        let page = Page::of(&self.caller.combined.tool_definitions(&authz, era), TTL_MS);
+        let definitions = self.caller.combined.tool_definitions(&authz, era, self.declared_requests());
+        let page = Page::of(&definitions, TTL_MS);
         Ok(self.local(mcp::merge_pages(&self.id(), ListKind::Tools, &[page], None, era)))
+    }
+
+    /// The requests that the client declares to answer: in its session, or in this message.
+    pub(super) fn declared_requests(&self) -> ClientRequests {
+        if let Some(session) = &self.session {
+            return session.declared_requests();
+        }
+        let meta = self.params().and_then(|params| params.meta.as_ref());
+        let span = meta.and_then(|meta| meta.client_capabilities);
+        let declared = span.zip(self.message.message.as_ref()).map(|(span, message)| {
+            let capabilities = serde_json::from_slice(&span.of(message.body()));
+            mcp::declared_requests(&capabilities.unwrap_or_default())
+        });
+        declared.unwrap_or_default()
     }
 }
 
@@ -134,14 +149,16 @@ impl Combined {
             .filter(move |(name, server)| speaks(server) && admitted(name))
     }
 
-    /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names.
-    pub(super) fn tool_definitions(&self, authz: &AuthzContext, era: Era) -> Vec<String> {
+    /// The pinned definitions of all tools that some call of this caller could be permitted for, under their prefixed names;
+    /// without those that their server does not offer to a client that declares only these requests.
+    pub(super) fn tool_definitions(&self, authz: &AuthzContext, era: Era, declared: ClientRequests) -> Vec<String> {
         let input = authz.decision_input();
-        let of_server = |name: &ServerName| {
+        let of_server = |(name, server): (&ServerName, &Upstream)| {
             let namespace = Namespace::new(name.clone(), StreamKind::Answer);
             let mut tools: Vec<_> = authz.snapshot.tools(name).collect();
             tools.sort_by(|one, other| one.entry().name.cmp(&other.entry().name));
             tools.retain(|tool| is_offered(tool, era));
+            tools.retain(|tool| server.offers(&tool.entry().name, declared));
             tools.retain(|tool| decide::could_permit(name, tool, &input));
             let renamed = |tool: &decide::CompiledTool| {
                 let entry = tool.entry();
@@ -149,7 +166,7 @@ impl Combined {
             };
             tools.into_iter().filter_map(renamed).collect::<Vec<_>>()
         };
-        self.servers(authz, era).flat_map(|(name, _)| of_server(name)).collect()
+        self.servers(authz, era).flat_map(of_server).collect()
     }
 
     /// Merges the capabilities and instructions of this caller's servers.

@@ -5,7 +5,9 @@
 
 use super::CombinedCaller;
 use super::server_call::{ServerCall, ServerCallResult, ServerPart, collect_answer};
-use crate::domain::{Digest, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp};
+use crate::domain::{
+    ClientRequests, Digest, MessageId, Method, Principal, ProtocolVersion, Reason, Refusal, RequestId, ServerName, Timestamp,
+};
 use crate::gate::NegotiatedMessage;
 use crate::mcp::{self, Namespace, StreamKind};
 use crate::sessions::{Session, UpstreamSessionId};
@@ -144,6 +146,11 @@ impl ClientInfo {
 }
 
 impl CombinedSession {
+    /// The requests that the client declared to answer.
+    pub fn declared_requests(&self) -> ClientRequests {
+        mcp::declared_requests(&self.client_info.capabilities)
+    }
+
     /// Restores a session from its id, with no server sessions open.
     pub fn resume(key: Digest, session: &Session) -> Option<Self> {
         Some(Self {

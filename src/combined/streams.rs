@@ -6,7 +6,7 @@ use super::server_call::{ServerCall, ServerCallResult, stream_request};
 use super::session::{CombinedSession, ServerSession};
 use super::{CombinedCaller, CombinedRequest, CombinedResult};
 use crate::decide::{self, Snapshot};
-use crate::domain::{Backoff, Digest, Era, MessageId, Reason, Refusal, ServerName};
+use crate::domain::{Backoff, ClientRequests, Digest, Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::{AuthzContext, KeepAliveBody, RefusedRequest, Registration, RequestContext, event_stream, is_event_stream};
 use crate::mcp::{self, EventCursor, JsonRpcKind, Namespace, SseFrame, SseReader, StreamKind, parse_event_id};
 use crate::transport::{Body, BodyError, GuardedBody};
@@ -122,6 +122,8 @@ pub(super) struct ToolListWatcher {
     caller: CombinedCaller,
     context: RequestContext,
     era: Era,
+    /// The requests that the client declared to answer.
+    declared: ClientRequests,
     snapshot: Arc<Snapshot>,
     generation: u64,
     visible_tools: Digest,
@@ -133,7 +135,7 @@ impl MergedStreamBuilder {
     pub async fn begin(request: &mut CombinedRequest) -> Result<(Self, ToolListWatcher), Box<RefusedRequest>> {
         let authz = request.load_authz().await?;
         drop(request.admit()?);
-        let (caller, era) = (&request.caller, request.message.era);
+        let (caller, era, declared) = (&request.caller, request.message.era, request.declared_requests());
         let parts = &caller.combined.parts;
         let grant_snapshot = authz
             .grant_snapshot(None)
@@ -141,10 +143,11 @@ impl MergedStreamBuilder {
         let opened = parts.gate.open_stream(grant_snapshot);
         let (registration, cut) = opened.map_err(|refusal| request.refuse(refusal))?;
         let watcher = ToolListWatcher {
-            visible_tools: visible_tools_digest(&authz, caller, era),
+            visible_tools: visible_tools_digest(&authz, caller, era, declared),
             caller: caller.clone(),
             context: request.context.clone(),
             era,
+            declared,
             snapshot: authz.snapshot,
             generation: authz.generation,
         };
@@ -205,14 +208,14 @@ impl ToolListWatcher {
         if decide::is_admitted(&authz.decision_input()).is_err() {
             return false;
         }
-        let shown = visible_tools_digest(&authz, &self.caller, self.era);
+        let shown = visible_tools_digest(&authz, &self.caller, self.era, self.declared);
         (self.snapshot, self.generation) = (authz.snapshot, authz.generation);
         std::mem::replace(&mut self.visible_tools, shown) != shown
     }
 }
 
-fn visible_tools_digest(authz: &AuthzContext, caller: &CombinedCaller, era: Era) -> Digest {
-    Digest::of(caller.combined.tool_definitions(authz, era).join("\n").as_bytes())
+fn visible_tools_digest(authz: &AuthzContext, caller: &CombinedCaller, era: Era, declared: ClientRequests) -> Digest {
+    Digest::of(caller.combined.tool_definitions(authz, era, declared).join("\n").as_bytes())
 }
 
 /// Follows the GET streams of all sessions of one combined session.

@@ -35,6 +35,16 @@ impl ClientRequests {
     pub fn is_empty(self) -> bool {
         self == Self::default()
     }
+
+    /// The kinds that may be sent.
+    pub fn kinds(self) -> impl Iterator<Item = ClientRequest> {
+        ClientRequest::ALL.into_iter().filter(move |kind| self.allow(*kind))
+    }
+
+    /// Whether all of these kinds are among `others`.
+    pub fn are_among(self, others: Self) -> bool {
+        self.kinds().all(|kind| others.allow(kind))
+    }
 }
 
 impl FromIterator<ClientRequest> for ClientRequests {

@@ -1,14 +1,44 @@
-//! Removes from a client's declared capabilities those that the server may not use. The remaining values keep their bytes.
+//! The capabilities of clients. Removes from what a client declares those that the server may not use; the remaining values
+//! keep their bytes. Writes those that Guardian declares for itself, and reads which requests a client declares to answer.
 
 use super::json::{Bounds, DuplicateNames, Fault, JsonSpan, Malformed, Scanner};
 use super::member_names::fold_equal;
 use crate::domain::{ClientRequest, ClientRequests};
+use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 /// The pruned capabilities; `None` if nothing is removed.
 pub fn prune_capabilities(message: &[u8], capabilities: JsonSpan, allowed: ClientRequests) -> Result<Option<String>, Malformed> {
     let written = capabilities.text(message);
     Ok(pruned(written, |name, value| prune_member(name, value, allowed))?)
+}
+
+/// The capabilities of a client that answers these requests.
+pub fn declare_capabilities(requests: ClientRequests) -> Value {
+    let mut capabilities = json!({});
+    for request in requests.kinds() {
+        match request {
+            ClientRequest::Sampling => capabilities["sampling"] = json!({}),
+            ClientRequest::Elicitation => capabilities["elicitation"]["form"] = json!({}),
+            ClientRequest::ElicitationUrl => capabilities["elicitation"]["url"] = json!({}),
+            ClientRequest::Roots => capabilities["roots"] = json!({}),
+        }
+    }
+    capabilities
+}
+
+/// The requests that a client with these capabilities answers.
+pub fn declared_requests(capabilities: &Map<String, Value>) -> ClientRequests {
+    let elicitation = capabilities.get("elicitation").and_then(Value::as_object);
+    let elicits = |mode: &str| elicitation.is_some_and(|modes| modes.contains_key(mode));
+    let declared = |request: &ClientRequest| match request {
+        ClientRequest::Sampling => capabilities.contains_key("sampling"),
+        ClientRequest::Roots => capabilities.contains_key("roots"),
+        ClientRequest::ElicitationUrl => elicits("url"),
+        // Neither mode means forms.
+        ClientRequest::Elicitation => elicits("form") || elicitation.is_some() && !elicits("url"),
+    };
+    ClientRequest::ALL.into_iter().filter(declared).collect()
 }
 
 /// An object without the member `member`; `None` if it has no such member.
@@ -112,6 +142,25 @@ mod tests {
             "{}",
             "clients run no tasks for servers"
         );
+    }
+
+    #[test]
+    fn what_guardian_declares_is_what_a_client_with_it_answers() {
+        for kinds in [
+            &[][..],
+            &[Of::Sampling],
+            &[Of::Elicitation],
+            &[Of::ElicitationUrl, Of::Roots],
+            &Of::ALL,
+        ] {
+            let requests: ClientRequests = kinds.iter().copied().collect();
+            let declared = declare_capabilities(requests);
+            assert_eq!(declared_requests(declared.as_object().unwrap()), requests, "{declared}");
+            assert_eq!(cut(&declared.to_string(), kinds), "untouched");
+        }
+        let forms = json!({ "elicitation": {} });
+        let forms = declared_requests(forms.as_object().unwrap());
+        assert!(forms.allow(Of::Elicitation) && !forms.allow(Of::ElicitationUrl));
     }
 
     #[test]

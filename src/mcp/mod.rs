@@ -20,7 +20,7 @@ mod splice;
 mod sse;
 
 pub use canonical::canonical;
-pub use capabilities::{prune_capabilities, without_member};
+pub use capabilities::{declare_capabilities, declared_requests, prune_capabilities, without_member};
 pub use client_message::{Message, Meta, Notification, OpaqueToken, Params, Request, Response, TASKS, parse_message};
 pub use headers::{
     LAST_EVENT_ID, METHOD, McpHeaders, NAME, PROTOCOL_VERSION, SESSION_ID, decode_header_value, encode_header_value, fits_header,

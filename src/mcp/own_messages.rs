@@ -1,6 +1,7 @@
 //! Messages that Guardian itself writes: answers, what opens a session with a server, and how it names itself.
 
-use crate::domain::{MessageId, ProtocolVersion};
+use super::capabilities::declare_capabilities;
+use crate::domain::{ClientRequests, MessageId, ProtocolVersion};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,9 +18,13 @@ pub fn guardian_server_info() -> Value {
     json!({ "name": NAME, "title": "Neural Guardian", "version": crate::VERSION })
 }
 
-/// The parameters of an `initialize` that Guardian sends for itself. It offers no capabilities.
-pub fn guardian_initialize() -> Value {
-    initialize_params(ProtocolVersion::V20251125, &json!({}), &guardian_client_info())
+/// The parameters of an `initialize` that Guardian sends for itself, as a client that answers these requests.
+pub fn guardian_initialize(requests: ClientRequests) -> Value {
+    initialize_params(
+        ProtocolVersion::V20251125,
+        &declare_capabilities(requests),
+        &guardian_client_info(),
+    )
 }
 
 /// The parameters of an `initialize`.

@@ -34,12 +34,24 @@ const POSTGRES: &[MigrationStep] = &[
         name: "feed_state",
         sql: include_str!("postgres/0002_feed_state.sql"),
     },
+    MigrationStep {
+        version: 3,
+        name: "server_failures",
+        sql: include_str!("postgres/0003_server_failures.sql"),
+    },
 ];
-const SQLITE: &[MigrationStep] = &[MigrationStep {
-    version: 1,
-    name: "guardian",
-    sql: include_str!("sqlite/0001_guardian.sql"),
-}];
+const SQLITE: &[MigrationStep] = &[
+    MigrationStep {
+        version: 1,
+        name: "guardian",
+        sql: include_str!("sqlite/0001_guardian.sql"),
+    },
+    MigrationStep {
+        version: 2,
+        name: "server_failures",
+        sql: include_str!("sqlite/0002_server_failures.sql"),
+    },
+];
 
 const APPLIED: Sql = Sql {
     postgres: "SELECT version, checksum FROM guardian.migrations ORDER BY version",

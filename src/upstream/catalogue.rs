@@ -2,16 +2,17 @@
 //! are pinned, and what a caller may see, is decided elsewhere.
 
 use super::answer::AnswerRules;
-use super::channel::MuxChannel;
+use super::channel::{ControlChannel, MuxChannel};
+use super::conditional_tools::{ConditionalTools, names_digest, tool_name, tool_names};
 use super::control_reply::{ControlReply, parse_control_reply};
-use super::delivery::EventSource;
+use super::delivery::{DenialSender, EventSource};
 use super::error::ForwardError;
 use super::http::{Endpoint, Media, media, read_answer_body, session_of, set_session_headers};
 use super::outcome::OutcomeGuard;
 use super::server::{Eras, ServerInfo, TransportKind, Upstream};
 use super::stream::EventStream;
 use crate::domain::{ClientRequests, Digest, Era, MessageId, Method, ProtocolVersion, ToolClass, ToolName};
-use crate::mcp::{canonical, guardian_client_info, guardian_initialize, initialized, mirror_headers};
+use crate::mcp::{canonical, declare_capabilities, guardian_client_info, guardian_initialize, initialized, mirror_headers};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -44,6 +45,13 @@ pub struct OfferedTools {
     pub tools: Vec<RawTool>,
     pub rejected: Vec<RejectedTool>,
     pub eras: Eras,
+}
+
+/// What a server lists to one kind of client.
+struct ToolListing {
+    tools: Vec<Value>,
+    eras: Eras,
+    server_info: ServerInfo,
 }
 
 /// Why a server's tools could not be fetched.
@@ -86,7 +94,11 @@ impl Upstream {
     /// Fetches all tools and detects which eras the server speaks.
     pub async fn fetch_tools(&self) -> Result<OfferedTools, FetchFailed> {
         let all = self.timeouts.first_byte.saturating_add(self.timeouts.idle);
-        let (listed, eras, server_info) = tokio::time::timeout(all, self.fetch())
+        let ToolListing {
+            tools: listed,
+            eras,
+            server_info,
+        } = tokio::time::timeout(all, self.fetch())
             .await
             .map_err(|_| FetchFailed::Late)??;
         self.set_capabilities(eras, server_info);
@@ -98,33 +110,59 @@ impl Upstream {
         })
     }
 
-    async fn fetch(&self) -> Result<(Vec<Value>, Eras, ServerInfo), FetchFailed> {
+    /// All tools, also those that only some clients are offered.
+    async fn fetch(&self) -> Result<ToolListing, FetchFailed> {
+        let mut listed = match &self.transport {
+            TransportKind::Channels(channels) => self.list_over(channels.control_channel().await?).await?,
+            TransportKind::Http(_) => self.list_as(self.allowed_requests).await?,
+        };
+        self.find_conditional_tools(&mut listed.tools).await;
+        Ok(listed)
+    }
+
+    /// What the server lists to a client that answers these requests.
+    async fn list_as(&self, requests: ClientRequests) -> Result<ToolListing, FetchFailed> {
         if let TransportKind::Channels(channels) = &self.transport {
-            let control = channels.control_channel().await?;
-            let listed = self.list(&ControlSession::Channel(control.channel)).await?;
-            return Ok((listed, Eras::Legacy, ServerInfo::read(&control.server_info)));
+            let (control, _guard) = channels.introduce(requests).await?;
+            return self.list_over(control).await;
         }
-        match self.handshake().await? {
+        let modern = ControlSession::Modern(requests);
+        let (tools, eras, server_info) = match self.handshake(requests).await? {
             Some((legacy, server_info)) => {
                 let listed = self.list(&legacy).await;
                 self.end_session(&legacy).await;
-                let (eras, server_info) = match self.discover().await {
+                let (eras, server_info) = match self.discover(&modern).await {
                     Some(modern) => (Eras::Both, server_info.merge(modern)),
                     None => (Eras::Legacy, server_info),
                 };
-                Ok((listed?, eras, server_info))
+                (listed?, eras, server_info)
             }
             None => {
-                let listed = self.list(&ControlSession::Modern).await?;
-                Ok((listed, Eras::Modern, self.discover().await.unwrap_or_default()))
+                let listed = self.list(&modern).await?;
+                (listed, Eras::Modern, self.discover(&modern).await.unwrap_or_default())
             }
-        }
+        };
+        Ok(ToolListing {
+            tools,
+            eras,
+            server_info,
+        })
+    }
+
+    async fn list_over(&self, control: ControlChannel) -> Result<ToolListing, FetchFailed> {
+        Ok(ToolListing {
+            tools: self.list(&ControlSession::Channel(control.channel)).await?,
+            eras: Eras::Legacy,
+            server_info: ServerInfo::read(&control.server_info),
+        })
     }
 
     /// Opens a legacy session; `None` if the server does not speak that era.
-    async fn handshake(&self) -> Result<Option<(ControlSession, ServerInfo)>, FetchFailed> {
-        let params = guardian_initialize();
-        let asked = self.ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params).await?;
+    async fn handshake(&self, requests: ClientRequests) -> Result<Option<(ControlSession, ServerInfo)>, FetchFailed> {
+        let params = guardian_initialize(requests);
+        let asked = self
+            .ask(Era::Legacy, &HeaderMap::new(), 1, "initialize", &params, None)
+            .await?;
         let ControlResponse { status, reply, session } = asked;
         let result = match reply {
             ControlReply::Result(result) => result,
@@ -167,9 +205,10 @@ impl Upstream {
                         .await?,
                     200,
                 ),
-                ControlSession::Legacy { .. } | ControlSession::Modern => {
+                ControlSession::Legacy { .. } | ControlSession::Modern(_) => {
                     let id = 2 + page as u64;
-                    let response = self.ask(session.era(), &fields, id, "tools/list", &params).await?;
+                    let denials = self.denials_in(session);
+                    let response = self.ask(session.era(), &fields, id, "tools/list", &params, denials).await?;
                     (response.reply, response.status.as_u16())
                 }
             };
@@ -207,16 +246,69 @@ impl Upstream {
     }
 
     /// Sends `server/discover`, which only modern servers understand; `None` if there is no result.
-    async fn discover(&self) -> Option<ServerInfo> {
-        let (fields, params) = (
-            ControlSession::Modern.fields(Method::Discover),
-            ControlSession::Modern.params(None),
-        );
-        let asked = self.ask(Era::Modern, &fields, 1, "server/discover", &params).await;
+    async fn discover(&self, modern: &ControlSession) -> Option<ServerInfo> {
+        let (fields, params) = (modern.fields(Method::Discover), modern.params(None));
+        let asked = self.ask(Era::Modern, &fields, 1, "server/discover", &params, None).await;
         match asked.ok()?.reply {
             ControlReply::Result(result) => Some(ServerInfo::read(&result)),
             ControlReply::Error { .. } | ControlReply::Nothing => None,
         }
+    }
+}
+
+impl Upstream {
+    /// Adds the tools that only other clients are offered, and stores which tools depend on the capabilities of a client.
+    /// Only a list that has changed is
+    /// compared; what cannot be found out now stays as it was, and is tried again with the next fetch.
+    async fn find_conditional_tools(&self, listed: &mut Vec<Value>) {
+        if self.allowed_requests.is_empty() {
+            return;
+        }
+        let of = names_digest(listed);
+        let mut known = self.conditional_tools.load_full();
+        if known.of != Some(of) {
+            match self.compare(of, listed).await {
+                Ok(found) => {
+                    known = Arc::new(found);
+                    self.conditional_tools.store(known.clone());
+                }
+                Err(error) => {
+                    let why = error.for_operator();
+                    tracing::warn!(server = %self.name(), why, "which tools need a capability of the client is not known");
+                }
+            }
+        }
+        listed.extend(known.hidden.iter().cloned());
+    }
+
+    async fn compare(&self, of: Digest, listed: &[Value]) -> Result<ConditionalTools, FetchFailed> {
+        let plain = self.list_as(ClientRequests::default()).await?.tools;
+        let (all, without) = (tool_names(listed), tool_names(&plain));
+        let conditional: BTreeSet<&str> = all.difference(&without).copied().collect();
+        let mut needs: BTreeMap<String, Vec<ClientRequests>> = BTreeMap::new();
+        let kinds: Vec<ClientRequests> = self
+            .allowed_requests
+            .kinds()
+            .map(|kind| [kind].into_iter().collect())
+            .collect();
+        // With one kind, that is the one.
+        if kinds.len() > 1 && !conditional.is_empty() {
+            for kind in kinds {
+                let ToolListing { tools, .. } = self.list_as(kind).await?;
+                for name in tool_names(&tools).intersection(&conditional) {
+                    needs.entry((*name).to_owned()).or_default().push(kind);
+                }
+            }
+        }
+        for name in conditional {
+            needs.entry(name.to_owned()).or_insert_with(|| vec![self.allowed_requests]);
+        }
+        let hidden = plain.iter().filter(|tool| !all.contains(tool_name(tool)));
+        Ok(ConditionalTools {
+            of: Some(of),
+            needs,
+            hidden: hidden.cloned().collect(),
+        })
     }
 }
 
@@ -236,6 +328,7 @@ impl Upstream {
         id: u64,
         method: &str,
         params: &Value,
+        denials: Option<Box<DenialSender>>,
     ) -> Result<ControlResponse, ForwardError> {
         let message = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let id = MessageId::from_json(Bytes::from(id.to_string()));
@@ -257,11 +350,11 @@ impl Upstream {
                     id: Some(id.clone()),
                     era,
                     method: Method::Ping,
-                    // The server may request nothing here.
+                    // The server may request nothing here, whatever Guardian introduced itself with.
                     allowed_requests: ClientRequests::default(),
                 };
                 let source = EventSource::of_body(response.into_body(), self.timeouts.max_event);
-                let stream = EventStream::new(source, rules, None, Some(self.timeouts.idle), OutcomeGuard::new(None));
+                let stream = EventStream::new(source, rules, denials, Some(self.timeouts.idle), OutcomeGuard::new(None));
                 Some(stream.into_answer().await?.0)
             }
             Media::Other => None,
@@ -271,6 +364,16 @@ impl Upstream {
             None => ControlReply::Nothing,
         };
         Ok(ControlResponse { status, reply, session })
+    }
+
+    /// How requests that the server makes in this session are refused.
+    fn denials_in(&self, session: &ControlSession) -> Option<Box<DenialSender>> {
+        let (TransportKind::Http(endpoint), ControlSession::Legacy { .. }) = (&self.transport, session) else {
+            return None;
+        };
+        let fields = session.fields(Method::Answer);
+        let denials = DenialSender::over_http(endpoint.clone(), self.name.clone(), fields);
+        Some(Box::new(denials))
     }
 
     /// Sends a message that has no answer.
@@ -293,7 +396,8 @@ enum ControlSession {
         version: ProtocolVersion,
         session: Option<UpstreamSessionId>,
     },
-    Modern,
+    /// As a client that answers these requests.
+    Modern(ClientRequests),
     /// Over a persistent channel on which Guardian has sent `initialize`.
     Channel(Arc<MuxChannel>),
 }
@@ -302,7 +406,7 @@ impl ControlSession {
     fn era(&self) -> Era {
         match self {
             ControlSession::Legacy { .. } | ControlSession::Channel(_) => Era::Legacy,
-            ControlSession::Modern => Era::Modern,
+            ControlSession::Modern(_) => Era::Modern,
         }
     }
 
@@ -316,7 +420,7 @@ impl ControlSession {
                 fields
             }
             ControlSession::Channel(_) => HeaderMap::new(),
-            ControlSession::Modern => mirror_headers(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
+            ControlSession::Modern(_) => mirror_headers(Era::Modern, Some(ProtocolVersion::V20260728), method, None)
                 .into_iter()
                 .collect(),
         }
@@ -327,10 +431,10 @@ impl ControlSession {
         if let Some(cursor) = cursor {
             params["cursor"] = cursor.into();
         }
-        if self.era() == Era::Modern {
+        if let ControlSession::Modern(requests) = self {
             params["_meta"] = json!({
                 "io.modelcontextprotocol/protocolVersion": ProtocolVersion::V20260728.as_str(),
-                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientCapabilities": declare_capabilities(*requests),
                 "io.modelcontextprotocol/clientInfo": guardian_client_info(),
             });
         }

@@ -6,6 +6,7 @@ mod answer;
 mod catalogue;
 mod channel;
 mod client_requests;
+mod conditional_tools;
 mod control_reply;
 mod delivery;
 mod error;

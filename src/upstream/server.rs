@@ -1,11 +1,12 @@
 //! One configured server: its transport, its limits and what is known of it. What it answers is not read here.
 
 use super::channel::{ChannelConnector, Channels, Program};
+use super::conditional_tools::ConditionalTools;
 use super::error::UpstreamError;
 use super::http::Endpoint;
 use super::timeouts::Timeouts;
 use crate::config::{ServerConfig, ServerTransport};
-use crate::domain::{ClientRequests, Era, ServerName};
+use crate::domain::{ClientRequests, Era, ServerName, ToolName};
 use arc_swap::ArcSwap;
 use serde_json::Value;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub struct Upstream {
     pub(super) allowed_requests: ClientRequests,
     eras: Arc<AtomicU8>,
     server_info: Arc<ArcSwap<ServerInfo>>,
+    pub(super) conditional_tools: Arc<ArcSwap<ConditionalTools>>,
 }
 
 /// The transport to a server.
@@ -69,6 +71,7 @@ impl Upstream {
             allowed_requests,
             eras: Arc::new(AtomicU8::new(eras as u8)),
             server_info: Arc::default(),
+            conditional_tools: Arc::default(),
         })
     }
 
@@ -111,6 +114,11 @@ impl Upstream {
     /// The server's self-description from that same fetch.
     pub fn server_info(&self) -> Arc<ServerInfo> {
         self.server_info.load_full()
+    }
+
+    /// Whether the server offers this tool to a client that answers these requests, as far as that same fetch showed.
+    pub fn offers(&self, tool: &ToolName, declared: ClientRequests) -> bool {
+        self.conditional_tools.load().offers(tool, declared)
     }
 
     /// Stores what a `fetch_tools` found.

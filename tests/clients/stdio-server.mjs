@@ -28,6 +28,8 @@ const TOOLS = [
   tool("notify"),
   tool("complain", { text: string }),
 ];
+// With CONDITIONAL there are further tools, for clients that declare what they need.
+const CONDITIONAL = { sampling: tool("compose"), roots: tool("folders") };
 const held = new Map();
 
 // One connection: `send` takes an object; `raw` takes bytes and exists only over stdio.
@@ -36,6 +38,7 @@ function conversation(send, raw) {
   const answer = (id, result) => send({ jsonrpc: "2.0", id, result });
   const note = (method, params) => send({ jsonrpc: "2.0", method, params });
   let next = 1;
+  let capabilities = {};
 
   const calls = {
     echo: (id, { text: said }) => answer(id, text(said)),
@@ -87,6 +90,7 @@ function conversation(send, raw) {
     if (id === undefined) return;
     switch (method) {
       case "initialize":
+        capabilities = params.capabilities;
         return answer(id, {
           protocolVersion: params.protocolVersion,
           capabilities: { tools: { listChanged: true }, logging: {} },
@@ -94,8 +98,15 @@ function conversation(send, raw) {
         });
       case "ping":
         return answer(id, {});
-      case "tools/list":
-        return answer(id, { tools: TOOLS });
+      case "tools/list": {
+        if (!process.env.CONDITIONAL) return answer(id, { tools: TOOLS });
+        const more = Object.keys(CONDITIONAL).filter((name) => capabilities[name]);
+        const list = () => answer(id, { tools: [...TOOLS, ...more.map((name) => CONDITIONAL[name])] });
+        if (!capabilities.roots) return list();
+        // It lists nothing before the client has answered.
+        asked.set("before-the-list", list);
+        return send({ jsonrpc: "2.0", id: "before-the-list", method: "roots/list" });
+      }
       case "tools/call":
         return calls[params.name](id, params.arguments ?? {}, params._meta?.progressToken);
       default:

@@ -37,7 +37,7 @@ fn every_key_is_documented_and_every_default_shown_is_the_one_in_force() {
         documented.insert(path.to_owned());
         let default = &schema["default"];
         if default.is_null() && !value.is_object() && !value.is_array() {
-            examples.insert(path.to_owned());
+            examples.insert((path.rsplit('.').next().unwrap().to_owned(), value.to_string()));
         }
         let written_out = ["data_dir", "policies.dir", "servers.command", "servers.env_from"].contains(&path);
         let example = default.as_object().is_some_and(|entries| entries.is_empty());
@@ -66,6 +66,7 @@ fn the_examples_in_the_shipped_file_are_right_apart_from_contradicting_each_othe
         ("DATABASE_URL", "postgres://guardian:Wq8-long@db.example.com/guardian"),
         ("DATABASE_ADMIN_URL", "postgres://admin:Wq9-long@db.example.com/guardian"),
         ("GITHUB_TOKEN", "ghp_0123456789"),
+        ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),
     ]);
     let problems = config::parse(Path::new(SHIPPED), &uncommented(), &variables).unwrap_err();
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
@@ -341,8 +342,8 @@ fn golden(file: &Path, actual: &str) {
 }
 
 /// The shipped file with every setting in force, also those that are commented out.
-/// Whether every commented line of this key says that it is an example, or a comment before it what the default is.
-fn says_so(key: &str) -> bool {
+/// Whether every commented line of this key and value says that it is an example, or a comment before it what the default is.
+fn says_so(key: &str, value: &str) -> bool {
     let text = std::fs::read_to_string(SHIPPED).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let shown = |line: &str| {

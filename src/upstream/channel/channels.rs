@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 /// How a channel is opened.
 pub enum ChannelConnector {
@@ -48,8 +49,8 @@ impl Channels {
     pub fn new(config: &ServerConfig, connector: ChannelConnector, timeouts: Timeouts, allowed_requests: ClientRequests) -> Self {
         Self {
             connector,
-            // One more, for Guardian's own channel.
-            supervisor: Supervisor::new(config.name.clone(), config.max_sessions.saturating_add(1)),
+            // One more for Guardian's own channel, and one for its introduction with other capabilities.
+            supervisor: Supervisor::new(config.name.clone(), config.max_sessions.saturating_add(2)),
             shared: !config.per_session,
             most: config.max_sessions,
             idle: config.session_idle.0,
@@ -209,9 +210,19 @@ impl Channels {
             } else {
                 UnsolicitedRouting::Drop
             };
-            ControlChannel::initialize(self.open(routing).await?, self.timeouts.first_byte).await
+            // A shared process may request nothing: its configuration lists no requests.
+            let channel = self.open(routing).await?;
+            ControlChannel::initialize(channel, self.allowed_requests, self.timeouts.first_byte).await
         };
         self.control.get_or_open(open).await
+    }
+
+    /// A channel on which Guardian introduces itself as a client that answers these requests. It ends with the guard.
+    pub async fn introduce(&self, requests: ClientRequests) -> Result<(ControlChannel, DropGuard), ForwardError> {
+        let channel = self.open(UnsolicitedRouting::Drop).await?;
+        let guard = channel.end.clone().drop_guard();
+        let control = ControlChannel::initialize(channel, requests, self.timeouts.first_byte).await?;
+        Ok((control, guard))
     }
 
     /// The channel of a session: its own, or that of the shared process.

@@ -1,7 +1,7 @@
 //! Guardian's own channel to a server, on which it has sent `initialize`. A shared process has only this one.
 
 use super::mux::MuxChannel;
-use crate::domain::ProtocolVersion;
+use crate::domain::{ClientRequests, ProtocolVersion};
 use crate::mcp::{guardian_initialize, initialized};
 use crate::upstream::control_reply::{ControlReply, session_version};
 use crate::upstream::error::ForwardError;
@@ -47,11 +47,15 @@ impl ControlChannelCell {
 }
 
 impl ControlChannel {
-    /// Sends `initialize` and `notifications/initialized`. If that fails, the channel is ended.
-    pub async fn initialize(channel: Arc<MuxChannel>, patience: Duration) -> Result<Self, ForwardError> {
+    /// Sends `initialize`, as a client that answers these requests, and `notifications/initialized`. If that fails, the channel is ended.
+    pub async fn initialize(
+        channel: Arc<MuxChannel>,
+        requests: ClientRequests,
+        patience: Duration,
+    ) -> Result<Self, ForwardError> {
         let guard = channel.end.clone().drop_guard();
         let server_info = match channel
-            .request_for_guardian("initialize", &guardian_initialize(), patience)
+            .request_for_guardian("initialize", &guardian_initialize(requests), patience)
             .await?
         {
             ControlReply::Result(result) => result,

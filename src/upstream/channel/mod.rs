@@ -12,6 +12,7 @@ mod stdio;
 mod supervisor;
 
 pub use channels::{ChannelConnector, Channels};
+pub use control_channel::ControlChannel;
 pub use mux::MuxChannel;
 pub use queue::{ChannelMessage, QueueReceiver};
 pub use sessions::PendingSession;

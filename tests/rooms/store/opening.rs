@@ -9,7 +9,7 @@ use std::path::Path;
 on_both! {
     async fn migrating_again_does_nothing(world) {
         let status = world.proxy.status().await.unwrap();
-        let applied: &[&str] = if world.is_postgres() { &["0001 guardian", "0002 feed_state"] } else { &["0001 guardian"] };
+        let applied: &[&str] = if world.is_postgres() { &["0001 guardian", "0002 feed_state", "0003 server_failures"] } else { &["0001 guardian", "0002 server_failures"] };
         assert_eq!((status.applied.as_slice(), &status.pending[..], &status.unknown[..]), (&applied.iter().map(ToString::to_string).collect::<Vec<_>>()[..], &[][..], &[][..]));
         assert_eq!(status.version, i64::try_from(applied.len()).unwrap());
         let mut steps = Vec::new();
@@ -23,11 +23,11 @@ on_both! {
         let newer = if world.is_postgres() {
             "INSERT INTO guardian.migrations SELECT 7, 'later', now(), true, checksum, 1 FROM guardian.migrations WHERE version = 1"
         } else {
-            "INSERT INTO migrations SELECT 7, 'later', 'now', true, checksum, 1 FROM migrations"
+            "INSERT INTO migrations SELECT 7, 'later', 'now', true, checksum, 1 FROM migrations WHERE version = 1"
         };
         world.by_hand(newer).await;
         for error in [world.admin.migrate(&mut |_| ()).await.unwrap_err(), world.proxy.require_current().await.unwrap_err()] {
-            let text = format!("{} is at schema version 7, this program knows {}: it needs a newer guardian", world.admin.location(), if world.is_postgres() { 2 } else { 1 });
+            let text = format!("{} is at schema version 7, this program knows {}: it needs a newer guardian", world.admin.location(), if world.is_postgres() { 3 } else { 2 });
             assert_eq!((error.to_string(), matches!(error, StoreError::NewerSchema { .. })), (text, true));
         }
         assert_eq!(world.proxy.status().await.unwrap().unknown, [7]);
@@ -50,11 +50,14 @@ async fn a_new_file_is_told_to_be_migrated_and_then_is() {
     );
     assert_eq!(store.require_current().await.unwrap_err().to_string(), text);
     assert_eq!(store.directory(&env()).await.unwrap_err().to_string(), text);
-    assert_eq!(store.status().await.unwrap().pending, ["0001 guardian"]);
+    assert_eq!(
+        store.status().await.unwrap().pending,
+        ["0001 guardian", "0002 server_failures"]
+    );
 
     let mut steps = Vec::new();
     store.migrate(&mut |step| steps.push(step.to_owned())).await.unwrap();
-    assert_eq!(steps, ["0001 guardian"]);
+    assert_eq!(steps, ["0001 guardian", "0002 server_failures"]);
     store.require_current().await.unwrap();
     store.close().await;
     assert!(open(&folder.file()).await.unwrap().status().await.unwrap().pending.is_empty());

@@ -65,6 +65,21 @@ on_both! {
         assert_eq!(standing(world).await, [("read", "2", "")].map(owned));
     }
 
+    async fn why_a_server_fails_is_kept_while_it_does(world) {
+        let note = async |why: Option<&str>| world.proxy.note_server_failure(&env(), &files(), why).await.unwrap();
+        note(None).await;
+        note(Some("exited with code 1\0")).await;
+        let first = world.admin.server_failures(&env()).await.unwrap();
+        assert_eq!((first.len(), first[0].failure.as_str(), &first[0].server), (1, "exited with code 1", &files()));
+        note(Some(&"é".repeat(10_000))).await;
+        let second = world.proxy.server_failures(&env()).await.unwrap();
+        assert_eq!((second.len(), second[0].failure.chars().count(), second[0].since), (1, 8_000, first[0].since));
+        assert!(second[0].seen_at >= first[0].seen_at);
+        assert!(world.admin.server_failures(&parse("other")).await.unwrap().is_empty());
+        note(None).await;
+        assert!(world.admin.server_failures(&env()).await.unwrap().is_empty());
+    }
+
     async fn servers_do_not_mix(world) {
         offer(world, &[("search", "1")], true).await;
         let other = [(parse("search"), Digest::of(b"9"), "9".to_owned())];

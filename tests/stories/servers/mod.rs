@@ -1,4 +1,5 @@
 //! Servers that do not speak Streamable HTTP: stdio processes, and the HTTP+SSE transport of 2024-11-05.
 
 mod legacy_sse;
+mod programs;
 mod stdio;

@@ -196,6 +196,55 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
     assert_eq!((hellos.len(), &hellos[0]["params"]["capabilities"]), (1, &json!({})));
 }
 
+/// Guardian introduces itself with what the server may request, so that tools for such clients can be pinned and used.
+#[tokio::test]
+async fn tools_for_clients_that_can_answer_are_known_and_listed_to_those() {
+    let mut world = World::new(Engine::Sqlite).await;
+    let notes = Notes::program(&mut world, "client_requests = ['sampling', 'roots', 'elicitation']").await;
+    world.config["servers"].as_array_mut().unwrap()[0]["env"]["CONDITIONAL"] = "1".into();
+    world.start().await;
+    known(&world).await;
+    let refused = notes
+        .arrived("Guardian's own answer", |message| message["id"] == "before-the-list")
+        .await;
+    assert_eq!(refused["error"]["code"], -32601, "{refused}");
+    let of = |path: &str, capabilities: Value| {
+        let mut client = world.client("notes").bearer(&notes.ana);
+        client.path = path.to_owned();
+        client.capabilities = capabilities;
+        client
+    };
+    for (capabilities, tools) in [
+        (json!({}), &[][..]),
+        (json!({ "elicitation": {} }), &[]),
+        (json!({ "sampling": {} }), &["compose"]),
+        (
+            json!({ "roots": {}, "sampling": {}, "elicitation": {} }),
+            &["compose", "folders"],
+        ),
+    ] {
+        // At the combined endpoint Guardian lists what is pinned.
+        let mut client = of("/mcp", capabilities.clone());
+        assert!(client.handshake().await.is_result());
+        let listed = client.list().await;
+        let conditional: Vec<_> = listed.iter().filter_map(|name| name.strip_prefix("notes__")).collect();
+        assert!(conditional.contains(&"echo"), "{listed:?}");
+        for name in ["compose", "folders"] {
+            assert_eq!(
+                conditional.contains(&name),
+                tools.contains(&name),
+                "{capabilities}: {listed:?}"
+            );
+        }
+    }
+    // At its own endpoint the server lists what it offers to this client.
+    for (capabilities, listed) in [(json!({}), false), (json!({ "sampling": {} }), true)] {
+        let mut client = of("/mcp/notes", capabilities);
+        assert!(client.handshake().await.is_result());
+        assert_eq!(client.list().await.contains(&"compose".to_owned()), listed);
+    }
+}
+
 /// A shared process cannot say whom a log message is for, so it is dropped. A changed list concerns every caller.
 #[tokio::test]
 async fn nobody_hears_what_a_shared_process_says_of_others() {
