@@ -31,10 +31,10 @@ impl LastLines {
         (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join(" | "))
     }
 
-    /// Keeps a line. Blank lines and the frames of a JavaScript stack trace would push out the line that says why.
+    /// Keeps a line. Lines without a word and the frames of a JavaScript stack trace would push out the line that says why.
     fn keep(&self, line: &str) {
         let line = line.trim();
-        if line.is_empty() || line.starts_with("at ") {
+        if !line.contains(char::is_alphanumeric) || line.starts_with("at ") {
             return;
         }
         let mut lines = self.lines();
@@ -123,7 +123,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_lines_say_why_and_are_safe_to_show() {
         assert_eq!(kept(hidden(&[]), "").await, None);
-        let trace = "Error: no module\x1b[31m\n    at load (a.js:1)\n\n    at main (b.js:2)\ntoken s3cret-token\n";
+        let trace = "Error: no module\x1b[31m\n    at load (a.js:1)\n\n    at main (b.js:2)\n   ^^^\n}\ntoken s3cret-token\n";
         assert_eq!(
             kept(hidden(&[("T", "s3cret-token")]), trace).await.unwrap(),
             "Error: no module\\u{1b}[31m | token [secret]"

@@ -185,11 +185,14 @@ impl RunningProcess {
             Gone::Unreadable(why) => why,
         };
         let last_lines = last.text();
-        let (server, stderr) = (&self.lease.supervisor.server, last_lines.as_deref().unwrap_or_default());
-        tracing::warn!(%server, why, stderr, "the server's program is gone");
+        let server = &self.lease.supervisor.server;
         let gone = if self.channel.has_answered() {
+            let stderr = last_lines.as_deref().unwrap_or_default();
+            tracing::warn!(%server, why, stderr, "the server's program is gone");
             ForwardError::bad_response(format!("the server is gone: {why}"))
         } else {
+            // Whoever waits for its first answer tells why there is none.
+            tracing::debug!(%server, why, "the server's program did not start");
             ForwardError::after_sending(Reason::UpstreamUnreachable, why)
         };
         ForwardError { last_lines, ..gone }

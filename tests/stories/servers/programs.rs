@@ -36,7 +36,7 @@ async fn a_program_that_dies_says_why_and_keeps_no_other_from_serving() {
     world.start().await;
     eventually("the warning, and again", async || {
         let log = world.log();
-        (log.matches("the server's program is gone").count() >= 2).then_some(())
+        (log.matches("its program exited with code 7").count() >= 2).then_some(())
     })
     .await;
     let log = world.log();
