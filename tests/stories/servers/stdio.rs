@@ -201,7 +201,8 @@ async fn callers_of_one_process_may_use_the_same_ids_at_once() {
 async fn tools_for_clients_that_can_answer_are_known_and_listed_to_those() {
     let mut world = World::new(Engine::Sqlite).await;
     let notes = Notes::program(&mut world, "client_requests = ['sampling', 'roots', 'elicitation']").await;
-    world.config["servers"].as_array_mut().unwrap()[0]["env"]["CONDITIONAL"] = "1".into();
+    let env = world.config["servers"][0]["env"].as_table_mut().unwrap();
+    env.insert("CONDITIONAL".to_owned(), "1".into());
     world.start().await;
     known(&world).await;
     let refused = notes
