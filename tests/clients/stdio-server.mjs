@@ -28,6 +28,11 @@ const TOOLS = [
   tool("notify"),
   tool("complain", { text: string }),
 ];
+// With UNTYPED there is a tool whose arguments no policy can read.
+if (process.env.UNTYPED) {
+  const names = Array.from({ length: 9 }, (_, number) => `argument${number}`);
+  TOOLS.push(tool("untyped", Object.fromEntries(names.map((name) => [name, { type: ["string", "integer"] }]))));
+}
 // With CONDITIONAL there are further tools, for clients that declare what they need.
 const CONDITIONAL = { sampling: tool("compose"), roots: tool("folders") };
 const held = new Map();

@@ -171,7 +171,12 @@ impl Channels {
                 let first = receiver.next().await;
                 first.unwrap_or_else(|| Err(ForwardError::bad_response("the server is gone")))
             };
-            let late = |_| Err(ForwardError::timeout("the server took too long to open a session"));
+            let late = |_| {
+                Err(ForwardError {
+                    last_lines: channel.last_lines(),
+                    ..ForwardError::timeout("the server took too long to open a session")
+                })
+            };
             timeout(self.timeouts.first_byte, answer).await.unwrap_or_else(late)?
         };
         let name = UpstreamSessionId::parse(&entry.name).ok_or_else(|| ForwardError::bad_response("a session has a name"))?;

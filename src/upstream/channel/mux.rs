@@ -413,7 +413,7 @@ impl MuxChannel {
     }
 
     /// What the process last wrote to its standard error.
-    fn last_lines(&self) -> Option<String> {
+    pub fn last_lines(&self) -> Option<String> {
         match &self.sink {
             Sink::Lines(_, last_lines) => last_lines.text(),
             Sink::LegacySse(_) => None,

@@ -127,6 +127,42 @@ async fn a_program_gets_the_variables_of_guardian_that_are_named() {
     assert_eq!(env["NO_COLOR"], "1");
 }
 
+/// What policies cannot read of a tool is said when the tool is new, some of it one by one, and not again when another
+/// server's list changes.
+#[tokio::test]
+async fn a_warning_of_a_tool_is_logged_when_it_is_new() {
+    let mut world = World::new(Engine::Sqlite).await;
+    Notes::program(&mut world, "").await;
+    // It lists its tools later, which changes the tools in force once more.
+    let slow = world.config["servers"][0]["command"].clone();
+    let words: Vec<&str> = slow.as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+    world.piped(
+        "slow",
+        &format!("command = ['sh', '-c', 'sleep 4; exec {}']", words.join(" ")),
+    );
+    let env = world.config["servers"][0]["env"].as_table_mut().unwrap();
+    env.insert("UNTYPED".to_owned(), "1".into());
+    world.start().await;
+    eventually("the tools of both to be known", async || {
+        let servers = world.guardian("server list --json").ok().rows();
+        servers.iter().all(|server| server["tools"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+    let told = |what: &str| world.log().matches(what).count();
+    eventually("the second change", async || {
+        (told("policies and tools in force") >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(told("policies cannot read argument"), 5, "{}", world.log());
+    assert_eq!(told("further warnings"), 1);
+    let log = world.log();
+    let late = log
+        .lines()
+        .filter(|line| line.contains("within two seconds") && line.contains("slow"));
+    assert_eq!(late.count(), 1, "the start does not wait, and does not give up: {log}");
+    assert_eq!(told("cannot be listed"), 0);
+}
+
 /// Nobody knows whose message it would be, so it is not sent, and its record says so.
 #[tokio::test]
 async fn a_call_without_a_session_is_not_sent_to_a_program() {
