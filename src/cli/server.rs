@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Show servers and their tools, and approve definitions.
 #[derive(Debug, clap::Subcommand)]
 pub enum ServerCommand {
-    /// Show the servers of the configuration and of the registry.
+    /// Show the servers of the configuration and of the registry, and why one of them fails.
     #[command(after_help = "Example:\n  guardian server list")]
     List {
         #[command(flatten)]

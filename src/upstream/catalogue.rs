@@ -258,15 +258,16 @@ impl Upstream {
 
 impl Upstream {
     /// Adds the tools that only other clients are offered, and stores which tools depend on the capabilities of a client.
-    /// Only a list that has changed is
-    /// compared; what cannot be found out now stays as it was, and is tried again with the next fetch.
+    /// Only a list that has changed is compared; what cannot be found out now stays as it was, and is tried again with the
+    /// next fetch.
     async fn find_conditional_tools(&self, listed: &mut Vec<Value>) {
         if self.allowed_requests.is_empty() {
             return;
         }
         let of = names_digest(listed);
         let mut known = self.conditional_tools.load_full();
-        if known.of != Some(of) {
+        // Of a tool that only other clients are offered, a changed definition is seen only there.
+        if known.of != Some(of) || !known.hidden.is_empty() {
             match self.compare(of, listed).await {
                 Ok(found) => {
                     known = Arc::new(found);
