@@ -4,15 +4,60 @@
 use crate::combined::{client, connected, in_both_eras, two_servers};
 use crate::support::client::Answer;
 use crate::support::on_both_stores;
+use crate::support::stores::Engine;
 use crate::support::upstream::{Scripted, Upstream};
 use crate::support::wait::eventually;
 use crate::support::world::World;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn names(answer: &Answer, member: &str, name: &str) -> Vec<String> {
     let items = answer.message["result"][member].as_array();
     let items = items.unwrap_or_else(|| panic!("no list `{member}`: {answer:?}"));
     items.iter().map(|item| item[name].as_str().unwrap().to_owned()).collect()
+}
+
+/// A server of both eras offers `write` only to clients that can sample, and Guardian lists what is pinned to those alone.
+#[tokio::test]
+async fn a_tool_for_clients_that_can_answer_is_listed_to_those() {
+    let mut world = World::new(Engine::Sqlite).await;
+    let (files, _notes, key) = two_servers(&mut world, ["*", "*"], "client_requests = ['sampling', 'roots']").await;
+    world.policies("@id(\"all\") permit (principal, action, resource);");
+    let samples = AtomicBool::new(false);
+    files.script(move |received| {
+        let params = &received.message["params"];
+        let declared = match received.method() {
+            "initialize" => &params["capabilities"],
+            _ => &params["_meta"]["io.modelcontextprotocol/clientCapabilities"],
+        };
+        if declared.is_object() {
+            samples.store(declared.get("sampling").is_some(), Ordering::Relaxed);
+        }
+        let tool = |name: &str| {
+            let annotations = json!({ "readOnlyHint": true });
+            json!({ "name": name, "inputSchema": { "type": "object" }, "annotations": annotations })
+        };
+        let more = samples.load(Ordering::Relaxed).then(|| tool("write"));
+        let tools: Vec<Value> = [tool("echo")].into_iter().chain(more).collect();
+        (received.method() == "tools/list").then(|| Scripted::Json(json!({ "tools": tools })))
+    });
+    world.start().await;
+    for (capabilities, is_listed) in [
+        (json!({}), false),
+        (json!({ "roots": {} }), false),
+        (json!({ "sampling": {} }), true),
+    ] {
+        let mut legacy = client(&world, &key);
+        legacy.capabilities = capabilities.clone();
+        legacy.handshake().await;
+        let mut modern = client(&world, &key).modern();
+        modern.capabilities = capabilities;
+        for client in [legacy, modern] {
+            let listed = client.list().await;
+            assert!(listed.contains(&"files__echo".to_owned()), "{listed:?}");
+            assert_eq!(listed.contains(&"files__write".to_owned()), is_listed, "{listed:?}");
+        }
+    }
 }
 
 on_both_stores! {
