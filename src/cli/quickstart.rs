@@ -218,7 +218,7 @@ impl QuickstartFolder {
     /// the reader is told how to grant its tools later.
     async fn own_scopes(&self, config: &CheckedConfig, server: &ServerConfig, store: &Store) -> Result<Scopes> {
         let registry = store.list_servers(&config.environment).await?;
-        let tools = match catalogue::fetch(server, PATIENCE).await {
+        let tools = match catalogue::fetch(server).await {
             Ok(offered) => offered.tools,
             Err(why) => {
                 let (program, config) = (program(), display_path(&self.dir.join("guardian.toml")));
@@ -270,9 +270,6 @@ impl QuickstartFolder {
         Ok(made.shown.expose_secret().to_owned())
     }
 }
-
-/// How long the reader's own server may take to list its tools.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An MCP client with the demo user's API key, which makes the calls that the quickstart shows.
 struct DemoClient<'a> {

@@ -132,9 +132,11 @@ impl CombinedRequest {
         }
         let combined = &self.caller.combined;
         let mut servers = combined.servers(authz, self.message.era);
-        servers.find_map(|(server, _)| {
+        servers.find_map(|(server, upstream)| {
             let tool = authz.snapshot.tool(server, named)?;
-            let is_listed = is_offered(tool, self.message.era) && decide::could_permit(server, tool, &authz.decision_input());
+            let is_listed = is_offered(tool, self.message.era)
+                && upstream.offers(&tool.entry().name, self.declared_requests())
+                && decide::could_permit(server, tool, &authz.decision_input());
             is_listed.then(|| Namespace::new(server.clone(), StreamKind::Answer).name(named))
         })
     }
