@@ -105,6 +105,10 @@ impl Running {
         identity.warm();
         let limits = Arc::new(Limits::new(&config.limits, &config.servers)?);
         let metrics = Arc::new(Metrics::new(config.servers.iter().map(|server| server.name.clone())));
+        identity.observe_introspections({
+            let metrics = metrics.clone();
+            move |outcome| metrics.introspected(outcome)
+        });
         let (journal, recovered) = Journal::open_dir(journal_settings(&config), start_facts(&config.environment), now)?;
         if recovered.unknown > 0 {
             tracing::warn!(

@@ -8,7 +8,7 @@ use crate::app::policy_loader::{pinned_policies, settings};
 use crate::config::{self, CheckedConfig, Config, IssuerConfig, ServerConfig, StoreKind};
 use crate::decide::Snapshot;
 use crate::domain::{Catalogue, Problem, Severity, SourceLocation};
-use crate::identity::{Identity, Pepper};
+use crate::identity::{Identity, Pepper, probe_introspection};
 use crate::store::{Store, StoreError, UnreadableRow};
 use crate::transport::{self, Client, ClientError, ClientSettings};
 use crate::upstream::RejectedTool;
@@ -117,6 +117,15 @@ impl CheckCommand {
                 format!("{} at {}", issuer.alias, issuer.jwks_url.as_deref().unwrap_or_default()),
             );
             findings.trouble(publishes(issuer).await.err());
+        }
+        for issuer in &config.issuers {
+            let (alias, Some(asked)) = (&issuer.alias, &issuer.introspection) else {
+                continue;
+            };
+            bar.now(format_args!("asking {alias} about a token"));
+            findings.begin("issuer", format!("{alias} at {}", asked.url));
+            let why = probe_introspection(issuer).await.err();
+            findings.trouble(why.map(|why| format!("issuer `{alias}` cannot be asked about tokens: {}", clean(&why))));
         }
     }
 }

@@ -226,6 +226,9 @@ pub struct IssuerConfig {
     /// A claim (dotted) that becomes `principal.tenant`.
     #[serde(default)]
     pub tenant_claim: Option<String>,
+    /// How tokens that are no JWTs are checked (RFC 7662). Claims are then members of the answer.
+    #[serde(default)]
+    pub introspection: Option<IntrospectionConfig>,
     /// Accept Supabase anonymous sign-ins.
     #[serde(default)]
     pub allow_anonymous: bool,
@@ -241,6 +244,38 @@ pub struct IssuerConfig {
     /// The least time between two fetches caused by an unknown key id.
     #[serde(default = "seconds::<30>")]
     pub jwks_refetch: HumanDuration,
+}
+
+/// Opaque tokens: the issuer is asked whether one is active, and whose it is.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IntrospectionConfig {
+    /// The issuer's introspection endpoint.
+    pub url: String,
+    /// Its CA, PEM, if it is not a public one.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Guardian's own client at the issuer, which may introspect (HTTP Basic).
+    pub client_id: String,
+    /// The secret of that client.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub client_secret: Option<Secret>,
+    /// A file that holds it.
+    #[serde(default)]
+    pub client_secret_file: Option<PathBuf>,
+    /// What all its tokens begin with. Where several issuers introspect, each needs one: a token is shown to one issuer alone.
+    #[serde(default)]
+    pub token_prefix: Option<String>,
+    /// How long an answer is used, at most 30s: so long a token works after its issuer has revoked it.
+    #[serde(default = "seconds::<30>")]
+    pub cache: HumanDuration,
+    /// Accept tokens whose answer has no `aud`: then every token of this issuer opens Guardian, whatever it was made for.
+    #[serde(default)]
+    pub allow_missing_aud: bool,
+    /// The longest life of a token whose answer has no `exp`, from its `iat` or else from the answer. By default it is refused.
+    #[serde(default)]
+    pub lifetime_without_exp: Option<HumanDuration>,
 }
 
 /// Guardian API keys.

@@ -31,6 +31,12 @@ pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
     ];
     for issuer in &mut config.issuers {
         optional.extend([&mut issuer.jwks_file, &mut issuer.jwks_ca_file]);
+        let introspection = issuer.introspection.as_mut();
+        optional.extend(
+            introspection
+                .into_iter()
+                .flat_map(|asked| [&mut asked.ca_file, &mut asked.client_secret_file]),
+        );
     }
     for server in &mut config.servers {
         optional.push(&mut server.ca_file);
@@ -73,6 +79,12 @@ pub(super) fn read_secrets(config: &mut Config) -> Vec<Problem> {
         ("store.url".to_owned(), &mut store.url, &store.url_file),
         ("store.admin_url".to_owned(), &mut store.admin_url, &store.admin_url_file),
     ];
+    for (index, issuer) in config.issuers.iter_mut().enumerate() {
+        if let Some(asked) = &mut issuer.introspection {
+            let key = format!("issuers[{index}].introspection.client_secret");
+            secrets.push((key, &mut asked.client_secret, &asked.client_secret_file));
+        }
+    }
     for (index, server) in config.servers.iter_mut().enumerate() {
         if let Some(credential) = &mut server.credential {
             let key = format!("servers[{index}].credential.value");

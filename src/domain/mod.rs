@@ -12,6 +12,7 @@ mod member;
 mod method;
 mod name;
 mod nearest;
+mod network;
 mod principal;
 mod problem;
 mod reason;
@@ -33,6 +34,7 @@ pub use name::{
     Subject, ToolName, UserId,
 };
 pub use nearest::{did_you_mean, is_one_edit, nearest};
+pub use network::network_of;
 pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};

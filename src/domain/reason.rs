@@ -56,6 +56,8 @@ reasons! {
     WrongAudience = "wrong_audience",
     WrongTokenKind = "wrong_token_kind",
     WrongEnvironment = "wrong_environment",
+    /// The issuer says that this opaque token is not active: unknown, expired or revoked.
+    TokenInactive = "token_inactive",
     CredentialRevoked = "credential_revoked",
     BadKey = "bad_key",
     KeyExpired = "key_expired",

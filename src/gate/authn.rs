@@ -88,7 +88,9 @@ impl Authenticator {
             Credential::Token { .. } | Credential::Certificate(_) => None,
         };
         let principal = match (
-            self.identity.verify(&credential, owner.clone(), audience, now).await,
+            self.identity
+                .verify(&credential, owner.clone(), audience, peer.address.ip(), now)
+                .await,
             &credential,
         ) {
             // Only who holds the key learns that its owner is enrolled and not loaded.

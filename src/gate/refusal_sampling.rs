@@ -1,9 +1,9 @@
 //! Keeps refusals from flooding the spool. Refusals of unauthenticated callers are counted by reason and network; those of
 //! one principal are recorded in full up to a rate, then counted too. The counts become `SUPPRESSED` records once a second.
 
-use crate::domain::{EnvironmentName, Event, Reason, Suppressed, Timestamp};
+use crate::domain::{EnvironmentName, Event, Reason, Suppressed, Timestamp, network_of};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 /// Refusals of one principal that are recorded in full, per second.
@@ -26,7 +26,7 @@ impl RefusalAggregator {
     /// Counts one refusal by reason and network.
     pub fn count(&self, reason: Reason, source: IpAddr) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (reason, Some(network(source)));
+        let key = (reason, Some(network_of(source)));
         let key = if counts.suppressed.len() < MOST_KEYS || counts.suppressed.contains_key(&key) {
             key
         } else {
@@ -73,14 +73,6 @@ impl RefusalAggregator {
             })
         };
         counted.into_iter().map(event).collect()
-    }
-}
-
-/// The network of an address: its /24 (IPv4) or /56 (IPv6).
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << 8)).into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 72)).into(),
     }
 }
 

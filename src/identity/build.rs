@@ -1,31 +1,44 @@
 //! Builds the trusted issuers from the configuration, which has checked their settings. Reads key files; fetches nothing.
 
-use super::issuer::TrustedIssuer;
+use super::introspection::{Introspection, IntrospectionObserver, basic_credentials};
+use super::issuer::{Introspected, TrustedIssuer};
 use super::jwks::{JwksState, KeySet, RefreshTimes};
-use super::jwks_source::{JwksLocation, JwksShared, JwksSource, bounded};
-use crate::config::{CheckedConfig, IssuerConfig, SigningAlgorithm};
+use super::jwks_source::{JwksLocation, JwksShared, JwksSource, bounded, chain};
+use crate::config::{CheckedConfig, IntrospectionConfig, IssuerConfig, SigningAlgorithm};
 use crate::domain::IssuerAlias;
 use crate::transport::{Client, ClientError, ClientSettings};
 use arc_swap::ArcSwap;
 use jsonwebtoken::Algorithm;
+use secrecy::ExposeSecret;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
+
+/// Idle connections to an introspection endpoint.
+const MAX_IDLE: usize = 4;
 
 /// Why an issuer's keys cannot be got. What else may be wrong with an issuer the configuration refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("the keys of issuer `{alias}` in `{}` cannot be used: {why}", file.display())]
     BadFile { alias: IssuerAlias, file: PathBuf, why: String },
-    #[error("`jwks_ca_file` of issuer `{alias}` cannot be used")]
-    BadCa { alias: IssuerAlias, source: ClientError },
+    #[error("`{key}` of issuer `{alias}` cannot be used")]
+    BadCa {
+        alias: IssuerAlias,
+        key: &'static str,
+        source: ClientError,
+    },
 }
 
-pub(super) fn issuers(config: &CheckedConfig, shared: &Arc<JwksShared>) -> Result<Vec<TrustedIssuer>, IdentityError> {
+pub(super) fn issuers(
+    config: &CheckedConfig,
+    shared: &Arc<JwksShared>,
+    observer: &Arc<IntrospectionObserver>,
+) -> Result<Vec<TrustedIssuer>, IdentityError> {
     config
         .issuers
         .iter()
-        .map(|issuer| trusted_issuer(issuer, config, shared))
+        .map(|issuer| trusted_issuer(issuer, config, shared, observer))
         .collect()
 }
 
@@ -33,6 +46,7 @@ fn trusted_issuer(
     issuer: &IssuerConfig,
     config: &CheckedConfig,
     shared: &Arc<JwksShared>,
+    observer: &Arc<IntrospectionObserver>,
 ) -> Result<TrustedIssuer, IdentityError> {
     let algorithms: Vec<Algorithm> = issuer.algorithms.iter().copied().map(jwt_algorithm).collect();
     Ok(TrustedIssuer {
@@ -49,7 +63,11 @@ fn trusted_issuer(
         tenant_claim: issuer.tenant_claim.clone(),
         allow_anonymous: issuer.allow_anonymous,
         skew: issuer.skew.0,
-        keys: Arc::new(jwks_source(issuer, &algorithms, shared)?),
+        keys: jwks_source(issuer, &algorithms, shared)?.map(Arc::new),
+        introspection: match &issuer.introspection {
+            Some(how) => Some(introspected(issuer, how, shared, observer)?),
+            None => None,
+        },
         algorithms,
     })
 }
@@ -68,13 +86,55 @@ const fn jwt_algorithm(algorithm: SigningAlgorithm) -> Algorithm {
     }
 }
 
-fn jwks_source(issuer: &IssuerConfig, algorithms: &[Algorithm], shared: &Arc<JwksShared>) -> Result<JwksSource, IdentityError> {
-    let location = jwks_location(issuer)?;
+fn introspected(
+    issuer: &IssuerConfig,
+    how: &IntrospectionConfig,
+    shared: &Arc<JwksShared>,
+    observer: &Arc<IntrospectionObserver>,
+) -> Result<Introspected, IdentityError> {
+    let client = issuer_client(issuer, "introspection.ca_file", how.ca_file.as_ref(), MAX_IDLE)?;
+    let url = how.url.parse().expect("the URL of a checked issuer is one");
+    let secret = how
+        .client_secret
+        .as_ref()
+        .expect("a checked issuer has the secret of its client");
+    Ok(Introspected {
+        endpoint: Arc::new(Introspection::new(
+            (issuer.alias.clone(), client, url),
+            basic_credentials(&how.client_id, secret.expose_secret()),
+            how.token_prefix.clone(),
+            how.cache.0,
+            shared.clone(),
+            observer.clone(),
+        )),
+        allow_missing_aud: how.allow_missing_aud,
+        lifetime_without_exp: how.lifetime_without_exp.map(|lifetime| lifetime.0),
+    })
+}
+
+/// Asks the introspection endpoint of an issuer, if it has one, about a token that nobody has.
+pub async fn probe_introspection(issuer: &IssuerConfig) -> Result<(), String> {
+    let Some(how) = &issuer.introspection else { return Ok(()) };
+    match introspected(issuer, how, &Arc::default(), &Arc::default()) {
+        Ok(introspected) => introspected.endpoint.probe().await,
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// `None` for an issuer that is asked about its tokens instead.
+fn jwks_source(
+    issuer: &IssuerConfig,
+    algorithms: &[Algorithm],
+    shared: &Arc<JwksShared>,
+) -> Result<Option<JwksSource>, IdentityError> {
+    let Some(location) = jwks_location(issuer)? else {
+        return Ok(None);
+    };
     let state = match &location {
         JwksLocation::File(file) => read_file(issuer, file, algorithms)?,
         JwksLocation::Url(..) => JwksState::default(),
     };
-    Ok(JwksSource {
+    Ok(Some(JwksSource {
         alias: issuer.alias.clone(),
         location,
         algorithms: algorithms.to_vec(),
@@ -86,31 +146,37 @@ fn jwks_source(issuer: &IssuerConfig, algorithms: &[Algorithm], shared: &Arc<Jwk
         shared: shared.clone(),
         state: ArcSwap::from_pointee(state),
         running_fetch: Mutex::default(),
-    })
+    }))
 }
 
-fn jwks_location(issuer: &IssuerConfig) -> Result<JwksLocation, IdentityError> {
+fn jwks_location(issuer: &IssuerConfig) -> Result<Option<JwksLocation>, IdentityError> {
     if let Some(file) = &issuer.jwks_file {
-        return Ok(JwksLocation::File(file.clone()));
+        return Ok(Some(JwksLocation::File(file.clone())));
     }
-    let url = issuer
-        .jwks_url
-        .as_ref()
-        .expect("a checked issuer has a file of keys or a URL");
+    let Some(url) = &issuer.jwks_url else { return Ok(None) };
     let url = url.parse().expect("the URL of a checked issuer is one");
-    // A private address is allowed: the operator chose the URL, TLS authenticates its server, and redirects are not
-    // followed.
+    let client = issuer_client(issuer, "jwks_ca_file", issuer.jwks_ca_file.as_ref(), 1)?;
+    Ok(Some(JwksLocation::Url(client, url)))
+}
+
+/// A private address is allowed: the operator chose the URL, TLS authenticates its server, and redirects are not followed.
+fn issuer_client(
+    issuer: &IssuerConfig,
+    key: &'static str,
+    ca_file: Option<&PathBuf>,
+    pool_max_idle: usize,
+) -> Result<Client, IdentityError> {
     let settings = ClientSettings {
-        ca_file: issuer.jwks_ca_file.clone(),
+        ca_file: ca_file.cloned(),
         allow_private: true,
-        pool_max_idle: 1,
+        pool_max_idle,
         ..Default::default()
     };
-    let client = Client::new(&settings).map_err(|source| IdentityError::BadCa {
+    Client::new(&settings).map_err(|source| IdentityError::BadCa {
         alias: issuer.alias.clone(),
+        key,
         source,
-    })?;
-    Ok(JwksLocation::Url(client, url))
+    })
 }
 
 fn read_file(issuer: &IssuerConfig, file: &Path, algorithms: &[Algorithm]) -> Result<JwksState, IdentityError> {

@@ -1,6 +1,7 @@
 //! A trusted issuer: the checks that its tokens must pass, in the order of `TrustedIssuer::verify`. A token that passes
 //! names a caller (issuer, subject) and says nothing about what that caller may do.
 
+use super::introspection::Introspection;
 use super::jwks_source::JwksSource;
 use super::jwt::{Claims, Jwt};
 use crate::config::IssuerKind;
@@ -32,25 +33,79 @@ pub(super) struct TrustedIssuer {
     pub tenant_claim: Option<String>,
     pub allow_anonymous: bool,
     pub skew: Duration,
-    pub keys: Arc<JwksSource>,
+    /// For JWTs.
+    pub keys: Option<Arc<JwksSource>>,
+    /// For opaque tokens.
+    pub introspection: Option<Introspected>,
+}
+
+/// How the opaque tokens of an issuer are checked.
+pub(super) struct Introspected {
+    pub endpoint: Arc<Introspection>,
+    pub allow_missing_aud: bool,
+    pub lifetime_without_exp: Option<Duration>,
 }
 
 impl TrustedIssuer {
     /// Verifies a token whose `iss` selected this issuer. Cheap checks come before the signature; claims that describe
     /// the caller are read only after it.
     pub async fn verify(&self, jwt: &Jwt<'_>, credential: &Digest, audience: &str, now: Timestamp) -> Result<Principal, Reason> {
+        let keys = self.keys.as_ref().ok_or(Reason::WrongTokenKind)?;
         if !self.algorithms.contains(&jwt.algorithm) {
             return Err(Reason::WrongAlgorithm);
         }
         let expires_at = self.check_expiry(&jwt.claims, now)?;
         self.check_audience(&jwt.claims, audience)?;
-        let keys = self.keys.keys(&jwt.key_id).await?;
+        let keys = keys.keys(&jwt.key_id).await?;
         keys.verify(&jwt.key_id, jwt.algorithm, jwt.message, jwt.signature)?;
         let issued_at = self.check_not_before(&jwt.claims, now)?;
-        let (kind, subject) = self.check_token_type(jwt)?;
+        if !matches!(jwt.kind.as_deref(), None | Some("jwt" | "at+jwt" | "application/at+jwt")) {
+            return Err(Reason::WrongTokenKind);
+        }
+        let (kind, subject) = self.check_token_type(&jwt.claims)?;
         let client = self.check_client(&jwt.claims)?;
         self.check_environment(&jwt.claims)?;
         self.principal(&jwt.claims, credential, (kind, subject), client, (issued_at, expires_at))
+    }
+
+    /// Verifies what the issuer said of an active token. It passes the checks of a JWT, as far as they do not concern its
+    /// signature; `exp` is the issuer's word of this moment, so no skew is added.
+    pub fn verify_introspected(
+        &self,
+        claims: &Claims,
+        how: &Introspected,
+        credential: &Digest,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Principal, Reason> {
+        if let Some(issuer) = claims.text("iss")?
+            && !self.accepted.iter().any(|accepted| accepted.as_str() == issuer)
+        {
+            return Err(Reason::UnknownIssuer);
+        }
+        let issued_at = self.check_not_before(claims, now)?;
+        let lifetime = |lifetime: Duration| issued_at.unwrap_or(now).plus(lifetime);
+        let longest = how.lifetime_without_exp.map(lifetime);
+        let expires_at = claims.time("exp")?.or(longest).ok_or(Reason::MalformedCredential)?;
+        if now >= expires_at {
+            return Err(Reason::TokenExpired);
+        }
+        if claims.has("aud") || !how.allow_missing_aud {
+            self.check_audience(claims, audience)?;
+        }
+        // RFC 7662 takes the values of `token_type` from RFC 6749, where "bearer" is in any case; some servers tell access
+        // from refresh tokens there, others in `token_use`.
+        let is = |name: &str, kinds: &[&str]| {
+            let named = claims.text(name)?;
+            Ok(named.is_none_or(|named| kinds.iter().any(|kind| kind.eq_ignore_ascii_case(named))))
+        };
+        if !is("token_type", &["bearer", "access_token"])? || !is("token_use", &["access_token", "access"])? {
+            return Err(Reason::WrongTokenKind);
+        }
+        let caller = self.check_token_type(claims)?;
+        let client = self.check_client(claims)?;
+        self.check_environment(claims)?;
+        self.principal(claims, credential, caller, client, (issued_at, expires_at))
     }
 
     /// Returns `exp` plus the tolerated skew: everything that relies on the token ends then, and not before.
@@ -84,8 +139,9 @@ impl TrustedIssuer {
             IssuerKind::Supabase => "authenticated",
             IssuerKind::Oidc | IssuerKind::CloudflareAccess => audience,
         };
+        // `https://host/mcp/` is the same resource: some clients ask for their token with the slash that URL parsers add.
         let ours = |named: &&str| match self.audiences.as_slice() {
-            [] => *named == default,
+            [] => *named == default || named.strip_suffix('/') == Some(default),
             audiences => audiences.iter().any(|audience| audience == named),
         };
         if claims.texts("aud")?.iter().any(ours) {
@@ -96,12 +152,8 @@ impl TrustedIssuer {
     }
 
     /// Checks that this is an access token: ID tokens, service keys and other kinds of login name no caller.
-    fn check_token_type(&self, jwt: &Jwt<'_>) -> Result<(PrincipalKind, Subject), Reason> {
-        let claims = &jwt.claims;
+    fn check_token_type(&self, claims: &Claims) -> Result<(PrincipalKind, Subject), Reason> {
         let subject = claims.text("sub")?;
-        if !matches!(jwt.kind.as_deref(), None | Some("jwt" | "at+jwt" | "application/at+jwt")) {
-            return Err(Reason::WrongTokenKind);
-        }
         // Only ID tokens hold `at_hash` or `c_hash` (OpenID Connect Core). `cnf` (RFC 7800) binds a token to a key, whose
         // possession is not checked here.
         if ["at_hash", "c_hash", "cnf"].iter().any(|name| claims.has(name)) {

@@ -22,7 +22,7 @@ pub(super) struct Jwt<'a> {
     pub signature: &'a str,
 }
 
-/// The members of a token's header or payload.
+/// The members of a token's header or payload, or of the answer to an introspection.
 pub(super) struct Claims(Map<String, Value>);
 
 impl<'a> Jwt<'a> {
@@ -50,6 +50,10 @@ impl<'a> Jwt<'a> {
 
 /// Each accessor expects a type; a claim of another type makes the token malformed, never absent.
 impl Claims {
+    pub fn new(members: Map<String, Value>) -> Self {
+        Self(members)
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }

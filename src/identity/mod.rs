@@ -7,13 +7,14 @@
 mod build;
 mod certificate;
 mod credential;
+mod introspection;
 mod issuer;
 mod jwks;
 mod jwks_source;
 mod jwt;
 mod key;
 
-pub use build::IdentityError;
+pub use build::{IdentityError, probe_introspection};
 pub use credential::Credential;
 pub use jwks::BadKeySet;
 pub use key::{ApiKeyText, NewKey, Pepper, PepperError};
@@ -23,13 +24,16 @@ use crate::domain::{ApiKey, Digest, IssuerAlias, Member, Principal, Reason, Time
 use crate::transport::PeerCertificate;
 use credential::CredentialRules;
 use http::HeaderMap;
-use issuer::TrustedIssuer;
+use introspection::{IntrospectionObserver, TokenState};
+use issuer::{Introspected, TrustedIssuer};
 use jwks_source::JwksShared;
 use jwt::Jwt;
 use moka::sync::Cache;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::time::Instant;
 
 const MAX_CACHED: u64 = 100_000;
 const MAX_BAD_SIGNATURES: u64 = 4_096;
@@ -44,6 +48,7 @@ pub struct Identity {
     credential_rules: CredentialRules,
     pepper: Arc<Pepper>,
     shared: Arc<JwksShared>,
+    introspection_observer: Arc<IntrospectionObserver>,
     cache: Cache<CacheKey, CachedIdentity>,
     bad_signatures: Cache<CacheKey, ()>,
 }
@@ -63,6 +68,8 @@ struct CachedIdentity {
     principal: Arc<Principal>,
     /// The stored member that an API key was checked against.
     owner: Option<Arc<Member>>,
+    /// For an opaque token: until when the answer of its issuer is used.
+    until: Option<Instant>,
     ttl: Duration,
 }
 
@@ -70,8 +77,10 @@ impl Identity {
     /// Fetches nothing over the network: an unreachable issuer must not keep Guardian from starting.
     pub fn new(config: &CheckedConfig, pepper: Arc<Pepper>) -> Result<Self, IdentityError> {
         let shared = Arc::<JwksShared>::default();
+        let introspection_observer = Arc::default();
         Ok(Self {
-            issuers: build::issuers(config, &shared)?,
+            issuers: build::issuers(config, &shared, &introspection_observer)?,
+            introspection_observer,
             credential_rules: CredentialRules {
                 assertions: config
                     .issuers
@@ -106,20 +115,20 @@ impl Identity {
             return None;
         }
         let cached = self.cache.get(&self.cache_key(credential, audience))?;
-        cached
-            .principal
-            .expires_at
-            .is_none_or(|end| now < end)
-            .then_some(cached.principal)
+        let holds = cached.until.is_none_or(|until| Instant::now() < until);
+        let lives = cached.principal.expires_at.is_none_or(|end| now < end);
+        (holds && lives).then_some(cached.principal)
     }
 
-    /// Verifies a credential for a call of the resource `audience`. It waits for nothing but a fetch of the issuer's
-    /// keys. `owner` is the member that the presented API key belongs to now.
+    /// Verifies a credential for a call of the resource `audience`, from the address `source`. It waits for nothing but a
+    /// fetch of the issuer's keys, or its answer about an opaque token. `owner` is the member that the presented API key
+    /// belongs to now.
     pub async fn verify(
         &self,
         credential: &Credential<'_>,
         owner: Option<Arc<Member>>,
         audience: &str,
+        source: IpAddr,
         now: Timestamp,
     ) -> Result<Arc<Principal>, Reason> {
         let cache_key = self.cache_key(credential, audience);
@@ -129,6 +138,9 @@ impl Identity {
                 let principal = certificate::certificate_principal(certificate, now)?;
                 let ttl = certificate.not_after.since(now);
                 Ok(self.remember(cache_key, principal, None, ttl))
+            }
+            Credential::Token { text, assertion: false } if is_opaque(text) => {
+                self.verify_opaque(text, cache_key, audience, source, now).await
             }
             Credential::Token { text, .. } => {
                 if self.bad_signatures.contains_key(&cache_key) {
@@ -148,6 +160,15 @@ impl Identity {
     pub fn forget_all(&self) {
         self.shared.generation.fetch_add(1, Relaxed);
         self.cache.invalidate_all();
+        for issuer in self.issuers.iter().filter_map(|issuer| issuer.introspection.as_ref()) {
+            issuer.endpoint.forget_all();
+        }
+    }
+
+    /// Calls `observe` with how each question to an introspection endpoint ended: `active`, `inactive`, `failed`, or
+    /// `not_asked` because of the bounds. Only the first call of this counts.
+    pub fn observe_introspections(&self, observe: impl Fn(&'static str) + Send + Sync + 'static) {
+        let _ = self.introspection_observer.set(Box::new(observe));
     }
 
     /// Whether this is the key of a stored row.
@@ -157,22 +178,22 @@ impl Identity {
 
     /// Starts to fetch the keys of all issuers, so that the first callers need not wait.
     pub fn warm(&self) {
-        for issuer in &self.issuers {
-            drop(issuer.keys.fetch());
+        for keys in self.issuers.iter().filter_map(|issuer| issuer.keys.as_ref()) {
+            drop(keys.fetch());
         }
     }
 
-    /// The state of every issuer's key set.
+    /// The state of every issuer's key set; an issuer without one has none.
     pub fn issuers(&self) -> Vec<IssuerState> {
         let state = |issuer: &TrustedIssuer| {
-            let state = issuer.keys.state.load();
-            IssuerState {
+            let state = issuer.keys.as_ref()?.state.load();
+            Some(IssuerState {
                 alias: issuer.alias.clone(),
                 keys: state.good.as_ref().map(|(set, at)| (set.count(), at.elapsed())),
                 error: state.tried.as_ref().and_then(|(_, error)| error.clone()),
-            }
+            })
         };
-        self.issuers.iter().map(state).collect()
+        self.issuers.iter().filter_map(state).collect()
     }
 
     /// Cancels running fetches and waits until they have ended.
@@ -227,7 +248,51 @@ impl Identity {
         let principal = issuer.verify(&jwt, &cache_key.credential, audience, now).await?;
         let left = principal.expires_at.map_or(Duration::ZERO, |end| end.since(now));
         // Not longer than `jwks_refresh`, so that tokens of a removed key stop being accepted.
-        Ok((principal, left.min(issuer.keys.refresh_times.refresh)))
+        let refresh = issuer.keys.as_ref().map_or(Duration::ZERO, |keys| keys.refresh_times.refresh);
+        Ok((principal, left.min(refresh)))
+    }
+
+    /// Asks the one issuer that can have made an opaque token. No other issuer ever sees it, and a token of the shape of a JWT
+    /// is never asked about.
+    async fn verify_opaque(
+        &self,
+        text: &str,
+        cache_key: CacheKey,
+        audience: &str,
+        source: IpAddr,
+        now: Timestamp,
+    ) -> Result<Arc<Principal>, Reason> {
+        let (issuer, how) = self.issuer_of_opaque(text)?;
+        let (claims, until) = match how.endpoint.answer(text, cache_key.credential, source).await? {
+            TokenState::Active { claims, until } => (claims, until),
+            TokenState::Inactive { .. } => return Err(Reason::TokenInactive),
+        };
+        let principal = issuer.verify_introspected(&claims, how, &cache_key.credential, audience, now)?;
+        // The gate caches callers by the address of this value, so an unchanged principal keeps its `Arc`.
+        let principal = match self.cache.get(&cache_key) {
+            Some(cached) if *cached.principal == principal => cached.principal,
+            _ => Arc::new(principal),
+        };
+        let cached = CachedIdentity {
+            principal: principal.clone(),
+            owner: None,
+            until: Some(until),
+            ttl: KEY_TTL,
+        };
+        self.cache.insert(cache_key, cached);
+        Ok(principal)
+    }
+
+    fn issuer_of_opaque(&self, text: &str) -> Result<(&TrustedIssuer, &Introspected), Reason> {
+        let mut reason = Reason::MalformedCredential;
+        for issuer in &self.issuers {
+            match &issuer.introspection {
+                Some(how) if how.endpoint.may_know(text) => return Ok((issuer, how)),
+                Some(_) => reason = Reason::UnknownIssuer,
+                None => {}
+            }
+        }
+        Err(reason)
     }
 
     fn remember(&self, cache_key: CacheKey, principal: Principal, owner: Option<Arc<Member>>, ttl: Duration) -> Arc<Principal> {
@@ -238,6 +303,7 @@ impl Identity {
         let cached = CachedIdentity {
             principal: principal.clone(),
             owner,
+            until: None,
             ttl,
         };
         self.cache.insert(cache_key, cached);
@@ -259,6 +325,12 @@ impl Identity {
             generation: self.shared.generation.load(Relaxed),
         }
     }
+}
+
+/// A JWT has two dots (JWS, RFC 7515) or four (JWE). Its shape alone says how a token is verified, so that none can be taken
+/// to the other way.
+fn is_opaque(token: &str) -> bool {
+    token.bytes().filter(|byte| *byte == b'.').count() < 2
 }
 
 /// Cache key of a principal. It holds the audience, and the generation in which verification began: a result overtaken by

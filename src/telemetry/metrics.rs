@@ -33,6 +33,7 @@ pub struct Metrics {
     /// Indexed by `Reason as usize`.
     refused: Vec<Counter>,
     unauthenticated: Family<ReasonLabel, Counter>,
+    introspections: Family<OutcomeLabel, Counter>,
     decision: Histogram,
     append: Histogram,
     unshipped: Gauge,
@@ -60,6 +61,11 @@ struct DecisionLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -108,6 +114,7 @@ impl Metrics {
             permitted: counter("allow", "permitted"),
             refused: Reason::ALL.iter().map(|reason| counter("deny", reason.code())).collect(),
             unauthenticated: Family::default(),
+            introspections: Family::default(),
             decision: Histogram::new(SHORT),
             append: Histogram::new(SHORT),
             unshipped: Gauge::default(),
@@ -191,6 +198,11 @@ impl Metrics {
             "Requests without a valid credential, by reason",
             self.unauthenticated.clone(),
         );
+        r.register(
+            "guardian_introspections",
+            "Questions to issuers about opaque tokens, by outcome",
+            self.introspections.clone(),
+        );
     }
 
     /// A message was permitted; `took` is the time from facts to verdict.
@@ -209,6 +221,11 @@ impl Metrics {
     pub fn unauthenticated(&self, reason: Reason) {
         let label = ReasonLabel { reason: reason.code() };
         self.unauthenticated.get_or_create(&label).inc();
+    }
+
+    /// A question to an issuer about an opaque token ended like this.
+    pub fn introspected(&self, outcome: &'static str) {
+        self.introspections.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// A record is durable in the journal, `took` after it was queued.

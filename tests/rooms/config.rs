@@ -63,6 +63,7 @@ fn the_examples_in_the_shipped_file_are_right_apart_from_contradicting_each_othe
         ("DATABASE_ADMIN_URL", "postgres://admin:Wq9-long@db.example.com/guardian"),
         ("GITHUB_TOKEN", "ghp_0123456789"),
         ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),
+        ("INTROSPECTION_SECRET", "Wq10-long"),
     ]);
     let problems = config::parse(Path::new(SHIPPED), &uncommented(), &variables).unwrap_err();
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
@@ -77,6 +78,7 @@ fn the_examples_in_the_shipped_file_are_right_apart_from_contradicting_each_othe
             "store.admin_url_file",
             "servers[0].credential.value_file",
             "issuers[0].jwks_file",
+            "issuers[0].introspection.client_secret_file",
         ],
         "{}",
         shown(&problems)

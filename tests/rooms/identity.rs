@@ -1,6 +1,7 @@
 //! `identity` against forged credentials, and against issuers that rotate, fail and lie: a real key set server that counts.
 
 mod credentials;
+mod introspection;
 mod key_sets;
 mod tokens;
 
@@ -27,6 +28,8 @@ use tokio::sync::Notify;
 
 const NOW: i64 = 1_795_167_296;
 const RESOURCE: &str = "https://mcp.example.com/mcp/files";
+/// Where requests come from.
+const SOURCE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const ISSUER: &str = "https://id.example.com";
 /// A time-out that no passing test reaches.
 const NEVER: Duration = Duration::from_secs(20);
@@ -247,6 +250,7 @@ async fn prove_at(identity: &Identity, token: &str, now: Timestamp) -> Result<Ar
         },
         None,
         RESOURCE,
+        SOURCE,
         now,
     ))
     .await

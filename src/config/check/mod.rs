@@ -4,6 +4,7 @@
 //! it.
 
 mod address;
+mod introspection;
 mod secret;
 mod servers_and_issuers;
 

@@ -4,6 +4,7 @@ use super::super::document::join;
 use super::super::model::*;
 use super::super::server::{ServerConfig, ServerTransport, UpstreamCredential};
 use super::address::{host_ip, is_loopback_host, is_never_a_server, is_private, secure_url};
+use super::introspection;
 use super::positive;
 use super::secret::{is_placeholder, placeholder};
 use crate::domain::{OWN_ISSUERS, Problem, Scope, ServerName, ToolName, is_reserved_header, quoted};
@@ -43,6 +44,7 @@ pub(super) fn issuers(config: &Config, found: &mut Vec<Problem>) {
         }
         one_issuer(issuer, &at, found);
     }
+    introspection::token_prefixes(&config.issuers, found);
     if config.members.just_in_time && config.issuers.is_empty() {
         found.push(Problem::warning(
             "members.just_in_time",
@@ -61,11 +63,14 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     let alias = &issuer.alias;
     match issuer.kind {
         IssuerKind::Oidc => {
-            if issuer.jwks_url.is_none() && issuer.jwks_file.is_none() {
-                found.push(Problem::error(
-                    at("alias"),
-                    format!("issuer `{alias}` is of kind `oidc` and has neither `jwks_url` nor `jwks_file`"),
-                ));
+            if issuer.jwks_url.is_none() && issuer.jwks_file.is_none() && issuer.introspection.is_none() {
+                found.push(
+                    Problem::error(
+                        at("alias"),
+                        format!("issuer `{alias}` is of kind `oidc` and has neither `jwks_url` nor `jwks_file`"),
+                    )
+                    .help("name its keys, or an `introspection` endpoint if its tokens are no JWTs"),
+                );
             }
         }
         IssuerKind::Supabase | IssuerKind::CloudflareAccess => {
@@ -155,6 +160,9 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
             at("skew"),
             format!("issuer `{alias}` tolerates a skew of {}; the most is 5m", issuer.skew),
         ));
+    }
+    if let Some(asked) = &issuer.introspection {
+        introspection::introspection(issuer, asked, at, found);
     }
     positive(&at("jwks_refresh"), issuer.jwks_refresh, found);
     positive(&at("jwks_refetch"), issuer.jwks_refetch, found);

@@ -37,7 +37,7 @@ async fn an_api_key_names_its_owner_for_as_long_as_the_store_says_so() {
     let presented = identity.extract_credential(&headers, None).unwrap();
     let prove = async |now: i64| {
         let owner = store.lock().unwrap().clone();
-        identity.verify(&presented, owner, RESOURCE, at(now)).await
+        identity.verify(&presented, owner, RESOURCE, SOURCE, at(now)).await
     };
 
     let principal = prove(0).await.unwrap();
@@ -127,7 +127,7 @@ fn a_pepper_is_made_once_whoever_comes_first() {
             keys: vec![stored],
             ..member("u-1")
         });
-        let proof = identity.verify(&presented, Some(owner), RESOURCE, at(0));
+        let proof = identity.verify(&presented, Some(owner), RESOURCE, SOURCE, at(0));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(runtime.block_on(proof).is_ok(), "all of them have the same pepper");
     }
@@ -146,7 +146,7 @@ async fn a_client_certificate_names_its_holder() {
     });
     let headers = HeaderMap::new();
     let presented = identity.extract_credential(&headers, Some(&certificate)).unwrap();
-    let prove = async |now: i64| identity.verify(&presented, None, RESOURCE, at(now)).await;
+    let prove = async |now: i64| identity.verify(&presented, None, RESOURCE, SOURCE, at(now)).await;
     let bot = prove(0).await.unwrap();
     assert_eq!(
         (bot.method, bot.issuer.as_str(), bot.subject.as_str()),

@@ -151,7 +151,8 @@ async fn each_claim_is_asked_for_by_value_and_by_type() {
         (json!({"iss": ""}), Some(UnknownIssuer)),
         (json!({"aud": null}), Some(WrongAudience)),
         (json!({"aud": "https://mcp.example.com"}), Some(WrongAudience)),
-        (json!({"aud": format!("{RESOURCE}/")}), Some(WrongAudience)),
+        (json!({"aud": format!("{RESOURCE}/")}), None),
+        (json!({"aud": format!("{RESOURCE}//")}), Some(WrongAudience)),
         (json!({"aud": []}), Some(WrongAudience)),
         (json!({"aud": {"a": RESOURCE}}), Some(MalformedCredential)),
         (json!({"aud": [RESOURCE, 1]}), Some(MalformedCredential)),
@@ -376,6 +377,7 @@ async fn of_cloudflare_access_only_its_application_assertions_count() {
             },
             None,
             RESOURCE,
+            SOURCE,
             at(0),
         ))
         .await
