@@ -15,6 +15,9 @@ pub const NAME: HeaderName = HeaderName::from_static("mcp-name");
 pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
+/// The prefix of the headers that mirror arguments (`x-mcp-header`), with no name behind it.
+const NAMELESS_PARAM: HeaderName = HeaderName::from_static("mcp-param-");
+
 /// The MCP header fields of one HTTP request; each occurs at most once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct McpHeaders<'a> {
@@ -30,6 +33,9 @@ const MAX_VALUE: usize = 8 * 1024;
 
 /// Takes the MCP header fields. A field that is repeated, empty, too long or not printable ASCII is refused.
 pub fn read_mcp_headers(headers: &HeaderMap) -> Result<McpHeaders<'_>, Malformed> {
+    if headers.contains_key(&NAMELESS_PARAM) {
+        return Err(Malformed::new(Reason::HeaderMismatch, "`Mcp-Param-` names no parameter"));
+    }
     Ok(McpHeaders {
         protocol_version: single(headers, &PROTOCOL_VERSION)?,
         method: single(headers, &METHOD)?,

@@ -150,6 +150,10 @@ fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
             return Err("Connection names a field that must not be dropped");
         }
     }
+    // hyper takes a `"` in the names of HTTP/2, which is no token (RFC 9110 5.1): HTTP/1.1 could not carry it any further.
+    if headers.keys().any(|name| name.as_str().contains('"')) {
+        return Err("the name of a field holds a character that HTTP/1.1 forbids");
+    }
     if headers
         .keys()
         .any(|name| name.as_str().contains('_') && is_sensitive(name.as_str().replace('_', "-").as_bytes()))
@@ -268,6 +272,19 @@ mod tests {
         ];
         for (target, fields) in refused {
             assert!(framing(&head(target, fields)).is_err(), "{target} {fields:?}");
+        }
+    }
+
+    /// hyper reads the names of HTTP/2 by a table of their own, which has the quotation mark.
+    #[test]
+    fn a_name_that_http_1_forbids_is_refused_on_http_2() {
+        for name in ["mcp-param-\"a", "\"", "a\"b"] {
+            let mut quoted = head("/mcp/a", &[("host", "a")]);
+            quoted.version = Version::HTTP_2;
+            assert_eq!(framing(&quoted), Ok(()));
+            let name = http::HeaderName::from_lowercase(name.as_bytes()).unwrap();
+            quoted.headers.insert(name, "1".parse().unwrap());
+            assert!(framing(&quoted).is_err());
         }
     }
 

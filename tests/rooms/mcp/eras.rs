@@ -243,4 +243,9 @@ fn heads_hold_each_field_once() {
     assert_eq!(read, wanted);
     assert!(read_mcp_headers(&heads(&[("mcp-session-id", "a"), ("mcp-session-id", "a")])).is_err());
     assert!(read_mcp_headers(&heads(&[("last-event-id", "\u{e9}")])).is_err());
+    assert!(
+        read_mcp_headers(&heads(&[("mcp-param-", "1")])).is_err(),
+        "a parameter without a name"
+    );
+    assert!(read_mcp_headers(&heads(&[("mcp-param-a", "1")])).is_ok());
 }
