@@ -146,13 +146,14 @@ impl ServerCall {
             })
         };
         let no_headers = HeaderMap::new();
+        let session = self.session.as_ref().map(|session| session.key.to_string());
         let options = DispatchOptions {
             headers: part.headers.unwrap_or(&no_headers),
             session: part.session.and_then(|session| session.session.clone()),
             last_event_id: part.last_event_id,
             opening: opens.then(opening),
             limits_key: (!self.is_counted).then_some(self.caller.limits_key),
-            namespace: Some(self.namespace.clone()),
+            namespace: Some(self.namespace.clone().in_session(session.unwrap_or_default())),
         };
         let caller = match part.authz {
             Some(authz) => CallerAuthz::Loaded(authz),

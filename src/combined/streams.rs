@@ -8,7 +8,8 @@ use super::{CombinedCaller, CombinedRequest, CombinedResult};
 use crate::decide::{self, Snapshot};
 use crate::domain::{Backoff, ClientRequests, Digest, Era, MessageId, Reason, Refusal, ServerName};
 use crate::gate::{AuthzContext, KeepAliveBody, RefusedRequest, Registration, RequestContext, event_stream, is_event_stream};
-use crate::mcp::{self, EventCursor, JsonRpcKind, Namespace, SseFrame, SseReader, StreamKind, parse_event_id};
+use crate::mcp::{self, JsonRpcKind, Namespace, SseFrame, SseReader, StreamKind, parse_event_note};
+use crate::sessions::{HandleKind, HandleOwner, claimed_server};
 use crate::transport::{Body, BodyError, GuardedBody};
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -40,9 +41,12 @@ impl CombinedRequest {
     /// Answers GET with the merged GET streams of all server sessions; sessions opened later join. If `Last-Event-ID` names
     /// an event of an answer, resumes that answer instead.
     pub(super) async fn own_stream(&mut self, session: Arc<CombinedSession>, last: Option<&str>) -> CombinedResult {
-        let last = match last.and_then(parse_event_id) {
-            Some(cursor) if cursor.stream_kind == StreamKind::Answer => return self.resume(&session, cursor).await,
-            Some(cursor) => Some((cursor.server, cursor.id.to_owned())).filter(|(_, id)| mcp::fits_header(id)),
+        let last = match last {
+            Some(handle) => match self.caller.event_cursor(handle, &session) {
+                Some(cursor) if cursor.stream_kind == StreamKind::Answer => return self.resume(&session, cursor).await,
+                Some(cursor) => Some((cursor.server, handle.to_owned())),
+                None => return Err(self.refuse(Reason::UnknownEvent)),
+            },
             None => None,
         };
         let (builder, watcher) = MergedStreamBuilder::begin(self).await?;
@@ -65,16 +69,13 @@ impl CombinedRequest {
     }
 
     /// Resumes a broken answer stream at the server that was sending it.
-    async fn resume(&self, session: &Arc<CombinedSession>, cursor: EventCursor<'_>) -> CombinedResult {
+    async fn resume(&self, session: &Arc<CombinedSession>, cursor: EventCursor) -> CombinedResult {
         let EventCursor {
             server,
             request,
             id: last,
             ..
         } = cursor;
-        if !mcp::fits_header(last) {
-            return Err(self.refuse(Refusal::with_detail(Reason::HeaderMismatch, "last-event-id names no event")));
-        }
         let Some(server_session) = session.server_session(&server) else {
             let gone = "what came before this event is not known any more";
             return Err(self.refuse(Refusal::with_detail(Reason::InvalidRequest, gone)));
@@ -83,7 +84,7 @@ impl CombinedRequest {
             namespace: Namespace::resuming(server.clone(), request.clone()),
             ..self.caller.server_call(server, Some(session.clone()), false)
         };
-        let part = stream_request(self.part_context(call.server()), &server_session, Some(last.to_owned()));
+        let part = stream_request(self.part_context(call.server()), &server_session, Some(last));
         let result = call.ask(part).await;
         let parts = &self.caller.combined.parts;
         let response = result.mask_session_404().response(&parts.gate);
@@ -95,6 +96,34 @@ impl CombinedRequest {
         let task = tokio::spawn(pass_resumed(body, request, out));
         let response = Response::from_parts(head, merged_body(frames, task, parts.keep_alive));
         Ok(self.respond(response, true))
+    }
+}
+
+/// The event that a client resumes after.
+struct EventCursor {
+    server: ServerName,
+    stream_kind: StreamKind,
+    /// The id of the request whose answer the event belongs to.
+    request: Option<Value>,
+    /// The event id as the server wrote it.
+    id: String,
+}
+
+impl CombinedCaller {
+    /// Verifies `Last-Event-ID`: it must have been sent to this caller, on a stream of this combined session.
+    fn event_cursor(&self, handle: &str, session: &CombinedSession) -> Option<EventCursor> {
+        let server = claimed_server(handle)?;
+        let owner = HandleOwner::new(&self.principal, &server);
+        let binding = session.key.to_string();
+        let kind = HandleKind::Event { session: &binding };
+        let decoded = self.combined.parts.session_keys.verify(kind, handle, &owner)?;
+        let (stream_kind, request) = parse_event_note(&decoded.note)?;
+        Some(EventCursor {
+            server,
+            stream_kind,
+            request,
+            id: decoded.text,
+        })
     }
 }
 
@@ -227,7 +256,8 @@ struct StreamFollower {
 }
 
 impl StreamFollower {
-    /// Runs until the client is gone or the session ends. `last` is the event after which one server's stream resumes.
+    /// Runs until the client is gone or the session ends. `last` is the handle of the event after which one server's stream
+    /// resumes.
     async fn all(self, mut last: Option<(ServerName, String)>) {
         let mut followed = BTreeSet::new();
         let mut members = JoinSet::new();
@@ -268,7 +298,9 @@ impl StreamFollower {
                 ..self.caller.server_call(server.clone(), Some(self.session.clone()), false)
             };
             let context = self.caller.part_context(&self.session, &server);
-            let result = call.ask(stream_request(context, &server_session, last.clone())).await;
+            let cursor = last.as_deref().and_then(|last| self.caller.event_cursor(last, &self.session));
+            let last_event_id = cursor.map(|cursor| cursor.id);
+            let result = call.ask(stream_request(context, &server_session, last_event_id)).await;
             match open_result(result) {
                 OpenResult::Stream(response) => {
                     backoff.reset();
@@ -323,10 +355,7 @@ impl StreamFollower {
         let mut reading = EventReader::new(body);
         while let Some(frame) = reading.next().await {
             if let Some(id) = &frame.id {
-                let cursor = std::str::from_utf8(id).ok().and_then(parse_event_id);
-                *last = cursor
-                    .filter(|cursor| mcp::fits_header(cursor.id))
-                    .map(|cursor| cursor.id.to_owned());
+                *last = std::str::from_utf8(id).ok().filter(|id| !id.is_empty()).map(str::to_owned);
             }
             match event_kind(&frame) {
                 Some(JsonRpcKind::Notification(method)) if method == TOOLS_CHANGED => (),

@@ -107,6 +107,8 @@ reasons! {
     // conversation
     ClientRequestRefused = "client_request_refused",
     UnknownCursor = "unknown_cursor",
+    /// `Last-Event-ID` names no event on a stream of this caller's session.
+    UnknownEvent = "unknown_event",
     UnknownState = "unknown_state",
     UnknownTask = "unknown_task",
     UnknownAnswer = "unknown_answer",

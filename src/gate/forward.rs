@@ -20,7 +20,7 @@ pub struct DispatchOptions<'a> {
     pub headers: &'a HeaderMap,
     /// The server's session that the message belongs to.
     pub session: Option<Session>,
-    /// `Last-Event-ID`, to resume a stream of that session.
+    /// The server's own id of the event to resume after, on a stream of that session.
     pub last_event_id: Option<String>,
     /// Opens a session once the call is permitted, if there is none before.
     pub opening: Option<SessionOpening<'a>>,

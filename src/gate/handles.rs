@@ -1,4 +1,4 @@
-//! Translates a server's opaque tokens (cursors, request states, task ids, ids of server requests) into handles bound to the
+//! Translates a server's opaque tokens (cursors, request states, task ids, ids of server requests and events) into handles bound to the
 //! caller, and back. Refuses tokens that are not valid handles of this caller.
 //! Replaces only the tokens: all other bytes of a message stay.
 
@@ -32,6 +32,9 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Longest handle of a server request. The client returns it as a JSON-RPC id, and `mcp::read` accepts at most 1,024 bytes
 /// as the id of an answer.
 const LONGEST_ID: usize = 1000;
+
+/// Longest event id of a server that gets a handle.
+const LONGEST_EVENT_ID: usize = 1024;
 
 /// The handles between one caller and one server, bound to the session if there is one.
 #[derive(Clone)]
@@ -298,6 +301,18 @@ impl OutboundHandles {
     /// Binds handles to a session that was opened only after the call was permitted.
     pub fn bind_session(&mut self, label: Option<String>) {
         self.translator.session = label.unwrap_or_default();
+    }
+
+    /// The id of an event as a handle for `Last-Event-ID`. On the combined endpoint, `session` is the combined session. `None`
+    /// for an id that could not come back in a header.
+    pub fn event_id(&self, id: &[u8], note: &str, session: Option<&str>) -> Option<String> {
+        let id = std::str::from_utf8(id).ok()?;
+        if id.len() > LONGEST_EVENT_ID || !mcp::fits_header(id) {
+            return None;
+        }
+        let session = session.unwrap_or(&self.translator.session);
+        let keys = &self.translator.cache.keys;
+        keys.issue(HandleKind::Event { session }, note, id, &self.translator.owner())
     }
 
     /// Whether the message is for this caller: a subscription only receives the tasks that it named.

@@ -48,7 +48,7 @@ use crate::grants::Grants;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::mcp::{self, McpHeaders};
-use crate::sessions::{Session, SessionKeys};
+use crate::sessions::{HandleKind, HandleOwner, Session, SessionKeys};
 use crate::telemetry::{GaugeGuard, Metrics};
 use crate::transport::{Body, GuardedBody, Peer};
 use crate::upstream::{Eras, Upstream, Upstreams};
@@ -163,7 +163,9 @@ impl Gate {
             let mcp_headers = mcp_headers.map_err(|malformed| reject_malformed(malformed, &mut context.message))?;
             let session = self.named_session(&mcp_headers, &context);
             let (message, session) = read_message(verb, body, &mcp_headers, session, &mut context.message)?;
-            Ok((message, session, mcp_headers.last_event_id.map(str::to_owned)))
+            let resumed = mcp_headers.last_event_id.filter(|_| message.method == Method::OpenStream);
+            let last_event_id = resumed.map(|handle| self.own_event_id(handle, &context, session.as_ref()));
+            Ok((message, session, last_event_id.transpose()?))
         });
         let (message, session, last_event_id) = match read {
             Ok(read) => read,
@@ -208,6 +210,19 @@ impl Gate {
             .session_keys
             .open(sealed, principal, context.server.as_ref(), context.at);
         session.map(Some).ok_or(Reason::UnknownSession.into())
+    }
+}
+
+impl Gate {
+    /// The server's own id of the event that `Last-Event-ID` names. It must have been sent on a stream of this session.
+    fn own_event_id(&self, handle: &str, context: &RequestContext, session: Option<&Session>) -> Result<String, Refusal> {
+        let (Some(principal), Some(server)) = (&context.principal, &context.server) else {
+            return Err(Reason::Internal.into());
+        };
+        let label = session.map(Session::label).unwrap_or_default();
+        let (kind, owner) = (HandleKind::Event { session: &label }, HandleOwner::new(principal, server));
+        let decoded = self.parts.session_keys.verify(kind, handle, &owner);
+        Ok(decoded.ok_or(Reason::UnknownEvent)?.text)
     }
 }
 

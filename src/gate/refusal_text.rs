@@ -216,6 +216,12 @@ pub(super) const fn refusal_text(reason: Reason) -> RefusalText {
             Some("ask the operator to list it in `client_requests`"),
         ),
         R::UnknownCursor => (200, -32602, "there is no such cursor", Some("list from the beginning")),
+        R::UnknownEvent => (
+            400,
+            4001,
+            "Last-Event-ID names no event of this session",
+            Some("open the stream without it"),
+        ),
         R::UnknownState => (200, -32602, "there is no such request state", Some("call again without it")),
         R::UnknownTask => (200, -32602, "there is no such task", None),
         R::MissingCapability => (

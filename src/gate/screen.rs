@@ -163,16 +163,26 @@ impl Screen {
             Err(error) => return Some(sse_event(&self.refusal_event(&error.into()))),
             Ok(event) => event,
         };
-        if let Some(namespace) = &self.namespace {
-            namespace.event(&mut frame, self.id.as_ref());
-        }
+        frame.id = frame.id.take().map(|id| self.event_id(&id));
         match kind {
-            None | Some(MessageKind::Error { .. } | MessageKind::Malformed(_)) => Some(frame.raw),
+            None | Some(MessageKind::Error { .. } | MessageKind::Malformed(_)) => Some(frame.into_bytes()),
             Some(MessageKind::Result { .. }) => Some(self.answered(frame, &server_message)),
             Some(MessageKind::OtherResponse) => self.replayed(frame, &server_message),
             Some(MessageKind::ServerNotification) if !self.may_receive(&frame, &server_message) => None,
             Some(MessageKind::ServerRequest | MessageKind::ServerNotification) => self.server_message(frame, &server_message),
         }
+    }
+
+    /// The id of an event for the client. Clients forget the last id when they read an empty one.
+    fn event_id(&self, id: &[u8]) -> Bytes {
+        if id.is_empty() {
+            return Bytes::new();
+        }
+        let namespace = self.namespace.as_ref();
+        let note = namespace.map(|namespace| namespace.event_note(self.id.as_ref()));
+        let session = namespace.map(Namespace::session);
+        let handle = self.outbound_handles.event_id(id, &note.unwrap_or_default(), session);
+        handle.map(Bytes::from).unwrap_or_default()
     }
 
     fn may_receive(&self, frame: &SseFrame, message: &ServerMessage) -> bool {
@@ -268,7 +278,7 @@ fn client_status(status: StatusCode, era: Era) -> StatusCode {
 /// The event with `body` instead of `data`. It keeps its id, so that the client can resume after it.
 fn with_data(frame: SseFrame, data: &[u8], body: &[u8]) -> Bytes {
     match &frame.id {
-        _ if body == data => frame.raw,
+        _ if body == data => frame.into_bytes(),
         Some(id) => [b"id: ".as_slice(), id, b"\n", &sse_event(body)].concat().into(),
         None => sse_event(body),
     }

@@ -29,7 +29,7 @@ pub use headers::{
 pub use json::{Bounds, JsonSpan, Malformed, check};
 pub use lists::{ListVisibility, VisibilityFn, rename_tool};
 pub use message_kind::MessageKind;
-pub use namespace::{EventCursor, Namespace, StreamKind, parse_event_id, parse_name, parse_uri};
+pub use namespace::{Namespace, StreamKind, parse_event_note, parse_name, parse_uri};
 pub use own_messages::{
     error, guardian_client_info, guardian_initialize, guardian_server_info, initialize_params, initialized, result,
 };

@@ -1,12 +1,8 @@
 //! The namespace of the combined endpoint: adds the server to names and finds it again. Tools and prompts become
-//! `<server>__<name>`, resources `<server>+<uri>`, and SSE event ids get the server and the stream as a prefix.
+//! `<server>__<name>`, resources `<server>+<uri>`. The handles of SSE event ids carry the kind of stream.
 //! A server name holds no `__` and does not end with `_`, so the first `__` always separates the two parts.
 
-use super::sse::SseFrame;
 use crate::domain::{MessageId, ServerName};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use serde_json::Value;
 
 /// Rewrites the names of one server for the combined endpoint.
@@ -16,17 +12,7 @@ pub struct Namespace {
     stream_kind: StreamKind,
     /// The request id on a stream that resumes its answer: the resuming GET has no request id of its own.
     resumed: Option<Value>,
-}
-
-/// A parsed event id of the combined endpoint.
-#[derive(Debug, PartialEq)]
-pub struct EventCursor<'a> {
-    pub server: ServerName,
-    pub stream_kind: StreamKind,
-    /// The id of the request whose answer the event belongs to.
-    pub request: Option<Value>,
-    /// The event id as the server wrote it.
-    pub id: &'a str,
+    session: String,
 }
 
 /// The kind of stream an event was sent on. A client that resumes with `Last-Event-ID` means that stream.
@@ -50,6 +36,7 @@ impl Namespace {
             server,
             stream_kind,
             resumed: None,
+            session: String::new(),
         }
     }
 
@@ -65,21 +52,23 @@ impl Namespace {
         &self.server
     }
 
-    /// Prefixes the event's id with the server, the kind of stream and, for answers, the request id. A client may send the
-    /// id back in `Last-Event-ID`.
-    pub fn event(&self, frame: &mut SseFrame, request: Option<&MessageId>) {
-        let Some(id) = frame.id.take().filter(|id| !id.is_empty()) else {
-            return;
-        };
+    /// The combined session that event ids are bound to.
+    pub fn in_session(self, session: String) -> Self {
+        Self { session, ..self }
+    }
+
+    pub fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// What the handle of an event says beside the server's own id: the kind of stream and, for an answer, the request.
+    pub fn event_note(&self, request: Option<&MessageId>) -> String {
         let resumed = self.resumed.as_ref().map(Value::to_string);
         let request = request.map(MessageId::as_json).or(resumed.as_deref()).unwrap_or_default();
-        let before = match self.stream_kind {
-            StreamKind::Answer => format!("a.{}.{}.", self.server, URL_SAFE_NO_PAD.encode(request)),
-            StreamKind::Own => format!("o.{}.", self.server),
-        };
-        let id: Bytes = [before.as_bytes(), &id].concat().into();
-        frame.raw = with_id(&frame.raw, &id);
-        frame.id = Some(id);
+        match self.stream_kind {
+            StreamKind::Answer => format!("a{request}"),
+            StreamKind::Own => "o".to_owned(),
+        }
     }
 }
 
@@ -114,29 +103,11 @@ pub fn parse_uri(uri: &str) -> Option<(ServerName, &str)> {
     Some((server, uri))
 }
 
-/// Parses an event id written by [`Namespace::event`].
-pub fn parse_event_id(id: &str) -> Option<EventCursor<'_>> {
-    let (origin, rest) = id.split_once('.')?;
-    let (server, rest) = rest.split_once('.')?;
-    let server = ServerName::parse(server).ok()?;
-    match origin {
-        "o" => Some(EventCursor {
-            server,
-            stream_kind: StreamKind::Own,
-            request: None,
-            id: rest,
-        }),
-        "a" => {
-            let (request, id) = rest.split_once('.')?;
-            let request = URL_SAFE_NO_PAD.decode(request).ok()?;
-            Some(EventCursor {
-                server,
-                stream_kind: StreamKind::Answer,
-                request: serde_json::from_slice(&request).ok(),
-                id,
-            })
-        }
-        _ => None,
+/// Parses what [`Namespace::event_note`] wrote: the kind of stream, and the id of the request that the stream answers.
+pub fn parse_event_note(note: &str) -> Option<(StreamKind, Option<Value>)> {
+    match note.strip_prefix('a') {
+        Some(request) => Some((StreamKind::Answer, serde_json::from_str(request).ok())),
+        None => (note == "o").then_some((StreamKind::Own, None)),
     }
 }
 
@@ -150,37 +121,11 @@ fn scheme(server: &ServerName) -> String {
     }
 }
 
-/// Replaces the `id` lines of a frame; all other bytes stay.
-fn with_id(raw: &[u8], id: &[u8]) -> Bytes {
-    let mut written = Vec::with_capacity(raw.len() + id.len());
-    let mut rest = raw;
-    while !rest.is_empty() {
-        let end = rest
-            .iter()
-            .position(|byte| matches!(byte, b'\r' | b'\n'))
-            .unwrap_or(rest.len());
-        let (line, after) = rest.split_at(end);
-        let ending = match after {
-            [b'\r', b'\n', ..] => 2,
-            [] => 0,
-            _ => 1,
-        };
-        if line == b"id" || line.starts_with(b"id:") {
-            written.extend_from_slice(&[b"id: ", id].concat());
-        } else {
-            written.extend_from_slice(line);
-        }
-        written.extend_from_slice(&after[..ending]);
-        rest = &after[ending..];
-    }
-    written.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::ResourceUri;
-    use crate::mcp::SseReader;
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     fn names(server: &str) -> Namespace {
@@ -206,50 +151,22 @@ mod tests {
         ] {
             assert_eq!(parse_uri(unknown), None, "{unknown}");
         }
-        for unknown in ["7", "o.files", "x.files.7", "o.Files.7", ""] {
-            assert_eq!(parse_event_id(unknown), None, "{unknown}");
+        for unknown in ["7", "x", "oo", ""] {
+            assert_eq!(parse_event_note(unknown), None, "{unknown}");
         }
     }
 
     #[test]
-    fn an_event_keeps_all_but_its_id() {
-        for (raw, wanted) in [
-            ("id: 7\nretry: 3\ndata: \n\n", "id: o.a.7\nretry: 3\ndata: \n\n"),
-            ("data: {}\r\nid:7\r\n\r\n", "data: {}\r\nid: o.a.7\r\n\r\n"),
-            ("data: id: 7\rid: 7\r\r", "data: id: 7\rid: o.a.7\r\r"),
-            ("data: {}\n\n", "data: {}\n\n"),
-        ] {
-            let mut reader = SseReader::new(100);
-            reader.push(Bytes::from_static(raw.as_bytes()));
-            let mut frame = reader.frame().unwrap().unwrap();
-            names("a").event(&mut frame, None);
-            assert_eq!(frame.raw, wanted);
-            let id = frame.id.map(|id| String::from_utf8(id.to_vec()).unwrap());
-            if let Some(id) = id {
-                let cursor = parse_event_id(&id).unwrap();
-                assert_eq!(
-                    (cursor.server.as_str(), cursor.stream_kind, cursor.id),
-                    ("a", StreamKind::Own, "7")
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn an_event_of_an_answer_says_of_which() {
+    fn an_event_says_on_which_stream_it_was() {
+        let answer = Namespace::new(ServerName::parse("a").unwrap(), StreamKind::Answer);
         for (request, wanted) in [("7", Value::from(7)), ("\"7\"", "7".into())] {
-            let mut reader = SseReader::new(100);
-            reader.push(Bytes::from_static(b"id: e.1\ndata: {}\n\n"));
-            let mut frame = reader.frame().unwrap().unwrap();
-            let namespace = Namespace::new(ServerName::parse("a").unwrap(), StreamKind::Answer);
-            namespace.event(&mut frame, Some(&MessageId::from_json(Bytes::from(request))));
-            let id = String::from_utf8(frame.id.unwrap().to_vec()).unwrap();
-            let cursor = parse_event_id(&id).unwrap();
-            assert_eq!(
-                (cursor.stream_kind, cursor.request, cursor.id),
-                (StreamKind::Answer, Some(wanted), "e.1")
-            );
+            let note = answer.event_note(Some(&MessageId::from_json(Bytes::from(request))));
+            assert_eq!(parse_event_note(&note), Some((StreamKind::Answer, Some(wanted.clone()))));
+            let resumed = Namespace::resuming(answer.server().clone(), Some(wanted));
+            assert_eq!(resumed.event_note(None), note);
         }
+        assert_eq!(parse_event_note(&answer.event_note(None)), Some((StreamKind::Answer, None)));
+        assert_eq!(parse_event_note(&names("a").event_note(None)), Some((StreamKind::Own, None)));
     }
 
     proptest! {

@@ -3,6 +3,9 @@
 
 use bytes::{Bytes, BytesMut};
 
+/// May begin a stream, and is no part of its first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// One event, or a run of comments, with its blank line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SseFrame {
@@ -128,6 +131,14 @@ impl SseFrame {
         }
     }
 
+    /// The bytes of the event with `id` in place of the id that `raw` has, if it has one; all other bytes stay.
+    pub fn into_bytes(self) -> Bytes {
+        match &self.id {
+            Some(id) => with_id(&self.raw, id),
+            None => self.raw,
+        }
+    }
+
     fn read(raw: Bytes, first: bool) -> Self {
         let mut frame = Self {
             raw: raw.clone(),
@@ -171,6 +182,37 @@ pub fn sse_event(data: &[u8]) -> Bytes {
     event.freeze()
 }
 
+/// Replaces the `id` lines of a frame; all other bytes stay.
+fn with_id(raw: &[u8], id: &[u8]) -> Bytes {
+    let mut written = Vec::with_capacity(raw.len() + id.len());
+    let (mark, mut rest) = raw.split_at(if raw.starts_with(BYTE_ORDER_MARK) {
+        BYTE_ORDER_MARK.len()
+    } else {
+        0
+    });
+    written.extend_from_slice(mark);
+    while !rest.is_empty() {
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b'\r' | b'\n'))
+            .unwrap_or(rest.len());
+        let (line, after) = rest.split_at(end);
+        let ending = match after {
+            [b'\r', b'\n', ..] => 2,
+            [] => 0,
+            _ => 1,
+        };
+        if line == b"id" || line.starts_with(b"id:") {
+            written.extend_from_slice(&[b"id: ", id].concat());
+        } else {
+            written.extend_from_slice(line);
+        }
+        written.extend_from_slice(&after[..ending]);
+        rest = &after[ending..];
+    }
+    written.into()
+}
+
 fn push_line(joined: &mut BytesMut, line: &[u8]) {
     joined.extend_from_slice(b"\n");
     joined.extend_from_slice(line);
@@ -179,7 +221,7 @@ fn push_line(joined: &mut BytesMut, line: &[u8]) {
 /// The lines of a frame without their line ends. Blank lines are dropped.
 fn lines(raw: &[u8], first: bool) -> impl Iterator<Item = &[u8]> {
     let raw = if first {
-        raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw)
+        raw.strip_prefix(BYTE_ORDER_MARK).unwrap_or(raw)
     } else {
         raw
     };
@@ -201,6 +243,25 @@ fn field(line: &[u8]) -> (&[u8], &[u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_event_keeps_all_but_its_id() {
+        for (raw, wanted) in [
+            ("id: 7\nretry: 3\ndata: \n\n", "id: new\nretry: 3\ndata: \n\n"),
+            ("data: {}\r\nid:7\r\n\r\n", "data: {}\r\nid: new\r\n\r\n"),
+            ("data: id: 7\rid: 7\r\r", "data: id: 7\rid: new\r\r"),
+            ("id: 1\nid\nid:2\n\n", "id: new\nid: new\nid: new\n\n"),
+            ("\u{feff}id: 7\ndata: {}\n\n", "\u{feff}id: new\ndata: {}\n\n"),
+            ("identity: 7\n id: 7\ndata: {}\n\n", "identity: 7\n id: 7\ndata: {}\n\n"),
+            ("data: {}\n\n", "data: {}\n\n"),
+        ] {
+            let mut reader = SseReader::new(100);
+            reader.push(Bytes::from_static(raw.as_bytes()));
+            let mut frame = reader.frame().unwrap().unwrap();
+            frame.id = frame.id.map(|_| Bytes::from_static(b"new"));
+            assert_eq!(frame.into_bytes(), wanted);
+        }
+    }
 
     fn read_all(pieces: &[&[u8]]) -> (Vec<SseFrame>, Result<(), SseFault>) {
         let mut reader = SseReader::new(200);

@@ -1,4 +1,4 @@
-//! Opaque server tokens (cursors, request states, task ids, request ids) as clients hold them: the server's text with
+//! Opaque server tokens (cursors, request states, task ids, request ids, event ids) as clients hold them: the server's text with
 //! an HMAC that binds it to its owner and use. The text is not hidden. There is no table, so any replica with the
 //! session keys verifies a handle; equal text gives an equal handle, so that a later message can name it.
 
@@ -17,6 +17,9 @@ pub enum HandleKind<'a> {
     State { method: &'a str, target: &'a str },
     /// The id of a server's request to its client; bound to the session.
     Request { session: &'a str },
+    /// The id of an event on a stream, for `Last-Event-ID`; bound to the session. The handle of an event on the combined
+    /// endpoint carries on which of its streams it was.
+    Event { session: &'a str },
     /// A task id. The handle carries the name of the tool that created the task, because no later message repeats it.
     Task,
 }
@@ -123,6 +126,7 @@ fn mark(key: &hmac::Key, handle_kind: HandleKind<'_>, owner: &HandleOwner, insid
         HandleKind::Cursor { method } => ("cursor", [method, ""]),
         HandleKind::State { method, target } => ("state", [method, target]),
         HandleKind::Request { session } => ("request", [session, ""]),
+        HandleKind::Event { session } => ("event", [session, ""]),
         HandleKind::Task => ("task", ["", ""]),
     };
     let mut bound = Vec::with_capacity(256 + inside.len());
@@ -188,6 +192,8 @@ mod tests {
             HandleKind::Request { session: "s1" },
             HandleKind::Request { session: "s2" },
             HandleKind::Request { session: "" },
+            HandleKind::Event { session: "s1" },
+            HandleKind::Event { session: "" },
             HandleKind::Task,
         ];
         let others = [

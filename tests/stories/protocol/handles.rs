@@ -50,14 +50,74 @@ on_both_stores! {
         let (files, ana, _) = two(&mut world, "").await;
         world.start().await;
         let client = world.connected("files", &ana).await;
+        let last = event_of_own_stream(&files, &client, "7").await;
         let server = files.offer_stream();
         let mut headers = client.stream_headers();
-        headers.insert("last-event-id", "7".parse().unwrap());
+        headers.insert("last-event-id", last.parse().unwrap());
         let mut stream = client.alike().send("GET", headers, Default::default()).await.unwrap();
         crate::support::upstream::say(&server, &json!({ "jsonrpc": "2.0", "id": 3, "result": { "tools": [], "nextCursor": "p2" } })).await;
         let cursor = stream.message().await["result"]["nextCursor"].clone();
         assert!(client.ask("tools/list", json!({ "cursor": cursor })).await.is_result());
         assert_eq!(files.received().last().unwrap().message["params"]["cursor"], "p2");
+    }
+
+    /// `Last-Event-ID` names an event of the caller's own session at this server, or nothing at all.
+    async fn an_event_is_resumed_after_by_whom_it_was_sent_to(world: World) {
+        let (files, ana, bob) = two(&mut world, "").await;
+        world.start().await;
+        let (anas, anas_other) = (world.connected("files", &ana).await, world.connected("files", &ana).await);
+        let bobs = world.connected("files", &bob).await;
+        let last = event_of_own_stream(&files, &anas, "e/7 of the server").await;
+        assert!(!last.contains("e/7") && last.bytes().all(|byte| byte.is_ascii_graphic()), "{last}");
+        let before = files.received().len();
+        let resume = async |client: &Client, last: &str| {
+            let mut headers = client.stream_headers();
+            headers.insert("last-event-id", last.parse().unwrap());
+            client.alike().send("GET", headers, Default::default()).await.unwrap()
+        };
+        for (client, last) in [
+            (&bobs, last.as_str()),
+            (&anas_other, &last),
+            (&anas, "e/7 of the server"),
+            (&anas, "7"),
+            (&anas, &last[..last.len() - 1]),
+            (&anas, &forged(&json!(last))),
+        ] {
+            let answer = crate::support::client::Answer::read(resume(client, last).await).await.unwrap();
+            assert_eq!(answer.verdict(), "400 unknown_event", "{last}");
+        }
+        assert_eq!(files.received().len(), before, "nothing of it went out");
+        let _stream = files.offer_stream();
+        assert_eq!(resume(&anas, &last).await.status, 200);
+        assert_eq!(files.received().last().unwrap().header("last-event-id"), Some("e/7 of the server"));
+        // A call is no stream to be resumed: the field is left out.
+        let call = anas.alike().with("last-event-id", "whatever").call("echo", json!({ "text": "hi" })).await;
+        assert_eq!(call.text(), "hi");
+        assert_eq!(files.received().last().unwrap().header("last-event-id"), None);
+    }
+
+    /// Events keep everything but their id; an id that could never come back makes clients forget the last.
+    async fn the_other_fields_of_an_event_stay(world: World) {
+        let (files, ana, _) = two(&mut world, "").await;
+        world.start().await;
+        let client = world.connected("files", &ana).await;
+        let server = files.offer_stream();
+        let mut stream = client.own_stream().await;
+        for (sent, wanted) in [
+            ("retry: 5\nid: 1\ndata: \n\n", "retry: 5\nid: gh1."),
+            (": note\nid:2\n\n", ": note\nid: gh1."),
+            ("id: \u{e9}\ndata: \n\n", "id: \ndata: \n\n"),
+            ("id\ndata: \n\n", "id: \ndata: \n\n"),
+            ("data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{}}\nid: 3\n\n",
+             "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{}}\nid: gh1."),
+        ] {
+            server.send(Ok(sent.to_owned().into())).await.unwrap();
+            let piece = stream.piece().await.unwrap().unwrap();
+            let piece = String::from_utf8(piece.to_vec()).unwrap();
+            assert!(piece.starts_with(wanted), "{sent:?}: {piece:?}");
+        }
+        server.send(Ok(format!("id: {}\ndata: \n\n", "x".repeat(2_000)).into())).await.unwrap();
+        assert_eq!(stream.piece().await.unwrap().unwrap(), "id: \ndata: \n\n");
     }
 
     /// A repeated call is decided, counted and recorded like any other.
@@ -269,4 +329,15 @@ fn forged(handle: &Value) -> String {
     let mut handle = handle.as_str().unwrap().to_owned();
     handle.replace_range(handle.len() - 4.., "AAAA");
     handle
+}
+
+/// The id of an event of the session's own stream, as the client got it.
+async fn event_of_own_stream(files: &Upstream, client: &Client, id: &str) -> String {
+    let server = files.offer_stream();
+    let mut stream = client.own_stream().await;
+    server.send(Ok(format!("id: {id}\ndata: \n\n").into())).await.unwrap();
+    let piece = stream.piece().await.unwrap().unwrap();
+    let piece = String::from_utf8(piece.to_vec()).unwrap();
+    let id = piece.lines().find_map(|line| line.strip_prefix("id: "));
+    id.unwrap_or_else(|| panic!("no id: {piece}")).to_owned()
 }
