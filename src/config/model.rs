@@ -66,7 +66,7 @@ pub struct Listen {
     /// Further values of `Host` that are this instance; the one of `public_url` always is.
     #[serde(default)]
     pub hosts: Vec<String>,
-    /// Values of `Origin` that browsers may send. None by default.
+    /// Values of `Origin` that browsers may send: pages of these origins may call and read the answers (CORS). None by default.
     #[serde(default)]
     pub origins: Vec<String>,
     pub tls: TlsConfig,
@@ -223,6 +223,10 @@ pub struct IssuerConfig {
     /// may call nothing. By default the grants alone say what may be called.
     #[serde(default)]
     pub scopes_claim: Option<String>,
+    /// The scopes that clients are told to ask for, where there is a `scopes_claim`; strangers read them. By default those in
+    /// `servers.tool_scopes`, never the names of tools.
+    #[serde(default)]
+    pub scopes_supported: Vec<String>,
     /// A claim (dotted) that becomes `principal.tenant`.
     #[serde(default)]
     pub tenant_claim: Option<String>,

@@ -6,7 +6,7 @@ use crate::domain::{Era, Member, MessageId, Method, Principal, Refusal, RequestI
 use crate::mcp::{Namespace, StreamKind};
 use crate::transport::Body;
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct RequestContext {
     pub source: IpAddr,
     /// The request came over HTTP/2, where a badly framed request does not endanger the next one.
     pub is_http2: bool,
+    /// The origin of the web page that may read the response (CORS).
+    pub allowed_origin: Option<HeaderValue>,
     pub server: Option<ServerName>,
     /// `None` until the caller is authenticated.
     pub principal: Option<Arc<Principal>>,
@@ -92,6 +94,7 @@ impl RequestContext {
             started: Instant::now(),
             source,
             is_http2,
+            allowed_origin: None,
             server: None,
             principal: None,
             is_part: false,

@@ -11,6 +11,7 @@ mod authz;
 mod body_budget;
 mod call;
 mod context;
+mod cors;
 mod forward;
 mod handles;
 mod keep_alive;
@@ -257,7 +258,11 @@ fn read_message(
 impl Gate {
     /// Turns the result into the response: records and words a refusal, and counts the request.
     pub async fn finish(&self, answered: Result<Answered, Box<RefusedRequest>>, in_flight: GaugeGuard) -> Response<Body> {
-        let response = match answered {
+        let origin = match &answered {
+            Ok(answered) => answered.context.allowed_origin.clone(),
+            Err(refused) => refused.context.allowed_origin.clone(),
+        };
+        let mut response = match answered {
             Ok(answered) => {
                 // A message that was split is counted once for each server.
                 if !answered.is_split {
@@ -279,6 +284,7 @@ impl Gate {
                 }
             }
         };
+        cors::allow(&mut response, origin.as_ref(), self.parts.endpoints.has_origins());
         // A stream is in flight until its end; every other answer is complete here.
         if is_event_stream(&response) {
             return response.map(|body| GuardedBody::new(body, in_flight).boxed());
@@ -314,7 +320,8 @@ impl Gate {
     pub fn refusal_response(&self, refused: &RefusedRequest, recorded: Result<bool, ()>) -> Response<Body> {
         let RefusedRequest { refusal, context, .. } = refused;
         let server = context.server.as_ref();
-        let metadata = self.parts.endpoints.metadata_url(server.filter(|_| !context.is_part));
+        let endpoint = server.filter(|_| !context.is_part);
+        let metadata = self.parts.metadata.url(&self.parts.endpoints, endpoint);
         let style = server.and_then(|server| self.parts.refusal_styles.get(server).copied());
         let style = style.unwrap_or_default();
         let eras = server.and_then(|server| self.parts.upstreams.get(server));
@@ -327,7 +334,8 @@ impl Gate {
                 era: context.message.era,
                 may_step_up: context.principal.as_ref().is_none_or(uses_token),
                 record: (recorded == Ok(true)).then_some(context.request),
-                metadata: &metadata,
+                metadata: metadata.as_deref(),
+                offered_scopes: self.parts.metadata.scopes(endpoint),
                 tool: context.called_tool(),
                 denials: style.denials(context.principal.as_deref()),
                 unknown_tools: style.unknown_tools,

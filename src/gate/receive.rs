@@ -6,12 +6,12 @@ use super::body_budget::BodyRefused;
 use super::context::{Answered, RefusedRequest, RequestContext};
 use super::message::peek_id;
 use super::routing::{self, Route};
-use super::{Gate, reply};
+use super::{Gate, cors, reply};
 use crate::domain::{HttpVerb, Reason, Refusal, ServerName, Timestamp};
 use crate::limits::PrincipalKey;
 use crate::transport::{BodyProblem, Peer};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, request};
 use hyper::body::Incoming;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -44,9 +44,17 @@ impl Gate {
     pub(super) async fn receive(&self, request: Request<Incoming>, peer: &Peer) -> Result<ReceivedRequest, Box<RefusedRequest>> {
         let (head, body) = request.into_parts();
         let clock = &self.parts.clock;
-        let context = RequestContext::new((clock.request)(), (clock.now)(), peer.address.ip(), peer.http2);
-        let server = match self.checked_route(&head) {
+        let mut context = RequestContext::new((clock.request)(), (clock.now)(), peer.address.ip(), peer.http2);
+        let route = self.checked_route(&head, &mut context);
+        if route.is_ok() && cors::is_preflight(&head) {
+            return Ok(ReceivedRequest::Document(context.answered(cors::preflight(&head))));
+        }
+        let server = match route {
             Ok(Route::Metadata(server)) => return self.resource_metadata(&head, server, context).map(ReceivedRequest::Document),
+            Ok(Route::SignIn) => {
+                let absent = self.parts.metadata.no_sign_in();
+                return Ok(ReceivedRequest::Document(context.answered(absent)));
+            }
             Ok(Route::Combined) => None,
             Ok(Route::Mcp(server)) => Some(server),
             Err(refusal) => return Err(context.refuse(refusal)),
@@ -62,9 +70,16 @@ impl Gate {
         }
     }
 
-    fn checked_route(&self, head: &request::Parts) -> Result<Route, Refusal> {
-        self.parts.endpoints.check_head(head)?;
-        routing::route(head)
+    /// Checks the head and notes which web page may read the response: of a document for everybody, any.
+    fn checked_route(&self, head: &request::Parts, context: &mut RequestContext) -> Result<Route, Refusal> {
+        let endpoints = &self.parts.endpoints;
+        endpoints.check_head(head)?;
+        let route = routing::route(head);
+        context.allowed_origin = match route {
+            Ok(Route::Metadata(_) | Route::SignIn) => Some(HeaderValue::from_static("*")),
+            Ok(Route::Mcp(_) | Route::Combined) | Err(_) => endpoints.check_origin(&head.headers)?.cloned(),
+        };
+        route
     }
 
     /// Authenticates the caller and reads the body. The body of an unauthenticated caller is read too, up to a small size, so
@@ -144,10 +159,11 @@ impl Gate {
         {
             return Err(context.refuse(Reason::UnknownServer));
         }
-        let document = self.parts.metadata.document(&self.parts.endpoints, server.as_ref());
-        let mut response: Response<_> = reply::json_response(StatusCode::OK, document);
-        let headers = response.headers_mut();
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        let metadata = &self.parts.metadata;
+        let response = match metadata.document(&self.parts.endpoints, server.as_ref()) {
+            Some(document) => reply::json_response(StatusCode::OK, document),
+            None => metadata.no_sign_in(),
+        };
         Ok(context.answered(response))
     }
 }

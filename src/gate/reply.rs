@@ -23,7 +23,9 @@ pub struct RefusalContext<'a> {
     /// counted.
     pub record: Option<RequestId>,
     /// Absolute URL of the protected resource metadata, for `WWW-Authenticate`.
-    pub metadata: &'a str,
+    pub metadata: Option<&'a str>,
+    /// The scopes that a client without a token may ask for, between spaces.
+    pub offered_scopes: &'a str,
     pub denials: Denials,
     pub unknown_tools: UnknownTools,
     /// The raw protocol version of the request, repeated to the client if it is refused.
@@ -95,7 +97,7 @@ pub fn refusal_response(refusal: &Refusal, to: &RefusalContext<'_>) -> Response<
         None => json_response(status, error(&text, refusal, to)),
     };
     let headers = response.headers_mut();
-    if let Some(challenge) = challenge(refusal, status, to.metadata) {
+    if let Some(challenge) = challenge(refusal, status, to) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
     if let Some(after) = retry_after_secs(refusal, status) {
@@ -182,7 +184,8 @@ pub fn body(refusal: &Refusal, id: Option<&MessageId>) -> Bytes {
         may_step_up: false,
         tool: None,
         record: None,
-        metadata: "",
+        metadata: None,
+        offered_scopes: "",
         denials: Denials::Error,
         unknown_tools: UnknownTools::Error,
         raw_version: None,
@@ -277,22 +280,26 @@ fn supported_versions(asked: Era, eras: Eras) -> Vec<&'static str> {
 }
 
 /// `WWW-Authenticate` (RFC 6750 section 3, RFC 9728 section 5.1): where to get a token, or which scopes are missing.
-fn challenge(refusal: &Refusal, status: StatusCode, metadata: &str) -> Option<HeaderValue> {
-    let text = match (status.as_u16(), refusal.reason) {
-        (401, Reason::NoCredential) => format!("Bearer resource_metadata=\"{metadata}\""),
-        (401, _) => format!("Bearer error=\"invalid_token\", resource_metadata=\"{metadata}\""),
-        (403, Reason::CredentialLacksScope) => {
-            let scopes: Vec<_> = refusal.scopes.iter().map(|scope| scope.as_str()).collect();
-            let scope = if scopes.is_empty() {
-                String::new()
-            } else {
-                format!("scope=\"{}\", ", scopes.join(" "))
-            };
-            format!("Bearer error=\"insufficient_scope\", {scope}resource_metadata=\"{metadata}\"")
-        }
+fn challenge(refusal: &Refusal, status: StatusCode, to: &RefusalContext<'_>) -> Option<HeaderValue> {
+    let own_scopes = refusal
+        .scopes
+        .iter()
+        .map(|scope| scope.as_str())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let (error, scope) = match (status.as_u16(), refusal.reason) {
+        (401, Reason::NoCredential) => (None, to.offered_scopes),
+        (401, _) => (Some("invalid_token"), to.offered_scopes),
+        (403, Reason::CredentialLacksScope) => (Some("insufficient_scope"), own_scopes.as_str()),
         _ => return None,
     };
-    HeaderValue::from_str(&text).ok()
+    let scope = Some(scope).filter(|scope| !scope.is_empty());
+    let parameters = [("error", error), ("scope", scope), ("resource_metadata", to.metadata)];
+    let parameters = parameters
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name}=\"{}\"", value?)));
+    let text = format!("Bearer {}", parameters.collect::<Vec<_>>().join(", "));
+    HeaderValue::from_str(text.trim_end()).ok()
 }
 
 fn retry_after_secs(refusal: &Refusal, status: StatusCode) -> Option<u64> {
@@ -325,7 +332,8 @@ mod tests {
             may_step_up: true,
             tool: None,
             record: None,
-            metadata: "https://g.example/.well-known/x",
+            metadata: Some("https://g.example/.well-known/x"),
+            offered_scopes: "",
             denials,
             unknown_tools: UnknownTools::default(),
             raw_version: None,

@@ -31,7 +31,12 @@ pub enum Route {
     Combined,
     /// The protected resource metadata of a server, or of the combined endpoint.
     Metadata(Option<ServerName>),
+    /// Where an authorization server would be, which Guardian is not.
+    SignIn,
 }
+
+/// Where clients of 2025-03-26 look for an authorization server that has no metadata.
+const SIGN_IN: [&str; 3] = ["/authorize", "/register", "/token"];
 
 const METADATA: &str = "/.well-known/oauth-protected-resource";
 
@@ -88,7 +93,7 @@ impl Endpoints {
         }
     }
 
-    /// Checks framing, `Host` and `Origin`, before authentication.
+    /// Checks framing and `Host`, before authentication.
     pub fn check_head(&self, head: &request::Parts) -> Result<(), Refusal> {
         transport::framing(head).map_err(|why| Refusal::with_detail(Reason::BadFraming, why))?;
         let host = match head.uri.authority() {
@@ -98,12 +103,25 @@ impl Endpoints {
         if !self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)) {
             return Err(Reason::WrongHost.into());
         }
-        // Browsers send one `Origin`. If there are several, each must be configured.
-        let mut origins = head.headers.get_all(header::ORIGIN).iter();
-        if !origins.all(|origin| self.allows_origin(origin)) {
-            return Err(Reason::WrongOrigin.into());
-        }
         Ok(())
+    }
+
+    /// Checks `Origin`, and returns the origin of the web page that the request comes from. Browsers send one; if there are
+    /// several, each must be configured.
+    pub fn check_origin<'a>(&self, headers: &'a HeaderMap) -> Result<Option<&'a HeaderValue>, Refusal> {
+        let mut page = None;
+        for origin in headers.get_all(header::ORIGIN) {
+            if !self.allows_origin(origin) {
+                return Err(Reason::WrongOrigin.into());
+            }
+            page = Some(origin);
+        }
+        Ok(page)
+    }
+
+    /// Whether web pages of some origin are served.
+    pub fn has_origins(&self) -> bool {
+        !self.origins.is_empty()
     }
 
     fn allows_origin(&self, origin: &HeaderValue) -> bool {
@@ -114,6 +132,9 @@ impl Endpoints {
 
 /// Matches paths exactly, byte for byte. A query is refused rather than ignored, because no path takes one.
 pub fn route(head: &request::Parts) -> Result<Route, Refusal> {
+    if SIGN_IN.contains(&head.uri.path()) {
+        return Ok(Route::SignIn);
+    }
     if head.uri.query().is_some() {
         return Err(Refusal::with_detail(Reason::UnknownPath, "no query is taken"));
     }

@@ -143,6 +143,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
             );
         }
     }
+    scopes_supported(issuer, at, found);
     if issuer.allow_anonymous && issuer.kind != IssuerKind::Supabase {
         found.push(Problem::error(
             at("allow_anonymous"),
@@ -171,6 +172,24 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
             at("jwks_keep"),
             format!("issuer `{alias}`: `jwks_keep` is shorter than `jwks_refresh`"),
         ));
+    }
+}
+
+fn scopes_supported(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Vec<Problem>) {
+    let (key, alias) = (at("scopes_supported"), &issuer.alias);
+    for scope in &issuer.scopes_supported {
+        if let Err(error) = Scope::parse(scope) {
+            found.push(Problem::error(&key, format!("`scopes_supported` of `{alias}`: {error}")));
+        } else if scope == "*" {
+            let message = format!("`scopes_supported` of `{alias}` has `*`, which is for grants");
+            found.push(Problem::error(&key, message).help("name the scopes that clients are to ask for"));
+        }
+    }
+    if !issuer.scopes_supported.is_empty() && issuer.scopes_claim.is_none() {
+        let message = format!("`scopes_supported` of `{alias}` has no effect without `scopes_claim`");
+        found.push(
+            Problem::warning(&key, message).help("set `scopes_claim`: the scopes of a token then narrow its owner's grants"),
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! Real MCP clients and the published conformance suites. `bash tests/clients/install` and `tests/run` install them.
 
+mod browser;
 mod conformance;
 mod first_steps;
 mod sdks;
