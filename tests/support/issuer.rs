@@ -2,7 +2,7 @@
 //! story wants.
 
 use super::certificates::{Authority, server_tls};
-use super::server::{Answering, serve};
+use super::server::{Answering, Body, serve};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, Full};
@@ -10,7 +10,8 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use time::OffsetDateTime;
 
@@ -99,6 +100,78 @@ impl Issuer {
         });
         let port = serve(0, Some(server_tls(&authority.server(), None)), answer).await;
         format!("https://localhost:{port}/jwks.json")
+    }
+}
+
+/// An introspection endpoint (RFC 7662) for opaque tokens.
+#[derive(Clone, Default)]
+pub struct Introspection {
+    tokens: Arc<Mutex<BTreeMap<String, Value>>>,
+    questions: Arc<Mutex<Vec<Question>>>,
+    out_of_order: Arc<AtomicBool>,
+}
+
+/// What Guardian asked.
+#[derive(Debug, Clone)]
+pub struct Question {
+    pub authorization: String,
+    pub body: String,
+}
+
+impl Introspection {
+    /// Answers `{"active":true, …}` for this token from now on.
+    pub fn knows(&self, token: &str, answer: Value) {
+        self.tokens.lock().unwrap().insert(token.into(), answer);
+    }
+
+    /// The token is not active any more.
+    pub fn forgets(&self, token: &str) {
+        self.tokens.lock().unwrap().remove(token);
+    }
+
+    /// Answers 500 to everything.
+    pub fn is_out_of_order(&self, broken: bool) {
+        self.out_of_order.store(broken, Ordering::SeqCst);
+    }
+
+    pub fn questions(&self) -> Vec<Question> {
+        self.questions.lock().unwrap().clone()
+    }
+
+    /// Serves the endpoint over TLS and returns its URL.
+    pub async fn serve(&self, authority: &Authority) -> String {
+        let endpoint = self.clone();
+        let answer: Answering = Arc::new(move |request| {
+            let endpoint = endpoint.clone();
+            Box::pin(async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let authorization = head.headers.get("authorization").and_then(|value| value.to_str().ok());
+                endpoint.answer(authorization.unwrap_or_default(), &String::from_utf8_lossy(&body))
+            })
+        });
+        let port = serve(0, Some(server_tls(&authority.server(), None)), answer).await;
+        format!("https://localhost:{port}/introspect")
+    }
+
+    fn answer(&self, authorization: &str, body: &str) -> Response<Body> {
+        self.questions.lock().unwrap().push(Question {
+            authorization: authorization.into(),
+            body: body.into(),
+        });
+        let token = body
+            .split('&')
+            .find_map(|field| field.strip_prefix("token="))
+            .unwrap_or_default();
+        let known = self.tokens.lock().unwrap().get(token).cloned();
+        let said = known.unwrap_or_else(|| json!({ "active": false }));
+        let status = if self.out_of_order.load(Ordering::SeqCst) { 500 } else { 200 };
+        let body = Full::new(Bytes::from(said.to_string())).map_err(|never| match never {});
+        Response::builder()
+            .status(status)
+            .header("content-type", "application/json")
+            .body(body.boxed_unsync())
+            .unwrap()
     }
 }
 
