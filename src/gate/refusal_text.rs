@@ -87,7 +87,12 @@ pub(super) const fn refusal_text(reason: Reason) -> RefusalText {
         R::WrongAudience => (401, 4010, "the token was not made for this server", None),
         R::WrongTokenKind => (401, 4010, "this kind of token is not accepted", Some("send an access token")),
         R::WrongEnvironment => (401, 4010, "the token was not made for this environment", None),
-        R::TokenInactive => (401, 4010, "the token's issuer says that it is not active", Some("sign in again")),
+        R::TokenInactive => (
+            401,
+            4010,
+            "the token's issuer says that it is not active",
+            Some("sign in again"),
+        ),
         R::CredentialRevoked => (401, 4010, "the credential was revoked", Some("sign in again")),
         R::BadKey => (401, 4010, "the key is not known", Some("ask the operator for a new one")),
         R::KeyExpired => (401, 4010, "the key has expired", Some("ask the operator for a new one")),

@@ -49,7 +49,7 @@ pub(super) struct Introspection {
     cache_for: Duration,
     answers: Cache<Digest, TokenState>,
     proven: Cache<Digest, ()>,
-    running: Mutex<HashMap<Digest, watch::Receiver<Option<Result<TokenState, Reason>>>>>,
+    running: Mutex<HashMap<Digest, Asking>>,
     proven_places: Semaphore,
     other_places: Semaphore,
     misses: Mutex<Misses>,
@@ -57,6 +57,9 @@ pub(super) struct Introspection {
     shared: Arc<JwksShared>,
     observer: Arc<IntrospectionObserver>,
 }
+
+/// Receives the answer to a running question.
+type Asking = watch::Receiver<Option<Result<TokenState, Reason>>>;
 
 /// Is told how each question ended.
 pub(super) type IntrospectionObserver = OnceLock<Box<dyn Fn(&'static str) + Send + Sync>>;
@@ -151,12 +154,7 @@ impl Introspection {
 
     /// Starts a question, or joins the running one about this token. The question is a task of its own: it goes on when the
     /// caller disconnects.
-    fn ask(
-        self: &Arc<Self>,
-        token: &str,
-        digest: Digest,
-        source: IpAddr,
-    ) -> Result<watch::Receiver<Option<Result<TokenState, Reason>>>, Reason> {
+    fn ask(self: &Arc<Self>, token: &str, digest: Digest, source: IpAddr) -> Result<Asking, Reason> {
         let mut running = self.running.lock().expect("no holder of this lock panics");
         if let Some(running) = running.get(&digest) {
             return Ok(running.clone());

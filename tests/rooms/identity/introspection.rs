@@ -6,13 +6,16 @@ use std::collections::HashMap;
 
 const TOKEN: &str = "mcp_0123456789abcdef";
 
+/// Status, media type and body.
+type Fault = (StatusCode, &'static str, String);
+
 /// An introspection endpoint that knows some tokens, and remembers every question.
 struct Introspector {
     url: String,
     /// The body of the answer for each token; of every other token, it says that it is not active.
     tokens: Arc<Mutex<HashMap<String, String>>>,
     /// Instead of these answers.
-    fault: Arc<Mutex<Option<(StatusCode, &'static str, String)>>>,
+    fault: Arc<Mutex<Option<Fault>>>,
     asked: Arc<Mutex<Vec<(String, String)>>>,
     gate: Arc<Mutex<Option<Arc<Notify>>>>,
     arrived: Arc<Notify>,

@@ -50,7 +50,7 @@ on_both_stores! {
         for _ in 0..5 {
             assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
         }
-        assert_eq!(client.call("read_file", json!({ "path": "/srv/a" })).await.reason(), "missing_scope", "`scope` narrows the grant");
+        assert_eq!(client.call("read_file", json!({ "path": "/srv/a" })).await.reason(), "credential_lacks_scope", "`scope` narrows the grant");
         let asked = endpoint.questions();
         assert_eq!(asked.len(), 1, "{asked:?}");
         assert_eq!(asked[0].body, format!("token={TOKEN}&token_type_hint=access_token"));

@@ -118,6 +118,16 @@ on_both_stores! {
         let answer = Answer::read(client.send("GET", client.headers.clone(), Bytes::new()).await.unwrap()).await.unwrap();
         assert_eq!((answer.status, &answer.message["resource"]), (200, &json!(world.resource("files"))));
         assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+
+        // Strangers cannot find out which servers there are.
+        let (status, told) = document(&world, "/.well-known/oauth-protected-resource/mcp/nowhere").await;
+        assert_eq!((status, &told["resource"]), (200, &json!(world.resource("nowhere"))));
+        let [known, unknown] = ["files", "nowhere"].map(|server| world.client(server));
+        let told = async |mut client: Client, server: &str| {
+            let answer = client.handshake().await;
+            (answer.status, answer.body, answer.headers["www-authenticate"].to_str().unwrap().replace(server, ""))
+        };
+        assert_eq!(told(known, "files").await, told(unknown, "nowhere").await);
     }
 }
 
