@@ -34,6 +34,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::TooManyMembers, "users_above_the_limit_are_told_and_the_others_served"),
     (Reason::DefinitionChanged, "a_changed_tool_definition_is_refused_until_pinned"),
     (Reason::AuditUnavailable, "a_journal_that_cannot_write_refuses_every_call"),
+    (Reason::TokenInactive, "a_token_ends_with_its_issuers_word_or_guardians_own"),
     (Reason::CredentialRevoked, "tokens_issued_before_a_revocation_are_refused"),
     (
         Reason::ClientRequestRefused,
@@ -41,6 +42,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     ),
     (Reason::UnknownAnswer, "only_the_one_who_was_asked_answers_and_once"),
     (Reason::UnknownCursor, "a_cursor_goes_on_for_the_one_it_was_given_to"),
+    (Reason::UnknownEvent, "an_event_is_resumed_after_by_whom_it_was_sent_to"),
     (Reason::UnknownState, "a_call_that_needs_more_is_repeated_with_it"),
     (Reason::UnknownTask, "a_task_of_the_old_era_is_its_callers"),
     (
