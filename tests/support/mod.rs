@@ -16,6 +16,7 @@ pub mod issuer;
 pub mod ports;
 pub mod postgres;
 pub mod resources_and_prompts;
+pub mod sdk_authorization;
 pub mod sdk_clients;
 pub mod server;
 pub mod stdio;

@@ -4,6 +4,7 @@ Nothing is judged here: the test that asks does that. `../conversation.mjs` is t
 """
 
 import json
+import re
 import sys
 from contextlib import AsyncExitStack
 
@@ -81,3 +82,27 @@ def answer(result, progress, is_error, meta):
     text = "".join(part.text for part in result.content)
     refusal = (meta or {}).get("guardian/refusal")
     return {"heard": "answer", "text": text, "isError": bool(is_error), "refusal": refusal, "progress": progress}
+
+
+class Script:
+    """A model without a mind: it makes the call of a step, and once more if the answer tells it a better argument's name."""
+
+    def __init__(self, step):
+        self.tool, self.arguments = step["tool"], step["arguments"]
+        self.told = []
+
+    def first(self):
+        return self.tool, self.arguments
+
+    def hears(self, text):
+        """The next call, or None when the model is done."""
+        self.told.append(text)
+        advice = re.search(r"`(\w+)` is not an argument of .*did you mean `(\w+)`", text)
+        if not advice or len(self.told) > 1:
+            return None
+        wrong, right = advice.groups()
+        self.arguments = {right if name == wrong else name: value for name, value in self.arguments.items()}
+        return self.first()
+
+    def seen(self, progress=()):
+        return {"heard": "model", "told": self.told, "progress": list(progress)}

@@ -2,6 +2,7 @@
 //! have the same result both ways. `npm ci` in tests/conformance installs the suites; `tests/run` does that.
 
 use crate::support::ports::free_port;
+use crate::support::sdk_clients::newer_node as node;
 use crate::support::stores::Engine;
 use crate::support::world::World;
 use serde_json::{Value, json};
@@ -208,15 +209,4 @@ fn count(checks: &Checks, status: &str) -> usize {
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
-}
-
-/// A Node for the suites, which need a newer one than Debian stable has.
-fn node() -> PathBuf {
-    let machine = match std::env::consts::ARCH {
-        "aarch64" => "arm64",
-        _ => "x64",
-    };
-    let node = folder().join(format!("node_modules/node-linux-{machine}/bin/node"));
-    assert!(node.is_file(), "`npm ci` in tests/conformance first (tests/run does)");
-    node
 }

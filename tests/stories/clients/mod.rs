@@ -3,5 +3,7 @@
 mod browser;
 mod conformance;
 mod first_steps;
+mod foreign;
+mod foreign_sign_in;
 mod sdks;
 mod sign_in;

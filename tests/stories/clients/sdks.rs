@@ -78,7 +78,7 @@ async fn each_client_finds_an_era_that_the_server_speaks() {
     world.start().await;
 
     let mut told = "Which era a client speaks through Guardian, by the mode it is in and the server behind.\n".to_owned();
-    for (kind, mode) in Kind::ALL
+    for (kind, mode) in Kind::SDKS
         .iter()
         .flat_map(|kind| kind.modes().iter().map(move |mode| (*kind, mode)))
     {
@@ -121,7 +121,7 @@ async fn each_client_calls_all_servers_behind_one_url() {
     let url = format!("https://localhost:{}/mcp", world.port);
 
     let mut told = "What clients hear of the combined endpoint, with two servers behind it.\n".to_owned();
-    for (kind, mode) in Kind::ALL
+    for (kind, mode) in Kind::SDKS
         .iter()
         .flat_map(|kind| kind.modes().iter().map(move |mode| (*kind, mode)))
     {
@@ -316,7 +316,7 @@ impl Tale {
 }
 
 /// What the client saw, without what differs from run to run.
-fn without_runs(seen: &Value, world: &World) -> String {
+pub(super) fn without_runs(seen: &Value, world: &World) -> String {
     let text = shown(seen).replace(&format!("localhost:{}", world.port), "localhost:PORT");
     let names = ["retry_after_ms", "not before", "\"id\""];
     names
@@ -327,6 +327,7 @@ fn without_runs(seen: &Value, world: &World) -> String {
 fn shown(seen: &Value) -> String {
     let word = |name: &str| seen[name].as_str().unwrap_or("nothing");
     match word("heard") {
+        "connected" if seen.get("protocol").is_none() => "connected".to_owned(),
         "connected" => format!("connected to {}, speaks {}", word("server"), word("protocol")),
         "era" => format!("speaks {}, calls", word("protocol")),
         "tools" => {
@@ -335,8 +336,6 @@ fn shown(seen: &Value) -> String {
             format!("sees {}", names.join(", "))
         }
         "answer" => {
-            let steps = seen["progress"].as_array().filter(|steps| !steps.is_empty());
-            let progress = steps.map(|steps| steps.iter().map(|step| format!("progress {step}, ")).collect::<String>());
             let kind = if seen["isError"] == true {
                 "a result that says it is an error"
             } else {
@@ -344,7 +343,12 @@ fn shown(seen: &Value) -> String {
             };
             let refusal = seen.get("refusal").filter(|refusal| !refusal.is_null());
             let refusal = refusal.map(|refusal| format!("\nwith {refusal}")).unwrap_or_default();
-            format!("{}{kind} {:?}{refusal}", progress.unwrap_or_default(), word("text"))
+            format!("{}{kind} {:?}{refusal}", progress(seen), word("text"))
+        }
+        "model" => {
+            let told = seen["told"].as_array().expect("texts").iter();
+            let told: Vec<String> = told.map(|text| format!("its model is told {text}")).collect();
+            format!("{}{}", progress(seen), told.join("\n"))
         }
         "error" => {
             let code = seen.get("code").filter(|code| !code.is_null());
@@ -357,6 +361,11 @@ fn shown(seen: &Value) -> String {
         }
         other => panic!("{other}: {seen}"),
     }
+}
+
+fn progress(seen: &Value) -> String {
+    let steps = seen["progress"].as_array().into_iter().flatten();
+    steps.map(|step| format!("progress {step}, ")).collect()
 }
 
 /// Replaces each record id by `RECORD`.
