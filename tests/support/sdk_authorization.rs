@@ -18,8 +18,8 @@ pub struct SdkAuthorizationServer {
 pub const INTROSPECTION_SECRET: &str = "only-guardian-knows";
 
 impl SdkAuthorizationServer {
-    /// Starts one with access tokens of this kind, `jwt` or `opaque`, for this user and these scopes.
-    pub fn start(world: &World, kind: &str, subject: &str, scopes: &str) -> SdkAuthorizationServer {
+    /// Starts one with access tokens of this kind, `jwt` or `opaque`, for this user; the first has only the scopes `first`.
+    pub fn start(world: &World, kind: &str, subject: &str, scopes: &str, first: &str) -> SdkAuthorizationServer {
         let folder = world.file(&format!("authorization-{kind}"));
         std::fs::create_dir_all(&folder).unwrap();
         world.authority.server().write(&folder, "server");
@@ -28,7 +28,7 @@ impl SdkAuthorizationServer {
         let mut process = Command::new(project.join("target/clients/python-v2/bin/python"))
             .arg(project.join("tests/clients/python/authorization_server.py"))
             .arg(&folder)
-            .args([kind, subject, scopes])
+            .args([kind, subject, scopes, first])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,10 +1,10 @@
 """An authorization server on the Python SDK's `mcp.server.auth`, with dynamic registration. Its user consents to everything.
 
-    authorization_server.py FOLDER KIND SUBJECT SCOPES
+    authorization_server.py FOLDER KIND SUBJECT SCOPES [FIRST]
 
 FOLDER has its certificate (server.pem, server.key). The access tokens of the KIND `jwt` are signed and verify with
 /jwks.json; those of the KIND `opaque` are known to /introspect (RFC 7662) alone, which answers `guardian` with the password
-in FOLDER/introspection.secret. SCOPES, separated by commas, are all there are. Prints its issuer, then a line for each
+in FOLDER/introspection.secret. SCOPES, separated by commas, are all there are; with FIRST, the first token has these alone. Prints its issuer, then a line for each
 request of a client; ends with its standard input.
 """
 
@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 LIFE = 600
 folder, kind, subject, scopes = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4].split(",")
+first = sys.argv[5].split(",") if len(sys.argv) > 5 else scopes
 listener = socket.create_server(("127.0.0.1", 0))
 issuer = AnyHttpUrl(f"https://localhost:{listener.getsockname()[1]}")
 key = ec.generate_private_key(ec.SECP256R1())
@@ -57,7 +58,7 @@ class Provider:
         say(f"signs its user in, for the scopes {asked or 'none in particular'}")
         code = AuthorizationCode(
             code=secrets.token_urlsafe(32),
-            scopes=params.scopes or scopes,
+            scopes=(params.scopes or scopes) if self.tokens else first,
             expires_at=time.time() + 60,
             client_id=client.client_id,
             code_challenge=params.code_challenge,
