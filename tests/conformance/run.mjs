@@ -7,7 +7,8 @@
 //   node run.mjs learn <ways>                        the same without results, until Guardian has each scenario's tools
 //   node run.mjs scenarios                           a list of the client scenarios, as `ways` has them
 //
-// CONFORMANCE_BEARER is the key to send, NODE_EXTRA_CA_CERTS the authority to trust. Needs Node 22 or later.
+// CONFORMANCE_SERVER is the name of the server that must answer, that of our own fixture by default; CONFORMANCE_BEARER is the
+// key to send, NODE_EXTRA_CA_CERTS the authority to trust. Needs Node 22 or later.
 
 import { execFile } from "node:child_process";
 import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
@@ -78,7 +79,8 @@ async function answers(url) {
     body: JSON.stringify({ jsonrpc: "2.0", id: 1, method: "initialize", params }),
   });
   const text = await answer.text();
-  if (!answer.ok || !text.includes("conformance-fixture")) throw new Error(`no fixture at ${url}: ${answer.status} ${text}`);
+  const name = process.env.CONFORMANCE_SERVER ?? "conformance-fixture";
+  if (!answer.ok || !text.includes(`"${name}"`)) throw new Error(`no ${name} at ${url}: ${answer.status} ${text}`);
 }
 
 async function judgeClients(ways = "{}") {
@@ -111,7 +113,8 @@ function run(args, env) {
   });
 }
 
-// The suite leaves one folder a scenario, `[server-]<scenario>-<time>`. INFO is a log entry and not a result.
+// The suite leaves one folder a scenario, `[server-]<scenario>-<time>`: an empty one if the scenario broke off. INFO is a log
+// entry and not a result.
 async function reported(kind, suite) {
   const out = await mkdtemp(join(tmpdir(), "conformance-"));
   try {
@@ -119,6 +122,7 @@ async function reported(kind, suite) {
     const found = {};
     for (const folder of await readdir(out)) {
       const scenario = folder.replace(/-\d{4}-\d\d-\d\dT[\d-]+Z$/, "").replace(kind && `${kind}-`, "");
+      if ((await readdir(join(out, folder))).length === 0) continue;
       const checks = JSON.parse(await readFile(join(out, folder, "checks.json"), "utf8"));
       for (const { id, status, errorMessage } of checks.filter(({ status }) => status !== "INFO")) {
         const name = `${scenario}/${id}`;

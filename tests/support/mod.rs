@@ -15,6 +15,7 @@ pub mod http;
 pub mod issuer;
 pub mod ports;
 pub mod postgres;
+pub mod real_servers;
 pub mod resources_and_prompts;
 pub mod sdk_authorization;
 pub mod sdk_clients;
