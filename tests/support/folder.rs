@@ -39,6 +39,13 @@ impl Folder {
         path
     }
 
+    /// Writes a file unless it holds this text already: a process that watches it sees no change.
+    pub fn rewrite(&self, name: &str, text: &str) {
+        if std::fs::read_to_string(self.0.join(name)).ok().as_deref() != Some(text) {
+            self.write(name, text);
+        }
+    }
+
     /// Every file in the folder and its subfolders.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut folders = vec![self.0.clone()];

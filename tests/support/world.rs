@@ -9,7 +9,7 @@ use super::stores::{Database, Engine, execute_in_file};
 use super::wait::{LONGEST, eventually};
 use serde_json::Value;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -175,6 +175,23 @@ impl World {
         self
     }
 
+    /// Replaces all policies by those that Guardian ships, for servers whose root is this folder.
+    pub fn starter_policies(&mut self, root: &str) -> &mut Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let policies = files.filter(|file| file.extension().is_some_and(|extension| extension == "cedar"));
+        let named = |file: PathBuf| {
+            let text = std::fs::read_to_string(&file).unwrap().replace("/srv/mcp", root);
+            (file.file_name().unwrap().to_str().unwrap().to_owned(), text)
+        };
+        self.policies = policies.map(named).collect();
+        assert!(
+            self.policies.iter().any(|(_, text)| text.contains(root)),
+            "no policy names a folder"
+        );
+        self
+    }
+
     pub fn install_certificate(&self, pair: &Pair) {
         std::fs::create_dir_all(self.folder.path().join("certs")).unwrap();
         pair.write(&self.folder.path().join("certs"), "server");
@@ -186,9 +203,9 @@ impl World {
 
     /// Writes configuration and policies as they are now.
     pub fn write(&self) {
-        self.folder.write("guardian.toml", &toml::to_string(&self.config).unwrap());
+        self.folder.rewrite("guardian.toml", &toml::to_string(&self.config).unwrap());
         for (name, text) in &self.policies {
-            self.folder.write(&format!("policies/{name}"), text);
+            self.folder.rewrite(&format!("policies/{name}"), text);
         }
     }
 
