@@ -5,7 +5,6 @@ use super::{Store, StoreError};
 use crate::domain::EnvironmentName;
 
 const SELF_CHECK: Sql = Sql::of_postgres("SELECT problem FROM self_check($1)");
-const ENSURE_PARTITIONS: Sql = Sql::of_postgres("SELECT partition_name, result FROM ensure_partitions(2)");
 const BIND_ROLE: Sql = Sql::of_postgres("SELECT bind_role($1, $2)::text");
 
 /// Without one of these the audit trail could be edited or a change be missed.
@@ -34,23 +33,12 @@ impl Store {
         }
     }
 
-    /// Makes the audit partitions of this month and the next two. Returns what it made or had to skip.
+    /// Makes the audit partitions of this month and the next two. Returns what it made.
     pub async fn ensure_partitions(&self) -> Result<Vec<String>, StoreError> {
-        let Store::Postgres(_) = self else { return Ok(Vec::new()) };
-        let mut tx = self.write().await?;
-        let rows = tx.fetch(&ENSURE_PARTITIONS, args![]).await?;
-        let said: Result<Vec<String>, StoreError> = rows
-            .iter()
-            .map(|row| {
-                Ok(format!(
-                    "{}: {}",
-                    row.get::<String>("partition_name")?,
-                    row.get::<String>("result")?
-                ))
-            })
-            .collect();
-        tx.commit().await?;
-        said
+        match self {
+            Store::Postgres(engine) => engine.ensure_partitions().await,
+            Store::Sqlite(_) => Ok(Vec::new()),
+        }
     }
 
     /// Lets a login role act in an environment (Postgres; the embedded store has no roles).

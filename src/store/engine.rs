@@ -1,6 +1,7 @@
 //! The two engines behind one handle: transactions, arguments and rows without a driver's types in them. Knows no table.
 
 use super::StoreError;
+use super::audit_partitions::Upkeep;
 use super::sqlite::{Files, SqliteFile};
 use super::unreadable::ColumnError;
 use sqlx::pool::PoolConnection;
@@ -18,6 +19,7 @@ pub struct PostgresEngine {
     pub(super) pool: PgPool,
     pub(super) location: Arc<StoreLocation>,
     pub(super) warnings: Arc<[String]>,
+    pub(super) upkeep: Upkeep,
 }
 
 #[derive(Clone)]

@@ -39,6 +39,11 @@ const POSTGRES: &[MigrationStep] = &[
         name: "server_failures",
         sql: include_str!("postgres/0003_server_failures.sql"),
     },
+    MigrationStep {
+        version: 4,
+        name: "audit_partitions",
+        sql: include_str!("postgres/0004_audit_partitions.sql"),
+    },
 ];
 const SQLITE: &[MigrationStep] = &[
     MigrationStep {

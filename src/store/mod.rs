@@ -2,6 +2,7 @@
 //! The only room that names SQL. It decides nothing and caches nothing.
 
 mod audit;
+mod audit_partitions;
 mod catalogue;
 mod check;
 mod directory;

@@ -2,6 +2,7 @@
 //! database sleep.
 
 use super::StoreError;
+use super::audit_partitions::Upkeep;
 use super::engine::{PostgresEngine, StoreLocation, with_timeout_of};
 use crate::config::Secret;
 use secrecy::ExposeSecret;
@@ -44,6 +45,7 @@ pub(super) async fn open_postgres(
         pool,
         location,
         warnings: warnings.into(),
+        upkeep: Upkeep::default(),
     })
 }
 

@@ -53,6 +53,8 @@ const INSERT: Sql = Sql {
              ON CONFLICT (incarnation, seq) DO NOTHING",
 };
 
+const MICROS_OF_DAY: i64 = 86_400_000_000;
+
 /// The journal forgets what was committed, so the commit must have reached the disk whatever the database's own setting is.
 const DURABLE_COMMIT: Sql = Sql::of_postgres(
     "SELECT set_config('synchronous_commit', 'on', true)
@@ -70,6 +72,10 @@ impl Store {
         let environment = rows.iter().find_map(|row| row.environment.clone());
         rows.iter_mut()
             .for_each(|row| row.environment = row.environment.take().or_else(|| environment.clone()));
+        let newest = rows.iter().map(|row| row.at).max().unwrap_or_default();
+        if let Store::Postgres(engine) = self {
+            engine.keep_partitions(newest / MICROS_OF_DAY).await;
+        }
         let mut tx = self.write().await?;
         if let Store::Postgres(_) = self {
             tx.fetch(&DURABLE_COMMIT, &[]).await?;
@@ -79,6 +85,9 @@ impl Store {
             shipped => shipped?,
         };
         tx.commit().await?;
+        if let Store::Postgres(engine) = self {
+            engine.keep_statistics(shipped.inserted).await;
+        }
         Ok(shipped)
     }
 }

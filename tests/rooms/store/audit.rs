@@ -293,10 +293,10 @@ type Asked<'a> = (&'a str, &'a [u64], &'a dyn Fn(&mut AuditFilter));
 type Poison = (&'static str, fn(&str) -> String);
 
 /// One incarnation: seals events as the journal does, but without the hash chain.
-struct Journal(Incarnation);
+pub struct Journal(Incarnation);
 
 impl Journal {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Incarnation(*Uuid::new_v4().as_bytes()))
     }
 
@@ -334,7 +334,7 @@ impl Journal {
         self.seal(seq, Event::Decision(Box::new(decision)))
     }
 
-    fn decision_at(&self, seq: u64, at: Timestamp) -> SealedRecord {
+    pub fn decision_at(&self, seq: u64, at: Timestamp) -> SealedRecord {
         self.seal(
             seq,
             Event::Decision(Box::new(Decision {

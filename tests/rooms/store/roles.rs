@@ -269,6 +269,90 @@ async fn a_record_lands_in_the_partition_of_its_month_and_a_wrong_clock_in_the_d
     assert_eq!((spans[0].incarnation, spans[0].records), (incarnation, 2));
 }
 
+/// A month that began without its partition: its rows lie in the default one, and the next start must not be refused for it.
+#[tokio::test]
+async fn rows_of_the_default_partition_move_when_their_month_is_made() {
+    let world = World::postgres().await;
+    let server = server(&world);
+    let url = server.database.url();
+    let now = time::OffsetDateTime::now_utc();
+    let month = format!("audit_trail_{}{:02}", now.year(), u8::from(now.month()));
+    world.by_hand(&format!("DROP TABLE schema.{month}")).await;
+    let user = world.user("alice@example.com").await;
+    world.grant(&user, "files", &["echo"]).await;
+    let count = async |table: &str| {
+        counts_at(&url, &format!("SELECT count(*), 0::bigint FROM guardian.{table}"))
+            .await
+            .0
+    };
+    let (all, lost) = (count("audit_trail").await, count("audit_trail_default").await);
+    assert!(lost >= 2, "{lost}");
+
+    let made = world.proxy.ensure_partitions().await.unwrap();
+    assert_eq!(made, [format!("{month}: created, with {lost} rows of the default partition")]);
+    assert_eq!((count(&month).await, count("audit_trail_default").await), (lost, 0));
+    assert_eq!(count("audit_trail").await, all);
+    assert_eq!(check(&server.proxy.url, "production").await, Vec::<String>::new());
+    for table in ["audit_trail", "audit_trail_default", &month] {
+        for statement in [format!("DELETE FROM schema.{table}"), format!("TRUNCATE schema.{table}")] {
+            match world.try_by_hand(&statement).await {
+                Err(refused) => assert!(refused.to_string().contains("append-only"), "{statement}: {refused}"),
+                Ok(rows) => assert_eq!((rows, table), (0, "audit_trail_default"), "{statement}: nothing is in it"),
+            }
+        }
+    }
+}
+
+/// A proxy that runs for a quarter of a year makes the months ahead while it ships.
+#[tokio::test]
+async fn partitions_are_made_and_counted_while_records_are_shipped() {
+    let world = World::postgres().await;
+    let server = server(&world);
+    let url = server.database.url();
+    let now = time::OffsetDateTime::now_utc();
+    let month = |ahead: u8| {
+        let at = (0..ahead).fold(now.replace_day(1).unwrap(), |at, _| {
+            (at + time::Duration::days(32)).replace_day(1).unwrap()
+        });
+        format!("audit_trail_{}{:02}", at.year(), u8::from(at.month()))
+    };
+    let exists = async |table: &str| {
+        counts_at(
+            &url,
+            &format!("SELECT count(*), 0::bigint FROM pg_class WHERE relname = '{table}'"),
+        )
+        .await
+        .0
+    };
+    let counted = async || {
+        counts_at(
+            &url,
+            &format!(
+                "SELECT reltuples::bigint, 0::bigint FROM pg_class WHERE relname = '{}'",
+                month(0)
+            ),
+        )
+        .await
+        .0
+    };
+    let journal = super::audit::Journal::new();
+    let ship = async |seqs: std::ops::Range<u64>, days: i64| {
+        let at = neural_guardian::domain::Timestamp::from_secs(now.unix_timestamp() + days * 86_400);
+        let records: Vec<_> = seqs.map(|seq| journal.decision_at(seq, at)).collect();
+        world.proxy.ship(&records).await.unwrap();
+    };
+    ship(0..1, 0).await;
+    world.by_hand(&format!("DROP TABLE schema.{}", month(2))).await;
+    ship(1..2, 0).await;
+    assert_eq!(exists(&month(2)).await, 0, "once a day is enough");
+    ship(2..3, 1).await;
+    assert_eq!(exists(&month(2)).await, 1);
+
+    let before = counted().await;
+    ship(3..1_500, 0).await;
+    assert!(before < 1_000 && counted().await >= 1_000, "{before}");
+}
+
 #[tokio::test]
 async fn two_databases_of_one_cluster_migrate_at_once() {
     let mut database = Database::on_own_cluster().await;
