@@ -64,6 +64,22 @@ pub(super) struct JsonRpcEnvelope {
     pub code: Option<i64>,
 }
 
+impl JsonRpcEnvelope {
+    /// All spans. A member that is added has to be named here too.
+    fn spans_mut(&mut self) -> impl Iterator<Item = &mut Span> {
+        let Self {
+            is_version_2: _,
+            id,
+            has_method: _,
+            result,
+            error,
+            is_error: _,
+            code: _,
+        } = self;
+        [id, result, error].into_iter().flatten()
+    }
+}
+
 /// A list in a result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ListSpans {
@@ -268,16 +284,7 @@ impl ServerMessage {
     /// All spans. A member that is added to the message has to be named here too.
     fn spans_mut(&mut self) -> impl Iterator<Item = &mut JsonSpan> {
         let Self {
-            envelope:
-                JsonRpcEnvelope {
-                    is_version_2: _,
-                    id: envelope_id,
-                    has_method: _,
-                    result,
-                    error,
-                    is_error: _,
-                    code: _,
-                },
+            envelope,
             unreadable: _,
             unclear_names: _,
             unclear_lists: _,
@@ -306,16 +313,9 @@ impl ServerMessage {
             iter::once(&mut list.span).chain(items.flat_map(|item| iter::once(&mut item.span).chain(&mut item.name)))
         });
         let names = names.iter_mut().map(|(NameSpan::Name(span) | NameSpan::Uri(span))| span);
-        let values = [
-            envelope_id,
-            result,
-            error,
-            protocol_version,
-            updated_resource,
-            cache_scope,
-            ttl_ms,
-        ];
-        let with_kind = values.into_iter().flatten().chain(in_lists).chain(names);
+        let values = [protocol_version, updated_resource, cache_scope, ttl_ms];
+        let values = values.into_iter().flatten().chain(envelope.spans_mut());
+        let with_kind = values.chain(in_lists).chain(names);
         let plain = [
             id,
             request_state,
