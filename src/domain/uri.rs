@@ -106,6 +106,7 @@ fn check_escapes(text: &str, path: usize) -> Result<(), BadUri> {
 fn check_path(scheme: &str, path: &str) -> Result<(), BadUri> {
     let (authority, path) = match path.strip_prefix("//") {
         Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+        None if FOLDING.contains(&scheme) => return Err(BadUri("has no `//` behind its scheme")),
         None => ("", path),
     };
     if FOLDING.contains(&scheme) && authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -120,7 +121,35 @@ fn check_path(scheme: &str, path: &str) -> Result<(), BadUri> {
         return Err(BadUri("has a `.` or `..` in its path"));
     }
     if scheme == "file" && path.contains("//") {
-        Err(BadUri("has an empty part in its path"))
+        return Err(BadUri("has an empty part in its path"));
+    }
+    if FOLDING.contains(&scheme) {
+        check_authority(scheme, authority)?;
+    }
+    Ok(())
+}
+
+/// Refuses the other ways in which the schemes of the web write one address: readers turn `file:/a` and `file://localhost/a`
+/// into `file:///a`, `https:/h/a` and `https://u@h:443/a` into `https://h/a`.
+fn check_authority(scheme: &str, authority: &str) -> Result<(), BadUri> {
+    let standard_port = match scheme {
+        "http" | "ws" => ":80",
+        "https" | "wss" => ":443",
+        "ftp" => ":21",
+        _ => ":",
+    };
+    if scheme == "file" {
+        return match authority {
+            "" => Ok(()),
+            _ => Err(BadUri("names a host, and a file has none: `file:///…`")),
+        };
+    }
+    if authority.is_empty() {
+        Err(BadUri("has no host behind `//`"))
+    } else if authority.contains('@') {
+        Err(BadUri("holds a user before its host"))
+    } else if authority.ends_with(':') || authority.ends_with(standard_port) {
+        Err(BadUri("writes out the port that its scheme has anyway"))
     } else {
         Ok(())
     }
@@ -163,6 +192,9 @@ mod tests {
             "data:text/plain,hello",
             "x://a//b",
             "https://h/a;v=1/...;/..a;b%3B",
+            "https://h:8443/a",
+            "https://[::1]:8443/a",
+            "http://h:443/a",
         ] {
             assert_eq!(ResourceUri::parse(uri).map(|uri| uri.to_string()), Ok(uri.to_owned()));
             assert!(ResourceUri::parse_template(uri).is_ok());
@@ -206,6 +238,18 @@ mod tests {
             ("file:///%c3%a4", "upper-case"),
             ("https://EXAMPLE.com/", "lower case"),
             ("file:///a//b", "empty"),
+            ("file:/srv/a", "`//`"),
+            ("file:a", "`//`"),
+            ("https:/h/a", "`//`"),
+            ("https:h/a", "`//`"),
+            ("file://localhost/srv/a", "a file has none"),
+            ("file://h", "a file has none"),
+            ("https:///a", "no host"),
+            ("https://u@h/a", "a user"),
+            ("https://u:p@h/a", "a user"),
+            ("https://h:443/a", "port"),
+            ("http://h:80", "port"),
+            ("https://h:/a", "port"),
             (&long, "longer"),
         ] {
             let refused = ResourceUri::parse(uri).expect_err(uri).to_string();

@@ -13,9 +13,9 @@ use http_body_util::Full;
 use moka::sync::Cache;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const MAX_CACHED: u64 = 50_000;
 const INACTIVE_TTL: Duration = Duration::from_secs(10);
 /// How long a token that was active is asked about ahead of tokens that never were.
 const PROVEN_TTL: Duration = Duration::from_secs(600);
-/// Questions on their way at once. Tokens that were never active have places of their own, so that garbage delays nobody else.
+/// Questions on their way at once, for each kind of tokens.
 const MAX_AT_ONCE: usize = 16;
 /// Questions that wait for a place.
 const MAX_WAITING: usize = 512;
@@ -49,11 +49,13 @@ pub(super) struct Introspection {
     cache_for: Duration,
     answers: Cache<Digest, TokenState>,
     proven: Cache<Digest, ()>,
+    /// Tokens about which there was no usable answer, and until when they are not asked about again.
+    unanswered: Cache<Digest, Instant>,
     running: Mutex<HashMap<Digest, Asking>>,
-    proven_places: Semaphore,
-    other_places: Semaphore,
+    /// Of tokens that were active lately, and of all others: what strangers send must not hold up those who are known.
+    proven_lane: Lane,
+    other_lane: Lane,
     misses: Mutex<Misses>,
-    pause: Mutex<Pause>,
     shared: Arc<JwksShared>,
     observer: Arc<IntrospectionObserver>,
 }
@@ -100,14 +102,11 @@ impl Introspection {
                 .time_to_live(cache_for.max(INACTIVE_TTL))
                 .build(),
             proven: Cache::builder().max_capacity(MAX_CACHED).time_to_live(PROVEN_TTL).build(),
+            unanswered: Cache::builder().max_capacity(MAX_CACHED).time_to_live(PAUSES[1]).build(),
             running: Mutex::default(),
-            proven_places: Semaphore::new(MAX_AT_ONCE),
-            other_places: Semaphore::new(MAX_AT_ONCE),
+            proven_lane: Lane::new(),
+            other_lane: Lane::new(),
             misses: Mutex::new(Misses::new(Instant::now())),
-            pause: Mutex::new(Pause {
-                backoff: Backoff::new(PAUSES[0], PAUSES[1]),
-                until: Instant::now(),
-            }),
             shared,
             observer,
         }
@@ -141,7 +140,8 @@ impl Introspection {
     pub async fn probe(&self) -> Result<(), String> {
         let token = "guardian-check-asks-about-a-token-that-nobody-has";
         let asked = tokio::time::timeout(TIMEOUT, post(&self.client, self.request(token)?));
-        let bytes = asked.await.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")))?;
+        let answered = asked.await.map_err(|_| format!("no answer within {TIMEOUT:?}"))?;
+        let bytes = answered.map_err(|failure| failure.why)?;
         match self.read(&bytes, Instant::now())? {
             TokenState::Inactive { .. } => Ok(()),
             TokenState::Active { .. } => Err("it calls a token active that nobody has".to_owned()),
@@ -165,9 +165,12 @@ impl Introspection {
         }
         let proven = self.proven.contains_key(&digest);
         let network = network_of(source);
-        if self.is_paused() || running.len() >= MAX_WAITING {
+        if self.unanswered.get(&digest).is_some_and(|until| Instant::now() < until) {
             return Err(self.not_asked());
         }
+        let Some(place) = self.lane(proven).queue() else {
+            return Err(self.not_asked());
+        };
         if !proven && !self.misses().begin(network, Instant::now()) {
             return Err(self.not_asked());
         }
@@ -177,12 +180,12 @@ impl Introspection {
         let (introspection, token) = (self.clone(), zeroize::Zeroizing::new(token.to_owned()));
         let stop = self.shared.stop.clone();
         self.shared.fetches.spawn(async move {
-            let asked = introspection.ask_in_turn(&token, digest, proven);
-            let answer = stop
+            let asked = introspection.ask_in_turn(&token, digest, proven, place);
+            let (answer, is_miss) = stop
                 .run_until_cancelled(asked)
                 .await
-                .unwrap_or(Err(Reason::IssuerUnavailable));
-            if !proven && !matches!(answer, Ok(TokenState::Inactive { .. })) {
+                .unwrap_or((Err(Reason::IssuerUnavailable), false));
+            if !proven && !is_miss {
                 introspection.misses().take_back(network);
             }
             // The answer is in the cache before its question is gone from here.
@@ -196,28 +199,43 @@ impl Introspection {
         Ok(told)
     }
 
-    async fn ask_in_turn(&self, token: &str, digest: Digest, proven: bool) -> Result<TokenState, Reason> {
-        let places = if proven { &self.proven_places } else { &self.other_places };
-        let asked = tokio::time::timeout(TIMEOUT, async {
-            let _place = places.acquire().await.map_err(|closed| closed.to_string())?;
-            let at = Instant::now();
-            Ok((post(&self.client, self.request(token)?).await?, at))
-        });
-        let asked = asked.await.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
-        let read = asked.and_then(|(bytes, at)| self.read(&bytes, at));
-        match read {
+    /// Asks once there is a place. Also returns whether the token is to blame for the answer.
+    async fn ask_in_turn(
+        &self,
+        token: &str,
+        digest: Digest,
+        proven: bool,
+        queued: OwnedSemaphorePermit,
+    ) -> (Result<TokenState, Reason>, bool) {
+        let lane = self.lane(proven);
+        let Ok(Ok(_place)) = tokio::time::timeout(TIMEOUT, lane.places.acquire()).await else {
+            return (Err(self.not_asked()), false);
+        };
+        drop(queued);
+        let at = Instant::now();
+        let request = self.request(token).map_err(Unanswered::of_token);
+        let asked = async { post(&self.client, request?).await };
+        let asked = tokio::time::timeout(TIMEOUT, asked).await;
+        let asked = asked.unwrap_or_else(|_| Err(Unanswered::of_issuer(format!("no answer within {TIMEOUT:?}"))));
+        match asked.and_then(|bytes| self.read(&bytes, at).map_err(Unanswered::of_token)) {
             Ok(answer) => {
                 let active = matches!(answer, TokenState::Active { .. });
-                self.succeeded(if active { "active" } else { "inactive" });
+                self.observe(if active { "active" } else { "inactive" });
+                lane.pause().backoff.reset();
                 if active {
                     self.proven.insert(digest, ());
                 } else {
                     self.proven.invalidate(&digest);
                 }
                 self.answers.insert(digest, answer.clone());
-                Ok(answer)
+                (Ok(answer), !active)
             }
-            Err(why) => Err(self.failed(&why)),
+            Err(failure) => {
+                if failure.is_of_token {
+                    self.unanswered.insert(digest, Instant::now() + PAUSES[1]);
+                }
+                (Err(self.failed(lane, &failure)), failure.is_of_token)
+            }
         }
     }
 
@@ -249,8 +267,8 @@ impl Introspection {
         }
     }
 
-    fn is_paused(&self) -> bool {
-        Instant::now() < self.pause.lock().expect("no holder of this lock panics").until
+    fn lane(&self, proven: bool) -> &Lane {
+        if proven { &self.proven_lane } else { &self.other_lane }
     }
 
     fn not_asked(&self) -> Reason {
@@ -258,19 +276,17 @@ impl Introspection {
         Reason::IssuerUnavailable
     }
 
-    fn succeeded(&self, outcome: &'static str) {
-        self.observe(outcome);
-        self.pause.lock().expect("no holder of this lock panics").backoff.reset();
-    }
-
-    fn failed(&self, why: &str) -> Reason {
+    /// A failure that may lie in the token pauses nobody: anybody could send such a token.
+    fn failed(&self, lane: &Lane, failure: &Unanswered) -> Reason {
         self.observe("failed");
         let now = Instant::now();
-        let mut pause = self.pause.lock().expect("no holder of this lock panics");
+        let mut pause = lane.pause();
         // Of questions that failed together, the first makes the pause.
         if pause.until <= now {
-            pause.until = now + pause.backoff.failed();
-            tracing::warn!(issuer = %self.alias, endpoint = %self.url, why, "cannot introspect a token");
+            if !failure.is_of_token {
+                pause.until = now + pause.backoff.failed();
+            }
+            tracing::warn!(issuer = %self.alias, endpoint = %self.url, why = failure.why, "cannot introspect a token");
         }
         Reason::IssuerUnavailable
     }
@@ -286,10 +302,62 @@ impl Introspection {
     }
 }
 
+/// The questions about one kind of tokens.
+struct Lane {
+    /// Questions on their way at once.
+    places: Semaphore,
+    /// Questions that wait for a place.
+    waiting: Arc<Semaphore>,
+    pause: Mutex<Pause>,
+}
+
 /// When the issuer is asked again after a failure.
 struct Pause {
     backoff: Backoff,
     until: Instant,
+}
+
+impl Lane {
+    fn new() -> Self {
+        Self {
+            places: Semaphore::new(MAX_AT_ONCE),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            pause: Mutex::new(Pause {
+                backoff: Backoff::new(PAUSES[0], PAUSES[1]),
+                until: Instant::now(),
+            }),
+        }
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().expect("no holder of this lock panics")
+    }
+
+    /// A place in the queue; `None` during a pause, and if the queue is full.
+    fn queue(&self) -> Option<OwnedSemaphorePermit> {
+        let paused = Instant::now() < self.pause().until;
+        self.waiting.clone().try_acquire_owned().ok().filter(|_| !paused)
+    }
+}
+
+/// Why there is no answer about a token.
+struct Unanswered {
+    why: String,
+    /// It may lie in this token alone.
+    is_of_token: bool,
+}
+
+impl Unanswered {
+    fn of_issuer(why: String) -> Self {
+        Self { why, is_of_token: false }
+    }
+
+    fn of_token(why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            is_of_token: true,
+        }
+    }
 }
 
 /// Counts the tokens of the current minute that were not active. A token is counted when its question begins, and taken back
@@ -332,26 +400,28 @@ impl Misses {
 }
 
 /// The body of a 200 with JSON; nothing else is an answer. Redirects are not followed.
-async fn post(client: &Client, request: Request<Full<Bytes>>) -> Result<Bytes, String> {
-    let answer = client.send(request).await.map_err(|error| chain(&error))?;
+async fn post(client: &Client, request: Request<Full<Bytes>>) -> Result<Bytes, Unanswered> {
+    let answer = client.send(request).await;
+    let answer = answer.map_err(|error| Unanswered::of_issuer(chain(&error)))?;
     match answer.status() {
         StatusCode::OK => {}
+        StatusCode::BAD_REQUEST => return Err(Unanswered::of_token("the answer was 400 Bad Request")),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            return Err(format!(
-                "the answer was {}: check `client_id` and its secret",
-                answer.status()
-            ));
+            let status = answer.status();
+            return Err(Unanswered::of_issuer(format!(
+                "the answer was {status}: check `client_id` and its secret"
+            )));
         }
-        status => return Err(format!("the answer was {status}")),
+        status => return Err(Unanswered::of_issuer(format!("the answer was {status}"))),
     }
     let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
-        return Err("the answer is not `application/json`".to_owned());
+        return Err(Unanswered::of_token("the answer is not `application/json`"));
     }
     read_body(answer.into_body(), MAX_ANSWER_BYTES, TIMEOUT)
         .await
-        .map_err(|problem| problem.to_string())
+        .map_err(|problem| Unanswered::of_token(problem.to_string()))
 }
 
 /// HTTP Basic with the client's id and secret, each form-encoded first (RFC 6749, 2.3.1).

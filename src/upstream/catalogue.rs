@@ -94,13 +94,13 @@ impl Upstream {
     /// Fetches all tools and detects which eras the server speaks.
     pub async fn fetch_tools(&self) -> Result<OfferedTools, FetchFailed> {
         let all = self.timeouts.first_byte.saturating_add(self.timeouts.idle);
+        let fetched = tokio::time::timeout(all, self.fetch()).await;
+        let fetched = fetched.unwrap_or(Err(FetchFailed::Late));
         let ToolListing {
             tools: listed,
             eras,
             server_info,
-        } = tokio::time::timeout(all, self.fetch())
-            .await
-            .map_err(|_| FetchFailed::Late)??;
+        } = fetched.map_err(|failed| self.without_secrets(failed))?;
         self.set_capabilities(eras, server_info);
         let (tools, left_out) = read_tools(listed);
         Ok(OfferedTools {
@@ -108,6 +108,18 @@ impl Upstream {
             rejected: left_out,
             eras,
         })
+    }
+
+    /// What a program says of its failure may hold the secrets that it was given.
+    fn without_secrets(&self, failed: FetchFailed) -> FetchFailed {
+        match (failed, &self.transport) {
+            (FetchFailed::Refused { method, code, message }, TransportKind::Channels(channels)) => FetchFailed::Refused {
+                method,
+                code,
+                message: channels.without_secrets(&message),
+            },
+            (failed, _) => failed,
+        }
     }
 
     /// All tools, also those that only some clients are offered.

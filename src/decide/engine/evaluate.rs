@@ -258,7 +258,7 @@ impl<'a> Evaluation<'a> {
                 let scopes = self.active_grant.scopes.iter();
                 RestrictedExpression::new_set(scopes.map(|scope| text(scope.as_str())))
             }
-            ContextField::ScopeNamed => RestrictedExpression::new_bool(self.active_grant.names(self.needs)),
+            ContextField::ScopeNamed => RestrictedExpression::new_bool(self.active_grant.names(self.needs, self.kind)),
             ContextField::SourceIp => input.cedar_principal.address(input.source_ip),
             ContextField::Now => RestrictedExpression::new_datetime(time_fields::datetime(input.now)),
             ContextField::Hour => RestrictedExpression::new_long(time_fields::hour(input.now, offset)),

@@ -3,6 +3,8 @@
 
 use super::compiled_tool::CompiledTool;
 use super::input::{DecisionInput, Enrolment};
+use super::unlisted::scope;
+use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::domain::{
     Grant, GrantStatus, Member, MemberStatus, PinStatus, Principal, Reason, Refusal, Scope, ServerName, Timestamp,
 };
@@ -15,9 +17,15 @@ pub(in crate::decide) struct ActiveGrant<'a> {
 
 impl ActiveGrant<'_> {
     /// Whether the grant itself names every one of `needs`, so that `*` is not what covers them. A credential that narrows
-    /// the grant names nothing: what an administrator granted is what counts.
-    pub fn names(&self, needs: &[Scope]) -> bool {
-        let named = |needed: &Scope| needed.as_str() != "*" && self.grant.scopes.iter().any(|scope| scope == needed);
+    /// the grant names nothing: what an administrator granted is what counts. The scopes for resources and prompts name no tool:
+    /// a server could give a tool such a name later.
+    pub fn names(&self, needs: &[Scope], kind: PrimitiveKind) -> bool {
+        use PrimitiveKind::{Prompt, Resource, Tool};
+        let is_other = |needed: &Scope| match kind {
+            Tool => [Tool, Resource, Prompt].iter().any(|kind| scope(*kind) == needed.as_str()),
+            Resource | Prompt => scope(Tool) == needed.as_str(),
+        };
+        let named = |needed: &Scope| !is_other(needed) && self.grant.scopes.iter().any(|scope| scope == needed);
         !needs.is_empty() && needs.iter().all(named)
     }
 }

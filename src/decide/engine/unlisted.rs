@@ -102,7 +102,7 @@ impl UnlistedPrimitives {
 
 /// The scope that covers all primitives of a kind. `resources` covers reading and subscribing, `prompts` covers getting
 /// one.
-const fn scope(kind: PrimitiveKind) -> &'static str {
+pub(super) const fn scope(kind: PrimitiveKind) -> &'static str {
     match kind {
         PrimitiveKind::Tool => "*",
         PrimitiveKind::Resource => "resources",

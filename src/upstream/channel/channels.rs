@@ -206,6 +206,14 @@ impl Channels {
         Ok(mcp::result(id, server_info))
     }
 
+    /// A text of the server without the secrets that it was started with.
+    pub fn without_secrets(&self, text: &str) -> String {
+        match &self.connector {
+            ChannelConnector::Program(program) => program.without_secrets(text),
+            ChannelConnector::LegacySse(_) => text.to_owned(),
+        }
+    }
+
     /// Guardian's own channel, opened if there is none.
     pub async fn control_channel(&self) -> Result<ControlChannel, ForwardError> {
         let open = async {
@@ -224,7 +232,7 @@ impl Channels {
 
     /// A channel on which Guardian introduces itself as a client that answers these requests. It ends with the guard.
     pub async fn introduce(&self, requests: ClientRequests) -> Result<(ControlChannel, DropGuard), ForwardError> {
-        let channel = self.open(UnsolicitedRouting::Drop).await?;
+        let channel = self.open(UnsolicitedRouting::DropAndTry).await?;
         let guard = channel.end.clone().drop_guard();
         let control = ControlChannel::initialize(channel, requests, self.timeouts.first_byte).await?;
         Ok((control, guard))

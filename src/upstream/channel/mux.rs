@@ -51,6 +51,8 @@ pub enum UnsolicitedRouting {
     AllSessions(Broadcast),
     /// Nobody: the channel is Guardian's own.
     Drop,
+    /// Nobody either. Guardian tries what the server does with other capabilities; that it then ends is no failure.
+    DropAndTry,
 }
 
 /// Sends a message to all sessions.
@@ -210,7 +212,7 @@ impl MuxChannel {
             }
             (JsonRpcKind::Notification(method), _) => match &self.routing {
                 UnsolicitedRouting::AllSessions(broadcast) if BROADCAST.contains(&method.as_str()) => broadcast(&message),
-                UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop => (),
+                UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop | UnsolicitedRouting::DropAndTry => (),
                 UnsolicitedRouting::Session(_) => drop(self.route(&message, None).await),
             },
             (JsonRpcKind::Request(_), None) => (),
@@ -255,6 +257,11 @@ impl MuxChannel {
     /// Whether the server has ever answered a request.
     pub fn has_answered(&self) -> bool {
         self.state().answered
+    }
+
+    /// Whether the channel is a trial, whose end says nothing of the server.
+    pub fn is_trial(&self) -> bool {
+        matches!(self.routing, UnsolicitedRouting::DropAndTry)
     }
 
     /// Whether the channel belongs to one session.

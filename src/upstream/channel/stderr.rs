@@ -73,7 +73,7 @@ pub async fn follow(server: ServerName, secrets: Arc<[String]>, last: Arc<LastLi
 }
 
 /// A line with secrets replaced.
-fn redact(secrets: &[String], line: &[u8]) -> String {
+pub fn redact(secrets: &[String], line: &[u8]) -> String {
     let mut line = String::from_utf8_lossy(line).into_owned();
     for secret in secrets {
         if line.contains(secret.as_str()) {

@@ -55,6 +55,11 @@ impl Program {
         }
     }
 
+    /// The text without the secrets of the program's environment.
+    pub fn without_secrets(&self, text: &str) -> String {
+        stderr::redact(&self.secrets, text.as_bytes())
+    }
+
     /// Starts the program and a task that reads and writes its pipes until the channel ends.
     pub fn start(
         &self,

@@ -124,7 +124,8 @@ impl ChannelLease {
         if self.since.elapsed() >= STABLE_AFTER {
             *self.supervisor.restart_delay() = RestartDelay::default();
         }
-        if !(channel.is_private() && channel.has_answered()) {
+        let of_caller = channel.is_private() && channel.has_answered();
+        if !channel.is_trial() && !of_caller {
             self.supervisor.failed(why);
         }
     }

@@ -99,6 +99,7 @@ fn servers() -> Catalogue {
         read_only(tool("search_nodes", texts(&["query"]))),
         read_only(tool("fetch", texts(&["url"]))),
         read_only(tool("convert", texts(&["uri"]))),
+        read_only(tool("browser_snapshot", texts(&["filename"]))),
     ];
     catalogue([
         ("demo", demo()),

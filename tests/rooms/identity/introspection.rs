@@ -287,6 +287,40 @@ async fn no_answer_is_never_a_yes_and_is_not_asked_for_again_at_once() {
     );
 }
 
+/// Anybody can send a token that an issuer cannot answer about, or send many while it fails.
+#[tokio::test]
+async fn what_strangers_bring_about_pauses_nobody_who_is_known() {
+    let server = Introspector::start().await;
+    let identity = identity("introspection-strangers", &server.issuer("a", ISSUER, "", ""));
+    server.knows(TOKEN, &answer(json!({})));
+    server.knows("token-of-a-newcomer", &answer(json!({"sub": "bob"})));
+    assert_eq!(reason(&identity, TOKEN).await, None);
+    pass(Duration::from_secs(31)).await;
+
+    for (status, body) in [(400, ""), (200, "[]")] {
+        server.fails(Some((status, "application/json", body)));
+        let stranger = format!("token-of-a-stranger-{status}");
+        assert_eq!(reason(&identity, &stranger).await, Some(Reason::IssuerUnavailable));
+        server.fails(None);
+        assert_eq!(
+            reason(&identity, "token-of-a-newcomer").await,
+            None,
+            "it may lie in that token"
+        );
+    }
+    server.fails(Some((503, "application/json", "")));
+    assert_eq!(
+        reason(&identity, "token-of-another-one").await,
+        Some(Reason::IssuerUnavailable)
+    );
+    server.fails(None);
+    assert_eq!(
+        reason(&identity, "token-of-a-third-one").await,
+        Some(Reason::IssuerUnavailable)
+    );
+    assert_eq!(reason(&identity, TOKEN).await, None, "who was active before is asked about");
+}
+
 #[tokio::test]
 async fn the_shape_of_a_token_says_who_alone_sees_it() {
     let signer = Signer::p256("1");

@@ -85,6 +85,34 @@ async fn a_program_that_dies_says_why_and_keeps_no_other_from_serving() {
     assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
 }
 
+/// A program that refuses to list its tools, and says with which secret it failed.
+const REFUSES: &str = r#"command = ['node', '-e', '''
+  require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
+    const { id, method } = JSON.parse(line);
+    const welcome = { protocolVersion: "2025-11-25", capabilities: { tools: {} }, serverInfo: { name: "x", version: "1" } };
+    const error = { code: -32000, message: "401 for " + process.env.TOKEN };
+    const answer = method === "initialize" ? { result: welcome } : { error };
+    if (id !== undefined) console.log(JSON.stringify({ jsonrpc: "2.0", id, ...answer }));
+  });
+''']
+env = { TOKEN = 'hunter2-hunter2' }"#;
+
+#[tokio::test]
+async fn what_a_program_answers_to_guardian_is_shown_without_its_secrets() {
+    let mut world = World::new(Engine::Sqlite).await;
+    world.piped("refuses", REFUSES);
+    world.policies(PERMIT);
+    world.start().await;
+    let listed = eventually("the failure to be written down", async || {
+        let listed = world.guardian("server list");
+        listed.stderr.contains("the server refuses `tools/list`").then_some(listed)
+    })
+    .await;
+    assert!(listed.stderr.contains("401 for [secret] (-32000)"), "{listed:?}");
+    let log = world.log();
+    assert!(log.contains("401 for [secret]") && !log.contains("hunter2"), "{log}");
+}
+
 #[tokio::test]
 async fn a_program_that_hangs_says_what_it_wrote_last() {
     let mut world = World::new(Engine::Sqlite).await;

@@ -148,6 +148,8 @@ fn calls(server: &str, root: &str, page: u16) -> Vec<Call> {
             Call("git_show", json!({ "repo_path": root, "revision": "HEAD:.env" }), ""),
             Call("git_diff", json!({ "repo_path": root, "target": "--output=/tmp/diff" }), ""),
             Call("git_status", json!({ "repo_path": "/" }), ""),
+            Call("git_status", json!({ "repo_path": "." }), ""),
+            Call("git_status", json!({ "repo_path": "$HOME/other" }), ""),
             Call("git_log", json!({ "repo_path": at("..") }), ""),
             Call("git_status", json!({ "repo_path": format!("{root}-of-others") }), ""),
         ],
@@ -184,6 +186,7 @@ fn calls(server: &str, root: &str, page: u16) -> Vec<Call> {
         "playwright" => vec![
             Call("browser_navigate", json!({ "url": url("page") }), "loopback page"),
             Call("browser_snapshot", json!({}), "Page URL"),
+            Call("browser_snapshot", json!({ "filename": "guardian.toml" }), ""),
             Call("browser_take_screenshot", json!({ "scale": "css" }), "image"),
             Call(
                 "browser_take_screenshot",
