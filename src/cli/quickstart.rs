@@ -35,6 +35,9 @@ pub struct QuickstartCommand {
     /// Put this MCP server (Streamable HTTP) behind the proxy instead of the built-in demo
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
+    /// The folder of files that this server may use, written into the starter policies
+    #[arg(long, value_name = "DIR", requires = "upstream")]
+    root: Option<PathBuf>,
     /// Folder for certificates, database, journal and configuration
     #[arg(long, default_value = ".guardian", value_name = "DIR")]
     dir: PathBuf,
@@ -148,7 +151,7 @@ impl QuickstartFolder {
              [[servers]]\nname = \"{name}\"\nurl = {url:?}\nallow_private_address = true\n{credential}",
             port = self.port,
             metrics = self.metrics_port,
-            policies = self.policies()?,
+            policies = self.policies(arguments.root.as_deref())?,
         );
         let file = self.dir.join("guardian.toml");
         private_file(&file, &text)?;
@@ -157,10 +160,11 @@ impl QuickstartFolder {
         Ok(loaded.config)
     }
 
-    /// The folder `policies` of the current directory, for readers in the repository; else a copy of the starter policies.
-    fn policies(&self) -> Result<PathBuf> {
+    /// The folder `policies` of the current directory, for readers in the repository; else, and for a server with a folder of
+    /// its own, a copy of the starter policies.
+    fn policies(&self, root: Option<&Path>) -> Result<PathBuf> {
         let near = Path::new("policies");
-        if near.is_dir() {
+        if near.is_dir() && root.is_none() {
             return Ok(near.canonicalize()?);
         }
         let dir = self.dir.join("policies");
@@ -170,6 +174,16 @@ impl QuickstartFolder {
             for (name, text) in starter_policies::POLICIES.iter().chain(starter_policies::EXAMPLES) {
                 std::fs::write(dir.join(name), text)?;
             }
+        }
+        if let Some(root) = root {
+            let refused = |why: &str| format!("`--root {}` cannot be used: {why}", root.display());
+            let place = root.canonicalize().with_context(|| refused("there is no such folder"))?;
+            let place = place.to_str().with_context(|| refused("its name is no text"))?;
+            let file = dir.join(starter_policies::PATHS);
+            let text =
+                std::fs::read_to_string(&file).with_context(|| refused(&format!("`{}` cannot be read", file.display())))?;
+            let text = starter_policies::with_root(&text, place).map_err(|why| anyhow::anyhow!(refused(&why)))?;
+            std::fs::write(&file, text)?;
         }
         Ok(dir)
     }

@@ -172,6 +172,58 @@ async fn quickstart_grants_the_tools_of_ones_own_server_by_name() {
     assert_eq!(granted(&folder), json!(["prompts", "resources"]));
 }
 
+/// The folder of one's own server is written into the policies, which are in force from the first call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quickstart_writes_the_folder_of_ones_own_server_into_the_policies() {
+    let files = Upstream::start().await;
+    let folder = Folder::new();
+    folder.write("project/notes.txt", "hi");
+    let once = |root: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_guardian"));
+        command
+            .args(["quickstart", "--once", "--port", "0", "--metrics-port", "0", "--upstream"])
+            .args([&files.url, "--root", root])
+            .current_dir(folder.path());
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    for _ in 0..2 {
+        let output = once("project").await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let root = folder.path().join("project").canonicalize().unwrap();
+    let explained = |path: &str| {
+        let arguments = json!({ "path": path }).to_string();
+        let asked = [
+            "policy",
+            "explain",
+            "--user",
+            "demo@example.com",
+            "--server",
+            "upstream",
+            "--tool",
+            "read_file",
+            "--args",
+        ];
+        let asked = [&["-c", ".guardian/guardian.toml"], &asked[..], &[&arguments, "--json"]].concat();
+        guardian(&folder, &asked)
+    };
+    let inside = explained(root.join("notes.txt").to_str().unwrap());
+    assert!(inside.contains("\"permit\"") || inside.contains("\"allow\""), "{inside}");
+    assert!(explained("/srv/mcp/notes.txt").contains("paths.root"));
+
+    for (root, why) in [
+        ("nowhere", "there is no such folder"),
+        (".", "the policies name another folder already"),
+    ] {
+        let output = once(root).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.contains(why) && said.contains(&format!("--root {root}")),
+            "{said}"
+        );
+    }
+}
+
 /// `guardian quickstart` in a folder of its own; stopped when the story ends.
 struct Quickstart {
     process: Child,
