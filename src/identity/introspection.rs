@@ -53,8 +53,8 @@ pub(super) struct Introspection {
     unanswered: Cache<Digest, Instant>,
     running: Mutex<HashMap<Digest, Asking>>,
     /// Of tokens that were active lately, and of all others: what strangers send must not hold up those who are known.
-    proven_lane: Lane,
-    other_lane: Lane,
+    proven_queue: QuestionQueue,
+    other_queue: QuestionQueue,
     misses: Mutex<Misses>,
     shared: Arc<JwksShared>,
     observer: Arc<IntrospectionObserver>,
@@ -104,8 +104,8 @@ impl Introspection {
             proven: Cache::builder().max_capacity(MAX_CACHED).time_to_live(PROVEN_TTL).build(),
             unanswered: Cache::builder().max_capacity(MAX_CACHED).time_to_live(PAUSES[1]).build(),
             running: Mutex::default(),
-            proven_lane: Lane::new(),
-            other_lane: Lane::new(),
+            proven_queue: QuestionQueue::new(),
+            other_queue: QuestionQueue::new(),
             misses: Mutex::new(Misses::new(Instant::now())),
             shared,
             observer,
@@ -168,7 +168,7 @@ impl Introspection {
         if self.unanswered.get(&digest).is_some_and(|until| Instant::now() < until) {
             return Err(self.not_asked());
         }
-        let Some(place) = self.lane(proven).queue() else {
+        let Some(place) = self.queue_of(proven).enter() else {
             return Err(self.not_asked());
         };
         if !proven && !self.misses().begin(network, Instant::now()) {
@@ -207,8 +207,8 @@ impl Introspection {
         proven: bool,
         queued: OwnedSemaphorePermit,
     ) -> (Result<TokenState, Reason>, bool) {
-        let lane = self.lane(proven);
-        let Ok(Ok(_place)) = tokio::time::timeout(TIMEOUT, lane.places.acquire()).await else {
+        let queue = self.queue_of(proven);
+        let Ok(Ok(_place)) = tokio::time::timeout(TIMEOUT, queue.places.acquire()).await else {
             return (Err(self.not_asked()), false);
         };
         drop(queued);
@@ -221,7 +221,7 @@ impl Introspection {
             Ok(answer) => {
                 let active = matches!(answer, TokenState::Active { .. });
                 self.observe(if active { "active" } else { "inactive" });
-                lane.pause().backoff.reset();
+                queue.pause().backoff.reset();
                 if active {
                     self.proven.insert(digest, ());
                 } else {
@@ -234,7 +234,7 @@ impl Introspection {
                 if failure.is_of_token {
                     self.unanswered.insert(digest, Instant::now() + PAUSES[1]);
                 }
-                (Err(self.failed(lane, &failure)), failure.is_of_token)
+                (Err(self.failed(queue, &failure)), failure.is_of_token)
             }
         }
     }
@@ -267,8 +267,8 @@ impl Introspection {
         }
     }
 
-    fn lane(&self, proven: bool) -> &Lane {
-        if proven { &self.proven_lane } else { &self.other_lane }
+    fn queue_of(&self, proven: bool) -> &QuestionQueue {
+        if proven { &self.proven_queue } else { &self.other_queue }
     }
 
     fn not_asked(&self) -> Reason {
@@ -277,10 +277,10 @@ impl Introspection {
     }
 
     /// A failure that may lie in the token pauses nobody: anybody could send such a token.
-    fn failed(&self, lane: &Lane, failure: &Unanswered) -> Reason {
+    fn failed(&self, queue: &QuestionQueue, failure: &Unanswered) -> Reason {
         self.observe("failed");
         let now = Instant::now();
-        let mut pause = lane.pause();
+        let mut pause = queue.pause();
         // Of questions that failed together, the first makes the pause.
         if pause.until <= now {
             if !failure.is_of_token {
@@ -303,7 +303,7 @@ impl Introspection {
 }
 
 /// The questions about one kind of tokens.
-struct Lane {
+struct QuestionQueue {
     /// Questions on their way at once.
     places: Semaphore,
     /// Questions that wait for a place.
@@ -317,7 +317,7 @@ struct Pause {
     until: Instant,
 }
 
-impl Lane {
+impl QuestionQueue {
     fn new() -> Self {
         Self {
             places: Semaphore::new(MAX_AT_ONCE),
@@ -334,7 +334,7 @@ impl Lane {
     }
 
     /// A place in the queue; `None` during a pause, and if the queue is full.
-    fn queue(&self) -> Option<OwnedSemaphorePermit> {
+    fn enter(&self) -> Option<OwnedSemaphorePermit> {
         let paused = Instant::now() < self.pause().until;
         self.waiting.clone().try_acquire_owned().ok().filter(|_| !paused)
     }

@@ -30,7 +30,7 @@ impl Root {
         let root = world.file("files");
         let write = |name: &str, text: &str| world.folder.write(&format!("files/{name}"), text);
         write("notes.txt", "ada was here\n");
-        write("work/today.txt", "write the tests\n");
+        write("plans/today.txt", "write the tests\n");
         write(".env", "TOKEN=never-to-be-seen\n");
         // A folder whose name begins like the root's.
         world.folder.write("files-of-others/plan.txt", "never-to-be-seen\n");

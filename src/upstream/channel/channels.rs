@@ -232,7 +232,7 @@ impl Channels {
 
     /// A channel on which Guardian introduces itself as a client that answers these requests. It ends with the guard.
     pub async fn introduce(&self, requests: ClientRequests) -> Result<(ControlChannel, DropGuard), ForwardError> {
-        let channel = self.open(UnsolicitedRouting::DropAndTry).await?;
+        let channel = self.open(UnsolicitedRouting::DropProbe).await?;
         let guard = channel.end.clone().drop_guard();
         let control = ControlChannel::initialize(channel, requests, self.timeouts.first_byte).await?;
         Ok((control, guard))

@@ -52,7 +52,7 @@ pub enum UnsolicitedRouting {
     /// Nobody: the channel is Guardian's own.
     Drop,
     /// Nobody either. Guardian tries what the server does with other capabilities; that it then ends is no failure.
-    DropAndTry,
+    DropProbe,
 }
 
 /// Sends a message to all sessions.
@@ -212,7 +212,7 @@ impl MuxChannel {
             }
             (JsonRpcKind::Notification(method), _) => match &self.routing {
                 UnsolicitedRouting::AllSessions(broadcast) if BROADCAST.contains(&method.as_str()) => broadcast(&message),
-                UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop | UnsolicitedRouting::DropAndTry => (),
+                UnsolicitedRouting::AllSessions(_) | UnsolicitedRouting::Drop | UnsolicitedRouting::DropProbe => (),
                 UnsolicitedRouting::Session(_) => drop(self.route(&message, None).await),
             },
             (JsonRpcKind::Request(_), None) => (),
@@ -259,9 +259,9 @@ impl MuxChannel {
         self.state().answered
     }
 
-    /// Whether the channel is a trial, whose end says nothing of the server.
-    pub fn is_trial(&self) -> bool {
-        matches!(self.routing, UnsolicitedRouting::DropAndTry)
+    /// Whether the channel probes what the server does with other capabilities: its end says nothing of the server.
+    pub fn is_probe(&self) -> bool {
+        matches!(self.routing, UnsolicitedRouting::DropProbe)
     }
 
     /// Whether the channel belongs to one session.

@@ -125,7 +125,7 @@ impl ChannelLease {
             *self.supervisor.restart_delay() = RestartDelay::default();
         }
         let of_caller = channel.is_private() && channel.has_answered();
-        if !channel.is_trial() && !of_caller {
+        if !channel.is_probe() && !of_caller {
             self.supervisor.failed(why);
         }
     }

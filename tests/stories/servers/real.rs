@@ -93,7 +93,7 @@ fn calls(server: &str, root: &str, page: u16) -> Vec<Call> {
             Call("write_file", json!({ "path": at("new/a.txt"), "content": "a" }), "wrote"),
             Call(
                 "read_multiple_files",
-                json!({ "paths": [at("notes.txt"), at("work/today.txt")] }),
+                json!({ "paths": [at("notes.txt"), at("plans/today.txt")] }),
                 "ada was here",
             ),
             Call("read_text_file", json!({ "path": at(".env") }), ""),
@@ -137,7 +137,11 @@ fn calls(server: &str, root: &str, page: u16) -> Vec<Call> {
             Call("git_status", json!({ "repo_path": root }), "On branch main"),
             Call("git_log", json!({ "repo_path": root, "max_count": 1 }), "first"),
             Call("git_show", json!({ "repo_path": root, "revision": "HEAD" }), "ada was here"),
-            Call("git_add", json!({ "repo_path": root, "files": ["work/today.txt"] }), "staged"),
+            Call(
+                "git_add",
+                json!({ "repo_path": root, "files": ["plans/today.txt"] }),
+                "staged",
+            ),
             Call(
                 "git_create_branch",
                 json!({ "repo_path": root, "branch_name": "work" }),
