@@ -49,7 +49,8 @@ impl<'de> Deserialize<'de> for Incarnation {
     }
 }
 
-/// One entry of the journal: `{"v":1,"incarnation":…,"seq":…,"prev":…,"event":{…}}`.
+/// One entry of the journal: `{"v":2,"incarnation":…,"seq":…,"prev":…,"event":{…}}`. Version 1 has other names for some
+/// outcomes, and says less of what a decision was made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub v: u8,

@@ -8,6 +8,10 @@ use bytes::Bytes;
 
 /// Most bytes that the envelope adds to an event.
 pub(super) const ENVELOPE: usize = 192;
+/// The version of the records that are written, and of those that can be read, as digits.
+const VERSION: u8 = b'2';
+const VERSIONS: [u8; 2] = [b'1', VERSION];
+const VERSION_AT: usize = r#"{"v":"#.len();
 
 /// The state of one incarnation's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +36,7 @@ impl Chain {
     /// Writes the record of this event, given as JSON, to `out` and advances the chain.
     pub fn seal(&mut self, event: &[u8], out: &mut Vec<u8>) {
         let begin = out.len();
-        self.envelope(out);
+        self.envelope(VERSION, out);
         out.extend_from_slice(event);
         out.push(b'}');
         self.advance(leaf(&out[begin..]));
@@ -40,8 +44,9 @@ impl Chain {
 
     /// Checks that these bytes are the chain's next record, and advances; `None` if they are not.
     pub fn accept(&mut self, bytes: &[u8]) -> Option<SealedRecord> {
+        let version = bytes.get(VERSION_AT).filter(|version| VERSIONS.contains(version))?;
         let mut envelope = Vec::with_capacity(ENVELOPE);
-        self.envelope(&mut envelope);
+        self.envelope(*version, &mut envelope);
         if !bytes.starts_with(&envelope) || bytes.last() != Some(&b'}') {
             return None;
         }
@@ -59,8 +64,10 @@ impl Chain {
 
     /// Writes the fields of `domain::Record` before the event, byte for byte as serde would. By hand, because formatting
     /// costs as much as hashing.
-    fn envelope(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(br#"{"v":1,"incarnation":""#);
+    fn envelope(&self, version: u8, out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"{"v":"#);
+        out.push(version);
+        out.extend_from_slice(br#","incarnation":""#);
         hex(&self.incarnation.0, out);
         out.extend_from_slice(br#"","seq":"#);
         decimal(self.next, out);
@@ -120,7 +127,7 @@ mod tests {
         for next in [0, 9, 10, 4_711, u64::MAX - 1] {
             chain.next = next;
             let record = Record {
-                v: 1,
+                v: 2,
                 incarnation: chain.incarnation,
                 seq: next,
                 prev: chain.head,
@@ -149,5 +156,17 @@ mod tests {
         assert_eq!(reader.accept(&first), None);
         assert_eq!(reader.accept(&second).unwrap().seq, 1);
         assert_eq!(reader, chain);
+    }
+
+    #[test]
+    fn records_of_version_1_are_read_and_unknown_versions_are_not() {
+        let begin = Chain::new(Incarnation([1; 16]));
+        let mut written = Vec::new();
+        begin.clone().seal(br#"{"kind":"one"}"#, &mut written);
+        for (version, is_read) in [(b'1', true), (b'2', true), (b'0', false), (b'3', false)] {
+            written[VERSION_AT] = version;
+            assert_eq!(begin.clone().accept(&written).is_some(), is_read, "{}", version as char);
+        }
+        assert_eq!(begin.clone().accept(b"{"), None);
     }
 }

@@ -44,6 +44,11 @@ const POSTGRES: &[MigrationStep] = &[
         name: "audit_partitions",
         sql: include_str!("postgres/0004_audit_partitions.sql"),
     },
+    MigrationStep {
+        version: 5,
+        name: "audit_records",
+        sql: include_str!("postgres/0005_audit_records.sql"),
+    },
 ];
 const SQLITE: &[MigrationStep] = &[
     MigrationStep {
@@ -55,6 +60,11 @@ const SQLITE: &[MigrationStep] = &[
         version: 2,
         name: "server_failures",
         sql: include_str!("sqlite/0002_server_failures.sql"),
+    },
+    MigrationStep {
+        version: 3,
+        name: "audit_records",
+        sql: include_str!("sqlite/0003_audit_records.sql"),
     },
 ];
 

@@ -256,7 +256,7 @@ fn journal(folder: &Path) -> Vec<String> {
         .filter(|path| path.is_file());
     let bytes: Vec<u8> = files.flat_map(|file| std::fs::read(file).unwrap()).collect();
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    text.split(r#"{"v":1,"#).skip(1).map(str::to_owned).collect()
+    text.split(r#"{"v":2,"#).skip(1).map(str::to_owned).collect()
 }
 
 fn permits(folder: &Path) -> Vec<String> {
