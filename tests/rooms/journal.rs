@@ -166,7 +166,7 @@ async fn the_bytes_on_disk_are_the_json_of_the_record_and_the_chain_is_what_is_d
     for (seq, sealed) in records.iter().enumerate() {
         let record = parsed(sealed);
         assert_eq!(serde_json::to_vec(&record).unwrap(), sealed.bytes);
-        assert_eq!((record.v, record.incarnation, record.prev), (1, journal.incarnation(), head));
+        assert_eq!((record.v, record.incarnation, record.prev), (2, journal.incarnation(), head));
         assert_eq!((record.seq, sealed.seq), (seq as u64, seq as u64));
         assert_eq!(sealed.leaf, Sha256::new().update(&[0]).update(&sealed.bytes).finish());
         head = Sha256::new()
