@@ -4,12 +4,12 @@ use super::context::{AdminContext, ConfigFile, moment_ahead, moment_past, now};
 use super::failure::Failure;
 use super::output::{Format, at, clean};
 use super::user::exact;
-use crate::config::HumanDuration;
+use crate::config::{Config, HumanDuration, IssuerConfig};
 use crate::domain::{Issuer, Revocation, RevocationKind, Timestamp};
 use serde_json::json;
 use std::time::Duration;
 
-/// The default of `--until`: longer than access tokens live.
+/// The least default of `--until`.
 const LONG: HumanDuration = HumanDuration(Duration::from_secs(30 * 24 * 3_600));
 
 /// Refuse tokens before they expire.
@@ -17,7 +17,7 @@ const LONG: HumanDuration = HumanDuration(Duration::from_secs(30 * 24 * 3_600));
 pub enum TokenCommand {
     /// Refuse every token issued up to now: of a user, or of what an issuer names in its tokens.
     ///
-    /// Tokens issued later are taken again, so whoever is to stay out is disabled as well. Keys are revoked by `key revoke`.
+    /// An issuer's clock may be ahead: tokens dated up to its `skew` from now are refused too. Tokens issued later are taken again, so whoever is to stay out is disabled as well. Keys are revoked by `key revoke`.
     #[command(
         after_help = "Examples:\n  guardian token revoke --user alice@example.com\n  guardian token revoke --issuer company --session 7d1f0c --reason \"lost laptop\""
     )]
@@ -27,7 +27,8 @@ pub enum TokenCommand {
         /// Those issued before this: a length of time ago, or a moment (RFC 3339); now, if nothing is said.
         #[arg(long, value_parser = moment_past, value_name = "WHEN")]
         before: Option<Timestamp>,
-        /// How long they are refused: until the last of them has expired. Thirty days, if nothing is said.
+        /// How long they are refused: until the last of them has expired. If nothing is said, thirty days, or longer where tokens
+        /// may live longer.
         #[arg(long, value_parser = moment_ahead, value_name = "WHEN")]
         until: Option<Timestamp>,
         /// For the record.
@@ -72,7 +73,17 @@ impl TokenCommand {
         } = self;
         let admin = AdminContext::open(file).await?;
         let named = of.named(&admin).await?;
-        let (before, until) = (before.unwrap_or_else(now), until.unwrap_or_else(|| now().plus(LONG.0)));
+        let limits = TokenLimits::of(&admin.config, &named);
+        let before = before.unwrap_or_else(|| now().plus(limits.skew));
+        let until = until.unwrap_or_else(|| before.plus(limits.lives.max(LONG.0)));
+        if until < before.plus(limits.lives) {
+            return Err(Failure::usage(format_args!(
+                "`--until {}` is too early: a token issued before {} may live until {}",
+                at(until),
+                at(before),
+                at(before.plus(limits.lives))
+            )));
+        }
         for (issuer, kind, value) in &named {
             let revocation = Revocation {
                 issuer: issuer.clone(),
@@ -102,6 +113,35 @@ impl TokenCommand {
                 at(before),
                 at(until)
             ),
+        )
+    }
+}
+
+/// What the tokens to be revoked may look like at most.
+struct TokenLimits {
+    /// How far ahead of now they may be dated.
+    skew: Duration,
+    /// From being issued to the last moment at which they are accepted.
+    lives: Duration,
+}
+
+impl TokenLimits {
+    /// Of the named issuers that are configured; of all issuers for one that is not, since it may be configured elsewhere.
+    fn of(config: &Config, named: &[(Issuer, RevocationKind, String)]) -> Self {
+        let of = |name: &Issuer, issuer: &IssuerConfig| issuer.issuer == *name || issuer.also_accept.contains(name);
+        let is_known = |name: &Issuer| config.issuers.iter().any(|issuer| of(name, issuer));
+        let all_known = named.iter().all(|(name, ..)| is_known(name));
+        let is_named = |issuer: &&IssuerConfig| !all_known || named.iter().any(|(name, ..)| of(name, issuer));
+        let issuers = config.issuers.iter().filter(is_named);
+        issuers.fold(
+            Self {
+                skew: Duration::ZERO,
+                lives: Duration::ZERO,
+            },
+            |most, issuer| Self {
+                skew: most.skew.max(issuer.skew.0),
+                lives: most.lives.max(issuer.max_lifetime.0 + issuer.skew.0),
+            },
         )
     }
 }

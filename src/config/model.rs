@@ -239,6 +239,9 @@ pub struct IssuerConfig {
     /// Clock difference tolerated in `exp`, `nbf` and `iat`.
     #[serde(default = "seconds::<30>")]
     pub skew: HumanDuration,
+    /// The longest life of a token, from `iat` to `exp`, or from now where it has no `iat`: one that lives longer is refused.
+    #[serde(default = "seconds::<86_400>")]
+    pub max_lifetime: HumanDuration,
     /// How long a fetched key set is used before it is fetched again.
     #[serde(default = "seconds::<600>")]
     pub jwks_refresh: HumanDuration,

@@ -52,6 +52,8 @@ reasons! {
     UnknownSigningKey = "unknown_signing_key",
     BadSignature = "bad_signature",
     TokenExpired = "token_expired",
+    /// Its life exceeds `issuers.max_lifetime`.
+    TokenLivesTooLong = "token_lives_too_long",
     TokenNotYetValid = "token_not_yet_valid",
     WrongAudience = "wrong_audience",
     WrongTokenKind = "wrong_token_kind",

@@ -36,6 +36,11 @@ impl Timestamp {
         i64::try_from(at.unix_timestamp_nanos() / 1_000).ok().map(Self)
     }
 
+    /// Whether it can be printed as a date: its year has at most four digits.
+    pub fn is_in_calendar(self) -> bool {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000).is_ok()
+    }
+
     pub fn to_datetime(self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }

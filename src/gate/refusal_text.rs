@@ -83,6 +83,12 @@ pub(super) const fn refusal_text(reason: Reason) -> RefusalText {
         R::UnknownSigningKey => (401, 4010, "the token is signed with a key its issuer does not publish", None),
         R::BadSignature => (401, 4010, "the token's signature does not match", None),
         R::TokenExpired => (401, 4010, "the token has expired", Some("sign in again")),
+        R::TokenLivesTooLong => (
+            401,
+            4010,
+            "the token lives longer than tokens of this issuer may here",
+            Some("ask the operator about `issuers.max_lifetime`"),
+        ),
         R::TokenNotYetValid => (401, 4010, "the token is not valid yet", Some("check the clocks")),
         R::WrongAudience => (401, 4010, "the token was not made for this server", None),
         R::WrongTokenKind => (401, 4010, "this kind of token is not accepted", Some("send an access token")),

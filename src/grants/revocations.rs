@@ -122,9 +122,13 @@ impl Terms {
 }
 
 impl Term {
-    /// A credential that does not say when it was issued may be older than any revocation.
+    /// A credential that does not say when it was issued may be older than any revocation. One that was issued while the
+    /// revocation lasted is refused as long as it lives, however soon the revocation was set to end.
     fn covers(&self, issued_at: Option<Timestamp>, now: Timestamp) -> bool {
-        now < self.expires_at && issued_at.is_none_or(|issued_at| issued_at < self.issued_before)
+        let lasts = now < self.expires_at;
+        issued_at.map_or(lasts, |issued_at| {
+            issued_at < self.issued_before && (lasts || issued_at < self.expires_at)
+        })
     }
 
     fn contains(&self, other: Term) -> bool {

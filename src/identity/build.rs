@@ -63,6 +63,7 @@ fn trusted_issuer(
         tenant_claim: issuer.tenant_claim.clone(),
         allow_anonymous: issuer.allow_anonymous,
         skew: issuer.skew.0,
+        max_lifetime: issuer.max_lifetime.0,
         keys: jwks_source(issuer, &algorithms, shared)?.map(Arc::new),
         introspection: match &issuer.introspection {
             Some(how) => Some(introspected(issuer, how, shared, observer)?),

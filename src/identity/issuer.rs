@@ -33,6 +33,7 @@ pub(super) struct TrustedIssuer {
     pub tenant_claim: Option<String>,
     pub allow_anonymous: bool,
     pub skew: Duration,
+    pub max_lifetime: Duration,
     /// For JWTs.
     pub keys: Option<Arc<JwksSource>>,
     /// For opaque tokens.
@@ -90,6 +91,7 @@ impl TrustedIssuer {
         if now >= expires_at {
             return Err(Reason::TokenExpired);
         }
+        self.check_lifetime(issued_at, expires_at, now)?;
         if claims.has("aud") || !how.allow_missing_aud {
             self.check_audience(claims, audience)?;
         }
@@ -110,11 +112,20 @@ impl TrustedIssuer {
 
     /// Returns `exp` plus the tolerated skew: everything that relies on the token ends then, and not before.
     fn check_expiry(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Reason> {
-        let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?.plus(self.skew);
-        if now < expires_at {
-            Ok(expires_at)
+        let expires_at = claims.time("exp")?.ok_or(Reason::MalformedCredential)?;
+        if now >= expires_at.plus(self.skew) {
+            return Err(Reason::TokenExpired);
+        }
+        self.check_lifetime(claims.time("iat")?, expires_at, now)?;
+        Ok(expires_at.plus(self.skew))
+    }
+
+    /// A token that lives longer than this issuer's may is refused, since whoever loses it loses it for so long.
+    fn check_lifetime(&self, issued_at: Option<Timestamp>, expires_at: Timestamp, now: Timestamp) -> Result<(), Reason> {
+        if expires_at.since(issued_at.unwrap_or(now)) <= self.max_lifetime {
+            Ok(())
         } else {
-            Err(Reason::TokenExpired)
+            Err(Reason::TokenLivesTooLong)
         }
     }
 

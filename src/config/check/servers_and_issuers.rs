@@ -165,6 +165,7 @@ fn one_issuer(issuer: &IssuerConfig, at: &dyn Fn(&str) -> String, found: &mut Ve
     if let Some(asked) = &issuer.introspection {
         introspection::introspection(issuer, asked, at, found);
     }
+    positive(&at("max_lifetime"), issuer.max_lifetime, found);
     positive(&at("jwks_refresh"), issuer.jwks_refresh, found);
     positive(&at("jwks_refetch"), issuer.jwks_refetch, found);
     if issuer.jwks_keep.0 < issuer.jwks_refresh.0 {

@@ -175,7 +175,8 @@ async fn a_token_is_asked_about_once_and_then_known_for_half_a_minute() {
 #[tokio::test]
 async fn an_answer_is_taken_only_if_it_says_all_that_a_token_must_say() {
     use Reason::{
-        MalformedCredential, TokenExpired, TokenInactive, TokenNotYetValid, UnknownIssuer, WrongAudience, WrongTokenKind,
+        MalformedCredential, TokenExpired, TokenInactive, TokenLivesTooLong, TokenNotYetValid, UnknownIssuer, WrongAudience,
+        WrongTokenKind,
     };
     let server = Introspector::start().await;
     let identity = identity("introspection-answers", &server.issuer("a", ISSUER, "", ""));
@@ -202,6 +203,9 @@ async fn an_answer_is_taken_only_if_it_says_all_that_a_token_must_say() {
         (json!({"exp": null}), Some(MalformedCredential)),
         (json!({"exp": "1"}), Some(MalformedCredential)),
         (json!({"exp": NOW}), Some(TokenExpired)),
+        (json!({"exp": NOW + 86_400}), None),
+        (json!({"exp": NOW + 86_401}), Some(TokenLivesTooLong)),
+        (json!({"exp": NOW + 86_401, "iat": null}), Some(TokenLivesTooLong)),
         (json!({"nbf": NOW + 60}), Some(TokenNotYetValid)),
         (json!({"sub": null}), Some(MalformedCredential)),
         (json!({"sub": ""}), Some(MalformedCredential)),

@@ -127,6 +127,17 @@ fn base64_bytes(value: &Value) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn how_long_a_token_may_live_is_configured_by_issuer() {
+    let signer = Signer::p256("1");
+    let keys = Publisher::start(key_set(&[&signer])).await;
+    let short = identity("short-lives", &oidc("a", ISSUER, &keys.url, "max_lifetime = \"10m\""));
+    for (seconds, expected) in [(600, None), (601, Some(Reason::TokenLivesTooLong))] {
+        let token = signer.sign(&oidc_claims(json!({"exp": NOW + seconds})));
+        assert_eq!(reason(&short, &token).await, expected, "{seconds}");
+    }
+}
+
+#[tokio::test]
 async fn each_claim_is_asked_for_by_value_and_by_type() {
     let signer = Signer::p256("1");
     let keys = Publisher::start(key_set(&[&signer])).await;
@@ -162,6 +173,18 @@ async fn each_claim_is_asked_for_by_value_and_by_type() {
         (json!({"exp": [NOW + 600]}), Some(MalformedCredential)),
         (json!({"exp": NOW - 30}), Some(TokenExpired)),
         (json!({"exp": -1}), Some(TokenExpired)),
+        (json!({"exp": NOW + 86_400}), None),
+        (json!({"exp": NOW + 86_401}), Some(TokenLivesTooLong)),
+        (json!({"exp": NOW + 86_400, "iat": NOW - 1}), Some(TokenLivesTooLong)),
+        (json!({"exp": NOW + 86_400, "iat": null}), None),
+        (json!({"exp": NOW + 86_401, "iat": null}), Some(TokenLivesTooLong)),
+        // The last second of the year 9999, and the one after it.
+        (json!({"exp": 253_402_300_799_i64}), Some(TokenLivesTooLong)),
+        (json!({"exp": 253_402_300_800_i64}), Some(MalformedCredential)),
+        (json!({"exp": i64::MAX}), Some(MalformedCredential)),
+        (json!({"exp": 1e300}), Some(MalformedCredential)),
+        (json!({"iat": i64::MIN}), Some(MalformedCredential)),
+        (json!({"nbf": -1e300}), Some(MalformedCredential)),
         (json!({"nbf": NOW + 31}), Some(TokenNotYetValid)),
         (json!({"nbf": "0"}), Some(MalformedCredential)),
         (json!({"iat": NOW + 31}), Some(TokenNotYetValid)),

@@ -123,6 +123,21 @@ on_both_stores! {
         .await;
         let key = world.connected("files", &world.key("ana")).await;
         assert_eq!(key.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+        // The issuer's clock may be ahead by its skew.
+        let mut claims = issuer.claims("ahead", &world.resource("files"));
+        claims["iat"] = json!(claims["iat"].as_i64().unwrap() + 20);
+        world.link("ana", &issuer.iss, "ahead");
+        let client = world.connected("files", &issuer.sign(&claims)).await;
+        assert_eq!(client.call("echo", json!({ "text": "hi" })).await.text(), "hi");
+        world.guardian("token revoke --issuer id --subject ahead").ok();
+        eventually("the token dated ahead to be refused", async || {
+            let answer = client.call("echo", json!({ "text": "hi" })).await;
+            (answer.verdict() == "401 credential_revoked").then_some(())
+        })
+        .await;
+        let early = world.guardian("token revoke --issuer id --subject ana --until 1h");
+        assert_eq!(early.code, 2, "{early:?}");
+        assert!(early.stderr.contains("is too early: a token issued before") && early.stderr.contains("may live until"), "{early:?}");
         for wrong in ["token revoke", "token revoke --issuer id", "token revoke --subject ana", "token revoke --user ana@example.com --issuer id"] {
             assert_eq!(world.guardian(wrong).code, 2, "{wrong}");
         }
