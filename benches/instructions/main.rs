@@ -6,6 +6,7 @@
 
 mod callgrind;
 mod counts;
+mod events;
 mod scenarios;
 #[path = "../decide/world.rs"]
 #[expect(dead_code, reason = "the bench of decisions uses the rest of it")]

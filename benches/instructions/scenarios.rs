@@ -2,13 +2,11 @@
 //!
 //! Inputs are fixed. What chance brings in nevertheless (hash maps, threads) is within the tolerance by far.
 
+use super::events::{decision, environment, outcome};
 use super::world::{Expect, Stage, World};
 use bytes::Bytes;
 use neural_guardian::decide::decide;
-use neural_guardian::domain::{
-    AuthMethod, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, GrantId, GrantUsed, Issuer, Outcome, OutcomeKind,
-    PolicyId, RecordedPrincipal, RequestId, Scope, ServerName, Subject, Timestamp, UserId,
-};
+use neural_guardian::domain::{DecisionKind, Event, Timestamp};
 use neural_guardian::journal::{Journal, JournalSettings, Shipper, StartFacts};
 use neural_guardian::mcp;
 use neural_guardian::store::{Store, StoreOpen};
@@ -16,7 +14,6 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// The names as `counts.txt` has them, in the order in which they run, and how often each does its work. That of the journal
 /// is a call's, which leaves two records.
@@ -91,7 +88,7 @@ async fn recording_and_shipping(scratch: &Path) {
     };
     let store = Store::open(&open).await.expect("a new store");
     store.migrate(&mut |_| ()).await.expect("migrations");
-    let events: Vec<Event> = (0..CALLS).flat_map(|number| [decision(number), outcome(number)]).collect();
+    let events: Vec<Event> = (0..CALLS).flat_map(|number| [decision(number, DecisionKind::Allow), outcome(number)]).collect();
     mark();
     for event in events {
         journal.append(event).await.expect("a durable record");
@@ -106,70 +103,4 @@ async fn recording_and_shipping(scratch: &Path) {
     mark();
     assert_eq!(journal.unshipped(), 0, "{:?}", journal.ship_error());
     store.close().await;
-}
-
-fn environment() -> EnvironmentName {
-    EnvironmentName::parse("default").expect("a name")
-}
-
-/// As a permitted call leaves it.
-fn decision(number: u64) -> Event {
-    Event::Decision(Box::new(Decision {
-        at: Timestamp::from_micros(1_795_000_000_000_000 + number as i64),
-        environment: environment(),
-        request: request(number),
-        principal: Some(RecordedPrincipal {
-            issuer: Issuer::parse("https://login.example.com").expect("an issuer"),
-            subject: Subject::parse("6f9619ff-8b86-d011-b42d-00cf4fc964ff").expect("a subject"),
-            user: UserId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c55").ok(),
-            method: AuthMethod::Jwt,
-            fingerprint: "9f86d081884c7d65".to_owned(),
-            client: None,
-            key: None,
-        }),
-        server: Some(ServerName::parse("files").expect("a name")),
-        method: "tools/call".into(),
-        tool: Some("write_file".to_owned()),
-        target: None,
-        decision: DecisionKind::Allow,
-        reason: "permitted".into(),
-        detail: None,
-        policies: vec![PolicyId::parse("roles.developer").expect("an id")],
-        errors: Vec::new(),
-        scopes: vec![Scope::parse("write_file").expect("a scope")],
-        args_digest: Some(Digest::of(&number.to_be_bytes())),
-        args: None,
-        policy_set: Digest::of(b"policies"),
-        catalogue: Digest::of(b"tools"),
-        grant: Some(GrantUsed {
-            id: GrantId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c56").expect("an id"),
-            version: 1,
-            seq: 1,
-            age_ms: 12,
-        }),
-        source_ip: "127.0.0.1".to_owned(),
-        session: None,
-        trace: None,
-        era: Some(Era::Modern),
-        took_us: 57,
-    }))
-}
-
-fn outcome(number: u64) -> Event {
-    Event::Outcome(Outcome {
-        at: Timestamp::from_micros(1_795_000_000_000_400 + number as i64),
-        environment: environment(),
-        request: request(number),
-        kind: OutcomeKind::Done,
-        detail: None,
-        status: Some(200),
-        tool_error: Some(false),
-        latency_us: 412,
-        bytes: 1_024,
-        recovered: false,
-    })
-}
-
-fn request(number: u64) -> RequestId {
-    RequestId(Uuid::from_u128(u128::from(number) << 64 | 0x7000_8000_0000_0000_0000))
 }
