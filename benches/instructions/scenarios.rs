@@ -88,7 +88,9 @@ async fn recording_and_shipping(scratch: &Path) {
     };
     let store = Store::open(&open).await.expect("a new store");
     store.migrate(&mut |_| ()).await.expect("migrations");
-    let events: Vec<Event> = (0..CALLS).flat_map(|number| [decision(number, DecisionKind::Allow), outcome(number)]).collect();
+    let events: Vec<Event> = (0..CALLS)
+        .flat_map(|number| [decision(number, DecisionKind::Allow), outcome(number)])
+        .collect();
     mark();
     for event in events {
         journal.append(event).await.expect("a durable record");

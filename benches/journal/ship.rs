@@ -58,15 +58,23 @@ fn round(scratch: &Path, store: &str, calls: u64) -> Round {
     let folder = scratch.join("ship");
     std::fs::create_dir(&folder).expect("a scratch folder");
     let journal = new_journal(folder.join("journal"));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
     let runtime = runtime.expect("a runtime");
     runtime.block_on(fill(&journal, calls));
     let database = (store == "postgres").then(|| runtime.block_on(Database::new()));
     let open = match &database {
-        None => StoreOpen::Sqlite { file: folder.join("guardian.db"), create: true },
+        None => StoreOpen::Sqlite {
+            file: folder.join("guardian.db"),
+            create: true,
+        },
         Some(database) => postgres_at(database.url()),
     };
-    runtime.block_on(async { Store::open(&open).await.expect("a store").migrate(&mut |_| ()).await }).expect("migrations");
+    runtime
+        .block_on(async { Store::open(&open).await.expect("a store").migrate(&mut |_| ()).await })
+        .expect("migrations");
     let open = match database.as_ref() {
         None => open,
         Some(database) => runtime.block_on(proxy(database)),
@@ -111,7 +119,10 @@ fn ship(journal: &Journal, open: StoreOpen, calls: u64) -> Round {
             (took, cpu)
         })
     };
-    let thread = std::thread::Builder::new().name("shipper".to_owned()).spawn(run).expect("a thread");
+    let thread = std::thread::Builder::new()
+        .name("shipper".to_owned())
+        .spawn(run)
+        .expect("a thread");
     let (took, cpu) = thread.join().expect("the shipper ends");
     assert_eq!(journal.unshipped(), 0, "{:?}", journal.ship_error());
     let micros = |nanos: u64| nanos as f64 / 1e3 / calls as f64;
@@ -126,7 +137,9 @@ fn ship(journal: &Journal, open: StoreOpen, calls: u64) -> Round {
 async fn proxy(database: &Database) -> StoreOpen {
     let role = format!("proxy_{}", database.name);
     database
-        .execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'bench'; GRANT guardian_proxy TO {role}"))
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'bench'; GRANT guardian_proxy TO {role}"
+        ))
         .await;
     database
         .execute(&format!("SELECT guardian.bind_role('{role}', '{}')", environment()))

@@ -30,11 +30,13 @@ impl Digest {
         if text.len() != 64 {
             return None;
         }
-        let mut bytes = [0; 32];
+        let (mut bytes, mut wrong) = ([0; 32], 0);
         for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-            *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
+            let (high, low) = (VALUES[usize::from(pair[0])], VALUES[usize::from(pair[1])]);
+            wrong |= high | low;
+            *byte = high << 4 | low & 15;
         }
-        Some(Self(bytes))
+        (wrong < 16).then_some(Self(bytes))
     }
 
     /// The hash as lower-case hex.
@@ -104,13 +106,16 @@ impl<'de> serde::Deserialize<'de> for Digest {
     }
 }
 
-fn hex_digit(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+/// What a hex digit in lower case stands for; 255 for any other byte.
+const VALUES: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
     }
-}
+    values
+};
 
 #[cfg(test)]
 mod tests {
@@ -121,6 +126,15 @@ mod tests {
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(Digest::parse_hex(empty), Some(Digest::of(b"")));
+        for bad in [
+            "",
+            &empty[1..],
+            &empty.to_uppercase(),
+            &empty.replace('e', "g"),
+            &empty.replacen('e', "/", 1),
+        ] {
+            assert_eq!(Digest::parse_hex(bad), None, "{bad}");
+        }
         assert_eq!(Sha256::new().update(b"a").update(b"b").finish(), Digest::of(b"ab"));
     }
 }

@@ -20,9 +20,14 @@ macro_rules! names {
         pub struct $name(Arc<str>);
 
         impl $name {
-            pub fn parse(text: &str) -> Result<Self, BadName> {
+            /// Whether `parse` makes a name of this text.
+            pub fn accepts(text: &str) -> bool {
                 let check: fn(&str) -> bool = $check;
-                if check(text) {
+                check(text)
+            }
+
+            pub fn parse(text: &str) -> Result<Self, BadName> {
+                if Self::accepts(text) {
                     Ok(Self(text.into()))
                 } else {
                     Err(BadName { text: SafeText::new(text, 80).to_string(), kind: $kind, rule: $rule })

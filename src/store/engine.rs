@@ -193,12 +193,6 @@ macro_rules! args {
 }
 pub(super) use args;
 
-/// `row![a, b]`: the same to keep.
-macro_rules! row {
-    ($($arg:expr),* $(,)?) => { vec![$($crate::store::engine::Arg::from($arg)),*] };
-}
-pub(super) use row;
-
 /// A column type that reads the same from both engines.
 pub(super) trait Column:
     for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite>
@@ -237,11 +231,11 @@ impl Row {
 
 /// An open transaction; dropped without `commit` it is rolled back.
 pub(super) struct Tx {
-    on: TxBackend,
-    location: Arc<StoreLocation>,
+    pub(super) on: TxBackend,
+    pub(super) location: Arc<StoreLocation>,
 }
 
-enum TxBackend {
+pub(super) enum TxBackend {
     Postgres(Transaction<'static, Postgres>),
     Sqlite(SqliteTransaction),
 }
@@ -251,8 +245,8 @@ enum TxBackend {
 /// SQLite rolls back by itself after some errors (disk full, I/O error). sqlx 0.9 does not notice: its counter of open
 /// transactions stays at 1 and the connection refuses every later `BEGIN`. So a transaction that did not end in a commit
 /// closes its connection, which also rolls back whatever is still open, and the pool opens a new one.
-struct SqliteTransaction {
-    connection: PoolConnection<Sqlite>,
+pub(super) struct SqliteTransaction {
+    pub(super) connection: PoolConnection<Sqlite>,
     ended: bool,
     /// For a write: the file that it goes to, which must still be the store's when it is committed.
     writes_to: Option<(Arc<SqliteFile>, Files)>,
@@ -418,7 +412,7 @@ impl Tx {
 /// The longest wait for one statement: a database that hangs must not hang what waits for it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-async fn with_timeout<T>(
+pub(super) async fn with_timeout<T>(
     location: &StoreLocation,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod audit_partitions;
+mod bulk;
 mod catalogue;
 mod check;
 mod directory;
@@ -13,6 +14,7 @@ mod keys;
 mod migrate;
 mod open;
 mod postgres;
+mod record_columns;
 mod registry;
 mod server_failures;
 mod ship;
