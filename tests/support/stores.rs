@@ -76,6 +76,14 @@ impl Database {
             .unwrap()
     }
 
+    /// Every record of the trail, in order.
+    pub async fn records(&self) -> Vec<StoredRecord> {
+        let mut connection = self.inner.connect().await;
+        let records = sqlx::query_as::<_, StoredCells>(AssertSqlSafe(RECORDS.replace("{t}", "guardian.")));
+        let records = records.fetch_all(&mut connection).await.unwrap();
+        records.into_iter().map(Into::into).collect()
+    }
+
     /// Ends every connection to the database and allows no new one, as if the server were gone.
     pub async fn go_down(&self) {
         self.on_cluster(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.inner.name))
@@ -100,6 +108,45 @@ impl Database {
     fn cluster(&self) -> PgConnectOptions {
         PgConnectOptions::from_str(&self.inner.url()).unwrap().database("postgres")
     }
+}
+
+/// A record as the trail has it.
+#[derive(Debug)]
+pub struct StoredRecord {
+    pub incarnation: Vec<u8>,
+    pub seq: i64,
+    pub bytes: Vec<u8>,
+    pub leaf: Vec<u8>,
+    pub head: Vec<u8>,
+}
+
+type StoredCells = (Vec<u8>, i64, Vec<u8>, Vec<u8>, Vec<u8>);
+
+impl From<StoredCells> for StoredRecord {
+    fn from((incarnation, seq, bytes, leaf, head): StoredCells) -> Self {
+        Self {
+            incarnation,
+            seq,
+            bytes,
+            leaf,
+            head,
+        }
+    }
+}
+
+const RECORDS: &str =
+    "SELECT incarnation, seq, bytes, leaf, head FROM {t}audit_trail WHERE bytes IS NOT NULL ORDER BY incarnation, seq";
+
+/// Every record of the trail in an embedded database, in order.
+pub async fn records_in_file(file: &Path) -> Vec<StoredRecord> {
+    let mut connection = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(file)
+        .connect()
+        .await
+        .unwrap();
+    let records = sqlx::query_as::<_, StoredCells>(AssertSqlSafe(RECORDS.replace("{t}", "")));
+    let records = records.fetch_all(&mut connection).await.unwrap();
+    records.into_iter().map(Into::into).collect()
 }
 
 /// Runs SQL in an embedded database, beside the process that has it open.

@@ -161,6 +161,11 @@ impl Upstream {
             .collect()
     }
 
+    /// Forgets what it received so far: a long test need not keep all of it.
+    pub fn forget(&self) {
+        self.state.received.lock().unwrap().clear();
+    }
+
     /// Waits until so many tool calls have arrived, answered or not.
     pub async fn after_calls(&self, count: usize) {
         let mut arrived = self.state.arrived.subscribe();

@@ -1,4 +1,4 @@
-//! Waiting for an event elsewhere: the one place in the tests that polls. Nothing here waits for a fixed time to pass.
+//! Waiting for an event elsewhere: the one place in the tests that polls. Only `moment` waits for a fixed time to pass.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -24,4 +24,9 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("waited {LONGEST:?} for {what}"),
     }
+}
+
+/// Lets this much time pass: for a kill that is to come at any moment, never for something to have happened.
+pub async fn moment(time: Duration) {
+    tokio::time::sleep(time).await;
 }

@@ -5,7 +5,7 @@ use super::client::Client;
 use super::folder::Folder;
 use super::http::{Address, Protocol};
 use super::ports::free_port;
-use super::stores::{Database, Engine, execute_in_file};
+use super::stores::{Database, Engine, StoredRecord, execute_in_file, records_in_file};
 use super::wait::{LONGEST, eventually};
 use serde_json::Value;
 use std::fs::File;
@@ -332,7 +332,22 @@ impl World {
         }
     }
 
+    /// Every record of the trail, by incarnation and seq.
+    pub async fn records(&self) -> Vec<StoredRecord> {
+        match &self.database {
+            None => records_in_file(&self.file("data/guardian.db")).await,
+            Some(database) => database.records().await,
+        }
+    }
+
     // ---- the process
+
+    /// How many open files and threads the process has.
+    pub fn files_and_threads(&self) -> (usize, usize) {
+        let id = self.process.as_ref().expect("a running process").id();
+        let entries = |of: &str| std::fs::read_dir(format!("/proc/{id}/{of}")).unwrap().count();
+        (entries("fd"), entries("task"))
+    }
 
     /// Starts `guardian serve` and waits until it is ready.
     pub async fn start(&mut self) -> &mut Self {

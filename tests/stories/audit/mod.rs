@@ -1,3 +1,5 @@
 //! The audit record of a call: durable before the call is sent, and kept through every failure.
 
 mod journal;
+mod killed;
+mod soak;
