@@ -132,26 +132,8 @@ fn postgres_text<const WIDTH: usize, R: BulkRow<WIDTH>>() -> String {
 }
 
 impl Tx {
-    /// Inserts the rows that are not there and returns how many these were. All or nothing: after an error the transaction is
-    /// as before.
+    /// Inserts the rows that are not there and returns how many these were. After an error the transaction is of no use.
     pub(super) async fn insert_bulk<const WIDTH: usize, R: BulkRow<WIDTH>>(
-        &mut self,
-        bulk: &'static Bulk,
-        rows: &[R],
-    ) -> Result<u64, StoreError> {
-        const SAVE: Sql = Sql::same("SAVEPOINT bulk");
-        const RELEASE: Sql = Sql::same("RELEASE SAVEPOINT bulk");
-        const UNDO: Sql = Sql::same("ROLLBACK TO SAVEPOINT bulk");
-        self.execute(&SAVE, &[]).await?;
-        let inserted = self.insert_all_of(bulk, rows).await;
-        if inserted.is_err() {
-            self.execute(&UNDO, &[]).await?;
-        }
-        self.execute(&RELEASE, &[]).await?;
-        inserted
-    }
-
-    async fn insert_all_of<const WIDTH: usize, R: BulkRow<WIDTH>>(
         &mut self,
         bulk: &'static Bulk,
         rows: &[R],
@@ -173,6 +155,24 @@ impl Tx {
                 Ok(inserted)
             }
         }
+    }
+
+    /// The same, all or nothing: after an error the transaction is as before.
+    pub(super) async fn try_insert_bulk<const WIDTH: usize, R: BulkRow<WIDTH>>(
+        &mut self,
+        bulk: &'static Bulk,
+        rows: &[R],
+    ) -> Result<u64, StoreError> {
+        const SAVE: Sql = Sql::same("SAVEPOINT bulk");
+        const RELEASE: Sql = Sql::same("RELEASE SAVEPOINT bulk");
+        const UNDO: Sql = Sql::same("ROLLBACK TO SAVEPOINT bulk");
+        self.execute(&SAVE, &[]).await?;
+        let inserted = self.insert_bulk(bulk, rows).await;
+        if inserted.is_err() {
+            self.execute(&UNDO, &[]).await?;
+        }
+        self.execute(&RELEASE, &[]).await?;
+        inserted
     }
 }
 

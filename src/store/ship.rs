@@ -154,21 +154,29 @@ impl Store {
         if let Store::Postgres(engine) = self {
             engine.keep_partitions(newest / MICROS_OF_DAY).await;
         }
-        let mut tx = self.write().await?;
-        if let Store::Postgres(_) = self {
-            tx.fetch(&DURABLE_COMMIT, &[]).await?;
-        }
-        if let Store::Sqlite(_) = self {
-            name_environments(&mut tx, &mut rows).await?;
-        }
-        let shipped = match insert(&mut tx, &rows).await {
-            Err(StoreError::Unstorable { .. }) => one_by_one(&mut tx, &rows).await?,
+        let shipped = match self.ship_by(&mut rows, insert).await {
+            Err(StoreError::Unstorable { .. }) => self.ship_by(&mut rows, one_by_one).await?,
             shipped => shipped?,
         };
-        tx.commit().await?;
         if let Store::Postgres(engine) = self {
             engine.keep_statistics(shipped.inserted).await;
         }
+        Ok(shipped)
+    }
+
+    /// One transaction.
+    async fn ship_by<'r>(
+        &self,
+        rows: &mut [RecordColumns<'r>],
+        insert: impl AsyncFnOnce(&mut Tx, &[RecordColumns<'r>]) -> Result<Shipped, StoreError>,
+    ) -> Result<Shipped, StoreError> {
+        let mut tx = self.write().await?;
+        match self {
+            Store::Postgres(_) => drop(tx.fetch(&DURABLE_COMMIT, &[]).await?),
+            Store::Sqlite(_) => name_environments(&mut tx, rows).await?,
+        }
+        let shipped = insert(&mut tx, rows).await?;
+        tx.commit().await?;
         Ok(shipped)
     }
 }
@@ -185,28 +193,38 @@ async fn name_environments(tx: &mut Tx, rows: &mut [RecordColumns<'_>]) -> Resul
 }
 
 async fn insert(tx: &mut Tx, rows: &[RecordColumns<'_>]) -> Result<Shipped, StoreError> {
-    let opaque = rows.iter().filter(|row| row.kind == OPAQUE).count();
-    Ok(Shipped {
-        inserted: tx.insert_bulk(&AUDIT_TRAIL, rows).await?,
-        opaque: u64::try_from(opaque).unwrap_or(u64::MAX),
-    })
+    Ok(shipped(tx.insert_bulk(&AUDIT_TRAIL, rows).await?, rows))
 }
 
 /// The database refused a value in one of these rows, and will again: that row goes in as its bytes alone.
 async fn one_by_one(tx: &mut Tx, rows: &[RecordColumns<'_>]) -> Result<Shipped, StoreError> {
-    let mut shipped = Shipped::default();
+    let mut all = Shipped::default();
     for row in rows {
-        let one = match insert(tx, std::slice::from_ref(row)).await {
+        let mut one = std::slice::from_ref(row);
+        let inserted = match tx.try_insert_bulk(&AUDIT_TRAIL, one).await {
             Err(StoreError::Unstorable { what, .. }) => {
                 tracing::warn!(incarnation = %row.sealed.incarnation, seq = row.sealed.seq, what, "an audit record is stored as bytes alone");
-                insert(tx, &[opaque(row)]).await?
+                let bare = [opaque(row)];
+                let inserted = tx.insert_bulk(&AUDIT_TRAIL, &bare).await?;
+                all.opaque += 1;
+                one = &[];
+                inserted
             }
-            one => one?,
+            inserted => inserted?,
         };
-        shipped.inserted += one.inserted;
-        shipped.opaque += one.opaque;
+        let one = shipped(inserted, one);
+        all.inserted += one.inserted;
+        all.opaque += one.opaque;
     }
-    Ok(shipped)
+    Ok(all)
+}
+
+fn shipped(inserted: u64, rows: &[RecordColumns<'_>]) -> Shipped {
+    let opaque = rows.iter().filter(|row| row.kind == OPAQUE).count();
+    Shipped {
+        inserted,
+        opaque: u64::try_from(opaque).unwrap_or(u64::MAX),
+    }
 }
 
 fn opaque<'a>(row: &RecordColumns<'a>) -> RecordColumns<'a> {

@@ -49,7 +49,7 @@ async fn soak(engine: Engine, time: Duration) -> Vec<String> {
         })
         .collect();
     let mut samples = Vec::new();
-    while Instant::now() < until {
+    while Instant::now() < until && callers.iter().all(|caller| !caller.is_finished()) {
         moment(Duration::from_secs(1)).await;
         files.forget();
         let (files, threads) = world.files_and_threads();
@@ -81,7 +81,7 @@ async fn mixed_calls(stranger: Client, key: String, caller: usize, until: Instan
         for number in 0..100 {
             let answer = match number % 10 {
                 0 => client.ask("tools/list", json!({})).await,
-                3 | 7 => client.call("slow", json!({ "steps": 1 })).await,
+                3 | 7 => client.call("slow", json!({ "events": 1 })).await,
                 5 => {
                     let refused = client.call("read_file", json!({ "path": "/etc/passwd" })).await;
                     assert!(!refused.is_result(), "{refused:?}");
