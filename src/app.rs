@@ -3,7 +3,10 @@
 pub mod manifest;
 mod policy_files;
 pub mod policy_loader;
+mod process_actor;
 mod stability;
+
+pub use process_actor::process_actor;
 
 use crate::combined::{Combined, CombinedParts};
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
@@ -15,7 +18,7 @@ use crate::identity::{Identity, Pepper};
 use crate::journal::{Journal, JournalSettings, JournalState, Shipper, StartFacts};
 use crate::limits::Limits;
 use crate::sessions::SessionKeys;
-use crate::store::{Store, StoreOpen};
+use crate::store::{Author, Store, StoreOpen};
 use crate::telemetry::Metrics;
 use crate::transport::{self, Connections, ServerTls, Shutdown, ShutdownHandle, Watch};
 use crate::upstream::Upstreams;
@@ -162,7 +165,7 @@ impl Running {
                 identity,
                 grants.clone(),
                 config.environment.clone(),
-                just_in_time(&config, &store),
+                just_in_time(&config, &store, &journal),
             ),
             grants: grants.clone(),
             limits: limits.clone(),
@@ -299,7 +302,9 @@ impl Running {
 
 /// The store as `serve` uses it. An embedded one is brought up to date; a shared one is the operator's to migrate.
 async fn open_store(config: &Config) -> Result<Store> {
-    let store = Store::open(&store_open(config)?).await?;
+    let store = Store::open(&store_open(config)?)
+        .await?
+        .authored(Author::Instance(process_actor()));
     for warning in store.warnings() {
         tracing::warn!(%warning, "database");
     }
@@ -362,10 +367,11 @@ fn ship(journal: &Journal, store: Store, stop: CancellationToken) -> Result<std:
         .context("cannot start the shipper")
 }
 
-fn just_in_time(config: &Config, store: &Store) -> Option<JitEnrolment> {
+fn just_in_time(config: &Config, store: &Store, journal: &Journal) -> Option<JitEnrolment> {
     let members = &config.members;
     members.just_in_time.then(|| JitEnrolment {
         store: store.clone(),
+        journal: journal.clone(),
         roles: members.just_in_time_roles.clone(),
     })
 }

@@ -2,21 +2,21 @@
 //! compiles both into one snapshot and swaps it. What does not compile never replaces what does.
 
 use super::manifest::Manifest;
-use super::now;
 use super::policy_files::ReadPolicies;
 use super::stability::{AllowedChange, STABLE_FOR_LESS};
+use super::{now, process_actor};
 use crate::config::{CheckedConfig, Config, PinMode, PoliciesConfig};
 use crate::decide::{PolicySettings, PolicySource, Snapshot, forbid_names, missing_forbids};
-use crate::domain::{Digest, Event, PolicyChange, Problem, ServerName, Sha256};
+use crate::domain::{Actor, AdminAction, Digest, Event, PolicyChange, Problem, ServerName, Sha256};
 use crate::journal::Journal;
-use crate::store::{RegistryRow, Store};
+use crate::store::{Observed, RegistryRow, Store};
 use crate::telemetry::Metrics;
 use crate::upstream::{OfferedTools, RawTool, Upstreams, build_catalogue};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -34,6 +34,10 @@ pub struct PolicyLoader {
     observed: Mutex<BTreeMap<ServerName, Digest>>,
     /// The servers that answer, which was written down.
     answering: Mutex<BTreeSet<ServerName>>,
+    /// The servers that fail, which was recorded.
+    failing: Mutex<BTreeSet<ServerName>>,
+    /// Who runs this instance.
+    actor: Actor,
     /// The fetches that the start did not wait for any longer.
     late_fetches: Mutex<BTreeMap<ServerName, FirstFetch>>,
     /// The warnings of the policies and tools in force, which were logged when they were new.
@@ -85,6 +89,8 @@ impl PolicyLoader {
             upstreams,
             observed: Mutex::default(),
             answering: Mutex::default(),
+            failing: Mutex::default(),
+            actor: process_actor(),
             late_fetches: Mutex::default(),
             warned: Mutex::default(),
             rejected: Mutex::default(),
@@ -289,12 +295,69 @@ impl PolicyLoader {
             return;
         }
         let env = &self.config.environment;
-        if let Err(error) = self.store.note_server_failure(env, server, why.as_deref()).await {
-            tracing::debug!(%server, %error, "how the server does cannot be written down");
-        } else if why.is_none() {
+        let is_new = match self.store.note_server_failure(env, server, why.as_deref()).await {
+            Ok(is_new) => is_new,
+            Err(error) => {
+                tracing::debug!(%server, %error, "how the server does cannot be written down");
+                return;
+            }
+        };
+        // Why it fails may hold what a program wrote: that is for administrators, and not for every reader of the trail.
+        if why.is_none() {
             answering().insert(server.clone());
+            self.failing().remove(server);
+            if is_new {
+                self.record_action("server answers again", server, server.to_string()).await;
+            }
         } else {
             answering().remove(server);
+            if self.failing().insert(server.clone()) {
+                self.record_action("server fails", server, server.to_string()).await;
+            }
+        }
+    }
+
+    fn failing(&self) -> MutexGuard<'_, BTreeSet<ServerName>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a server offers now, and what was approved of it at first use.
+    async fn record_offer(&self, server: &ServerName, observed: Observed) {
+        let parts = [
+            ("new", &observed.added),
+            ("changed", &observed.changed),
+            ("gone", &observed.gone),
+        ];
+        let told = parts.into_iter().filter(|(_, tools)| !tools.is_empty());
+        let told: Vec<String> = told
+            .map(|(word, tools)| {
+                format!(
+                    "{word}: {}",
+                    tools.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+                )
+            })
+            .collect();
+        if !told.is_empty() {
+            self.record_action("tools offered", server, format!("{server}: {}", told.join("; ")))
+                .await;
+        }
+        for change in observed.changes {
+            self.append_action(change).await;
+        }
+    }
+
+    async fn record_action(&self, action: &str, server: &ServerName, detail: String) {
+        self.append_action(AdminAction {
+            actor: Some(self.actor.clone()),
+            server: Some(server.to_string()),
+            ..AdminAction::new(now(), self.config.environment.clone(), action, detail)
+        })
+        .await;
+    }
+
+    async fn append_action(&self, action: AdminAction) {
+        if let Err(sealed) = self.journal.append(Event::Admin(action)).await {
+            tracing::error!(%sealed, "what the servers do cannot be recorded");
         }
     }
 
@@ -359,6 +422,7 @@ impl PolicyLoader {
                 for tool in &observed.changed {
                     tracing::warn!(%server, %tool, "the server changed this tool; it is refused until it is pinned again");
                 }
+                self.record_offer(server, observed).await;
                 true
             }
             Err(error) => {

@@ -109,7 +109,7 @@ enum RecordKind {
     Decision,
     /// A policy set or catalogue came into force, or was rejected.
     Policy,
-    /// What administrators changed.
+    /// What was changed, by whom; `unhashed` where another program than Guardian made the change.
     Admin,
     /// Refused before anybody was known, counted.
     Suppressed,
@@ -291,16 +291,18 @@ const HEADS: [&str; 8] = ["time", "decision", "reason", "user", "server", "what"
 fn audit_row(row: &AuditRow) -> Vec<String> {
     let who = row.email.clone().or_else(|| row.subject.as_ref().map(ToString::to_string));
     let what = row.tool.as_ref().or(row.target.as_ref()).or(row.method.as_ref());
+    let what = what.or(row.detail.as_ref().filter(|_| row.kind == "admin"));
+    let kind = if row.unhashed { UNHASHED } else { &row.kind };
     vec![
         millis(row.at),
         row.decision
-            .map_or_else(|| row.kind.clone(), |decision| decision.as_str().to_owned()),
+            .map_or_else(|| kind.to_owned(), |decision| decision.as_str().to_owned()),
         or_dash(row.reason.as_ref()),
         or_dash(who),
         or_dash(row.server.as_ref()),
         or_dash(what),
         row.outcome.as_ref().map_or_else(
-            || "-".to_owned(),
+            || or_dash(row.actor.as_ref().map(|actor| by(actor, row.claimed_by.as_deref()))),
             |outcome| {
                 let ending = outcome.kind.as_str().replace('_', " ");
                 format!("{ending} {}ms", outcome.latency_us / 1_000)
@@ -308,6 +310,17 @@ fn audit_row(row: &AuditRow) -> Vec<String> {
         ),
         or_dash(row.request.as_ref()),
     ]
+}
+
+/// A change that no record covers: another program than Guardian made it.
+const UNHASHED: &str = "unhashed";
+
+/// Who made a change, and who they say they are.
+fn by(actor: &str, claimed: Option<&str>) -> String {
+    match claimed {
+        Some(claimed) => format!("by {actor}, claimed to be {claimed}"),
+        None => format!("by {actor}"),
+    }
 }
 
 /// The cells of a row on one line: `tail` cannot know the widths of later rows.

@@ -214,6 +214,13 @@ async fn of_store(config: &Config, store: &Store, findings: &mut Findings) -> Re
             enrolled - max
         )]);
     }
+    let unhashed = store.unhashed_changes(env).await?;
+    if unhashed > 0 {
+        findings.warn([format!(
+            "{unhashed} changes of the store are unhashed: another program than guardian made them, or the record of an instance \
+             is still on its way; `guardian audit query --kind admin` shows who and what"
+        )]);
+    }
     Ok(build_catalogue(&config.servers, &directory.registry, &stored))
 }
 

@@ -2,9 +2,10 @@
 
 use super::failure::Failure;
 use super::output::{clean, comma};
+use crate::app::process_actor;
 use crate::config::{self, CheckedConfig, HumanDuration, Loaded, Secret, StoreConfig, StoreKind, Variables};
 use crate::domain::{Problem, ServerName, Timestamp, UserId, did_you_mean, nearest};
-use crate::store::{Store, StoreError, StoreOpen, UserRow};
+use crate::store::{Author, Store, StoreError, StoreOpen, UserRow};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct ConfigFile {
         global = true
     )]
     pub path: PathBuf,
+    /// Who makes a change, for the record: claimed, beside the user of the operating system.
+    #[arg(long, global = true, value_name = "NAME", value_parser = claimed_name)]
+    pub by: Option<String>,
 }
 
 impl ConfigFile {
@@ -33,11 +37,26 @@ impl ConfigFile {
         config::load(&self.path, &variables())
     }
 
+    /// Whom the records of this command's changes name.
+    pub fn author(&self) -> Author {
+        Author::Command {
+            actor: process_actor(),
+            claimed_by: self.by.clone(),
+        }
+    }
+
     /// Loads the configuration without its warnings.
     pub fn load(&self) -> Result<CheckedConfig, Failure> {
         let loaded = self.read().map_err(|problems| Failure::configuration(&problems))?;
         Ok(loaded.config)
     }
+}
+
+fn claimed_name(text: &str) -> Result<String, String> {
+    let plain = text.chars().count() <= 100 && !text.chars().any(char::is_control) && !text.trim().is_empty();
+    plain
+        .then(|| text.to_owned())
+        .ok_or_else(|| "give a name of at most 100 characters, without control characters".to_owned())
 }
 
 /// The environment variables that are UTF-8; the configuration can use no others.
@@ -57,7 +76,7 @@ impl AdminContext {
     /// Opens the store with the administrator's login; refuses a schema that is behind or ahead of this program.
     pub async fn open(file: &ConfigFile) -> Result<Self, Failure> {
         let config = file.load()?;
-        let store = open_store(&config.store, Login::Administrator).await?;
+        let store = open_store(&config.store, Login::Administrator).await?.authored(file.author());
         store.require_current().await?;
         Ok(Self { config, store })
     }

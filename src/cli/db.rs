@@ -40,15 +40,17 @@ impl DbCommand {
         let config = file.load()?;
         match self {
             DbCommand::Migrate { format } => {
-                let store = context::open_or_create(&config.store).await?;
-                migrate(&store, *format).await
+                let store = context::open_or_create(&config.store).await?.authored(file.author());
+                migrate(&store, &config.environment, *format).await
             }
             DbCommand::Bind {
                 role,
                 environment,
                 format,
             } => {
-                let store = context::open_store(&config.store, Login::Administrator).await?;
+                let store = context::open_store(&config.store, Login::Administrator)
+                    .await?
+                    .authored(file.author());
                 let environment = environment.as_ref().unwrap_or(&config.environment);
                 store.bind_role(role, environment).await?;
                 format.done(
@@ -64,7 +66,7 @@ impl DbCommand {
     }
 }
 
-async fn migrate(store: &Store, format: Format) -> Result<(), Failure> {
+async fn migrate(store: &Store, environment: &EnvironmentName, format: Format) -> Result<(), Failure> {
     let bar = progress(format_args!("migrating {}", store.location()));
     let mut done = Vec::new();
     store
@@ -73,6 +75,9 @@ async fn migrate(store: &Store, format: Format) -> Result<(), Failure> {
             done.push(step.to_owned());
         })
         .await?;
+    if !done.is_empty() {
+        store.note_migrated(environment, &done).await?;
+    }
     drop(bar);
     match (format.json, done.len()) {
         (true, _) => output::json(&json!({ "applied": done })),

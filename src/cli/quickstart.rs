@@ -13,7 +13,7 @@ use crate::domain::{
     ApiKey, DecisionKind, EnvironmentName, PrincipalKind, RoleName, Scope, Scopes, ServerName, Timestamp, UserId,
 };
 use crate::identity::{ApiKeyText, Pepper};
-use crate::store::{AuditFilter, AuditRow, NewGrant, NewUser, Store};
+use crate::store::{AuditFilter, AuditRow, Author, NewGrant, NewUser, Store};
 use crate::telemetry;
 use crate::transport::{self, Client, ClientSettings};
 use crate::upstream::scopes_of;
@@ -192,7 +192,11 @@ impl QuickstartFolder {
     /// demo, or every tool that the reader's own server lists.
     async fn admit_demo_user(&self, config: &CheckedConfig, server: &ServerConfig, is_own: bool) -> Result<String> {
         app::make_private_folder(&config.data_dir)?;
-        let store = Store::open(&app::store_open(config)?).await?;
+        let author = Author::Command {
+            actor: app::process_actor(),
+            claimed_by: None,
+        };
+        let store = Store::open(&app::store_open(config)?).await?.authored(author);
         store.migrate(&mut |_| {}).await?;
         let environment = &config.environment;
         let users = store.list_users(environment).await?;

@@ -4,6 +4,7 @@ use super::catalogue;
 use super::context::{self, AdminContext, ConfigFile, Login, display_path};
 use super::failure::{self, Failure};
 use super::output::{Format, at, clean, comma, note, or_dash, progress, table};
+use crate::app::process_actor;
 use crate::config::PinMode;
 use crate::decide;
 use crate::domain::{BadName, Digest, PinStatus, Scope, ServerName, ToolClass, ToolName};
@@ -89,9 +90,6 @@ pub enum ServerCommand {
         /// Only if the offered definition still has this digest, as `catalog --json` shows it.
         #[arg(long, value_parser = digest, requires = "tool")]
         digest: Option<Digest>,
-        /// Who approves, for the record.
-        #[arg(long, env = "USER", hide_env_values = true, default_value = "guardian")]
-        by: String,
         #[command(flatten)]
         format: Format,
     },
@@ -182,11 +180,11 @@ impl ServerCommand {
                 tool,
                 all: _,
                 digest,
-                by,
                 format,
             } => {
                 admin.server(name).await?;
-                let pinned = admin.store.pin_tool(env, name, tool.as_ref(), *digest, by).await?;
+                let by = file.by.clone().unwrap_or_else(|| process_actor().user);
+                let pinned = admin.store.pin_tool(env, name, tool.as_ref(), *digest, &by).await?;
                 let what = if pinned.is_empty() {
                     format!("nothing of `{name}` waits for approval")
                 } else {
@@ -284,11 +282,12 @@ async fn ask(admin: &AdminContext, name: &ServerName) -> Result<(), Failure> {
         .map(|tool| (tool.name.clone(), tool.digest, tool.definition.to_string()))
         .collect();
     let pin_new = server.pin == PinMode::FirstUse;
-    // what a server offers is no administrator's decision: it is recorded with the proxy's login, as `serve` records it
-    let proxy = context::open_store(&admin.config.store, Login::Proxy).await?;
-    let observed = proxy
+    let observed = admin
+        .store
         .observe_tools(&admin.config.environment, name, &definitions, pin_new)
         .await?;
+    // only the proxy's login may say how a server does
+    let proxy = context::open_store(&admin.config.store, Login::Proxy).await?;
     proxy.note_server_failure(&admin.config.environment, name, None).await?;
     drop(bar);
     for tool in &offered.rejected {

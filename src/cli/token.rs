@@ -84,19 +84,20 @@ impl TokenCommand {
                 at(before.plus(limits.lives))
             )));
         }
-        for (issuer, kind, value) in &named {
-            let revocation = Revocation {
+        let revocations: Vec<Revocation> = named
+            .iter()
+            .map(|(issuer, kind, value)| Revocation {
                 issuer: issuer.clone(),
                 kind: *kind,
                 value: value.clone(),
                 issued_before: before,
                 expires_at: until,
-            };
-            admin
-                .store
-                .add_revocation(&admin.config.environment, &revocation, reason.as_deref())
-                .await?;
-        }
+            })
+            .collect();
+        admin
+            .store
+            .add_revocations(&admin.config.environment, &revocations, reason.as_deref())
+            .await?;
         let values: Vec<String> = named
             .iter()
             .map(|(issuer, _, value)| format!("`{}` of `{issuer}`", clean(value)))

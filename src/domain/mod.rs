@@ -5,6 +5,7 @@
 mod backoff;
 mod call;
 mod catalogue;
+mod chain;
 mod client_request;
 mod digest;
 mod header;
@@ -24,6 +25,7 @@ mod uri;
 pub use backoff::Backoff;
 pub use call::{Call, Era, MessageId, ProtocolVersion, RequestId, Target};
 pub use catalogue::{Catalogue, PinStatus, ServerEntry, ToolClass, ToolEntry};
+pub use chain::{Chain, ENVELOPE, MAX_RECORD};
 pub use client_request::{ClientRequest, ClientRequests};
 pub use digest::{Digest, Sha256};
 pub use header::is_reserved_header;
@@ -39,8 +41,8 @@ pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};
 pub use record::{
-    AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
-    RecordedPrincipal, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
+    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
+    RecordedChange, RecordedPrincipal, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
 };
 pub use safe_text::{SafeText, quoted};
 pub use time::Timestamp;

@@ -263,13 +263,90 @@ pub struct PolicyChange {
     pub rejected: Option<String>,
 }
 
-/// An action of the operator, or of the instance on its own.
+/// An action of the operator, or of the instance on its own. Records of version 1 have the first four fields alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminAction {
     pub at: Timestamp,
     pub environment: EnvironmentName,
+    /// What was done, in words such as `granted`.
     pub action: String,
+    /// To what, and from what to what, for people.
     pub detail: String,
+    /// Who did it; `None`: the instance whose journal this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    /// Who they say they are (`--by`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
+    /// The database's login that the command used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
+    /// Whose rows and which server's all the changes are of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The database's own rows that this record covers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<RecordedChange>,
+}
+
+impl AdminAction {
+    /// Of an instance, without changes of the store.
+    pub fn new(at: Timestamp, environment: EnvironmentName, action: &str, detail: String) -> Self {
+        Self {
+            at,
+            environment,
+            action: action.to_owned(),
+            detail,
+            actor: None,
+            claimed_by: None,
+            login: None,
+            user: None,
+            server: None,
+            changes: Vec::new(),
+        }
+    }
+}
+
+/// The user of an operating system who runs a command or an instance, as that program found it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// The name of the real user id; the number, where the system knows no name.
+    pub user: String,
+    pub uid: u32,
+    pub host: String,
+    /// Who became this user through sudo, as sudo's variable says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sudo_user: Option<String>,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.user, self.host)?;
+        match &self.sudo_user {
+            Some(user) => write!(f, " (sudo: {user})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A row that a trigger of the store wrote about one change, as the record that covers it repeats it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedChange {
+    /// The row's number among the database's own.
+    pub seq: u64,
+    /// SHA-256 of the row as text.
+    pub row: Digest,
+    /// In words, such as `granted`.
+    pub change: String,
+    /// What was changed.
+    pub of: String,
+    /// The values before and after. Both are missing where they are too long for a record: the digest stands for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<serde_json::Value>,
 }
 
 /// Refusals that were counted instead of recorded one by one, so that they cannot flood the journal.

@@ -2,9 +2,12 @@
 //! entity. Does not decide what the caller may do.
 
 use crate::decide::CedarPrincipal;
-use crate::domain::{ApiKey, AuthMethod, EnvironmentName, Member, Principal, Reason, Refusal, RoleName, Timestamp};
+use crate::domain::{
+    AdminAction, ApiKey, AuthMethod, EnvironmentName, Event, Member, Principal, Reason, Refusal, RoleName, Timestamp,
+};
 use crate::grants::Grants;
 use crate::identity::{ApiKeyText, Credential, Identity};
+use crate::journal::Journal;
 use crate::store::Store;
 use crate::transport::Peer;
 use http::HeaderMap;
@@ -46,6 +49,8 @@ pub struct Authenticator {
 /// Just-in-time enrolment (`members.just_in_time`): enrols a caller with a valid token or certificate on its first request.
 pub struct JitEnrolment {
     pub store: Store,
+    /// Where the enrolment is recorded.
+    pub journal: Journal,
     pub roles: Vec<RoleName>,
 }
 
@@ -163,7 +168,7 @@ impl Authenticator {
     /// Somebody whom nothing is known of; but they may be enrolled already, and not loaded for want of room.
     async fn enrol(&self, principal: &Principal) -> Result<Option<Arc<Member>>, Refusal> {
         self.has_room_for(principal)?;
-        let Some(JitEnrolment { store, roles }) = &self.enrolment else {
+        let Some(JitEnrolment { store, journal, roles }) = &self.enrolment else {
             return Ok(None);
         };
         if principal.method == AuthMethod::Key {
@@ -179,9 +184,12 @@ impl Authenticator {
                 principal.kind,
             )
             .await;
-        if let Err(error) = enrolled {
-            tracing::warn!(%error, "cannot enrol just in time");
-            return Ok(None);
+        match enrolled {
+            Ok((_, changes)) => record_enrolment(journal, changes).await,
+            Err(error) => {
+                tracing::warn!(%error, "cannot enrol just in time");
+                return Ok(None);
+            }
         }
         self.grants.confirm().await.map_err(|stale| Refusal::new(stale.reason))?;
         let member = self.grants.by_identity(&principal.issuer, &principal.subject);
@@ -196,6 +204,15 @@ impl Authenticator {
             Err(Reason::TooManyMembers)
         } else {
             Ok(())
+        }
+    }
+}
+
+/// Where the journal cannot take the record, the change stays unhashed in the trail, and the call that comes next is refused.
+async fn record_enrolment(journal: &Journal, changes: Vec<AdminAction>) {
+    for change in changes {
+        if let Err(sealed) = journal.append(Event::Admin(change)).await {
+            tracing::error!(%sealed, "an enrolment just in time cannot be recorded");
         }
     }
 }

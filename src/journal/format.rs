@@ -40,8 +40,6 @@ use uuid::Uuid;
 pub(super) const HEADER: usize = 128;
 pub(super) const BATCH: usize = 40;
 pub(super) const FRAME: usize = 8;
-/// No record is longer; longer texts are truncated before they are serialised.
-pub(super) const MAX_RECORD: usize = 16 * 1024;
 /// A header that lists more open permits than this is taken for corrupt.
 const MAX_OPEN: u32 = 1 << 20;
 const MAGIC: &[u8; 8] = b"NGJOURNL";

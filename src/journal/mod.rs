@@ -5,7 +5,6 @@
 //! writes these files, and nothing here decides who may do what. `read_dir` reads the records back, each with its leaf
 //! and head.
 
-mod chain;
 mod cleared;
 mod disk;
 mod encode;
@@ -36,10 +35,9 @@ pub use thread_priority::lower_priority;
 
 use crate::decide::{Basis, Permit};
 use crate::domain::{
-    Call, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, RecordedRequest, Start,
-    Timestamp,
+    Call, Chain, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, RecordedRequest,
+    Start, Timestamp,
 };
-use chain::Chain;
 use cleared::PendingPermit;
 use disk::{Disk, DiskFolder};
 use queue::locked;

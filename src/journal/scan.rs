@@ -2,11 +2,10 @@
 //!
 //! Reports what it finds and where; whether that is a torn tail or damage, `walk` decides.
 
-use super::chain::Chain;
 use super::disk::{Disk, DiskFile, read_up_to};
 use super::error::{Damage, JournalError};
-use super::format::{BATCH, BatchHeader, Corruption, FRAME, HEADER, MARK, MAX_RECORD, SegmentHeader, frame_crc, u32_at};
-use crate::domain::SealedRecord;
+use super::format::{BATCH, BatchHeader, Corruption, FRAME, HEADER, MARK, SegmentHeader, frame_crc, u32_at};
+use crate::domain::{Chain, MAX_RECORD, SealedRecord};
 use std::io;
 use std::path::PathBuf;
 

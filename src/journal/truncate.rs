@@ -2,10 +2,8 @@
 //!
 //! Never refuses an event, and never truncates one that fits.
 
-use super::chain::ENVELOPE;
 use super::encode::encode_event;
-use super::format::MAX_RECORD;
-use crate::domain::{Decision, Event};
+use crate::domain::{AdminAction, Decision, ENVELOPE, Event, MAX_RECORD};
 
 const MAX_EVENT: usize = MAX_RECORD - ENVELOPE;
 /// Limits tried in turn until the event fits: characters of each text, and entries of each list.
@@ -36,6 +34,7 @@ fn shortened(mut event: Event, text: usize, list: usize) -> Event {
         Event::Admin(admin) => {
             truncate(&mut admin.action, text);
             truncate(&mut admin.detail, text);
+            shorten_changes(admin, text, list);
         }
         Event::Suppressed(suppressed) => {
             truncate(&mut suppressed.reason, text);
@@ -44,6 +43,20 @@ fn shortened(mut event: Event, text: usize, list: usize) -> Event {
         Event::Stop(_) => {}
     }
     event
+}
+
+/// Values go before the digests of their rows do: a digest is what covers a row.
+fn shorten_changes(admin: &mut AdminAction, text: usize, list: usize) {
+    for change in &mut admin.changes {
+        truncate(&mut change.change, text);
+        truncate(&mut change.of, text);
+        (change.old, change.new) = (None, None);
+    }
+    let was = admin.changes.len();
+    admin.changes.truncate(list);
+    if was > list {
+        admin.detail.push_str(&format!(" [record cut: {list} of {was} changes]"));
+    }
 }
 
 fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {

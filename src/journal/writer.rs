@@ -4,7 +4,6 @@
 //! the next sync would report success without writing them. The unacknowledged records go into a fresh segment that
 //! supersedes the failed one; if that fails too, the journal is sealed and the callers learn that nothing was recorded.
 
-use super::chain::Chain;
 use super::disk::Disk;
 use super::error::Sealed;
 use super::format::{BATCH, BatchHeader, FRAME, SegmentHeader, close_frame};
@@ -12,7 +11,7 @@ use super::queue::{Batch, PermitEffect, QueuedEvent, WakeResult, locked};
 use super::segment::ActiveSegment;
 use super::shared::{JournalShared, OUTCOME_ROOM};
 use super::truncate;
-use crate::domain::{AdminAction, Backoff, Event, RequestId, Stop};
+use crate::domain::{AdminAction, Backoff, Chain, Event, RequestId, Stop};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -263,12 +262,12 @@ impl Writer {
         loop {
             let last = self.shared.queue.wait_out(backoff.failed());
             let refused = self.shared.refused.load(Ordering::Relaxed);
-            let admin = Event::Admin(AdminAction {
-                at: (self.shared.clock)(),
-                environment: self.shared.environment.clone(),
-                action: "journal_unsealed".to_owned(),
-                detail: format!("the disk failed and works again; {refused} records were refused since the start"),
-            });
+            let admin = Event::Admin(AdminAction::new(
+                (self.shared.clock)(),
+                self.shared.environment.clone(),
+                "journal_unsealed",
+                format!("the disk failed and works again; {refused} records were refused since the start"),
+            ));
             match self.write_directly(&[admin]) {
                 Ok(()) => {
                     self.shared.unseal();

@@ -1,11 +1,12 @@
 //! The audit trail as people ask it: who did what, when, what was decided and why, and how it ended.
 //! What is shown is read from the recorded bytes; columns only find the rows.
 
+use super::change_words::RowChange;
 use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
     AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId, Outcome,
-    OutcomeKind, PolicyId, Record, RequestId, Scope, SealedRecord, Subject, Timestamp, UserId,
+    OutcomeKind, PolicyId, Record, RecordedChange, RequestId, Scope, SealedRecord, Subject, Timestamp, UserId,
 };
 
 /// Which rows. Everything that is given must hold.
@@ -91,8 +92,14 @@ pub struct AuditRow {
     /// From the first byte of the message to the decision.
     pub took_us: Option<u64>,
     pub outcome: Option<AuditOutcome>,
-    /// What an administrator changed, as the database saw it: `{"old": …, "new": …}`.
-    pub change: Option<serde_json::Value>,
+    /// Who made a change: user and host of a command, or the database's login of another program.
+    pub actor: Option<String>,
+    /// Who they say they are.
+    pub claimed_by: Option<String>,
+    /// Changes of the store, each with the values before and after.
+    pub changes: Vec<AuditChange>,
+    /// No record covers this change: another program than Guardian made it.
+    pub unhashed: bool,
     /// When the database took the row, and from which login.
     #[serde(serialize_with = "super::rfc3339")]
     pub recorded_at: Timestamp,
@@ -114,20 +121,34 @@ pub struct AuditOutcome {
     pub recovered: bool,
 }
 
+/// One change of a row of the store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct AuditChange {
+    /// The row's number among the database's own.
+    pub seq: u64,
+    /// In words, such as `granted`.
+    pub change: String,
+    pub of: String,
+    pub old: Option<serde_json::Value>,
+    pub new: Option<serde_json::Value>,
+}
+
 const MAX_ROWS: u32 = 10_000;
 
 /// The `+` keeps SQLite, which has no statistics, from reading all outcomes there are for each row.
 const SELECT: Sql = Sql {
     postgres: "SELECT d.incarnation, d.seq, micros(d.occurred_at) AS occurred_at, micros(d.recorded_at) AS recorded_at,
                  d.recorded_by::text AS recorded_by, d.environment, d.kind, d.bytes, d.reason, d.user_id::text AS user_id,
-                 d.server_name, d.method, d.change::text AS change,
+                 d.server_name, d.method, d.change::text AS change, d.actor, d.claimed_by,
+                 d.bytes IS NULL AND EXISTS (SELECT FROM recorded_changes c WHERE c.seq = d.seq) AS unhashed,
                  (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
                  CASE WHEN d.kind = 'decision' THEN
                    (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND o.environment = d.environment
                       AND o.kind = 'outcome' ORDER BY o.occurred_at LIMIT 1) END AS outcome
                FROM audit_trail d WHERE d.environment = ?",
     sqlite: "SELECT d.incarnation, d.seq, d.occurred_at, d.recorded_at, d.recorded_by, d.environment, d.kind, d.bytes, d.reason,
-               d.user_id, d.server_name, d.method, d.change,
+               d.user_id, d.server_name, d.method, d.change, d.actor, d.claimed_by,
+               d.bytes IS NULL AND EXISTS (SELECT 1 FROM recorded_changes c WHERE c.seq = d.seq) AS unhashed,
                (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
                CASE WHEN d.kind = 'decision' THEN
                  (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND +o.environment = d.environment
@@ -143,6 +164,12 @@ const BYTES: Sql = Sql::same(
 const INCARNATIONS: Sql = Sql::same(
     "SELECT incarnation, count(*) AS records, min(seq) AS first, max(seq) AS last FROM audit_trail
      WHERE environment = $1 AND bytes IS NOT NULL GROUP BY incarnation ORDER BY incarnation",
+);
+
+/// A row that a record covers is told by that record, as long as the record is there.
+const TOLD_ONCE: Sql = Sql::same(
+    " AND NOT (d.bytes IS NULL AND EXISTS (SELECT 1 FROM recorded_changes c JOIN audit_trail r
+        ON r.incarnation = c.incarnation AND r.seq = c.record WHERE c.seq = d.seq))",
 );
 
 impl AuditFilter {
@@ -170,6 +197,9 @@ impl AuditFilter {
         let mut sql = ComposedSql::default();
         sql.push_with(SELECT, self.environment.as_str())
             .push(Sql::same(self.kind.condition()));
+        if matches!(self.kind, AuditKind::Admin | AuditKind::Any) {
+            sql.push(TOLD_ONCE);
+        }
         if let Some(user) = &self.user {
             push_user(&mut sql, user);
         }
@@ -332,6 +362,11 @@ impl AuditRow {
             Some(Event::Admin(admin)) => Self {
                 reason: Some(admin.action),
                 detail: Some(admin.detail),
+                actor: admin.actor.map(|actor| actor.to_string()),
+                claimed_by: admin.claimed_by,
+                user: admin.user,
+                server: admin.server,
+                changes: admin.changes.into_iter().map(AuditChange::from).collect(),
                 ..bare
             },
             Some(Event::Suppressed(noise)) => {
@@ -396,7 +431,10 @@ impl AuditRow {
             trace: None,
             took_us: None,
             outcome: None,
-            change: None,
+            actor: None,
+            claimed_by: None,
+            changes: Vec::new(),
+            unhashed: false,
         })
     }
 
@@ -437,15 +475,54 @@ impl AuditRow {
     /// The database's own rows have no bytes: what they say stands in their columns.
     fn with_change(self, row: &Row) -> Result<Self, StoreError> {
         let change: Option<String> = row.get("change")?;
+        let change = change.and_then(|change| serde_json::from_str::<serde_json::Value>(&change).ok());
+        let value = |name: &str| {
+            change
+                .as_ref()
+                .and_then(|change| change.get(name))
+                .filter(|value| !value.is_null())
+        };
+        let text = |column| Ok::<_, StoreError>(row.get::<Option<String>>(column)?.unwrap_or_default());
+        let (relation, op) = (text("method")?, text("reason")?);
+        let server: Option<String> = row.get("server_name")?;
+        let told = RowChange {
+            relation: &relation,
+            op: &op,
+            server: server.as_deref(),
+            old: value("old"),
+            new: value("new"),
+        };
         let user: Option<String> = row.get("user_id")?;
+        let actor: Option<String> = row.get("actor")?;
         Ok(Self {
-            reason: row.get("reason")?,
+            reason: Some(told.words().to_owned()),
+            detail: Some(told.detail()),
             user: user.and_then(|user| UserId::parse(&user).ok()),
-            server: row.get("server_name")?,
-            method: row.get("method")?,
-            change: change.and_then(|change| serde_json::from_str(&change).ok()),
+            server: server.clone(),
+            actor: Some(actor.unwrap_or_else(|| self.recorded_by.clone())),
+            claimed_by: row.get("claimed_by")?,
+            changes: vec![AuditChange {
+                seq: self.seq,
+                change: told.words().to_owned(),
+                of: told.of(),
+                old: value("old").cloned(),
+                new: value("new").cloned(),
+            }],
+            unhashed: row.get("unhashed")?,
             ..self
         })
+    }
+}
+
+impl From<RecordedChange> for AuditChange {
+    fn from(change: RecordedChange) -> Self {
+        Self {
+            seq: change.seq,
+            change: change.change,
+            of: change.of,
+            old: change.old,
+            new: change.new,
+        }
     }
 }
 
@@ -486,7 +563,13 @@ mod tests {
     #[tokio::test]
     async fn the_outcome_of_a_decision_is_found_by_its_request() {
         let mut store = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-        store.execute(include_str!("sqlite/0001_guardian.sql")).await.unwrap();
+        for migration in [
+            include_str!("sqlite/0001_guardian.sql"),
+            include_str!("sqlite/0003_audit_records.sql"),
+            include_str!("sqlite/0004_changes.sql"),
+        ] {
+            store.execute(migration).await.unwrap();
+        }
         let plan = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", SELECT.sqlite)));
         let steps = plan.bind("production").fetch_all(&mut store).await.unwrap();
         let steps: Vec<String> = steps.iter().map(|step| step.get("detail")).collect();

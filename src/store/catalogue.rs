@@ -4,7 +4,7 @@
 use super::engine::{Arg, Row, Sql, Tx, args};
 use super::unreadable::{ColumnError, name, or_left_out, time_or_null};
 use super::{Store, StoreError};
-use crate::domain::{Digest, EnvironmentName, ServerName, Timestamp, ToolName};
+use crate::domain::{AdminAction, Digest, EnvironmentName, ServerName, Timestamp, ToolName};
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Observed {
     pub changed: Vec<ToolName>,
     /// Offered before, not now.
     pub gone: Vec<ToolName>,
+    /// What an instance has to record of it.
+    pub changes: Vec<AdminAction>,
 }
 
 const READ: Sql = Sql {
@@ -87,8 +89,8 @@ impl Store {
         offered: &[(ToolName, Digest, String)],
         pin_new: bool,
     ) -> Result<Observed, StoreError> {
-        let mut tx = self.write().await?;
-        let mut known = known_digests(&mut tx, env, server).await?;
+        let mut change = self.change_by_anyone(env).await?;
+        let mut known = known_digests(&mut change.tx, env, server).await?;
         let mut observed = Observed::default();
         let mut notes = Vec::new();
         for (tool, digest, definition) in offered {
@@ -105,8 +107,8 @@ impl Store {
             observed.gone.push(tool);
         }
         if !notes.is_empty() {
-            tx.insert_rows(&NOTE, &notes).await?;
-            tx.commit().await?;
+            change.tx.insert_rows(&NOTE, &notes).await?;
+            observed.changes = change.commit().await?;
         }
         Ok(observed)
     }
@@ -121,8 +123,8 @@ impl Store {
         digest: Option<Digest>,
         by: &str,
     ) -> Result<Vec<ToolName>, StoreError> {
-        let mut tx = self.write().await?;
-        let known = known_digests(&mut tx, env, server).await?;
+        let mut change = self.change(env).await?;
+        let known = known_digests(&mut change.tx, env, server).await?;
         let wanted = known.into_iter().filter(|(name, _)| tool.is_none_or(|tool| tool == name));
         let offers: Vec<_> = wanted
             .filter_map(|(name, known)| known.offered.map(|offer| (name, offer, known.pinned)))
@@ -143,14 +145,14 @@ impl Store {
                 continue;
             }
             let args = args![env.as_str(), server.as_str(), name.as_str(), &offer.as_bytes()[..], by];
-            if tx.execute(&PIN, args).await? == 0 {
+            if change.tx.execute(&PIN, args).await? == 0 {
                 return Err(StoreError::Conflict(format!(
                     "server `{server}` changed `{name}` just now: look again"
                 )));
             }
             changed.push(name);
         }
-        tx.commit().await?;
+        change.commit().await?;
         Ok(changed)
     }
 }

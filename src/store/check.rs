@@ -4,7 +4,7 @@ use super::engine::{Sql, StoreLocation, args};
 use super::{Store, StoreError};
 use crate::domain::EnvironmentName;
 
-const SELF_CHECK: Sql = Sql::of_postgres("SELECT problem FROM self_check($1)");
+const SELF_CHECK: Sql = Sql::of_postgres("SELECT problem FROM self_check($1) UNION ALL SELECT problem FROM unrecorded_changes()");
 const BIND_ROLE: Sql = Sql::of_postgres("SELECT bind_role($1, $2)::text");
 
 /// Without one of these the audit trail could be edited or a change be missed.
@@ -46,9 +46,9 @@ impl Store {
         let Store::Postgres(_) = self else {
             return Err(StoreError::Invalid("the embedded store has no roles to bind".to_owned()));
         };
-        let mut tx = self.write().await?;
-        tx.fetch(&BIND_ROLE, args![role, env.as_str()]).await?;
-        tx.commit().await
+        let mut change = self.change(env).await?;
+        change.tx.fetch(&BIND_ROLE, args![role, env.as_str()]).await?;
+        change.commit().await.map(drop)
     }
 }
 
@@ -77,6 +77,13 @@ pub(super) async fn check_file(store: &Store, location: &StoreLocation) -> Resul
         feeds
             .iter()
             .flat_map(|feed| ["i", "u", "d"].map(|op| format!("feed_{feed}_{op}"))),
+    );
+    wanted.extend(["recorded_no_update", "recorded_no_delete", "own_record_insert"].map(str::to_owned));
+    let recorded = ["grant", "key", "user", "identity", "registry", "revocation", "pin", "setting"];
+    wanted.extend(
+        recorded
+            .iter()
+            .flat_map(|table| ["i", "u", "d"].map(|op| format!("own_{table}_{op}"))),
     );
     for row in tx.fetch(&TRIGGERS, args![serde_json::json!(wanted).to_string()]).await? {
         problems.push(format!("trigger `{}` is missing", row.get::<String>("name")?));

@@ -2,6 +2,7 @@
 
 use super::StoreError;
 use super::audit_partitions::Upkeep;
+use super::changes::Author;
 use super::sqlite::{Files, SqliteFile};
 use super::unreadable::ColumnError;
 use sqlx::pool::PoolConnection;
@@ -20,6 +21,7 @@ pub struct PostgresEngine {
     pub(super) location: Arc<StoreLocation>,
     pub(super) warnings: Arc<[String]>,
     pub(super) upkeep: Upkeep,
+    pub(super) author: Option<Arc<Author>>,
 }
 
 #[derive(Clone)]
@@ -27,6 +29,7 @@ pub struct SqliteEngine {
     pub(super) file: Arc<SqliteFile>,
     pub(super) location: Arc<StoreLocation>,
     pub(super) warnings: Arc<[String]>,
+    pub(super) author: Option<Arc<Author>>,
 }
 
 /// Where the store is, as messages name it. Never holds a password.
@@ -336,6 +339,10 @@ impl SqliteEngine {
 }
 
 impl Tx {
+    pub(super) fn is_postgres(&self) -> bool {
+        matches!(self.on, TxBackend::Postgres(_))
+    }
+
     pub(super) async fn fetch(&mut self, sql: &impl SqlStatement, args: &[Arg]) -> Result<Vec<Row>, StoreError> {
         match &mut self.on {
             TxBackend::Postgres(tx) => {

@@ -78,14 +78,14 @@ impl Store {
             grant.expires_at.map(Timestamp::micros),
             if grant.idle { "idle" } else { "verified" },
         ];
-        let mut tx = self.write().await?;
-        let row = match tx.fetch_one(&PUT, args).await {
+        let mut change = self.change(env).await?;
+        let row = match change.tx.fetch_one(&PUT, args).await {
             Err(StoreError::NotFound(_)) => return Err(no_user(env, &grant.user)),
             row => row?,
         };
         let row = row.expect("an upsert returns its row");
         let id = GrantId::parse(&row.get::<String>("id")?).expect("a UUID is a grant id");
-        tx.commit().await?;
+        change.commit().await?;
         Ok(id)
     }
 
@@ -99,7 +99,10 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let client = client.map(|client| client.as_str());
         let args = args![env.as_str(), uuid_of(user)?, server.as_str(), client];
-        Ok(self.execute(&REVOKE, args).await? > 0)
+        let mut change = self.change(env).await?;
+        let revoked = change.tx.execute(&REVOKE, args).await? > 0;
+        change.commit().await?;
+        Ok(revoked)
     }
 
     /// Of one user, or of all.

@@ -74,18 +74,22 @@ impl Store {
             key.expires_at.map(Timestamp::micros),
             key.revoked_at.map(Timestamp::micros),
         ];
-        let mut tx = self.write().await?;
-        match tx.execute(&ADD, args).await {
+        let mut change = self.change(env).await?;
+        match change.tx.execute(&ADD, args).await {
             Err(StoreError::NotFound(_)) => return Err(no_user(env, user)),
             Err(StoreError::Conflict(_)) => return Err(StoreError::Conflict(format!("key `{}` exists already", key.id))),
             done => done?,
         };
-        tx.commit().await
+        change.commit().await.map(drop)
     }
 
     /// Whether there was such a key that was not revoked yet.
     pub async fn revoke_key(&self, env: &EnvironmentName, key: &KeyId, now: Timestamp) -> Result<bool, StoreError> {
-        Ok(self.execute(&REVOKE, args![env.as_str(), key.as_str(), now.micros()]).await? > 0)
+        let mut change = self.change(env).await?;
+        let args = args![env.as_str(), key.as_str(), now.micros()];
+        let revoked = change.tx.execute(&REVOKE, args).await? > 0;
+        change.commit().await?;
+        Ok(revoked)
     }
 
     /// Of one user, or of all.
@@ -98,12 +102,21 @@ impl Store {
         Ok(keys)
     }
 
-    /// Refuses tokens of the named thing issued before a moment. Said twice, the later moment and the later end hold.
-    pub async fn add_revocation(&self, env: &EnvironmentName, of: &Revocation, reason: Option<&str>) -> Result<(), StoreError> {
-        let (issuer, kind, value) = (of.issuer.as_str(), of.kind.as_str(), of.value.as_str());
-        let (before, until) = (of.issued_before.micros(), of.expires_at.micros());
-        let args = args![env.as_str(), issuer, kind, value, before, until, reason];
-        self.execute(&ADD_REVOCATION, args).await.map(drop)
+    /// Refuses tokens of each named thing issued before a moment. Said twice, the later moment and the later end hold.
+    pub async fn add_revocations(
+        &self,
+        env: &EnvironmentName,
+        revocations: &[Revocation],
+        reason: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let mut change = self.change(env).await?;
+        for of in revocations {
+            let (issuer, kind, value) = (of.issuer.as_str(), of.kind.as_str(), of.value.as_str());
+            let (before, until) = (of.issued_before.micros(), of.expires_at.micros());
+            let args = args![env.as_str(), issuer, kind, value, before, until, reason];
+            change.tx.execute(&ADD_REVOCATION, args).await?;
+        }
+        change.commit().await.map(drop)
     }
 }
 

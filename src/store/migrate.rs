@@ -2,6 +2,7 @@
 
 use super::engine::{Sql, StoreLocation, args};
 use super::{Store, StoreError};
+use crate::domain::EnvironmentName;
 use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
 use sqlx::{Connection, SqlSafeStr};
 
@@ -49,6 +50,11 @@ const POSTGRES: &[MigrationStep] = &[
         name: "audit_records",
         sql: include_str!("postgres/0005_audit_records.sql"),
     },
+    MigrationStep {
+        version: 6,
+        name: "changes",
+        sql: include_str!("postgres/0006_changes.sql"),
+    },
 ];
 const SQLITE: &[MigrationStep] = &[
     MigrationStep {
@@ -65,6 +71,11 @@ const SQLITE: &[MigrationStep] = &[
         version: 3,
         name: "audit_records",
         sql: include_str!("sqlite/0003_audit_records.sql"),
+    },
+    MigrationStep {
+        version: 4,
+        name: "changes",
+        sql: include_str!("sqlite/0004_changes.sql"),
     },
 ];
 
@@ -84,6 +95,12 @@ impl Store {
             self.run_to(step.version).await?;
         }
         Ok(())
+    }
+
+    /// Records that somebody migrated the schema, in the chain of this environment's changes.
+    pub async fn note_migrated(&self, env: &EnvironmentName, steps: &[String]) -> Result<(), StoreError> {
+        let change = self.change_by_anyone(env).await?;
+        change.commit_noting("schema migrated", steps.join(", ")).await
     }
 
     /// What is applied and what is pending, for any login that may see the schema.

@@ -46,6 +46,7 @@ pub(super) async fn open_postgres(
         location,
         warnings: warnings.into(),
         upkeep: Upkeep::default(),
+        author: None,
     })
 }
 

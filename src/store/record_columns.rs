@@ -183,6 +183,10 @@ impl<'a> Derived<'a> {
             }),
             Event::Admin(admin) => Some(Self {
                 reason: text(&admin.action),
+                user: admin.user.as_ref().and_then(|user| uuid(Text(user.to_string().into()))),
+                server: admin.server.clone().map(Cow::Owned),
+                actor: admin.actor.as_ref().map(|actor| actor.to_string().into()),
+                claimed_by: admin.claimed_by.clone().map(Cow::Owned),
                 ..nothing
             }),
             Event::Suppressed(noise) => Some(Self {

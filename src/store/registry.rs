@@ -40,7 +40,9 @@ impl Store {
         let scopes = serde_json::json!(server.tool_scopes).to_string();
         let (name, url) = (server.name.as_str(), server.url.as_deref());
         let args = args![env.as_str(), server.server.as_str(), name, url, server.enabled, scopes];
-        self.execute(&PUT, args).await.map(drop)
+        let mut change = self.change(env).await?;
+        change.tx.execute(&PUT, args).await?;
+        change.commit().await.map(drop)
     }
 
     pub async fn list_servers(&self, env: &EnvironmentName) -> Result<Vec<RegistryRow>, StoreError> {

@@ -42,13 +42,14 @@ impl Store {
         Ok(readable.collect())
     }
 
-    /// Notes why the server failed just now; `None`: it does not fail any more.
+    /// Notes why the server failed just now; `None`: it does not fail any more. Returns whether that is new to the store, as far
+    /// as it can tell.
     pub async fn note_server_failure(
         &self,
         env: &EnvironmentName,
         server: &ServerName,
         failure: Option<&str>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let noted = match failure {
             Some(failure) => {
                 // Postgres takes no NUL in a text.
@@ -57,7 +58,7 @@ impl Store {
             }
             None => self.execute(&CLEAR, args![env.as_str(), server.as_str()]).await,
         };
-        noted.map(drop)
+        noted.map(|rows| rows > 0)
     }
 }
 

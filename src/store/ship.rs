@@ -2,10 +2,11 @@
 //! Every column is derived from the record's bytes; what cannot be a column goes in as the bytes alone.
 
 use super::bulk::{Bulk, BulkColumn, BulkRow, Cell, CellType};
+use super::changes::cover_shipped;
 use super::engine::{Sql, Tx, args};
 use super::record_columns::{OPAQUE, RecordColumns};
 use super::{Store, StoreError};
-use crate::domain::SealedRecord;
+use crate::domain::{AdminAction, Event, Record, SealedRecord};
 use std::sync::LazyLock;
 
 /// What became of a batch.
@@ -176,9 +177,21 @@ impl Store {
             Store::Sqlite(_) => name_environments(&mut tx, rows).await?,
         }
         let shipped = insert(&mut tx, rows).await?;
+        cover_shipped(&mut tx, &with_changes(rows)).await?;
         tx.commit().await?;
         Ok(shipped)
     }
+}
+
+/// The records among these that say which changes of the store their instance made.
+fn with_changes<'a>(rows: &[RecordColumns<'a>]) -> Vec<(&'a SealedRecord, AdminAction)> {
+    let admin = rows.iter().filter(|row| row.kind == "admin").map(|row| row.sealed);
+    admin
+        .filter_map(|record| match serde_json::from_slice::<Record>(&record.bytes).ok()?.event {
+            Event::Admin(admin) if !admin.changes.is_empty() => Some((record, admin)),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Rows whose records name no environment get that of their journal.

@@ -62,6 +62,7 @@ pub(super) async fn open_sqlite(file: &Path, create: bool) -> Result<SqliteEngin
         }),
         location,
         warnings: warnings.into(),
+        author: None,
     })
 }
 

@@ -4,7 +4,9 @@ use super::directory::{identity_of, kind_of, read_member, status_of};
 use super::engine::{Row, Sql, Tx, args};
 use super::unreadable::{ColumnError, IDENTITIES as OF_IDENTITIES, USERS, name, names, or_left_out, time};
 use super::{Store, StoreError};
-use crate::domain::{EnvironmentName, Issuer, Member, MemberStatus, PrincipalKind, RoleName, Subject, Timestamp, UserId};
+use crate::domain::{
+    AdminAction, EnvironmentName, Issuer, Member, MemberStatus, PrincipalKind, RoleName, Subject, Timestamp, UserId,
+};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -77,9 +79,9 @@ const ENROL: Sql =
 
 impl Store {
     pub async fn add_user(&self, env: &EnvironmentName, user: &NewUser) -> Result<UserId, StoreError> {
-        let mut tx = self.write().await?;
-        let id = insert_user(&mut tx, env, user).await?;
-        tx.commit().await?;
+        let mut change = self.change(env).await?;
+        let id = insert_user(&mut change.tx, env, user).await?;
+        change.commit().await?;
         Ok(id)
     }
 
@@ -111,9 +113,10 @@ impl Store {
     }
 
     async fn change_user(&self, sql: &Sql, env: &EnvironmentName, user: &UserId, to: &str) -> Result<(), StoreError> {
-        match self.execute(sql, args![env.as_str(), uuid_of(user)?, to]).await? {
+        let mut change = self.change(env).await?;
+        match change.tx.execute(sql, args![env.as_str(), uuid_of(user)?, to]).await? {
             0 => Err(no_user(env, user)),
-            _ => Ok(()),
+            _ => change.commit().await.map(drop),
         }
     }
 
@@ -125,25 +128,29 @@ impl Store {
         issuer: &Issuer,
         subject: &Subject,
     ) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
-        match linked_user(&mut tx, env, issuer, subject).await? {
+        let mut change = self.change(env).await?;
+        match linked_user(&mut change.tx, env, issuer, subject).await? {
             Some(holder) if holder == uuid_of(user)? => return Ok(()),
             Some(holder) => {
                 let text = format!("`{subject}` of `{issuer}` is linked to user `{holder}`: unlink it first");
                 return Err(StoreError::Conflict(text));
             }
-            None => insert_identity(&mut tx, env, user, issuer, subject).await?,
+            None => insert_identity(&mut change.tx, env, user, issuer, subject).await?,
         }
-        tx.commit().await
+        change.commit().await.map(drop)
     }
 
     /// Whether there was such a link.
     pub async fn unlink_identity(&self, env: &EnvironmentName, issuer: &Issuer, subject: &Subject) -> Result<bool, StoreError> {
         let args = args![env.as_str(), issuer.as_str(), subject.as_str()];
-        Ok(self.execute(&UNLINK, args).await? > 0)
+        let mut change = self.change(env).await?;
+        let unlinked = change.tx.execute(&UNLINK, args).await? > 0;
+        change.commit().await?;
+        Ok(unlinked)
     }
 
-    /// Just-in-time enrolment: the member that (issuer, subject) names, made if there is none.
+    /// Just-in-time enrolment: the member that (issuer, subject) names, made if there is none; and what the instance has to
+    /// record of it.
     pub async fn enrol(
         &self,
         env: &EnvironmentName,
@@ -152,8 +159,9 @@ impl Store {
         email: Option<&str>,
         roles: &[RoleName],
         kind: PrincipalKind,
-    ) -> Result<Member, StoreError> {
-        let mut tx = self.write().await?;
+    ) -> Result<(Member, Vec<AdminAction>), StoreError> {
+        let mut change = self.change_by_anyone(env).await?;
+        let tx = &mut change.tx;
         let user = match self {
             Store::Postgres(_) => {
                 let roles = serde_json::json!(roles).to_string();
@@ -161,7 +169,7 @@ impl Store {
                 let row = tx.fetch_one(&ENROL, args).await?;
                 row.map(|row| row.get::<String>("user_id")).transpose()?
             }
-            Store::Sqlite(_) => match linked_user(&mut tx, env, issuer, subject).await? {
+            Store::Sqlite(_) => match linked_user(tx, env, issuer, subject).await? {
                 Some(user) => Some(user),
                 None => {
                     let email = email.map(str::to_owned);
@@ -172,17 +180,17 @@ impl Store {
                         display_name: None,
                         roles: roles.to_vec(),
                     };
-                    let id = insert_user(&mut tx, env, &user).await?;
-                    insert_identity(&mut tx, env, &id, issuer, subject).await?;
+                    let id = insert_user(tx, env, &user).await?;
+                    insert_identity(tx, env, &id, issuer, subject).await?;
                     Some(id.to_string())
                 }
             },
         };
         let user = user.and_then(|user| UserId::parse(&user).ok());
         let user = user.ok_or_else(|| StoreError::NotFound(format!("user for `{subject}` of `{issuer}`")))?;
-        let member = read_member(&mut tx, env, &user).await?;
-        tx.commit().await?;
-        member.ok_or_else(|| no_user(env, &user))
+        let member = read_member(tx, env, &user).await?;
+        let changes = change.commit().await?;
+        member.map(|member| (member, changes)).ok_or_else(|| no_user(env, &user))
     }
 }
 

@@ -15,7 +15,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["governor"], &["limits"]),
     (&["jsonwebtoken"], &["identity"]),
     (&["moka"], &["identity", "grants", "gate", "combined"]),
-    (&["rustix"], &["upstream", "journal", "transport"]),
+    (&["rustix"], &["upstream", "journal", "transport", "app"]),
     (&["thread_priority"], &["journal"]),
     (&["mimalloc"], &["main"]),
     (&["crc32c"], &["journal", "identity"]),

@@ -3,6 +3,7 @@
 //! in `src/grants/tests.rs`.
 
 use crate::postgres::Database;
+use crate::store::world::author;
 use neural_guardian::config::{GrantsConfig, HumanDuration};
 use neural_guardian::domain::{
     ApiKey, AuthMethod, Digest, EnvironmentName, Fingerprint, GrantStatus, Issuer, IssuerAlias, KeyId, Principal, PrincipalKind,
@@ -114,7 +115,11 @@ async fn everything_about_a_member_follows_the_store(place: Place) {
         issued_before: at,
         expires_at: at.plus(Duration::from_secs(60)),
     };
-    place.admin.add_revocation(&env(), &revocation, None).await.unwrap();
+    place
+        .admin
+        .add_revocations(&env(), std::slice::from_ref(&revocation), None)
+        .await
+        .unwrap();
     grants.confirm().await.unwrap();
     assert!(grants.revoked(&principal("ann"), at));
     assert!(!grants.revoked(&principal("bob"), at));
@@ -271,7 +276,7 @@ impl Place {
             file: folder.join("guardian.db"),
             create: true,
         };
-        let admin = Store::open(&open).await.unwrap();
+        let admin = Store::open(&open).await.unwrap().authored(author());
         admin.migrate(&mut |_| {}).await.unwrap();
         Self {
             admin,
@@ -291,7 +296,7 @@ impl Place {
             };
             Store::open(&open).await.unwrap()
         };
-        let admin = open(database.url()).await;
+        let admin = open(database.url()).await.authored(author());
         admin.migrate(&mut |_| {}).await.unwrap();
         let login = database.login("", &["guardian_proxy"]).await;
         for environment in ["default", "other"] {

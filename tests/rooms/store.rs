@@ -1,6 +1,7 @@
 //! `store` on both engines: one body per test, run on SQLite and on a real Postgres.
 
 mod audit;
+mod changes;
 mod errors;
 mod feed;
 mod opening;

@@ -381,7 +381,8 @@ impl World {
         self.process = Some(command.spawn().unwrap());
     }
 
-    fn command(&self) -> Command {
+    /// `guardian` with this installation's configuration, which must have been written.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_guardian"));
         let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GUARDIAN"));
         for (name, _) in ours {

@@ -52,12 +52,12 @@ fn environment() -> EnvironmentName {
 }
 
 fn note(text: &str) -> Event {
-    Event::Admin(AdminAction {
-        at: Timestamp::from_secs(1),
-        environment: environment(),
-        action: "note".to_owned(),
-        detail: text.to_owned(),
-    })
+    Event::Admin(AdminAction::new(
+        Timestamp::from_secs(1),
+        environment(),
+        "note",
+        text.to_owned(),
+    ))
 }
 
 fn request(number: u128) -> RequestId {

@@ -3,7 +3,7 @@
 use super::super::{Journal, OutcomeData, OutcomeTicket, Sealed, truncate};
 use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, note, open, outcomes, records, request, segment_names, until};
-use crate::domain::{Decision, Event, OutcomeKind, PolicyId, Scope};
+use crate::domain::{Decision, Event, MAX_RECORD, OutcomeKind, PolicyId, Scope};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -161,7 +161,7 @@ async fn what_is_too_long_for_a_record_is_cut_and_says_so() {
     journal.stop().await;
     let records = records(&disk);
     let longest = records.iter().map(|record| record.bytes.len()).max().unwrap();
-    assert!(longest <= super::super::format::MAX_RECORD, "{longest}");
+    assert!(longest <= MAX_RECORD, "{longest}");
     let Event::Decision(found) = event(&records[seq as usize]) else {
         panic!("a decision was expected")
     };

@@ -10,7 +10,7 @@ on_both! {
         let alice = alice(world).await;
         world.admin.put_server(&env(), &files()).await.unwrap();
         let revocation = revocation("2026-11-20T11:00:00.000001Z");
-        world.admin.add_revocation(&env(), &revocation, Some("stolen")).await.unwrap();
+        world.admin.add_revocations(&env(), std::slice::from_ref(&revocation), Some("stolen")).await.unwrap();
 
         let directory = world.proxy.directory(&env()).await.unwrap();
         assert_eq!(directory.members, [alice]);
@@ -73,7 +73,7 @@ on_both! {
             anchor = delta.anchor;
         }
         world.admin.put_server(env, &files()).await.unwrap();
-        world.admin.add_revocation(env, &revocation("2026-11-20T11:00:00Z"), None).await.unwrap();
+        world.admin.add_revocations(env, std::slice::from_ref(&revocation("2026-11-20T11:00:00Z")), None).await.unwrap();
         world.proxy.observe_tools(env, &parse("files"), &[(parse("read"), Digest::of(b"r"), "{}".into())], true).await.unwrap();
         let delta = since(world, &anchor).await;
         assert_eq!(delta.registry, Some(vec![files()]));
@@ -155,8 +155,10 @@ on_both! {
         let (env, proxy) = (env(), world.proxy.clone());
         let enrol = || proxy.enrol(&env, &issuer, &subject, Some("n@example.com"), &roles, PrincipalKind::Service);
         let (a, b, c) = tokio::join!(enrol(), enrol(), enrol());
-        let member = a.unwrap();
-        assert_eq!((&member, &member), (&b.unwrap(), &c.unwrap()));
+        let (all, enrolments): (Vec<_>, Vec<_>) = [a, b, c].into_iter().map(Result::unwrap).unzip();
+        let member = all[0].clone();
+        assert_eq!((&all[0], &all[0]), (&all[1], &all[2]));
+        assert_eq!(enrolments.into_iter().flatten().count(), 1, "one of them has it to record");
         assert_eq!(member.identities, [(issuer.clone(), subject.clone())]);
         assert_eq!((member.kind, member.roles, member.status), (PrincipalKind::Service, roles.to_vec(), MemberStatus::Active));
         assert_eq!(member.email.as_deref(), Some("n@example.com"));
@@ -209,8 +211,8 @@ on_both! {
 
     async fn a_revocation_said_twice_keeps_the_later_moment(world) {
         let (early, late) = (revocation("2026-11-20T10:00:00Z"), revocation("2026-11-20T12:00:00Z"));
-        world.admin.add_revocation(&env(), &late, None).await.unwrap();
-        world.admin.add_revocation(&env(), &early, None).await.unwrap();
+        world.admin.add_revocations(&env(), std::slice::from_ref(&late), None).await.unwrap();
+        world.admin.add_revocations(&env(), std::slice::from_ref(&early), None).await.unwrap();
         assert_eq!(world.proxy.directory(&env()).await.unwrap().revocations.whole, [late]);
     }
 
@@ -258,7 +260,7 @@ async fn a_truncated_table_forces_a_reload() {
     let world = &World::postgres().await;
     world
         .admin
-        .add_revocation(&env(), &revocation("2026-11-20T11:00:00Z"), None)
+        .add_revocations(&env(), std::slice::from_ref(&revocation("2026-11-20T11:00:00Z")), None)
         .await
         .unwrap();
     let anchor = anchor(world).await;

@@ -2,7 +2,7 @@
 
 use crate::postgres::{Database, Login};
 use neural_guardian::domain::*;
-use neural_guardian::store::{NewGrant, NewUser, Store, StoreError, StoreOpen};
+use neural_guardian::store::{Author, NewGrant, NewUser, Store, StoreError, StoreOpen};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
@@ -35,6 +35,23 @@ pub fn env() -> EnvironmentName {
     parse("production")
 }
 
+/// Who changes the store in these tests.
+pub fn author() -> Author {
+    Author::Command {
+        actor: actor("ann"),
+        claimed_by: Some("Ann".into()),
+    }
+}
+
+pub fn actor(user: &str) -> Actor {
+    Actor {
+        user: user.into(),
+        uid: 1000,
+        host: "desk".into(),
+        sudo_user: None,
+    }
+}
+
 impl World {
     pub async fn sqlite() -> Self {
         let folder = Folder::new();
@@ -46,8 +63,8 @@ impl World {
         .unwrap();
         store.migrate(&mut |_| ()).await.unwrap();
         Self {
-            admin: store.clone(),
-            proxy: store,
+            admin: store.clone().authored(author()),
+            proxy: store.authored(Author::Instance(actor("guardian"))),
             place: Place::Sqlite(folder),
         }
     }
@@ -74,8 +91,8 @@ impl World {
                 .await;
         }
         Self {
-            admin: open(&admin.url).await.unwrap(),
-            proxy: open(&proxy.url).await.unwrap(),
+            admin: open(&admin.url).await.unwrap().authored(author()),
+            proxy: open(&proxy.url).await.unwrap().authored(Author::Instance(actor("guardian"))),
             place: Place::Postgres(Box::new(Server { admin, proxy, database })),
         }
     }

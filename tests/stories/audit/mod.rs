@@ -1,5 +1,6 @@
 //! The audit record of a call: durable before the call is sent, and kept through every failure.
 
+mod changes;
 mod journal;
 mod killed;
 mod soak;

@@ -3,11 +3,13 @@
 //! `leaf = SHA-256(0x00 ‖ bytes)`, `head = SHA-256(0x02 ‖ previous head ‖ leaf)`. The leaves are those of an RFC 6962
 //! tree, which can be computed from the records on disk; appending does not compute it.
 
-use crate::domain::{Digest, Incarnation, SealedRecord, Sha256};
+use super::{Digest, Incarnation, SealedRecord, Sha256};
 use bytes::Bytes;
 
+/// No record is longer.
+pub const MAX_RECORD: usize = 16 * 1024;
 /// Most bytes that the envelope adds to an event.
-pub(super) const ENVELOPE: usize = 192;
+pub const ENVELOPE: usize = 192;
 /// The version of the records that are written, and of those that can be read, as digits.
 const VERSION: u8 = b'2';
 const VERSIONS: [u8; 2] = [b'1', VERSION];
@@ -15,7 +17,7 @@ const VERSION_AT: usize = r#"{"v":"#.len();
 
 /// The state of one incarnation's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Chain {
+pub struct Chain {
     pub incarnation: Incarnation,
     /// Seq of the next record.
     pub next: u64,
