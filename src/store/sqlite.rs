@@ -190,8 +190,6 @@ async fn connect(file: &Path, location: &Arc<StoreLocation>) -> Result<SqlitePoo
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        .page_size(std::env::var("NG_PAGE").map_or(4096, |t| t.parse().unwrap()))
-        .pragma("cache_size", std::env::var("NG_CACHE").unwrap_or("-2000".into()))
         .busy_timeout(BUSY_TIMEOUT)
         // else INSERT OR REPLACE would get past the append-only triggers
         .pragma("recursive_triggers", "ON");
