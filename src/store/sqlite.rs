@@ -15,6 +15,9 @@ use tokio::sync::Mutex;
 
 const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a new file; one that is there keeps its own. A record takes a third of a page of 4 KiB, and each page is two writes to the
+/// log, a read and a write to the file.
+const PAGE: u32 = 8_192;
 
 /// The database file behind the store, with the connections to it. Before each use the path is compared with the file that
 /// is open: where somebody put another file in its place (a restored backup), that file is opened instead.
@@ -189,6 +192,7 @@ async fn connect(file: &Path, location: &Arc<StoreLocation>) -> Result<SqlitePoo
         .filename(file)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+        .page_size(PAGE)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
         // else INSERT OR REPLACE would get past the append-only triggers
