@@ -12,10 +12,10 @@ use crate::combined::{Combined, CombinedParts};
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
 use crate::console::{Console, Health};
 use crate::domain::{Backoff, EnvironmentName, Reason, RequestId, ServerName, Timestamp};
-use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, JitEnrolment, Metadata, Redaction, RefusalStyle};
+use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, InputKeeper, JitEnrolment, Metadata, RefusalStyle};
 use crate::grants::{Grants, RefreshCounts};
 use crate::identity::{Identity, Pepper};
-use crate::journal::{Journal, JournalSettings, JournalState, Shipper, StartFacts};
+use crate::journal::{InputSecrets, Journal, JournalSettings, JournalState, Shipper, StartFacts};
 use crate::limits::Limits;
 use crate::sessions::SessionKeys;
 use crate::store::{Author, Store, StoreOpen};
@@ -123,6 +123,7 @@ impl Running {
             let metrics = metrics.clone();
             move |took| metrics.audit_appended(took)
         });
+        store.give_salts(&config.environment).await?;
         let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
         grants.observe_changes({
             let metrics = metrics.clone();
@@ -145,7 +146,7 @@ impl Running {
             sources,
             snapshot,
         ));
-        policy_loader.begin(&registry).await;
+        policy_loader.begin(&registry).await?;
 
         let listener = bind(config.listen.address, "listen.address").await?;
         let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;
@@ -166,6 +167,7 @@ impl Running {
                 grants.clone(),
                 config.environment.clone(),
                 just_in_time(&config, &store, &journal),
+                InputSecrets::load_or_create(required_path(&config.audit.key_file))?,
             ),
             grants: grants.clone(),
             limits: limits.clone(),
@@ -179,7 +181,7 @@ impl Running {
                 .map(|server| (server.name.clone(), RefusalStyle::of(server)))
                 .collect(),
             session_lifetime: config.sessions.lifetime.0,
-            redaction: Redaction::new(&config.journal),
+            input_keeper: InputKeeper::new(&config.audit),
             metrics: metrics.clone(),
             clock,
         }));

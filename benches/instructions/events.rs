@@ -1,9 +1,11 @@
 //! The two records of a call, always the same but for its number.
 
 use neural_guardian::domain::{
-    AuthMethod, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, GrantId, GrantUsed, Issuer, Outcome, OutcomeKind,
-    PolicyId, RecordedPrincipal, RequestId, Scope, ServerName, Subject, Timestamp, UserId,
+    AuthMethod, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, GrantId, GrantUsed, InputsKept, Issuer, IssuerAlias,
+    Outcome, OutcomeKind, PolicyId, RecordedPrincipal, RequestId, RoleName, Scope, ServerName, Subject, Timestamp, ToolClass,
+    UserId,
 };
+use std::sync::{Arc, LazyLock};
 use uuid::Uuid;
 
 pub fn environment() -> EnvironmentName {
@@ -12,45 +14,52 @@ pub fn environment() -> EnvironmentName {
 
 /// As a call leaves it.
 pub fn decision(number: u64, kind: DecisionKind) -> Event {
+    static CALLER: LazyLock<Arc<RecordedPrincipal>> = LazyLock::new(|| Arc::new(caller()));
     Event::Decision(Box::new(Decision {
-        at: Timestamp::from_micros(1_795_000_000_000_000 + number as i64),
-        environment: environment(),
-        request: request(number),
-        principal: Some(RecordedPrincipal {
-            issuer: Issuer::parse("https://login.example.com").expect("an issuer"),
-            subject: Subject::parse("6f9619ff-8b86-d011-b42d-00cf4fc964ff").expect("a subject"),
-            user: UserId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c55").ok(),
-            method: AuthMethod::Jwt,
-            fingerprint: "9f86d081884c7d65".to_owned(),
-            client: None,
-            key: None,
-        }),
+        principal: Some(CALLER.clone()),
         server: Some(ServerName::parse("files").expect("a name")),
         method: "tools/call".into(),
         tool: Some("write_file".to_owned()),
-        target: None,
+        class: Some(ToolClass::Destructive),
         decision: kind,
         reason: "permitted".into(),
-        detail: None,
         policies: vec![PolicyId::parse("roles.developer").expect("an id")],
-        errors: Vec::new(),
-        scopes: vec![Scope::parse("write_file").expect("a scope")],
+        scopes_held: vec![Scope::parse("write_file").expect("a scope")],
+        inputs: Some(InputsKept::Digest),
+        inputs_key: Some(1),
         args_digest: Some(Digest::of(&number.to_be_bytes())),
-        args: None,
         policy_set: Digest::of(b"policies"),
         catalogue: Digest::of(b"tools"),
-        grant: Some(GrantUsed {
-            id: GrantId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c56").expect("an id"),
-            version: 1,
-            seq: 1,
-            age_ms: 12,
-        }),
+        grant: Some(GrantUsed::new(
+            GrantId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c56").expect("an id"),
+            1,
+            1,
+            12,
+        )),
         source_ip: "127.0.0.1".to_owned(),
-        session: None,
-        trace: None,
         era: Some(Era::Modern),
         took_us: 57,
+        ..Decision::new(
+            Timestamp::from_micros(1_795_000_000_000_000 + number as i64),
+            environment(),
+            request(number),
+        )
     }))
+}
+
+fn caller() -> RecordedPrincipal {
+    RecordedPrincipal {
+        alias: IssuerAlias::parse("login").ok(),
+        user: UserId::parse("0198f0c4-2f5b-7a10-9d43-6d2f7a3b1c55").ok(),
+        email: Some("ana@example.com".to_owned()),
+        roles: vec![RoleName::parse("developer").expect("a role")],
+        ..RecordedPrincipal::new(
+            Issuer::parse("https://login.example.com").expect("an issuer"),
+            Subject::parse("6f9619ff-8b86-d011-b42d-00cf4fc964ff").expect("a subject"),
+            AuthMethod::Jwt,
+            "9f86d081884c7d65".to_owned(),
+        )
+    }
 }
 
 pub fn outcome(number: u64) -> Event {

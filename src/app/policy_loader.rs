@@ -104,7 +104,7 @@ impl PolicyLoader {
     }
 
     /// Takes up what the servers offer now, as far as they answer soon, and puts what is then in force on record.
-    pub async fn begin(self: &Arc<Self>, registry: &[RegistryRow]) {
+    pub async fn begin(self: &Arc<Self>, registry: &[RegistryRow]) -> Result<()> {
         let compiled = self.snapshot.load_full();
         if self.fetch_all_tools().await {
             self.rebuild(registry).await;
@@ -113,8 +113,10 @@ impl PolicyLoader {
         if Arc::ptr_eq(&compiled, &in_force) {
             self.warn_of(&in_force);
         }
+        self.keep(&in_force).await?;
         self.record_change(&in_force, None).await;
         self.metrics.policy_set(&in_force.policy_set());
+        Ok(())
     }
 
     /// Compiles the policies in force for what the catalogue is now; on any problem the old set stays, loudly. It does not
@@ -184,7 +186,16 @@ impl PolicyLoader {
     }
 
     async fn compile(&self, sources: &[PolicySource], kept: &[PolicySource], registry: &[RegistryRow]) -> Result<Snapshot> {
-        compile(sources, kept, &self.config, &self.store, registry).await
+        let snapshot = compile(sources, kept, &self.config, &self.store, registry).await?;
+        self.keep(&snapshot).await?;
+        Ok(snapshot)
+    }
+
+    /// Makes durable what the snapshot is made of. One that cannot be kept does not come into force: its records would name
+    /// what nobody can look up.
+    async fn keep(&self, snapshot: &Snapshot) -> Result<()> {
+        let kept = self.journal.keep_documents(snapshot.documents()).await;
+        kept.context("the policies and tools cannot be kept for the audit trail")
     }
 
     /// `refused`: the newest files are still not the set in force.

@@ -1,13 +1,15 @@
 //! `guardian audit`: who did what, when, what was decided and why, and how it ended. It reads the audit trail in the store,
 //! not the journal: records that are not shipped yet are missing.
 
-use super::context::{AdminContext, ConfigFile, moment_past};
-use super::failure::Failure;
-use super::output::{Format, clean, comma, json, json_line, line, note, or_dash, progress, table};
+use super::context::{AdminContext, ConfigFile, Login, moment_past, open_store};
+use super::failure::{Failure, with_causes};
+use super::output::{Format, clean, comma, exactly, json, json_line, line, note, or_dash, progress, table};
 use crate::config::HumanDuration;
 use crate::domain::{
-    DecisionKind, EnvironmentName, Incarnation, Reason, RequestId, ServerName, Timestamp, did_you_mean, nearest,
+    DecisionKind, Digest, EnvironmentName, Incarnation, InputsKept, Reason, RequestId, ServerName, Timestamp, did_you_mean,
+    nearest,
 };
+use crate::journal::InputSecrets;
 use crate::store::{AuditFilter, AuditKind, AuditRow};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -64,8 +66,22 @@ pub enum AuditCommand {
     Show {
         /// The id of the request.
         request: Uuid,
+        /// Open sealed arguments with the secrets of `audit.key_file`, which has to be on this machine.
+        #[arg(long)]
+        open: bool,
         #[command(flatten)]
         format: Format,
+    },
+    /// Print a policy set, a catalogue, a policy file or the definition of a tool as it was, by the hash that records name.
+    ///
+    /// A policy set and a catalogue name the hashes of what they are made of.
+    #[command(
+        after_help = "Example:\n  guardian audit document 30343a56987a9e7c99ad8cda4490b479d0285912fbef06f47f3e2e7cf7a41830"
+    )]
+    Document {
+        /// The hash: `policy_set` or `catalogue` of a record, or one that such a document names.
+        #[arg(value_parser = hash, value_name = "HASH")]
+        digest: Digest,
     },
 }
 
@@ -147,7 +163,8 @@ impl AuditCommand {
                 print(&rows, *json, rows.len() >= *limit as usize)
             }
             AuditCommand::Tail { which, every, json } => tail(&admin, which, *every, *json).await,
-            AuditCommand::Show { request, format } => show(&admin, RequestId(*request), *format).await,
+            AuditCommand::Show { request, open, format } => show(&admin, RequestId(*request), *open, *format).await,
+            AuditCommand::Document { digest } => document(&admin, digest).await,
         }
     }
 }
@@ -233,14 +250,64 @@ async fn tail(admin: &AdminContext, which: &AuditSelector, every: Duration, as_j
     }
 }
 
-async fn show(admin: &AdminContext, request: RequestId, format: Format) -> Result<(), Failure> {
+async fn document(admin: &AdminContext, digest: &Digest) -> Result<(), Failure> {
+    let env = &admin.config.environment;
+    let kind = admin.store.document_kinds(env, digest).await?.first().copied();
+    let document = match kind {
+        Some(kind) => admin.store.document(env, kind, digest).await?,
+        None => None,
+    };
+    match document {
+        Some(document) => exactly(&document.text),
+        None => Err(Failure::failed(format_args!(
+            "the audit trail has no document `{digest}` in the environment `{env}`; one that came into force in the last few \
+             seconds may still be on its way"
+        ))),
+    }
+}
+
+/// The arguments of a record that holds them sealed, opened. Needs what the proxy has: its file of secrets and its login.
+async fn opened(admin: &AdminContext, row: &AuditRow) -> Result<Option<String>, Failure> {
+    let (Some(InputsKept::Sealed), Some(sealed), Some(request)) = (row.inputs, &row.args, row.request) else {
+        return Ok(row.args.clone());
+    };
+    let file = crate::app::required_path(&admin.config.audit.key_file);
+    let secrets = InputSecrets::load(file).map_err(|error| Failure::failed(with_causes(&error)))?;
+    let (Some(user), Some(version)) = (&row.user, row.inputs_key) else {
+        return Err(Failure::failed("the record does not say whose key sealed its arguments"));
+    };
+    let proxy = open_store(&admin.config.store, Login::Proxy).await?;
+    let salt = proxy.input_salt(&admin.config.environment, user).await?;
+    let salt = salt.ok_or_else(|| {
+        Failure::failed(format_args!(
+            "the arguments cannot be opened by anybody: what the key of user `{user}` was made of is erased"
+        ))
+    })?;
+    let keys = secrets
+        .keys(version, &salt)
+        .ok_or_else(|| Failure::failed(format_args!("`{}` has no key of version {version}", file.display())))?;
+    let opened = keys.open(request, sealed).and_then(|bytes| String::from_utf8(bytes).ok());
+    opened.map(Some).ok_or_else(|| {
+        Failure::failed(format_args!(
+            "the key of version {version} in `{}` is not the one that sealed the arguments",
+            file.display()
+        ))
+    })
+}
+
+async fn show(admin: &AdminContext, request: RequestId, open: bool, format: Format) -> Result<(), Failure> {
     let filter = AuditFilter {
         request: Some(request),
         limit: 10,
         ascending: true,
         ..AuditFilter::new(admin.config.environment.clone())
     };
-    let rows = admin.store.audit(&filter).await?;
+    let mut rows = admin.store.audit(&filter).await?;
+    if open {
+        for row in &mut rows {
+            row.args = opened(admin, row).await?;
+        }
+    }
     if rows.is_empty() {
         return Err(Failure::failed(format_args!(
             "the audit trail has no request `{request}` in the environment `{}`; the last few seconds may still be on their way",
@@ -344,6 +411,10 @@ fn reason(text: &str) -> Result<String, String> {
     }
     let help = nearest(text, codes()).map_or_else(|| format!("there are {}", comma(codes())), did_you_mean);
     Err(format!("there is no such reason; {help}"))
+}
+
+fn hash(text: &str) -> Result<Digest, String> {
+    Digest::parse_hex(text).ok_or_else(|| "a hash is 64 hexadecimal digits in lower case".to_owned())
 }
 
 fn span(text: &str) -> Result<Duration, String> {

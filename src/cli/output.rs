@@ -82,6 +82,17 @@ pub fn line(text: impl Display) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
+/// Prints a stored text exactly, so that a program can hash it. On a terminal its control characters are escaped line by line.
+pub fn exactly(text: &str) -> Result<(), Failure> {
+    let mut out = stdout().lock();
+    if out.is_terminal() {
+        text.lines().try_for_each(|line| writeln!(out, "{}", clean(line)))?;
+    } else {
+        out.write_all(text.as_bytes())?;
+    }
+    Ok(out.flush()?)
+}
+
 /// Prints a line on standard error: standard output holds only the command's answer.
 pub fn note(text: impl Display) -> Result<(), Failure> {
     eprintln!("{text}");

@@ -274,7 +274,7 @@ impl CombinedRequest {
 
     fn refuse(&self, refusal: impl Into<Refusal>) -> Box<RefusedRequest> {
         let mut refused = self.context.clone().refuse(refusal);
-        refused.member = self.authz.as_ref().and_then(|authz| authz.caller.member.clone());
+        refused.caller = self.authz.as_ref().map(|authz| authz.caller.clone());
         refused
     }
 

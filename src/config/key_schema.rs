@@ -60,6 +60,16 @@ impl TextFormat {
     }
 }
 
+/// Keys of earlier versions, and what they are called now.
+const MOVED: [(&str, &str); 2] = [("journal.arguments", "audit.inputs"), ("journal.redact", "audit.redact")];
+
+fn moved_to(key: &str) -> String {
+    match key.split_once('.') {
+        Some((section, name)) => format!("write `{name} = …` in [{section}]"),
+        None => format!("write `{key} = …`"),
+    }
+}
+
 /// A key or list entry of the file, and its schema.
 struct Setting<'a> {
     key: String,
@@ -176,6 +186,11 @@ impl KeySchema {
 
     /// An unknown key, with the known one that was probably meant.
     fn unknown<'a>(&self, section: &Setting<'a>, name: &str) -> (&'a ValueSource, Problem) {
+        let key = join(&section.key, name);
+        if let Some((_, now)) = MOVED.iter().find(|(was, _)| *was == key) {
+            let problem = Problem::error(&key, format!("`{key}` is called `{now}` now"));
+            return (section.origin_of(name), problem.help(format!("move it: {}", moved_to(now))));
+        }
         let message = format!("unknown key {} in {}", quoted(name), section_name(&section.key));
         let help = nearest(name, known(section.schema)).map(did_you_mean).unwrap_or_else(|| {
             let mut homes = Vec::new();

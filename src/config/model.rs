@@ -43,6 +43,8 @@ pub struct Config {
     #[serde(default)]
     pub journal: JournalConfig,
     #[serde(default)]
+    pub audit: AuditConfig,
+    #[serde(default)]
     pub sessions: SessionsConfig,
     #[serde(default)]
     pub log: LogConfig,
@@ -361,12 +363,27 @@ pub struct LimitsConfig {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum RecordArguments {
-    /// Only their digest.
+pub enum Inputs {
+    /// Only a digest, under a key of the caller's own.
     #[default]
     Digest,
     /// With the values of `redact` replaced.
     Redacted,
+    /// Encrypted with a key of the caller's own; decisions can be made again from the record with that key.
+    Sealed,
+    /// As they were sent; decisions can be made again from the record.
+    Plain,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// What records keep of the arguments of calls.
+    pub inputs: Inputs,
+    /// Argument names, at any depth, whose values never reach a record.
+    pub redact: Vec<String>,
+    /// File with one secret a line, `version:base64` of 32 bytes, that everybody's keys are derived from; replicas share it. By default `audit.keys` in the data folder.
+    pub key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -379,9 +396,6 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// A disk that takes longer for one sync is treated as broken.
     pub sync_timeout: HumanDuration,
-    pub arguments: RecordArguments,
-    /// Argument names, at any depth, whose values never reach a record.
-    pub redact: Vec<String>,
     /// Allow a folder that does not survive a restart of the machine (tmpfs, overlay).
     pub allow_volatile: bool,
 }
@@ -451,6 +465,7 @@ defaults! {
         connect_timeout: secs(10),
     }
     KeysConfig { pepper_file: None, }
+    AuditConfig { inputs: Inputs::Digest, redact: Vec::new(), key_file: None, }
     PoliciesConfig { dir: PathBuf::from("policies"), require_manifest: false, deny_all: false, utc_offset: "+00:00".to_owned(), }
     GrantsConfig {
         max_staleness: secs(5),
@@ -472,8 +487,6 @@ defaults! {
         max_bytes: 10 * 1024 * 1024 * 1024,
         segment_bytes: 64 * 1024 * 1024,
         sync_timeout: secs(2),
-        arguments: RecordArguments::Digest,
-        redact: Vec::new(),
         allow_volatile: false,
     }
     SessionsConfig { key_file: None, lifetime: secs(24 * 3_600), }

@@ -27,6 +27,7 @@ pub(super) fn resolve_paths(config: &mut Config, folder: &Path) {
         &mut store.ca_file,
         &mut config.keys.pepper_file,
         &mut config.journal.dir,
+        &mut config.audit.key_file,
         &mut config.sessions.key_file,
     ];
     for issuer in &mut config.issuers {
@@ -179,9 +180,10 @@ pub(super) fn fill_defaults(config: &mut Config) {
     if config.store.kind == StoreKind::Sqlite && config.store.file.is_none() {
         config.store.file = data("guardian.db");
     }
-    let defaults: [(&mut Option<PathBuf>, _); 3] = [
+    let defaults: [(&mut Option<PathBuf>, _); 4] = [
         (&mut config.keys.pepper_file, "pepper"),
         (&mut config.journal.dir, "journal"),
+        (&mut config.audit.key_file, "audit.keys"),
         (&mut config.sessions.key_file, "session.keys"),
     ];
     for (path, name) in defaults {

@@ -15,18 +15,20 @@ mod engine;
 mod policy;
 mod tool;
 
+pub use engine::again::{RecordedArguments, Undecidable, differences};
 pub use engine::cedar_principal::CedarPrincipal;
 pub use engine::compiled_tool::CompiledTool;
 pub use engine::input::{DecisionInput, Enrolment, GrantFreshness};
 pub use engine::listing::Listing;
-pub use engine::snapshot::{PolicySettings, Snapshot, why_unusable};
+pub use engine::snapshot::{PolicySettings, Snapshot, snapshot_of, why_unusable};
 pub use engine::unread::UnreadArgument;
 pub use engine::verdict::{Basis, Permit, Refused, Verdict};
 pub use policy::missing::{forbid_names, missing_forbids};
 pub use policy::rule::{PolicySource, forbids};
 pub use tool::param_headers::{ParamHeader, ParamHeaderKind};
 
-use crate::domain::{Call, Method, Reason, Refusal, ResourceUri, ServerName, Target, ToolName};
+use crate::domain::{Call, Decision, Method, Reason, Refusal, ResourceUri, ServerName, Target, ToolName};
+use engine::again::Again;
 use engine::evaluate::Evaluation;
 use engine::preconditions::{self, ActiveGrant};
 use serde_json::{Map, Value};
@@ -45,6 +47,13 @@ pub fn decide(call: Call, input: &DecisionInput<'_>) -> Verdict {
             basis,
         })),
     }
+}
+
+/// Decides a recorded call once more, from its record and these arguments alone. `snapshot` is that of its time
+/// ([`snapshot_of`] compiles it from what the audit trail keeps) or another one, to see what that would have said.
+pub fn decide_again(record: &Decision, arguments: RecordedArguments, snapshot: &Snapshot) -> Result<Verdict, Undecidable> {
+    let again = Again::of(record, arguments)?;
+    again.holds(decide(again.call.clone(), &again.input(snapshot)))
 }
 
 /// Refuses a caller who is not an active member, or whose grants are not known freshly enough. It asks for no particular
@@ -93,7 +102,8 @@ fn check_call(
     basis: &mut Basis,
     parsed: &mut Option<Map<String, Value>>,
 ) -> Result<(), Box<Refusal>> {
-    let active_grant = preconditions::active_grant(&call.server, input)?;
+    let grant = preconditions::selected_grant(&call.server, input)?;
+    let active_grant = preconditions::usable(grant, input).inspect_err(|_| basis.set_unusable_grant(grant, input))?;
     basis.set_grant(&active_grant, input);
     let mut unlisted = |kind, name: &str| {
         let unlisted = input.snapshot.unlisted(&call.server, kind).ok_or(Reason::UnknownServer)?;
@@ -117,6 +127,7 @@ fn check_call(
                 return Err(Reason::UnknownTool.into());
             };
             let tool = input.snapshot.tool(&call.server, name.as_str()).ok_or(Reason::UnknownTool)?;
+            basis.class = Some(tool.definition.entry.class);
             preconditions::check_tool(tool, &active_grant)?;
             let arguments = parsed.insert(tool.definition.arguments.read(name.as_str(), call.arguments.as_deref())?);
             Evaluation::of_tool(tool, Some(arguments), &active_grant, input).decide(basis)

@@ -19,7 +19,7 @@ pub enum PinStatus {
 }
 
 /// What a server's annotations say about its own tool; they count only as part of a pinned definition.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolClass {
     /// `readOnlyHint: true`.
@@ -96,18 +96,79 @@ pub struct Catalogue {
 impl Catalogue {
     /// One hash over everything in the catalogue that a decision can depend on; every decision record names it.
     pub fn digest(&self) -> Digest {
-        let mut hash = super::Sha256::new();
-        for (server, entry) in &self.servers {
-            hash = hash.update(format!("{server}\0{}\n", entry.enabled).as_bytes());
-            for (tool, pinned) in &entry.tools {
-                let line = format!(
-                    "{server}\0{tool}\0{}\0{:?}\0{:?}\n",
-                    pinned.digest, pinned.pin_status, pinned.scopes
-                );
-                hash = hash.update(line.as_bytes());
-            }
+        Digest::of(self.index().as_bytes())
+    }
+
+    /// The text that the digest is the hash of: each tool with the hash of its definition, which is a document of its own.
+    pub fn index(&self) -> String {
+        let server = |(name, entry): (&ServerName, &ServerEntry)| {
+            let tools = entry.tools.iter().map(|(name, tool)| (name.clone(), IndexedTool::of(tool)));
+            let indexed = IndexedServer {
+                enabled: entry.enabled,
+                tools: tools.collect(),
+            };
+            (name.clone(), indexed)
+        };
+        let servers: BTreeMap<_, _> = self.servers.iter().map(server).collect();
+        serde_json::to_string(&servers).expect("it has only text keys")
+    }
+
+    /// The catalogue whose `index` this is; `definition` finds the text with a hash. `None` if a definition is missing or
+    /// something else is not as `index` writes it.
+    pub fn of_index(index: &str, definition: impl Fn(&Digest) -> Option<Arc<str>>) -> Option<Self> {
+        let servers: BTreeMap<ServerName, IndexedServer> = serde_json::from_str(index).ok()?;
+        let mut catalogue = Self::default();
+        for (name, server) in servers {
+            let tools = server.tools.into_iter().map(|(name, tool)| {
+                let definition = definition(&tool.definition)?;
+                Some((name.clone(), tool.entry(name, definition)?))
+            });
+            let entry = ServerEntry {
+                enabled: server.enabled,
+                tools: tools.collect::<Option<_>>()?,
+            };
+            catalogue.servers.insert(name, entry);
         }
-        hash.finish()
+        Some(catalogue)
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct IndexedServer {
+    enabled: bool,
+    tools: BTreeMap<ToolName, IndexedTool>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct IndexedTool {
+    /// SHA-256 of the definition's text.
+    definition: Digest,
+    pin: PinStatus,
+    class: ToolClass,
+    scopes: Vec<Scope>,
+}
+
+impl IndexedTool {
+    fn of(tool: &ToolEntry) -> Self {
+        Self {
+            definition: Digest::of(tool.definition.as_bytes()),
+            pin: tool.pin_status,
+            class: tool.class,
+            scopes: tool.scopes.clone(),
+        }
+    }
+
+    fn entry(self, name: ToolName, definition: Arc<str>) -> Option<ToolEntry> {
+        let mut read: serde_json::Value = serde_json::from_str(&definition).ok()?;
+        Some(ToolEntry {
+            name,
+            pin_status: self.pin,
+            digest: self.definition,
+            input_schema: read.get_mut("inputSchema")?.take(),
+            definition,
+            class: self.class,
+            scopes: self.scopes,
+        })
     }
 }
 

@@ -93,6 +93,16 @@ impl std::fmt::Debug for ApiKey {
     }
 }
 
+/// 32 random bytes of one person (`audit_salts`). Without them nobody can tell what a digest of their arguments stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct InputSalt(pub [u8; 32]);
+
+impl std::fmt::Debug for InputSalt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(salt)")
+    }
+}
+
 /// A user or service account of this environment, with all that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -105,6 +115,8 @@ pub struct Member {
     pub identities: Vec<(Issuer, Subject)>,
     pub keys: Vec<ApiKey>,
     pub grants: Vec<Grant>,
+    /// What the person's key for recorded arguments is derived from; `None` where it was erased.
+    pub input_salt: Option<InputSalt>,
 }
 
 impl Member {
@@ -120,6 +132,7 @@ impl Member {
             identities: Vec::new(),
             keys: Vec::new(),
             grants: Vec::new(),
+            input_salt: None,
         }
     }
 

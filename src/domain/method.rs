@@ -171,6 +171,11 @@ impl Method {
         Some(row.method)
     }
 
+    /// The method that logs and records call so; the other way round from `as_str`.
+    pub fn of_record(name: &str) -> Option<Self> {
+        TABLE.iter().find(|row| row.name == name).map(|row| row.method)
+    }
+
     const fn row(self) -> &'static MethodRow {
         &TABLE[self as usize]
     }

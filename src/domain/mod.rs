@@ -8,6 +8,7 @@ mod catalogue;
 mod chain;
 mod client_request;
 mod digest;
+mod document;
 mod header;
 mod member;
 mod method;
@@ -18,6 +19,7 @@ mod principal;
 mod problem;
 mod reason;
 mod record;
+mod recorded_principal;
 mod safe_text;
 mod time;
 mod uri;
@@ -28,8 +30,11 @@ pub use catalogue::{Catalogue, PinStatus, ServerEntry, ToolClass, ToolEntry};
 pub use chain::{Chain, ENVELOPE, MAX_RECORD};
 pub use client_request::{ClientRequest, ClientRequests};
 pub use digest::{Digest, Sha256};
+pub use document::{DocumentKind, KeptDocument};
 pub use header::is_reserved_header;
-pub use member::{ApiKey, Grant, GrantStatus, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes};
+pub use member::{
+    ApiKey, Grant, GrantStatus, InputSalt, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes,
+};
 pub use method::{HttpVerb, LimitClass, Method, TargetKind};
 pub use name::{
     BadName, ClientId, EnvironmentName, GrantId, Issuer, IssuerAlias, KeyId, PolicyId, PromptName, RoleName, Scope, ServerName,
@@ -41,9 +46,10 @@ pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};
 pub use record::{
-    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, Incarnation, Outcome, OutcomeKind, PolicyChange, Record,
-    RecordedChange, RecordedPrincipal, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
+    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, GrantsKnown, Incarnation, InputsKept, JudgedInput, Outcome,
+    OutcomeKind, PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
 };
+pub use recorded_principal::RecordedPrincipal;
 pub use safe_text::{SafeText, quoted};
 pub use time::Timestamp;
 pub use uri::{BadUri, ResourceUri};

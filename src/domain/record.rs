@@ -1,9 +1,10 @@
 //! The audit records. A record's bytes are its JSON, with the fields in the order given here. Every column of
 //! `audit_trail` is derived from these hashed bytes, so that an edited column is noticed.
 
+use super::recorded_principal::RecordedPrincipal;
 use super::{
-    AuthMethod, ClientId, Digest, EnvironmentName, GrantId, Issuer, KeyId, PolicyId, RequestId, Scope, ServerName, Subject,
-    Timestamp, UserId,
+    ClientId, Digest, EnvironmentName, GrantId, GrantStatus, PolicyId, RequestId, Scope, Scopes, ServerName, Timestamp,
+    ToolClass, ToolName,
 };
 use bytes::Bytes;
 use serde::de::value::MapAccessDeserializer;
@@ -11,6 +12,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 /// One start of one instance: 128 random bits, so that no two histories can be confused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +65,7 @@ impl<'de> Deserialize<'de> for Incarnation {
 /// One entry of the journal: `{"v":2,"incarnation":…,"seq":…,"prev":…,"event":{…}}`. Version 1 has other names for some
 /// outcomes, and says less of what a decision was made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredRecord")]
 pub struct Record {
     pub v: u8,
     pub incarnation: Incarnation,
@@ -71,6 +74,38 @@ pub struct Record {
     /// Head of the chain before this record.
     pub prev: Digest,
     pub event: Event,
+}
+
+/// A record as it is read, of whichever version.
+#[derive(Deserialize)]
+struct StoredRecord {
+    v: u8,
+    incarnation: Incarnation,
+    seq: u64,
+    prev: Digest,
+    event: Event,
+}
+
+impl From<StoredRecord> for Record {
+    fn from(stored: StoredRecord) -> Self {
+        let StoredRecord {
+            v,
+            incarnation,
+            seq,
+            prev,
+            mut event,
+        } = stored;
+        if let (1, Event::Decision(decision)) = (v, &mut event) {
+            decision.name_scopes_of_version_1();
+        }
+        Self {
+            v,
+            incarnation,
+            seq,
+            prev,
+            event,
+        }
+    }
 }
 
 /// A record as stored on disk and shipped, with its hashes.
@@ -128,18 +163,6 @@ impl DecisionKind {
     }
 }
 
-/// The caller, as far as it was proved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedPrincipal {
-    pub issuer: Issuer,
-    pub subject: Subject,
-    pub user: Option<UserId>,
-    pub method: AuthMethod,
-    pub fingerprint: String,
-    pub client: Option<ClientId>,
-    pub key: Option<KeyId>,
-}
-
 /// The grant a decision rests on, and how old the knowledge of it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantUsed {
@@ -148,6 +171,63 @@ pub struct GrantUsed {
     /// The position in the change feed up to which grants were known.
     pub seq: i64,
     pub age_ms: u64,
+    /// Only a refusal names one that is not verified.
+    #[serde(default = "verified", skip_serializing_if = "is_verified")]
+    pub status: GrantStatus,
+    /// The grant's own scopes; `None`: `scopes_held` are just these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Scopes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What was known of grants when a decision was made, where it rests on none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantsKnown {
+    /// The position in the change feed up to which grants were known.
+    pub seq: i64,
+    pub age_ms: u64,
+    /// The reason to refuse with, since that knowledge was too old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<Cow<'static, str>>,
+}
+
+/// What a decision was made from besides the call, the caller and the grant, where the record of its message says otherwise
+/// or nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JudgedInput {
+    /// `None`: the time of the record.
+    pub now: Option<Timestamp>,
+    /// `None`: the session of the record. Empty: none.
+    pub session: Option<String>,
+    pub known: GrantsKnown,
+}
+
+/// What a record keeps of the arguments of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputsKept {
+    /// A digest under the caller's own key; without a user nothing.
+    Digest,
+    /// The text, with the values of some names replaced.
+    Redacted,
+    /// The bytes as sent, encrypted with the caller's own key.
+    Sealed,
+    /// The bytes as sent.
+    Plain,
+}
+
+/// The arguments of a message as its record keeps them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecordedInputs {
+    /// `None`: no arguments were sent.
+    pub kept: Option<InputsKept>,
+    /// The version of the secret that the caller's key is derived from.
+    pub key: Option<u32>,
+    pub digest: Option<Digest>,
+    pub text: Option<String>,
 }
 
 /// What a decision record says of the request itself. Call and verdict give the rest.
@@ -155,50 +235,178 @@ pub struct GrantUsed {
 pub struct RecordedRequest {
     pub at: Timestamp,
     pub environment: EnvironmentName,
-    pub principal: Option<RecordedPrincipal>,
+    pub principal: Option<Arc<RecordedPrincipal>>,
     pub target: Option<String>,
-    /// The redacted arguments, if the configuration keeps them.
-    pub args: Option<String>,
+    pub inputs: RecordedInputs,
     pub source_ip: String,
     pub session: Option<String>,
     pub trace: Option<String>,
     pub took_us: u64,
+    /// `None`: the message was refused before anything was loaded that it could be decided by.
+    pub judged: Option<JudgedInput>,
 }
 
-/// A message was permitted or refused.
+/// A message was permitted or refused. With the documents that `policy_set` and `catalogue` name, it holds everything that
+/// the decision was made from. What does not apply is left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     pub at: Timestamp,
     pub environment: EnvironmentName,
     pub request: RequestId,
-    #[serde(rename = "who")]
-    pub principal: Option<RecordedPrincipal>,
+    #[serde(rename = "who", default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<Arc<RecordedPrincipal>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerName>,
     pub method: Cow<'static, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
+    /// The class of the pinned tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ToolClass>,
     /// What else the message acts upon: a resource's URI, a prompt, a task, or the URIs that a stream reports on. Records
     /// written before this field existed lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// The tools whose tasks a stream reports on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub task_tools: Vec<ToolName>,
     pub decision: DecisionKind,
     /// A `Reason` code; `permitted` for an allow.
     pub reason: Cow<'static, str>,
+    /// What `decide` said, where that is not the reason: `permitted`, a `Reason` code, or `not_asked`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<Cow<'static, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<PolicyId>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
-    pub scopes: Vec<Scope>,
+    /// The caller's effective scopes, as judged: the grant's, narrowed by those of the credential.
+    #[serde(default, alias = "scopes", skip_serializing_if = "Vec::is_empty")]
+    pub scopes_held: Vec<Scope>,
+    /// The scopes that the call needs, if some of them are missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes_needed: Vec<Scope>,
+    /// What is kept of the arguments; `None` if none were sent, and in version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<InputsKept>,
+    /// The version of the secret behind `args_digest` and sealed `args`; without one the digest is the plain SHA-256 of
+    /// version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs_key: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args_digest: Option<Digest>,
-    /// Arguments as JSON text with the configured fields redacted; `None` unless `journal.arguments` asks for them.
+    /// The arguments as `inputs` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args: Option<String>,
+    #[serde(default = "no_digest", skip_serializing_if = "is_no_digest")]
     pub policy_set: Digest,
+    #[serde(default = "no_digest", skip_serializing_if = "is_no_digest")]
     pub catalogue: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantUsed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<GrantsKnown>,
+    /// The time that the decision used, if it is not `at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<Timestamp>,
     pub source_ip: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+    /// The session that the decision saw, if it is not `session`; empty for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged_session: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub era: Option<super::Era>,
     /// Microseconds from the first byte of the message to this decision.
     pub took_us: u64,
+    /// Something that the decision was made from did not fit and was cut, so that it cannot be made again from this record.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+}
+
+impl GrantUsed {
+    /// A verified grant without an end, for any client, whose scopes nothing narrows.
+    pub const fn new(id: GrantId, version: i64, seq: i64, age_ms: u64) -> Self {
+        Self {
+            id,
+            version,
+            seq,
+            age_ms,
+            status: GrantStatus::Verified,
+            scopes: None,
+            client: None,
+            expires_at: None,
+        }
+    }
+}
+
+impl Decision {
+    /// A refusal of which nothing else is known.
+    pub const fn new(at: Timestamp, environment: EnvironmentName, request: RequestId) -> Self {
+        Self {
+            at,
+            environment,
+            request,
+            principal: None,
+            server: None,
+            method: Cow::Borrowed(""),
+            tool: None,
+            class: None,
+            target: None,
+            task_tools: Vec::new(),
+            decision: DecisionKind::Deny,
+            reason: Cow::Borrowed(""),
+            decided: None,
+            detail: None,
+            policies: Vec::new(),
+            errors: Vec::new(),
+            scopes_held: Vec::new(),
+            scopes_needed: Vec::new(),
+            inputs: None,
+            inputs_key: None,
+            args_digest: None,
+            args: None,
+            policy_set: Digest::ZERO,
+            catalogue: Digest::ZERO,
+            grant: None,
+            known: None,
+            now: None,
+            source_ip: String::new(),
+            session: None,
+            judged_session: None,
+            trace: None,
+            era: None,
+            took_us: 0,
+            cut: false,
+        }
+    }
+
+    /// Version 1 had one name for the scopes that a permitted caller held and for those that a refused call needed.
+    fn name_scopes_of_version_1(&mut self) {
+        if self.decision == DecisionKind::Deny {
+            self.scopes_needed = std::mem::take(&mut self.scopes_held);
+        }
+    }
+}
+
+const fn verified() -> GrantStatus {
+    GrantStatus::Verified
+}
+
+fn is_verified(status: &GrantStatus) -> bool {
+    *status == GrantStatus::Verified
+}
+
+const fn no_digest() -> Digest {
+    Digest::ZERO
+}
+
+fn is_no_digest(digest: &Digest) -> bool {
+    *digest == Digest::ZERO
 }
 
 /// How a permitted call ended; the outcome's kind.

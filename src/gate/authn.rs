@@ -3,11 +3,12 @@
 
 use crate::decide::CedarPrincipal;
 use crate::domain::{
-    AdminAction, ApiKey, AuthMethod, EnvironmentName, Event, Member, Principal, Reason, Refusal, RoleName, Timestamp,
+    AdminAction, ApiKey, AuthMethod, EnvironmentName, Event, Member, Principal, Reason, RecordedPrincipal, Refusal, RoleName,
+    Timestamp,
 };
 use crate::grants::Grants;
 use crate::identity::{ApiKeyText, Credential, Identity};
-use crate::journal::Journal;
+use crate::journal::{InputSecrets, Journal, PersonKeys};
 use crate::store::Store;
 use crate::transport::Peer;
 use http::HeaderMap;
@@ -20,6 +21,10 @@ pub struct CallerProfile {
     pub principal: Arc<Principal>,
     pub member: Option<Arc<Member>>,
     pub cedar_principal: CedarPrincipal,
+    /// The two as records show them.
+    pub recorded: Arc<RecordedPrincipal>,
+    /// What the arguments are kept with; `None` for who is no user of the store, or has been erased from it.
+    pub person_keys: Option<Arc<PersonKeys>>,
 }
 
 /// The principal that a credential authenticates, before the member is loaded.
@@ -43,6 +48,7 @@ pub struct Authenticator {
     grants: Arc<Grants>,
     environment: EnvironmentName,
     enrolment: Option<JitEnrolment>,
+    input_secrets: InputSecrets,
     profiles: Cache<(usize, usize), CallerProfile>,
 }
 
@@ -62,12 +68,14 @@ impl Authenticator {
         grants: Arc<Grants>,
         environment: EnvironmentName,
         enrolment: Option<JitEnrolment>,
+        input_secrets: InputSecrets,
     ) -> Self {
         Self {
             identity,
             grants,
             environment,
             enrolment,
+            input_secrets,
             profiles: Cache::new(MAX_PROFILES),
         }
     }
@@ -131,11 +139,16 @@ impl Authenticator {
             return Ok(caller);
         }
         let cedar_principal = CedarPrincipal::new(&principal, member.as_deref(), &self.environment);
+        let recorded = Arc::new(RecordedPrincipal::of(&principal, member.as_deref()));
+        let salt = member.as_ref().and_then(|member| member.input_salt.as_ref());
+        let person_keys = salt.map(|salt| Arc::new(self.input_secrets.newest_keys(salt)));
         // The entry holds both `Arc`s, so neither address can be reused for another value while the entry exists.
         let caller = CallerProfile {
             principal,
             member,
             cedar_principal,
+            recorded,
+            person_keys,
         };
         self.profiles.insert(key, caller.clone());
         Ok(caller)

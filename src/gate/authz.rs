@@ -12,7 +12,8 @@ use crate::decide::{
     self, CedarPrincipal, CompiledTool, DecisionInput, Enrolment, GrantFreshness, Permit, Refused, Snapshot, Verdict,
 };
 use crate::domain::{
-    Call, EnvironmentName, Era, GrantUsed, MemberStatus, Method, Principal, Reason, Refusal, Timestamp, did_you_mean, nearest,
+    Call, EnvironmentName, Era, GrantUsed, JudgedInput, MemberStatus, Method, Principal, Reason, Refusal, Timestamp,
+    did_you_mean, nearest,
 };
 use crate::grants::{GrantSnapshot, Grants};
 use crate::limits::{Admission, PrincipalKey};
@@ -82,6 +83,20 @@ impl AuthzContext {
         }
     }
 
+    /// What the record of this message keeps of the input.
+    pub(super) fn judged(&self, context: &RequestContext) -> JudgedInput {
+        self.decision_input().judged(context.at, context.message.session.as_deref())
+    }
+
+    /// Refuses the message with everything that it was decided by.
+    fn refuse(&self, context: Box<RequestContext>, refusal: Refusal) -> Box<RefusedRequest> {
+        let judged = self.judged(&context);
+        let mut refused = context.refuse(refusal);
+        refused.caller = Some(self.caller.clone());
+        refused.judged = Some(judged);
+        refused
+    }
+
     /// What is needed to look again later. It holds no snapshot, which would outlive many reloads in a stream.
     pub(super) fn into_view(self) -> CallerView {
         CallerView {
@@ -120,6 +135,9 @@ impl CallerView {
                 principal,
                 member,
                 cedar_principal,
+                // Nothing is recorded of what this caller is shown.
+                recorded: self.caller.recorded.clone(),
+                person_keys: None,
             },
             snapshot: sources.snapshot.load_full(),
             generation: 0,
@@ -194,8 +212,8 @@ impl Gate {
                 admission,
             }),
             Err(refusal) => {
-                let mut refused = context.refuse(refusal);
-                refused.member = authz.caller.member;
+                let mut refused = authz.refuse(context, refusal);
+                refused.decided = Some("permitted");
                 refused.basis = Some(permit.basis().clone());
                 refused.arguments = permit.arguments().cloned();
                 Err(refused)
@@ -224,6 +242,7 @@ impl Gate {
             Verdict::Refuse(mut refused) => {
                 let invalid = refused.refusal.reason == Reason::InvalidArguments;
                 let hidden = invalid && !is_listed(&refused.call, &authz.decision_input());
+                let said = refused.refusal.reason;
                 refused.refusal = unreachable_if_never_listed(upstream, &authz.snapshot, refused.refusal);
                 // A search among all names would show by its time that the tool is not there.
                 let may_suggest = !self.denies_as_unknown(&refused.call, &authz.caller.principal);
@@ -231,7 +250,7 @@ impl Gate {
                     let meant = listed_tool_like(&refused.call, &authz.decision_input());
                     refused.refusal.remedy = meant.map(|tool| did_you_mean(&context.client_name(tool)));
                 }
-                Err(Unpermitted::Decided(refused, hidden))
+                Err(Unpermitted::Decided(refused, said, hidden))
             }
         }
     }
@@ -294,22 +313,21 @@ impl Gate {
 /// Why a call got no permit: a check before the decision, or the decision itself.
 enum Unpermitted {
     Checked(Refusal),
-    /// The flag tells whether this caller's `tools/list` hides the called tool.
-    Decided(Box<Refused>, bool),
+    /// With the reason that `decide` gave. The flag tells whether this caller's `tools/list` hides the called tool.
+    Decided(Box<Refused>, Reason, bool),
 }
 
 impl Unpermitted {
     fn refuse(self, context: Box<RequestContext>, authz: &AuthzContext) -> Box<RefusedRequest> {
-        let member = authz.caller.member.clone();
         match self {
             Unpermitted::Checked(refusal) => {
-                let mut refused = context.refuse(refusal);
-                refused.member = member;
+                let mut refused = authz.refuse(context, refusal);
+                refused.decided = Some("not_asked");
                 refused
             }
-            Unpermitted::Decided(decided, hidden_from_caller) => {
-                let mut refused = context.refuse(decided.refusal);
-                refused.member = member;
+            Unpermitted::Decided(decided, said, hidden_from_caller) => {
+                let mut refused = authz.refuse(context, decided.refusal);
+                refused.decided = Some(said.code()).filter(|_| said != refused.refusal.reason);
                 refused.basis = Some(decided.basis);
                 refused.arguments = decided.arguments;
                 refused.hidden_from_caller = hidden_from_caller;

@@ -184,6 +184,9 @@ fn note_target(call: &Call, summary: &mut MessageSummary) {
         Target::Server => (),
         other => summary.target = Some(other.to_string()).filter(|target| !target.is_empty()),
     }
+    if let Target::Subscription(_, tools) = &call.target {
+        summary.task_tools.clone_from(tools);
+    }
     summary.arguments.clone_from(&call.arguments);
 }
 

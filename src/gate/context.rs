@@ -1,8 +1,9 @@
 //! What is known of a request. [`RequestContext`] travels with a message from stage to stage; at any point of the path it
 //! holds enough to record and answer a refusal.
 
+use super::authn::CallerProfile;
 use crate::decide::Basis;
-use crate::domain::{Era, Member, MessageId, Method, Principal, Refusal, RequestId, ServerName, Timestamp};
+use crate::domain::{Era, JudgedInput, MessageId, Method, Principal, Refusal, RequestId, ServerName, Timestamp, ToolName};
 use crate::mcp::{Namespace, StreamKind};
 use crate::transport::Body;
 use bytes::Bytes;
@@ -46,6 +47,8 @@ pub struct MessageSummary {
     pub tool: Option<String>,
     /// The target other than a tool: a URI, a prompt, or the subjects of a subscription.
     pub target: Option<String>,
+    /// The tools whose tasks a subscription is to report on.
+    pub task_tools: Vec<ToolName>,
     pub arguments: Option<Bytes>,
     /// The label of the session, for records.
     pub session: Option<String>,
@@ -66,8 +69,12 @@ pub struct Answered {
 pub struct RefusedRequest {
     pub refusal: Refusal,
     pub context: RequestContext,
-    pub member: Option<Arc<Member>>,
+    /// The caller, once loaded.
+    pub caller: Option<CallerProfile>,
+    pub judged: Option<JudgedInput>,
     pub basis: Option<Basis>,
+    /// What `decide` said, where it is not this refusal.
+    pub decided: Option<&'static str>,
     /// The arguments, if they were parsed before the refusal.
     pub arguments: Option<Map<String, Value>>,
     /// The called tool exists, but this caller's `tools/list` hides it.
@@ -140,8 +147,10 @@ impl RequestContext {
         Box::new(RefusedRequest {
             refusal: refusal.into(),
             context: self,
-            member: None,
+            caller: None,
+            judged: None,
             basis: None,
+            decided: None,
             arguments: None,
             hidden_from_caller: false,
             audit: RefusalAudit::Pending,
@@ -177,6 +186,7 @@ impl Default for MessageSummary {
             raw_version: None,
             tool: None,
             target: None,
+            task_tools: Vec::new(),
             arguments: None,
             session: None,
             trace: None,

@@ -14,13 +14,13 @@ mod context;
 mod cors;
 mod forward;
 mod handles;
+mod inputs;
 mod keep_alive;
 mod message;
 mod metadata;
 mod param_headers;
 mod receive;
 mod record;
-mod redact;
 mod refusal_sampling;
 mod refusal_text;
 mod reply;
@@ -33,11 +33,11 @@ pub use authn::{Authenticator, JitEnrolment};
 pub use authz::{AuthzContext, CallerAuthz, is_offered};
 pub use context::{Answered, MessageSummary, RefusalAudit, RefusedRequest, RequestContext};
 pub use forward::{DispatchOptions, SessionOpening};
+pub use inputs::InputKeeper;
 pub use keep_alive::KeepAliveBody;
 pub use message::{NegotiatedMessage, bodyless_message, negotiate, parse_body, reject_malformed, safe_text};
 pub use metadata::Metadata;
 pub use receive::AuthenticatedRequest;
-pub use redact::Redaction;
 pub use reply::{RefusalStyle, json_response};
 pub use routing::{Endpoints, media_types};
 pub use screen::{event_stream, is_event_stream};
@@ -89,7 +89,7 @@ pub struct GateParts {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub refusal_styles: BTreeMap<ServerName, RefusalStyle>,
     pub session_lifetime: Duration,
-    pub redaction: Redaction,
+    pub input_keeper: InputKeeper,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
 }

@@ -2,21 +2,21 @@
 //! counted if there are too many.
 
 use super::Gate;
+use super::authn::CallerProfile;
 use super::authz::AuthorizedCall;
 use super::context::{MessageSummary, RefusalAudit, RefusedRequest, RequestContext};
 use super::handles::AnswerClaim;
 use super::param_headers::HeaderField;
 use super::screen::Screen;
-use crate::decide::Basis;
-use crate::domain::{
-    Decision, DecisionKind, Digest, Event, Member, Principal, Reason, RecordedPrincipal, RecordedRequest, ServerName,
-};
+use crate::domain::{Decision, Event, JudgedInput, Principal, Reason, RecordedPrincipal, RecordedRequest, ServerName};
 use crate::grants::GrantSnapshot;
-use crate::journal::{Cleared, JournalState};
+use crate::journal::{Cleared, JournalState, RefusedMessage};
 use crate::limits::Admission;
 use crate::mcp::Namespace;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 
 /// A call whose decision is on disk.
 pub(super) struct RecordedCall {
@@ -43,11 +43,8 @@ impl Gate {
         let Some(grant_snapshot) = authz.grant_snapshot(permit.basis().grant.as_ref()) else {
             return Err(context.refuse(Reason::NotEnrolled));
         };
-        let arguments = self
-            .parts
-            .redaction
-            .apply(permit.arguments(), context.message.arguments.as_deref());
-        let request = self.recorded_request(&context, authz.caller.member.as_deref(), arguments);
+        let judged = authz.judged(&context);
+        let request = self.recorded_request(&context, Some(&authz.caller), Some(judged), permit.arguments());
         let sources = self.authz_sources.clone();
         let screen = Screen::new(permit.call(), authorized.handles, authz, sources, namespace);
         match self.parts.journal.open(permit, request).await {
@@ -71,22 +68,35 @@ impl Gate {
         }
     }
 
-    fn recorded_request(&self, context: &RequestContext, member: Option<&Member>, args: Option<String>) -> RecordedRequest {
+    fn recorded_request(
+        &self,
+        context: &RequestContext,
+        caller: Option<&CallerProfile>,
+        judged: Option<JudgedInput>,
+        parsed: Option<&Map<String, Value>>,
+    ) -> RecordedRequest {
+        let known = || {
+            context
+                .principal
+                .as_deref()
+                .map(|principal| Arc::new(RecordedPrincipal::of(principal, None)))
+        };
+        let keys = caller.and_then(|caller| caller.person_keys.as_deref());
+        let sent = context.message.arguments.as_deref();
         RecordedRequest {
             at: context.at,
             environment: self.parts.environment.clone(),
-            principal: context
-                .principal
-                .as_deref()
-                .map(|principal| recorded_principal(principal, member)),
+            principal: caller.map(|caller| caller.recorded.clone()).or_else(known),
             target: context.message.target.clone(),
-            args,
+            inputs: self.parts.input_keeper.keep(context.request, keys, parsed, sent),
             source_ip: to_string_once(&context.source),
             session: context.message.session.clone(),
             trace: context.message.trace.clone(),
             took_us: u64::try_from(context.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            judged,
         }
     }
+
     /// Records the refusal of an authenticated caller; counts that of an unauthenticated one. `Ok(true)` if there is a
     /// record to quote, `Err` if the journal cannot write.
     pub async fn audit_refusal(&self, refused: &RefusedRequest) -> Result<bool, ()> {
@@ -139,40 +149,24 @@ impl Gate {
         } = refused;
         let MessageSummary {
             tool,
-            arguments,
+            task_tools,
             method,
             era,
             ..
         } = &context.message;
-        let args = self.parts.redaction.apply(refused.arguments.as_ref(), arguments.as_deref());
-        let request = self.recorded_request(context, refused.member.as_deref(), args);
-        let digest = |digest: fn(&Basis) -> Digest| basis.as_ref().map_or(Digest::ZERO, digest);
-        Box::new(Decision {
-            at: request.at,
-            environment: request.environment,
+        let (caller, judged) = (refused.caller.as_ref(), refused.judged.clone());
+        let message = RefusedMessage {
             request: context.request,
-            principal: request.principal,
             server: context.server.clone(),
             method: recorded_method(&context.message),
             tool: tool.clone(),
-            target: request.target,
-            decision: DecisionKind::Deny,
-            reason: refusal.reason.code().into(),
-            detail: refusal.detail.clone(),
-            policies: refusal.policies.clone(),
-            errors: refusal.errors.clone(),
-            scopes: refusal.scopes.clone(),
-            args_digest: arguments.as_deref().map(Digest::of),
-            args: request.args,
-            policy_set: digest(|basis| basis.policy_set),
-            catalogue: digest(|basis| basis.catalogue),
-            grant: basis.as_ref().and_then(|basis| basis.grant.clone()),
-            source_ip: request.source_ip,
-            session: request.session,
-            trace: request.trace,
+            task_tools: task_tools.clone(),
             era: method.map(|_| *era),
-            took_us: request.took_us,
-        })
+            refusal,
+            decided: refused.decided,
+            basis: basis.as_ref(),
+        };
+        message.record(self.recorded_request(context, caller, judged, refused.arguments.as_ref()))
     }
 
     /// Records the counted refusals; the app calls it once a second. While the journal is sealed, the counts are kept.
@@ -199,18 +193,6 @@ fn recorded_method(message: &MessageSummary) -> Cow<'static, str> {
     match message.method {
         Some(method) => method.as_str().into(),
         None => message.method_name().to_owned().into(),
-    }
-}
-
-fn recorded_principal(principal: &Principal, member: Option<&Member>) -> RecordedPrincipal {
-    RecordedPrincipal {
-        issuer: principal.issuer.clone(),
-        subject: principal.subject.clone(),
-        user: member.map(|member| member.id.clone()),
-        method: principal.method,
-        fingerprint: to_string_once(&principal.fingerprint),
-        client: principal.client.clone(),
-        key: principal.key.clone(),
     }
 }
 

@@ -6,10 +6,13 @@
 //! and head.
 
 mod cleared;
+mod decision;
 mod disk;
+mod documents;
 mod encode;
 mod error;
 mod format;
+mod inputs;
 mod queue;
 mod reader;
 mod recover;
@@ -27,19 +30,22 @@ mod writer;
 mod tests;
 
 pub use cleared::{Cleared, OutcomeData, OutcomeTicket};
+pub use decision::{RefusedMessage, permitted};
 pub use disk::survive_file_size_limit;
 pub use error::{Damage, JournalError, JournalState, Sealed};
+pub use inputs::{InputSecrets, InputSecretsError, PersonKeys};
 pub use reader::read_dir;
 pub use shipper::Shipper;
 pub use thread_priority::lower_priority;
 
-use crate::decide::{Basis, Permit};
+use crate::decide::Permit;
 use crate::domain::{
-    Call, Chain, Decision, DecisionKind, Digest, EnvironmentName, Event, Incarnation, Outcome, OutcomeKind, RecordedRequest,
+    Call, Chain, Decision, Digest, EnvironmentName, Event, Incarnation, KeptDocument, Outcome, OutcomeKind, RecordedRequest,
     Start, Timestamp,
 };
 use cleared::PendingPermit;
 use disk::{Disk, DiskFolder};
+use documents::Documents;
 use queue::locked;
 use recover::RecoveredState;
 use shared::{JournalShared, OUTCOME_ROOM};
@@ -98,6 +104,7 @@ struct JournalHandle {
     shared: Arc<JournalShared>,
     disk: Arc<dyn Disk>,
     incarnation: Incarnation,
+    documents: Arc<Documents>,
     shipped: Option<Watermark>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -127,7 +134,7 @@ impl Journal {
     /// permit determines is taken from it, so the record cannot contradict what was permitted.
     pub async fn open(&self, permit: Permit, request: RecordedRequest) -> Result<Cleared, (Call, Sealed)> {
         let (call, basis) = permit.into_parts();
-        let decision = allowed(&call, basis, request);
+        let decision = permitted(&call, basis, request);
         self.clear(call, decision).await
     }
 
@@ -148,6 +155,16 @@ impl Journal {
                 Ok(Cleared::new(call, shared.clone(), seq))
             }
             Err(sealed) => Err((call, sealed)),
+        }
+    }
+
+    /// Makes durable what records are about to name, so that it reaches the database before them. What is kept already is not
+    /// written again.
+    pub async fn keep_documents(&self, documents: &[KeptDocument]) -> Result<(), JournalError> {
+        let (keeper, documents) = (self.0.documents.clone(), documents.to_vec());
+        match tokio::task::spawn_blocking(move || keeper.keep(&documents)).await {
+            Ok(kept) => kept,
+            Err(gone) => Err(scan::in_file(&*self.0.disk, "")(std::io::Error::other(gone))),
         }
     }
 
@@ -264,7 +281,9 @@ impl Journal {
             unknown,
             unshipped: spool.records.load(Ordering::Relaxed),
         };
+        let documents = Documents::open(disk.clone(), shared.environment.clone())?;
         let handle = JournalHandle {
+            documents: Arc::new(documents),
             threads: Mutex::new(start_threads(&shared, writer)?),
             shared,
             disk,
@@ -286,36 +305,6 @@ impl Drop for JournalHandle {
             _ = thread.join();
         }
     }
-}
-
-/// The record of a permit.
-fn allowed(call: &Call, basis: Basis, request: RecordedRequest) -> Box<Decision> {
-    Box::new(Decision {
-        at: request.at,
-        environment: request.environment,
-        request: call.request,
-        principal: request.principal,
-        server: Some(call.server.clone()),
-        method: call.method.as_str().into(),
-        tool: call.tool().map(ToString::to_string),
-        target: request.target,
-        decision: DecisionKind::Allow,
-        reason: "permitted".into(),
-        detail: None,
-        policies: basis.policies,
-        errors: Vec::new(),
-        scopes: basis.scopes,
-        args_digest: call.arguments.as_deref().map(Digest::of),
-        args: request.args,
-        policy_set: basis.policy_set,
-        catalogue: basis.catalogue,
-        grant: basis.grant,
-        source_ip: request.source_ip,
-        session: request.session,
-        trace: request.trace,
-        era: Some(call.era),
-        took_us: request.took_us,
-    })
 }
 
 /// The START record, and an outcome for each permit that has none.

@@ -5,6 +5,7 @@
 
 use super::Journal;
 use super::disk::Disk;
+use super::documents::Documents;
 use super::error::JournalError;
 use super::queue::locked;
 use super::scan::in_file;
@@ -35,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Shipper {
     disk: Arc<dyn Disk>,
     shared: Arc<JournalShared>,
+    documents: Arc<Documents>,
     shipped: Option<Watermark>,
     reader: Option<SpoolReader>,
 }
@@ -48,6 +50,7 @@ impl Shipper {
         Self {
             disk: handle.disk.clone(),
             shared: handle.shared.clone(),
+            documents: handle.documents.clone(),
             shipped: handle.shipped,
             reader: None,
         }
@@ -55,9 +58,13 @@ impl Shipper {
 
     /// Ships every record to the store. When stopped, makes one more attempt and returns.
     pub async fn run(self, store: Store, stop: CancellationToken) {
+        let documents = self.documents.clone();
         let ship = move |records: Arc<[SealedRecord]>| {
-            let store = store.clone();
-            async move { store.ship(&records).await.map(|_| ()).map_err(|error| error.to_string()) }
+            let (store, documents) = (store.clone(), documents.clone());
+            async move {
+                documents.ship(&store).await?;
+                store.ship(&records).await.map(|_| ()).map_err(|error| error.to_string())
+            }
         };
         self.run_with(ship, stop).await;
     }

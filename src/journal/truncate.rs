@@ -3,7 +3,8 @@
 //! Never refuses an event, and never truncates one that fits.
 
 use super::encode::encode_event;
-use crate::domain::{AdminAction, Decision, ENVELOPE, Event, MAX_RECORD};
+use crate::domain::{AdminAction, Decision, ENVELOPE, Event, InputsKept, MAX_RECORD, RecordedPrincipal};
+use std::sync::Arc;
 
 const MAX_EVENT: usize = MAX_RECORD - ENVELOPE;
 /// Limits tried in turn until the event fits: characters of each text, and entries of each list.
@@ -59,18 +60,20 @@ fn shorten_changes(admin: &mut AdminAction, text: usize, list: usize) {
     }
 }
 
+/// Cuts what is longer, and says so where the decision was made from it.
 fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
     let lost = [
         ("policies", decision.policies.len()),
-        ("scopes", decision.scopes.len()),
+        ("scopes", decision.scopes_held.len().max(decision.scopes_needed.len())),
         ("errors", decision.errors.len()),
     ];
+    let whole = decision.clone();
     decision.policies.truncate(list);
-    decision.scopes.truncate(list);
-    decision.errors.truncate(list);
-    decision.errors.iter_mut().for_each(|error| truncate(error, text));
-    for (name, was) in lost.into_iter().filter(|(_, was)| *was > list) {
-        decision.errors.push(format!("[record cut: {list} of {was} {name}]"));
+    decision.scopes_held.truncate(list);
+    decision.scopes_needed.truncate(list);
+    decision.task_tools.truncate(list);
+    if let Some(scopes) = decision.grant.as_mut().and_then(|grant| grant.scopes.as_mut()) {
+        *scopes = scopes.iter().take(list).cloned().collect();
     }
     truncate(decision.method.to_mut(), text);
     truncate(decision.reason.to_mut(), text);
@@ -78,15 +81,41 @@ fn shorten_decision(decision: &mut Decision, text: usize, list: usize) {
     for field in [
         &mut decision.tool,
         &mut decision.target,
-        &mut decision.detail,
-        &mut decision.args,
         &mut decision.session,
-        &mut decision.trace,
+        &mut decision.judged_session,
     ] {
         truncate_some(field, text);
     }
+    match decision.inputs {
+        // Half of a sealed text is of no use.
+        Some(InputsKept::Sealed) => {
+            decision.args.take_if(|args| args.len() > text);
+        }
+        _ => truncate_some(&mut decision.args, text),
+    }
     if let Some(principal) = &mut decision.principal {
-        truncate(&mut principal.fingerprint, text);
+        shorten_principal(Arc::make_mut(principal), text, list);
+    }
+    decision.cut |= *decision != whole;
+    for field in [&mut decision.detail, &mut decision.trace] {
+        truncate_some(field, text);
+    }
+    decision.errors.truncate(list);
+    decision.errors.iter_mut().for_each(|error| truncate(error, text));
+    for (name, was) in lost.into_iter().filter(|(_, was)| *was > list) {
+        decision.errors.push(format!("[record cut: {list} of {was} {name}]"));
+    }
+}
+
+fn shorten_principal(principal: &mut RecordedPrincipal, text: usize, list: usize) {
+    truncate(&mut principal.fingerprint, text);
+    for field in [&mut principal.email, &mut principal.tenant, &mut principal.assurance] {
+        truncate_some(field, text);
+    }
+    principal.roles.truncate(list);
+    principal.token_roles.truncate(list);
+    if let Some(scopes) = &mut principal.narrowed_to {
+        *scopes = scopes.iter().take(list).cloned().collect();
     }
 }
 

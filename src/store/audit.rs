@@ -5,9 +5,11 @@ use super::change_words::RowChange;
 use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
-    AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, Issuer, KeyId, Outcome,
-    OutcomeKind, PolicyId, Record, RecordedChange, RequestId, Scope, SealedRecord, Subject, Timestamp, UserId,
+    AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, InputsKept, Issuer,
+    KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId, RoleName, Scope, SealedRecord, Subject, Timestamp,
+    ToolClass, UserId,
 };
+use std::borrow::Cow;
 
 /// Which rows. Everything that is given must hold.
 #[derive(Debug, Clone)]
@@ -79,9 +81,25 @@ pub struct AuditRow {
     pub tool: Option<String>,
     /// What else was acted upon: a URI, a prompt, what a stream was asked to tell of.
     pub target: Option<String>,
+    /// What `decide` said, where that is not the reason.
+    pub decided: Option<String>,
+    /// The caller's roles by the store and by the token, and the token's claims that policies see.
+    pub roles: Vec<RoleName>,
+    pub token_roles: Vec<RoleName>,
+    pub tenant: Option<String>,
+    pub assurance: Option<String>,
+    /// The class of the pinned tool.
+    pub class: Option<ToolClass>,
+    /// The record was cut, so that its decision cannot be made again.
+    pub cut: bool,
     pub policies: Vec<PolicyId>,
     pub errors: Vec<String>,
-    pub scopes: Vec<Scope>,
+    /// The caller's effective scopes, and those that the call needed where some were missing.
+    pub scopes_held: Vec<Scope>,
+    pub scopes_needed: Vec<Scope>,
+    /// What is kept of the arguments, and under which version of the secret.
+    pub inputs: Option<InputsKept>,
+    pub inputs_key: Option<u32>,
     pub args_digest: Option<Digest>,
     pub args: Option<String>,
     pub policy_set: Option<Digest>,
@@ -421,7 +439,17 @@ impl AuditRow {
             target: None,
             policies: Vec::new(),
             errors: Vec::new(),
-            scopes: Vec::new(),
+            scopes_held: Vec::new(),
+            scopes_needed: Vec::new(),
+            inputs: None,
+            inputs_key: None,
+            decided: None,
+            roles: Vec::new(),
+            token_roles: Vec::new(),
+            tenant: None,
+            assurance: None,
+            class: None,
+            cut: false,
             args_digest: None,
             args: None,
             policy_set: None,
@@ -440,18 +468,26 @@ impl AuditRow {
 
     fn with_decision(self, decision: Decision) -> Self {
         let who = decision.principal;
+        let who = who.as_deref();
         Self {
+            decided: decision.decided.map(Cow::into_owned),
+            roles: who.map(|who| who.roles.clone()).unwrap_or_default(),
+            token_roles: who.map(|who| who.token_roles.clone()).unwrap_or_default(),
+            tenant: who.and_then(|who| who.tenant.clone()),
+            assurance: who.and_then(|who| who.assurance.clone()),
+            class: decision.class,
+            cut: decision.cut,
             decision: Some(decision.decision),
             reason: Some(decision.reason.into_owned()),
             detail: decision.detail,
             request: Some(decision.request),
-            user: who.as_ref().and_then(|who| who.user.clone()),
-            issuer: who.as_ref().map(|who| who.issuer.clone()),
-            subject: who.as_ref().map(|who| who.subject.clone()),
-            auth_method: who.as_ref().map(|who| who.method),
-            fingerprint: who.as_ref().map(|who| who.fingerprint.clone()),
-            client: who.as_ref().and_then(|who| who.client.clone()),
-            key: who.and_then(|who| who.key),
+            user: who.and_then(|who| who.user.clone()),
+            issuer: who.map(|who| who.issuer.clone()),
+            subject: who.map(|who| who.subject.clone()),
+            auth_method: who.map(|who| who.method),
+            fingerprint: who.map(|who| who.fingerprint.clone()),
+            client: who.and_then(|who| who.client.clone()),
+            key: who.and_then(|who| who.key.clone()),
             source_ip: Some(decision.source_ip),
             server: decision.server.map(|server| server.to_string()),
             method: Some(decision.method.into_owned()),
@@ -459,7 +495,10 @@ impl AuditRow {
             target: decision.target,
             policies: decision.policies,
             errors: decision.errors,
-            scopes: decision.scopes,
+            scopes_held: decision.scopes_held,
+            scopes_needed: decision.scopes_needed,
+            inputs: decision.inputs,
+            inputs_key: decision.inputs_key,
             args_digest: decision.args_digest,
             args: decision.args,
             policy_set: Some(decision.policy_set),

@@ -8,12 +8,13 @@ use super::engine::{Row, Sql, Tx, args};
 use super::registry::{RegistryRow, read_registry};
 use super::unreadable::{ColumnError, UnreadableRow, name, name_or_null, names, time, time_or_null};
 use super::unreadable::{
-    GRANTS as OF_GRANTS, IDENTITIES as OF_IDENTITIES, KEYS as OF_KEYS, REVOCATIONS as OF_REVOCATIONS, USERS as OF_USERS,
+    GRANTS as OF_GRANTS, IDENTITIES as OF_IDENTITIES, KEYS as OF_KEYS, REVOCATIONS as OF_REVOCATIONS, SALTS as OF_SALTS,
+    USERS as OF_USERS,
 };
 use super::{Store, StoreError};
 use crate::domain::{
-    ApiKey, EnvironmentName, Grant, GrantId, GrantStatus, Issuer, Member, MemberStatus, PartialRevocation, PrincipalKind,
-    Revocation, RevocationKind, Scopes, ServerName, Subject, Timestamp, UserId,
+    ApiKey, EnvironmentName, Grant, GrantId, GrantStatus, InputSalt, Issuer, Member, MemberStatus, PartialRevocation,
+    PrincipalKind, Revocation, RevocationKind, Scopes, ServerName, Subject, Timestamp, UserId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -193,6 +194,14 @@ const KEYS: MemberTable = member_table!(
        micros(created_at) AS created_at, micros(expires_at) AS expires_at, micros(revoked_at) AS revoked_at FROM api_keys",
     "SELECT user_id, key_id, name, key_hash, pepper_version, scopes, created_at, expires_at, revoked_at FROM api_keys",
     "key_id"
+);
+const SALTS: MemberTable = member_table!(
+    OF_SALTS,
+    "user_id",
+    ["user_id"],
+    "SELECT user_id::text AS user_id, salt FROM audit_salts",
+    "SELECT user_id, salt FROM audit_salts",
+    "user_id"
 );
 // Under the view's own names, by which its rows are told. A client of another type is read as text: left unread it would no
 // longer go before the grant for any client.
@@ -412,6 +421,14 @@ async fn read_members(
             }
         }
     }
+    for row in SALTS.read(tx, env, of).await? {
+        if let Some((id, member)) = SALTS.member_of_row(&mut members, &row, unreadable) {
+            match salt_of(&row) {
+                Ok(salt) => member.input_salt = Some(salt),
+                Err(flaw) => unreadable.push(SALTS.unreadable(&row, Some(&id), flaw)),
+            }
+        }
+    }
     for row in GRANTS.read(tx, env, of).await? {
         if let Some((id, member)) = GRANTS.member_of_row(&mut members, &row, unreadable) {
             match grant_of(&row) {
@@ -475,6 +492,7 @@ fn member_of(row: &Row) -> Result<Member, ColumnError> {
         identities: Vec::new(),
         keys: Vec::new(),
         grants: Vec::new(),
+        input_salt: None,
     })
 }
 
@@ -496,6 +514,14 @@ pub(super) fn status_of(row: &Row) -> Result<MemberStatus, ColumnError> {
 
 pub(super) fn identity_of(row: &Row) -> Result<(Issuer, Subject), ColumnError> {
     Ok((name(row, "issuer")?, name(row, "subject")?))
+}
+
+fn salt_of(row: &Row) -> Result<InputSalt, ColumnError> {
+    let salt: Vec<u8> = row.cell("salt")?;
+    let salt = salt
+        .try_into()
+        .map_err(|_| ColumnError::new("salt", "is not 32 bytes long"))?;
+    Ok(InputSalt(salt))
 }
 
 fn key_of(row: &Row) -> Result<ApiKey, ColumnError> {

@@ -55,6 +55,11 @@ const POSTGRES: &[MigrationStep] = &[
         name: "changes",
         sql: include_str!("postgres/0006_changes.sql"),
     },
+    MigrationStep {
+        version: 7,
+        name: "policy_documents",
+        sql: include_str!("postgres/0007_policy_documents.sql"),
+    },
 ];
 const SQLITE: &[MigrationStep] = &[
     MigrationStep {
@@ -76,6 +81,11 @@ const SQLITE: &[MigrationStep] = &[
         version: 4,
         name: "changes",
         sql: include_str!("sqlite/0004_changes.sql"),
+    },
+    MigrationStep {
+        version: 5,
+        name: "policy_documents",
+        sql: include_str!("sqlite/0005_policy_documents.sql"),
     },
 ];
 

@@ -9,6 +9,7 @@ mod change_words;
 mod changes;
 mod check;
 mod directory;
+mod documents;
 mod engine;
 mod error;
 mod grants;

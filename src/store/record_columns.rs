@@ -136,7 +136,9 @@ impl<'a> Derived<'a> {
             key = optional(who.key, |key| name(key, KeyId::accepts))?;
         }
         let target = decision.target.map(|target| truncated(target.0));
-        decision.policies.get().starts_with('[').then_some(())?;
+        // A list without members is left out.
+        let policies = decision.policies.map_or("[]", RawValue::get);
+        policies.starts_with('[').then_some(())?;
         Some(Self {
             request: Some(uuid(decision.request)?),
             decision: Some(decision.decision.as_str()),
@@ -150,8 +152,8 @@ impl<'a> Derived<'a> {
             server: optional(decision.server, |server| name(server, ServerName::accepts))?,
             method: Some(decision.method.0),
             tool: decision.tool.map(|tool| tool.0).or(target),
-            policies: Some(decision.policies.get()),
-            policy_set: Some(decision.policy_set),
+            policies: Some(policies),
+            policy_set: Some(decision.policy_set.unwrap_or(Digest::ZERO)),
             grant_seq: decision.grant.as_ref().map(|grant| grant.seq),
             grant_age_ms: decision.grant.map(|grant| i64::try_from(grant.age_ms)).transpose().ok()?,
             source_ip: Some(decision.source_ip.0),
@@ -298,9 +300,9 @@ struct ShippedDecision<'a> {
     decision: DecisionKind,
     #[serde(borrow)]
     reason: Text<'a>,
-    #[serde(borrow)]
-    policies: &'a RawValue,
-    policy_set: Digest,
+    #[serde(borrow, default)]
+    policies: Option<&'a RawValue>,
+    policy_set: Option<Digest>,
     grant: Option<ShippedGrant>,
     #[serde(borrow)]
     source_ip: Text<'a>,

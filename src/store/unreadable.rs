@@ -22,7 +22,7 @@ pub struct UnreadableRow {
 
 impl UnreadableRow {
     /// Each table whose rows are read one by one.
-    pub const TABLES: [&str; 6] = [USERS, IDENTITIES, KEYS, GRANTS, REVOCATIONS, REGISTRY];
+    pub const TABLES: [&str; 7] = [USERS, IDENTITIES, KEYS, SALTS, GRANTS, REVOCATIONS, REGISTRY];
     pub const REVOCATIONS: &str = REVOCATIONS;
     pub const REGISTRY: &str = REGISTRY;
 }
@@ -30,6 +30,7 @@ impl UnreadableRow {
 pub(super) const USERS: &str = "users";
 pub(super) const IDENTITIES: &str = "user_identities";
 pub(super) const KEYS: &str = "api_keys";
+pub(super) const SALTS: &str = "audit_salts";
 /// The view, which may stand for a table of the operator's own.
 pub(super) const GRANTS: &str = "grants";
 pub(super) const REVOCATIONS: &str = "revocations";

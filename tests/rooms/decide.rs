@@ -1,5 +1,6 @@
 //! `decide`: what compiles, what is reported of policies that do not, and decisions, compared with a model.
 
+mod again;
 mod compile;
 mod depth;
 mod model;

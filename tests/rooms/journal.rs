@@ -4,9 +4,9 @@
 use crate::decide::world;
 use neural_guardian::decide::{Permit, Snapshot, Verdict};
 use neural_guardian::domain::{
-    AuthMethod, Call, ClientId, Decision, DecisionKind, Digest, Era, Event, Fingerprint, GrantId, GrantUsed, Incarnation, Issuer,
-    KeyId, OutcomeKind, PolicyId, Record, RecordedPrincipal, RecordedRequest, RequestId, Scope, SealedRecord, Sha256, Subject,
-    Timestamp, UserId,
+    AuthMethod, Call, ClientId, Decision, DecisionKind, Digest, Era, Event, Fingerprint, GrantId, GrantUsed, Incarnation,
+    InputsKept, Issuer, KeyId, OutcomeKind, PolicyId, Record, RecordedInputs, RecordedPrincipal, RecordedRequest, RequestId,
+    Scope, SealedRecord, ServerName, Sha256, Subject, Timestamp, UserId,
 };
 use neural_guardian::journal::{
     Journal, JournalError, JournalSettings, JournalState, OutcomeData, Recovered, Sealed, StartFacts, read_dir,
@@ -89,19 +89,18 @@ fn request(number: u128) -> RequestId {
 fn full(number: u128) -> Decision {
     let awkward = "\"\\/\u{8}\u{1f}\u{7f} <ü€\u{1f600}\u{2028}>".to_owned();
     Decision {
-        at: Timestamp::from_micros(1_795_167_296_123_456),
-        environment: world::environment(),
-        request: request(number),
-        principal: Some(RecordedPrincipal {
-            issuer: Issuer::parse("https://idp.example.com/\"").unwrap(),
-            subject: Subject::parse("ali\\ce").unwrap(),
+        principal: Some(Arc::new(RecordedPrincipal {
             user: Some(UserId::parse("u1").unwrap()),
-            method: AuthMethod::Key,
-            fingerprint: Fingerprint::of(&Digest::ZERO).to_string(),
             client: Some(ClientId::parse("client").unwrap()),
             key: Some(KeyId::parse("abcdefgh").unwrap()),
-        }),
-        server: None,
+            ..RecordedPrincipal::new(
+                Issuer::parse("https://idp.example.com/\"").unwrap(),
+                Subject::parse("ali\\ce").unwrap(),
+                AuthMethod::Key,
+                Fingerprint::of(&Digest::ZERO).to_string(),
+            )
+        })),
+        server: Some(ServerName::parse("files").unwrap()),
         method: awkward.clone().into(),
         tool: Some(awkward.clone()),
         target: Some(awkward.clone()),
@@ -110,22 +109,24 @@ fn full(number: u128) -> Decision {
         detail: Some(awkward.clone()),
         policies: vec![PolicyId::parse("no \"such\" thing").unwrap()],
         errors: vec![awkward.clone(), String::new()],
-        scopes: vec![Scope::parse("read_file").unwrap()],
+        scopes_held: vec![Scope::parse("read_file").unwrap()],
+        inputs: Some(InputsKept::Redacted),
+        inputs_key: Some(3),
         args_digest: Some(Digest::of(b"args")),
         args: Some(awkward.clone()),
         policy_set: Digest::of(b"policies"),
         catalogue: Digest::of(b"catalogue"),
-        grant: Some(GrantUsed {
-            id: GrantId::parse("g1").unwrap(),
-            version: -1,
-            seq: i64::MIN,
-            age_ms: u64::MAX,
-        }),
+        grant: Some(GrantUsed::new(GrantId::parse("g1").unwrap(), -1, i64::MIN, u64::MAX)),
         source_ip: "::1".to_owned(),
         session: Some(awkward.clone()),
         trace: Some(awkward),
         era: Some(Era::Legacy),
         took_us: 250,
+        ..Decision::new(
+            Timestamp::from_micros(1_795_167_296_123_456),
+            world::environment(),
+            request(number),
+        )
     }
 }
 
@@ -137,11 +138,17 @@ fn full_request() -> RecordedRequest {
         environment: full.environment,
         principal: full.principal,
         target: full.target,
-        args: full.args,
+        inputs: RecordedInputs {
+            kept: full.inputs,
+            key: full.inputs_key,
+            digest: full.args_digest,
+            text: full.args,
+        },
         source_ip: full.source_ip,
         session: full.session,
         trace: full.trace,
         took_us: full.took_us,
+        judged: None,
     }
 }
 

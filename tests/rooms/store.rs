@@ -2,6 +2,7 @@
 
 mod audit;
 mod changes;
+mod documents;
 mod errors;
 mod feed;
 mod opening;

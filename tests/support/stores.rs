@@ -149,6 +149,21 @@ pub async fn records_in_file(file: &Path) -> Vec<StoredRecord> {
     records.into_iter().map(Into::into).collect()
 }
 
+/// The number that a query returns in an embedded database.
+pub async fn count_in_file(file: &Path, sql: &str) -> i64 {
+    let mut connection = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(file)
+        .connect()
+        .await
+        .unwrap();
+    let count = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    count
+}
+
 /// Runs SQL in an embedded database, beside the process that has it open.
 pub async fn execute_in_file(file: &Path, sql: &str) {
     let mut connection = sqlx::sqlite::SqliteConnectOptions::new()

@@ -5,7 +5,7 @@ use super::client::Client;
 use super::folder::Folder;
 use super::http::{Address, Protocol};
 use super::ports::free_port;
-use super::stores::{Database, Engine, StoredRecord, execute_in_file, records_in_file};
+use super::stores::{Database, Engine, StoredRecord, count_in_file, execute_in_file, records_in_file};
 use super::wait::{LONGEST, eventually};
 use serde_json::Value;
 use std::fs::File;
@@ -337,6 +337,14 @@ impl World {
         match &self.database {
             None => records_in_file(&self.file("data/guardian.db")).await,
             Some(database) => database.records().await,
+        }
+    }
+
+    /// The number that a query returns in the store; `{t}` stands for the prefix of table names.
+    pub async fn count(&self, text: &str) -> i64 {
+        match &self.database {
+            None => count_in_file(&self.file("data/guardian.db"), &text.replace("{t}", "")).await,
+            Some(database) => database.count(&text.replace("{t}", "guardian.")).await,
         }
     }
 

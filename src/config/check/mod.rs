@@ -28,6 +28,7 @@ pub fn check(config: &Config) -> Vec<Problem> {
     grants(&config.grants, &mut found);
     limits(&config.limits, &config.servers, &mut found);
     journal(&config.journal, &mut found);
+    audit(&config.audit, &mut found);
     if config.sessions.lifetime.0.is_zero() || config.sessions.lifetime.0 > days(30) {
         found.push(Problem::error(
             "sessions.lifetime",
@@ -312,10 +313,13 @@ fn journal(journal: &JournalConfig, found: &mut Vec<Problem>) {
         ));
     }
     positive("journal.sync_timeout", journal.sync_timeout, found);
-    if !journal.redact.is_empty() && journal.arguments == RecordArguments::Digest {
+}
+
+fn audit(audit: &AuditConfig, found: &mut Vec<Problem>) {
+    if !audit.redact.is_empty() && audit.inputs != Inputs::Redacted {
         found.push(Problem::warning(
-            "journal.redact",
-            "`journal.redact` has no effect while `journal.arguments` is `digest`",
+            "audit.redact",
+            "`audit.redact` has no effect unless `audit.inputs` is `redacted`",
         ));
     }
 }

@@ -1,5 +1,6 @@
 //! Policies and catalogue compiled together, and the decisions made by them. It uses `policy` and `tool`.
 
+pub(super) mod again;
 pub(super) mod cedar_principal;
 pub(super) mod compiled_tool;
 pub(super) mod eval_cache;

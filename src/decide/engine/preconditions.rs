@@ -30,12 +30,17 @@ impl ActiveGrant<'_> {
     }
 }
 
-/// Finds the caller's usable grant for this server. The order of the checks is part of the contract: the first refusal
-/// wins.
+/// Finds the caller's usable grant for this server.
 pub(in crate::decide) fn active_grant<'a>(
     server: &ServerName,
     input: &DecisionInput<'a>,
 ) -> Result<ActiveGrant<'a>, Box<Refusal>> {
+    usable(selected_grant(server, input)?, input).map_err(Into::into)
+}
+
+/// The grant that counts for this server, usable or not. The order of the checks is part of the contract: the first refusal
+/// wins.
+pub(in crate::decide) fn selected_grant<'a>(server: &ServerName, input: &DecisionInput<'a>) -> Result<&'a Grant, Box<Refusal>> {
     let member = active_member(input)?;
     match input.snapshot.server_enabled(server) {
         None => return Err(Reason::UnknownServer.into()),
@@ -45,7 +50,11 @@ pub(in crate::decide) fn active_grant<'a>(
     if let Some(reason) = input.grant_freshness.stale {
         return Err(reason.into());
     }
-    let grant = grant(member, server, input.principal).ok_or(Reason::NoGrant)?;
+    grant(member, server, input.principal).ok_or(Reason::NoGrant.into())
+}
+
+/// The grant with the caller's effective scopes, if it is verified and has not expired.
+pub(in crate::decide) fn usable<'a>(grant: &'a Grant, input: &DecisionInput<'a>) -> Result<ActiveGrant<'a>, Reason> {
     check_grant(grant, input.now)?;
     Ok(ActiveGrant {
         grant,

@@ -14,9 +14,10 @@ use crate::decide::tool::param_headers::{ParamHeader, param_headers};
 use crate::decide::tool::primitive_kind::PrimitiveKind;
 use crate::decide::tool::target::ToolDefinition;
 use crate::decide::tool::{arg_types, schema};
-use crate::domain::{Catalogue, Digest, PolicyId, Problem, ServerEntry, ServerName, Sha256, ToolName};
+use crate::domain::{Catalogue, Digest, DocumentKind, KeptDocument, PolicyId, Problem, ServerEntry, ServerName, ToolName};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub struct Snapshot {
     pub(super) utc_offset_minutes: i32,
     schema: String,
     warnings: Vec<Problem>,
+    documents: Vec<KeptDocument>,
     pub(super) compiled: CompiledPolicies,
     servers: HashMap<ServerName, CompiledServer>,
 }
@@ -69,7 +71,10 @@ impl Snapshot {
         catalogue: &Catalogue,
         settings: &PolicySettings,
     ) -> Result<Snapshot, Vec<Problem>> {
-        let (rules, mut problems) = rule::read_with(sources, kept);
+        // By name, so that the order of reading changes neither the digest nor the order of the policies.
+        let mut sources = sources.to_vec();
+        sources.sort_by(|one, other| (&one.file, &one.text).cmp(&(&other.file, &other.text)));
+        let (rules, mut problems) = rule::read_with(&sources, kept);
         problems.extend(reserved_names(catalogue));
         let tools = tool_definitions(catalogue);
         let entity_names = EntityNames::new(catalogue, &tools);
@@ -96,9 +101,11 @@ impl Snapshot {
             let name = definition.entry.name.clone();
             server.tools.insert(name, CompiledTool { definition, index });
         }
+        let documents = documents(&sources, kept, catalogue, settings).map_err(|problem| vec![problem])?;
         Ok(Self {
-            policy_set: digest(sources.iter().chain(kept), settings),
-            catalogue: catalogue.digest(),
+            policy_set: documents[0].digest,
+            catalogue: documents[1].digest,
+            documents,
             utc_offset_minutes: settings.utc_offset_minutes,
             schema,
             warnings,
@@ -115,6 +122,11 @@ impl Snapshot {
     /// The hash of the catalogue.
     pub fn catalogue(&self) -> Digest {
         self.catalogue
+    }
+
+    /// Everything that the snapshot was compiled from, for the audit trail: `snapshot_of` compiles it again.
+    pub fn documents(&self) -> &[KeptDocument] {
+        &self.documents
     }
 
     /// The number of policies, shadow policies included.
@@ -250,15 +262,88 @@ fn schema(catalogue: &Catalogue, tools: &[ToolDefinition], unlisted: &[UnlistedA
     schema::schema_text(groups, &actions)
 }
 
-/// The files are hashed in the order of their names, so that the order of reading does not matter.
-fn digest<'a>(sources: impl Iterator<Item = &'a PolicySource>, settings: &PolicySettings) -> Digest {
-    let offset = settings.utc_offset_minutes.to_string();
-    let by_name: BTreeMap<(&str, &str), ()> = sources.map(|source| ((&*source.file, &*source.text), ())).collect();
-    by_name
-        .keys()
-        .fold(Sha256::new().update(offset.as_bytes()), |hash, (file, text)| {
-            hash.update(Digest::of(file.as_bytes()).as_bytes())
-                .update(Digest::of(text.as_bytes()).as_bytes())
-        })
-        .finish()
+/// A policy set as the document that its digest is the hash of.
+#[derive(Serialize, Deserialize)]
+struct PolicySetIndex {
+    utc_offset_minutes: i32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    deny_all: bool,
+    /// The name of each file and the hash of its text, in the order of the names.
+    files: Vec<(String, Digest)>,
+    /// Forbids of an earlier set beside them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<(String, Digest)>,
+}
+
+/// The policy set and the catalogue as documents, in this order, then the documents that they name.
+fn documents(
+    sources: &[PolicySource],
+    kept: &[PolicySource],
+    catalogue: &Catalogue,
+    settings: &PolicySettings,
+) -> Result<Vec<KeptDocument>, Problem> {
+    let file = |source: &PolicySource| KeptDocument::new(DocumentKind::PolicyFile, source.text.as_str());
+    let files: Vec<KeptDocument> = sources.iter().chain(kept).map(file).collect();
+    let named = |source: &PolicySource, file: &KeptDocument| (source.file.clone(), file.digest);
+    let names = |sources: &[PolicySource], files: &[KeptDocument]| sources.iter().zip(files).map(|(s, f)| named(s, f)).collect();
+    let index = PolicySetIndex {
+        utc_offset_minutes: settings.utc_offset_minutes,
+        deny_all: settings.deny_all,
+        files: names(sources, &files),
+        kept: names(kept, &files[sources.len()..]),
+    };
+    let index = serde_json::to_string(&index).expect("it has only texts and numbers");
+    let tools = catalogue.servers.values().flat_map(|server| server.tools.values());
+    let tools = tools.map(|tool| KeptDocument::new(DocumentKind::Tool, tool.definition.clone()));
+    let sets = [
+        KeptDocument::new(DocumentKind::PolicySet, index),
+        KeptDocument::new(DocumentKind::Catalogue, catalogue.index()),
+    ];
+    let documents: Vec<KeptDocument> = sets.into_iter().chain(files).chain(tools).collect();
+    match documents
+        .iter()
+        .find(|document| document.text.len() > KeptDocument::MOST_BYTES)
+    {
+        None => Ok(documents),
+        Some(document) => {
+            let (kind, most) = (document.kind.as_str().replace('_', " "), KeptDocument::MOST_BYTES);
+            Err(Problem::error(
+                "",
+                format!("a {kind} is longer than {most} bytes, which the audit trail cannot keep"),
+            ))
+        }
+    }
+}
+
+/// Compiles the snapshot that documents name; `document` finds a text by its kind and hash. The error says what is missing.
+pub fn snapshot_of(
+    policy_set: &Digest,
+    catalogue: &Digest,
+    document: impl Fn(DocumentKind, &Digest) -> Option<Arc<str>>,
+) -> Result<Snapshot, String> {
+    let found = |kind: DocumentKind, digest: &Digest| {
+        let text = document(kind, digest).filter(|text| Digest::of(text.as_bytes()) == *digest);
+        text.ok_or_else(|| format!("there is no {} `{digest}`", kind.as_str().replace('_', " ")))
+    };
+    let index: PolicySetIndex = serde_json::from_str(&found(DocumentKind::PolicySet, policy_set)?)
+        .map_err(|error| format!("the policy set `{policy_set}` cannot be read: {error}"))?;
+    let sources = |files: &[(String, Digest)]| -> Result<Vec<PolicySource>, String> {
+        let source = |(file, digest): &(String, Digest)| {
+            Ok(PolicySource {
+                file: file.clone(),
+                text: found(DocumentKind::PolicyFile, digest)?.to_string(),
+            })
+        };
+        files.iter().map(source).collect()
+    };
+    let text = found(DocumentKind::Catalogue, catalogue)?;
+    let definition = |digest: &Digest| found(DocumentKind::Tool, digest).ok();
+    let read = Catalogue::of_index(&text, definition)
+        .ok_or_else(|| format!("the catalogue `{catalogue}` is not whole: a definition of a tool is missing"))?;
+    let settings = PolicySettings {
+        deny_all: index.deny_all,
+        utc_offset_minutes: index.utc_offset_minutes,
+    };
+    let compiled = Snapshot::compile_keeping(&sources(&index.files)?, &sources(&index.kept)?, &read, &settings);
+    compiled.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }

@@ -3,7 +3,7 @@
 use super::input::DecisionInput;
 use super::preconditions::ActiveGrant;
 use super::snapshot::Snapshot;
-use crate::domain::{Call, Digest, GrantUsed, PolicyId, Reason, Refusal, Scope};
+use crate::domain::{Call, Digest, Grant, GrantUsed, PolicyId, Reason, Refusal, Scope, ToolClass};
 use serde_json::{Map, Value};
 
 /// The verdict on one call.
@@ -39,8 +39,10 @@ pub struct Basis {
     pub shadow: Vec<PolicyId>,
     /// The caller's effective scopes: the grant's, narrowed by those of the credential.
     pub scopes: Vec<Scope>,
-    /// The grant used, with its version and the age of the cached grants.
+    /// The grant that counts, with the age of the cached grants. That of a refusal need not be usable.
     pub grant: Option<GrantUsed>,
+    /// The class of the called tool.
+    pub class: Option<ToolClass>,
     /// The policies and the catalogue that were in force.
     pub policy_set: Digest,
     pub catalogue: Digest,
@@ -79,19 +81,50 @@ impl Basis {
             shadow: Vec::new(),
             scopes: Vec::new(),
             grant: None,
+            class: None,
             policy_set: snapshot.policy_set(),
             catalogue: snapshot.catalogue(),
         }
     }
 
+    /// Rests on this grant. Its own scopes are kept only where the credential narrows them.
     pub(in crate::decide) fn set_grant(&mut self, active_grant: &ActiveGrant<'_>, input: &DecisionInput<'_>) {
         self.scopes = active_grant.scopes.iter().map(|scope| (*scope).clone()).collect();
+        let narrowed = input.principal.narrowed_to.is_some();
         self.grant = Some(GrantUsed {
-            id: active_grant.grant.id.clone(),
-            version: active_grant.grant.version,
-            seq: input.grant_freshness.seq,
-            age_ms: input.grant_freshness.age_ms,
+            scopes: narrowed.then(|| active_grant.grant.scopes.clone()),
+            ..used(active_grant.grant, input)
         });
+    }
+
+    /// Rests on a grant that cannot be used.
+    pub(in crate::decide) fn set_unusable_grant(&mut self, grant: &Grant, input: &DecisionInput<'_>) {
+        self.grant = Some(GrantUsed {
+            scopes: Some(grant.scopes.clone()),
+            ..used(grant, input)
+        });
+    }
+}
+
+fn used(grant: &Grant, input: &DecisionInput<'_>) -> GrantUsed {
+    let Grant {
+        id,
+        server: _, // that of the call
+        client,
+        status,
+        scopes: _, // see above
+        expires_at,
+        version,
+    } = grant;
+    GrantUsed {
+        id: id.clone(),
+        version: *version,
+        seq: input.grant_freshness.seq,
+        age_ms: input.grant_freshness.age_ms,
+        status: *status,
+        scopes: None,
+        client: client.clone(),
+        expires_at: *expires_at,
     }
 }
 

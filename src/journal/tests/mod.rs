@@ -12,8 +12,8 @@ use super::disk::Disk;
 use super::reader::FolderReader;
 use super::{Journal, JournalError, JournalSettings, Recovered, StartFacts};
 use crate::domain::{
-    AdminAction, Call, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, Method, Outcome, Record, RequestId,
-    SealedRecord, ServerName, Target, Timestamp, ToolName,
+    AdminAction, Call, Decision, DecisionKind, EnvironmentName, Era, Event, Method, Outcome, Record, RequestId, SealedRecord,
+    ServerName, Target, Timestamp, ToolName,
 };
 use bytes::Bytes;
 use simulated::Simulated;
@@ -80,30 +80,13 @@ fn call(number: u128) -> Call {
 
 fn allow(number: u128) -> Decision {
     Decision {
-        at: Timestamp::from_secs(1),
-        environment: environment(),
-        request: request(number),
-        principal: None,
-        server: None,
         method: "tools/call".into(),
-        tool: None,
-        target: None,
         decision: DecisionKind::Allow,
         reason: "permitted".into(),
-        detail: None,
-        policies: Vec::new(),
-        errors: Vec::new(),
-        scopes: Vec::new(),
-        args_digest: None,
-        args: None,
-        policy_set: Digest::ZERO,
-        catalogue: Digest::ZERO,
-        grant: None,
         source_ip: "127.0.0.1".to_owned(),
-        session: None,
-        trace: None,
         era: Some(Era::Modern),
         took_us: 1,
+        ..Decision::new(Timestamp::from_secs(1), environment(), request(number))
     }
 }
 

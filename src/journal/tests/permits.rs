@@ -153,7 +153,7 @@ async fn what_is_too_long_for_a_record_is_cut_and_says_so() {
         args: Some("\"".repeat(100_000)),
         errors: vec!["ü".repeat(3_000); 50],
         policies: vec![PolicyId::parse(&"€".repeat(66)).unwrap(); 500],
-        scopes: vec![Scope::parse(&"s".repeat(200)).unwrap(); 500],
+        scopes_held: vec![Scope::parse(&"s".repeat(200)).unwrap(); 500],
         ..allow(1)
     };
     let seq = journal.append(Event::Decision(Box::new(decision))).await.unwrap();
@@ -166,6 +166,7 @@ async fn what_is_too_long_for_a_record_is_cut_and_says_so() {
         panic!("a decision was expected")
     };
     assert_eq!(found.request, request(1));
+    assert!(found.cut, "it cannot be decided again");
     assert!(found.args.unwrap().ends_with("bytes cut]"));
     assert!(
         found.errors.iter().any(|error| error.contains("of 500 policies")),

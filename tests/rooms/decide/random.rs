@@ -40,7 +40,7 @@ fn plain() -> Value {
     )
 }
 
-fn tools() -> Catalogue {
+pub fn tools() -> Catalogue {
     let list = properties(
         &["path"],
         json!({ "path": { "type": "array", "items": { "type": "string" } }, "n": { "type": "integer" } }),
@@ -153,7 +153,7 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 /// Some policies, each with an id, and one permit without which most sets would permit nothing.
-fn policies() -> impl Strategy<Value = Vec<Policy>> {
+pub fn policies() -> impl Strategy<Value = Vec<Policy>> {
     prop::collection::vec(policy(), 1..14).prop_map(|mut policies| {
         if let Some(first) = policies.first_mut() {
             (first.permit, first.shadow) = (true, false);
@@ -192,7 +192,7 @@ fn arguments() -> impl Strategy<Value = Option<Value>> {
 }
 
 /// A caller who mostly passes all checks before the policies.
-fn world() -> impl Strategy<Value = World> {
+pub fn world() -> impl Strategy<Value = World> {
     let enrolled = prop_oneof![20 => Just(Enrolled::Active), 1 => Just(Enrolled::Absent), 1 => Just(Enrolled::Disabled)];
     let hours = 0..24 * 7 * 60i64;
     let address = select(vec!["10.1.2.3", "192.0.2.1", "::1", "::ffff:11.0.0.1"]);
@@ -260,7 +260,7 @@ fn grants() -> impl Strategy<Value = Vec<Grant>> {
     prop::collection::vec(one, 1..4)
 }
 
-fn message_to() -> impl Strategy<Value = Call> {
+pub fn message_to() -> impl Strategy<Value = Call> {
     let call_of_tool =
         (select(TOOLS.to_vec()), arguments()).prop_map(|((server, tool), arguments)| call(server, tool, arguments));
     prop_oneof![
@@ -271,7 +271,7 @@ fn message_to() -> impl Strategy<Value = Call> {
     ]
 }
 
-fn standing() -> impl Strategy<Value = PinStatus> {
+pub fn standing() -> impl Strategy<Value = PinStatus> {
     prop_oneof![
         20 => Just(PinStatus::Pinned),
         1 => Just(PinStatus::Changed),
@@ -281,7 +281,7 @@ fn standing() -> impl Strategy<Value = PinStatus> {
 }
 
 /// A runner with the same cases on every run.
-fn runner(cases: u32) -> TestRunner {
+pub fn runner(cases: u32) -> TestRunner {
     let config = Config {
         cases,
         failure_persistence: None,
@@ -291,11 +291,11 @@ fn runner(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
-fn text(policies: &[Policy]) -> String {
+pub fn text(policies: &[Policy]) -> String {
     policies.iter().map(Policy::text).collect()
 }
 
-fn compiled(policies: &[Policy], catalogue: &Catalogue) -> Snapshot {
+pub fn compiled(policies: &[Policy], catalogue: &Catalogue) -> Snapshot {
     let text = text(policies);
     compile(&text, catalogue).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"))
 }

@@ -38,11 +38,12 @@ pub fn settings() -> PolicySettings {
 }
 
 pub fn tool(name: &str, input_schema: Value) -> ToolEntry {
+    let definition = json!({ "inputSchema": input_schema, "name": name }).to_string();
     ToolEntry {
         name: ToolName::parse(name).unwrap(),
         pin_status: PinStatus::Pinned,
-        digest: Digest::of(input_schema.to_string().as_bytes()),
-        definition: "{}".into(),
+        digest: Digest::of(definition.as_bytes()),
+        definition: definition.into(),
         input_schema,
         class: ToolClass::Additive,
         scopes: vec![Scope::parse(name).unwrap()],

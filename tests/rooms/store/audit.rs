@@ -53,7 +53,7 @@ on_both! {
             let mut decision = journal.full_decision(user);
             decision.request = journal.request(seq);
             decision.at = second(seq);
-            decision.principal.as_mut().unwrap().subject = parse(if *user == alice { "sub-a" } else { "sub-b" });
+            std::sync::Arc::make_mut(decision.principal.as_mut().unwrap()).subject = parse(if *user == alice { "sub-a" } else { "sub-b" });
             change(&mut decision);
             journal.seal(seq, Event::Decision(Box::new(decision)))
         };
@@ -309,7 +309,7 @@ impl Journal {
 
     pub fn seal(&self, seq: u64, event: Event) -> SealedRecord {
         let record = Record {
-            v: 1,
+            v: 2,
             incarnation: self.0,
             seq,
             prev: Digest::ZERO,
@@ -333,7 +333,6 @@ impl Journal {
     fn decision(&self, seq: u64, tool: &str, decided: DecisionKind) -> SealedRecord {
         let decision = Decision {
             tool: Some(tool.into()),
-            target: None,
             decision: decided,
             at: second(seq),
             ..self.plain_decision(seq)
@@ -369,25 +368,24 @@ impl Journal {
 
     fn full_decision(&self, user: &UserId) -> Decision {
         let principal = RecordedPrincipal {
-            issuer: parse("https://issuer"),
-            subject: parse("alice"),
             user: Some(user.clone()),
-            method: AuthMethod::Key,
-            fingerprint: "0011223344556677".into(),
             client: Some(parse("cursor")),
             key: Some(parse("key00001")),
+            ..RecordedPrincipal::new(
+                parse("https://issuer"),
+                parse("alice"),
+                AuthMethod::Key,
+                "0011223344556677".into(),
+            )
         };
-        let grant = GrantUsed {
-            id: parse("5b0f9b0e-0000-4000-8000-000000000001"),
-            version: 4,
-            seq: 17,
-            age_ms: 30,
-        };
+        let grant = GrantUsed::new(parse("5b0f9b0e-0000-4000-8000-000000000001"), 4, 17, 30);
         Decision {
-            principal: Some(principal),
+            principal: Some(principal.into()),
             grant: Some(grant),
             detail: Some("all is well".into()),
             policies: vec![parse("readers"), parse("it's \"quoted\"")],
+            inputs: Some(InputsKept::Digest),
+            inputs_key: Some(1),
             args_digest: Some(Digest::of(b"args")),
             ..self.plain_decision(0)
         }
@@ -395,30 +393,18 @@ impl Journal {
 
     fn plain_decision(&self, seq: u64) -> Decision {
         Decision {
-            at: second(0),
-            environment: env(),
-            request: self.request(seq),
-            principal: None,
             server: Some(parse("files")),
             method: "tools/call".into(),
             tool: Some("read".into()),
-            target: None,
             decision: DecisionKind::Allow,
             reason: "permitted".into(),
-            detail: None,
-            policies: Vec::new(),
-            errors: Vec::new(),
-            scopes: vec![parse("read")],
-            args_digest: None,
-            args: None,
+            scopes_held: vec![parse("read")],
             policy_set: Digest::of(b"policies"),
             catalogue: Digest::of(b"catalogue"),
-            grant: None,
             source_ip: "192.0.2.7".into(),
-            session: None,
-            trace: None,
             era: Some(Era::Modern),
             took_us: 250,
+            ..Decision::new(second(0), env(), self.request(seq))
         }
     }
 }

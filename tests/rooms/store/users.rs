@@ -364,7 +364,10 @@ async fn alice(world: &World) -> Member {
         expires_at,
         version: 1,
     };
+    let input_salt = world.proxy.member(&env, &id).await.unwrap().unwrap().input_salt;
+    assert!(input_salt.is_some(), "everybody has one");
     Member {
+        input_salt,
         id,
         kind: PrincipalKind::User,
         email: Some("alice@example.com".into()),

@@ -16,7 +16,7 @@ on_both_stores! {
     /// The server itself reads the journal's folder at the moment a call arrives.
     async fn the_record_exists_before_the_call_does(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
-        world.set("journal.arguments", "'redacted'");
+        world.set("audit.inputs", "'redacted'");
         world.start().await;
         let folder = world.file("data/journal");
         let seen: Arc<Mutex<Vec<bool>>> = Arc::default();
@@ -36,7 +36,7 @@ on_both_stores! {
 
     async fn killed_under_load_no_call_lacks_a_record_and_no_row_is_double(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
-        world.set("journal.arguments", "'redacted'").set("limits.per_principal", "{ rate = 100000, per = '1s' }");
+        world.set("audit.inputs", "'redacted'").set("limits.per_principal", "{ rate = 100000, per = '1s' }");
         for round in 0..3 {
             world.start().await;
             let before = files.calls().len();

@@ -123,7 +123,7 @@ on_both_stores! {
         let issuer = Issuer::es256(ISSUER);
         world.folder.write("jwks.json", &issuer.key_set().to_string());
         world.issuer("id", ISSUER, "kind = 'oidc'\njwks_file = 'jwks.json'");
-        world.set("journal.arguments", "'redacted'").set("journal.redact", "['text']").set("log.level", "'trace'");
+        world.set("audit.inputs", "'redacted'").set("audit.redact", "['text']").set("log.level", "'trace'");
         let key = ana(&mut world).await;
         world.link("ana", ISSUER, "ana");
         world.start().await;

@@ -1,0 +1,199 @@
+//! The documents that records name, on their way to the database: written to files of the journal's folder before the set
+//! that they are comes into force, and removed from it once they are in the database.
+
+use super::JournalError;
+use super::disk::{Disk, read_up_to, replace};
+use super::queue::locked;
+use super::scan::in_file;
+use crate::domain::{Digest, DocumentKind, EnvironmentName, KeptDocument};
+use crate::store::Store;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// The most bytes that wait for the database. Past them a new set is refused.
+const MOST_PENDING: u64 = 256 * 1024 * 1024;
+
+pub(super) struct Documents {
+    disk: Arc<dyn Disk>,
+    environment: EnvironmentName,
+    state: Mutex<DocumentState>,
+    /// Some file may not be in the database yet.
+    pending: AtomicBool,
+}
+
+#[derive(Default)]
+struct DocumentState {
+    /// Those that this process wrote, so that none is written twice.
+    kept: HashSet<(DocumentKind, Digest)>,
+    next: u64,
+    pending_bytes: u64,
+}
+
+/// The content of a file.
+#[derive(Serialize, Deserialize)]
+struct DocumentFile {
+    environment: EnvironmentName,
+    documents: Vec<StoredDocument>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredDocument {
+    kind: DocumentKind,
+    digest: Digest,
+    text: Arc<str>,
+}
+
+impl Documents {
+    /// Looks for files that an earlier run did not get rid of.
+    pub fn open(disk: Arc<dyn Disk>, environment: EnvironmentName) -> Result<Self, JournalError> {
+        let mut state = DocumentState::default();
+        let names = document_files(&*disk).map_err(in_file(&*disk, ""))?;
+        for name in &names {
+            let size = disk.open(name).and_then(|file| file.size()).map_err(in_file(&*disk, name))?;
+            state.pending_bytes += size;
+            state.next = state.next.max(number_of(name).unwrap_or(0) + 1);
+        }
+        Ok(Self {
+            disk,
+            environment,
+            state: Mutex::new(state),
+            pending: AtomicBool::new(!names.is_empty()),
+        })
+    }
+
+    /// Makes those durable that were not kept before. Blocks on disk I/O.
+    pub fn keep(&self, documents: &[KeptDocument]) -> Result<(), JournalError> {
+        let mut state = locked(&self.state);
+        let mut seen = HashSet::new();
+        let key = |document: &KeptDocument| (document.kind, document.digest);
+        let is_new = |document: &&KeptDocument| !state.kept.contains(&key(document)) && seen.insert(key(document));
+        let new: Vec<&KeptDocument> = documents.iter().filter(is_new).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let file = DocumentFile {
+            environment: self.environment.clone(),
+            documents: new.iter().copied().map(StoredDocument::of).collect(),
+        };
+        let bytes = serde_json::to_vec(&file).expect("it has only texts");
+        let name = file_name(state.next);
+        let size = bytes.len() as u64;
+        if state.pending_bytes + size > MOST_PENDING {
+            let full = format!("more than {MOST_PENDING} bytes of policies and tools wait for the database");
+            return Err(in_file(&*self.disk, &name)(io::Error::other(full)));
+        }
+        replace(&*self.disk, &name, &bytes).map_err(in_file(&*self.disk, &name))?;
+        state.next += 1;
+        state.pending_bytes += size;
+        state.kept.extend(seen);
+        self.pending.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Brings what waits to the database. Called before the records that may name it.
+    pub async fn ship(self: &Arc<Self>, store: &Store) -> Result<(), String> {
+        if !self.pending.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let shipped = self.ship_files(store).await;
+        if shipped.is_err() {
+            self.pending.store(true, Ordering::Release);
+        }
+        shipped
+    }
+
+    async fn ship_files(self: &Arc<Self>, store: &Store) -> Result<(), String> {
+        let names = self.on_disk(|documents| document_files(&*documents.disk)).await?;
+        for name in names {
+            let reading = name.clone();
+            let (file, size) = self.on_disk(move |documents| documents.read(&reading)).await?;
+            if let Some(file) = file {
+                let documents: Vec<KeptDocument> = file
+                    .documents
+                    .into_iter()
+                    .filter_map(|stored| stored.checked(&name))
+                    .collect();
+                store
+                    .ship_documents(&file.environment, &documents)
+                    .await
+                    .map_err(|error| error.to_string())?;
+            }
+            self.on_disk(move |documents| documents.remove(&name, size)).await?;
+        }
+        Ok(())
+    }
+
+    /// What cannot be read as one is set aside by its name: it must not keep records from being shipped.
+    fn read(&self, name: &str) -> io::Result<(Option<DocumentFile>, u64)> {
+        let file = self.disk.open(name)?;
+        let size = file.size()?;
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+        let read = read_up_to(&*file, &mut bytes, 0)?;
+        match serde_json::from_slice(&bytes[..read]) {
+            Ok(file) => Ok((Some(file), size)),
+            Err(error) => {
+                let file = self.disk.path(name);
+                tracing::error!(file = %file.display(), %error, "damaged: some policies or tools cannot be brought to the audit trail; a restart writes those in force once more");
+                Ok((None, size))
+            }
+        }
+    }
+
+    fn remove(&self, name: &str, size: u64) -> io::Result<()> {
+        self.disk.remove(name)?;
+        let mut state = locked(&self.state);
+        state.pending_bytes = state.pending_bytes.saturating_sub(size);
+        Ok(())
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        let documents = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&documents)).await;
+        let failed = |error: io::Error| format!("the documents of the journal's folder: {error}");
+        done.map_err(|error| error.to_string())?.map_err(failed)
+    }
+}
+
+impl StoredDocument {
+    fn of(document: &KeptDocument) -> Self {
+        Self {
+            kind: document.kind,
+            digest: document.digest,
+            text: document.text.clone(),
+        }
+    }
+
+    fn checked(self, file: &str) -> Option<KeptDocument> {
+        let document = KeptDocument::new(self.kind, self.text);
+        if document.digest == self.digest {
+            return Some(document);
+        }
+        tracing::error!(file, digest = %self.digest, "damaged: a document is not what its hash says and is left out of the audit trail");
+        None
+    }
+}
+
+const PREFIX: &str = "documents-";
+const SUFFIX: &str = ".json";
+
+fn file_name(number: u64) -> String {
+    format!("{PREFIX}{number:016x}{SUFFIX}")
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?, 16).ok()
+}
+
+/// Their names in order.
+fn document_files(disk: &dyn Disk) -> io::Result<Vec<String>> {
+    let mut names = disk.list()?;
+    names.retain(|name| number_of(name).is_some());
+    names.sort_unstable();
+    Ok(names)
+}
