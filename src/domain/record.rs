@@ -4,7 +4,7 @@
 use super::recorded_principal::RecordedPrincipal;
 use super::{
     ClientId, Digest, EnvironmentName, GrantId, GrantStatus, PolicyId, RequestId, Scope, Scopes, ServerName, Timestamp,
-    ToolClass, ToolName,
+    ToolClass, ToolName, UserId,
 };
 use bytes::Bytes;
 use serde::de::value::MapAccessDeserializer;
