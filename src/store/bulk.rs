@@ -67,11 +67,11 @@ const AT_ONCE: [usize; 4] = [64, 16, 4, 1];
 pub(super) struct Bulk {
     postgres: String,
     /// From the narrowest to the one with all columns.
-    shapes: Vec<Shape>,
+    column_sets: Vec<ColumnSet>,
 }
 
 /// Some of the columns, for rows that have NULL in all others.
-struct Shape {
+struct ColumnSet {
     columns: Vec<usize>,
     mask: u64,
     /// One for each number of `AT_ONCE`.
@@ -86,15 +86,15 @@ impl Bulk {
             let of = |index: &usize| names.contains(&R::COLUMNS[*index].name);
             all.iter().copied().filter(of).collect()
         };
-        let shapes = narrow.iter().map(columns).chain([all.clone()]);
+        let column_sets = narrow.iter().map(columns).chain([all.clone()]);
         Self {
             postgres: postgres_text::<WIDTH, R>(),
-            shapes: shapes.map(Shape::new::<WIDTH, R>).collect(),
+            column_sets: column_sets.map(ColumnSet::new::<WIDTH, R>).collect(),
         }
     }
 }
 
-impl Shape {
+impl ColumnSet {
     fn new<const WIDTH: usize, R: BulkRow<WIDTH>>(columns: Vec<usize>) -> Self {
         let names: Vec<&str> = columns.iter().map(|index| R::COLUMNS[*index].name).collect();
         let row = format!("({})", vec!["?"; columns.len()].join(","));
@@ -178,7 +178,7 @@ impl Tx {
 
 // ---- SQLite
 
-/// The rows of each shape, in their order, and the texts that came last in each column: one that comes again is shared.
+/// The rows of each set of columns, in their order, and the texts that came last in each column: one that comes again is shared.
 struct SqliteRows<'a, const WIDTH: usize, R> {
     bulk: &'static Bulk,
     left: Vec<Vec<&'a R>>,
@@ -187,15 +187,15 @@ struct SqliteRows<'a, const WIDTH: usize, R> {
 
 impl<'a, const WIDTH: usize, R: BulkRow<WIDTH>> SqliteRows<'a, WIDTH, R> {
     fn of(bulk: &'static Bulk, rows: &'a [R]) -> Self {
-        let mut left: Vec<Vec<&R>> = bulk.shapes.iter().map(|_| Vec::new()).collect();
+        let mut left: Vec<Vec<&R>> = bulk.column_sets.iter().map(|_| Vec::new()).collect();
         for row in rows {
             let set = |mask, (index, cell): (usize, &Cell)| match cell {
                 Cell::Null => mask,
                 _ => mask | 1 << index,
             };
             let mask: u64 = row.cells().iter().enumerate().fold(0, set);
-            let shape = bulk.shapes.iter().position(|shape| mask & !shape.mask == 0);
-            left[shape.expect("the last shape has every column")].push(row);
+            let column_set = bulk.column_sets.iter().position(|set| mask & !set.mask == 0);
+            left[column_set.expect("the last set has every column")].push(row);
         }
         Self {
             bulk,
@@ -204,23 +204,23 @@ impl<'a, const WIDTH: usize, R: BulkRow<WIDTH>> SqliteRows<'a, WIDTH, R> {
         }
     }
 
-    /// Statement by statement, so that only one has its values bound at a time. The shapes take turns: rows go in nearly in
+    /// Statement by statement, so that only one has its values bound at a time. The sets take turns: rows go in nearly in
     /// the order in which they came, which fills the pages of an index.
     fn next(&mut self) -> Option<(SqlStr, SqliteArguments)> {
-        let longest = (0..self.left.len()).max_by_key(|shape| self.left[*shape].len())?;
+        let longest = (0..self.left.len()).max_by_key(|set| self.left[*set].len())?;
         let size = AT_ONCE.iter().position(|size| *size <= self.left[longest].len())?;
         let later = self.left[longest].split_off(AT_ONCE[size]);
         let rows = std::mem::replace(&mut self.left[longest], later);
-        let shape = &self.bulk.shapes[longest];
+        let column_set = &self.bulk.column_sets[longest];
         let mut arguments = SqliteArguments::default();
-        arguments.reserve(rows.len() * shape.columns.len(), 0);
+        arguments.reserve(rows.len() * column_set.columns.len(), 0);
         for row in rows {
             let cells = row.cells();
-            for column in &shape.columns {
+            for column in &column_set.columns {
                 self.bind(&mut arguments, *column, cells[*column]);
             }
         }
-        Some((shape.statements[size].clone(), arguments))
+        Some((column_set.statements[size].clone(), arguments))
     }
 
     fn bind(&mut self, arguments: &mut SqliteArguments, column: usize, cell: Cell) {

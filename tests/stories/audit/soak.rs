@@ -1,5 +1,5 @@
-//! Hours of mixed load on both stores: memory, files and threads stay flat. `tests/long/run` runs it; it is no part of the
-//! everyday run.
+//! Hours of mixed load on both stores: memory, files and threads stay flat. `tests/long/run` runs it for
+//! an hour, the everyday run for seconds.
 
 use crate::ana_reads_files;
 use crate::support::client::Client;
@@ -16,6 +16,10 @@ const SLACK: f64 = 2.0 * 1024.0 * 1024.0;
 const MORE_FILES: f64 = 3.0;
 const MORE_THREADS: f64 = 2.0;
 
+/// Minutes in the everyday run, to see that it runs; the bounds are for those that last.
+const SHORT: f64 = 0.05;
+const LASTING: usize = 60;
+
 /// One sample a second.
 struct Sample {
     memory: f64,
@@ -24,9 +28,8 @@ struct Sample {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes as long as GUARDIAN_SOAK_MINUTES says; tests/long/run"]
 async fn memory_files_and_threads_stay_flat() {
-    let minutes: f64 = std::env::var("GUARDIAN_SOAK_MINUTES").map_or(60.0, |minutes| minutes.parse().unwrap());
+    let minutes: f64 = std::env::var("GUARDIAN_SOAK_MINUTES").map_or(SHORT, |minutes| minutes.parse().unwrap());
     let time = Duration::from_secs_f64(minutes * 60.0);
     let (sqlite, postgres) = tokio::join!(soak(Engine::Sqlite, time), soak(Engine::Postgres, time));
     let problems = [sqlite, postgres].concat();
@@ -64,7 +67,11 @@ async fn soak(engine: Engine, time: Duration) -> Vec<String> {
         calls += caller.await.unwrap();
     }
     world.shipped().await;
-    let problems = judge(engine, &samples, calls);
+    let problems = if samples.len() >= LASTING {
+        judge(engine, &samples, calls)
+    } else {
+        Vec::new()
+    };
     world.terminate();
     assert!(world.ended().await.success(), "{}", world.log());
     drop::<Upstream>(files);
