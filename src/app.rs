@@ -297,8 +297,19 @@ impl Running {
         let shipped = tokio::task::spawn_blocking(|| self.shipper.join());
         let _ = tokio::time::timeout(Duration::from_secs(10), shipped).await;
         self.grants.stop().await;
+        report_cut_calls(self.journal.cut_by_stop());
         tracing::info!("stopped; every record is on disk");
         Ok(())
+    }
+}
+
+/// The last word on calls that did not end by themselves.
+fn report_cut_calls(calls: u64) {
+    if calls > 0 {
+        tracing::warn!(
+            calls,
+            "calls were cut because Guardian stopped: the audit trail has them as `cut`, and says whether they may have run"
+        );
     }
 }
 

@@ -1,9 +1,9 @@
 //! The two records of a call, always the same but for its number.
 
 use neural_guardian::domain::{
-    AuthMethod, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, GrantId, GrantUsed, InputsKept, Issuer, IssuerAlias,
-    Outcome, OutcomeKind, PolicyId, RecordedPrincipal, RequestId, RoleName, Scope, ServerName, Subject, Timestamp, ToolClass,
-    UserId,
+    AuthMethod, Decision, DecisionKind, Digest, EnvironmentName, Era, Event, Executed, GrantId, GrantUsed, InputsKept, Issuer,
+    IssuerAlias, Outcome, OutcomeKind, PolicyId, RecordedPrincipal, RequestId, RoleName, Scope, ServerName, Subject, Timestamp,
+    ToolClass, UserId,
 };
 use std::sync::{Arc, LazyLock};
 use uuid::Uuid;
@@ -68,9 +68,10 @@ pub fn outcome(number: u64) -> Event {
         environment: environment(),
         request: request(number),
         kind: OutcomeKind::Done,
+        executed: Executed::Yes,
+        by: None,
         detail: None,
         status: Some(200),
-        tool_error: Some(false),
         latency_us: 412,
         bytes: 1_024,
         recovered: false,

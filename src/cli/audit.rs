@@ -6,11 +6,11 @@ use super::failure::{Failure, with_causes};
 use super::output::{Format, clean, comma, exactly, json, json_line, line, note, or_dash, progress, table};
 use crate::config::HumanDuration;
 use crate::domain::{
-    DecisionKind, Digest, EnvironmentName, Incarnation, InputsKept, Reason, RequestId, ServerName, Timestamp, did_you_mean,
-    nearest,
+    DecisionKind, Digest, EnvironmentName, Executed, Incarnation, InputsKept, Reason, RequestId, ServerName, Timestamp,
+    did_you_mean, nearest,
 };
 use crate::journal::InputSecrets;
-use crate::store::{AuditFilter, AuditKind, AuditRow};
+use crate::store::{AuditFilter, AuditKind, AuditOutcome, AuditRow};
 use std::collections::HashSet;
 use std::time::Duration;
 use uuid::Uuid;
@@ -127,7 +127,7 @@ enum RecordKind {
     Policy,
     /// What was changed, by whom; `unhashed` where another program than Guardian made the change.
     Admin,
-    /// Refused before anybody was known, counted.
+    /// Refusals that were counted, by caller or network.
     Suppressed,
     /// An instance started.
     Start,
@@ -370,10 +370,7 @@ fn audit_row(row: &AuditRow) -> Vec<String> {
         or_dash(what),
         row.outcome.as_ref().map_or_else(
             || or_dash(row.actor.as_ref().map(|actor| by(actor, row.claimed_by.as_deref()))),
-            |outcome| {
-                let ending = outcome.kind.as_str().replace('_', " ");
-                format!("{ending} {}ms", outcome.latency_us / 1_000)
-            },
+            ended,
         ),
         or_dash(row.request.as_ref()),
     ]
@@ -388,6 +385,23 @@ fn by(actor: &str, claimed: Option<&str>) -> String {
         Some(claimed) => format!("by {actor}, claimed to be {claimed}"),
         None => format!("by {actor}"),
     }
+}
+
+/// How a call ended: who cut it, after how long, and whether its tool may have run if the kind does not say so.
+fn ended(outcome: &AuditOutcome) -> String {
+    let mut text = outcome.kind.as_str().replace('_', " ");
+    if let Some(by) = outcome.by {
+        text.push_str(&format!(" by {}", by.as_str().replace('_', " ")));
+    }
+    text.push_str(&format!(" {}ms", outcome.latency_us / 1_000));
+    let is_told_by_kind = outcome.executed == outcome.kind.executed() && outcome.executed != Executed::Unknown;
+    text.push_str(match outcome.executed {
+        _ if is_told_by_kind => "",
+        Executed::No => ", did not run",
+        Executed::Yes => ", ran",
+        Executed::Unknown => ", may have run",
+    });
+    text
 }
 
 /// The cells of a row on one line: `tail` cannot know the widths of later rows.

@@ -22,7 +22,7 @@ use crate::grants::Grants;
 use crate::limits::{Limits, PrincipalKey};
 use crate::mcp::{self, McpHeaders, Message, Params};
 use crate::sessions::{Session, SessionKeys};
-use crate::transport::{Body, Peer};
+use crate::transport::{Body, ExchangeEnd, Peer};
 use crate::upstream::Upstreams;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -64,6 +64,7 @@ struct CombinedCaller {
     principal: Arc<Principal>,
     limits_key: PrincipalKey,
     source: IpAddr,
+    exchange: ExchangeEnd,
 }
 
 /// A message at `/mcp`.
@@ -122,6 +123,7 @@ impl Combined {
             principal: authenticated.principal,
             limits_key,
             source: context.source,
+            exchange: context.exchange.clone(),
         };
         let read = media_types(&headers, verb).and_then(|()| {
             let mcp_headers = mcp::read_mcp_headers(&headers);
@@ -221,6 +223,7 @@ impl CombinedCaller {
     fn context(&self, session: Option<&CombinedSession>) -> RequestContext {
         let parts = &self.combined.parts;
         let mut context = RequestContext::new((parts.clock.request)(), (parts.clock.now)(), self.source, false);
+        context.exchange = self.exchange.clone();
         context.principal = Some(self.principal.clone());
         context.message.session = session.map(|session| session.label.clone());
         context

@@ -15,6 +15,7 @@ mod method;
 mod name;
 mod nearest;
 mod network;
+mod outcome;
 mod principal;
 mod problem;
 mod reason;
@@ -42,12 +43,14 @@ pub use name::{
 };
 pub use nearest::{did_you_mean, is_one_edit, nearest};
 pub use network::network_of;
+pub use outcome::{CutBy, Executed, Outcome, OutcomeKind};
 pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN_ISSUERS, Principal, PrincipalKind};
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};
 pub use record::{
-    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, GrantsKnown, Incarnation, InputsKept, JudgedInput, Outcome,
-    OutcomeKind, PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
+    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, GrantsKnown, Incarnation, InputsKept, JudgedInput,
+    PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
+    SuppressedPrincipal,
 };
 pub use recorded_principal::RecordedPrincipal;
 pub use safe_text::{SafeText, quoted};

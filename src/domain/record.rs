@@ -1,10 +1,11 @@
 //! The audit records. A record's bytes are its JSON, with the fields in the order given here. Every column of
 //! `audit_trail` is derived from these hashed bytes, so that an edited column is noticed.
 
+use super::outcome::Outcome;
 use super::recorded_principal::RecordedPrincipal;
 use super::{
-    ClientId, Digest, EnvironmentName, GrantId, GrantStatus, PolicyId, RequestId, Scope, Scopes, ServerName, Timestamp,
-    ToolClass, ToolName, UserId,
+    ClientId, Digest, EnvironmentName, GrantId, GrantStatus, Issuer, PolicyId, RequestId, Scope, Scopes, ServerName, Subject,
+    Timestamp, ToolClass, ToolName, UserId,
 };
 use bytes::Bytes;
 use serde::de::value::MapAccessDeserializer;
@@ -409,56 +410,6 @@ fn is_no_digest(digest: &Digest) -> bool {
     *digest == Digest::ZERO
 }
 
-/// How a permitted call ended; the outcome's kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutcomeKind {
-    /// The server answered in full.
-    Done,
-    /// The server could not be reached, broke off, or sent an invalid answer.
-    Failed,
-    /// The client disconnected first.
-    ClientClosed,
-    /// Nothing was sent: the recheck found the grant gone, or the caller was gone before.
-    Aborted,
-    /// An open stream was cut because the caller lost its authorisation.
-    Revoked,
-    /// The process ended without recording an outcome; the server may have executed the call.
-    Unknown,
-}
-
-impl OutcomeKind {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            OutcomeKind::Done => "done",
-            OutcomeKind::Failed => "failed",
-            OutcomeKind::ClientClosed => "client_closed",
-            OutcomeKind::Aborted => "aborted",
-            OutcomeKind::Revoked => "revoked",
-            OutcomeKind::Unknown => "unknown",
-        }
-    }
-}
-
-/// A permitted call ended; `request` names its decision.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
-    pub at: Timestamp,
-    pub environment: EnvironmentName,
-    pub request: RequestId,
-    #[serde(rename = "ending")]
-    pub kind: OutcomeKind,
-    pub detail: Option<String>,
-    /// HTTP status of the server's answer.
-    pub status: Option<u16>,
-    /// Whether the answer was a result with `isError` or a JSON-RPC error; `None` if no answer was due or none came.
-    pub tool_error: Option<bool>,
-    pub latency_us: u64,
-    pub bytes: u64,
-    /// Written by recovery after a restart, not by the call itself.
-    pub recovered: bool,
-}
-
 /// A policy set or catalogue came into force, or was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyChange {
@@ -563,9 +514,24 @@ pub struct Suppressed {
     pub at: Timestamp,
     pub environment: EnvironmentName,
     pub reason: String,
-    /// Address prefix: /24 or /56.
+    /// Whether the callers were authenticated. Records of version 1 do not say so.
+    #[serde(default)]
+    pub authenticated: bool,
+    /// The caller who was refused. `None` for unauthenticated callers, and for authenticated ones beyond the number that is
+    /// counted one by one.
+    #[serde(rename = "who", default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<SuppressedPrincipal>,
+    /// Address prefix: /24 or /56. `others` if there were too many, or if one caller called from several.
     pub network: String,
     pub count: u64,
+}
+
+/// The caller whose refusals were counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SuppressedPrincipal {
+    pub issuer: Issuer,
+    pub subject: Subject,
+    pub user: Option<UserId>,
 }
 
 /// The instance stopped in order; the last record of its incarnation.

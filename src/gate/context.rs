@@ -5,7 +5,7 @@ use super::authn::CallerProfile;
 use crate::decide::Basis;
 use crate::domain::{Era, JudgedInput, MessageId, Method, Principal, Refusal, RequestId, ServerName, Timestamp, ToolName};
 use crate::mcp::{Namespace, StreamKind};
-use crate::transport::Body;
+use crate::transport::{Body, ExchangeEnd};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value};
@@ -24,6 +24,8 @@ pub struct RequestContext {
     pub source: IpAddr,
     /// The request came over HTTP/2, where a badly framed request does not endanger the next one.
     pub is_http2: bool,
+    /// Knows who ended the exchange with the client, if it ends before its answer.
+    pub exchange: ExchangeEnd,
     /// The origin of the web page that may read the response (CORS).
     pub allowed_origin: Option<HeaderValue>,
     pub server: Option<ServerName>,
@@ -101,6 +103,7 @@ impl RequestContext {
             started: Instant::now(),
             source,
             is_http2,
+            exchange: ExchangeEnd::default(),
             allowed_origin: None,
             server: None,
             principal: None,

@@ -42,9 +42,10 @@ const REVERIFY_AFTER: Duration = Duration::from_secs(1);
 impl Gate {
     /// Checks the head, authenticates the caller and reads the body.
     pub(super) async fn receive(&self, request: Request<Incoming>, peer: &Peer) -> Result<ReceivedRequest, Box<RefusedRequest>> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let clock = &self.parts.clock;
         let mut context = RequestContext::new((clock.request)(), (clock.now)(), peer.address.ip(), peer.http2);
+        context.exchange = head.extensions.remove().unwrap_or_default();
         let route = self.checked_route(&head, &mut context);
         if route.is_ok() && cors::is_preflight(&head) {
             return Ok(ReceivedRequest::Document(context.answered(cors::preflight(&head))));

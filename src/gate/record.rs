@@ -50,6 +50,7 @@ impl Gate {
         match self.parts.journal.open(permit, request).await {
             Ok(cleared) => {
                 self.parts.metrics.permitted(context.started.elapsed());
+                let cleared = cleared.in_exchange(context.exchange.clone());
                 Ok(RecordedCall {
                     context,
                     cleared,
@@ -129,10 +130,11 @@ impl Gate {
         if refusal.reason == Reason::AuditUnavailable {
             return Ok(false);
         }
-        let name = format!("{}|{}", principal.issuer, principal.subject);
+        let member = refused.caller.as_ref().and_then(|caller| caller.member.as_deref());
+        let reason = refusal.reason;
         if !self
             .refusals
-            .may_record_in_full(&name, refusal.reason, context.source, context.at)
+            .may_record_in_full(principal, member, reason, context.source, context.at)
         {
             return Ok(false);
         }

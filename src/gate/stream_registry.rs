@@ -3,7 +3,7 @@
 
 use crate::domain::{Principal, Timestamp};
 use crate::grants::{GrantSnapshot, Grants};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Default)]
 pub struct StreamRegistry {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, (GrantSnapshot, CancellationToken)>>,
+    open: Mutex<BTreeMap<u64, (GrantSnapshot, CancellationToken)>>,
 }
 
 /// The registration of one stream; dropped together with its body.
@@ -49,10 +49,11 @@ impl StreamRegistry {
         open.values().filter(|(ticket, _)| same(&ticket.principal)).count()
     }
 
-    /// Cuts the streams whose authorisation has ended, or all of them if the grants are not `fresh`; returns how many.
+    /// Cuts the streams whose authorisation has ended, or all of them if the grants are not `fresh`; returns how many. The newest
+    /// come first: a merged stream is older than the streams in it, and these must know why they end.
     pub fn recheck(&self, grants: &Grants, fresh: bool, now: Timestamp) -> usize {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = open.values().filter(|(ticket, _)| {
+        let gone = open.values().rev().filter(|(ticket, _)| {
             !fresh || ticket.principal.expires_at.is_some_and(|end| end <= now) || grants.revalidate(ticket, now).is_err()
         });
         gone.map(|(_, token)| token.cancel()).count()

@@ -1,16 +1,19 @@
 //! A permit from its record to its outcome: `Cleared` once the record is durable, a `OutcomeTicket` once the call is sent.
-//! Exactly one outcome is recorded, however the call ends.
+//! Exactly one outcome is recorded, however the call ends. A ticket that is dropped asks the exchange with the client who ended
+//! it: the client, or Guardian.
 
 use super::error::Sealed;
 use super::queue::Waiter;
 use super::shared::JournalShared;
-use crate::domain::{Call, Outcome, OutcomeKind, RequestId};
+use crate::domain::{Call, CutBy, Executed, Outcome, OutcomeKind, RequestId};
+use crate::transport::ExchangeEnd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-/// A permitted call whose record is on disk: the only thing that can be sent. Dropped unsent, it records `aborted`.
+/// A permitted call whose record is on disk: the only thing that can be sent. Dropped unsent, it records `not_sent`.
 pub struct Cleared {
     call: Call,
     ticket: OutcomeTicket,
@@ -25,8 +28,15 @@ impl Cleared {
             shared,
             sent: None,
             closed: false,
+            exchange: ExchangeEnd::default(),
         };
         Self { call, ticket, seq }
+    }
+
+    /// The call belongs to this exchange with a client: the exchange knows why it ended.
+    pub fn in_exchange(mut self, exchange: ExchangeEnd) -> Self {
+        self.ticket.exchange = exchange;
+        self
     }
 
     /// The permitted call.
@@ -46,12 +56,12 @@ impl Cleared {
         (call, ticket)
     }
 
-    /// Gives the call up unsent, because the recheck found its grant gone, and records `aborted`.
+    /// Gives the call up unsent, because the recheck found its grant gone, and records `not_sent`.
     pub fn abort(self, detail: impl Into<String>) -> Call {
         let Self { call, ticket, .. } = self;
         ticket.close(OutcomeData {
             detail: Some(detail.into()),
-            ..OutcomeData::of(OutcomeKind::Aborted)
+            ..OutcomeData::of(OutcomeKind::NotSent)
         });
         call
     }
@@ -61,34 +71,46 @@ impl Cleared {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutcomeData {
     pub kind: OutcomeKind,
+    pub executed: Executed,
+    /// Why Guardian ended the call, if it did.
+    pub by: Option<CutBy>,
     pub detail: Option<String>,
     /// HTTP status of the server's answer.
     pub status: Option<u16>,
-    /// Whether the answer was a result with `isError` or a JSON-RPC error; `None` if no answer was due or none came.
-    pub tool_error: Option<bool>,
     /// Bytes of the answer.
     pub bytes: u64,
 }
 
 impl OutcomeData {
-    /// An outcome of which only the ending is known.
+    /// An outcome of which only the kind is known.
     pub fn of(kind: OutcomeKind) -> Self {
         Self {
             kind,
+            executed: kind.executed(),
+            by: None,
             detail: None,
             status: None,
-            tool_error: None,
             bytes: 0,
+        }
+    }
+
+    /// Guardian ended the call.
+    pub fn cut(by: CutBy) -> Self {
+        Self {
+            by: Some(by),
+            detail: Some(by.detail().to_owned()),
+            ..Self::of(OutcomeKind::Cut)
         }
     }
 }
 
-/// A sent call that still owes an outcome record. Dropped, it records `client_closed`.
+/// A call that still owes an outcome record. Dropped, it records who ended the exchange.
 pub struct OutcomeTicket {
     request: RequestId,
     shared: Arc<JournalShared>,
     sent: Option<Instant>,
     closed: bool,
+    exchange: ExchangeEnd,
 }
 
 impl OutcomeTicket {
@@ -102,24 +124,46 @@ impl OutcomeTicket {
         self.record(data);
     }
 
+    /// The outcome if the exchange ends now, before its answer.
+    pub fn dropped(&self) -> OutcomeData {
+        match (self.sent, self.exchange.cut_by(Instant::now())) {
+            (Some(_), None) => OutcomeData::of(OutcomeKind::ClientClosed),
+            (Some(_), Some(by)) => OutcomeData::cut(by),
+            (None, None) => OutcomeData {
+                detail: Some("the client was gone before the call was sent".to_owned()),
+                ..OutcomeData::of(OutcomeKind::NotSent)
+            },
+            (None, Some(by)) => OutcomeData {
+                kind: OutcomeKind::NotSent,
+                executed: Executed::No,
+                ..OutcomeData::cut(by)
+            },
+        }
+    }
+
     fn record(&mut self, data: OutcomeData) {
         self.closed = true;
         let OutcomeData {
             kind,
+            executed,
+            by,
             detail,
             status,
-            tool_error,
             bytes,
         } = data;
+        if matches!(by, Some(CutBy::Drain | CutBy::Stop)) {
+            self.shared.cut_by_stop.fetch_add(1, Ordering::Relaxed);
+        }
         let latency = self.sent.map_or(0, |sent| sent.elapsed().as_micros());
         self.shared.close(Outcome {
             at: (self.shared.clock)(),
             environment: self.shared.environment.clone(),
             request: self.request,
             kind,
+            executed,
+            by,
             detail,
             status,
-            tool_error,
             latency_us: u64::try_from(latency).unwrap_or(u64::MAX),
             bytes,
             recovered: false,
@@ -131,10 +175,7 @@ impl OutcomeTicket {
 impl Drop for OutcomeTicket {
     fn drop(&mut self) {
         if !self.closed {
-            self.record(OutcomeData::of(match self.sent {
-                Some(_) => OutcomeKind::ClientClosed,
-                None => OutcomeKind::Aborted,
-            }));
+            self.record(self.dropped());
         }
     }
 }
@@ -172,7 +213,7 @@ impl Drop for PendingPermit {
     fn drop(&mut self) {
         if !self.told && matches!(self.waiter.leave(), Some(Ok(_))) {
             self.shared
-                .close_unsent(self.request, "the caller was gone before the call was sent");
+                .close_unsent(self.request, "the exchange ended before the call was sent");
         }
     }
 }

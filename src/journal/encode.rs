@@ -150,9 +150,10 @@ impl EventEncoder {
             environment,
             request,
             kind,
+            executed,
+            by,
             detail,
             status,
-            tool_error,
             latency_us,
             bytes,
             recovered,
@@ -160,10 +161,13 @@ impl EventEncoder {
         self.member(r#"{"kind":"outcome","at":"#).value(at);
         self.member(r#","environment":"#).string(environment.as_str());
         self.member(r#","request":"#).request(*request);
-        self.member(r#","ending":"#).value(kind);
+        self.member(r#","ending":"#).plain(kind.as_str());
+        self.member(r#","executed":"#).plain(executed.as_str());
+        if let Some(by) = by {
+            self.member(r#","by":"#).plain(by.as_str());
+        }
         self.member(r#","detail":"#).option(detail.as_deref(), Self::string);
         self.member(r#","status":"#).value(status);
-        self.member(r#","tool_error":"#).value(tool_error);
         self.member(r#","latency_us":"#).value(latency_us);
         self.member(r#","bytes":"#).value(bytes);
         self.member(r#","recovered":"#).value(recovered);
@@ -212,6 +216,11 @@ impl EventEncoder {
         self.quoted(&text);
     }
 
+    /// Text that needs no escape.
+    fn plain(&mut self, text: &str) {
+        self.quoted(text.as_bytes());
+    }
+
     fn quoted(&mut self, plain: &[u8]) {
         self.0.push(b'"');
         self.0.extend_from_slice(plain);
@@ -227,8 +236,9 @@ impl EventEncoder {
 mod tests {
     use super::*;
     use crate::domain::{
-        AuthMethod, ClientId, DecisionKind, EnvironmentName, Era, GrantId, GrantsKnown, InputsKept, Issuer, IssuerAlias, KeyId,
-        OutcomeKind, PolicyId, Record, RoleName, Scope, Scopes, ServerName, Subject, Timestamp, ToolClass, ToolName, UserId,
+        AuthMethod, ClientId, CutBy, DecisionKind, EnvironmentName, Era, Executed, GrantId, GrantsKnown, InputsKept, Issuer,
+        IssuerAlias, KeyId, OutcomeKind, PolicyId, Record, RoleName, Scope, Scopes, ServerName, Subject, Timestamp, ToolClass,
+        ToolName, UserId,
     };
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -360,9 +370,10 @@ mod tests {
                 environment: decision.environment.clone(),
                 request: decision.request,
                 kind: if with { OutcomeKind::ClientClosed } else { OutcomeKind::Unknown },
+                executed: if with { Executed::No } else { Executed::Unknown },
+                by: (number % 3 > 0).then_some(CutBy::TimeLimit),
                 detail: decision.detail.clone(),
                 status: with.then_some(number as u16),
-                tool_error: (number % 3 > 0).then_some(with),
                 latency_us: number,
                 bytes: number / 2,
                 recovered: with,

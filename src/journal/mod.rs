@@ -40,8 +40,8 @@ pub use thread_priority::lower_priority;
 
 use crate::decide::Permit;
 use crate::domain::{
-    Call, Chain, Decision, Digest, EnvironmentName, Event, Incarnation, KeptDocument, Outcome, OutcomeKind, RecordedRequest,
-    Start, Timestamp,
+    Call, Chain, Decision, Digest, EnvironmentName, Event, Executed, Incarnation, KeptDocument, Outcome, OutcomeKind,
+    RecordedRequest, Start, Timestamp,
 };
 use cleared::PendingPermit;
 use disk::{Disk, DiskFolder};
@@ -208,6 +208,11 @@ impl Journal {
         _ = self.0.shared.observer.set(Box::new(observe));
     }
 
+    /// The calls that the stop of this instance has ended so far.
+    pub fn cut_by_stop(&self) -> u64 {
+        self.0.shared.cut_by_stop.load(Ordering::Relaxed)
+    }
+
     /// Waits until every cleared call has its outcome.
     pub async fn all_closed(&self) {
         let shared = &self.0.shared;
@@ -323,9 +328,10 @@ fn first_events(facts: &StartFacts, recovered_state: &RecoveredState, clock: &dy
             environment: facts.environment.clone(),
             request: *request,
             kind: OutcomeKind::Unknown,
+            executed: Executed::Unknown,
+            by: None,
             detail: Some("no outcome was recorded before the instance ended".to_owned()),
             status: None,
-            tool_error: None,
             latency_us: 0,
             bytes: 0,
             recovered: true,

@@ -6,7 +6,7 @@ use super::error::{JournalState, Sealed};
 use super::queue::{CommitGroup, PermitEffect, Queue, QueuedEvent, Waiter, locked};
 use super::spool::Spool;
 use super::truncate;
-use crate::domain::{DecisionKind, EnvironmentName, Event, Outcome, OutcomeKind, RequestId, Timestamp};
+use crate::domain::{DecisionKind, EnvironmentName, Event, Executed, Outcome, OutcomeKind, RequestId, Timestamp};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
@@ -39,6 +39,8 @@ pub(super) struct JournalShared {
     /// The write in progress: when it began, and the waiters of its batch.
     pub working: Mutex<Option<(Instant, Arc<CommitGroup>)>>,
     pub refused: AtomicU64,
+    /// Calls that the stop of this instance ended.
+    pub cut_by_stop: AtomicU64,
     pub all_closed: Notify,
     /// The shipper found nothing to ship and waits for `shipper`.
     pub shipper_waits: AtomicBool,
@@ -69,6 +71,7 @@ impl JournalShared {
             full: AtomicBool::new(false),
             working: Mutex::default(),
             refused: AtomicU64::new(0),
+            cut_by_stop: AtomicU64::new(0),
             all_closed: Notify::new(),
             shipper_waits: AtomicBool::new(false),
             shipper: Notify::new(),
@@ -119,16 +122,17 @@ impl JournalShared {
         }
     }
 
-    /// Records `aborted` for a permit whose record is durable but whose call was not and will not be sent.
+    /// Records `not_sent` for a permit whose record is durable but whose call was not and will not be sent.
     pub fn close_unsent(&self, request: RequestId, detail: &str) {
         self.close(Outcome {
             at: (self.clock)(),
             environment: self.environment.clone(),
             request,
-            kind: OutcomeKind::Aborted,
+            kind: OutcomeKind::NotSent,
+            executed: Executed::No,
+            by: None,
             detail: Some(detail.to_owned()),
             status: None,
-            tool_error: None,
             latency_us: 0,
             bytes: 0,
             recovered: false,

@@ -5,9 +5,9 @@ use super::change_words::RowChange;
 use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
-    AuthMethod, ClientId, Decision, DecisionKind, Digest, EnvironmentName, Event, GrantUsed, Incarnation, InputsKept, Issuer,
-    KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId, RoleName, Scope, SealedRecord, Subject, Timestamp,
-    ToolClass, UserId,
+    AuthMethod, ClientId, CutBy, Decision, DecisionKind, Digest, EnvironmentName, Event, Executed, GrantUsed, Incarnation,
+    InputsKept, Issuer, KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId, RoleName, Scope, SealedRecord,
+    Subject, Suppressed, Timestamp, ToolClass, UserId,
 };
 use std::borrow::Cow;
 
@@ -131,9 +131,12 @@ pub struct AuditOutcome {
     pub at: Timestamp,
     #[serde(rename = "ending")]
     pub kind: OutcomeKind,
+    /// Whether the tool may have run.
+    pub executed: Executed,
+    /// Why Guardian ended the call, if it did.
+    pub by: Option<CutBy>,
     pub detail: Option<String>,
     pub status: Option<u16>,
-    pub tool_error: Option<bool>,
     pub latency_us: u64,
     pub bytes: u64,
     pub recovered: bool,
@@ -387,15 +390,7 @@ impl AuditRow {
                 changes: admin.changes.into_iter().map(AuditChange::from).collect(),
                 ..bare
             },
-            Some(Event::Suppressed(noise)) => {
-                let detail = Some(format!("{} times", noise.count));
-                Self {
-                    reason: Some(noise.reason),
-                    detail,
-                    source_ip: Some(noise.network),
-                    ..bare
-                }
-            }
+            Some(Event::Suppressed(suppressed)) => bare.with_suppressed(suppressed),
             Some(Event::Start(start)) => Self {
                 detail: Some(format!("{} on {}", start.version, start.instance)),
                 ..bare
@@ -511,6 +506,23 @@ impl AuditRow {
         }
     }
 
+    fn with_suppressed(self, suppressed: Suppressed) -> Self {
+        let whom = match (suppressed.authenticated, &suppressed.principal) {
+            (true, None) => ", of several callers",
+            (_, Some(_)) | (false, None) => "",
+        };
+        let who = suppressed.principal;
+        Self {
+            detail: Some(format!("{} times{whom}", suppressed.count)),
+            reason: Some(suppressed.reason),
+            user: who.as_ref().and_then(|who| who.user.clone()),
+            issuer: who.as_ref().map(|who| who.issuer.clone()),
+            subject: who.map(|who| who.subject),
+            source_ip: Some(suppressed.network),
+            ..self
+        }
+    }
+
     /// The database's own rows have no bytes: what they say stands in their columns.
     fn with_change(self, row: &Row) -> Result<Self, StoreError> {
         let change: Option<String> = row.get("change")?;
@@ -570,9 +582,10 @@ impl From<Outcome> for AuditOutcome {
         Self {
             at: outcome.at,
             kind: outcome.kind,
+            executed: outcome.executed,
+            by: outcome.by,
             detail: outcome.detail,
             status: outcome.status,
-            tool_error: outcome.tool_error,
             latency_us: outcome.latency_us,
             bytes: outcome.bytes,
             recovered: outcome.recovered,

@@ -2,8 +2,8 @@
 //! A record of which one column cannot be made is a row without any.
 
 use crate::domain::{
-    AuthMethod, ClientId, DecisionKind, Digest, EnvironmentName, Event, Issuer, KeyId, OutcomeKind, Record, SealedRecord,
-    ServerName, Subject, Timestamp,
+    AuthMethod, ClientId, DecisionKind, Digest, EnvironmentName, Event, Executed, Issuer, KeyId, Outcome, OutcomeKind, Record,
+    SealedRecord, ServerName, Subject, Timestamp,
 };
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -163,9 +163,17 @@ impl<'a> Derived<'a> {
     }
 
     fn of_outcome(outcome: ShippedOutcome<'a>) -> Option<Self> {
+        let (kind, executed) = match outcome.executed {
+            Some(executed) => (outcome.kind, executed),
+            None => {
+                let (kind, executed, _) = Outcome::of_version_1(outcome.kind, outcome.tool_error, outcome.status);
+                (kind, executed)
+            }
+        };
         Some(Self {
             request: Some(uuid(outcome.request)?),
-            ending: Some(outcome.kind.as_str()),
+            ending: Some(kind.as_str()),
+            executed: Some(executed.as_str()),
             status: outcome.status.map(i64::from),
             latency_us: Some(i64::try_from(outcome.latency_us).ok()?),
             ..Self::default()
@@ -191,11 +199,22 @@ impl<'a> Derived<'a> {
                 claimed_by: admin.claimed_by.clone().map(Cow::Owned),
                 ..nothing
             }),
-            Event::Suppressed(noise) => Some(Self {
-                reason: text(&noise.reason),
-                source_ip: text(&noise.network),
-                ..nothing
-            }),
+            Event::Suppressed(suppressed) => {
+                let who = suppressed.principal.as_ref();
+                let user = who.and_then(|who| who.user.as_ref());
+                Some(Self {
+                    reason: text(&suppressed.reason),
+                    user: user
+                        .map(|user| Uuid::try_parse(user.as_str()))
+                        .transpose()
+                        .ok()?
+                        .map(|user| user.to_string().into()),
+                    issuer: who.and_then(|who| text(who.issuer.as_str())),
+                    subject: who.and_then(|who| text(who.subject.as_str())),
+                    source_ip: text(&suppressed.network),
+                    ..nothing
+                })
+            }
             Event::Start(_) | Event::Stop(_) => Some(nothing),
         }
     }
@@ -339,7 +358,9 @@ struct ShippedOutcome<'a> {
     request: Text<'a>,
     #[serde(rename = "ending")]
     kind: OutcomeKind,
+    executed: Option<Executed>,
     status: Option<u16>,
+    tool_error: Option<bool>,
     latency_us: u64,
 }
 
@@ -430,6 +451,14 @@ mod tests {
                     derived.tool,
                     decision.tool.clone().or(decision.target.clone()).map(Cow::Owned)
                 );
+            }
+            if let Event::Outcome(outcome) = &record.event {
+                let said = (Some(outcome.kind.as_str()), Some(outcome.executed.as_str()));
+                assert_eq!((derived.ending, derived.executed), said);
+            }
+            if let Event::Suppressed(suppressed) = &record.event {
+                let who = suppressed.principal.as_ref();
+                assert_eq!(derived.subject.as_deref(), who.map(|who| who.subject.as_str()));
             }
             let other = sealed_as(&sealed, record.seq + 1);
             assert_eq!(RecordColumns::of(&other).kind, OPAQUE);

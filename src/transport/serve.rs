@@ -4,11 +4,13 @@
 
 use super::body::{Body, DeadlineBody};
 use super::connections::{Activity, ConnectionSlot, Connections, InFlight};
+use super::exchange_end::{ConnectionEnd, ExchangeEnd};
 use super::h2_flood::FloodGuard;
 use super::peer::{Peer, PeerCertificate};
 use super::shutdown::Shutdown;
 use super::tls::ServerTls;
 use crate::config::ConnectionLimits;
+use crate::domain::CutBy;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -167,60 +169,70 @@ where
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| self.answer(request, &peer, None));
-        let io = TokioIo::new(WriteTimeout::new(stream, self.limits.idle_timeout.0));
+        let end = ConnectionEnd::default();
+        let service = service_fn(|request| self.answer(request, &peer, None, end.clone()));
+        let io = TokioIo::new(WriteTimeout::new(stream, self.limits.idle_timeout.0, end.clone()));
         // hyper's `header_read_timeout` also closes an idle keep-alive connection, so HTTP/1.1 needs no idle timer
         // here.
-        self.drive(self.h1.serve_connection(io, service), std::future::pending())
+        self.drive(self.h1.serve_connection(io, service), std::future::pending(), &end)
             .await;
     }
 
     async fn http2(self: &Arc<Self>, stream: TlsStream<TcpStream>, peer: Arc<Peer>, slot: &ConnectionSlot) {
-        let activity = Activity::new();
+        let (activity, end) = (Activity::new(), ConnectionEnd::default());
         let service = service_fn(|request| {
-            let (door, peer, in_flight) = (self.clone(), peer.clone(), activity.begin());
-            async move { door.answer(request, &peer, Some(in_flight)).await }
+            let (door, peer, in_flight, end) = (self.clone(), peer.clone(), activity.begin(), end.clone());
+            async move { door.answer(request, &peer, Some(in_flight), end).await }
         });
         let flooded = Arc::new(Notify::new());
         let io = TokioIo::new(FloodGuard::new(
-            WriteTimeout::new(stream, self.limits.idle_timeout.0),
+            WriteTimeout::new(stream, self.limits.idle_timeout.0, end.clone()),
             flooded.clone(),
         ));
         let done = async {
             tokio::select! {
-                () = activity.idle(self.limits.header_timeout.0) => slot.timed_out(),
-                () = flooded.notified() => slot.flooded(),
+                () = activity.idle(self.limits.header_timeout.0) => {
+                    slot.timed_out();
+                    None
+                }
+                () = flooded.notified() => {
+                    slot.flooded();
+                    Some(CutBy::Flood)
+                }
             }
         };
-        self.drive(self.h2.serve_connection(io, service), done).await;
+        self.drive(self.h2.serve_connection(io, service), done, &end).await;
     }
 
     fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         peer: &Arc<Peer>,
         in_flight: Option<InFlight>,
+        end: ConnectionEnd,
     ) -> impl Future<Output = Result<Response<DeadlineBody>, Infallible>> + Send + use<H, F> {
         let deadline = Instant::now() + self.limits.total_timeout.0;
+        request.extensions_mut().insert(ExchangeEnd::new(end, deadline.into_std()));
         let answer = (self.handler)(request, peer.clone());
         async move { Ok(answer.await.map(|body| DeadlineBody::new(body, deadline, in_flight))) }
     }
 
-    /// Runs the connection until the peer closes it, `done` completes (idle or flooding), or this instance stops.
-    async fn drive<C: GracefulConnection>(&self, connection: C, done: impl Future<Output = ()>) {
+    /// Runs the connection until the peer closes it, `done` completes (idle or flooding), or this instance stops. What still
+    /// runs when the connection is dropped here can tell by `end` that the peer did not close it.
+    async fn drive<C: GracefulConnection>(&self, connection: C, done: impl Future<Output = Option<CutBy>>, end: &ConnectionEnd) {
         let mut connection = pin!(connection);
-        let patience = tokio::select! {
+        let (patience, by) = tokio::select! {
             biased;
             _ = connection.as_mut() => return,
-            () = self.shutdown.draining() => Duration::MAX,
-            () = done => GOAWAY_GRACE,
+            () = self.shutdown.draining() => (Duration::MAX, None),
+            by = done => (GOAWAY_GRACE, by),
         };
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             biased;
             _ = connection => {}
-            () = self.cut.cancelled() => {}
-            () = tokio::time::sleep(patience) => {}
+            () = self.cut.cancelled() => end.cut(self.shutdown.cut_by()),
+            () = tokio::time::sleep(patience) => by.into_iter().for_each(|by| end.cut(by)),
         }
     }
 }
@@ -297,14 +309,16 @@ struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    end: ConnectionEnd,
 }
 
 impl<S> WriteTimeout<S> {
-    fn new(stream: S, limit: Duration) -> Self {
+    fn new(stream: S, limit: Duration, end: ConnectionEnd) -> Self {
         Self {
             stream,
             limit,
             stalled: None,
+            end,
         }
     }
 
@@ -316,6 +330,7 @@ impl<S> WriteTimeout<S> {
         let limit = self.limit;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(stalled.as_mut().poll(cx));
+        self.end.cut(CutBy::SlowClient);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
     }
 }

@@ -1,6 +1,7 @@
 //! The shutdown signal of a listener: `drain` first, `abort` if that must be cut short. Operating-system signals are
 //! handled in `app`.
 
+use crate::domain::CutBy;
 use std::future::Future;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,15 @@ impl Shutdown {
     /// Completes when running work must be dropped.
     pub fn aborted(&self) -> impl Future<Output = ()> + '_ {
         self.abort.cancelled()
+    }
+
+    /// Why running work is dropped, when it is.
+    pub(super) fn cut_by(&self) -> CutBy {
+        if self.abort.is_cancelled() {
+            CutBy::Stop
+        } else {
+            CutBy::Drain
+        }
     }
 
     /// A token that `abort` cancels too; a listener cancels it alone when its own drain times out.

@@ -4,7 +4,7 @@
 use super::client_requests::{ELICITATION_METHOD, denied, is_allowed};
 use super::control_reply::{not_the_answer, session_version};
 use super::delivery::{DeliveredBody, Delivery, DenialSender, EventSource};
-use super::error::ForwardError;
+use super::error::{ForwardError, executed_after, executed_after_error};
 use super::http::{
     Endpoint, ForwardHeaders, Media, forward_headers, http_method, media, read_answer_body, session_of, set_session_headers,
 };
@@ -12,8 +12,8 @@ use super::outcome::OutcomeGuard;
 use super::server::{TransportKind, Upstream};
 use super::stream::EventStream;
 use super::timeouts::Timeouts;
-use crate::domain::{Call, ClientRequest, ClientRequests, Era, MessageId, Method, OutcomeKind, ProtocolVersion};
-use crate::journal::Cleared;
+use crate::domain::{Call, ClientRequest, ClientRequests, Era, Executed, MessageId, Method, OutcomeKind, ProtocolVersion};
+use crate::journal::{Cleared, OutcomeData};
 use crate::mcp::{self, MessageKind, ResultType, ServerMessage};
 use crate::sessions::UpstreamSessionId;
 use bytes::Bytes;
@@ -116,6 +116,7 @@ impl Upstream {
             pending_session: None,
             body,
             not_sent: None,
+            may_be_unread: false,
         })
     }
 
@@ -146,10 +147,19 @@ impl PendingAnswer {
             pending_session,
             body,
             not_sent,
+            may_be_unread,
         } = delivered.inspect_err(|error| self.outcome.failed(error))?;
         if let Some(why) = not_sent {
-            self.outcome.close(OutcomeKind::Aborted, Some(why.to_owned()), None);
-            return Ok(Answer::Empty { status });
+            self.outcome.close(OutcomeData {
+                detail: Some(why.to_owned()),
+                ..OutcomeData::of(OutcomeKind::NotSent)
+            });
+            if matches!(body, DeliveredBody::Nothing) {
+                return Ok(Answer::Empty { status });
+            }
+        }
+        if may_be_unread {
+            self.outcome.acted = Some(Executed::Unknown);
         }
         let id = self.rules.id.clone();
         let read = match (body, id, self.rules.method) {
@@ -182,7 +192,7 @@ impl PendingAnswer {
                 }
                 Err(error) => Err(error.with_status(status)),
             },
-            (DeliveredBody::Nothing, Some(_), _) => self.refused(status),
+            (DeliveredBody::Nothing, Some(_), _) => self.refused(status, executed_after(status)),
         };
         if let (Ok(Answer::Json { opened: Some(_), .. }), Some(pending)) = (&read, pending_session) {
             pending.stay();
@@ -190,7 +200,14 @@ impl PendingAnswer {
         read.inspect_err(|error| self.outcome.failed(error))
     }
 
-    fn stream(self, source: EventSource, denials: Option<Box<DenialSender>>) -> Answer {
+    fn stream(mut self, source: EventSource, denials: Option<Box<DenialSender>>) -> Answer {
+        if self.rules.id.is_none() {
+            // A stream of a channel is Guardian's own: its messages come over the channel anyway.
+            self.outcome.acted = Some(match source {
+                EventSource::Body(..) => Executed::Yes,
+                EventSource::Channel(_) => Executed::No,
+            });
+        }
         let idle = (!self.rules.method.is_stream()).then_some(self.timeouts.idle);
         Answer::Stream(EventStream::new(source, self.rules, denials, idle, self.outcome))
     }
@@ -222,11 +239,15 @@ impl PendingAnswer {
     ) -> Result<Answer, ForwardError> {
         self.outcome.bytes = body.len() as u64;
         if !status.is_success() && !matches!(kind, MessageKind::Error { .. }) {
-            return self.refused(status);
+            // A result says that the server acted, whatever the status says.
+            return match kind {
+                MessageKind::Result { .. } => self.refused(status, Executed::Unknown),
+                _ => self.refused(status, executed_after(status)),
+            };
         }
         let checked = self.rules.check(body, &kind, server_message);
-        let (body, server_message, is_error) = checked.map_err(|error| error.with_status(status))?;
-        let opened = if self.rules.method == Method::Initialize && !is_error {
+        let (body, server_message, outcome) = checked.map_err(|error| error.with_status(status))?;
+        let opened = if self.rules.method == Method::Initialize && outcome.kind == OutcomeKind::Done {
             let version = session_version(server_message.negotiated_version(&body).as_deref())?;
             Some(OpenedSession {
                 version,
@@ -235,7 +256,13 @@ impl PendingAnswer {
         } else {
             None
         };
-        self.outcome.done(Some(is_error));
+        self.outcome.close(match (outcome.kind, executed_after(status)) {
+            (OutcomeKind::RefusedByServer, Executed::No) => OutcomeData {
+                executed: Executed::No,
+                ..outcome
+            },
+            _ => outcome,
+        });
         Ok(Answer::Json {
             status,
             body,
@@ -253,7 +280,14 @@ impl PendingAnswer {
         if status.is_success() && method == Method::OpenStream {
             return Err(ForwardError::bad_response("the server opened no event stream").with_status(status));
         }
-        self.outcome.done(None);
+        if status.is_success() {
+            self.outcome.done();
+        } else {
+            self.outcome.close(OutcomeData {
+                executed: executed_after(status),
+                ..OutcomeData::of(OutcomeKind::RefusedByServer)
+            });
+        }
         let status = if status.is_success() && matches!(method, Method::Notification | Method::Answer) {
             StatusCode::ACCEPTED
         } else {
@@ -263,16 +297,22 @@ impl PendingAnswer {
     }
 
     /// A request that was not answered with a message. Statuses that a client can act on are passed on.
-    fn refused(&mut self, status: StatusCode) -> Result<Answer, ForwardError> {
+    fn refused(&mut self, status: StatusCode, executed: Executed) -> Result<Answer, ForwardError> {
         match status {
             status if status.is_success() => {
                 Err(ForwardError::bad_response("the server's answer is neither JSON nor an event stream").with_status(status))
             }
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
-                self.outcome.done(Some(true));
+                self.outcome.close(OutcomeData {
+                    executed,
+                    ..OutcomeData::of(OutcomeKind::RefusedByServer)
+                });
                 Ok(Answer::Empty { status })
             }
-            status => Err(ForwardError::failed_with(status)),
+            status => Err(ForwardError {
+                executed,
+                ..ForwardError::failed_with(status)
+            }),
         }
     }
 }
@@ -288,24 +328,26 @@ pub(super) struct AnswerRules {
 }
 
 impl AnswerRules {
-    /// Checks a message that must be the answer. Returns it, and whether it is an error. An error without an id is taken as
-    /// the error of this request and gets its id.
+    /// Checks a message that must be the answer. Returns it, and how it ends the call. An error without an id is taken as the
+    /// error of this request and gets its id.
     pub fn check(
         &self,
         body: Bytes,
         kind: &MessageKind,
         message: ServerMessage,
-    ) -> Result<(Bytes, ServerMessage, bool), ForwardError> {
+    ) -> Result<(Bytes, ServerMessage, OutcomeData), ForwardError> {
         match (kind, &self.id) {
             (MessageKind::Result { is_error }, _) => {
                 self.check_result(&message)?;
-                Ok((body, message, *is_error))
+                let outcome = outcome_of_result(*is_error, message.result_type);
+                Ok((body, message, outcome))
             }
             (MessageKind::Error { .. }, _) if self.demands_forbidden_url(&message) => Err(denied(ELICITATION_METHOD)),
-            (MessageKind::Error { addressed: false, .. }, Some(id)) => {
-                Ok((message.readdressed(&body, id)?, ServerMessage::default(), true))
+            (MessageKind::Error { code, addressed: false }, Some(id)) => {
+                let readdressed = message.readdressed(&body, id)?;
+                Ok((readdressed, ServerMessage::default(), outcome_of_error(*code)))
             }
-            (MessageKind::Error { .. }, _) => Ok((body, message, true)),
+            (MessageKind::Error { code, .. }, _) => Ok((body, message, outcome_of_error(*code))),
             (other, _) => Err(not_the_answer(other)),
         }
     }
@@ -343,5 +385,25 @@ impl AnswerRules {
             None => Ok(()),
             Some(request) => Err(denied(&request.method)),
         }
+    }
+}
+
+/// A result that asks for input does not say whether the tool has begun.
+fn outcome_of_result(is_error: bool, result: ResultType) -> OutcomeData {
+    let outcome = OutcomeData::of(if is_error { OutcomeKind::ToolError } else { OutcomeKind::Done });
+    match result {
+        ResultType::InputRequired => OutcomeData {
+            executed: Executed::Unknown,
+            ..outcome
+        },
+        ResultType::Complete | ResultType::Task | ResultType::Unknown => outcome,
+    }
+}
+
+fn outcome_of_error(code: i64) -> OutcomeData {
+    OutcomeData {
+        executed: executed_after_error(code),
+        detail: Some(format!("JSON-RPC error {code}")),
+        ..OutcomeData::of(OutcomeKind::RefusedByServer)
     }
 }

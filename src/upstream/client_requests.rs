@@ -2,7 +2,7 @@
 //! forbidden request is withheld and refused; in the modern era it makes the call fail.
 
 use super::error::ForwardError;
-use crate::domain::{ClientRequests, Reason, SafeText};
+use crate::domain::{ClientRequests, CutBy, Reason, SafeText};
 use crate::mcp::{ClientRequestRef, RequestedCapability};
 
 /// The longest request id of a server that is passed on: a longer one does not fit into the handle that the client gets
@@ -23,7 +23,11 @@ pub(super) fn is_allowed(client_request: &ClientRequestRef, requests: ClientRequ
 
 /// The failure for a client request that the configuration does not allow.
 pub(super) fn denied(method: &str) -> ForwardError {
-    ForwardError::after_sending(Reason::ClientRequestRefused, format!("`{}`", safe_text(method)))
+    ForwardError::cut(
+        CutBy::ForbiddenRequest,
+        Reason::ClientRequestRefused,
+        format!("`{}`", safe_text(method)),
+    )
 }
 
 /// Text from a server, as a record or a message may hold it.

@@ -25,6 +25,8 @@ pub(super) struct Delivery {
     pub body: DeliveredBody,
     /// Why the message was answered here and not sent, if so.
     pub not_sent: Option<&'static str>,
+    /// Whether a message without an answer reached the server, if the delivery cannot show it.
+    pub may_be_unread: bool,
 }
 
 pub(super) enum DeliveredBody {
@@ -49,6 +51,15 @@ impl Delivery {
             pending_session: None,
             body,
             not_sent: None,
+            may_be_unread: false,
+        }
+    }
+
+    /// What Guardian answers in place of the server.
+    pub fn answered_here(status: StatusCode, body: DeliveredBody, why: &'static str) -> Self {
+        Self {
+            not_sent: Some(why),
+            ..Self::local(status, body)
         }
     }
 
@@ -88,7 +99,9 @@ impl EventSource {
     /// Stops waiting, and tells the server so on a channel.
     pub fn give_up(&mut self) {
         match self {
-            EventSource::Channel(receiver) => receiver.give_up(),
+            EventSource::Channel(receiver) => {
+                receiver.give_up();
+            }
             EventSource::Body(..) => (),
         }
     }

@@ -1,7 +1,7 @@
 //! Why a server gave no answer that can be passed on, and why its configuration is refused. The caller is told the detail; the
 //! cause may name hosts, so only the record and the log get it.
 
-use crate::domain::{Reason, ServerName};
+use crate::domain::{CutBy, Executed, OutcomeKind, Reason, ServerName};
 use crate::mcp::Malformed;
 use crate::transport::ClientError;
 use http::StatusCode;
@@ -24,8 +24,12 @@ pub struct ForwardError {
     pub last_lines: Option<String>,
     /// The server's HTTP status, if it sent one.
     pub status: Option<StatusCode>,
-    /// Whether the server may have received the call.
-    pub may_have_run: bool,
+    /// How this ended the call, for its record.
+    pub kind: OutcomeKind,
+    /// `No` only if it is certain.
+    pub executed: Executed,
+    /// Why Guardian ended the call, if it did.
+    pub by: Option<CutBy>,
 }
 
 impl ForwardError {
@@ -36,12 +40,34 @@ impl ForwardError {
 
     /// The server answered with a status that says nothing to the caller.
     pub(super) fn failed_with(status: StatusCode) -> Self {
-        Self::bad_response(format!("the server answered with HTTP status {}", status.as_u16())).with_status(status)
+        Self::refused_with(status, format!("the server answered with HTTP status {}", status.as_u16()))
+    }
+
+    /// The server refused the call with this status.
+    pub(super) fn refused_with(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            status: Some(status),
+            kind: OutcomeKind::RefusedByServer,
+            executed: executed_after(status),
+            ..Self::bad_response(detail)
+        }
     }
 
     /// The server exceeded a time limit.
     pub(super) fn timeout(detail: impl Into<String>) -> Self {
-        Self::after_sending(Reason::UpstreamTimeout, detail)
+        Self {
+            kind: OutcomeKind::TimedOut,
+            ..Self::after_sending(Reason::UpstreamTimeout, detail)
+        }
+    }
+
+    /// Guardian ended the call.
+    pub(super) fn cut(by: CutBy, reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            kind: OutcomeKind::Cut,
+            by: Some(by),
+            ..Self::after_sending(reason, detail)
+        }
     }
 
     /// Any failure after which the server may have received the call.
@@ -52,15 +78,23 @@ impl ForwardError {
             cause: None,
             last_lines: None,
             status: None,
-            may_have_run: true,
+            kind: OutcomeKind::Broken,
+            executed: Executed::Unknown,
+            by: None,
         }
     }
 
     /// A failure before anything was sent.
     pub(super) fn before_sending(reason: Reason, detail: impl Into<String>) -> Self {
+        Self::after_sending(reason, detail).unsent()
+    }
+
+    /// The same failure, of a call of which certainly nothing reached the server.
+    pub(super) fn unsent(self) -> Self {
         Self {
-            may_have_run: false,
-            ..Self::after_sending(reason, detail)
+            kind: OutcomeKind::NotSent,
+            executed: Executed::No,
+            ..self
         }
     }
 
@@ -80,14 +114,11 @@ impl ForwardError {
         };
         // Where the detail says it all, the cause would say it again.
         let is_told = matches!(error, ClientError::Connect { .. });
-        Self {
-            reason,
-            detail,
+        let failed = Self {
             cause: (!is_told).then(|| with_sources(error)),
-            last_lines: None,
-            status: None,
-            may_have_run: error.may_have_been_sent(),
-        }
+            ..Self::after_sending(reason, detail)
+        };
+        if error.may_have_been_sent() { failed } else { failed.unsent() }
     }
 
     pub(super) fn with_cause(self, error: &(dyn Error + 'static)) -> Self {
@@ -118,6 +149,39 @@ impl ForwardError {
             Some(lines) => format!("{}: {lines}", self.recorded()),
             None => self.recorded(),
         }
+    }
+}
+
+/// Whether the tool may have run although the server answered with this status. These are given before a message is acted
+/// upon: no access, no such endpoint or session, a form of request that is not taken, too many of them.
+pub(super) fn executed_after(status: StatusCode) -> Executed {
+    match status {
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::NOT_ACCEPTABLE
+        | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        | StatusCode::LENGTH_REQUIRED
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::URI_TOO_LONG
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE
+        | StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Executed::No,
+        _ => Executed::Unknown,
+    }
+}
+
+/// Whether the tool may have run although the server answered with this JSON-RPC error. A tool itself may answer with most
+/// of them, so only those count that are given before a method is called.
+pub(super) fn executed_after_error(code: i64) -> Executed {
+    const PARSE_ERROR: i64 = -32700;
+    const METHOD_NOT_FOUND: i64 = -32601;
+    const HEADER_MISMATCH: i64 = -32020;
+    const UNSUPPORTED_VERSION: i64 = -32022;
+    match code {
+        PARSE_ERROR | METHOD_NOT_FOUND | HEADER_MISMATCH | UNSUPPORTED_VERSION => Executed::No,
+        _ => Executed::Unknown,
     }
 }
 

@@ -280,14 +280,15 @@ pub fn media(headers: &HeaderMap) -> Media {
 
 /// Refuses response heads that must not be relayed. The server's 401 and redirects concern Guardian, not the client.
 fn check_head<B>(answer: &Response<B>) -> Result<(), ForwardError> {
+    let refused = ForwardError::refused_with;
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     match answer.status() {
-        StatusCode::UNAUTHORIZED => Err(ForwardError::bad_response("the server refuses Guardian's credential")),
-        StatusCode::FORBIDDEN => Err(ForwardError::bad_response("the server forbids this to Guardian")),
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            Err(ForwardError::bad_response("a proxy before the server asks for a credential"))
+        status @ StatusCode::UNAUTHORIZED => Err(refused(status, "the server refuses Guardian's credential")),
+        status @ StatusCode::FORBIDDEN => Err(refused(status, "the server forbids this to Guardian")),
+        status @ StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Err(refused(status, "a proxy before the server asks for a credential"))
         }
-        status if status.is_redirection() => Err(ForwardError::bad_response("the server redirects, which is never followed")),
+        status if status.is_redirection() => Err(refused(status, "the server redirects, which is never followed")),
         status if status.is_informational() => Err(ForwardError::bad_response("the server answered with no final status")),
         _ if answer.headers().get_all(CONTENT_ENCODING).iter().any(encoded) => Err(ForwardError::bad_response(
             "the server's answer is encoded, which was not offered",

@@ -7,7 +7,8 @@ use super::client_requests::{ELICITATION_METHOD, LONGEST_ID};
 use super::delivery::{DenialSender, EventSource, SourceEvent};
 use super::error::ForwardError;
 use super::outcome::OutcomeGuard;
-use crate::domain::{Era, MessageId, Method, OutcomeKind, Reason};
+use crate::domain::{CutBy, Era, Executed, MessageId, Method, OutcomeKind, Reason};
+use crate::journal::OutcomeData;
 use crate::mcp::{MessageKind, ServerMessage, SseFrame};
 use crate::transport::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
@@ -110,8 +111,9 @@ impl EventStream {
     }
 
     /// Ends the stream when `token` is cancelled: the last item is then a `GrantRevoked` failure, if an answer is still
-    /// due, and the outcome is `Revoked`.
+    /// due, and the outcome is `Cut`.
     pub fn cancel_on(&mut self, token: CancellationToken) {
+        self.outcome.revoked = Some(token.clone());
         self.revoked = Some(Box::pin(token.cancelled_owned()));
     }
 
@@ -212,7 +214,9 @@ impl EventStream {
                 ))
             }
             MessageKind::ServerNotification => {
-                self.acknowledged = true;
+                if !std::mem::replace(&mut self.acknowledged, true) {
+                    self.outcome.acted = Some(Executed::Yes);
+                }
                 Some(Ok(self.relay(frame, &data, kind, server_message)))
             }
             MessageKind::ServerRequest if self.rules.era == Era::Legacy && !self.answered => {
@@ -231,9 +235,9 @@ impl EventStream {
                 self.fail(ForwardError::bad_response(detail))
             }
             kind => match self.rules.check(data.clone(), &kind, server_message) {
-                Ok((body, server_message, is_error)) => {
+                Ok((body, server_message, outcome)) => {
                     self.answered = true;
-                    self.outcome.done(Some(is_error));
+                    self.outcome.close(outcome);
                     let frame = if body == data { frame } else { SseFrame::message(body) };
                     Some(Ok(StreamEvent::message(frame, kind, server_message)))
                 }
@@ -281,7 +285,7 @@ impl EventStream {
     fn end_of_stream(&mut self) -> Option<Result<StreamEvent, ForwardError>> {
         if self.answered || self.rules.id.is_none() {
             self.ended = true;
-            self.outcome.done(None);
+            self.outcome.done();
             return None;
         }
         self.end(ForwardError::bad_response("the server ended its stream before it answered"))
@@ -296,7 +300,10 @@ impl EventStream {
         }
         self.ended = true;
         let detail = format!("{}; the client may resume it", error.recorded());
-        self.outcome.close(OutcomeKind::Unknown, Some(detail), None);
+        self.outcome.close(OutcomeData {
+            detail: Some(detail),
+            ..OutcomeData::of(OutcomeKind::Unknown)
+        });
         None
     }
 
@@ -317,9 +324,8 @@ impl EventStream {
             return None;
         }
         self.ended = true;
-        let detail = "the authorisation for this stream is gone";
-        self.outcome.close(OutcomeKind::Revoked, Some(detail.to_owned()), None);
-        let error = ForwardError::after_sending(Reason::GrantRevoked, detail);
+        self.outcome.revoke();
+        let error = ForwardError::cut(CutBy::Revoked, Reason::GrantRevoked, CutBy::Revoked.detail());
         (!self.answered && self.rules.id.is_some()).then_some(Err(error))
     }
 }

@@ -120,7 +120,7 @@ async fn a_disk_that_hangs_seals_the_journal_while_it_does() {
         .collect();
     assert_eq!(
         ended,
-        [(request(1), OutcomeKind::Aborted)],
+        [(request(1), OutcomeKind::NotSent)],
         "its caller was told no, so it was never sent"
     );
 }
@@ -169,7 +169,7 @@ async fn a_full_spool_refuses_permits_and_still_takes_the_outcomes_of_those_it_g
     assert!(tickets.len() > 5, "{}", tickets.len());
     let given = tickets.len();
     for ticket in tickets {
-        let mut data = OutcomeData::of(OutcomeKind::Failed);
+        let mut data = OutcomeData::of(OutcomeKind::Broken);
         data.detail = Some("\u{1}".repeat(5_000));
         ticket.close(data);
     }

@@ -3,7 +3,7 @@
 use super::super::{Journal, OutcomeData, OutcomeTicket, Sealed, truncate};
 use super::simulated::{Fate, Op, Simulated};
 use super::{allow, call, event, note, open, outcomes, records, request, segment_names, until};
-use crate::domain::{Decision, Event, MAX_RECORD, OutcomeKind, PolicyId, Scope};
+use crate::domain::{Decision, Event, Executed, MAX_RECORD, OutcomeKind, PolicyId, Scope};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -29,7 +29,7 @@ async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
     let (journal, _) = open(&disk);
     sent(&journal, 1).await.close(OutcomeData {
         status: Some(200),
-        tool_error: Some(true),
+        executed: Executed::Unknown,
         bytes: 77,
         detail: Some("as it was".to_owned()),
         ..OutcomeData::of(OutcomeKind::Done)
@@ -46,20 +46,20 @@ async fn an_outcome_says_how_the_call_ended_also_if_nobody_does() {
         [
             (1, OutcomeKind::Done),
             (2, OutcomeKind::ClientClosed),
-            (3, OutcomeKind::Aborted),
-            (4, OutcomeKind::Aborted)
+            (3, OutcomeKind::NotSent),
+            (4, OutcomeKind::NotSent)
         ]
     );
     let first = &outcomes(&disk)[0];
     assert_eq!(
         (
             first.status,
-            first.tool_error,
+            first.executed,
             first.bytes,
             first.detail.as_deref(),
             first.recovered
         ),
-        (Some(200), Some(true), 77, Some("as it was"), false)
+        (Some(200), Executed::Unknown, 77, Some("as it was"), false)
     );
     assert_eq!(event(records(&disk).last().unwrap()).kind(), "stop");
     assert_eq!(journal.append(note("too late")).await, Err(Sealed::Stopped));
@@ -89,7 +89,7 @@ async fn opening(disk: &Simulated, journal: &Journal) -> (Pin<Box<impl Future>>,
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permit() {
+async fn a_caller_that_goes_before_the_record_is_durable_leaves_a_permit_that_was_not_sent() {
     let disk = Simulated::new();
     let (journal, _) = open(&disk);
     let (opening, go) = opening(&disk, &journal).await;
@@ -97,7 +97,7 @@ async fn a_caller_that_goes_before_the_record_is_durable_leaves_an_aborted_permi
     drop(go);
     journal.append(note("next")).await.unwrap();
     journal.stop().await;
-    assert_eq!(endings(&disk), [(1, OutcomeKind::Aborted)]);
+    assert_eq!(endings(&disk), [(1, OutcomeKind::NotSent)]);
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_caller_that_goes_after_the_record_is_durable_and_before_it_hears_of_i
     journal.append(note("next")).await.unwrap();
     drop(opening);
     journal.stop().await;
-    assert_eq!(endings(&disk), [(1, OutcomeKind::Aborted)]);
+    assert_eq!(endings(&disk), [(1, OutcomeKind::NotSent)]);
 }
 
 #[tokio::test]

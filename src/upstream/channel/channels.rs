@@ -2,13 +2,13 @@
 
 use super::control_channel::{ControlChannel, ControlChannelCell};
 use super::legacy_sse;
-use super::mux::{MuxChannel, UnsolicitedRouting};
+use super::mux::{MuxChannel, Notified, UnsolicitedRouting};
 use super::queue::{ChannelMessage, QueueReceiver};
 use super::sessions::{SessionEntry, SessionTable};
 use super::stdio::Program;
 use super::supervisor::Supervisor;
 use crate::config::ServerConfig;
-use crate::domain::{Call, ClientRequests, Method, ProtocolVersion};
+use crate::domain::{Call, ClientRequests, Executed, Method, ProtocolVersion};
 use crate::mcp::{self, ServerMessage};
 use crate::sessions::UpstreamSessionId;
 use crate::upstream::delivery::{DeliveredBody, Delivery, DenialSender, EventSource};
@@ -28,6 +28,10 @@ pub enum ChannelConnector {
     Program(Program),
     LegacySse(Arc<Endpoint>),
 }
+
+/// Why Guardian answers some messages itself.
+const ONE_PROGRAM: &str = "answered by Guardian, not sent: one program serves all sessions";
+const KEEPS_SESSIONS: &str = "answered by Guardian, not sent: it keeps the sessions of this server itself";
 
 /// The channels and sessions of one server.
 pub struct Channels {
@@ -66,7 +70,6 @@ impl Channels {
         if call.method == Method::Initialize {
             return self.initialize(call, headers).await;
         }
-        let status = |status| Ok(Delivery::local(status, DeliveredBody::Nothing));
         // The gate refuses a message without a session before this.
         let id = headers.session.as_ref();
         let Some(entry) = id.and_then(|id| self.sessions.find(id.as_str())) else {
@@ -75,7 +78,11 @@ impl Channels {
         entry.touch();
         if call.method == Method::EndSession {
             self.sessions.end(&entry.name);
-            return status(StatusCode::OK);
+            return Ok(Delivery::answered_here(
+                StatusCode::OK,
+                DeliveredBody::Nothing,
+                KEEPS_SESSIONS,
+            ));
         }
         if self.shared
             && let (Method::Unsubscribe | Method::SetLevel, Some(id)) = (call.method, &call.id)
@@ -83,9 +90,10 @@ impl Channels {
             // Answered locally, because the process would apply it to all sessions: others keep their resource
             // subscriptions, and log messages reach no session of a shared process.
             let taken = DeliveredBody::Message(mcp::result(id, json!({})).into());
-            return Ok(Delivery::local(StatusCode::OK, taken));
+            return Ok(Delivery::answered_here(StatusCode::OK, taken, ONE_PROGRAM));
         }
-        let channel = self.channel_of(&entry).await?;
+        // A failure is one of Guardian's own messages: of this one nothing was sent.
+        let channel = self.channel_of(&entry).await.map_err(ForwardError::unsent)?;
         let denials = Box::new(DenialSender::over_channel(channel.clone()));
         match (&call.id, call.method) {
             (Some(_), _) => {
@@ -99,8 +107,19 @@ impl Channels {
             }
             (None, _) => {
                 let told = timeout(self.timeouts.first_byte, self.notify(call, &entry, &channel)).await;
-                told.unwrap_or_else(|_| Err(ForwardError::timeout("the server did not take the message in time")))?;
-                status(StatusCode::ACCEPTED)
+                let told = told.unwrap_or_else(|_| Err(ForwardError::timeout("the server did not take the message in time")))?;
+                let accepted = Delivery::local(StatusCode::ACCEPTED, DeliveredBody::Nothing);
+                Ok(match told {
+                    Notified::Taken => accepted,
+                    Notified::Queued => Delivery {
+                        may_be_unread: true,
+                        ..accepted
+                    },
+                    Notified::Unsent(why) => Delivery {
+                        not_sent: Some(why),
+                        ..accepted
+                    },
+                })
             }
         }
     }
@@ -127,28 +146,27 @@ impl Channels {
         entry: &SessionEntry,
         channel: &Arc<MuxChannel>,
     ) -> Result<(ChannelMessage, QueueReceiver), ForwardError> {
-        let first = async {
-            let mut receiver = channel.request(&entry.name, call.method, &call.body).await?;
-            let first = timeout(self.timeouts.first_byte, receiver.next()).await;
-            let Ok(first) = first else {
-                receiver.give_up();
-                return Err(ForwardError::timeout("the server did not answer in time"));
-            };
-            let first = first.unwrap_or_else(|| Err(ForwardError::bad_response("the server is gone")))?;
-            Ok((first, receiver))
-        };
-        let sent = timeout(self.timeouts.first_byte.saturating_mul(2), first).await;
-        let late = |_| Err(ForwardError::timeout("the server did not take the request in time"));
-        sent.unwrap_or_else(late)
+        let patience = self.timeouts.first_byte;
+        let sent = timeout(patience, channel.request(&entry.name, call.method, &call.body)).await;
+        let unsent = |_| Err(timed_out_unsent("the server did not take the request in time"));
+        let mut receiver = sent.unwrap_or_else(unsent)?;
+        match timeout(patience, receiver.next()).await {
+            Ok(first) => {
+                let first = first.unwrap_or_else(|| Err(ForwardError::bad_response("the server is gone")))?;
+                Ok((first, receiver))
+            }
+            Err(_) if receiver.give_up() => Err(ForwardError::timeout("the server did not answer in time")),
+            Err(_) => Err(timed_out_unsent("the server did not read the request in time")),
+        }
     }
 
     /// Sends a message that has no answer.
-    async fn notify(&self, call: &Call, entry: &SessionEntry, channel: &Arc<MuxChannel>) -> Result<(), ForwardError> {
-        let parsed = ServerMessage::parse(&call.body)?;
+    async fn notify(&self, call: &Call, entry: &SessionEntry, channel: &Arc<MuxChannel>) -> Result<Notified, ForwardError> {
+        let parsed = ServerMessage::parse(&call.body).map_err(|malformed| ForwardError::from(malformed).unsent())?;
         match parsed.method.as_deref() {
             Some("notifications/cancelled") => channel.cancel(&entry.name, &call.body, &parsed).await,
             // Guardian has already sent it to the shared process.
-            Some("notifications/initialized") if self.shared => Ok(()),
+            Some("notifications/initialized") if self.shared => Ok(Notified::Unsent(ONE_PROGRAM)),
             _ => channel.notify(call.body.clone()).await,
         }
     }
@@ -158,13 +176,14 @@ impl Channels {
         let owner = headers
             .owner
             .clone()
-            .ok_or_else(|| ForwardError::bad_response("a session is somebody's"))?;
+            .ok_or_else(|| ForwardError::bad_response("a session is somebody's").unsent())?;
         let pending = self.sessions.reserve(owner, self.most, |entry| self.is_busy(entry))?;
         let entry = &pending.entry;
         let body = if self.shared {
-            self.initialize_shared(call).await?.into()
+            self.initialize_shared(call).await.map_err(ForwardError::unsent)?.into()
         } else {
-            let channel = self.open(UnsolicitedRouting::Session(entry.push_buffer.clone())).await?;
+            let routing = UnsolicitedRouting::Session(entry.push_buffer.clone());
+            let channel = self.open(routing).await.map_err(ForwardError::unsent)?;
             let channel = entry.channel.get_or_init(|| channel);
             let answer = async {
                 let mut receiver = channel.request(&entry.name, call.method, &call.body).await?;
@@ -183,6 +202,7 @@ impl Channels {
         Ok(Delivery {
             session: Ok(Some(name)),
             pending_session: Some(pending),
+            not_sent: self.shared.then_some(ONE_PROGRAM),
             ..Delivery::local(StatusCode::OK, DeliveredBody::Message(body))
         })
     }
@@ -263,6 +283,14 @@ impl Channels {
     fn is_busy(&self, entry: &SessionEntry) -> bool {
         let channel = entry.channel.get().cloned().or_else(|| self.control.get());
         entry.push_buffer.is_open() || channel.is_some_and(|channel| channel.is_busy(&entry.name))
+    }
+}
+
+/// A time limit was exceeded before anything was sent.
+fn timed_out_unsent(detail: &str) -> ForwardError {
+    ForwardError {
+        executed: Executed::No,
+        ..ForwardError::timeout(detail)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
 use super::supervisor::ChannelLease;
-use crate::domain::{ClientRequests, Reason};
+use crate::domain::{ClientRequests, CutBy, Reason};
 use crate::mcp::{SseFrame, SseReader};
 use crate::transport::ResponseBody;
 use crate::upstream::error::ForwardError;
@@ -70,11 +70,10 @@ async fn follow(channel: Arc<MuxChannel>, mut stream: LegacySseStream, lease: Ch
         () = channel.end.cancelled() => None,
     };
     let asked = channel.end.is_cancelled();
-    let told = match &why {
-        Some(why) => format!("the server is gone: {why}"),
-        None => "the session was ended".to_owned(),
+    let error = match &why {
+        Some(why) => ForwardError::bad_response(format!("the server is gone: {why}")),
+        None => ForwardError::cut(CutBy::SessionEnded, Reason::UpstreamBroken, CutBy::SessionEnded.detail()),
     };
-    let error = ForwardError::bad_response(told);
     if !asked {
         tracing::warn!(server = %lease.supervisor.server, why, "the server's stream is gone");
         lease.note_failure(&channel, &error);

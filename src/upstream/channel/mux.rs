@@ -6,7 +6,7 @@ use super::legacy_sse::PostEndpoint;
 use super::queue::{ChannelMessage, PushBuffer, QueueReceiver, QueueSender, queue};
 use super::stderr::LastLines;
 use crate::config::HumanDuration;
-use crate::domain::{ClientRequests, MessageId, Method};
+use crate::domain::{ClientRequests, CutBy, MessageId, Method, Reason};
 use crate::mcp::{self, Edits, JsonRpcKind, JsonSpan, MessageKind, ServerMessage, replace_value};
 use crate::upstream::client_requests::is_allowed;
 use crate::upstream::control_reply::{ControlReply, parse_control_reply};
@@ -37,9 +37,16 @@ pub struct MuxChannel {
 /// The write side.
 pub enum Sink {
     /// The standard input of a process, one message a line, and what it last wrote to its standard error.
-    Lines(mpsc::Sender<Bytes>, Arc<LastLines>),
+    Lines(mpsc::Sender<Outbound>, Arc<LastLines>),
     /// The POST endpoint of the legacy HTTP+SSE transport.
     LegacySse(PostEndpoint),
+}
+
+/// A message on its way to a process.
+pub struct Outbound {
+    /// The number of a request.
+    pub request: Option<u64>,
+    pub text: Bytes,
 }
 
 /// Who gets messages that belong to no request.
@@ -77,7 +84,19 @@ struct Pending {
     token: Option<Bytes>,
     /// Whether requests and notifications of the server may be sent along with this request's answer.
     accepts_server_messages: bool,
+    /// Whether the server may have got any of it.
+    sent: bool,
     to: QueueSender,
+}
+
+/// What became of a message that has no answer.
+pub enum Notified {
+    /// The server accepted it.
+    Taken,
+    /// It waits for the process to read it.
+    Queued,
+    /// Not sent, for this reason.
+    Unsent(&'static str),
 }
 
 /// The most pending requests on one channel. Calls have limits of their own elsewhere.
@@ -111,33 +130,37 @@ impl MuxChannel {
         method: Method,
         body: &Bytes,
     ) -> Result<QueueReceiver, ForwardError> {
-        let (number, mut receiver, body) = self.register(session, method, body)?;
+        let registered = self.register(session, method, body);
+        let (number, mut receiver, text) = registered.map_err(ForwardError::unsent)?;
         let channel = Arc::downgrade(self);
-        receiver.on_giving_up(move || {
-            if let Some(channel) = channel.upgrade() {
-                channel.give_up(number);
-            }
-        });
+        receiver.on_giving_up(move || channel.upgrade().is_none_or(|channel| channel.give_up(number)));
         match &self.sink {
-            Sink::Lines(lines, _) => lines.send(body).await.map_err(|_| self.why_gone())?,
+            Sink::Lines(lines, _) => {
+                let request = Some(number);
+                let sent = lines.send(Outbound { request, text }).await;
+                sent.map_err(|_| self.why_gone().unsent())?;
+            }
             Sink::LegacySse(post_endpoint) => {
                 let channel = self.clone();
-                post_endpoint.post_request(body, move |error| channel.fail(number, error));
+                post_endpoint.post_request(text, move |error| channel.fail(number, error));
             }
         }
         Ok(receiver)
     }
 
     /// Sends a message that has no answer.
-    pub async fn notify(&self, body: Bytes) -> Result<(), ForwardError> {
+    pub async fn notify(&self, text: Bytes) -> Result<Notified, ForwardError> {
         match &self.sink {
-            Sink::Lines(lines, _) => lines.send(body).await.map_err(|_| self.why_gone()),
-            Sink::LegacySse(post_endpoint) => post_endpoint.post(body).await,
+            Sink::Lines(lines, _) => {
+                let sent = lines.send(Outbound { request: None, text }).await;
+                sent.map(|()| Notified::Queued).map_err(|_| self.why_gone().unsent())
+            }
+            Sink::LegacySse(post_endpoint) => post_endpoint.post(text).await.map(|()| Notified::Taken),
         }
     }
 
     /// Sends a `notifications/cancelled`, if it names a pending request of this session.
-    pub async fn cancel(&self, session: &str, body: &Bytes, parsed: &ServerMessage) -> Result<(), ForwardError> {
+    pub async fn cancel(&self, session: &str, body: &Bytes, parsed: &ServerMessage) -> Result<Notified, ForwardError> {
         let Some(span) = parsed.cancelled_request else {
             return self.notify(body.clone()).await;
         };
@@ -153,7 +176,29 @@ impl MuxChannel {
         };
         match number {
             Some(number) => self.notify(replace_value(body, span, number.to_string())).await,
-            None => Ok(()),
+            None => Ok(Notified::Unsent("not sent: it cancels no request that is under way")),
+        }
+    }
+
+    /// Whether this request is still waited for. If so, it counts as sent from now on; otherwise it never will be.
+    pub fn begin_sending(&self, number: u64) -> bool {
+        let mut state = self.state();
+        match state.pending.get_mut(&number) {
+            Some(pending) if !pending.to.is_closed() => {
+                pending.sent = true;
+                true
+            }
+            _ => {
+                state.pending.remove(&number);
+                false
+            }
+        }
+    }
+
+    /// The server took no byte of this request after all.
+    pub fn not_sent(&self, number: u64) {
+        if let Some(pending) = self.state().pending.get_mut(&number) {
+            pending.sent = false;
         }
     }
 
@@ -219,7 +264,7 @@ impl MuxChannel {
         }
     }
 
-    /// Ends the channel. Every pending request fails with `failed`; a later request fails with the reason of the first call.
+    /// Ends the channel. Every pending request fails with `error`; a later request fails with the reason of the first call.
     pub fn fail_all(&self, error: ForwardError) {
         let pending = {
             let mut state = self.state();
@@ -227,7 +272,8 @@ impl MuxChannel {
             std::mem::take(&mut state.pending)
         };
         for pending in pending.into_values() {
-            pending.to.fail(error.clone());
+            let error = error.clone();
+            pending.to.fail(if pending.sent { error } else { error.unsent() });
         }
         if let UnsolicitedRouting::Session(push_buffer) = &self.routing {
             push_buffer.close();
@@ -284,10 +330,7 @@ impl MuxChannel {
         let (sender, receiver) = queue();
         let mut state = self.state();
         if let Some(gone) = &state.gone {
-            return Err(ForwardError {
-                may_have_run: false,
-                ..gone.clone()
-            });
+            return Err(gone.clone());
         }
         if state.pending.len() >= MOST_PENDING {
             let left = state.pending.iter().find(|(_, pending)| pending.to.is_closed());
@@ -304,6 +347,8 @@ impl MuxChannel {
                 id: MessageId::from_json(id.of(body)),
                 token: parsed.progress_token.map(|token| token.of(body)),
                 accepts_server_messages: matches!(method, Method::ToolsCall | Method::GetPrompt | Method::ReadResource),
+                // A POST begins at once.
+                sent: matches!(self.sink, Sink::LegacySse(_)),
                 to: sender,
             },
         );
@@ -405,18 +450,24 @@ impl MuxChannel {
     /// reply is dropped.
     fn reply(&self, body: Bytes) {
         match &self.sink {
-            Sink::Lines(lines, _) => drop(lines.try_send(body)),
+            Sink::Lines(lines, _) => drop(lines.try_send(Outbound {
+                request: None,
+                text: body,
+            })),
             Sink::LegacySse(post_endpoint) => post_endpoint.post_if_there_is_room(body),
         }
     }
 
-    /// Forgets a request and tells the server that it is cancelled.
-    fn give_up(&self, number: u64) {
-        if self.state().pending.remove(&number).is_some() {
+    /// Forgets a request and tells the server that it is cancelled. `false`: the server never got it, and never will.
+    fn give_up(&self, number: u64) -> bool {
+        let pending = self.state().pending.remove(&number);
+        let sent = pending.as_ref().is_none_or(|pending| pending.sent);
+        if sent && pending.is_some() {
             let cancelled = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled",
                 "params": { "requestId": number, "reason": "it took too long" } });
             self.reply(Bytes::from(cancelled.to_string()));
         }
+        sent
     }
 
     /// What the process last wrote to its standard error.
@@ -439,14 +490,31 @@ impl MuxChannel {
 }
 
 fn too_slow() -> ForwardError {
-    ForwardError::bad_response("the answer was not read fast enough, and others wait for this server too")
+    let detail = "the answer was not read fast enough, and others wait for this server too";
+    ForwardError::cut(CutBy::SlowClient, Reason::UpstreamBroken, detail)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Executed, OutcomeKind};
 
-    fn link(routing: UnsolicitedRouting) -> (Arc<MuxChannel>, mpsc::Receiver<Bytes>) {
+    /// Takes the lines as the task that writes them does.
+    struct Sent(mpsc::Receiver<Outbound>, Arc<MuxChannel>);
+
+    impl Sent {
+        async fn recv(&mut self) -> Option<Bytes> {
+            let line = self.0.recv().await?;
+            assert!(line.request.is_none_or(|number| self.1.begin_sending(number)));
+            Some(line.text)
+        }
+
+        fn try_recv(&mut self) -> Result<Outbound, mpsc::error::TryRecvError> {
+            self.0.try_recv()
+        }
+    }
+
+    fn link(routing: UnsolicitedRouting) -> (Arc<MuxChannel>, Sent) {
         let (lines, sent) = mpsc::channel(64);
         let channel = MuxChannel::new(
             Sink::Lines(lines, Arc::default()),
@@ -454,7 +522,7 @@ mod tests {
             ClientRequests::default(),
             CancellationToken::new(),
         );
-        (channel, sent)
+        (channel.clone(), Sent(sent, channel))
     }
 
     fn call(id: &str, token: &str) -> Bytes {
@@ -526,10 +594,10 @@ mod tests {
         take_back("bob", cancel("7")).await.unwrap();
         take_back("eve", cancel("7")).await.unwrap();
         take_back("ana", cancel("1")).await.unwrap();
-        bob.give_up();
         for _ in 0..2 {
             sent.recv().await.unwrap();
         }
+        assert!(bob.give_up());
         assert_eq!(sent.recv().await.unwrap(), cancel("2"));
         assert!(String::from_utf8_lossy(&sent.recv().await.unwrap()).contains(r#""requestId":2"#));
         assert!(sent.try_recv().is_err());
@@ -559,7 +627,31 @@ mod tests {
             .await
             .err()
             .unwrap();
-        assert!(!refused.may_have_run);
+        assert_eq!(refused.executed, Executed::No);
+    }
+
+    /// What nobody waits for any more is not written, so the record can say that the call was not sent.
+    #[tokio::test]
+    async fn what_was_not_written_is_known_not_to_have_run() {
+        let (channel, mut sent) = link(UnsolicitedRouting::Drop);
+        let mut written = begin(&channel, "ana", &call("1", "1")).await;
+        let mut late = begin(&channel, "ana", &call("2", "2")).await;
+        let gone = begin(&channel, "ana", &call("3", "3")).await;
+        let mut waiting = begin(&channel, "ana", &call("4", "4")).await;
+        drop(gone);
+        assert!(!late.give_up(), "it was not written yet");
+        sent.recv().await.unwrap();
+        let given_up = [sent.0.recv().await, sent.0.recv().await].map(|line| line.unwrap().request.unwrap());
+        assert_eq!(given_up.map(|number| channel.begin_sending(number)), [false, false]);
+        channel.fail_all(ForwardError::bad_response("its program ended"));
+        let outcome = async |receiver: &mut QueueReceiver| {
+            let error = receiver.next().await.unwrap().unwrap_err();
+            (error.kind, error.executed)
+        };
+        assert_eq!(outcome(&mut written).await, (OutcomeKind::Broken, Executed::Unknown));
+        assert_eq!(outcome(&mut waiting).await, (OutcomeKind::NotSent, Executed::No));
+        let later = channel.request(&"ana".into(), Method::ToolsCall, &call("5", "5")).await;
+        assert_eq!(later.err().unwrap().executed, Executed::No);
     }
 
     /// A forbidden request is refused before it is buffered: no stream is open that would refuse it.

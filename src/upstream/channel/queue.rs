@@ -51,8 +51,8 @@ pub struct QueueReceiver {
     items: mpsc::UnboundedReceiver<QueueItem>,
     /// A message that was received and put back.
     first: Option<ChannelMessage>,
-    /// Called when the receiver stops waiting, to cancel the request at the server.
-    give_up: Option<Box<dyn FnOnce() + Send>>,
+    /// Called when the receiver stops waiting, to cancel the request at the server; returns whether it may have got it.
+    give_up: Option<Box<dyn FnOnce() -> bool + Send>>,
 }
 
 /// The sending end.
@@ -96,15 +96,13 @@ impl QueueReceiver {
     }
 
     /// Sets what `give_up` calls.
-    pub fn on_giving_up(&mut self, tell: impl FnOnce() + Send + 'static) {
+    pub fn on_giving_up(&mut self, tell: impl FnOnce() -> bool + Send + 'static) {
         self.give_up = Some(Box::new(tell));
     }
 
-    /// The receiver stops waiting for the answer.
-    pub fn give_up(&mut self) {
-        if let Some(tell) = self.give_up.take() {
-            tell();
-        }
+    /// The receiver stops waiting for the answer. `false`: the request never reached the server, and never will.
+    pub fn give_up(&mut self) -> bool {
+        self.give_up.take().is_none_or(|tell| tell())
     }
 }
 

@@ -2,11 +2,11 @@
 //! variables, is spoken to line by line, and is ended together with every process it started. No other file starts
 //! processes.
 
-use super::mux::{MuxChannel, Sink, UnsolicitedRouting};
+use super::mux::{MuxChannel, Outbound, Sink, UnsolicitedRouting};
 use super::stderr::{self, LastLines};
 use super::supervisor::ChannelLease;
 use crate::config::{Secret, ServerConfig};
-use crate::domain::{ClientRequests, Reason};
+use crate::domain::{ClientRequests, CutBy, Reason};
 use crate::upstream::error::ForwardError;
 use crate::upstream::line_reader::LineReader;
 use bytes::Bytes;
@@ -133,7 +133,7 @@ impl RunningProcess {
         mut self,
         stdin: ChildStdin,
         stdout: ChildStdout,
-        queue: mpsc::Receiver<Bytes>,
+        queue: mpsc::Receiver<Outbound>,
         max_line: usize,
         logged: impl Future<Output = ()>,
         last_lines: Arc<LastLines>,
@@ -156,7 +156,7 @@ impl RunningProcess {
                     Ok(why) => Some(why),
                     Err(_) => Some(Gone::Itself("its program ended")),
                 },
-                why = write(stdin, queue) => Some(why),
+                why = write(&self.channel, stdin, queue) => Some(why),
                 () = self.channel.end.cancelled() => None,
                 () = logs => None,
             }
@@ -168,7 +168,11 @@ impl RunningProcess {
                 self.lease.note_failure(&self.channel, &error);
                 self.channel.fail_all(error);
             }
-            _ => self.channel.fail_all(ForwardError::bad_response("the session was ended")),
+            _ => self.channel.fail_all(ForwardError::cut(
+                CutBy::SessionEnded,
+                Reason::UpstreamBroken,
+                CutBy::SessionEnded.detail(),
+            )),
         }
         let status = self.end(lines).await;
         tracing::debug!(%server, status, "the server's program has ended");
@@ -264,15 +268,24 @@ async fn read_messages(channel: &MuxChannel, lines: &mut LineReader<ChildStdout>
     }
 }
 
-/// Writes messages until the process reads no more; returns why.
-async fn write(mut stdin: ChildStdin, mut queue: mpsc::Receiver<Bytes>) -> Gone {
-    while let Some(message) = queue.recv().await {
-        let sent = async {
-            stdin.write_all(&one_line(&message)).await?;
-            stdin.flush().await
-        };
-        if sent.await.is_err() {
-            return Gone::Itself("its program reads no more");
+/// Writes messages until the process reads no more; returns why. A request that nobody waits for any more is left out.
+async fn write(channel: &MuxChannel, mut stdin: ChildStdin, mut queue: mpsc::Receiver<Outbound>) -> Gone {
+    while let Some(Outbound { request, text }) = queue.recv().await {
+        if !request.is_none_or(|number| channel.begin_sending(number)) {
+            continue;
+        }
+        let line = one_line(&text);
+        let mut rest = line.as_slice();
+        while !rest.is_empty() {
+            match stdin.write(rest).await {
+                Ok(written @ 1..) => rest = &rest[written..],
+                Ok(0) | Err(_) => {
+                    if rest.len() == line.len() {
+                        request.into_iter().for_each(|number| channel.not_sent(number));
+                    }
+                    return Gone::Itself("its program reads no more");
+                }
+            }
         }
     }
     Gone::Itself("nobody speaks to its program any more")

@@ -135,7 +135,8 @@ on_both! {
             }),
             Event::Admin(AdminAction::new(at, environment.clone(), "reload", "limits".into())),
             Event::Suppressed(Suppressed {
-                at, environment: environment.clone(), reason: "no_credential".into(), network: "192.0.2.0/24".into(), count: 12,
+                at, environment: environment.clone(), reason: "no_credential".into(), authenticated: false, principal: None,
+                network: "192.0.2.0/24".into(), count: 12,
             }),
             Event::Stop(Stop { at, environment }),
         ];
@@ -356,9 +357,10 @@ impl Journal {
             environment: env(),
             request: self.request(of),
             kind: OutcomeKind::Done,
+            executed: Executed::Yes,
+            by: None,
             detail: None,
             status: Some(200),
-            tool_error: Some(false),
             latency_us: 1_500,
             bytes: 42,
             recovered: false,

@@ -3,7 +3,7 @@
 use super::cleared_call::{Fixture, config, initialize, legacy, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server, answer, json, write};
 use neural_guardian::config::{HumanDuration, ServerConfig};
-use neural_guardian::domain::{Method, OutcomeKind, ProtocolVersion, Reason};
+use neural_guardian::domain::{Executed, Method, OutcomeKind, ProtocolVersion, Reason};
 use neural_guardian::mcp::MessageKind;
 use neural_guardian::sessions::UpstreamSessionId;
 use neural_guardian::upstream::{Answer, ForwardError, ForwardHeaders, OpenedSession, Upstream};
@@ -130,12 +130,14 @@ async fn get_and_delete_carry_the_session_and_no_body() {
             (Some("up-1"), None, "")
         );
     }
-    assert!(
-        fixture
-            .outcomes()
-            .await
-            .iter()
-            .all(|outcome| outcome.kind == OutcomeKind::Done)
+    let outcomes = fixture.outcomes().await;
+    let outcomes: Vec<_> = outcomes.iter().map(|outcome| (outcome.kind, outcome.executed)).collect();
+    assert_eq!(
+        outcomes,
+        [
+            (OutcomeKind::RefusedByServer, Executed::No),
+            (OutcomeKind::Done, Executed::Yes)
+        ]
     );
 }
 
@@ -143,14 +145,24 @@ async fn get_and_delete_carry_the_session_and_no_body() {
 async fn an_answer_comes_back_as_it_is_and_is_recorded() {
     let failing = r#"{"jsonrpc":"2.0", "id":7, "result":{"content":[],"isError":true}}"#;
     let refused = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"no such tool"}}"#;
-    for (status, media, text, tool_error) in [
-        ("200 OK", "application/json", RESULT, false),
-        ("200 OK", "Application/JSON; charset=utf-8", RESULT, false),
-        ("200 OK", "application/json", failing, true),
-        ("200 OK", "application/json", refused, true),
-        ("400 Bad Request", "application/json", refused, true),
-        ("429 Too Many Requests", "application/json", refused, true),
-        ("500 Internal Server Error", "application/json", refused, true),
+    let unknown = &refused.replace("-32602", "-32601");
+    let (done, no) = (OutcomeKind::Done, OutcomeKind::RefusedByServer);
+    for (status, media, text, kind, executed) in [
+        ("200 OK", "application/json", RESULT, done, Executed::Yes),
+        ("200 OK", "Application/JSON; charset=utf-8", RESULT, done, Executed::Yes),
+        ("200 OK", "application/json", failing, OutcomeKind::ToolError, Executed::Yes),
+        ("200 OK", "application/json", refused, no, Executed::Unknown),
+        ("200 OK", "application/json", unknown, no, Executed::No),
+        ("400 Bad Request", "application/json", refused, no, Executed::Unknown),
+        ("404 Not Found", "application/json", refused, no, Executed::No),
+        ("429 Too Many Requests", "application/json", refused, no, Executed::No),
+        (
+            "500 Internal Server Error",
+            "application/json",
+            refused,
+            no,
+            Executed::Unknown,
+        ),
     ] {
         let server = Server::answering(status, media, text).await;
         let fixture = Fixture::new(&server.url);
@@ -158,10 +170,7 @@ async fn an_answer_comes_back_as_it_is_and_is_recorded() {
         let code: u16 = status[..3].parse().unwrap();
         assert_eq!(body(answered), (code, text.to_owned()));
         let outcome = fixture.outcome().await;
-        assert_eq!(
-            (outcome.kind, outcome.tool_error, outcome.status),
-            (OutcomeKind::Done, Some(tool_error), Some(code))
-        );
+        assert_eq!((outcome.kind, outcome.executed, outcome.status), (kind, executed, Some(code)));
         assert_eq!(outcome.bytes, text.len() as u64);
     }
 }
@@ -176,18 +185,41 @@ async fn an_error_that_names_no_request_is_addressed_to_this_one() {
 
 #[tokio::test]
 async fn what_the_client_must_not_hear_ends_here() {
-    for (status, extra) in [
+    let (no, broken) = (OutcomeKind::RefusedByServer, OutcomeKind::Broken);
+    for (status, extra, kind, executed) in [
         (
             "401 Unauthorized",
             "www-authenticate: Bearer resource_metadata=\"https://evil\"\r\n",
+            no,
+            Executed::No,
         ),
-        ("403 Forbidden", "www-authenticate: Bearer error=\"insufficient_scope\"\r\n"),
-        ("407 Proxy Authentication Required", "proxy-authenticate: Basic\r\n"),
-        ("301 Moved Permanently", "location: /elsewhere\r\n"),
-        ("307 Temporary Redirect", "location: http://127.0.0.1:1/mcp\r\n"),
-        ("304 Not Modified", ""),
-        ("200 OK", "content-encoding: gzip\r\n"),
-        ("200 OK", "content-encoding: identity\r\ncontent-encoding: br\r\n"),
+        (
+            "403 Forbidden",
+            "www-authenticate: Bearer error=\"insufficient_scope\"\r\n",
+            no,
+            Executed::No,
+        ),
+        (
+            "407 Proxy Authentication Required",
+            "proxy-authenticate: Basic\r\n",
+            no,
+            Executed::No,
+        ),
+        ("301 Moved Permanently", "location: /elsewhere\r\n", no, Executed::Unknown),
+        (
+            "307 Temporary Redirect",
+            "location: http://127.0.0.1:1/mcp\r\n",
+            no,
+            Executed::Unknown,
+        ),
+        ("304 Not Modified", "", no, Executed::Unknown),
+        ("200 OK", "content-encoding: gzip\r\n", broken, Executed::Unknown),
+        (
+            "200 OK",
+            "content-encoding: identity\r\ncontent-encoding: br\r\n",
+            broken,
+            Executed::Unknown,
+        ),
     ] {
         let server = Server::saying(format!(
             "HTTP/1.1 {status}\r\n{extra}set-cookie: a=b\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{RESULT}",
@@ -202,8 +234,8 @@ async fn what_the_client_must_not_hear_ends_here() {
             "{error}"
         );
         assert_eq!(
-            (outcome.kind, outcome.status),
-            (OutcomeKind::Failed, status[..3].parse().ok())
+            (outcome.kind, outcome.executed, outcome.status),
+            (kind, executed, status[..3].parse().ok())
         );
         assert_eq!(server.seen().len(), 1, "never followed, never repeated");
     }
@@ -241,8 +273,13 @@ async fn what_is_no_answer_is_not_passed_on() {
         let server = Server::saying(case.clone()).await;
         let (error, outcome) = failure(&server).await;
         assert_eq!(error.reason, Reason::UpstreamBroken, "{case}: {error}");
-        assert!(error.may_have_run);
-        assert_eq!(outcome.kind, OutcomeKind::Failed);
+        let is_status = case.starts_with("HTTP/1.1 5");
+        let kind = if is_status {
+            OutcomeKind::RefusedByServer
+        } else {
+            OutcomeKind::Broken
+        };
+        assert_eq!((outcome.kind, outcome.executed), (kind, Executed::Unknown), "{case}");
         assert_eq!(server.seen().len(), 1, "a call is never repeated: {case}");
     }
 }
@@ -256,8 +293,16 @@ async fn a_refusal_without_a_message_keeps_the_status_that_clients_act_upon() {
         ("405 Method Not Allowed", "text/html", "no"),
     ] {
         let server = Server::answering(status, media, text).await;
-        let answered = Fixture::new(&server.url).forward(tool_call()).await.unwrap();
+        let fixture = Fixture::new(&server.url);
+        let answered = fixture.forward(tool_call()).await.unwrap();
         assert_eq!(body(answered), (status[..3].parse().unwrap(), String::new()));
+        let outcome = fixture.outcome().await;
+        let executed = if status.starts_with("400") {
+            Executed::Unknown
+        } else {
+            Executed::No
+        };
+        assert_eq!((outcome.kind, outcome.executed), (OutcomeKind::RefusedByServer, executed));
     }
 }
 
@@ -276,7 +321,7 @@ async fn an_answer_larger_than_allowed_is_dropped_unread() {
     .await;
     let (error, outcome) = failure(&server).await;
     assert!(error.detail.contains("larger than 65536 bytes"), "{error}");
-    assert_eq!(outcome.kind, OutcomeKind::Failed);
+    assert_eq!(outcome.kind, OutcomeKind::Broken);
 }
 
 #[tokio::test]
@@ -299,8 +344,8 @@ async fn a_server_that_says_nothing_is_given_up_on() {
         });
         let error = fixture.forward(tool_call()).await.err().unwrap();
         assert_eq!(error.reason, Reason::UpstreamTimeout, "{error}");
-        assert!(error.may_have_run);
-        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
+        let outcome = fixture.outcome().await;
+        assert_eq!((outcome.kind, outcome.executed), (OutcomeKind::TimedOut, Executed::Unknown));
         assert_eq!(server.seen().len(), 1);
     }
 }
@@ -331,12 +376,12 @@ async fn a_server_that_is_not_there_is_unreachable_and_the_record_says_so() {
         .unwrap();
     let fixture = Fixture::new(&format!("http://{unused}/mcp"));
     let error = fixture.forward(tool_call()).await.err().unwrap();
-    assert_eq!((error.reason, error.may_have_run), (Reason::UpstreamUnreachable, false));
+    assert_eq!((error.reason, error.executed), (Reason::UpstreamUnreachable, Executed::No));
     let told = format!("connection refused by {unused}");
     assert_eq!(error.detail, told);
     assert_eq!(error.for_operator(), told, "said once");
     let outcome = fixture.outcome().await;
-    assert_eq!(outcome.kind, OutcomeKind::Failed);
+    assert_eq!((outcome.kind, outcome.executed), (OutcomeKind::NotSent, Executed::No));
     assert_eq!(outcome.detail.unwrap(), told);
     let forbidden = Fixture::with(ServerConfig {
         allow_private_address: false,
@@ -390,7 +435,7 @@ async fn notifications_are_taken_whatever_the_server_writes_beside() {
         let answered = fixture.forward(without_id(Method::Notification, notification)).await.unwrap();
         assert_eq!(body(answered), (202, String::new()));
         let outcome = fixture.outcome().await;
-        assert_eq!((outcome.kind, outcome.tool_error), (OutcomeKind::Done, None));
+        assert_eq!((outcome.kind, outcome.executed), (OutcomeKind::Done, Executed::Yes));
     }
     let server = Server::answering("404 Not Found", "text/plain", "").await;
     let answered = Fixture::new(&server.url)
@@ -454,7 +499,7 @@ async fn an_initialize_that_agrees_on_nothing_known_is_broken() {
         let fixture = Fixture::new(&server.url);
         let error = fixture.forward(initialize()).await.err().unwrap();
         assert_eq!(error.reason, Reason::UpstreamBroken, "{said}");
-        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
+        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Broken);
     }
 }
 

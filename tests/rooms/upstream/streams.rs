@@ -2,7 +2,7 @@
 
 use super::cleared_call::{Fixture, modern_call, tool_call, without_id};
 use super::server::{STREAM, Server};
-use neural_guardian::domain::{Call, Method, Outcome, OutcomeKind, Reason};
+use neural_guardian::domain::{Call, CutBy, Executed, Method, Outcome, OutcomeKind, Reason};
 use neural_guardian::mcp::MessageKind;
 use neural_guardian::upstream::{Answer, EventStream, ForwardError};
 use std::sync::{Arc, Mutex};
@@ -106,8 +106,8 @@ async fn each_frame_passes_before_the_next_is_sent() {
     drop(stream);
     let outcome = fixture.outcome().await;
     assert_eq!(
-        (outcome.kind, outcome.tool_error, outcome.status),
-        (OutcomeKind::Done, Some(false), Some(200))
+        (outcome.kind, outcome.executed, outcome.status),
+        (OutcomeKind::Done, Executed::Yes, Some(200))
     );
     assert!(outcome.bytes > 0);
 }
@@ -117,14 +117,17 @@ async fn the_bytes_of_a_stream_are_kept_whatever_its_line_ends() {
     let stream = format!("retry: 5\r\n\r\n: x\r\n\r\nid: 3\r{}", RESULT.replace('\n', "\r"));
     let (text, error, outcome) = streamed(tool_call(), &stream).await;
     assert_eq!((text, error), (stream, None));
-    assert_eq!((outcome.kind, outcome.tool_error), (OutcomeKind::Done, Some(false)));
+    assert_eq!((outcome.kind, outcome.executed), (OutcomeKind::Done, Executed::Yes));
 }
 
 #[tokio::test]
 async fn an_error_in_the_stream_is_an_answer() {
     let answer = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32602,\"message\":\"no\"}}\n\n";
     let (text, error, outcome) = streamed(modern_call(), answer).await;
-    assert_eq!((text.as_str(), error, outcome.tool_error), (answer, None, Some(true)));
+    assert_eq!(
+        (text.as_str(), error, outcome.kind),
+        (answer, None, OutcomeKind::RefusedByServer)
+    );
     let nobody = answer.replace("\"id\":7", "\"id\":null");
     let (text, error, _) = streamed(tool_call(), &nobody).await;
     assert_eq!(
@@ -149,7 +152,7 @@ async fn a_stream_that_ends_before_the_answer_ends_with_the_reason() {
     ] {
         let (_, error, outcome) = streamed(tool_call(), stream).await;
         assert_eq!(error.expect(stream).reason, Reason::UpstreamBroken, "{stream}");
-        assert_eq!((outcome.kind, outcome.status), (OutcomeKind::Failed, Some(200)), "{stream}");
+        assert_eq!((outcome.kind, outcome.status), (OutcomeKind::Broken, Some(200)), "{stream}");
     }
     let too_large = format!("data: {}", "x".repeat(70_000));
     let (text, error, _) = streamed(tool_call(), &format!("{PROGRESS}{too_large}")).await;
@@ -169,7 +172,7 @@ async fn a_legacy_stream_with_event_ids_may_end_early_to_be_resumed() {
     let (_, error, outcome) = streamed(modern_call(), primed).await;
     assert_eq!(
         (error.unwrap().reason, outcome.kind),
-        (Reason::UpstreamBroken, OutcomeKind::Failed),
+        (Reason::UpstreamBroken, OutcomeKind::Broken),
         "modern streams are not resumed"
     );
 }
@@ -193,7 +196,7 @@ async fn a_modern_server_may_not_ask_the_client() {
     let (text, error, outcome) = streamed(modern_call(), &format!("{PROGRESS}{ASKED}{RESULT}")).await;
     assert_eq!(
         (text.as_str(), error.unwrap().reason, outcome.kind),
-        (PROGRESS, Reason::UpstreamBroken, OutcomeKind::Failed)
+        (PROGRESS, Reason::UpstreamBroken, OutcomeKind::Broken)
     );
 }
 
@@ -207,7 +210,7 @@ async fn a_stream_that_falls_silent_is_given_up_on() {
         let (_, error) = drain(stream).await;
         assert_eq!(error.unwrap().reason, Reason::UpstreamTimeout);
         closed.await.unwrap();
-        assert_eq!(fixture.outcome().await.kind, OutcomeKind::Failed);
+        assert_eq!(fixture.outcome().await.kind, OutcomeKind::TimedOut);
     }
 }
 
@@ -241,7 +244,8 @@ async fn a_stream_is_cut_when_its_authorisation_goes() {
     let (text, error) = drain(stream).await;
     assert_eq!((text.as_str(), error.unwrap().reason), ("", Reason::GrantRevoked));
     closed.await.unwrap();
-    assert_eq!(fixture.outcome().await.kind, OutcomeKind::Revoked);
+    let outcome = fixture.outcome().await;
+    assert_eq!((outcome.kind, outcome.by), (OutcomeKind::Cut, Some(CutBy::Revoked)));
 }
 
 #[tokio::test]
@@ -261,7 +265,7 @@ async fn a_servers_own_stream_passes_until_it_ends() {
     .await;
     assert_eq!(
         (text.as_str(), error, outcome.kind),
-        (PROGRESS, None, OutcomeKind::Failed),
+        (PROGRESS, None, OutcomeKind::Broken),
         "nobody waits for a reason"
     );
     let server = Server::answering("200 OK", "application/json", "{}").await;

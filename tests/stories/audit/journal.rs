@@ -88,7 +88,7 @@ on_both_stores! {
         world.shipped().await;
 
         let endings: Vec<Value> = world.audit("--tool echo").iter().map(|row| row["outcome"]["ending"].clone()).collect();
-        assert_eq!(endings, ["done", "done", "done", "failed", "failed"]);
+        assert_eq!(endings, ["done", "done", "tool_error", "refused_by_server", "broken"]);
     }
 
     async fn a_call_that_was_running_when_the_process_died_may_have_been_executed(world: World) {

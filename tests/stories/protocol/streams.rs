@@ -57,7 +57,7 @@ on_both_stores! {
         assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&request["id"], &json!("upstream_broken")));
         assert_eq!(stream.event().await.unwrap(), None);
         world.shipped().await;
-        assert_eq!(world.audit("--tool echo")[0]["outcome"]["ending"], "failed");
+        assert_eq!(world.audit("--tool echo")[0]["outcome"]["ending"], "broken");
     }
 
     async fn a_client_that_goes_away_is_on_record(world: World) {
@@ -186,7 +186,10 @@ on_both_stores! {
         assert!(answer.text() == "first" && !answer.body.contains("second"), "{answer:?}");
         world.shipped().await;
         let rows = world.audit("--tool echo");
-        assert_eq!(rows.iter().filter(|row| row["outcome"]["ending"] == "failed").count(), amiss.len(), "{rows:?}");
+        for (row, (what, _, told)) in rows.iter().zip(&amiss) {
+            let expected = if *told == "upstream_timeout" { "timed_out" } else { "broken" };
+            assert_eq!((&row["outcome"]["ending"], &row["outcome"]["executed"]), (&json!(expected), &json!("unknown")), "{what}: {row}");
+        }
     }
 }
 

@@ -92,7 +92,7 @@ async fn a_stream_that_breaks_ends_its_calls_and_its_session() {
     let again = world.connected("notes", &notes.ana).await;
     assert_eq!(again.call("echo", json!({ "text": "hi" })).await.text(), "hi");
     world.shipped().await;
-    assert_eq!(world.audit("--tool flood")[0]["outcome"]["ending"], "failed");
+    assert_eq!(world.audit("--tool flood")[0]["outcome"]["ending"], "broken");
 }
 
 /// The URL for messages must be on the server's own origin, or nothing is posted.

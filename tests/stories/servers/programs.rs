@@ -223,8 +223,8 @@ async fn a_call_without_a_session_is_not_sent_to_a_program() {
     assert_eq!(
         endings,
         [
-            (json!("aborted"), json!("not sent: the client has no session")),
-            (json!("aborted"), json!("not sent: the session is not known here")),
+            (json!("not_sent"), json!("not sent: the client has no session")),
+            (json!("not_sent"), json!("not sent: the session is not known here")),
         ],
         "{rows:?}"
     );

@@ -322,7 +322,7 @@ async fn a_program_that_dies_ends_its_calls_and_comes_again() {
     let row = &world.audit("--tool crash")[0];
     assert_eq!(
         (&row["outcome"]["ending"], &row["decision"]),
-        (&json!("failed"), &json!("allow")),
+        (&json!("broken"), &json!("allow")),
         "{row}"
     );
 }

@@ -44,7 +44,7 @@ on_both_stores! {
             opened["outcome"]["ending"].as_str().map(str::to_owned)
         })
         .await;
-        assert_eq!(ending, "revoked");
+        assert_eq!(ending, "cut");
     }
 
     /// A tool that is not listed answers like a tool that does not exist, whether it is forbidden, not granted or called wrongly.

@@ -378,7 +378,17 @@ async fn t23_whatever_a_server_does_the_call_ends_in_time_and_is_on_record() {
 
     for (row, misdeed) in scene.outcomes(misdeeds.len()).await.iter().zip(&misdeeds) {
         let outcome = &row["outcome"];
-        assert_eq!(outcome["ending"], "failed", "{}: {row}", misdeed.what);
+        let expected = match outcome["status"].as_u64() {
+            Some(status) if !(100..300).contains(&status) => "refused_by_server",
+            _ if misdeed.told == LATE => "timed_out",
+            _ => "broken",
+        };
+        assert_eq!(outcome["ending"], expected, "{}: {row}", misdeed.what);
+        let executed = match outcome["status"].as_u64() {
+            Some(401 | 403 | 407) => "no",
+            _ => "unknown",
+        };
+        assert_eq!(outcome["executed"], executed, "{}: {row}", misdeed.what);
         assert!(
             outcome["detail"].as_str().is_some_and(|detail| !detail.is_empty()),
             "{}: {row}",
@@ -432,7 +442,8 @@ async fn t23_a_server_that_cannot_be_reached_is_reported_in_time() {
     assert_eq!(client.post(&scene.echo(&client)).await.verdict(), LATE, "nobody accepts");
     assert!(begun.elapsed() < ON_TIME);
     for row in scene.outcomes(2).await {
-        assert_eq!(row["outcome"]["ending"], "failed", "{row}");
+        let outcome = &row["outcome"];
+        assert!(outcome["ending"] == "not_sent" && outcome["executed"] == "no", "{row}");
     }
     assert_eq!(hostile.calls().len(), 0);
 }
@@ -481,7 +492,7 @@ async fn t23_a_server_with_another_certificate_hears_nothing() {
     assert_eq!(hostile.calls().len(), 0, "not a byte of a call went out");
     for row in scene.outcomes(4).await {
         let detail = row["outcome"]["detail"].as_str().unwrap();
-        assert!(row["outcome"]["ending"] == "failed" && detail.contains("TLS"), "{row}");
+        assert!(row["outcome"]["ending"] == "not_sent" && detail.contains("TLS"), "{row}");
     }
     hostile.behave();
     hostile.show(&ours.server());

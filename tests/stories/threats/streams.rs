@@ -118,7 +118,7 @@ async fn t10_what_is_no_answer_ends_the_call_with_an_error() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for row in scene.outcomes(4 * no_answers.len()).await {
-        assert_eq!(row["outcome"]["ending"], "failed", "{row}");
+        assert_eq!(row["outcome"]["ending"], "broken", "{row}");
     }
     hostile.act(format!("{JSON}{ANSWER}"), Then::Close);
     assert_eq!(modern.post(&scene.echo(&modern)).await.text(), "hi", "an answer is one");
@@ -261,7 +261,7 @@ async fn t24_a_stream_that_hangs_in_the_middle_of_an_event_is_given_up_on() {
         }
     }
     for row in scene.outcomes(4).await {
-        assert_eq!(row["outcome"]["ending"], "failed", "{row}");
+        assert_eq!(row["outcome"]["ending"], "timed_out", "{row}");
     }
 }
 
@@ -433,7 +433,7 @@ async fn t36_a_stream_ends_with_the_token_that_opened_it() {
             .iter()
             .find(|row| row["method"] == "subscriptions/listen")
             .expect("the stream on record");
-        (listened["outcome"]["ending"] == "revoked").then_some(())
+        (listened["outcome"]["by"] == "revoked").then_some(())
     })
     .await;
 }
@@ -521,11 +521,7 @@ async fn t36_a_stream_ends_when_scopes_are_taken_away() {
         let rows = scene.world.audit("--decision allow");
         let streamed =
             |row: &&Value| ["subscriptions/listen", "GET"].iter().any(|method| row["method"] == *method) || row["tool"] == "slow";
-        let endings: Vec<Value> = rows
-            .iter()
-            .filter(streamed)
-            .map(|row| row["outcome"]["ending"].clone())
-            .collect();
+        let endings: Vec<Value> = rows.iter().filter(streamed).map(|row| row["outcome"]["by"].clone()).collect();
         endings.iter().all(Value::is_string).then_some(endings)
     })
     .await;
