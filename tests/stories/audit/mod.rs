@@ -4,4 +4,5 @@ mod changes;
 mod inputs;
 mod journal;
 mod killed;
+mod outcomes;
 mod soak;
