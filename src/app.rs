@@ -1,21 +1,29 @@
 //! Wires the rooms from one configuration: start, watch, drain, stop. The one place that reads the clock.
 
+mod comparison;
+mod first_contact;
+mod health;
+mod instance_file;
 pub mod manifest;
 mod policy_files;
 pub mod policy_loader;
 mod process_actor;
 mod stability;
+mod stopping;
+
+pub use first_contact::TrailDisagrees;
+pub use stopping::JournalNotWritten;
 
 pub use process_actor::process_actor;
 
 use crate::combined::{Combined, CombinedParts};
 use crate::config::{CheckedConfig, Config, JournalConfig, StoreKind};
-use crate::console::{Console, Health};
-use crate::domain::{Backoff, EnvironmentName, Reason, RequestId, ServerName, Timestamp};
+use crate::console::Console;
+use crate::domain::{Backoff, EnvironmentName, InstanceId, RequestId, ServerName, Timestamp};
 use crate::gate::{Authenticator, Clock, Endpoints, Gate, GateParts, InputKeeper, JitEnrolment, Metadata, RefusalStyle};
-use crate::grants::{Grants, RefreshCounts};
+use crate::grants::Grants;
 use crate::identity::{Identity, Pepper};
-use crate::journal::{InputSecrets, Journal, JournalSettings, JournalState, Shipper, StartFacts};
+use crate::journal::{InputSecrets, Journal, JournalSettings, Shipper, StartFacts};
 use crate::limits::Limits;
 use crate::sessions::SessionKeys;
 use crate::store::{Author, Store, StoreOpen};
@@ -23,14 +31,18 @@ use crate::telemetry::Metrics;
 use crate::transport::{self, Connections, ServerTls, Shutdown, ShutdownHandle, Watch};
 use crate::upstream::Upstreams;
 use anyhow::{Context, Result, bail};
+use first_contact::{FirstContact, Readiness};
+use health::health;
+use instance_file::InstanceFile;
 use policy_files::{PolicyFiles, UNSTABLE};
 use policy_loader::PolicyLoader;
 use stability::AllowedChange;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
+use stopping::{HURRIED_STOP, STOP_WITHIN, Signals};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,15 +72,18 @@ fn request_id() -> RequestId {
 }
 
 /// Serves until told to stop. What cannot work is refused before anything binds.
-pub fn serve(config: CheckedConfig) -> Result<()> {
+pub fn serve(config: CheckedConfig, accept_gap: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let running = Running::start(config).await?;
+    let ended = runtime.block_on(async {
+        let running = Running::start(config, accept_gap).await?;
         running.until_stopped().await
-    })
+    });
+    // A thread that waits for a disk may never come back.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 /// A serving instance.
@@ -83,13 +98,14 @@ pub struct Running {
     shutdown: ShutdownHandle,
     listeners: JoinSet<()>,
     tasks: JoinSet<()>,
-    shipper: std::thread::JoinHandle<()>,
+    shipper: Option<std::thread::JoinHandle<()>>,
     stop_shipping: CancellationToken,
     drain: Duration,
 }
 
 impl Running {
-    pub async fn start(config: CheckedConfig) -> Result<Self> {
+    /// `accept_gap`: start although the journal and the audit trail do not agree.
+    pub async fn start(config: CheckedConfig, accept_gap: bool) -> Result<Self> {
         transport::install_provider();
         crate::journal::survive_file_size_limit().context("cannot install a signal handler")?;
         let config = Arc::new(config);
@@ -100,9 +116,10 @@ impl Running {
         }
         // Before anything of them is read: what changes from here on is seen.
         let certificates = watch(&config);
-        let mut policies = PolicyFiles::open(&config.policies).await;
+        let policies = PolicyFiles::open(&config.policies).await;
         let tls = ServerTls::load(&config.listen.tls)?;
-        let store = open_store(&config).await?;
+        let store = Store::prepare(&store_open(&config)?)?.authored(Author::Instance(process_actor()));
+        let instance = InstanceFile::read(&config.data_dir)?;
         let pepper = Arc::new(Pepper::load_or_create(required_path(&config.keys.pepper_file))?);
         let identity = Arc::new(Identity::new(&config, pepper)?);
         identity.warm();
@@ -112,7 +129,14 @@ impl Running {
             let metrics = metrics.clone();
             move |outcome| metrics.introspected(outcome)
         });
-        let (journal, recovered) = Journal::open_dir(journal_settings(&config), start_facts(&config.environment), now)?;
+        let facts = start_facts(&config.environment, instance.kept);
+        let (journal, recovered) = Journal::open_dir(journal_settings(&config), facts, now)?;
+        if recovered.cut > 0 {
+            tracing::warn!(
+                bytes = recovered.cut,
+                "a torn tail of the journal was cut off: nobody was told that it was recorded"
+            );
+        }
         if recovered.unknown > 0 {
             tracing::warn!(
                 calls = recovered.unknown,
@@ -123,36 +147,47 @@ impl Running {
             let metrics = metrics.clone();
             move |took| metrics.audit_appended(took)
         });
-        store.give_salts(&config.environment).await?;
-        let grants = Arc::new(Grants::start(store.clone(), config.environment.clone(), &config.grants).await?);
+        let grants = Arc::new(Grants::unloaded(store.clone(), config.environment.clone(), &config.grants));
         grants.observe_changes({
             let metrics = metrics.clone();
             move |committed| metrics.revocation_applied(now().since(committed))
         });
-        let registry = grants.registry();
         let session_keys = Arc::new(SessionKeys::load_or_create(required_path(&config.sessions.key_file))?);
         // Where a server is stands in the configuration alone: the registry says whether it may be called and for which scopes.
         let upstreams = Arc::new(Upstreams::new(&config.servers)?);
-        let sources = policies.at_start().await.context("the policies cannot be used")?;
-        let snapshot = policy_loader::compile(&sources, &[], &config, &store, &registry)
-            .await
-            .context("the policies cannot be used")?;
         let policy_loader = Arc::new(PolicyLoader::new(
             config.clone(),
             store.clone(),
             journal.clone(),
             metrics.clone(),
             upstreams.clone(),
-            sources,
-            snapshot,
-        ));
-        policy_loader.begin(&registry).await?;
+        )?);
+        let readiness = Arc::<Readiness>::default();
+        let mut first_contact = FirstContact {
+            config: config.clone(),
+            store: store.clone(),
+            journal: journal.clone(),
+            grants: grants.clone(),
+            policy_loader: policy_loader.clone(),
+            policies,
+            instance,
+            readiness: readiness.clone(),
+            accept_gap,
+            is_compared: false,
+        };
+        let away = match first_contact.attempt().await {
+            Err(error) if first_contact.is_away(&error) => {
+                first_contact.wait_because(&error);
+                Some(error)
+            }
+            reached => reached.map(|()| None)?,
+        };
 
         let listener = bind(config.listen.address, "listen.address").await?;
         let admin = bind(config.admin.metrics_address, "admin.metrics_address").await?;
         let (address, metrics_address) = (listener.local_addr()?, admin.local_addr()?);
         let stop_shipping = CancellationToken::new();
-        let shipper = ship(&journal, store.clone(), stop_shipping.clone())?;
+        let shipper = Some(ship(&journal, store.clone(), readiness.clone(), stop_shipping.clone())?);
         let connections = Connections::new();
         let clock = Clock {
             now,
@@ -198,14 +233,16 @@ impl Running {
         let console = Arc::new(Console {
             look: Box::new({
                 let (journal, grants, policy_loader) = (journal.clone(), grants.clone(), policy_loader.clone());
-                move || health(&journal, &grants, &policy_loader)
+                move || health(&readiness, &journal, &grants, &policy_loader)
             }),
             metrics: Box::new({
                 let (metrics, journal, grants, connections) =
                     (metrics.clone(), journal.clone(), grants.clone(), connections.clone());
                 move || {
                     metrics.audit_unshipped(journal.unshipped(), journal.unshipped_bytes());
-                    metrics.grants_age(grants.view().age);
+                    if grants.is_admitted() {
+                        metrics.grants_age(grants.view().age);
+                    }
                     metrics.members_left_out(grants.counts().left_out);
                     for (table, rows) in &*grants.unreadable() {
                         metrics.unreadable_rows(table, *rows);
@@ -234,18 +271,9 @@ impl Running {
         let mut tasks = JoinSet::new();
         tasks.spawn(every_second(gate.clone(), limits, upstreams.clone()));
         tasks.spawn(flush_refusals(gate.clone()));
-        tasks.spawn(follow_registry(grants.clone(), policy_loader.clone()));
-        tasks.spawn(follow_policies(policies, grants.clone(), policy_loader.clone()));
+        tasks.spawn(follow_changes(first_contact, away));
         if let Some(certificates) = certificates {
             tasks.spawn(follow_certificates(certificates, tls));
-        }
-        for server in &config.servers {
-            tasks.spawn(follow_tools(
-                server.name.clone(),
-                server.catalogue_refresh.0,
-                grants.clone(),
-                policy_loader.clone(),
-            ));
         }
         tracing::info!(%address, metrics = %metrics_address, environment = %config.environment, "serving");
         let drain = config.listen.limits.drain_timeout.0;
@@ -266,14 +294,15 @@ impl Running {
         })
     }
 
-    /// Until SIGTERM or ctrl-c: then no new call, running ones to their end; at once on the second.
+    /// Until SIGTERM or ctrl-c: then no new call, running ones to their end. The second cuts running calls, one after that
+    /// ends the process without waiting for the journal's disk.
     pub async fn until_stopped(self) -> Result<()> {
         let mut signals = Signals::new()?;
         signals.next().await;
-        self.stop(async move { signals.next().await }).await
+        self.stop(async move || signals.next().await).await
     }
 
-    pub async fn stop(mut self, hurry: impl Future<Output = ()>) -> Result<()> {
+    pub async fn stop(mut self, mut hurry: impl AsyncFnMut()) -> Result<()> {
         tracing::info!("stopping: no new calls; running ones may finish");
         self.gate.drain();
         self.shutdown.drain();
@@ -281,25 +310,42 @@ impl Running {
         tokio::select! {
             () = join_tasks(&mut self.listeners) => {}
             () = tokio::time::sleep(patience) => self.shutdown.abort(),
-            () = hurry => {
+            () = hurry() => {
                 tracing::warn!("stopping at once: running calls are cut");
                 self.shutdown.abort();
             }
         }
+        report_cut_calls(self.journal.cut_by_stop());
+        let journal = self.journal.clone();
+        let is_written = tokio::select! {
+            is_written = self.finish() => is_written,
+            () = hurry() => journal.stop_within(HURRIED_STOP).await,
+        };
+        if !is_written {
+            tracing::error!("ended without the journal's last records: its disk did not take them in time");
+            return Err(JournalNotWritten.into());
+        }
+        tracing::info!("stopped; every record is on disk");
+        Ok(())
+    }
+
+    /// Whether every record is on disk.
+    async fn finish(&mut self) -> bool {
         join_tasks(&mut self.listeners).await;
         self.tasks.shutdown().await;
         self.upstreams.stop().await;
-        self.gate.flush_refusals().await;
+        // Bounded, because a disk may not answer.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.gate.flush_refusals()).await;
         // A ticket is closed when its answer is dropped, and all answers are gone by now.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.journal.all_closed()).await;
-        self.journal.stop().await;
+        let is_written = self.journal.stop_within(STOP_WITHIN).await;
         self.stop_shipping.cancel();
-        let shipped = tokio::task::spawn_blocking(|| self.shipper.join());
-        let _ = tokio::time::timeout(Duration::from_secs(10), shipped).await;
+        if let Some(shipper) = self.shipper.take().filter(|_| is_written) {
+            let shipped = tokio::task::spawn_blocking(|| shipper.join());
+            let _ = tokio::time::timeout(Duration::from_secs(10), shipped).await;
+        }
         self.grants.stop().await;
-        report_cut_calls(self.journal.cut_by_stop());
-        tracing::info!("stopped; every record is on disk");
-        Ok(())
+        is_written
     }
 }
 
@@ -311,28 +357,6 @@ fn report_cut_calls(calls: u64) {
             "calls were cut because Guardian stopped: the audit trail has them as `cut`, and says whether they may have run"
         );
     }
-}
-
-/// The store as `serve` uses it. An embedded one is brought up to date; a shared one is the operator's to migrate.
-async fn open_store(config: &Config) -> Result<Store> {
-    let store = Store::open(&store_open(config)?)
-        .await?
-        .authored(Author::Instance(process_actor()));
-    for warning in store.warnings() {
-        tracing::warn!(%warning, "database");
-    }
-    match config.store.kind {
-        StoreKind::Sqlite => store.migrate(&mut |step| tracing::info!(step, "database")).await?,
-        StoreKind::Postgres => store.require_current().await?,
-    }
-    for made in store.ensure_partitions().await? {
-        tracing::info!(made, "database");
-    }
-    let problems = store.self_check(&config.environment).await?;
-    if !problems.is_empty() {
-        bail!("the database must not be used as it is: {}", problems.join("; "));
-    }
-    Ok(store)
 }
 
 pub fn store_open(config: &Config) -> Result<StoreOpen> {
@@ -362,17 +386,33 @@ pub fn required_path(path: &Option<PathBuf>) -> &Path {
         .expect("loading a configuration fills in the paths that were left out")
 }
 
-/// Ships on a thread of its own, so that reading and inserting records never takes the turn of a call.
-fn ship(journal: &Journal, store: Store, stop: CancellationToken) -> Result<std::thread::JoinHandle<()>> {
+/// Ships on a thread of its own, so that reading and inserting records never takes the turn of a call. Not before calls are
+/// admitted: the journal and the trail are compared first.
+fn ship(
+    journal: &Journal,
+    store: Store,
+    readiness: Arc<Readiness>,
+    stop: CancellationToken,
+) -> Result<std::thread::JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .thread_name("shipper")
         .enable_all()
         .build()
         .context("cannot start the shipper")?;
-    let shipper = Shipper::new(journal);
+    let journal = journal.clone();
     let run = move || {
         crate::journal::lower_priority();
-        runtime.block_on(shipper.run(store, stop))
+        runtime.block_on(async move {
+            tokio::select! {
+                biased;
+                () = readiness.admitted.cancelled() => {
+                    let shipper = Shipper::new(&journal);
+                    drop(journal);
+                    shipper.run(store, stop).await;
+                }
+                () = stop.cancelled() => {}
+            }
+        });
     };
     std::thread::Builder::new()
         .name("shipper".to_owned())
@@ -406,12 +446,13 @@ fn journal_settings(config: &Config) -> JournalSettings {
     }
 }
 
-fn start_facts(environment: &EnvironmentName) -> StartFacts {
+fn start_facts(environment: &EnvironmentName, instance_id: Option<InstanceId>) -> StartFacts {
     let instance = instance_name(environment);
     StartFacts {
         environment: environment.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         instance,
+        instance_id,
     }
 }
 
@@ -490,6 +531,32 @@ async fn flush_refusals(gate: Arc<Gate>) {
         ticks.tick().await;
         gate.flush_refusals().await;
     }
+}
+
+/// Waits for a store that is `away`, and then follows what changes in registry, policy files and tools.
+async fn follow_changes(mut first_contact: FirstContact, away: Option<anyhow::Error>) {
+    if let Some(error) = away {
+        first_contact.keep_trying(error).await;
+    }
+    let FirstContact {
+        config,
+        policies,
+        grants,
+        policy_loader,
+        ..
+    } = first_contact;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_registry(grants.clone(), policy_loader.clone()));
+    tasks.spawn(follow_policies(policies, grants.clone(), policy_loader.clone()));
+    for server in &config.servers {
+        tasks.spawn(follow_tools(
+            server.name.clone(),
+            server.catalogue_refresh.0,
+            grants.clone(),
+            policy_loader.clone(),
+        ));
+    }
+    join_tasks(&mut tasks).await;
 }
 
 /// Servers that were added, changed or switched off in the registry, and pins somebody approved.
@@ -580,97 +647,6 @@ async fn follow_tools(server: ServerName, every: Duration, grants: Arc<Grants>, 
     }
 }
 
-fn health(journal: &Journal, grants: &Grants, policy_loader: &PolicyLoader) -> Health {
-    let snapshot = policy_loader.snapshot.load();
-    let state = journal.state();
-    let sealed = match &state {
-        JournalState::Sealed(why) => Some(format!("nothing can be recorded: {why}")),
-        JournalState::Open | JournalState::Pressure => None,
-    };
-    let failing = policy_loader.rejected.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Health {
-        not_ready: sealed.into_iter().collect(),
-        degraded: [
-            failing.map(|why| format!("the newest policies are not in use: {why}")),
-            journal
-                .ship_error()
-                .map(|why| format!("the database does not take records: {why}")),
-            grants
-                .failure()
-                .map(|why| format!("users and grants cannot be confirmed: {why}")),
-            too_many_members(grants),
-            unreadable_rows(grants),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
-        journal: match state {
-            JournalState::Open => "open",
-            JournalState::Pressure => "pressure",
-            JournalState::Sealed(_) => "sealed",
-        },
-        unshipped: journal.unshipped(),
-        grants_age_ms: u64::try_from(grants.view().age.as_millis()).unwrap_or(u64::MAX),
-        policy_set: snapshot.policy_set().to_string(),
-        catalogue: snapshot.catalogue().to_string(),
-        version: env!("CARGO_PKG_VERSION"),
-    }
-}
-
-fn too_many_members(grants: &Grants) -> Option<String> {
-    let RefreshCounts {
-        members,
-        left_out,
-        max_members,
-        ..
-    } = grants.counts();
-    let told = || {
-        format!(
-            "{} users are enrolled and `grants.max_members` is {max_members}: those above it are refused as `{}` ({left_out} \
-             now); raise it and restart",
-            members + left_out,
-            Reason::TooManyMembers.code()
-        )
-    };
-    (left_out > 0).then(told)
-}
-
-fn unreadable_rows(grants: &Grants) -> Option<String> {
-    let unreadable = grants.unreadable();
-    let tables = unreadable.iter().filter(|(_, rows)| **rows > 0);
-    let tables: Vec<String> = tables.map(|(table, rows)| format!("{rows} of `{table}`")).collect();
-    let told = || {
-        format!(
-            "rows of the store cannot be read and are disabled ({}): the log and `guardian check` name them",
-            tables.join(", ")
-        )
-    };
-    (!tables.is_empty()).then(told)
-}
-
 async fn join_tasks(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
-}
-
-/// SIGTERM and ctrl-c, one after the other.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -80,6 +80,7 @@ async fn recording_and_shipping(scratch: &Path) {
         environment: environment(),
         version: "1".to_owned(),
         instance: "bench".to_owned(),
+        instance_id: None,
     };
     let (journal, _) = Journal::open_dir(settings, start, || Timestamp::from_secs(1_795_000_000)).expect("a new journal");
     let open = StoreOpen::Sqlite {

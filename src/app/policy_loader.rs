@@ -77,10 +77,14 @@ impl PolicyLoader {
         journal: Journal,
         metrics: Arc<Metrics>,
         upstreams: Arc<Upstreams>,
-        sources: Vec<PolicySource>,
-        snapshot: Snapshot,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let nothing = PolicySettings {
+            deny_all: true,
+            ..settings(&config)
+        };
+        let snapshot = Snapshot::compile(&[], &build_catalogue(&config.servers, &[], &[]), &nothing)
+            .map_err(|problems| anyhow::anyhow!(sentences(&problems)))?;
+        Ok(Self {
             config,
             store,
             journal,
@@ -95,12 +99,18 @@ impl PolicyLoader {
             warned: Mutex::default(),
             rejected: Mutex::default(),
             in_force: tokio::sync::Mutex::new(InForce {
-                sources,
+                sources: Vec::new(),
                 kept: Vec::new(),
                 refused: false,
             }),
             reconsider: Notify::new(),
-        }
+        })
+    }
+
+    /// The first set: before it nothing is permitted.
+    pub async fn start_with(&self, sources: Vec<PolicySource>, snapshot: Snapshot) {
+        self.in_force.lock().await.sources = sources;
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     /// Takes up what the servers offer now, as far as they answer soon, and puts what is then in force on record.

@@ -131,6 +131,8 @@ enum RecordKind {
     Suppressed,
     /// An instance started.
     Start,
+    /// An instance started although its journal and the audit trail did not agree.
+    Gap,
     /// An instance stopped.
     Stop,
     /// All of these.
@@ -178,6 +180,7 @@ impl AuditSelector {
                 RecordKind::Admin => AuditKind::Admin,
                 RecordKind::Suppressed => AuditKind::Suppressed,
                 RecordKind::Start => AuditKind::Start,
+                RecordKind::Gap => AuditKind::Gap,
                 RecordKind::Stop => AuditKind::Stop,
                 RecordKind::Any => AuditKind::Any,
             },

@@ -1,5 +1,6 @@
 //! Why a command failed: an exit code for scripts and sentences for people.
 
+use crate::app;
 use crate::domain::Problem;
 use crate::store::StoreError;
 use std::error::Error;
@@ -14,12 +15,16 @@ Exit codes:
   1  could not be done
   2  the command line, the configuration or a policy is wrong
   3  the store cannot be reached
-  4  done, and what was looked at is not as it should be";
+  4  done, and what was looked at is not as it should be
+  5  `serve` does not start: the journal and the audit trail do not agree
+  70  `serve` ended before the journal's disk had taken every record";
 
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const UNREACHABLE: u8 = 3;
 pub const FINDING: u8 = 4;
+const TRAIL_DISAGREES: u8 = 5;
+const NOT_WRITTEN: u8 = 70;
 
 /// Ends a command with this exit code and these sentences; each says what is wrong, where, and what to do.
 #[derive(Debug)]
@@ -96,6 +101,7 @@ pub fn is_unreachable(error: &StoreError) -> bool {
             | StoreError::DatabaseMissing(_)
             | StoreError::Tls { .. }
             | StoreError::Busy { .. }
+            | StoreError::DiskFails { .. }
     )
 }
 
@@ -113,7 +119,14 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<StoreError>() {
             Ok(error) => error.into(),
-            Err(error) => Self::failed(format_args!("{error:#}")),
+            Err(error) => {
+                let code = match () {
+                    () if error.is::<app::TrailDisagrees>() => TRAIL_DISAGREES,
+                    () if error.is::<app::JournalNotWritten>() => NOT_WRITTEN,
+                    () => FAILED,
+                };
+                Self::with(code, format_args!("{error:#}"))
+            }
         }
     }
 }

@@ -79,7 +79,7 @@ impl QuickstartCommand {
         let server = config.servers.first().cloned().context("a server was configured")?;
         let key = folder.admit_demo_user(&config, &server, self.upstream.is_some()).await?;
         let environment = config.environment.clone();
-        let running = Running::start(config).await?;
+        let running = Running::start(config, false).await?;
         let client = DemoClient {
             folder: &folder,
             address: running.address,
@@ -97,7 +97,7 @@ impl QuickstartCommand {
         }
         client.print_snippets(&running, self.upstream.is_some())?;
         if self.once {
-            running.stop(std::future::pending()).await?;
+            running.stop(async || std::future::pending().await).await?;
         } else {
             line(format_args!("\nServing until ctrl-c."))?;
             running.until_stopped().await?;

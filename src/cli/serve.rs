@@ -8,10 +8,16 @@ use std::io::IsTerminal;
 
 /// Stand before the configured servers until told to stop.
 ///
-/// SIGTERM and Ctrl-C let running calls finish; the second one ends them at once.
+/// SIGTERM and Ctrl-C let running calls finish; the second one cuts them, and one that comes while the journal is written to
+/// its end does not wait for that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  guardian serve --config /etc/guardian/guardian.toml")]
-pub struct ServeCommand {}
+pub struct ServeCommand {
+    /// Start although the journal and the audit trail do not agree: ship again what the journal holds, and record what is
+    /// missing and who accepted that. For one start.
+    #[arg(long)]
+    accept_gap: bool,
+}
 
 impl ServeCommand {
     pub fn run(&self, file: &ConfigFile) -> Result<(), Failure> {
@@ -20,6 +26,6 @@ impl ServeCommand {
             note(warning)?;
         }
         telemetry::start(&loaded.config.log, std::io::stderr().is_terminal()).map_err(Failure::usage)?;
-        Ok(app::serve(loaded.config)?)
+        Ok(app::serve(loaded.config, self.accept_gap)?)
     }
 }

@@ -16,7 +16,8 @@ pub struct Health {
     pub degraded: Vec<String>,
     pub journal: &'static str,
     pub unshipped: u64,
-    pub grants_age_ms: u64,
+    /// `None` before the first call is admitted.
+    pub grants_age_ms: Option<u64>,
     pub policy_set: String,
     pub catalogue: String,
     pub version: &'static str,

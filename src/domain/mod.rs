@@ -48,9 +48,9 @@ pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};
 pub use record::{
-    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, GrantsKnown, Incarnation, InputsKept, JudgedInput,
-    PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
-    SuppressedPrincipal,
+    Actor, AdminAction, Decision, DecisionKind, Event, Gap, GrantUsed, GrantsKnown, Incarnation, InputsKept, InstanceId,
+    JudgedInput, MissingRecords, PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start,
+    Stop, Suppressed, SuppressedPrincipal,
 };
 pub use recorded_principal::RecordedPrincipal;
 pub use safe_text::{SafeText, quoted};

@@ -15,53 +15,67 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// One start of one instance: 128 random bits, so that no two histories can be confused.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Incarnation(pub [u8; 16]);
+/// 128 random bits, written as 32 hex digits.
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub [u8; 16]);
 
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Incarnation {
-    /// As it stands in a record.
-    pub fn hex(&self) -> [u8; 32] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [0; 32];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
         }
-        text
-    }
 
-    /// Reads 32 hex digits.
-    pub fn parse(text: &str) -> Option<Self> {
-        let value = u128::from_str_radix(text, 16).ok()?;
-        (text.len() == 32).then(|| Self(value.to_be_bytes()))
-    }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl $name {
+            /// As it stands in a record.
+            pub fn hex(&self) -> [u8; 32] {
+                const DIGITS: &[u8; 16] = b"0123456789abcdef";
+                let mut text = [0; 32];
+                for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+                    pair[0] = DIGITS[usize::from(byte >> 4)];
+                    pair[1] = DIGITS[usize::from(byte & 15)];
+                }
+                text
+            }
+
+            /// Reads 32 hex digits.
+            pub fn parse(text: &str) -> Option<Self> {
+                let value = u128::from_str_radix(text, 16).ok()?;
+                (text.len() == 32).then(|| Self(value.to_be_bytes()))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+                Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not 32 hex digits"))
+            }
+        }
+    };
 }
 
-impl Serialize for Incarnation {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Incarnation {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not 32 hex digits"))
-    }
-}
+random_id!(
+    /// One start of one instance, so that no two histories can be confused.
+    Incarnation
+);
+random_id!(
+    /// One instance over all its starts: one data folder with its journal.
+    InstanceId
+);
 
 /// One entry of the journal: `{"v":2,"incarnation":…,"seq":…,"prev":…,"event":{…}}`. Version 1 has other names for some
 /// outcomes, and says less of what a decision was made from.
@@ -131,6 +145,7 @@ pub enum Event {
     Policy(PolicyChange),
     Admin(AdminAction),
     Suppressed(Suppressed),
+    Gap(Gap),
     Stop(Stop),
 }
 
@@ -141,10 +156,46 @@ pub struct Start {
     pub environment: EnvironmentName,
     pub version: String,
     pub instance: String,
+    /// Which data folder this is, whatever its name and host. Records written before this field existed lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<InstanceId>,
     /// The last durable record before this start: incarnation, seq and head; `None` on the first start.
     pub after: Option<(Incarnation, u64, Digest)>,
+    /// The time of that record. Records written before this field existed lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_at: Option<Timestamp>,
     /// Bytes cut off as a torn tail.
     pub cut: u64,
+}
+
+/// The journal and the audit trail did not agree at a start, and the operator let the instance start all the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    pub at: Timestamp,
+    pub environment: EnvironmentName,
+    pub instance_id: InstanceId,
+    /// What was found, as the operator was told.
+    pub found: String,
+    pub missing: Vec<MissingRecords>,
+    /// Records that were marked as shipped and are shipped again.
+    pub shipped_again: u64,
+    /// The operating system's user and the host of the process that was started with `--accept-gap`.
+    pub accepted_by: String,
+}
+
+/// Records that are not, or not as they were written, in both the journal and the trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingRecords {
+    pub incarnation: Incarnation,
+    pub from: u64,
+    /// The last one; `None` if nobody knows how many there were.
+    pub to: Option<u64>,
+}
+
+impl MissingRecords {
+    pub fn covers(&self, incarnation: Incarnation, seq: u64) -> bool {
+        self.incarnation == incarnation && self.from <= seq && self.to.is_none_or(|to| seq <= to)
+    }
 }
 
 /// The result of a decision.
@@ -566,6 +617,7 @@ impl<'de> Deserialize<'de> for Event {
                     "policy" => PolicyChange::deserialize(rest).map(Event::Policy),
                     "admin" => AdminAction::deserialize(rest).map(Event::Admin),
                     "suppressed" => Suppressed::deserialize(rest).map(Event::Suppressed),
+                    "gap" => Gap::deserialize(rest).map(Event::Gap),
                     "stop" => Stop::deserialize(rest).map(Event::Stop),
                     unknown => Err(de::Error::custom(format!("`{unknown}` is no kind of event"))),
                 }
@@ -585,6 +637,7 @@ impl Event {
             Event::Policy(event) => event.at,
             Event::Admin(event) => event.at,
             Event::Suppressed(event) => event.at,
+            Event::Gap(event) => event.at,
             Event::Stop(event) => event.at,
         }
     }
@@ -598,6 +651,7 @@ impl Event {
             Event::Policy(event) => &event.environment,
             Event::Admin(event) => &event.environment,
             Event::Suppressed(event) => &event.environment,
+            Event::Gap(event) => &event.environment,
             Event::Stop(event) => &event.environment,
         }
     }
@@ -611,6 +665,7 @@ impl Event {
             Event::Policy(_) => "policy",
             Event::Admin(_) => "admin",
             Event::Suppressed(_) => "suppressed",
+            Event::Gap(_) => "gap",
             Event::Stop(_) => "stop",
         }
     }

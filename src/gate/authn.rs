@@ -90,6 +90,10 @@ impl Authenticator {
         now: Timestamp,
     ) -> Result<Authenticated, Reason> {
         let credential = self.identity.extract_credential(headers, peer.certificate.as_ref())?;
+        // Before the keys are loaded a key cannot be told from a wrong one.
+        if matches!(credential, Credential::Key(_)) && !self.grants.is_admitted() {
+            return Err(Reason::StaleAuthorization);
+        }
         if let Some(principal) = self.identity.cached(&credential, audience, now) {
             return Ok(Authenticated { principal, owner: None });
         }

@@ -121,6 +121,10 @@ impl Gate {
         if self.draining.load(Ordering::Relaxed) {
             return Err(context.refuse(Reason::Draining));
         }
+        if !self.parts.grants.is_admitted() {
+            context.message.id = body.ok().and_then(|body| peek_id(verb, body));
+            return Err(context.refuse(Reason::StaleAuthorization));
+        }
         Ok(AuthenticatedRequest {
             context,
             headers: head.headers,

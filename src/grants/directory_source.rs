@@ -3,6 +3,7 @@
 use crate::domain::{EnvironmentName, UserId};
 use crate::store::{Anchor, CatchUp, Delta, Directory, Store, StoreError};
 
+#[derive(Clone)]
 pub(super) enum DirectorySource {
     Store {
         store: Store,

@@ -33,7 +33,7 @@ use lease::Lease;
 use negative_cache::NegativeCache;
 use refresher::Refresher;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -44,6 +44,9 @@ use tokio_util::sync::CancellationToken;
 /// The directory in memory and the task that keeps it.
 pub struct Grants {
     shared: Arc<GrantsState>,
+    source: DirectorySource,
+    /// Loaded, and not admitted yet.
+    loaded: Mutex<Option<Refresher>>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -112,6 +115,8 @@ pub struct RefreshCounts {
 struct GrantsState {
     cache: Cache,
     lease: Lease,
+    /// The directory was loaded and may be decided upon. Before that every view is too old.
+    admitted: AtomicBool,
     /// Who was looked for in vain, and who was refused for what they are granted.
     unknown_members: NegativeCache,
     refused_members: NegativeCache,
@@ -134,12 +139,23 @@ impl Grants {
         Self::from_source(DirectorySource::Store { store, environment }, config).await
     }
 
+    /// Nothing is loaded yet: every call is refused as stale until `load` and `admit`.
+    pub fn unloaded(store: Store, environment: EnvironmentName, config: &GrantsConfig) -> Self {
+        Self::of_source(DirectorySource::Store { store, environment }, config)
+    }
+
     async fn from_source(source: DirectorySource, config: &GrantsConfig) -> Result<Self, GrantsError> {
-        let sent = Instant::now();
-        let directory = source.directory().await?;
+        let grants = Self::of_source(source, config);
+        grants.load().await?;
+        grants.admit();
+        Ok(grants)
+    }
+
+    fn of_source(source: DirectorySource, config: &GrantsConfig) -> Self {
         let shared = Arc::new(GrantsState {
             cache: Cache::new(config.max_members),
-            lease: Lease::new(sent),
+            lease: Lease::new(Instant::now()),
+            admitted: AtomicBool::new(false),
             unknown_members: NegativeCache::with_ttl(Duration::from_secs(1)),
             refused_members: NegativeCache::with_ttl(Duration::from_millis(250)),
             unreadable: ArcSwap::default(),
@@ -154,14 +170,37 @@ impl Grants {
             max_staleness: config.max_staleness.0,
             confirm_timeout: config.confirm_timeout.0,
         });
-        let refresher = Refresher::load(source, shared.clone(), directory, sent);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(refresher.run(stop.clone()));
-        Ok(Self {
+        Self {
             shared,
-            stop,
-            task: Mutex::new(Some(task)),
-        })
+            source,
+            loaded: Mutex::default(),
+            stop: CancellationToken::new(),
+            task: Mutex::default(),
+        }
+    }
+
+    /// Loads everything once. It may be looked at, but not decided upon until `admit`.
+    pub async fn load(&self) -> Result<(), GrantsError> {
+        let sent = Instant::now();
+        let directory = self.source.directory().await?;
+        let refresher = Refresher::load(self.source.clone(), self.shared.clone(), directory, sent);
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(refresher);
+        Ok(())
+    }
+
+    /// What was loaded may be decided upon; one task keeps it until `stop`.
+    pub fn admit(&self) {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(refresher) = loaded {
+            refresher.admit();
+            let task = tokio::spawn(refresher.run(self.stop.clone()));
+            *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        }
+    }
+
+    /// Whether anything may be decided: before that nobody is known, and nobody can be told to be unknown.
+    pub fn is_admitted(&self) -> bool {
+        self.shared.admitted.load(Ordering::Acquire)
     }
 
     /// Ends the task and waits for it. What is in memory stays readable and grows stale.
@@ -395,13 +434,25 @@ impl GrantsState {
         let generation = self.generation.load(Ordering::Acquire);
         GrantsView {
             seq: self.seq.load(Ordering::Acquire),
-            age: fresh_at.elapsed(),
+            age: if self.admitted.load(Ordering::Acquire) {
+                fresh_at.elapsed()
+            } else {
+                Duration::MAX
+            },
             generation,
         }
     }
 
     /// Waits for a confirmation that knows everything committed before `need`, joining one that is under way.
     async fn confirmed(&self, arrived: Instant, need: Instant) -> Result<GrantsView, Stale> {
+        if !self.admitted.load(Ordering::Acquire) {
+            return Err(Stale {
+                age: Duration::MAX,
+                retry_after: Duration::from_secs(1),
+                reason: Reason::StaleAuthorization,
+                why: None,
+            });
+        }
         let enough = |fresh_at: Instant| fresh_at >= need && (fresh_at >= arrived || fresh_at.elapsed() <= self.max_staleness);
         match self.lease.wait(arrived, need, self.confirm_timeout, enough).await {
             Ok(()) => Ok(self.view()),

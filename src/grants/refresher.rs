@@ -72,8 +72,13 @@ impl Refresher {
             unreadable: Unreadable::default(),
         };
         refresher.apply_directory(directory, sent);
-        refresher.shared.lease.confirmed(sent);
         refresher
+    }
+
+    /// From now on what was loaded may be decided upon.
+    pub(super) fn admit(&self) {
+        self.shared.lease.confirmed(self.loaded_at);
+        self.shared.admitted.store(true, Ordering::Release);
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {

@@ -19,7 +19,7 @@ pub enum JournalError {
     #[error("cannot read or write the journal file `{}`", file.display())]
     File { file: PathBuf, source: io::Error },
     #[error(
-        "{0}: acknowledged records cannot be read back; restore the folder from a copy, or move it aside as evidence and start with an empty one"
+        "{0}: acknowledged records cannot be read back; restore the folder from a copy, or move it aside as evidence and start once with `guardian serve --accept-gap`"
     )]
     Damaged(Damage),
     #[error("cannot start the thread that writes the journal")]

@@ -21,6 +21,7 @@ mod segment;
 mod shared;
 mod shipper;
 mod spool;
+mod spooled;
 mod thread_priority;
 mod truncate;
 mod watermark;
@@ -36,11 +37,12 @@ pub use error::{Damage, JournalError, JournalState, Sealed};
 pub use inputs::{InputSecrets, InputSecretsError, PersonKeys};
 pub use reader::read_dir;
 pub use shipper::Shipper;
+pub use spooled::SpooledIncarnation;
 pub use thread_priority::lower_priority;
 
 use crate::decide::Permit;
 use crate::domain::{
-    Call, Chain, Decision, Digest, EnvironmentName, Event, Executed, Incarnation, KeptDocument, Outcome, OutcomeKind,
+    Call, Chain, Decision, Digest, EnvironmentName, Event, Executed, Incarnation, InstanceId, KeptDocument, Outcome, OutcomeKind,
     RecordedRequest, Start, Timestamp,
 };
 use cleared::PendingPermit;
@@ -57,9 +59,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use watermark::Watermark;
 use writer::{Writer, WriterExitGuard};
-
-/// The START record and the recovered outcomes are written in batches of this many events.
-const START_BATCH: usize = 256;
 
 /// Where the journal lies, and its limits.
 #[derive(Debug, Clone)]
@@ -81,6 +80,8 @@ pub struct StartFacts {
     pub environment: EnvironmentName,
     pub version: String,
     pub instance: String,
+    /// As the data folder has it. Without it the journal's own counts, or a new one is drawn.
+    pub instance_id: Option<InstanceId>,
 }
 
 /// What `open_dir` found in the folder.
@@ -105,7 +106,9 @@ struct JournalHandle {
     disk: Arc<dyn Disk>,
     incarnation: Incarnation,
     documents: Arc<Documents>,
-    shipped: Option<Watermark>,
+    instance_id: InstanceId,
+    shipped: Mutex<Option<Watermark>>,
+    spooled: Vec<SpooledIncarnation>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -171,6 +174,40 @@ impl Journal {
     /// The incarnation that this start began.
     pub fn incarnation(&self) -> Incarnation {
         self.0.incarnation
+    }
+
+    /// The instance that the START record names.
+    pub fn instance_id(&self) -> InstanceId {
+        self.0.instance_id
+    }
+
+    /// Whether the START record is on disk. On a disk that is full at the start it is not, until there is room.
+    pub fn has_started(&self) -> bool {
+        self.0.shared.spool.durable.load(Ordering::Acquire) > 0
+    }
+
+    /// What the folder held of each earlier start when it was opened, oldest first.
+    pub fn spooled(&self) -> &[SpooledIncarnation] {
+        &self.0.spooled
+    }
+
+    /// Ships again what the folder holds, from the first record of this incarnation on; returns how many records. To be
+    /// called once, before a shipper is made.
+    pub fn ship_again(&self, incarnation: Incarnation) -> Result<u64, JournalError> {
+        let handle = &self.0;
+        let from = self.spooled().iter().skip_while(|spooled| spooled.incarnation != incarnation);
+        let Some(first) = from.clone().next() else { return Ok(0) };
+        let mark = Watermark {
+            incarnation,
+            next: first.first,
+        };
+        mark.store(&*handle.disk)
+            .map_err(scan::in_file(&*handle.disk, watermark::NAME))?;
+        let (records, bytes) = from.fold((0, 0), |sum, spooled| (sum.0 + spooled.marked.0, sum.1 + spooled.marked.1));
+        handle.shared.spool.records.fetch_add(records, Ordering::SeqCst);
+        handle.shared.spool.bytes.fetch_add(bytes, Ordering::Relaxed);
+        *locked(&handle.shipped) = Some(mark);
+        Ok(records)
     }
 
     /// Whether the journal takes records, and if not, why.
@@ -239,6 +276,15 @@ impl Journal {
         }
     }
 
+    /// As `stop`, but a disk that does not answer is waited for no longer than this; false then, and records may be lost
+    /// that nobody waited for: the next start records those calls as `unknown`.
+    pub async fn stop_within(&self, limit: Duration) -> bool {
+        let has_stopped = tokio::time::timeout(limit, self.stop()).await.is_ok();
+        // Nor when the journal is dropped.
+        self.0.shared.abandoned.store(!has_stopped, Ordering::Release);
+        has_stopped
+    }
+
     fn open_on(
         disk: Arc<dyn Disk>,
         settings: &JournalSettings,
@@ -246,15 +292,16 @@ impl Journal {
         clock: shared::NowFn,
     ) -> Result<(Self, Recovered), JournalError> {
         let recovered_state = recover::recover(&disk)?;
-        Watermark::prepare(&*disk).map_err(scan::in_file(&*disk, watermark::NAME))?;
-        let chain = Chain::new(new_incarnation()?);
+        let chain = Chain::new(Incarnation(random_id()?));
         let incarnation = chain.incarnation;
         let number = recovered_state
             .segment_index
             .segments
             .last()
             .map_or(1, |segment| segment.header.number + 1);
-        let events = first_events(&facts, &recovered_state, &*clock);
+        let known = facts.instance_id.or(recovered_state.instance_id());
+        let instance_id = known.map_or_else(|| random_id().map(InstanceId), Ok)?;
+        let events = first_events(&facts, instance_id, &recovered_state, &*clock);
         let unknown = recovered_state.open.len();
         let spool = Arc::new(Spool::new(
             disk.clone(),
@@ -276,10 +323,10 @@ impl Journal {
             chain,
             number,
             recovered_state.open,
+            events,
         );
-        for events in events.chunks(START_BATCH) {
-            writer.write_directly(events).map_err(scan::in_file(&*disk, ""))?;
-        }
+        let written = writer.write_first_events();
+        shared.seal_if_full(written).map_err(scan::in_file(&*disk, ""))?;
         let recovered = Recovered {
             after: recovered_state.last,
             cut: recovered_state.cut,
@@ -293,7 +340,9 @@ impl Journal {
             shared,
             disk,
             incarnation,
-            shipped: recovered_state.watermark,
+            instance_id,
+            shipped: Mutex::new(recovered_state.watermark),
+            spooled: recovered_state.spooled,
         };
         Ok((Self(Arc::new(handle)), recovered))
     }
@@ -303,7 +352,7 @@ impl Drop for JournalHandle {
     fn drop(&mut self) {
         self.shared.queue.close();
         // The writer thread is stuck in a disk operation; joining it could block for ever.
-        if self.shared.state() == JournalState::Sealed(Sealed::Hung) {
+        if self.shared.abandoned.load(Ordering::Acquire) || self.shared.state() == JournalState::Sealed(Sealed::Hung) {
             return;
         }
         for thread in locked(&self.threads).drain(..) {
@@ -313,13 +362,20 @@ impl Drop for JournalHandle {
 }
 
 /// The START record, and an outcome for each permit that has none.
-fn first_events(facts: &StartFacts, recovered_state: &RecoveredState, clock: &dyn Fn() -> Timestamp) -> Vec<Event> {
+fn first_events(
+    facts: &StartFacts,
+    instance_id: InstanceId,
+    recovered_state: &RecoveredState,
+    clock: &dyn Fn() -> Timestamp,
+) -> Vec<Event> {
     let start = Event::Start(Start {
         at: clock(),
         environment: facts.environment.clone(),
         version: facts.version.clone(),
         instance: facts.instance.clone(),
+        instance_id: Some(instance_id),
         after: recovered_state.last,
+        after_at: recovered_state.spooled.last().and_then(|last| last.last_at),
         cut: recovered_state.cut,
     });
     let unknown = recovered_state.open.iter().map(|request| {
@@ -362,8 +418,8 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(JournalError::Thread)
 }
 
-fn new_incarnation() -> Result<Incarnation, JournalError> {
+fn random_id() -> Result<[u8; 16], JournalError> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| JournalError::Randomness)?;
-    Ok(Incarnation(bytes))
+    Ok(bytes)
 }

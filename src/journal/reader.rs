@@ -8,7 +8,7 @@ use super::disk::{Disk, DiskFolder};
 use super::error::{Damage, JournalError};
 use super::scan::{ScanStep, Segment, SegmentCursor, damaged, in_file, segments};
 use super::watermark::{self, Watermark};
-use crate::domain::{DecisionKind, Digest, Incarnation, RequestId, SealedRecord};
+use crate::domain::{DecisionKind, Digest, Incarnation, InstanceId, MissingRecords, RequestId, SealedRecord, Timestamp};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -237,7 +237,7 @@ fn check_beginning(disk: &dyn Disk, segments: &[Segment], shipped: Option<Waterm
     }
 }
 
-/// The fields of a record that recovery and `check_start` need.
+/// The fields of a record that recovery, `check_start` and the comparison with the trail need.
 #[derive(Debug, Deserialize)]
 pub(super) struct RecordSummary {
     pub request: Option<RequestId>,
@@ -245,6 +245,10 @@ pub(super) struct RecordSummary {
     #[serde(rename = "ending")]
     pub kind: Option<serde::de::IgnoredAny>,
     pub after: Option<(Incarnation, u64, Digest)>,
+    pub after_at: Option<Timestamp>,
+    pub at: Option<Timestamp>,
+    pub instance_id: Option<InstanceId>,
+    pub missing: Option<Vec<MissingRecords>>,
 }
 
 pub(super) fn read_summary(record: &SealedRecord) -> Option<RecordSummary> {

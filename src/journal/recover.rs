@@ -7,8 +7,9 @@ use super::error::JournalError;
 use super::reader::{FolderReader, read_summary};
 use super::scan::in_file;
 use super::spool::{SegmentIndex, cost};
+use super::spooled::{self, SpooledIncarnation};
 use super::watermark::Watermark;
-use crate::domain::{DecisionKind, Digest, Incarnation, RequestId, SealedRecord};
+use crate::domain::{DecisionKind, Digest, Incarnation, InstanceId, RequestId, SealedRecord};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub(super) struct RecoveredState {
     pub watermark: Option<Watermark>,
     /// Records that are not in the database yet, and their bytes.
     pub unshipped: (u64, u64),
+    /// What lies there of each earlier start.
+    pub spooled: Vec<SpooledIncarnation>,
 }
 
 /// Reads the folder, repairs its tail, and deletes temporary files.
@@ -47,10 +50,16 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalErr
     };
     let mark = recovered_state.watermark.filter(known);
     let mut reached = mark.is_none();
+    let segments = reader.segments.clone();
+    let head_before = |of| {
+        let first = segments.iter().find(|segment| segment.header.incarnation == of);
+        first.map_or(Digest::ZERO, |segment| segment.header.prev)
+    };
     while let Some(record) = reader.next()? {
         let here = mark.filter(|mark| mark.incarnation == record.incarnation);
         reached |= here.is_some();
-        recovered_state.note_record(&record, here.map_or(!reached, |mark| record.seq < mark.next));
+        let is_shipped = here.map_or(!reached, |mark| record.seq < mark.next);
+        recovered_state.note_record(&record, is_shipped, head_before);
     }
     recovered_state.last = reader
         .ends
@@ -81,13 +90,20 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalErr
 }
 
 impl RecoveredState {
+    /// The instance whose journal this is, as its newest START record says.
+    pub fn instance_id(&self) -> Option<InstanceId> {
+        self.spooled.iter().rev().find_map(|spooled| spooled.instance_id)
+    }
+
     /// Counts the record if it is unshipped, and notes whether it opens or closes a permit.
-    fn note_record(&mut self, record: &SealedRecord, shipped: bool) {
-        if !shipped {
+    fn note_record(&mut self, record: &SealedRecord, is_shipped: bool, head_before: impl FnOnce(Incarnation) -> Digest) {
+        if !is_shipped {
             self.unshipped.0 += 1;
             self.unshipped.1 += cost(record);
         }
-        let Some(glance) = read_summary(record) else { return };
+        let summary = read_summary(record);
+        spooled::note(&mut self.spooled, record, summary.as_ref(), is_shipped, head_before);
+        let Some(glance) = summary else { return };
         let Some(request) = glance.request else { return };
         match (glance.decision, glance.kind) {
             (Some(DecisionKind::Allow), _) => _ = self.open.insert(request),

@@ -4,9 +4,11 @@
 
 use super::error::{JournalState, Sealed};
 use super::queue::{CommitGroup, PermitEffect, Queue, QueuedEvent, Waiter, locked};
+use super::segment::is_full;
 use super::spool::Spool;
 use super::truncate;
 use crate::domain::{DecisionKind, EnvironmentName, Event, Executed, Outcome, OutcomeKind, RequestId, Timestamp};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
@@ -49,6 +51,8 @@ pub(super) struct JournalShared {
     pub observer: OnceLock<Observer>,
     /// `Journal::stop` was called: the writer thread ends with a STOP record.
     pub stopping: AtomicBool,
+    /// Nobody waits for the writer thread any more: its disk does not answer.
+    pub abandoned: AtomicBool,
     ended: AtomicBool,
     pub end: Notify,
     /// The watchdog's thread, parked while no write is in progress.
@@ -78,6 +82,7 @@ impl JournalShared {
             ship_error: Mutex::default(),
             observer: OnceLock::new(),
             stopping: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             end: Notify::new(),
             watchdog: OnceLock::new(),
@@ -160,6 +165,18 @@ impl JournalShared {
     pub fn seal(&self, reason: Sealed) {
         *locked(&self.fault) = Some(reason);
         self.faulty.store(true, Ordering::Release);
+    }
+
+    /// A disk that is full at the start has room later; every other fault ends the start.
+    pub fn seal_if_full(&self, written: io::Result<()>) -> io::Result<()> {
+        match written {
+            Err(error) if is_full(&error) => {
+                tracing::error!(%error, "the journal's disk is full: every call is refused until there is room");
+                self.seal(Sealed::Fault(error.to_string().into()));
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     pub fn unseal(&self) {

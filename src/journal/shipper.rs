@@ -51,7 +51,7 @@ impl Shipper {
             disk: handle.disk.clone(),
             shared: handle.shared.clone(),
             documents: handle.documents.clone(),
-            shipped: handle.shipped,
+            shipped: *locked(&handle.shipped),
             reader: None,
         }
     }

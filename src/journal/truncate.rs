@@ -41,6 +41,11 @@ fn shortened(mut event: Event, text: usize, list: usize) -> Event {
             truncate(&mut suppressed.reason, text);
             truncate(&mut suppressed.network, text);
         }
+        Event::Gap(gap) => {
+            gap.missing.truncate(list);
+            truncate(&mut gap.found, text);
+            truncate(&mut gap.accepted_by, text);
+        }
         Event::Stop(_) => {}
     }
     event

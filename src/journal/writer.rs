@@ -11,6 +11,7 @@ use super::queue::{Batch, PermitEffect, QueuedEvent, WakeResult, locked};
 use super::segment::ActiveSegment;
 use super::shared::{JournalShared, OUTCOME_ROOM};
 use super::truncate;
+use super::watermark::Watermark;
 use crate::domain::{AdminAction, Backoff, Chain, Event, RequestId, Stop};
 use std::collections::BTreeSet;
 use std::io;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// The START record and the recovered outcomes are written in batches of this many events.
+const START_BATCH: usize = 256;
 /// First and longest pause between two attempts to write while the journal is sealed.
 const PROBE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
@@ -32,6 +35,8 @@ pub(super) struct Writer {
     next_number: u64,
     /// Permits without an outcome; every segment header lists them.
     open: BTreeSet<RequestId>,
+    /// The START record and what follows it, until it is on disk: before it nothing is recorded.
+    first_events: Vec<Event>,
     /// The encoded batch, and how many records it holds.
     bytes: Vec<u8>,
     records: u32,
@@ -47,6 +52,7 @@ impl Writer {
         chain: Chain,
         next_number: u64,
         open: BTreeSet<RequestId>,
+        first_events: Vec<Event>,
     ) -> Self {
         Self {
             shared,
@@ -57,6 +63,7 @@ impl Writer {
             poisoned: None,
             next_number,
             open,
+            first_events,
             bytes: Vec::with_capacity(256 * 1024),
             records: 0,
             began: Instant::now(),
@@ -65,7 +72,7 @@ impl Writer {
 
     /// Runs until the queue is closed and everything in it is written. After `Journal::stop`, a STOP record is the last.
     pub fn run(mut self) {
-        let mut sealed = false;
+        let mut sealed = !self.first_events.is_empty();
         loop {
             if sealed {
                 sealed = !self.probe();
@@ -90,6 +97,19 @@ impl Writer {
         if let Some(active) = &self.active {
             active.trim();
         }
+    }
+
+    /// Writes what a start records, or what of it is not on disk yet.
+    pub fn write_first_events(&mut self) -> io::Result<()> {
+        Watermark::prepare(&*self.disk)?;
+        while !self.first_events.is_empty() {
+            let batch: Vec<Event> = self.first_events.drain(..START_BATCH.min(self.first_events.len())).collect();
+            if let Err(error) = self.write_directly(&batch) {
+                self.first_events.splice(0..0, batch);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Writes these events at once, without the queue; nobody waits for them.
@@ -268,7 +288,7 @@ impl Writer {
                 "journal_unsealed",
                 format!("the disk failed and works again; {refused} records were refused since the start"),
             ));
-            match self.write_directly(&[admin]) {
+            match self.write_first_events().and_then(|()| self.write_directly(&[admin])) {
                 Ok(()) => {
                     self.shared.unseal();
                     tracing::info!("the journal writes again");

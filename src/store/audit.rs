@@ -47,6 +47,7 @@ pub enum AuditKind {
     Admin,
     Suppressed,
     Start,
+    Gap,
     Stop,
     Opaque,
     Any,
@@ -298,6 +299,7 @@ impl AuditKind {
             Self::Admin => " AND d.kind = 'admin'",
             Self::Suppressed => " AND d.kind = 'suppressed'",
             Self::Start => " AND d.kind = 'start'",
+            Self::Gap => " AND d.kind = 'gap'",
             Self::Stop => " AND d.kind = 'stop'",
             Self::Opaque => " AND d.kind = 'opaque'",
             Self::Any => "",
@@ -393,6 +395,10 @@ impl AuditRow {
             Some(Event::Suppressed(suppressed)) => bare.with_suppressed(suppressed),
             Some(Event::Start(start)) => Self {
                 detail: Some(format!("{} on {}", start.version, start.instance)),
+                ..bare
+            },
+            Some(Event::Gap(gap)) => Self {
+                detail: Some(format!("{}; accepted by {}", gap.found, gap.accepted_by)),
                 ..bare
             },
             Some(Event::Stop(_)) | None => bare,

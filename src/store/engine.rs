@@ -12,7 +12,7 @@ use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Decode, Row as _, SqlSafeStr, SqlStr, Transaction, Type};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 #[derive(Clone)]
@@ -28,7 +28,8 @@ pub struct PostgresEngine {
 pub struct SqliteEngine {
     pub(super) file: Arc<SqliteFile>,
     pub(super) location: Arc<StoreLocation>,
-    pub(super) warnings: Arc<[String]>,
+    /// Of the first connection.
+    pub(super) warnings: Arc<OnceLock<Vec<String>>>,
     pub(super) author: Option<Arc<Author>>,
 }
 

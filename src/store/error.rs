@@ -32,6 +32,9 @@ pub enum StoreError {
     /// Locked, overloaded, shutting down: the same again may succeed.
     #[error("{place} cannot do this now: {why}")]
     Busy { place: String, why: String },
+    /// The disk of the file is full or fails: the same again may succeed.
+    #[error("{place} cannot do this now: {why}")]
+    DiskFails { place: String, why: String },
     #[error("no {0}")]
     NotFound(String),
     #[error("{0}")]
@@ -49,7 +52,7 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Busy { .. } => true,
+            Self::Unreachable { .. } | Self::Busy { .. } | Self::DiskFails { .. } => true,
             Self::Configuration(_)
             | Self::WrongPassword { .. }
             | Self::DatabaseMissing(_)
@@ -85,6 +88,11 @@ impl StoreError {
     pub(super) fn busy(place: impl Display, why: impl Into<String>) -> Self {
         let (place, why) = (place.to_string(), why.into());
         Self::Busy { place, why }
+    }
+
+    pub(super) fn disk_fails(place: impl Display, why: impl Into<String>) -> Self {
+        let (place, why) = (place.to_string(), why.into());
+        Self::DiskFails { place, why }
     }
 
     pub(super) fn unstorable(place: impl Display, what: impl Into<String>) -> Self {
@@ -160,7 +168,7 @@ fn of_sqlite(code: &str, message: &str, at: impl Display) -> StoreError {
     match (code & 0xff, code) {
         (5 | 6, _) => StoreError::busy(at, "another process holds it locked"),
         // I/O error, disk full
-        (10 | 13, _) => StoreError::busy(at, what),
+        (10 | 13, _) => StoreError::disk_fails(at, what),
         (14, _) => StoreError::unreachable(at, "the file cannot be opened"),
         (8, _) => StoreError::permission(at, "the file is read-only"),
         (11 | 26, _) => StoreError::broken(at, "the file is damaged or not an SQLite database"),

@@ -60,6 +60,11 @@ const POSTGRES: &[MigrationStep] = &[
         name: "policy_documents",
         sql: include_str!("postgres/0007_policy_documents.sql"),
     },
+    MigrationStep {
+        version: 8,
+        name: "trail_comparison",
+        sql: include_str!("postgres/0008_trail_comparison.sql"),
+    },
 ];
 const SQLITE: &[MigrationStep] = &[
     MigrationStep {
@@ -97,7 +102,7 @@ const APPLIED: Sql = Sql {
 impl Store {
     /// Brings the schema up to this program's version; tells each step and does nothing where nothing is pending.
     /// On Postgres this needs a login with CREATEROLE and CREATE on the database, not a superuser.
-    pub async fn migrate(&self, on_step: &mut dyn FnMut(&str)) -> Result<(), StoreError> {
+    pub async fn migrate(&self, on_step: &mut (dyn FnMut(&str) + Send)) -> Result<(), StoreError> {
         let status = self.status().await?;
         self.refuse_newer(&status)?;
         for step in self.steps().iter().filter(|step| step.version > status.version) {

@@ -22,6 +22,7 @@ mod registry;
 mod server_failures;
 mod ship;
 mod sqlite;
+mod trail;
 mod unreadable;
 mod users;
 
@@ -38,6 +39,7 @@ pub use open::StoreOpen;
 pub use registry::RegistryRow;
 pub use server_failures::ServerFailure;
 pub use ship::Shipped;
+pub use trail::TrailSpan;
 pub use unreadable::UnreadableRow;
 pub use users::{NewUser, UserRow};
 
@@ -55,6 +57,13 @@ pub enum Store {
 impl Store {
     /// Connects and proves it once, so that a wrong setting is told now and not at the first call.
     pub async fn open(open: &StoreOpen) -> Result<Store, StoreError> {
+        let store = Self::prepare(open)?;
+        store.connect().await?;
+        Ok(store)
+    }
+
+    /// Reads the settings and connects to nothing, for an instance that starts while its store is away.
+    pub fn prepare(open: &StoreOpen) -> Result<Store, StoreError> {
         match open {
             StoreOpen::Postgres {
                 url,
@@ -62,10 +71,18 @@ impl Store {
                 max_connections,
                 connect_timeout,
             } => {
-                let engine = postgres::open_postgres(url, ca_file.as_deref(), *max_connections, *connect_timeout).await?;
+                let engine = postgres::prepare_postgres(url, ca_file.as_deref(), *max_connections, *connect_timeout)?;
                 Ok(Store::Postgres(engine))
             }
-            StoreOpen::Sqlite { file, create } => Ok(Store::Sqlite(sqlite::open_sqlite(file, *create).await?)),
+            StoreOpen::Sqlite { file, create } => Ok(Store::Sqlite(sqlite::prepare_sqlite(file, *create))),
+        }
+    }
+
+    /// Connects once. A store that was connected stays as it is.
+    pub async fn connect(&self) -> Result<(), StoreError> {
+        match self {
+            Store::Postgres(engine) => postgres::try_once(engine).await,
+            Store::Sqlite(engine) => engine.file.connect(&engine.warnings).await,
         }
     }
 
@@ -73,7 +90,7 @@ impl Store {
     pub fn warnings(&self) -> &[String] {
         match self {
             Store::Postgres(engine) => &engine.warnings,
-            Store::Sqlite(engine) => &engine.warnings,
+            Store::Sqlite(engine) => engine.warnings.get().map_or(&[], Vec::as_slice),
         }
     }
 

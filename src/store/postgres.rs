@@ -18,7 +18,7 @@ use std::time::Duration;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 const MAX_LIFETIME: Duration = Duration::from_secs(1_800);
 
-pub(super) async fn open_postgres(
+pub(super) fn prepare_postgres(
     url: &Secret,
     ca_file: Option<&Path>,
     max_connections: u32,
@@ -26,7 +26,6 @@ pub(super) async fn open_postgres(
 ) -> Result<PostgresEngine, StoreError> {
     let (options, warnings) = parse(url.expose_secret(), ca_file)?;
     let location = Arc::new(location_of(&options));
-    try_once(&options, &location, connect_timeout).await?;
     let pool = PgPoolOptions::new()
         .min_connections(0)
         .max_connections(max_connections.max(1))
@@ -51,8 +50,9 @@ pub(super) async fn open_postgres(
 }
 
 /// A pool hides why it cannot connect behind its own timeout, so the first connection is made without one.
-async fn try_once(options: &PgConnectOptions, location: &StoreLocation, timeout: Duration) -> Result<(), StoreError> {
-    let connection = with_timeout_of(timeout, location, options.connect()).await?;
+pub(super) async fn try_once(engine: &PostgresEngine) -> Result<(), StoreError> {
+    let (options, timeout) = (engine.pool.connect_options(), engine.pool.options().get_acquire_timeout());
+    let connection = with_timeout_of(timeout, &engine.location, options.connect()).await?;
     let _ = connection.close().await;
     Ok(())
 }

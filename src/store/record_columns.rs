@@ -215,7 +215,7 @@ impl<'a> Derived<'a> {
                     ..nothing
                 })
             }
-            Event::Start(_) | Event::Stop(_) => Some(nothing),
+            Event::Start(_) | Event::Gap(_) | Event::Stop(_) => Some(nothing),
         }
     }
 

@@ -3,13 +3,13 @@
 use super::check::check_file;
 use super::engine::{SqliteEngine, StoreLocation};
 use super::{Store, StoreError};
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -23,8 +23,11 @@ const PAGE: u32 = 8_192;
 /// is open: where somebody put another file in its place (a restored backup), that file is opened instead.
 pub(super) struct SqliteFile {
     path: PathBuf,
+    /// Make the file where there is none.
+    create: bool,
     location: Arc<StoreLocation>,
-    open: ArcSwap<SqlitePools>,
+    /// `None` until it is connected.
+    open: ArcSwapOption<SqlitePools>,
     reopening: Mutex<()>,
 }
 
@@ -52,27 +55,44 @@ struct FileId {
     inode: u64,
 }
 
-pub(super) async fn open_sqlite(file: &Path, create: bool) -> Result<SqliteEngine, StoreError> {
+pub(super) fn prepare_sqlite(file: &Path, create: bool) -> SqliteEngine {
     let location = Arc::new(StoreLocation::Sqlite { file: file.to_owned() });
-    let warnings = secure_file(file, create, &location)?;
-    let connections = connect(file, &location).await?;
-    Ok(SqliteEngine {
+    SqliteEngine {
         file: Arc::new(SqliteFile {
             path: file.to_owned(),
+            create,
             location: location.clone(),
-            open: ArcSwap::from_pointee(connections),
+            open: ArcSwapOption::empty(),
             reopening: Mutex::default(),
         }),
         location,
-        warnings: warnings.into(),
+        warnings: Arc::default(),
         author: None,
-    })
+    }
 }
 
 impl SqliteFile {
+    /// Opens the file for the first time; later it does nothing.
+    pub(super) async fn connect(&self, warnings: &OnceLock<Vec<String>>) -> Result<(), StoreError> {
+        if self.open.load().is_some() {
+            return Ok(());
+        }
+        let found = secure_file(&self.path, self.create, &self.location)?;
+        let pools = connect(&self.path, &self.location).await?;
+        _ = warnings.set(found);
+        self.open.store(Some(Arc::new(pools)));
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Arc<SqlitePools>, StoreError> {
+        self.open
+            .load_full()
+            .ok_or_else(|| StoreError::unreachable(&self.location, "it is not open yet"))
+    }
+
     /// SqlitePools to the file that the path names now.
     pub(super) async fn current(&self) -> Result<Arc<SqlitePools>, StoreError> {
-        let open = self.open.load_full();
+        let open = self.open()?;
         let now = Files::of(&self.path, &self.location)?;
         if now == open.files {
             return Ok(open);
@@ -96,13 +116,15 @@ impl SqliteFile {
     }
 
     pub(super) async fn close(&self) {
-        self.open.load_full().close().await;
+        if let Some(open) = self.open.load_full() {
+            open.close().await;
+        }
     }
 
     /// Takes up the file that is in place now, if it could be served from the start: migrated, with its triggers.
     async fn reopen(&self) -> Result<Arc<SqlitePools>, StoreError> {
         let _one_at_a_time = self.reopening.lock().await;
-        let before = self.open.load_full();
+        let before = self.open()?;
         let now = Files::of(&self.path, &self.location)?;
         if now == before.files {
             return Ok(before);
@@ -113,7 +135,8 @@ impl SqliteFile {
                 self.unusable("the `-wal` file of the database that was here lies beside it: remove the `-wal` and `-shm` files")
             );
         }
-        let found = Store::Sqlite(open_sqlite(&self.path, false).await?);
+        let found = Store::Sqlite(prepare_sqlite(&self.path, false));
+        found.connect().await?;
         found.require_current().await?;
         let problems = check_file(&found, &self.location).await?;
         if !problems.is_empty() {
@@ -122,8 +145,8 @@ impl SqliteFile {
         let Store::Sqlite(engine) = &found else {
             unreachable!("a file is opened as SQLite")
         };
-        let now = engine.file.open.load_full();
-        self.open.store(now.clone());
+        let now = engine.file.open()?;
+        self.open.store(Some(now.clone()));
         tracing::warn!(store = %self.location, "the database file was replaced while serving: the new one is in use");
         // Transactions under way end first. SQLite leaves the log beside a file that has lost its name alone.
         tokio::spawn(async move { before.close().await });

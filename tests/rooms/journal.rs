@@ -59,6 +59,7 @@ fn open(dir: &Path) -> Result<(Journal, Recovered), JournalError> {
         environment: world::environment(),
         version: "0.0.0".to_owned(),
         instance: "test".to_owned(),
+        instance_id: None,
     };
     Journal::open_dir(settings, facts, || Timestamp::from_secs(1))
 }
@@ -252,6 +253,7 @@ fn a_folder_in_memory_is_refused_unless_that_is_allowed() {
         environment: world::environment(),
         version: "0.0.0".to_owned(),
         instance: "test".to_owned(),
+        instance_id: None,
     };
     let refused = Journal::open_dir(settings.clone(), facts.clone(), || Timestamp::from_secs(1)).map(|_| ());
     assert!(

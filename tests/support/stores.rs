@@ -25,7 +25,19 @@ const ONE_AT_A_TIME: i64 = 0x6775_6172;
 
 impl Database {
     pub async fn create() -> Database {
-        let inner = postgres::Database::new().await;
+        Self::of(postgres::Database::new().await).await
+    }
+
+    /// On a cluster of its own, which can be stopped and started.
+    pub async fn on_own_cluster() -> Database {
+        Self::of(postgres::Database::on_own_cluster().await).await
+    }
+
+    pub fn server(&mut self) -> &mut postgres::Cluster {
+        self.inner.cluster()
+    }
+
+    async fn of(inner: postgres::Database) -> Database {
         let (proxy, password) = (format!("proxy_{}", inner.name), format!("canary-{}", inner.name));
         inner
             .execute(&format!("CREATE ROLE {proxy} LOGIN PASSWORD '{password}'"))

@@ -54,12 +54,16 @@ when { context.input.path like "/etc/*" };
 impl World {
     /// Makes a folder, certificates, the policies above and an empty store; starts nothing.
     pub async fn new(engine: Engine) -> World {
-        let (port, metrics_port) = (free_port(), free_port());
-        let folder = Folder::new();
         let database = match engine {
             Engine::Sqlite => None,
             Engine::Postgres => Some(Database::create().await),
         };
+        Self::with_database(database).await
+    }
+
+    pub async fn with_database(database: Option<Database>) -> World {
+        let (port, metrics_port) = (free_port(), free_port());
+        let folder = Folder::new();
         let config = basics(port, metrics_port, database.as_ref());
         let world = World {
             folder,
@@ -359,8 +363,13 @@ impl World {
 
     /// Starts `guardian serve` and waits until it is ready.
     pub async fn start(&mut self) -> &mut Self {
+        self.start_with(&[]).await
+    }
+
+    /// The same with more arguments of `serve`.
+    pub async fn start_with(&mut self, arguments: &[&str]) -> &mut Self {
         self.migrate().await;
-        self.spawn();
+        self.spawn_with(arguments);
         eventually("`guardian serve` to be ready", async || {
             if let Some(status) = self.exited() {
                 panic!("`guardian serve` ended with {status}:\n{}", self.log());
@@ -373,6 +382,10 @@ impl World {
 
     /// Starts `guardian serve` without waiting for anything.
     pub fn spawn(&mut self) {
+        self.spawn_with(&[]);
+    }
+
+    fn spawn_with(&mut self, arguments: &[&str]) {
         assert!(self.process.is_none(), "one process at a time");
         self.write();
         let log = File::options()
@@ -383,6 +396,7 @@ impl World {
         let mut command = self.command();
         command
             .arg("serve")
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -441,6 +455,25 @@ impl World {
     pub async fn health(&self) -> Value {
         let reply = Address::plain(self.metrics_port).get("/health").await.unwrap();
         serde_json::from_str(&reply.text().await.unwrap()).unwrap()
+    }
+
+    /// The id of the process.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("a running process").id()
+    }
+
+    /// What `/readyz` says.
+    pub async fn readiness(&self) -> String {
+        match Address::plain(self.metrics_port).get("/readyz").await {
+            Ok(reply) => reply.text().await.unwrap(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Ends the process in order, with exit code 0.
+    pub async fn stop(&mut self) {
+        self.terminate();
+        assert_eq!(self.ended().await.code(), Some(0));
     }
 
     /// Kills the process (SIGKILL), by its id.

@@ -39,6 +39,7 @@ fn open_with(disk: &Simulated, settings: &JournalSettings) -> Result<(Journal, R
         environment: environment(),
         version: "0.0.0".to_owned(),
         instance: "test".to_owned(),
+        instance_id: None,
     };
     Journal::open_on(Arc::new(disk.clone()), settings, facts, Box::new(|| Timestamp::from_secs(1)))
 }

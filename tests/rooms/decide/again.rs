@@ -232,6 +232,7 @@ async fn through_the_journal(events: Vec<Event>) -> Vec<Decision> {
         environment: environment(),
         version: "1".to_owned(),
         instance: "test".to_owned(),
+        instance_id: None,
     };
     let (journal, _) = Journal::open_dir(settings, start, || Timestamp::from_secs(1)).unwrap();
     // Many at once, since each waits for the disk.

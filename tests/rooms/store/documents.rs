@@ -163,6 +163,7 @@ fn journal(dir: &Path) -> Journal {
         environment: parse("production"),
         version: "1".to_owned(),
         instance: "test".to_owned(),
+        instance_id: None,
     };
     Journal::open_dir(settings, start, || Timestamp::from_secs(1_795_000_000))
         .unwrap()

@@ -70,6 +70,7 @@ impl Fixture {
             environment: environment.clone(),
             version: "0".to_owned(),
             instance: "test".to_owned(),
+            instance_id: None,
         };
         let (journal, _) = Journal::open_dir(settings, start, || NOW).unwrap();
         Self {

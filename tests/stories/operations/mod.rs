@@ -7,4 +7,5 @@ mod limits;
 mod metrics;
 mod reload;
 mod replicas;
+mod start_and_stop;
 mod store_faults;
