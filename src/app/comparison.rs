@@ -4,7 +4,7 @@
 //! These are no faults: a watermark that says too little (a crash after the commit), rows that retention dropped, a record
 //! that is stored as its bytes alone, and what the operator has accepted before, as a gap record in journal or trail says.
 
-use crate::domain::{EnvironmentName, Event, Incarnation, InstanceId, MissingRecords, Record, Start, Timestamp};
+use crate::domain::{EnvironmentName, Event, Incarnation, MissingRecords, Record, Start, Timestamp};
 use crate::journal::{Journal, SpooledIncarnation};
 use crate::store::{Store, StoreError};
 use std::fmt;
@@ -30,13 +30,7 @@ impl fmt::Display for Disagreement {
     }
 }
 
-/// `kept_id`: the instance that the data folder names, if it did before this start.
-pub async fn compare(
-    store: &Store,
-    env: &EnvironmentName,
-    journal: &Journal,
-    kept_id: Option<InstanceId>,
-) -> Result<Disagreement, StoreError> {
+pub async fn compare(store: &Store, env: &EnvironmentName, journal: &Journal) -> Result<Disagreement, StoreError> {
     let starts = store.trail_starts(env, journal.instance_id()).await?;
     let mut comparison = Comparison {
         store,
@@ -46,7 +40,7 @@ pub async fn compare(
         starts,
         found: Disagreement::default(),
     };
-    comparison.journal_is_of(kept_id).await?;
+    comparison.journal_is_there(journal).await?;
     if let Some(oldest) = comparison.spooled.first() {
         comparison.predecessor(oldest).await?;
     }
@@ -69,19 +63,19 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// The data folder names an instance only once its START record is on disk, and the newest segment is never deleted: a
-    /// journal without records was deleted.
-    async fn journal_is_of(&mut self, kept_id: Option<InstanceId>) -> Result<(), StoreError> {
-        let Some(kept_id) = kept_id else { return Ok(()) };
-        let of = self.spooled.iter().rev().find_map(|spooled| spooled.instance_id);
-        let what = match of {
-            Some(of) if of != kept_id => format!("the journal is of instance {of} and the data folder of instance {kept_id}"),
-            None if self.spooled.is_empty() => {
-                format!("the journal holds no record, although instance {kept_id} of this data folder has written some")
-            }
-            _ => return Ok(()),
-        };
-        let begun = |record: &&Record| matches!(record.event, Event::Start(_));
+    /// The instance has written another journal, which was not there at this start, or at an earlier one that was refused.
+    async fn journal_is_there(&mut self, journal: &Journal) -> Result<(), StoreError> {
+        let missing_at = self.spooled.iter().rposition(|spooled| spooled.journal_missing);
+        let is_accepted = |at: usize| self.spooled[at..].iter().any(|spooled| spooled.gap_at.is_some());
+        if !journal.is_missing() && missing_at.is_none_or(is_accepted) {
+            return Ok(());
+        }
+        let what = format!(
+            "the journal of instance {} is missing: the folder held none of its records",
+            journal.instance_id()
+        );
+        let here = |of: Incarnation| of == self.running || self.spooled.iter().any(|spooled| spooled.incarnation == of);
+        let begun = |record: &&Record| matches!(record.event, Event::Start(_)) && !here(record.incarnation);
         let newest = self.starts.iter().filter(begun).max_by_key(|record| record.event.at());
         let known = match newest.map(|record| record.incarnation) {
             None => "the trail has none of them".to_owned(),

@@ -150,7 +150,7 @@ impl FirstContact {
     /// Refuses a journal and a trail that do not agree, unless the operator accepts the gap; then it is put on record.
     async fn compare(&mut self) -> Result<()> {
         let env = &self.config.environment;
-        let found = comparison::compare(&self.store, env, &self.journal, self.instance.kept).await?;
+        let found = comparison::compare(&self.store, env, &self.journal).await?;
         if found.findings.is_empty() {
             if self.accept_gap {
                 tracing::warn!("`--accept-gap` was given, and the journal and the audit trail agree: start without it");

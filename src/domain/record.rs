@@ -164,6 +164,9 @@ pub struct Start {
     /// The time of that record. Records written before this field existed lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_at: Option<Timestamp>,
+    /// The data folder named an instance before this start, whose journal was not there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub journal_missing: bool,
     /// Bytes cut off as a torn tail.
     pub cut: u64,
 }

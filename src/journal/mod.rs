@@ -109,6 +109,7 @@ struct JournalHandle {
     instance_id: InstanceId,
     shipped: Mutex<Option<Watermark>>,
     spooled: Vec<SpooledIncarnation>,
+    is_missing: bool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -189,6 +190,11 @@ impl Journal {
     /// What the folder held of each earlier start when it was opened, oldest first.
     pub fn spooled(&self) -> &[SpooledIncarnation] {
         &self.0.spooled
+    }
+
+    /// Whether the folder was not the journal of the instance that `StartFacts` names.
+    pub fn is_missing(&self) -> bool {
+        self.0.is_missing
     }
 
     /// Ships again what the folder holds, from the first record of this incarnation on; returns how many records. To be
@@ -302,7 +308,7 @@ impl Journal {
         let known = facts.instance_id.or(recovered_state.instance_id());
         let instance_id = known.map_or_else(|| random_id().map(InstanceId), Ok)?;
         let events = first_events(&facts, instance_id, &recovered_state, &*clock);
-        let unknown = recovered_state.open.len();
+        let (unknown, is_missing) = (recovered_state.open.len(), recovered_state.is_missing(facts.instance_id));
         let spool = Arc::new(Spool::new(
             disk.clone(),
             recovered_state.segment_index,
@@ -342,6 +348,7 @@ impl Journal {
             incarnation,
             instance_id,
             shipped: Mutex::new(recovered_state.watermark),
+            is_missing,
             spooled: recovered_state.spooled,
         };
         Ok((Self(Arc::new(handle)), recovered))
@@ -376,6 +383,7 @@ fn first_events(
         instance_id: Some(instance_id),
         after: recovered_state.last,
         after_at: recovered_state.spooled.last().and_then(|last| last.last_at),
+        journal_missing: recovered_state.is_missing(facts.instance_id),
         cut: recovered_state.cut,
     });
     let unknown = recovered_state.open.iter().map(|request| {

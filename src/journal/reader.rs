@@ -249,6 +249,8 @@ pub(super) struct RecordSummary {
     pub at: Option<Timestamp>,
     pub instance_id: Option<InstanceId>,
     pub missing: Option<Vec<MissingRecords>>,
+    #[serde(default)]
+    pub journal_missing: bool,
 }
 
 pub(super) fn read_summary(record: &SealedRecord) -> Option<RecordSummary> {

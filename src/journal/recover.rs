@@ -95,6 +95,12 @@ impl RecoveredState {
         self.spooled.iter().rev().find_map(|spooled| spooled.instance_id)
     }
 
+    /// Whether this is not the journal of the instance that the data folder names. That is named once its START record is on
+    /// disk, and the newest segment is never deleted: a journal without records was.
+    pub fn is_missing(&self, kept_id: Option<InstanceId>) -> bool {
+        kept_id.is_some_and(|kept_id| self.last.is_none() || self.instance_id().is_some_and(|of| of != kept_id))
+    }
+
     /// Counts the record if it is unshipped, and notes whether it opens or closes a permit.
     fn note_record(&mut self, record: &SealedRecord, is_shipped: bool, head_before: impl FnOnce(Incarnation) -> Digest) {
         if !is_shipped {

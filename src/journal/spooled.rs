@@ -28,6 +28,10 @@ pub struct SpooledIncarnation {
     pub after_at: Option<Timestamp>,
     /// What gap records say is missing, and the operator has accepted.
     pub gaps: Vec<MissingRecords>,
+    /// The seq of the last gap record.
+    pub gap_at: Option<u64>,
+    /// Of the START record: the instance had another journal, which was not there.
+    pub journal_missing: bool,
     /// The days of the records since 1970, each with the first record of it.
     days: Vec<(i64, u64)>,
     /// Records that are marked as shipped, and their bytes.
@@ -59,6 +63,8 @@ impl SpooledIncarnation {
             after: None,
             after_at: None,
             gaps: Vec::new(),
+            gap_at: None,
+            journal_missing: false,
             days: Vec::new(),
             marked: (0, 0),
         }
@@ -94,6 +100,8 @@ pub(super) fn note(
     of.instance_id = of.instance_id.or(summary.instance_id.filter(|_| record.seq == 0));
     of.after = of.after.or(summary.after);
     of.after_at = of.after_at.or(summary.after_at);
+    of.journal_missing |= summary.journal_missing;
+    of.gap_at = summary.missing.as_ref().map(|_| record.seq).or(of.gap_at);
     of.gaps.extend(summary.missing.iter().flatten());
 }
 

@@ -128,7 +128,7 @@ on_both! {
         let journal = Journal::new();
         let (at, environment) = (second(0), env());
         let events = [
-            Event::Start(Start { at, environment: environment.clone(), version: "0.1.0".into(), instance: "one".into(), instance_id: None, after: None, after_at: None, cut: 0 }),
+            Event::Start(Start { at, environment: environment.clone(), version: "0.1.0".into(), instance: "one".into(), instance_id: None, after: None, after_at: None, journal_missing: false, cut: 0 }),
             Event::Policy(PolicyChange {
                 at, environment: environment.clone(), policy_set: Digest::of(b"p"), catalogue: Digest::of(b"c"), policies: 3,
                 rejected: Some("line 3".into()),
