@@ -300,11 +300,7 @@ impl Journal {
         let recovered_state = recover::recover(&disk)?;
         let chain = Chain::new(Incarnation(random_id()?));
         let incarnation = chain.incarnation;
-        let number = recovered_state
-            .segment_index
-            .segments
-            .last()
-            .map_or(1, |segment| segment.header.number + 1);
+        let number = recovered_state.next_segment();
         let known = facts.instance_id.or(recovered_state.instance_id());
         let instance_id = known.map_or_else(|| random_id().map(InstanceId), Ok)?;
         let events = first_events(&facts, instance_id, &recovered_state, &*clock);

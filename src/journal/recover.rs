@@ -95,6 +95,12 @@ impl RecoveredState {
         self.spooled.iter().rev().find_map(|spooled| spooled.instance_id)
     }
 
+    /// The number of the segment to be written next.
+    pub fn next_segment(&self) -> u64 {
+        let last = self.segment_index.segments.last();
+        last.map_or(1, |segment| segment.header.number + 1)
+    }
+
     /// Whether this is not the journal of the instance that the data folder names. That is named once its START record is on
     /// disk, and the newest segment is never deleted: a journal without records was.
     pub fn is_missing(&self, kept_id: Option<InstanceId>) -> bool {
