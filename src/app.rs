@@ -148,6 +148,10 @@ impl Running {
             move |took| metrics.audit_appended(took)
         });
         let grants = Arc::new(Grants::unloaded(store.clone(), config.environment.clone(), &config.grants));
+        grants.observe_another_history({
+            let journal = journal.clone();
+            move || journal.rewind(None)
+        });
         grants.observe_changes({
             let metrics = metrics.clone();
             move |committed| metrics.revocation_applied(now().since(committed))
@@ -240,6 +244,8 @@ impl Running {
                     (metrics.clone(), journal.clone(), grants.clone(), connections.clone());
                 move || {
                     metrics.audit_unshipped(journal.unshipped(), journal.unshipped_bytes());
+                    let findings = journal.findings();
+                    metrics.audit_compared(findings.conflicts(), findings.shipped_again(), journal.kept_bytes());
                     if grants.is_admitted() {
                         metrics.grants_age(grants.view().age);
                     }
@@ -434,6 +440,7 @@ fn journal_settings(config: &Config) -> JournalSettings {
         max_bytes,
         segment_bytes,
         sync_timeout,
+        keep_shipped,
         allow_volatile,
         ..
     } = config.journal;
@@ -442,6 +449,8 @@ fn journal_settings(config: &Config) -> JournalSettings {
         max_bytes,
         segment_bytes,
         sync_timeout: sync_timeout.0,
+        keep_shipped: keep_shipped.0,
+        seal_on_conflict: config.audit.seal_on_conflict,
         allow_volatile,
     }
 }

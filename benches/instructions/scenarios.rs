@@ -74,6 +74,8 @@ async fn recording_and_shipping(scratch: &Path) {
         max_bytes: 1 << 30,
         segment_bytes: 64 << 20,
         sync_timeout: Duration::from_secs(600),
+        keep_shipped: Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: true,
     };
     let start = StartFacts {

@@ -77,6 +77,8 @@ fn new_journal(dir: PathBuf) -> Journal {
         max_bytes: 16 << 30,
         segment_bytes: 64 << 20,
         sync_timeout: Duration::from_secs(60),
+        keep_shipped: Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: true,
     };
     let start = StartFacts {

@@ -31,6 +31,7 @@ pub fn health(readiness: &Readiness, journal: &Journal, grants: &Grants, policy_
         ]
         .into_iter()
         .flatten()
+        .chain(journal.findings().sentences())
         .collect(),
         journal: match state {
             JournalState::Open => "open",

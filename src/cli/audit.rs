@@ -129,6 +129,8 @@ enum RecordKind {
     Admin,
     /// Refusals that were counted, by caller or network.
     Suppressed,
+    /// The trail held a row that no instance wrote under the number of a record.
+    Conflict,
     /// An instance started.
     Start,
     /// An instance started although its journal and the audit trail did not agree.
@@ -179,6 +181,7 @@ impl AuditSelector {
                 RecordKind::Policy => AuditKind::Policy,
                 RecordKind::Admin => AuditKind::Admin,
                 RecordKind::Suppressed => AuditKind::Suppressed,
+                RecordKind::Conflict => AuditKind::Conflict,
                 RecordKind::Start => AuditKind::Start,
                 RecordKind::Gap => AuditKind::Gap,
                 RecordKind::Stop => AuditKind::Stop,

@@ -384,6 +384,9 @@ pub struct AuditConfig {
     pub redact: Vec<String>,
     /// File with one secret a line, `version:base64` of 32 bytes, that everybody's keys are derived from; replicas share it. By default `audit.keys` in the data folder.
     pub key_file: Option<PathBuf>,
+    /// Refuse calls, until a restart, once the audit trail holds a row that Guardian did not write under the number of one of its
+    /// records. Off: an alarm only, since whoever holds the proxy's login could otherwise stop Guardian.
+    pub seal_on_conflict: bool,
 }
 
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -396,6 +399,9 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// A disk that takes longer for one sync is treated as broken.
     pub sync_timeout: HumanDuration,
+    /// Records stay on disk this long after the database took them, and are shipped again should it lose them (a standby that
+    /// lagged behind is promoted, an older copy is restored). At most half of `max_bytes`, and the first to go where room is needed.
+    pub keep_shipped: HumanDuration,
     /// Allow a folder that does not survive a restart of the machine (tmpfs, overlay).
     pub allow_volatile: bool,
 }
@@ -465,7 +471,7 @@ defaults! {
         connect_timeout: secs(10),
     }
     KeysConfig { pepper_file: None, }
-    AuditConfig { inputs: Inputs::Digest, redact: Vec::new(), key_file: None, }
+    AuditConfig { inputs: Inputs::Digest, redact: Vec::new(), key_file: None, seal_on_conflict: false, }
     PoliciesConfig { dir: PathBuf::from("policies"), require_manifest: false, deny_all: false, utc_offset: "+00:00".to_owned(), }
     GrantsConfig {
         max_staleness: secs(5),
@@ -487,6 +493,7 @@ defaults! {
         max_bytes: 10 * 1024 * 1024 * 1024,
         segment_bytes: 64 * 1024 * 1024,
         sync_timeout: secs(2),
+        keep_shipped: secs(24 * 3_600),
         allow_volatile: false,
     }
     SessionsConfig { key_file: None, lifetime: secs(24 * 3_600), }

@@ -4,8 +4,8 @@
 use super::outcome::Outcome;
 use super::recorded_principal::RecordedPrincipal;
 use super::{
-    ClientId, Digest, EnvironmentName, GrantId, GrantStatus, Issuer, PolicyId, RequestId, Scope, Scopes, ServerName, Subject,
-    Timestamp, ToolClass, ToolName, UserId,
+    ClientId, Conflict, Digest, EnvironmentName, GrantId, GrantStatus, Issuer, PolicyId, RequestId, Scope, Scopes, ServerName,
+    Subject, Timestamp, ToolClass, ToolName, UserId,
 };
 use bytes::Bytes;
 use serde::de::value::MapAccessDeserializer;
@@ -146,6 +146,7 @@ pub enum Event {
     Admin(AdminAction),
     Suppressed(Suppressed),
     Gap(Gap),
+    Conflict(Conflict),
     Stop(Stop),
 }
 
@@ -621,6 +622,7 @@ impl<'de> Deserialize<'de> for Event {
                     "admin" => AdminAction::deserialize(rest).map(Event::Admin),
                     "suppressed" => Suppressed::deserialize(rest).map(Event::Suppressed),
                     "gap" => Gap::deserialize(rest).map(Event::Gap),
+                    "conflict" => Conflict::deserialize(rest).map(Event::Conflict),
                     "stop" => Stop::deserialize(rest).map(Event::Stop),
                     unknown => Err(de::Error::custom(format!("`{unknown}` is no kind of event"))),
                 }
@@ -641,6 +643,7 @@ impl Event {
             Event::Admin(event) => event.at,
             Event::Suppressed(event) => event.at,
             Event::Gap(event) => event.at,
+            Event::Conflict(event) => event.at,
             Event::Stop(event) => event.at,
         }
     }
@@ -655,6 +658,7 @@ impl Event {
             Event::Admin(event) => &event.environment,
             Event::Suppressed(event) => &event.environment,
             Event::Gap(event) => &event.environment,
+            Event::Conflict(event) => &event.environment,
             Event::Stop(event) => &event.environment,
         }
     }
@@ -669,6 +673,7 @@ impl Event {
             Event::Admin(_) => "admin",
             Event::Suppressed(_) => "suppressed",
             Event::Gap(_) => "gap",
+            Event::Conflict(_) => "conflict",
             Event::Stop(_) => "stop",
         }
     }

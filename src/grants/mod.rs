@@ -124,6 +124,7 @@ struct GrantsState {
     seq: AtomicI64,
     generation: AtomicU64,
     observer: OnceLock<Box<dyn Fn(Timestamp) + Send + Sync>>,
+    other_history: OnceLock<Box<dyn Fn() + Send + Sync>>,
     changes: watch::Sender<Changes>,
     confirms: AtomicU64,
     failures: AtomicU64,
@@ -162,6 +163,7 @@ impl Grants {
             seq: AtomicI64::new(0),
             generation: AtomicU64::new(0),
             observer: OnceLock::new(),
+            other_history: OnceLock::new(),
             changes: watch::Sender::default(),
             confirms: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -366,6 +368,12 @@ impl Grants {
     /// the first observer is kept.
     pub fn observe_changes(&self, observe: impl Fn(Timestamp) + Send + Sync + 'static) {
         _ = self.shared.observer.set(Box::new(observe));
+    }
+
+    /// Calls `observe` when the store may be of another history than before: restored, or failed over. Only the first observer is
+    /// kept.
+    pub fn observe_another_history(&self, observe: impl Fn() + Send + Sync + 'static) {
+        _ = self.shared.other_history.set(Box::new(observe));
     }
 
     /// Why the last confirmation failed, until one succeeds.

@@ -137,10 +137,15 @@ impl Refresher {
                 Ok(Ok(CatchUp::Since(delta))) => return Ok(Fetched::Since(delta)),
                 // An empty feed has no anchor to go on from.
                 Ok(Ok(CatchUp::Reload)) if self.anchor.is_start() => {}
-                Ok(Ok(CatchUp::Reload)) => tracing::warn!(
-                    seq = self.anchor.seq,
-                    "the change feed cannot be followed from here (a restore, a failover, another trigger or view, or very many changes): loading all anew"
-                ),
+                Ok(Ok(CatchUp::Reload)) => {
+                    tracing::warn!(
+                        seq = self.anchor.seq,
+                        "the change feed cannot be followed from here (a restore, a failover, another trigger or view, or very many changes): loading all anew"
+                    );
+                    if let Some(observe) = self.shared.other_history.get() {
+                        observe();
+                    }
+                }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(RefreshError::NoAnswer),
             }

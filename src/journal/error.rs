@@ -50,6 +50,10 @@ pub enum Sealed {
     Fault(Arc<str>),
     #[error("the journal's disk does not answer")]
     Hung,
+    #[error(
+        "the audit trail holds rows that this instance did not write; `audit.seal_on_conflict` refuses calls until a restart"
+    )]
+    Conflict,
     #[error("the journal is closed")]
     Stopped,
 }
@@ -60,6 +64,7 @@ pub enum Sealed {
 /// Open <-> Pressure <-> Sealed(Full)      how full the spool is: 70 %, 95 %, and open again below 80 %
 /// any  -> Sealed(Fault) -> one of these   a fresh segment failed too; until a write works again
 /// any  -> Sealed(Hung)  -> one of these   a write takes longer than `sync_timeout`; until it returns
+/// any  -> Sealed(Conflict)                the trail holds other rows than ours, and the configuration asks for this; for good
 /// any  -> Sealed(Stopped)                 closed for good
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]

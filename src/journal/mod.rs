@@ -6,16 +6,19 @@
 //! and head.
 
 mod cleared;
+mod conflicts;
 mod decision;
 mod disk;
 mod documents;
 mod encode;
 mod error;
+mod findings;
 mod format;
 mod inputs;
 mod queue;
 mod reader;
 mod recover;
+mod rewind;
 mod scan;
 mod segment;
 mod shared;
@@ -34,6 +37,7 @@ pub use cleared::{Cleared, OutcomeData, OutcomeTicket};
 pub use decision::{RefusedMessage, permitted};
 pub use disk::survive_file_size_limit;
 pub use error::{Damage, JournalError, JournalState, Sealed};
+pub use findings::TrailFindings;
 pub use inputs::{InputSecrets, InputSecretsError, PersonKeys};
 pub use reader::read_dir;
 pub use shipper::Shipper;
@@ -50,8 +54,9 @@ use disk::{Disk, DiskFolder};
 use documents::Documents;
 use queue::locked;
 use recover::RecoveredState;
+use rewind::RewindFrom;
 use shared::{JournalShared, OUTCOME_ROOM};
-use spool::Spool;
+use spool::{KeepShipped, Spool};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -70,6 +75,11 @@ pub struct JournalSettings {
     pub segment_bytes: u64,
     /// A write that takes longer seals the journal as `Sealed::Hung` until the disk answers.
     pub sync_timeout: Duration,
+    /// Segments are kept this long once the database has their records, in at most half of `max_bytes` and only while unshipped
+    /// records leave room.
+    pub keep_shipped: Duration,
+    /// Refuse calls once the audit trail holds rows under our numbers that are not ours.
+    pub seal_on_conflict: bool,
     /// Accept a file system that does not survive a restart, such as tmpfs.
     pub allow_volatile: bool,
 }
@@ -236,6 +246,31 @@ impl Journal {
         locked(&self.0.shared.ship_error).clone()
     }
 
+    /// Compares the records that were shipped before and are still kept with the audit trail, and ships those again that it does
+    /// not have: from this record on, or from the oldest one that is kept. Done by the shipper, between new records, oldest first.
+    /// It is remembered over a restart.
+    pub fn rewind(&self, from: Option<(Incarnation, u64)>) {
+        let from = from.map(|(incarnation, next)| Watermark { incarnation, next });
+        self.0.shared.findings.ask_for(RewindFrom(from));
+        self.0.shared.shipper.notify_one();
+    }
+
+    /// The oldest record in the folder, shipped or not: what is older cannot be shipped again.
+    pub fn kept_from(&self) -> Option<(Incarnation, u64)> {
+        let first = self.0.shared.spool.first()?;
+        Some((first.incarnation, first.next))
+    }
+
+    /// Bytes of shipped records that are kept.
+    pub fn kept_bytes(&self) -> u64 {
+        self.0.shared.spool.kept.load(Ordering::Relaxed)
+    }
+
+    /// What comparing with the audit trail has found since the start.
+    pub fn findings(&self) -> &TrailFindings {
+        &self.0.shared.findings
+    }
+
     /// Records refused since the start.
     pub fn refused(&self) -> u64 {
         self.0.shared.refused.load(Ordering::Relaxed)
@@ -309,14 +344,16 @@ impl Journal {
             disk.clone(),
             recovered_state.segment_index,
             recovered_state.unshipped,
+            KeepShipped {
+                time: settings.keep_shipped,
+                max_bytes: settings.max_bytes,
+            },
         ));
-        let shared = Arc::new(JournalShared::new(
-            spool.clone(),
-            facts.environment,
-            clock,
-            settings.max_bytes,
-            settings.sync_timeout,
-        ));
+        recovered_state.watermark.iter().for_each(|mark| spool.release(mark));
+        let shared = Arc::new(JournalShared::new(spool.clone(), facts.environment, clock, settings));
+        if let Some(unfinished) = RewindFrom::load(&*disk).map_err(scan::in_file(&*disk, rewind::NAME))? {
+            shared.findings.ask_for(unfinished);
+        }
         shared.queue.reserve(unknown as u64 * OUTCOME_ROOM);
         let mut writer = Writer::new(
             shared.clone(),

@@ -59,6 +59,11 @@ impl FolderReader {
         })
     }
 
+    /// Begins with this segment, as if there were none before it.
+    pub fn skip_to(&mut self, index: usize) {
+        self.index = index;
+    }
+
     /// The next record; `None` at the end of the last segment.
     pub fn next(&mut self) -> Result<Option<SealedRecord>, JournalError> {
         while let Some(segment) = self.segments.get(self.index) {

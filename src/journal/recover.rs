@@ -5,7 +5,7 @@
 use super::disk::Disk;
 use super::error::JournalError;
 use super::reader::{FolderReader, read_summary};
-use super::scan::in_file;
+use super::scan::{ScanStep, Segment, SegmentCursor, in_file};
 use super::spool::{SegmentIndex, cost};
 use super::spooled::{self, SpooledIncarnation};
 use super::watermark::Watermark;
@@ -33,10 +33,10 @@ pub(super) struct RecoveredState {
 /// Reads the folder, repairs its tail, and deletes temporary files.
 pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalError> {
     let mut reader = FolderReader::new(disk.clone())?;
+    let kept = skip_kept(&mut reader);
     let mut recovered_state = RecoveredState {
         watermark: reader.watermark,
-        open: reader
-            .segments
+        open: reader.segments[kept..]
             .iter()
             .flat_map(|segment| segment.header.open.iter().copied())
             .collect(),
@@ -67,11 +67,9 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalErr
         .rev()
         .find(|(_, next, _)| *next > 0)
         .map(|(of, next, head)| (*of, next - 1, *head));
-    recovered_state.segment_index.ends = reader
-        .ends
-        .iter()
-        .map(|(incarnation, next, _)| (*incarnation, *next))
-        .collect();
+    recovered_state.segment_index.ends = ends_of_kept(&**disk, &reader.segments, kept)?;
+    let ends = reader.ends.iter().map(|(incarnation, next, _)| (*incarnation, *next));
+    recovered_state.segment_index.ends.extend(ends);
     recovered_state.segment_index.segments = reader.segments.clone();
     if let Some((cursor, segment)) = reader.tail() {
         let fault = in_file(&**disk, &segment.name);
@@ -87,6 +85,37 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalErr
         disk.remove(name).map_err(in_file(&**disk, name))?;
     }
     Ok(recovered_state)
+}
+
+/// Kept segments are read when they are compared with the trail, not at every start. Returns how many there are.
+fn skip_kept(reader: &mut FolderReader) -> usize {
+    let Some(mark) = reader.watermark else { return 0 };
+    let index = SegmentIndex {
+        segments: reader.segments.clone(),
+        ..SegmentIndex::default()
+    };
+    let kept = index.first_needed(&mark);
+    reader.skip_to(kept);
+    kept
+}
+
+/// Where the incarnations of the kept segments end, as the START of the next one says.
+fn ends_of_kept(disk: &dyn Disk, segments: &[Segment], kept: usize) -> Result<Vec<(Incarnation, u64)>, JournalError> {
+    let mut ends = Vec::new();
+    for pair in segments[..segments.len().min(kept + 1)].windows(2) {
+        let (last, next) = (&pair[0].header, &pair[1]);
+        if last.incarnation == next.header.incarnation {
+            continue;
+        }
+        let mut cursor = SegmentCursor::open(disk, next).map_err(in_file(disk, &next.name))?;
+        let after = match cursor.step().map_err(in_file(disk, &next.name))? {
+            ScanStep::Record(record) => read_summary(&record).and_then(|start| start.after),
+            ScanStep::End | ScanStep::Bad(_) => None,
+        };
+        let end = after.filter(|(incarnation, ..)| *incarnation == last.incarnation);
+        ends.push((last.incarnation, end.map_or(last.first_seq, |(_, seq, _)| seq + 1)));
+    }
+    Ok(ends)
 }
 
 impl RecoveredState {

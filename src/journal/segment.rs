@@ -80,6 +80,7 @@ impl ActiveSegment {
     }
 }
 
+/// Whether there is no room on the disk.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

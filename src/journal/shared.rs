@@ -2,7 +2,9 @@
 //!
 //! Decides whether a record is admitted and which state the journal is in. Does no disk I/O.
 
+use super::JournalSettings;
 use super::error::{JournalState, Sealed};
+use super::findings::TrailFindings;
 use super::queue::{CommitGroup, PermitEffect, Queue, QueuedEvent, Waiter, locked};
 use super::segment::is_full;
 use super::spool::Spool;
@@ -32,6 +34,10 @@ pub(super) struct JournalShared {
     pub clock: NowFn,
     pub max_bytes: u64,
     pub sync_timeout: Duration,
+    /// Seal the journal once the trail holds rows that are not ours.
+    pub seal_on_conflict: bool,
+    /// What comparing with the trail has found.
+    pub findings: TrailFindings,
     /// Why the journal is sealed, if a fault sealed it.
     pub fault: Mutex<Option<Sealed>>,
     /// Whether `fault` is set; read without its lock.
@@ -62,14 +68,16 @@ pub(super) struct JournalShared {
 }
 
 impl JournalShared {
-    pub fn new(spool: Arc<Spool>, environment: EnvironmentName, clock: NowFn, max_bytes: u64, sync_timeout: Duration) -> Self {
+    pub fn new(spool: Arc<Spool>, environment: EnvironmentName, clock: NowFn, settings: &JournalSettings) -> Self {
         Self {
             queue: Queue::default(),
             spool,
             environment,
             clock,
-            max_bytes,
-            sync_timeout,
+            max_bytes: settings.max_bytes,
+            sync_timeout: settings.sync_timeout,
+            seal_on_conflict: settings.seal_on_conflict,
+            findings: TrailFindings::default(),
             fault: Mutex::default(),
             faulty: AtomicBool::new(false),
             full: AtomicBool::new(false),
@@ -95,6 +103,8 @@ impl JournalShared {
         let effect = permit_effect(event);
         let bytes = truncate::serialise(event);
         let outcome = matches!(effect, PermitEffect::Closes(_));
+        // Refused, it would keep the shipper from making room.
+        let conflict = matches!(event, Event::Conflict(_));
         let frame = bytes.len() as u64 + OVERHEAD;
         let entry = QueuedEvent {
             event: bytes,
@@ -108,9 +118,11 @@ impl JournalShared {
             awaited: !outcome,
         };
         let room = entry.room;
-        let result = self
-            .queue
-            .push(entry, |queued| if outcome { Ok(()) } else { self.admit(queued + room) });
+        let result = self.queue.push(entry, |queued| match (outcome, conflict) {
+            (true, _) => Ok(()),
+            (_, true) => self.without_fault(),
+            _ => self.admit(queued + room),
+        });
         if result.is_err() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -150,6 +162,9 @@ impl JournalShared {
             && let Some(fault) = locked(&self.fault).clone()
         {
             return JournalState::Sealed(fault);
+        }
+        if self.is_in_conflict() {
+            return JournalState::Sealed(Sealed::Conflict);
         }
         let used = self.used(self.queue.room());
         if self.is_full(used) {
@@ -261,11 +276,23 @@ impl JournalShared {
         }
     }
 
-    fn admit(&self, queued: u64) -> Result<(), Sealed> {
+    fn without_fault(&self) -> Result<(), Sealed> {
         if self.faulty.load(Ordering::Acquire)
             && let Some(fault) = locked(&self.fault).clone()
         {
             return Err(fault);
+        }
+        Ok(())
+    }
+
+    fn is_in_conflict(&self) -> bool {
+        self.seal_on_conflict && self.findings.conflicts() > 0
+    }
+
+    fn admit(&self, queued: u64) -> Result<(), Sealed> {
+        self.without_fault()?;
+        if self.is_in_conflict() {
+            return Err(Sealed::Conflict);
         }
         if self.is_full(self.used(queued)) {
             Err(Sealed::Full)

@@ -1,4 +1,7 @@
 //! The index of segments over all incarnations in the folder, and the reader that gives the shipper its records in order.
+//!
+//! Segments whose records are all in the database are kept for a while, should the database lose them. They are always the first
+//! of the folder, and the first to go where room is needed.
 
 use super::disk::Disk;
 use super::error::{Damage, JournalError};
@@ -7,14 +10,23 @@ use super::queue::locked;
 use super::scan::{ScanStep, Segment, SegmentCursor, damaged, in_file, segment_name};
 use super::watermark::Watermark;
 use crate::domain::{Incarnation, SealedRecord};
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What lies in the folder, and how much of it is durable and unshipped.
 pub(super) struct Spool {
     disk: Arc<dyn Disk>,
     index: Mutex<SegmentIndex>,
+    keep: KeepShipped,
+    /// While kept records are compared with the trail, they are not deleted because of their age.
+    pub comparing: AtomicBool,
+    /// Bytes of the kept segments.
+    pub kept: AtomicU64,
+    /// The last deletion failed, and was logged.
+    cannot_delete: AtomicBool,
     /// Records of the running incarnation with a seq below this are durable.
     pub durable: AtomicU64,
     /// Durable records that are not in the database yet, and their bytes.
@@ -22,19 +34,32 @@ pub(super) struct Spool {
     pub bytes: AtomicU64,
 }
 
+/// How long segments are kept once the database has their records, and how many bytes this folder may take in all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KeepShipped {
+    pub time: Duration,
+    pub max_bytes: u64,
+}
+
 /// The segments by number, with the ends of past incarnations.
 #[derive(Default)]
 pub(super) struct SegmentIndex {
     pub segments: Vec<Segment>,
+    /// Of the first segments, those that are kept: since when, and their bytes.
+    pub kept: VecDeque<(Instant, u64)>,
     /// Where each past incarnation ends: the seq after its last record.
     pub ends: Vec<(Incarnation, u64)>,
 }
 
 impl Spool {
-    pub fn new(disk: Arc<dyn Disk>, index: SegmentIndex, (records, bytes): (u64, u64)) -> Self {
+    pub fn new(disk: Arc<dyn Disk>, index: SegmentIndex, (records, bytes): (u64, u64), keep: KeepShipped) -> Self {
         Self {
             disk,
             index: Mutex::new(index),
+            keep,
+            comparing: AtomicBool::new(false),
+            kept: AtomicU64::new(0),
+            cannot_delete: AtomicBool::new(false),
             durable: AtomicU64::new(0),
             records: AtomicU64::new(records),
             bytes: AtomicU64::new(bytes),
@@ -45,26 +70,76 @@ impl Spool {
         locked(&self.index).segments.push(segment);
     }
 
-    /// Deletes the segments whose records are all below the watermark; never the newest one.
-    pub fn drop_shipped(&self, mark: &Watermark) -> Result<(), JournalError> {
-        let gone: Vec<String> = {
-            let mut index = locked(&self.index);
-            let keep = index.first_needed(mark);
-            index.segments.drain(..keep).map(|segment| segment.name).collect()
+    /// Notes which segments have all their records below the watermark, and deletes those that need not be kept longer. Never
+    /// the newest one.
+    pub fn release(&self, mark: &Watermark) {
+        let now = Instant::now();
+        let mut index = locked(&self.index);
+        for number in index.kept.len()..index.first_needed(mark) {
+            let size = |file: Box<dyn super::disk::DiskFile>| file.size();
+            let bytes = self.disk.open(&index.segments[number].name).and_then(size).unwrap_or(0);
+            index.kept.push_back((now, bytes));
+            self.kept.fetch_add(bytes, Ordering::Relaxed);
+        }
+        drop(index);
+        self.trim();
+    }
+
+    /// Deletes kept segments that are old enough, or take room that unshipped records may need.
+    pub fn trim(&self) {
+        while self.oldest_must_go() {
+            match self.delete_oldest_kept() {
+                Ok(true) => self.cannot_delete.store(false, Ordering::Relaxed),
+                Ok(false) => return,
+                Err(error) => {
+                    if !self.cannot_delete.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "a segment of shipped records cannot be deleted; it stays until it can");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn oldest_must_go(&self) -> bool {
+        let oldest = locked(&self.index).kept.front().map(|(since, _)| *since);
+        let kept = self.kept.load(Ordering::Relaxed);
+        let KeepShipped { time, max_bytes } = self.keep;
+        let comparing = self.comparing.load(Ordering::Relaxed);
+        let too_much = kept > max_bytes / 2 || kept.saturating_add(self.bytes.load(Ordering::Relaxed)) > max_bytes;
+        oldest.is_some_and(|since| too_much || !comparing && since.elapsed() >= time)
+    }
+
+    /// Deletes the oldest segment that is only kept; false if there is none. It is forgotten once it is gone, so that a deletion
+    /// that fails is tried again.
+    pub fn delete_oldest_kept(&self) -> io::Result<bool> {
+        let name = {
+            let index = locked(&self.index);
+            match (index.kept.front(), index.segments.first()) {
+                (Some(_), Some(segment)) => segment.name.clone(),
+                _ => return Ok(false),
+            }
         };
-        for name in &gone {
-            self.disk.remove(name).map_err(in_file(&*self.disk, name))?;
+        match self.disk.remove(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        if gone.is_empty() {
-            Ok(())
-        } else {
-            self.disk.sync_folder().map_err(in_file(&*self.disk, ""))
+        let mut index = locked(&self.index);
+        // The writer and the shipper may both have been at it.
+        if index.segments.first().is_some_and(|segment| segment.name == name) {
+            index.segments.remove(0);
+            let (_, bytes) = index.kept.pop_front().unwrap_or((Instant::now(), 0));
+            self.kept.fetch_sub(bytes, Ordering::Relaxed);
         }
+        drop(index);
+        // One by one, so that after a crash no segment is missing between others.
+        self.disk.sync_folder()?;
+        Ok(true)
     }
 
     /// The segment that holds the record at this position, and the seq before which its durable records end. If that seq
     /// is the position itself, the record is not durable yet.
-    fn find(&self, at: &Watermark) -> Option<(Segment, u64)> {
+    pub fn find(&self, at: &Watermark) -> Option<(Segment, u64)> {
         let index = locked(&self.index);
         let mut end = index
             .end(at.incarnation)
@@ -100,7 +175,7 @@ impl Spool {
     }
 
     /// The position of the oldest record in the folder.
-    fn first(&self) -> Option<Watermark> {
+    pub fn first(&self) -> Option<Watermark> {
         let index = locked(&self.index);
         index.segments.first().map(|segment| Watermark {
             incarnation: segment.header.incarnation,
@@ -114,8 +189,8 @@ impl SegmentIndex {
         self.ends.iter().find(|(of, _)| *of == incarnation).map(|(_, end)| *end)
     }
 
-    /// Index of the first segment that must stay.
-    fn first_needed(&self, mark: &Watermark) -> usize {
+    /// Index of the first segment that holds unshipped records, or is the newest.
+    pub fn first_needed(&self, mark: &Watermark) -> usize {
         let last = self.segments.len().saturating_sub(1);
         let needed = self.segments.iter().enumerate().position(|(index, segment)| {
             let incarnation = segment.header.incarnation;
@@ -147,6 +222,8 @@ pub(super) struct SpoolReader {
     until: u64,
     /// The next record to read; `None`: the oldest one.
     at: Option<Watermark>,
+    /// Reads no further than this position.
+    stop: Option<Watermark>,
 }
 
 impl SpoolReader {
@@ -157,6 +234,15 @@ impl SpoolReader {
             cursor: None,
             until: 0,
             at,
+            stop: None,
+        }
+    }
+
+    /// The same, no further than this position.
+    pub fn up_to(self, stop: Watermark) -> Self {
+        Self {
+            stop: Some(stop),
+            ..self
         }
     }
 
@@ -178,6 +264,9 @@ impl SpoolReader {
             let Some(at) = self.at.or_else(|| self.spool.first()) else {
                 return Ok(None);
             };
+            if self.stop == Some(at) {
+                return Ok(None);
+            }
             if at.next < self.until
                 && let Some(cursor) = &mut self.cursor
             {

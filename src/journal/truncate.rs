@@ -46,7 +46,8 @@ fn shortened(mut event: Event, text: usize, list: usize) -> Event {
             truncate(&mut gap.found, text);
             truncate(&mut gap.accepted_by, text);
         }
-        Event::Stop(_) => {}
+        // A part of a record is made to fit, and a shortened one would not be that record's bytes.
+        Event::Conflict(_) | Event::Stop(_) => {}
     }
     event
 }

@@ -8,7 +8,7 @@ use super::disk::Disk;
 use super::error::Sealed;
 use super::format::{BATCH, BatchHeader, FRAME, SegmentHeader, close_frame};
 use super::queue::{Batch, PermitEffect, QueuedEvent, WakeResult, locked};
-use super::segment::ActiveSegment;
+use super::segment::{ActiveSegment, is_full};
 use super::shared::{JournalShared, OUTCOME_ROOM};
 use super::truncate;
 use super::watermark::Watermark;
@@ -170,8 +170,20 @@ impl Writer {
         }
     }
 
-    /// Brings the encoded batch to disk, in a fresh segment if the current one is full or fails.
+    /// Brings the encoded batch to disk. On a full disk, segments that are only kept go first.
     fn put(&mut self, before: &Chain) -> io::Result<()> {
+        loop {
+            let put = self.put_once(before);
+            let full = put.as_ref().is_err_and(is_full);
+            if !full || !self.shared.spool.delete_oldest_kept().unwrap_or(false) {
+                return put;
+            }
+            tracing::warn!("the journal's disk is full: a segment of shipped records was deleted to make room");
+        }
+    }
+
+    /// Brings the encoded batch to disk, in a fresh segment if the current one is full or fails.
+    fn put_once(&mut self, before: &Chain) -> io::Result<()> {
         let fits = |active: &mut ActiveSegment| active.has_room(self.bytes.len());
         if let Some(mut active) = self.active.take_if(|active| fits(active)) {
             match self.append_to(&mut active, before) {
@@ -216,6 +228,7 @@ impl Writer {
 
     /// Creates the next segment, which supersedes a failed one.
     fn fresh(&mut self, before: &Chain) -> io::Result<ActiveSegment> {
+        self.shared.spool.trim();
         let number = self.next_number;
         self.next_number += 1;
         let header = SegmentHeader {

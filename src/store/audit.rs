@@ -5,9 +5,9 @@ use super::change_words::RowChange;
 use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
-    AuthMethod, ClientId, CutBy, Decision, DecisionKind, Digest, EnvironmentName, Event, Executed, GrantUsed, Incarnation,
-    InputsKept, Issuer, KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId, RoleName, Scope, SealedRecord,
-    Subject, Suppressed, Timestamp, ToolClass, UserId,
+    AuthMethod, ClientId, Conflict, CutBy, Decision, DecisionKind, Digest, EnvironmentName, Event, Executed, GrantUsed,
+    Incarnation, InputsKept, Issuer, KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId, RoleName, Scope,
+    SealedRecord, Subject, Suppressed, Timestamp, ToolClass, UserId,
 };
 use std::borrow::Cow;
 
@@ -46,6 +46,7 @@ pub enum AuditKind {
     /// Also what administrators changed in the store.
     Admin,
     Suppressed,
+    Conflict,
     Start,
     Gap,
     Stop,
@@ -298,6 +299,7 @@ impl AuditKind {
             Self::Policy => " AND d.kind = 'policy'",
             Self::Admin => " AND d.kind = 'admin'",
             Self::Suppressed => " AND d.kind = 'suppressed'",
+            Self::Conflict => " AND d.kind = 'conflict'",
             Self::Start => " AND d.kind = 'start'",
             Self::Gap => " AND d.kind = 'gap'",
             Self::Stop => " AND d.kind = 'stop'",
@@ -393,6 +395,14 @@ impl AuditRow {
                 ..bare
             },
             Some(Event::Suppressed(suppressed)) => bare.with_suppressed(suppressed),
+            Some(Event::Conflict(conflict)) => {
+                let detail = Some(told_of(&conflict));
+                Self {
+                    reason: Some(if conflict.beside { "row_beside" } else { "row_in_place" }.to_owned()),
+                    detail,
+                    ..bare
+                }
+            }
             Some(Event::Start(start)) => Self {
                 detail: Some(format!("{} on {}", start.version, start.instance)),
                 ..bare
@@ -611,6 +621,27 @@ fn fixed<const N: usize>(row: &Row, column: &'static str) -> Result<[u8; N], Sto
     row.get::<Vec<u8>>(column)?
         .try_into()
         .map_err(|_| StoreError::broken("the store", format!("column `{column}` is not {N} bytes long")))
+}
+
+/// What a conflict record says, in a sentence.
+fn told_of(conflict: &Conflict) -> String {
+    let Conflict {
+        incarnation,
+        seq,
+        through,
+        ..
+    } = conflict;
+    match (&conflict.record, conflict.beside) {
+        (_, true) => format!("another row stands beside record {seq} of {incarnation}"),
+        (Some(_), false) => format!(
+            "another row stands in the place of record {seq} of {incarnation}; this carries the record, part {} of {}",
+            conflict.part, conflict.parts
+        ),
+        (None, false) => format!(
+            "other rows stand in the place of {} records of {incarnation}, from {seq} to {through}",
+            conflict.count
+        ),
+    }
 }
 
 #[cfg(test)]

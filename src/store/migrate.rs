@@ -65,6 +65,11 @@ const POSTGRES: &[MigrationStep] = &[
         name: "trail_comparison",
         sql: include_str!("postgres/0008_trail_comparison.sql"),
     },
+    MigrationStep {
+        version: 9,
+        name: "audit_conflicts",
+        sql: include_str!("postgres/0009_audit_conflicts.sql"),
+    },
 ];
 const SQLITE: &[MigrationStep] = &[
     MigrationStep {

@@ -215,6 +215,10 @@ impl<'a> Derived<'a> {
                     ..nothing
                 })
             }
+            Event::Conflict(conflict) => Some(Self {
+                reason: Some(if conflict.beside { "row_beside" } else { "row_in_place" }.into()),
+                ..nothing
+            }),
             Event::Start(_) | Event::Gap(_) | Event::Stop(_) => Some(nothing),
         }
     }

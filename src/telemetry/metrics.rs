@@ -38,6 +38,9 @@ pub struct Metrics {
     append: Histogram,
     unshipped: Gauge,
     unshipped_bytes: Gauge,
+    conflicts: Counter,
+    shipped_again: Counter,
+    kept_bytes: Gauge,
     grants_age: Gauge<f64, AtomicU64>,
     members_left_out: Gauge,
     unreadable_rows: Family<TableLabel, Gauge>,
@@ -119,6 +122,9 @@ impl Metrics {
             append: Histogram::new(SHORT),
             unshipped: Gauge::default(),
             unshipped_bytes: Gauge::default(),
+            conflicts: Counter::default(),
+            shipped_again: Counter::default(),
+            kept_bytes: Gauge::default(),
             grants_age: Gauge::default(),
             members_left_out: Gauge::default(),
             unreadable_rows: Family::default(),
@@ -154,6 +160,21 @@ impl Metrics {
             "guardian_audit_unshipped_bytes",
             "Bytes of the records not yet in the audit trail",
             self.unshipped_bytes.clone(),
+        );
+        r.register(
+            "guardian_audit_conflicts",
+            "Records under whose number the audit trail holds another row",
+            self.conflicts.clone(),
+        );
+        r.register(
+            "guardian_audit_shipped_again",
+            "Records that the database had taken and lost",
+            self.shipped_again.clone(),
+        );
+        r.register(
+            "guardian_audit_kept_bytes",
+            "Bytes of records kept after the database took them",
+            self.kept_bytes.clone(),
         );
         r.register(
             "guardian_grants_age_seconds",
@@ -237,6 +258,14 @@ impl Metrics {
     pub fn audit_unshipped(&self, records: u64, bytes: u64) {
         self.unshipped.set(i64::try_from(records).unwrap_or(i64::MAX));
         self.unshipped_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// What comparing with the audit trail has found so far, and the bytes that are kept for it.
+    pub fn audit_compared(&self, conflicts: u64, shipped_again: u64, kept_bytes: u64) {
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        self.conflicts.inner().store(conflicts, relaxed);
+        self.shipped_again.inner().store(shipped_again, relaxed);
+        self.kept_bytes.set(i64::try_from(kept_bytes).unwrap_or(i64::MAX));
     }
 
     /// How long ago the grants in memory were confirmed.

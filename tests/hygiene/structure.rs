@@ -34,7 +34,7 @@ const LONGER: &[(&str, &str)] = &[
 
 /// The most lines of code in `src`, without comments, blank lines and tests. It may only shrink, or be raised in a commit that
 /// says what for.
-const MOST_LINES: usize = 44_500;
+const MOST_LINES: usize = 47_000;
 
 #[test]
 fn files_of_a_room_do_not_use_each_other_in_circles() {

@@ -313,6 +313,13 @@ fn journal(journal: &JournalConfig, found: &mut Vec<Problem>) {
         ));
     }
     positive("journal.sync_timeout", journal.sync_timeout, found);
+    // Rows that retention has removed must not be taken for lost: it keeps at least 30 days.
+    if journal.keep_shipped.0 > days(14) {
+        found.push(Problem::error(
+            "journal.keep_shipped",
+            format!("`journal.keep_shipped` is {}; the most is 14d", journal.keep_shipped),
+        ));
+    }
 }
 
 fn audit(audit: &AuditConfig, found: &mut Vec<Problem>) {

@@ -7,6 +7,7 @@ mod faults;
 mod permits;
 mod shipping;
 mod simulated;
+mod trail;
 
 use super::disk::Disk;
 use super::reader::FolderReader;
@@ -30,6 +31,8 @@ fn settings() -> JournalSettings {
         max_bytes: 1024 * 1024,
         segment_bytes: SEGMENT,
         sync_timeout: Duration::from_secs(60),
+        keep_shipped: Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: true,
     }
 }

@@ -127,7 +127,7 @@ async fn permits_without_an_outcome_are_unknown_after_a_crash_though_their_segme
         next: last.seq + 1,
     };
     mark.store(&disk).unwrap();
-    journal.0.shared.spool.drop_shipped(&mark).unwrap();
+    journal.0.shared.spool.release(&mark);
     assert_eq!(segment_names(&disk).len(), 1);
     let image = disk.reboot();
     drop(journal);

@@ -1,24 +1,25 @@
 //! Shipping: every record reaches the database in order and once, however the database behaves.
 
+use super::super::shipper::ShipTarget;
 use super::super::watermark::Watermark;
 use super::super::{Journal, Shipper};
 use super::simulated::Simulated;
 use super::{environment, note, open, open_with, records, segment_names, settings, until};
 use crate::domain::{Incarnation, SealedRecord};
-use crate::store::{Store, StoreOpen};
+use crate::store::{Difference, Store, StoreOpen};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
 /// A SQLite database in a folder of its own, removed with the test.
-struct Database {
-    store: Store,
+pub struct Database {
+    pub store: Store,
     folder: PathBuf,
 }
 
 impl Database {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("guardian-shipping-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("guardian.db");
@@ -28,7 +29,7 @@ impl Database {
     }
 
     /// All rows of these incarnations, with leaf and head.
-    async fn rows(&self, of: &[Incarnation]) -> Vec<SealedRecord> {
+    pub async fn rows(&self, of: &[Incarnation]) -> Vec<SealedRecord> {
         let mut rows = Vec::new();
         for incarnation in of {
             rows.extend(self.store.audit_bytes(&environment(), *incarnation, 0, 10_000).await.unwrap());
@@ -94,6 +95,32 @@ async fn everything_arrives_once_over_several_lives_and_its_segments_go() {
     assert_eq!(database.rows(&incarnations).await, written);
 }
 
+/// Refuses the first batch, and answers the second with an error after it took it.
+struct Forgetful {
+    attempts: Arc<AtomicUsize>,
+    sent: Arc<Mutex<Vec<(u64, usize)>>>,
+    store: Store,
+}
+
+impl ShipTarget for Forgetful {
+    async fn ship(&self, records: Arc<[SealedRecord]>) -> Result<(), String> {
+        let attempt = self.attempts.fetch_add(1, Ordering::SeqCst);
+        self.sent.lock().unwrap().push((records[0].seq, records.len()));
+        if attempt == 0 {
+            return Err("no connection".to_owned());
+        }
+        ShipTarget::ship(&self.store, records).await?;
+        match attempt {
+            1 => Err("the connection broke while it answered".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn compare(&self, records: Arc<[SealedRecord]>) -> Result<Vec<Difference>, String> {
+        ShipTarget::compare(&self.store, records).await
+    }
+}
+
 #[tokio::test]
 async fn a_lost_answer_and_a_refusing_database_cost_nothing_and_double_nothing() {
     let (disk, database) = (Simulated::new(), Database::new().await);
@@ -103,25 +130,12 @@ async fn a_lost_answer_and_a_refusing_database_cost_nothing_and_double_nothing()
     let attempts = Arc::new(AtomicUsize::new(0));
     let sent = Arc::new(Mutex::new(Vec::new()));
     let stop = CancellationToken::new();
-    let ship = {
-        let (attempts, sent, store) = (attempts.clone(), sent.clone(), database.store.clone());
-        move |records: Arc<[SealedRecord]>| {
-            let attempt = attempts.fetch_add(1, Ordering::SeqCst);
-            sent.lock().unwrap().push((records[0].seq, records.len()));
-            let store = store.clone();
-            async move {
-                if attempt == 0 {
-                    return Err("no connection".to_owned());
-                }
-                store.ship(&records).await.map_err(|error| error.to_string())?;
-                match attempt {
-                    1 => Err("the connection broke while it answered".to_owned()),
-                    _ => Ok(()),
-                }
-            }
-        }
+    let trail = Forgetful {
+        attempts: attempts.clone(),
+        sent: sent.clone(),
+        store: database.store.clone(),
     };
-    let shipping = tokio::spawn(Shipper::new(&journal).run_with(ship, stop.clone()));
+    let shipping = tokio::spawn(Shipper::new(&journal).run_with(trail, stop.clone()));
     until(|| journal.ship_error().is_some()).await;
     until(|| journal.unshipped() == 0).await;
     stop.cancel();
