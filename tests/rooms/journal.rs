@@ -53,6 +53,8 @@ fn open(dir: &Path) -> Result<(Journal, Recovered), JournalError> {
         max_bytes: 1 << 30,
         segment_bytes: 64 * 1024,
         sync_timeout: Duration::from_secs(60),
+        keep_shipped: Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: true,
     };
     let facts = StartFacts {
@@ -247,6 +249,8 @@ fn a_folder_in_memory_is_refused_unless_that_is_allowed() {
         max_bytes: 1 << 20,
         segment_bytes: 1 << 16,
         sync_timeout: Duration::from_secs(60),
+        keep_shipped: Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: false,
     };
     let facts = StartFacts {

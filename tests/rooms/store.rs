@@ -2,6 +2,7 @@
 
 mod audit;
 mod changes;
+mod compare;
 mod documents;
 mod errors;
 mod feed;

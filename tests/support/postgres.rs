@@ -154,19 +154,69 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start() -> Self {
+        let mut cluster = Self::empty();
+        cluster.init();
+        cluster.run();
+        cluster
+    }
+
+    fn empty() -> Self {
         let folder = std::env::temp_dir().join(format!("guardian-pg-{}", Uuid::new_v4().simple()));
         fs::create_dir(&folder).expect("a temporary folder can be made");
         if let Some((uid, gid)) = postgres_user() {
             chown(&folder, Some(uid), Some(gid)).expect("root gives the folder away");
         }
-        let mut cluster = Self {
+        Self {
             folder,
             port: 0,
             running: None,
-        };
-        cluster.init();
-        cluster.run();
-        cluster
+        }
+    }
+
+    /// A standby that streams from this cluster, on a port of its own.
+    pub fn standby(&self) -> Self {
+        let mut standby = Self::empty();
+        let made = command("pg_basebackup", &standby.folder)
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres"])
+            .args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"])
+            .arg(standby.data())
+            .output()
+            .expect("pg_basebackup can be run");
+        assert!(
+            made.status.success(),
+            "pg_basebackup: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        standby.run();
+        standby
+    }
+
+    /// This cluster is gone; the other one answers at its address from now on.
+    pub fn replaced_by(&mut self, mut other: Self) {
+        self.stop();
+        other.stop();
+        std::mem::swap(&mut self.folder, &mut other.folder);
+        self.run();
+    }
+
+    /// Keeps a copy of the data as it is now.
+    pub fn save(&mut self) {
+        self.stop();
+        let copied = command("sh", &self.folder)
+            .args(["-c", "rm -rf saved && cp -a data saved"])
+            .status();
+        assert!(copied.expect("a shell can be run").success());
+        self.run();
+    }
+
+    /// Goes back to that copy.
+    pub fn go_back(&mut self) {
+        self.stop();
+        let moved = command("sh", &self.folder)
+            .args(["-c", "rm -rf data && mv saved data"])
+            .status();
+        assert!(moved.expect("a shell can be run").success());
+        self.run();
     }
 
     fn init(&self) {
@@ -253,7 +303,8 @@ impl Cluster {
         let patience = Instant::now() + Duration::from_secs(60);
         while Instant::now() < patience {
             let status = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-            if status.lines().nth(7).is_some_and(|line| line.trim() == "ready") {
+            let ready = |line: &str| matches!(line.trim(), "ready" | "standby");
+            if status.lines().nth(7).is_some_and(ready) {
                 return true;
             }
             if running.try_wait().is_ok_and(|exit| exit.is_some()) {
@@ -294,7 +345,8 @@ impl Cluster {
         }
     }
 
-    fn options(&self) -> PgConnectOptions {
+    /// As the superuser.
+    pub fn options(&self) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
             .port(self.port)

@@ -25,24 +25,25 @@ const ONE_AT_A_TIME: i64 = 0x6775_6172;
 
 impl Database {
     pub async fn create() -> Database {
-        Self::of(postgres::Database::new().await).await
+        Self::on(postgres::Database::new().await).await
     }
 
-    /// On a cluster of its own, which can be stopped and started.
+    /// On a Postgres of its own, which can be stopped and replaced.
     pub async fn on_own_cluster() -> Database {
-        Self::of(postgres::Database::on_own_cluster().await).await
+        Self::on(postgres::Database::on_own_cluster().await).await
     }
 
-    pub fn server(&mut self) -> &mut postgres::Cluster {
-        self.inner.cluster()
-    }
-
-    async fn of(inner: postgres::Database) -> Database {
+    async fn on(inner: postgres::Database) -> Database {
         let (proxy, password) = (format!("proxy_{}", inner.name), format!("canary-{}", inner.name));
         inner
             .execute(&format!("CREATE ROLE {proxy} LOGIN PASSWORD '{password}'"))
             .await;
         Database { inner, proxy, password }
+    }
+
+    /// The Postgres of its own.
+    pub fn own_cluster(&mut self) -> &mut postgres::Cluster {
+        self.inner.cluster()
     }
 
     /// The value of `store.url`.
@@ -77,6 +78,11 @@ impl Database {
     /// Runs SQL in this database as its owner.
     pub async fn execute(&self, sql: &str) {
         self.inner.execute(sql).await;
+    }
+
+    /// A connection as its owner.
+    pub async fn connect(&self) -> sqlx::PgConnection {
+        self.inner.connect().await
     }
 
     /// The number that a query returns.

@@ -54,14 +54,14 @@ when { context.input.path like "/etc/*" };
 impl World {
     /// Makes a folder, certificates, the policies above and an empty store; starts nothing.
     pub async fn new(engine: Engine) -> World {
-        let database = match engine {
-            Engine::Sqlite => None,
-            Engine::Postgres => Some(Database::create().await),
-        };
-        Self::with_database(database).await
+        match engine {
+            Engine::Sqlite => Self::with(None),
+            Engine::Postgres => Self::with(Some(Database::create().await)),
+        }
     }
 
-    pub async fn with_database(database: Option<Database>) -> World {
+    /// The same with the store given; `None` is an embedded one.
+    pub fn with(database: Option<Database>) -> World {
         let (port, metrics_port) = (free_port(), free_port());
         let folder = Folder::new();
         let config = basics(port, metrics_port, database.as_ref());

@@ -226,6 +226,8 @@ async fn through_the_journal(events: Vec<Event>) -> Vec<Decision> {
         max_bytes: 1 << 30,
         segment_bytes: 64 << 20,
         sync_timeout: Duration::from_secs(60),
+        keep_shipped: std::time::Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: true,
     };
     let start = StartFacts {

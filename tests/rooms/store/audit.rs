@@ -138,10 +138,14 @@ on_both! {
                 at, environment: environment.clone(), reason: "no_credential".into(), authenticated: false, principal: None,
                 network: "192.0.2.0/24".into(), count: 12,
             }),
+            Event::Conflict(Conflict {
+                at, environment: environment.clone(), incarnation: Incarnation([7; 16]), seq: 4, leaf: Digest::of(b"l"), found: None,
+                beside: false, record: Some("{}".into()), part: 1, parts: 2, again: 0, count: 1, through: 4,
+            }),
             Event::Stop(Stop { at, environment }),
         ];
         let records: Vec<_> = (0..).zip(events).map(|(seq, event)| journal.seal(seq, event)).collect();
-        assert_eq!(world.proxy.ship(&records).await.unwrap(), Shipped { inserted: 5, opaque: 0 });
+        assert_eq!(world.proxy.ship(&records).await.unwrap(), Shipped { inserted: 6, opaque: 0 });
 
         let mut rows = ask(world, |filter| (filter.kind, filter.ascending) = (AuditKind::Any, true)).await;
         let bound = rows.len();
@@ -153,14 +157,16 @@ on_both! {
             ("policy", Some("rejected"), Some("line 3")),
             ("admin", Some("reload"), Some("limits")),
             ("suppressed", Some("no_credential"), Some("12 times")),
+            ("conflict", Some("row_in_place"),
+                Some("another row stands in the place of record 4 of 07070707070707070707070707070707; this carries the record, part 1 of 2")),
             ("stop", None, None),
         ]);
         let kinds = [AuditKind::Decision, AuditKind::Outcome, AuditKind::Policy, AuditKind::Admin, AuditKind::Suppressed,
-            AuditKind::Start, AuditKind::Stop, AuditKind::Opaque, AuditKind::Any];
+            AuditKind::Conflict, AuditKind::Start, AuditKind::Stop, AuditKind::Opaque, AuditKind::Any];
         for kind in kinds {
             let count = ask(world, |filter| filter.kind = kind).await.len();
             let expected = match kind {
-                AuditKind::Any => 5 + bound,
+                AuditKind::Any => 6 + bound,
                 AuditKind::Admin => 1 + bound,
                 AuditKind::Decision | AuditKind::Outcome | AuditKind::Opaque => 0,
                 _ => 1,

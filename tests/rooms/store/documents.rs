@@ -157,6 +157,8 @@ fn journal(dir: &Path) -> Journal {
         max_bytes: 1 << 30,
         segment_bytes: 1 << 20,
         sync_timeout: Duration::from_secs(60),
+        keep_shipped: std::time::Duration::ZERO,
+        seal_on_conflict: false,
         allow_volatile: true,
     };
     let start = StartFacts {

@@ -109,6 +109,18 @@ impl World {
         }
     }
 
+    /// The number that a query on Postgres returns.
+    pub async fn count_by_hand(&self, sql: &str) -> i64 {
+        let Place::Postgres(server) = &self.place else {
+            panic!("this is not Postgres")
+        };
+        let mut connection = server.database.connect().await;
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned()))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    }
+
     pub fn is_postgres(&self) -> bool {
         matches!(self.place, Place::Postgres(_))
     }

@@ -64,6 +64,8 @@ impl Fixture {
             max_bytes: 1 << 30,
             segment_bytes: 1 << 20,
             sync_timeout: Duration::from_secs(30),
+            keep_shipped: Duration::ZERO,
+            seal_on_conflict: false,
             allow_volatile: true,
         };
         let start = StartFacts {

@@ -7,3 +7,4 @@ mod journal;
 mod killed;
 mod outcomes;
 mod soak;
+mod trail;

@@ -12,14 +12,14 @@ use std::process::{Child, Command, Stdio};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_without_its_database_refuses_calls_until_it_is_there() {
-    let mut world = World::with_database(Some(Database::on_own_cluster().await)).await;
+    let mut world = World::with(Some(Database::on_own_cluster().await));
     let (files, key) = ana_reads_files(&mut world).await;
     world.start().await;
     let client = world.connected("files", &key).await;
     client.call("echo", json!({ "text": "before" })).await.text();
     world.shipped().await;
     world.stop().await;
-    database(&mut world).server().stop();
+    database(&mut world).own_cluster().stop();
 
     world.spawn();
     waits_because(&world, "connection refused").await;
@@ -30,7 +30,7 @@ async fn a_start_without_its_database_refuses_calls_until_it_is_there() {
     assert_eq!(files.calls().len(), 1);
     assert!(world.log().contains("every call is refused"), "{}", world.log());
 
-    database(&mut world).server().run();
+    database(&mut world).own_cluster().run();
     eventually("calls to be admitted", async || {
         (world.ready().await == Some(200)).then_some(())
     })
@@ -53,10 +53,10 @@ async fn a_start_without_its_database_refuses_calls_until_it_is_there() {
     let refused = world.guardian("serve");
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(refused.stderr.contains("append-only trigger is missing"), "{refused:?}");
-    database(&mut world).server().stop();
+    database(&mut world).own_cluster().stop();
     world.spawn();
     waits_because(&world, "connection refused").await;
-    database(&mut world).server().run();
+    database(&mut world).own_cluster().run();
     waits_because(&world, "append-only trigger is missing").await;
     let refused = world.client("files").bearer(&key).handshake().await;
     assert_eq!(refused.verdict(), "200 stale_authorization");
