@@ -85,6 +85,7 @@ fn new_journal(dir: PathBuf) -> Journal {
         environment: events::environment(),
         version: "1".to_owned(),
         instance: "bench".to_owned(),
+        instance_id: None,
     };
     let opened = Journal::open_dir(settings, start, || Timestamp::from_secs(1_795_000_000));
     opened.expect("a new journal").0

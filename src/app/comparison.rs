@@ -17,6 +17,8 @@ pub struct Disagreement {
     pub missing: Vec<MissingRecords>,
     /// From this incarnation on the journal holds records that the trail lacks.
     pub ship_again_from: Option<Incarnation>,
+    /// The trail also lacks older records, which are kept although they were shipped.
+    pub lacks_kept: bool,
 }
 
 impl fmt::Display for Disagreement {
@@ -34,13 +36,14 @@ pub async fn compare(store: &Store, env: &EnvironmentName, journal: &Journal) ->
     let starts = store.trail_starts(env, journal.instance_id()).await?;
     let mut comparison = Comparison {
         store,
+        journal,
         running: journal.incarnation(),
         spooled: journal.spooled(),
         kept_since: store.trail_kept_since().await?,
         starts,
         found: Disagreement::default(),
     };
-    comparison.journal_is_there(journal).await?;
+    comparison.journal_is_there().await?;
     if let Some(oldest) = comparison.spooled.first() {
         comparison.predecessor(oldest).await?;
     }
@@ -54,6 +57,7 @@ pub async fn compare(store: &Store, env: &EnvironmentName, journal: &Journal) ->
 
 struct Comparison<'a> {
     store: &'a Store,
+    journal: &'a Journal,
     running: Incarnation,
     spooled: &'a [SpooledIncarnation],
     kept_since: Timestamp,
@@ -64,15 +68,15 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     /// The instance has written another journal, which was not there at this start, or at an earlier one that was refused.
-    async fn journal_is_there(&mut self, journal: &Journal) -> Result<(), StoreError> {
+    async fn journal_is_there(&mut self) -> Result<(), StoreError> {
         let missing_at = self.spooled.iter().rposition(|spooled| spooled.journal_missing);
         let is_accepted = |at: usize| self.spooled[at..].iter().any(|spooled| spooled.gap_at.is_some());
-        if !journal.is_missing() && missing_at.is_none_or(is_accepted) {
+        if !self.journal.is_missing() && missing_at.is_none_or(is_accepted) {
             return Ok(());
         }
         let what = format!(
             "the journal of instance {} is missing: the folder held none of its records",
-            journal.instance_id()
+            self.journal.instance_id()
         );
         let here = |of: Incarnation| of == self.running || self.spooled.iter().any(|spooled| spooled.incarnation == of);
         let begun = |record: &&Record| matches!(record.event, Event::Start(_)) && !here(record.incarnation);
@@ -205,6 +209,19 @@ impl Comparison<'_> {
     }
 
     fn lacks(&mut self, incarnation: Incarnation, from: u64, to: u64) {
+        let held = self.journal.held_from(incarnation).map_or(to + 1, |held| held.max(from));
+        if held <= to {
+            self.found.lacks_kept = true;
+            self.found.findings.push(format!(
+                "records {held} to {to} of the start {} were shipped and are not in the trail; the journal still keeps them (an older \
+                 backup of the database)",
+                short(incarnation)
+            ));
+        }
+        if from >= held {
+            return;
+        }
+        let to = held - 1;
         self.found.findings.push(format!(
             "records {from} to {to} of the start {} were shipped and are neither in the trail nor in the journal (an older backup \
              of the database)",

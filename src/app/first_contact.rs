@@ -165,6 +165,9 @@ impl FirstContact {
             None => 0,
             Some(from) => tokio::task::spawn_blocking(move || journal.ship_again(from)).await??,
         };
+        if found.lacks_kept {
+            self.journal.rewind(None);
+        }
         self.is_compared = true;
         let actor = process_actor();
         let gap = Gap {

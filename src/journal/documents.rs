@@ -1,5 +1,5 @@
 //! The documents that records name, on their way to the database: written to files of the journal's folder before the set
-//! that they are comes into force, and removed from it once they are in the database.
+//! that they are comes into force, and kept there for a while once they are in the database, which may lose them.
 
 use super::JournalError;
 use super::disk::{Disk, read_up_to, replace};
@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 
 /// The most bytes that wait for the database. Past them a new set is refused.
 const MOST_PENDING: u64 = 256 * 1024 * 1024;
+/// The most files, and bytes of them, that are kept although the database has them.
+const MOST_SHIPPED: (usize, u64) = (64, 64 * 1024 * 1024);
 
 pub(super) struct Documents {
     disk: Arc<dyn Disk>,
@@ -50,12 +52,13 @@ impl Documents {
     /// Looks for files that an earlier run did not get rid of.
     pub fn open(disk: Arc<dyn Disk>, environment: EnvironmentName) -> Result<Self, JournalError> {
         let mut state = DocumentState::default();
-        let names = document_files(&*disk).map_err(in_file(&*disk, ""))?;
+        let names = document_files(&*disk, PENDING).map_err(in_file(&*disk, ""))?;
         for name in &names {
-            let size = disk.open(name).and_then(|file| file.size()).map_err(in_file(&*disk, name))?;
-            state.pending_bytes += size;
-            state.next = state.next.max(number_of(name).unwrap_or(0) + 1);
+            state.pending_bytes += size_of(&*disk, name).map_err(in_file(&*disk, name))?;
         }
+        let shipped = document_files(&*disk, SHIPPED).map_err(in_file(&*disk, ""))?;
+        let numbers = names.iter().chain(&shipped).filter_map(|name| number_of(name));
+        state.next = numbers.max().map_or(0, |last| last + 1);
         Ok(Self {
             disk,
             environment,
@@ -105,8 +108,24 @@ impl Documents {
         shipped
     }
 
+    /// Has those that the database took, and may have lost, brought to it once more.
+    pub async fn ship_again(self: &Arc<Self>) -> Result<(), String> {
+        self.on_disk(|documents| {
+            let disk = &*documents.disk;
+            for name in document_files(disk, SHIPPED)? {
+                let size = size_of(disk, &name)?;
+                disk.rename(&name, &renamed(&name, PENDING))?;
+                locked(&documents.state).pending_bytes += size;
+            }
+            Ok(())
+        })
+        .await?;
+        self.pending.store(true, Ordering::Release);
+        Ok(())
+    }
+
     async fn ship_files(self: &Arc<Self>, store: &Store) -> Result<(), String> {
-        let names = self.on_disk(|documents| document_files(&*documents.disk)).await?;
+        let names = self.on_disk(|documents| document_files(&*documents.disk, PENDING)).await?;
         for name in names {
             let reading = name.clone();
             let (file, size) = self.on_disk(move |documents| documents.read(&reading)).await?;
@@ -121,7 +140,7 @@ impl Documents {
                     .await
                     .map_err(|error| error.to_string())?;
             }
-            self.on_disk(move |documents| documents.remove(&name, size)).await?;
+            self.on_disk(move |documents| documents.set_aside(&name, size)).await?;
         }
         Ok(())
     }
@@ -142,10 +161,20 @@ impl Documents {
         }
     }
 
-    fn remove(&self, name: &str, size: u64) -> io::Result<()> {
-        self.disk.remove(name)?;
+    /// The database has these. The oldest of its kind go when there are many.
+    fn set_aside(&self, name: &str, size: u64) -> io::Result<()> {
+        let disk = &*self.disk;
+        disk.rename(name, &renamed(name, SHIPPED))?;
         let mut state = locked(&self.state);
         state.pending_bytes = state.pending_bytes.saturating_sub(size);
+        drop(state);
+        let mut bytes = 0;
+        for (count, name) in document_files(disk, SHIPPED)?.iter().rev().enumerate() {
+            bytes += size_of(disk, name)?;
+            if count >= MOST_SHIPPED.0 || bytes > MOST_SHIPPED.1 {
+                disk.remove(name)?;
+            }
+        }
         Ok(())
     }
 
@@ -180,20 +209,32 @@ impl StoredDocument {
 }
 
 const PREFIX: &str = "documents-";
-const SUFFIX: &str = ".json";
+/// How the name of a file ends that may not be in the database, and of one that is there.
+const PENDING: &str = ".json";
+const SHIPPED: &str = ".shipped";
 
 fn file_name(number: u64) -> String {
-    format!("{PREFIX}{number:016x}{SUFFIX}")
+    format!("{PREFIX}{number:016x}{PENDING}")
+}
+
+fn renamed(name: &str, suffix: &str) -> String {
+    let (stem, _) = name.split_once('.').unwrap_or((name, ""));
+    format!("{stem}{suffix}")
 }
 
 fn number_of(name: &str) -> Option<u64> {
-    u64::from_str_radix(name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?, 16).ok()
+    let (number, _) = name.strip_prefix(PREFIX)?.split_once('.')?;
+    u64::from_str_radix(number, 16).ok()
+}
+
+fn size_of(disk: &dyn Disk, name: &str) -> io::Result<u64> {
+    disk.open(name)?.size()
 }
 
 /// Their names in order.
-fn document_files(disk: &dyn Disk) -> io::Result<Vec<String>> {
+fn document_files(disk: &dyn Disk, suffix: &str) -> io::Result<Vec<String>> {
     let mut names = disk.list()?;
-    names.retain(|name| number_of(name).is_some());
+    names.retain(|name| name.ends_with(suffix) && number_of(name).is_some());
     names.sort_unstable();
     Ok(names)
 }

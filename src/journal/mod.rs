@@ -207,6 +207,11 @@ impl Journal {
         self.0.is_missing
     }
 
+    /// The oldest record of this incarnation that the folder holds; it holds all that follow.
+    pub fn held_from(&self, incarnation: Incarnation) -> Option<u64> {
+        self.0.shared.spool.first_of(incarnation)
+    }
+
     /// Ships again what the folder holds, from the first record of this incarnation on; returns how many records. To be
     /// called once, before a shipper is made.
     pub fn ship_again(&self, incarnation: Incarnation) -> Result<u64, JournalError> {

@@ -50,7 +50,7 @@ pub(super) fn recover(disk: &Arc<dyn Disk>) -> Result<RecoveredState, JournalErr
     };
     let mark = recovered_state.watermark.filter(known);
     let mut reached = mark.is_none();
-    let segments = reader.segments.clone();
+    let segments = reader.segments[kept..].to_vec();
     let head_before = |of| {
         let first = segments.iter().find(|segment| segment.header.incarnation == of);
         first.map_or(Digest::ZERO, |segment| segment.header.prev)

@@ -323,6 +323,10 @@ impl Shipper {
         let Some(stop) = self.shipped.filter(|mark| self.shared.spool.find(mark).is_some()) else {
             return Ok(());
         };
+        if let Err(error) = self.documents.ship_again().await {
+            self.shared.findings.ask_for(from);
+            return Err(error);
+        }
         self.shared.spool.comparing.store(true, Ordering::Relaxed);
         self.rewinding = Some(Rewinding::new(from, stop));
         let disk = self.disk.clone();

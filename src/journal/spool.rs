@@ -174,6 +174,13 @@ impl Spool {
         })
     }
 
+    /// The oldest record of this incarnation in the folder, shipped or not.
+    pub fn first_of(&self, incarnation: Incarnation) -> Option<u64> {
+        let index = locked(&self.index);
+        let of = |segment: &&Segment| segment.header.incarnation == incarnation;
+        index.segments.iter().find(of).map(|segment| segment.header.first_seq)
+    }
+
     /// The position of the oldest record in the folder.
     pub fn first(&self) -> Option<Watermark> {
         let index = locked(&self.index);
