@@ -87,7 +87,7 @@ on_both_stores! {
         .await;
         world.shipped().await;
 
-        let seen = decided_again(&world);
+        let seen = decided_again(&world).await;
         for reason in ["permitted", "invalid_arguments", "forbidden_by_policy", "missing_scope", "unknown_tool", "no_policy_permits", "no_grant", "not_enrolled", "grant_revoked"] {
             assert!(seen.contains_key(reason), "{reason} is not among {seen:?}");
         }
@@ -224,10 +224,10 @@ fn nowhere(world: &World, word: &str, rows: &[Value]) {
 }
 
 /// The records of the journal, each decided again; how many there are of each reason.
-fn decided_again(world: &World) -> BTreeMap<String, usize> {
+async fn decided_again(world: &World) -> BTreeMap<String, usize> {
     let mut seen = BTreeMap::new();
     let mut snapshots = HashMap::new();
-    for record in decisions(world) {
+    for record in decisions(world).await {
         if record.decided.as_deref() == Some("not_asked") || record.policy_set == Digest::ZERO {
             continue;
         }
@@ -248,10 +248,14 @@ fn decided_again(world: &World) -> BTreeMap<String, usize> {
     seen
 }
 
-fn decisions(world: &World) -> Vec<Decision> {
+/// What the journal holds; read again if somebody wrote to it meanwhile.
+async fn decisions(world: &World) -> Vec<Decision> {
     let folder = world.file("data/journal");
-    let records = read_dir(&folder).unwrap();
-    let events = records.map(|record| serde_json::from_slice::<Record>(&record.unwrap().bytes).unwrap().event);
+    let records = eventually("a moment in which nobody writes to the journal", async || {
+        read_dir(&folder).unwrap().collect::<Result<Vec<_>, _>>().ok()
+    });
+    let records = records.await.into_iter();
+    let events = records.map(|record| serde_json::from_slice::<Record>(&record.bytes).unwrap().event);
     let decisions = events.filter_map(|event| match event {
         Event::Decision(decision) => Some(*decision),
         _ => None,
@@ -272,7 +276,7 @@ async fn decided_with(world: &World, key: &str) -> String {
         .bearer(key)
         .call("echo", json!({ "text": "hi" }))
         .await;
-    decisions(world).last().unwrap().policy_set.to_string()
+    decisions(world).await.last().unwrap().policy_set.to_string()
 }
 
 async fn until_other(world: &World, key: &str, than: &str) -> String {

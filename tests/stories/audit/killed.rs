@@ -20,7 +20,7 @@ on_both_stores! {
     async fn killed_at_any_moment_the_trail_tells_what_the_server_saw(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
         world
-            .set("journal.arguments", "'redacted'")
+            .set("audit.inputs", "'redacted'")
             .set("journal.segment_bytes", "65536")
             .set("limits.per_principal", "{ rate = 100000, per = '1s' }");
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -307,6 +307,10 @@ impl Scene {
             }),
             ("a token whose signature was changed", bearer(&forged)),
             ("a token that has expired", spoilt(&self.issuer, "exp", json!(now - 600))),
+            (
+                "a token that lives too long",
+                spoilt(&self.issuer, "exp", json!(now + 2 * 86_400)),
+            ),
             ("a token that is not valid yet", spoilt(&self.issuer, "nbf", json!(now + 600))),
             (
                 "a token made for another server",
