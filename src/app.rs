@@ -321,12 +321,12 @@ impl Running {
                 self.shutdown.abort();
             }
         }
-        report_cut_calls(self.journal.cut_by_stop());
         let journal = self.journal.clone();
         let is_written = tokio::select! {
             is_written = self.finish() => is_written,
             () = hurry() => journal.stop_within(HURRIED_STOP).await,
         };
+        report_cut_calls(journal.cut_by_stop());
         if !is_written {
             tracing::error!("ended without the journal's last records: its disk did not take them in time");
             return Err(JournalNotWritten.into());

@@ -10,6 +10,7 @@ mod client_request;
 mod conflict;
 mod digest;
 mod document;
+mod gap;
 mod header;
 mod member;
 mod method;
@@ -34,6 +35,7 @@ pub use client_request::{ClientRequest, ClientRequests};
 pub use conflict::Conflict;
 pub use digest::{Digest, Sha256};
 pub use document::{DocumentKind, KeptDocument};
+pub use gap::{Gap, MissingRecords};
 pub use header::is_reserved_header;
 pub use member::{
     ApiKey, Grant, GrantStatus, InputSalt, Member, MemberStatus, PartialRevocation, Revocation, RevocationKind, Scopes,
@@ -50,9 +52,9 @@ pub use principal::{AuthMethod, CERTIFICATE_ISSUER, Fingerprint, KEY_ISSUER, OWN
 pub use problem::{Problem, Severity, SourceLocation};
 pub use reason::{Reason, Refusal};
 pub use record::{
-    Actor, AdminAction, Decision, DecisionKind, Event, Gap, GrantUsed, GrantsKnown, Incarnation, InputsKept, InstanceId,
-    JudgedInput, MissingRecords, PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start,
-    Stop, Suppressed, SuppressedPrincipal,
+    Actor, AdminAction, Decision, DecisionKind, Event, GrantUsed, GrantsKnown, Incarnation, InputsKept, InstanceId, JudgedInput,
+    PolicyChange, Record, RecordedChange, RecordedInputs, RecordedRequest, SealedRecord, Start, Stop, Suppressed,
+    SuppressedPrincipal,
 };
 pub use recorded_principal::RecordedPrincipal;
 pub use safe_text::{SafeText, quoted};

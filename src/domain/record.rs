@@ -1,6 +1,7 @@
 //! The audit records. A record's bytes are its JSON, with the fields in the order given here. Every column of
 //! `audit_trail` is derived from these hashed bytes, so that an edited column is noticed.
 
+use super::gap::Gap;
 use super::outcome::Outcome;
 use super::recorded_principal::RecordedPrincipal;
 use super::{
@@ -170,36 +171,6 @@ pub struct Start {
     pub journal_missing: bool,
     /// Bytes cut off as a torn tail.
     pub cut: u64,
-}
-
-/// The journal and the audit trail did not agree at a start, and the operator let the instance start all the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
-    pub at: Timestamp,
-    pub environment: EnvironmentName,
-    pub instance_id: InstanceId,
-    /// What was found, as the operator was told.
-    pub found: String,
-    pub missing: Vec<MissingRecords>,
-    /// Records that were marked as shipped and are shipped again.
-    pub shipped_again: u64,
-    /// The operating system's user and the host of the process that was started with `--accept-gap`.
-    pub accepted_by: String,
-}
-
-/// Records that are not, or not as they were written, in both the journal and the trail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MissingRecords {
-    pub incarnation: Incarnation,
-    pub from: u64,
-    /// The last one; `None` if nobody knows how many there were.
-    pub to: Option<u64>,
-}
-
-impl MissingRecords {
-    pub fn covers(&self, incarnation: Incarnation, seq: u64) -> bool {
-        self.incarnation == incarnation && self.from <= seq && self.to.is_none_or(|to| seq <= to)
-    }
 }
 
 /// The result of a decision.

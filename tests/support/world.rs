@@ -103,7 +103,8 @@ impl World {
             .set("listen.public_url", &text(format!("https://localhost:{port}")))
             .set("admin.metrics_address", &text(format!("127.0.0.1:{metrics_port}")))
             .set("keys.pepper_file", &of_first("data/pepper"))
-            .set("sessions.key_file", &of_first("data/session.keys"));
+            .set("sessions.key_file", &of_first("data/session.keys"))
+            .set("audit.key_file", &of_first("data/audit.keys"));
         if self.database.is_none() {
             other.set("store.file", &of_first("data/guardian.db"));
         }

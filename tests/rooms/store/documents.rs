@@ -177,5 +177,7 @@ fn waiting(dir: &Path) -> usize {
     let names = std::fs::read_dir(dir)
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with("documents-")).count()
+    names
+        .filter(|name| name.starts_with("documents-") && name.ends_with(".json"))
+        .count()
 }

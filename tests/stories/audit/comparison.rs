@@ -4,6 +4,7 @@
 use crate::ana_reads_files;
 use crate::support::on_both_stores;
 use crate::support::stores::Engine;
+use crate::support::wait::eventually;
 use crate::support::world::{Ended, World};
 use serde_json::json;
 use std::fs;
@@ -14,6 +15,7 @@ const DISAGREES: i32 = 5;
 on_both_stores! {
     async fn an_older_backup_of_the_database_is_noticed_and_the_gap_put_on_record(world: World) {
         let (files, key) = ana_reads_files(&mut world).await;
+        world.set("journal.keep_shipped", "'0s'");
         run(&mut world, &key, 3).await;
         run(&mut world, &key, 4).await;
         let before = world.audit("--kind any").len();
@@ -40,6 +42,25 @@ on_both_stores! {
         // What was accepted is not asked about again.
         run(&mut world, &key, 1).await;
         assert_eq!(world.audit("--kind gap").len(), 1);
+    }
+
+    /// What was shipped is kept for a day.
+    async fn after_an_older_backup_what_is_kept_is_shipped_again(world: World) {
+        let (_files, key) = ana_reads_files(&mut world).await;
+        run(&mut world, &key, 3).await;
+        run(&mut world, &key, 4).await;
+        restore_backup(&world, 3).await;
+
+        let refused = refused(&world);
+        assert!(refused.contains("were shipped and are not in the trail; the journal still keeps them"), "{refused}");
+        assert!(!refused.contains("neither in the trail nor in the journal"), "{refused}");
+        world.start_with(&["--accept-gap"]).await;
+        world.shipped().await;
+        eventually("all calls to be in the trail again", async || (world.audit("--tool echo").len() == 7).then_some(())).await;
+        assert_eq!(world.audit("--kind gap").len(), 1);
+        world.stop().await;
+        run(&mut world, &key, 1).await;
+        assert_eq!((world.audit("--tool echo").len(), world.audit("--kind gap").len()), (8, 1));
     }
 
     async fn a_deleted_journal_is_noticed_and_a_new_instance_starts_freely(world: World) {

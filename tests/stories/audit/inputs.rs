@@ -109,7 +109,7 @@ on_both_stores! {
         world.start().await;
         assert_eq!(decided_with(&world, &key).await, first);
         world.shipped().await;
-        eventually("the documents to leave the journal's folder", async || waiting(&world).is_empty().then_some(())).await;
+        eventually("the documents to be shipped", async || waiting(&world).is_empty().then_some(())).await;
 
         assert_eq!(world.count("SELECT count(*) FROM {t}policy_documents WHERE kind = 'policy_set'").await, sets_in_force(&world).len() as i64);
         let twice = "SELECT count(*) FROM (SELECT digest FROM {t}policy_documents GROUP BY environment, kind, digest HAVING count(*) > 1) AS more";
@@ -299,5 +299,7 @@ fn sets_in_force(world: &World) -> BTreeSet<String> {
 fn waiting(world: &World) -> Vec<String> {
     let names = std::fs::read_dir(world.file("data/journal")).unwrap();
     let names = names.map(|file| file.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with("documents-")).collect()
+    names
+        .filter(|name| name.starts_with("documents-") && name.ends_with(".json"))
+        .collect()
 }
