@@ -1,10 +1,13 @@
 //! What records keep of arguments (`audit.inputs`): by default only a digest, under a key of the caller's own.
 
 use crate::config::{AuditConfig, Inputs};
-use crate::domain::{InputsKept, RecordedInputs, RequestId};
+use crate::domain::{InputsKept, MAX_RECORD, RecordedInputs, RequestId};
 use crate::journal::PersonKeys;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+
+/// Longer arguments do not fit into their record once they are sealed (in base64), so they are not sealed at all.
+const MOST_SEALED: usize = MAX_RECORD / 4 * 3;
 
 /// Which form arguments have in records, and which of them are hidden.
 pub struct InputKeeper {
@@ -38,22 +41,19 @@ impl InputKeeper {
             digest: keys.map(|keys| keys.digest(sent)),
             text: None,
         };
+        // The digest stays where the text is too long for its record.
         let kept_as = |kept, text| RecordedInputs {
             kept: Some(kept),
             text,
-            ..RecordedInputs::default()
+            ..digest()
         };
         match (self.inputs, keys) {
             (Inputs::Digest, _) | (Inputs::Sealed, None) => digest(),
-            (Inputs::Redacted, _) => RecordedInputs {
-                kept: Some(InputsKept::Redacted),
-                text: self.redacted(parsed, sent),
-                ..digest()
-            },
-            (Inputs::Sealed, Some(keys)) => RecordedInputs {
-                key: Some(keys.version),
-                ..kept_as(InputsKept::Sealed, Some(keys.seal(request, sent)))
-            },
+            (Inputs::Redacted, _) => kept_as(InputsKept::Redacted, self.redacted(parsed, sent)),
+            (Inputs::Sealed, Some(keys)) => {
+                let fits = sent.len() <= MOST_SEALED;
+                kept_as(InputsKept::Sealed, fits.then(|| keys.seal(request, sent)))
+            }
             // The strict parse took no bytes that are not UTF-8.
             (Inputs::Plain, _) => kept_as(InputsKept::Plain, std::str::from_utf8(sent).ok().map(str::to_owned)),
         }
@@ -131,15 +131,27 @@ mod tests {
             ..digest
         };
         assert_eq!(kept(Inputs::Redacted, Some(&keys)), redacted);
+        let long = vec![b' '; MOST_SEALED + 1];
+        let config = AuditConfig {
+            inputs: Inputs::Sealed,
+            ..AuditConfig::default()
+        };
+        let padded = InputKeeper::new(&config).keep(REQUEST, Some(&keys), None, Some(&long));
+        let whole = (padded.kept, padded.digest, padded.text);
+        assert_eq!(
+            whole,
+            (Some(InputsKept::Sealed), Some(keys.digest(&long)), None),
+            "too long for its record"
+        );
         let plain = kept(Inputs::Plain, Some(&keys));
         assert_eq!(
             (plain.kept, plain.digest, plain.text.as_deref()),
-            (Some(InputsKept::Plain), None, Some(TEXT))
+            (Some(InputsKept::Plain), digest.digest, Some(TEXT))
         );
         let sealed = kept(Inputs::Sealed, Some(&keys));
         assert_eq!(
             (sealed.kept, sealed.key, sealed.digest),
-            (Some(InputsKept::Sealed), Some(1), None)
+            (Some(InputsKept::Sealed), Some(1), digest.digest)
         );
         assert_eq!(keys.open(REQUEST, &sealed.text.unwrap()).unwrap(), TEXT.as_bytes());
     }

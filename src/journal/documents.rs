@@ -30,6 +30,8 @@ pub(super) struct Documents {
 struct DocumentState {
     /// Those that this process wrote, so that none is written twice.
     kept: HashSet<(DocumentKind, Digest)>,
+    /// Those of the newest set.
+    newest: Vec<KeptDocument>,
     next: u64,
     pending_bytes: u64,
 }
@@ -70,6 +72,7 @@ impl Documents {
     /// Makes those durable that were not kept before. Blocks on disk I/O.
     pub fn keep(&self, documents: &[KeptDocument]) -> Result<(), JournalError> {
         let mut state = locked(&self.state);
+        state.newest = documents.to_vec();
         let mut seen = HashSet::new();
         let key = |document: &KeptDocument| (document.kind, document.digest);
         let is_new = |document: &&KeptDocument| !state.kept.contains(&key(document)) && seen.insert(key(document));
@@ -108,9 +111,15 @@ impl Documents {
         shipped
     }
 
-    /// Has those that the database took, and may have lost, brought to it once more.
+    /// Has those that the database took, and may have lost, brought to it once more: the newest set, and what is kept of others.
     pub async fn ship_again(self: &Arc<Self>) -> Result<(), String> {
         self.on_disk(|documents| {
+            let newest = {
+                let mut state = locked(&documents.state);
+                state.kept.clear();
+                state.newest.clone()
+            };
+            documents.keep(&newest).map_err(io::Error::other)?;
             let disk = &*documents.disk;
             for name in document_files(disk, SHIPPED)? {
                 let size = size_of(disk, &name)?;

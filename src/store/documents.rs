@@ -2,6 +2,7 @@
 //! recorded arguments is derived from.
 
 use super::engine::{Arg, Sql, args};
+use super::ship::DURABLE_COMMIT;
 use super::{Store, StoreError};
 use crate::domain::{Digest, DocumentKind, EnvironmentName, InputSalt, KeptDocument, UserId};
 
@@ -34,6 +35,9 @@ impl Store {
     /// Stores documents; those that are there already stay as they are. Returns how many are new.
     pub async fn ship_documents(&self, env: &EnvironmentName, documents: &[KeptDocument]) -> Result<u64, StoreError> {
         let mut tx = self.write().await?;
+        if let Store::Postgres(_) = self {
+            tx.fetch(&DURABLE_COMMIT, &[]).await?;
+        }
         let (mut inserted, mut rest) = (0, documents);
         while !rest.is_empty() {
             let these;

@@ -135,7 +135,7 @@ static AUDIT_TRAIL: LazyLock<Bulk> = LazyLock::new(|| {
 const MICROS_OF_DAY: i64 = 86_400_000_000;
 
 /// The journal forgets what was committed, so the commit must have reached the disk whatever the database's own setting is.
-const DURABLE_COMMIT: Sql = Sql::of_postgres(
+pub(super) const DURABLE_COMMIT: Sql = Sql::of_postgres(
     "SELECT set_config('synchronous_commit', 'on', true)
      WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')",
 );

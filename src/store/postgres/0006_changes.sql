@@ -42,7 +42,7 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON guardian.recorded_changes
 CREATE OR REPLACE FUNCTION guardian.own_record() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  cut text[] := ARRAY['key_hash', 'offered_definition', 'pinned_definition'];
+  cut text[] := ARRAY['key_hash', 'offered_definition', 'pinned_definition', 'salt'];
   o jsonb; n jsonb; r jsonb; env text; number bigint;
 BEGIN
   IF TG_OP = 'UPDATE' AND NEW IS NOT DISTINCT FROM OLD THEN RETURN NULL; END IF;

@@ -56,7 +56,12 @@ BEGIN
     ON CONFLICT DO NOTHING;
   RETURN NULL;
 END $$;
-CREATE TRIGGER give_salt AFTER INSERT ON guardian.users FOR EACH ROW EXECUTE FUNCTION guardian.give_salt();
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('guardian.users') AND relkind IN ('r', 'p')) THEN
+    CREATE TRIGGER give_salt AFTER INSERT ON guardian.users FOR EACH ROW EXECUTE FUNCTION guardian.give_salt();
+  END IF;
+END $$;
 
 -- Where users come from another table, no trigger of ours sees them; the proxy asks for the missing ones when it starts.
 CREATE FUNCTION guardian.give_salts(p_env text) RETURNS bigint
@@ -80,5 +85,9 @@ INSERT INTO guardian.audit_salts (environment, user_id, salt)
 -- An erased salt is told of like a change of its user, so that running instances drop the keys at once.
 CREATE CONSTRAINT TRIGGER guardian_feed AFTER UPDATE OR DELETE ON guardian.audit_salts
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION guardian.emit_change('user', 'environment', 'user_id', '', 'user_id');
+
+-- Whoever erases a salt takes the meaning of records with it: that is a change like any other.
+CREATE TRIGGER own_record AFTER UPDATE OR DELETE ON guardian.audit_salts FOR EACH ROW EXECUTE FUNCTION guardian.own_record();
+CREATE TRIGGER own_record_t AFTER TRUNCATE ON guardian.audit_salts FOR EACH STATEMENT EXECUTE FUNCTION guardian.own_record();
 
 RESET ROLE;

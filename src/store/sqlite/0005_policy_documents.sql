@@ -33,3 +33,12 @@ CREATE TRIGGER feed_salt_u AFTER UPDATE ON audit_salts BEGIN
   INSERT INTO change_log (environment, relation, op, user_ref, row_ref) VALUES (NEW.environment, 'user', 'U', NEW.user_id, NEW.user_id); END;
 CREATE TRIGGER feed_salt_d AFTER DELETE ON audit_salts BEGIN
   INSERT INTO change_log (environment, relation, op, user_ref, row_ref) VALUES (OLD.environment, 'user', 'U', OLD.user_id, OLD.user_id); END;
+
+-- Whoever erases a salt takes the meaning of records with it: that is a change like any other.
+CREATE TRIGGER own_salt_u AFTER UPDATE ON audit_salts BEGIN
+  INSERT INTO own_record (environment, user_id, relation, op, change)
+  VALUES (NEW.environment, NEW.user_id, 'audit_salts', 'update', json_object(
+    'old', json_object('user_id', OLD.user_id), 'new', json_object('user_id', NEW.user_id))); END;
+CREATE TRIGGER own_salt_d AFTER DELETE ON audit_salts BEGIN
+  INSERT INTO own_record (environment, user_id, relation, op, change)
+  VALUES (OLD.environment, OLD.user_id, 'audit_salts', 'delete', json_object('old', json_object('user_id', OLD.user_id))); END;
