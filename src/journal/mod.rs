@@ -224,6 +224,7 @@ impl Journal {
         };
         mark.store(&*handle.disk)
             .map_err(scan::in_file(&*handle.disk, watermark::NAME))?;
+        handle.shared.spool.need_again(&mark);
         let (records, bytes) = from.fold((0, 0), |sum, spooled| (sum.0 + spooled.marked.0, sum.1 + spooled.marked.1));
         handle.shared.spool.records.fetch_add(records, Ordering::SeqCst);
         handle.shared.spool.bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -102,8 +102,10 @@ pub struct Shipper {
 type ShipBatch = (Arc<[SealedRecord]>, Option<Watermark>);
 
 impl Shipper {
+    /// What the journal holds was compared with the trail, where that is to be done.
     pub fn new(journal: &Journal) -> Self {
         let handle = &journal.0;
+        handle.shared.spool.held.store(false, Ordering::Relaxed);
         Self {
             disk: handle.disk.clone(),
             shared: handle.shared.clone(),

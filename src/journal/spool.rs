@@ -23,6 +23,8 @@ pub(super) struct Spool {
     keep: KeepShipped,
     /// While kept records are compared with the trail, they are not deleted because of their age.
     pub comparing: AtomicBool,
+    /// What an earlier start left was not compared with the trail yet: it is not deleted for its age or size.
+    pub held: AtomicBool,
     /// Bytes of the kept segments.
     pub kept: AtomicU64,
     /// The last deletion failed, and was logged.
@@ -53,11 +55,13 @@ pub(super) struct SegmentIndex {
 
 impl Spool {
     pub fn new(disk: Arc<dyn Disk>, index: SegmentIndex, (records, bytes): (u64, u64), keep: KeepShipped) -> Self {
+        let index_is_empty = index.segments.is_empty();
         Self {
             disk,
             index: Mutex::new(index),
             keep,
             comparing: AtomicBool::new(false),
+            held: AtomicBool::new(!index_is_empty),
             kept: AtomicU64::new(0),
             cannot_delete: AtomicBool::new(false),
             durable: AtomicU64::new(0),
@@ -85,6 +89,16 @@ impl Spool {
         self.trim();
     }
 
+    /// The database does not have what follows the watermark after all: these segments are kept no more, but needed.
+    pub fn need_again(&self, mark: &Watermark) {
+        let mut index = locked(&self.index);
+        let needed = index.first_needed(mark);
+        while index.kept.len() > needed {
+            let (_, bytes) = index.kept.pop_back().unwrap_or((Instant::now(), 0));
+            self.kept.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Deletes kept segments that are old enough, or take room that unshipped records may need.
     pub fn trim(&self) {
         while self.oldest_must_go() {
@@ -107,7 +121,8 @@ impl Spool {
         let KeepShipped { time, max_bytes } = self.keep;
         let comparing = self.comparing.load(Ordering::Relaxed);
         let too_much = kept > max_bytes / 2 || kept.saturating_add(self.bytes.load(Ordering::Relaxed)) > max_bytes;
-        oldest.is_some_and(|since| too_much || !comparing && since.elapsed() >= time)
+        let held = self.held.load(Ordering::Relaxed);
+        !held && oldest.is_some_and(|since| too_much || !comparing && since.elapsed() >= time)
     }
 
     /// Deletes the oldest segment that is only kept; false if there is none. It is forgotten once it is gone, so that a deletion
