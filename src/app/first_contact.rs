@@ -96,9 +96,10 @@ impl FirstContact {
 
     /// Whether to wait for what failed. Everything else ends the start.
     pub fn is_away(&self, error: &anyhow::Error) -> bool {
-        let is_away = |error: &StoreError| match (error, self.config.store.kind) {
-            (StoreError::DiskFails { .. }, _) => true,
-            (StoreError::Unreachable { .. } | StoreError::Busy { .. }, StoreKind::Postgres) => true,
+        let is_postgres = self.config.store.kind == StoreKind::Postgres;
+        let is_away = |error: &StoreError| match error {
+            StoreError::DiskFails { .. } => true,
+            StoreError::Unreachable { .. } | StoreError::Busy { .. } => is_postgres,
             _ => false,
         };
         is_full(error) || error.chain().filter_map(|error| error.downcast_ref()).any(is_away)

@@ -181,10 +181,10 @@ pub fn differences(record: &Decision, verdict: &Verdict) -> Vec<String> {
 
 /// Whether a decision looks at the arguments of such a call.
 const fn reads_arguments(call: &Call) -> bool {
-    match (call.method, &call.target) {
-        (Method::ToolsCall | Method::GetPrompt, _) | (Method::Complete, Target::Prompt(_)) => true,
-        _ => false,
-    }
+    matches!(
+        (call.method, &call.target),
+        (Method::ToolsCall | Method::GetPrompt, _) | (Method::Complete, Target::Prompt(_))
+    )
 }
 
 fn principal_of(caller: &RecordedPrincipal) -> Result<Principal, Undecidable> {
