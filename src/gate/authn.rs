@@ -8,7 +8,7 @@ use crate::domain::{
 };
 use crate::grants::Grants;
 use crate::identity::{ApiKeyText, Credential, Identity};
-use crate::journal::{InputSecrets, Journal, PersonKeys};
+use crate::journal::{InputSecrets, Journal, JournalState, PersonKeys};
 use crate::store::Store;
 use crate::transport::Peer;
 use http::HeaderMap;
@@ -190,6 +190,10 @@ impl Authenticator {
         };
         if principal.method == AuthMethod::Key {
             return Ok(None);
+        }
+        // The enrolment would be committed, and nobody could record who it was.
+        if matches!(journal.state(), JournalState::Sealed(_)) {
+            return Err(Refusal::new(Reason::AuditUnavailable));
         }
         let enrolled = store
             .enrol(

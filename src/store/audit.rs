@@ -2,12 +2,13 @@
 //! What is shown is read from the recorded bytes; columns only find the rows.
 
 use super::change_words::RowChange;
+use super::changes::summary;
 use super::engine::{ComposedSql, Row, Sql, args};
 use super::{Store, StoreError};
 use crate::domain::{
-    AuthMethod, ClientId, Conflict, CutBy, Decision, DecisionKind, Digest, EnvironmentName, Event, Executed, GrantUsed,
-    Incarnation, InputsKept, Issuer, KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId, RoleName, Scope,
-    SealedRecord, Subject, Suppressed, Timestamp, ToolClass, UserId,
+    AdminAction, AuthMethod, ClientId, Conflict, CutBy, Decision, DecisionKind, Digest, EnvironmentName, Event, Executed,
+    GrantUsed, Incarnation, InputsKept, Issuer, KeyId, Outcome, OutcomeKind, PolicyId, Record, RecordedChange, RequestId,
+    RoleName, Scope, SealedRecord, Subject, Suppressed, Timestamp, ToolClass, UserId,
 };
 use std::borrow::Cow;
 
@@ -164,6 +165,12 @@ const SELECT: Sql = Sql {
                  d.recorded_by::text AS recorded_by, d.environment, d.kind, d.bytes, d.reason, d.user_id::text AS user_id,
                  d.server_name, d.method, d.change::text AS change, d.actor, d.claimed_by,
                  d.bytes IS NULL AND EXISTS (SELECT FROM recorded_changes c WHERE c.seq = d.seq) AS unhashed,
+                 CASE WHEN d.kind = 'admin' AND d.bytes IS NOT NULL THEN
+                   (SELECT json_agg(json_build_object('seq', a.seq, 'relation', a.method, 'op', a.reason, 'server', a.server_name,
+                                                      'change', a.change) ORDER BY a.seq)::text
+                      FROM recorded_changes c JOIN audit_trail a
+                        ON a.incarnation = '\\x00000000000000000000000000000000' AND a.seq = c.seq AND a.bytes IS NULL
+                     WHERE c.incarnation = d.incarnation AND c.record = d.seq) END AS covered,
                  (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
                  CASE WHEN d.kind = 'decision' THEN
                    (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND o.environment = d.environment
@@ -172,6 +179,12 @@ const SELECT: Sql = Sql {
     sqlite: "SELECT d.incarnation, d.seq, d.occurred_at, d.recorded_at, d.recorded_by, d.environment, d.kind, d.bytes, d.reason,
                d.user_id, d.server_name, d.method, d.change, d.actor, d.claimed_by,
                d.bytes IS NULL AND EXISTS (SELECT 1 FROM recorded_changes c WHERE c.seq = d.seq) AS unhashed,
+               CASE WHEN d.kind = 'admin' AND d.bytes IS NOT NULL THEN
+                 (SELECT json_group_array(json_object('seq', a.seq, 'relation', a.method, 'op', a.reason, 'server', a.server_name,
+                                                      'change', json(a.change)))
+                    FROM recorded_changes c JOIN audit_trail a
+                      ON a.incarnation = zeroblob(16) AND a.seq = c.seq AND a.bytes IS NULL
+                   WHERE c.incarnation = d.incarnation AND c.record = d.seq) END AS covered,
                (SELECT u.email FROM users u WHERE u.environment = d.environment AND u.id = d.user_id) AS email,
                CASE WHEN d.kind = 'decision' THEN
                  (SELECT o.bytes FROM audit_trail o WHERE o.request_id = d.request_id AND +o.environment = d.environment
@@ -370,7 +383,10 @@ impl AuditRow {
         let bytes: Option<Vec<u8>> = row.get("bytes")?;
         let Some(bytes) = bytes else { return bare.with_change(row) };
         let outcome = row.get::<Option<Vec<u8>>>("outcome")?.and_then(|bytes| event_of(&bytes));
+        let covered = covered_rows(row)?;
         let shown = match event_of(&bytes) {
+            Some(Event::Admin(admin)) => bare.with_admin(admin, &covered),
+            _ if !covered.is_empty() => bare.with_covered(&covered, Vec::new()),
             Some(Event::Decision(decision)) => bare.with_decision(*decision),
             Some(Event::Outcome(outcome)) => Self {
                 request: Some(outcome.request),
@@ -382,16 +398,6 @@ impl AuditRow {
                 detail: change.rejected,
                 policy_set: Some(change.policy_set),
                 catalogue: Some(change.catalogue),
-                ..bare
-            },
-            Some(Event::Admin(admin)) => Self {
-                reason: Some(admin.action),
-                detail: Some(admin.detail),
-                actor: admin.actor.map(|actor| actor.to_string()),
-                claimed_by: admin.claimed_by,
-                user: admin.user,
-                server: admin.server,
-                changes: admin.changes.into_iter().map(AuditChange::from).collect(),
                 ..bare
             },
             Some(Event::Suppressed(suppressed)) => bare.with_suppressed(suppressed),
@@ -539,6 +545,40 @@ impl AuditRow {
         }
     }
 
+    fn with_admin(self, admin: AdminAction, covered: &[CoveredRow]) -> Self {
+        let named = admin.changes.into_iter().map(AuditChange::from).collect();
+        let shown = Self {
+            reason: Some(admin.action),
+            detail: Some(admin.detail),
+            actor: admin.actor.map(|actor| actor.to_string()),
+            claimed_by: admin.claimed_by,
+            user: admin.user,
+            server: admin.server,
+            ..self
+        };
+        shown.with_covered(covered, named)
+    }
+
+    /// What was changed is told by the rows that the triggers wrote, which nobody can word; a record that covers them says who
+    /// did it. What it names besides is told by it alone: its rows are no longer kept, or it covers none of them.
+    fn with_covered(self, covered: &[CoveredRow], named: Vec<AuditChange>) -> Self {
+        if covered.is_empty() {
+            return Self { changes: named, ..self };
+        }
+        let is_covered = |change: &AuditChange| covered.iter().any(|row| row.change.seq == change.seq);
+        let mut changes: Vec<AuditChange> = covered.iter().map(|row| row.change.clone()).collect();
+        changes.extend(named.into_iter().filter(|change| !is_covered(change)));
+        let words = changes.iter().map(|change| change.change.as_str()).collect();
+        let details = covered.iter().map(|row| row.detail.as_str()).collect();
+        let (words, details) = summary(words, details);
+        Self {
+            reason: Some(words),
+            detail: Some(details),
+            changes,
+            ..self
+        }
+    }
+
     /// The database's own rows have no bytes: what they say stands in their columns.
     fn with_change(self, row: &Row) -> Result<Self, StoreError> {
         let change: Option<String> = row.get("change")?;
@@ -578,6 +618,44 @@ impl AuditRow {
             unhashed: row.get("unhashed")?,
             ..self
         })
+    }
+}
+
+/// A row that a trigger wrote and a record covers.
+struct CoveredRow {
+    change: AuditChange,
+    detail: String,
+}
+
+fn covered_rows(row: &Row) -> Result<Vec<CoveredRow>, StoreError> {
+    let json: Option<String> = row.get("covered")?;
+    let rows: Vec<serde_json::Value> = json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
+    let mut covered: Vec<CoveredRow> = rows.iter().map(CoveredRow::of).collect();
+    covered.sort_by_key(|row| row.change.seq);
+    Ok(covered)
+}
+
+impl CoveredRow {
+    fn of(row: &serde_json::Value) -> Self {
+        let text = |name: &str| row.get(name).and_then(serde_json::Value::as_str);
+        let value = |name: &str| row.pointer(&format!("/change/{name}")).filter(|value| !value.is_null());
+        let told = RowChange {
+            relation: text("relation").unwrap_or_default(),
+            op: text("op").unwrap_or_default(),
+            server: text("server"),
+            old: value("old"),
+            new: value("new"),
+        };
+        Self {
+            change: AuditChange {
+                seq: row.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0),
+                change: told.words().to_owned(),
+                of: told.of(),
+                old: value("old").cloned(),
+                new: value("new").cloned(),
+            },
+            detail: told.detail(),
+        }
     }
 }
 

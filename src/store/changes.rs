@@ -46,7 +46,7 @@ struct OwnRow {
 
 /// The changes of a record, as JSON, are no longer than this; the rest of it has its place in what a record may hold.
 const MOST_CHANGES: usize = 11_000;
-/// The values of a change that is longer are left to its digest.
+/// The values of a change that is longer in the store's own words are left to its digest. `tells_of` has the same number.
 const LONGEST_CHANGE: usize = 6_000;
 /// Characters of what was changed, and of a record's detail.
 const LONGEST_NAME: usize = 300;
@@ -99,7 +99,10 @@ const SHIPPED_ROW: Sql = Sql::each(
        AND a.method IN ('users', 'user_identities', 'server_tools')",
 );
 
-const UNHASHED: Sql = Sql::same("SELECT count(*) AS unhashed FROM recorded_changes WHERE environment = $1 AND record IS NULL");
+const UNHASHED: Sql = Sql::each(
+    "SELECT unhashed_changes($1) AS unhashed",
+    "SELECT count(*) AS unhashed FROM recorded_changes WHERE environment = $1 AND record IS NULL",
+);
 
 impl Store {
     /// The same store, with changes made through it by this author.
@@ -319,6 +322,7 @@ pub(super) async fn cover_shipped(tx: &mut Tx, records: &[(&SealedRecord, AdminA
 fn own_row(row: &Row) -> Result<OwnRow, StoreError> {
     let (relation, op): (String, String) = (row.get("relation")?, row.get("op")?);
     let change: Option<String> = row.get("change")?;
+    let whole = change.as_ref().map_or(0, String::len);
     let change: Json = change
         .and_then(|change| serde_json::from_str(&change).ok())
         .unwrap_or_default();
@@ -330,7 +334,6 @@ fn own_row(row: &Row) -> Result<OwnRow, StoreError> {
         old: change.get("old"),
         new: change.get("new"),
     };
-    let whole = change.to_string().len();
     let user: Option<String> = row.get("user_ref")?;
     let values = |name: &str| change.get(name).filter(|_| whole <= LONGEST_CHANGE).cloned();
     let recorded = RecordedChange {
@@ -370,20 +373,25 @@ fn pack(rows: Vec<OwnRow>) -> Vec<Vec<OwnRow>> {
 }
 
 fn action_of(rows: Vec<OwnRow>, environment: &EnvironmentName) -> AdminAction {
-    let mut words: Vec<&str> = rows.iter().map(|row| row.change.change.as_str()).collect();
-    words.dedup();
-    let details: Vec<&str> = rows.iter().map(|row| row.detail.as_str()).collect();
+    let words = rows.iter().map(|row| row.change.change.as_str()).collect();
+    let details = rows.iter().map(|row| row.detail.as_str()).collect();
     let at = rows.first().map_or(Timestamp::from_micros(0), |row| row.at);
-    let (words, details) = (
-        shortened(&words.join(", "), LONGEST_NAME),
-        shortened(&details.join("; "), LONGEST_DETAIL),
-    );
+    let (words, details) = summary(words, details);
     AdminAction {
         user: rows.first().and_then(|row| row.user.clone()),
         server: rows.first().and_then(|row| row.server.clone()),
         changes: rows.into_iter().map(|row| row.change).collect(),
         ..AdminAction::new(at, environment.clone(), &words, details)
     }
+}
+
+/// What was done and to what, in one line each, of the words and details of several changes.
+pub(super) fn summary(mut words: Vec<&str>, details: Vec<&str>) -> (String, String) {
+    words.dedup();
+    (
+        shortened(&words.join(", "), LONGEST_NAME),
+        shortened(&details.join("; "), LONGEST_DETAIL),
+    )
 }
 
 fn shortened(text: &str, most: usize) -> String {

@@ -18,6 +18,7 @@ CREATE TABLE recorded_changes (
   CHECK ((incarnation IS NULL) = (record IS NULL))
 ) STRICT;
 CREATE INDEX unhashed_changes ON recorded_changes (environment) WHERE record IS NULL;
+CREATE INDEX covered_changes ON recorded_changes (incarnation, record) WHERE record IS NOT NULL;
 CREATE TRIGGER recorded_no_update BEFORE UPDATE ON recorded_changes
   WHEN OLD.record IS NOT NULL OR NEW.record IS NULL OR NEW.seq <> OLD.seq OR NEW.environment <> OLD.environment
   BEGIN SELECT RAISE(ABORT, 'recorded_changes is append-only: UPDATE refused'); END;
