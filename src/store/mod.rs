@@ -2,6 +2,7 @@
 //! The only room that names SQL. It decides nothing and caches nothing.
 
 mod audit;
+mod audit_changes;
 mod audit_partitions;
 mod bulk;
 mod catalogue;
@@ -27,7 +28,8 @@ mod trail;
 mod unreadable;
 mod users;
 
-pub use audit::{AuditChange, AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
+pub use audit::{AuditFilter, AuditKind, AuditOutcome, AuditRow, AuditSpan};
+pub use audit_changes::AuditChange;
 pub use catalogue::{Observed, StoredTool};
 pub use changes::Author;
 pub use compare::Difference;
