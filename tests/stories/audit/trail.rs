@@ -2,6 +2,7 @@
 
 use crate::ana_reads_files;
 use crate::support::client::Client;
+use crate::support::issuer::Issuer;
 use crate::support::on_both_stores;
 use crate::support::postgres::Cluster;
 use crate::support::stores::{Database, Engine, execute_in_file};
@@ -53,6 +54,29 @@ on_both_stores! {
         assert!(health["not_ready"].to_string().contains("the audit trail holds rows that this instance did not write"), "{health}");
         world.shipped().await;
         everything_is_told(&world).await;
+    }
+
+    /// An enrolment that nobody could record is not made.
+    async fn nobody_is_enrolled_while_nothing_can_be_recorded(world: World) {
+        let issuer = Issuer::es256("https://id.example.test");
+        world.folder.write("jwks.json", &issuer.key_set().to_string());
+        world.issuer("id", &issuer.iss, "kind = 'oidc'\njwks_file = 'jwks.json'");
+        world.set("audit.seal_on_conflict", "true").set("members.just_in_time", "true");
+        let (_, client, _) = serving(&mut world).await;
+        let call = async |subject: &str| {
+            let token = issuer.token(subject, &world.resource("files"));
+            world.client("files").modern().bearer(&token).call("echo", json!({ "text": "hi" })).await
+        };
+        let enrolled = || world.guardian("user list --json").ok().rows().len();
+        call("adam").await;
+        assert_eq!(enrolled(), 2);
+        forge(&world, 1).await;
+        call_often(&client, 2).await;
+        eventually("the journal to be sealed", async || (world.ready().await == Some(503)).then_some(())).await;
+        let answer = call("eve").await;
+        assert!(answer.verdict().ends_with(" audit_unavailable"), "{}", answer.verdict());
+        assert_eq!(enrolled(), 2);
+        assert!(world.audit("--kind admin").iter().all(|row| row["unhashed"] == false));
     }
 
     /// Rows ahead of the records and of the records that carry them: an end is reached, and nothing is missing.
