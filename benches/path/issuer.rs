@@ -33,7 +33,7 @@ impl Issuer {
         };
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let claims = json!({
-            "iss": ISS, "sub": subject, "aud": AUDIENCE, "iat": now - 1, "exp": now + 86_400, "client_id": "bench", "scope": "tools",
+            "iss": ISS, "sub": subject, "aud": AUDIENCE, "iat": now - 1, "exp": now + 43_200, "client_id": "bench", "scope": "tools",
         });
         jsonwebtoken::encode(&header, &claims, &self.private).expect("a token")
     }
