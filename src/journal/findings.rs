@@ -82,11 +82,11 @@ impl TrailFindings {
         });
     }
 
-    pub(super) fn take_wish(&self) -> Option<RewindFrom> {
+    pub(super) fn take_asked_for(&self) -> Option<RewindFrom> {
         locked(&self.wanted).take()
     }
 
-    pub(super) fn has_wish(&self) -> bool {
+    pub(super) fn is_asked_for(&self) -> bool {
         locked(&self.wanted).is_some()
     }
 }

@@ -165,13 +165,13 @@ impl Shipper {
 
     #[cfg(test)]
     pub(super) fn is_comparing(&self) -> bool {
-        self.rewinding.is_some() || self.shared.findings.has_wish()
+        self.rewinding.is_some() || self.shared.findings.is_asked_for()
     }
 
     /// Ships batch after batch until none is left, and compares kept records in between, if that is wanted.
     async fn ship_all(&mut self, trail: &impl ShipTarget, stop: &CancellationToken) -> Result<(), String> {
         loop {
-            self.take_wish().await?;
+            self.take_asked_for().await?;
             let (records, mark) = self.load().await?;
             if !records.is_empty() {
                 if let Err(error) = self.ship_batch(trail, records.clone()).await {
@@ -184,7 +184,7 @@ impl Shipper {
                 self.pause(stop).await;
             }
             self.compare_kept(trail).await?;
-            if records.is_empty() && self.rewinding.is_none() && !self.shared.findings.has_wish() {
+            if records.is_empty() && self.rewinding.is_none() && !self.shared.findings.is_asked_for() {
                 return Ok(());
             }
             if records.is_empty() {
@@ -209,7 +209,7 @@ impl Shipper {
             self.shared.findings.tell_loss(what.to_owned(), true);
             self.shared.findings.ask_for(RewindFrom(None));
             // Remembered before the watermark moves on, or a crash between the two would hide the loss.
-            self.take_wish().await?;
+            self.take_asked_for().await?;
         }
         self.last = records.last().cloned();
         Ok(())
@@ -317,8 +317,8 @@ impl Shipper {
     }
 
     /// Begins to compare kept records, if somebody wants that, and remembers it on disk.
-    async fn take_wish(&mut self) -> Result<(), String> {
-        let Some(from) = self.shared.findings.take_wish() else {
+    async fn take_asked_for(&mut self) -> Result<(), String> {
+        let Some(from) = self.shared.findings.take_asked_for() else {
             return Ok(());
         };
         let from = if self.rewinding.is_some() { RewindFrom(None) } else { from };
@@ -422,7 +422,7 @@ impl Shipper {
     async fn something_new(&self) {
         let shared = &self.shared;
         shared.shipper_waits.store(true, Ordering::SeqCst);
-        if shared.spool.records.load(Ordering::SeqCst) == 0 && !shared.findings.has_wish() {
+        if shared.spool.records.load(Ordering::SeqCst) == 0 && !shared.findings.is_asked_for() {
             shared.shipper.notified().await;
         }
         shared.shipper_waits.store(false, Ordering::SeqCst);
